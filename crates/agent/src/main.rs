@@ -1,0 +1,2 @@
+//! The `lateen-proxy` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Resource types of Istio, mesh config, parsing, validation and CRD generation. No I/O.

@@ -1,0 +1,1 @@
+//! Traffic capture: nftables rules inside a pod's network namespace.

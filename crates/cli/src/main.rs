@@ -1,0 +1,2 @@
+//! The `lateen` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! lateend: watch, push, webhooks, status, certificates, debug.

@@ -1,0 +1,2 @@
+//! The `lateend` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The runtime form of Envoy configuration and the pure decisions over it.

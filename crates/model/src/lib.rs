@@ -1,0 +1,1 @@
+//! Resources to World: an immutable snapshot of services, endpoints, policies and visibility.

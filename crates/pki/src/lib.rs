@@ -1,0 +1,1 @@
+//! SPIFFE ids, the certificate authority, trust bundles and server certificates.

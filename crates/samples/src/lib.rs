@@ -1,0 +1,1 @@
+//! Our own versions of the course's demo applications.

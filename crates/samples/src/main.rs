@@ -1,0 +1,2 @@
+//! The `lateen-samples` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! World and a proxy's class to xDS resources. Pure.
