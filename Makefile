@@ -1,0 +1,48 @@
+# Lateen. `make up` starts the mesh, `make down` removes it, `make test` runs everything.
+SHELL := /bin/bash
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+BIN := $(CARGO_TARGET_DIR)/release
+# Where tests and benchmarks find the programs, and the stock Envoy that is the second engine.
+export LATEEN_BIN := $(BIN)
+export LATEEN_TOOLS ?= /var/cache/lateen/tools
+export LATEEN_ENVOY_PATH ?= $(LATEEN_TOOLS)/envoy-1.40.0/envoy
+
+PROGRAMS := -p lateen-cli -p lateen-control -p lateen-agent -p lateen-samples
+
+.PHONY: help build up down test unit e2e bench lint fmt
+help: ## What can be made
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+build: ## Build the programs (release)
+	@scripts/install-tools.sh build
+	cargo build --release --locked $(PROGRAMS)
+
+up: build ## Build and start the mesh with the demo
+	@$(BIN)/lateen up
+
+down: ## Stop the mesh and leave nothing behind
+	@if [ -x $(BIN)/lateen ]; then $(BIN)/lateen down; else echo "nothing built, nothing to stop"; fi
+
+unit: ## Tests that need no cluster
+	@scripts/install-tools.sh test
+	cargo test --locked --workspace --exclude lateen-e2e
+
+e2e: build ## The labs and faults on the embedded cluster, on both engines
+	@scripts/install-tools.sh test
+	cargo test --release --locked -p lateen-e2e
+
+test: unit e2e ## Everything
+
+bench: build ## One hop HTTP/1.1: nginx, HAProxy, Envoy, lateen-proxy
+	@scripts/install-tools.sh bench
+	python3 bench/onehop.py
+
+lint: ## Formatting, clippy, banned dependencies
+	@scripts/install-tools.sh build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/check-dependencies.sh
+
+fmt: ## Format the code
+	cargo fmt --all
