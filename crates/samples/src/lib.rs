@@ -1,1 +1,11 @@
-//! Our own versions of the course's demo applications.
+//! Small versions of the demo applications the course uses: same ports, paths and visible output.
+//!
+//! Each application is a plain [`axum::Router`], so tests call it in process; [`serve`] adds the socket and the
+//! graceful end.
+
+pub mod customers;
+pub mod echo;
+pub mod hello;
+pub mod httpbin;
+pub mod serve;
+pub mod web_frontend;

@@ -1,2 +1,104 @@
-//! The `lateen-samples` program.
-fn main() {}
+//! `lateen-samples`: one program, one subcommand for each demo application.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use clap::{Parser, Subcommand};
+use lateen_samples::{customers, echo, hello, httpbin, serve, web_frontend};
+use tokio::net::TcpListener;
+
+#[derive(Parser)]
+#[command(name = "lateen-samples", version, about = "The course's demo applications")]
+struct Cli {
+    #[command(subcommand)]
+    app: App,
+    /// How long to go on serving after SIGTERM, in milliseconds, so that callers learn of the end before the socket closes
+    #[arg(long, global = true, env = "SHUTDOWN_DELAY_MS", default_value_t = 2000)]
+    shutdown_delay_ms: u64,
+}
+
+#[derive(Subcommand)]
+enum App {
+    /// Answers "Hello World" to everything
+    HelloWorld {
+        #[arg(long, env = "PORT", default_value_t = 3000)]
+        port: u16,
+    },
+    /// A list of customers as JSON; from version 2 on with their cities
+    Customers {
+        #[arg(long, env = "PORT", default_value_t = 3000)]
+        port: u16,
+        /// The image's tag: 1.0.0 has names only, 2.0.0 adds cities
+        #[arg(long, default_value = "1.0.0")]
+        tag: String,
+    },
+    /// An HTML page with the customers found at CUSTOMER_SERVICE_URL
+    WebFrontend {
+        #[arg(long, env = "PORT", default_value_t = 8080)]
+        port: u16,
+        #[arg(
+            long,
+            env = "CUSTOMER_SERVICE_URL",
+            default_value = "http://customers.default.svc.cluster.local"
+        )]
+        customer_service_url: String,
+    },
+    /// HTTP request and response service
+    Httpbin {
+        #[arg(long, env = "PORT", default_value_t = 80)]
+        port: u16,
+        /// Print header values as strings (python's httpbin) or arrays (go-httpbin)
+        #[arg(long, value_enum, default_value_t = httpbin::Style::Python)]
+        style: httpbin::Style,
+    },
+    /// Describes each request it gets as JSON; optionally echoes bytes on a TCP port
+    Echo {
+        #[arg(long, env = "PORT", default_value_t = 8080)]
+        port: u16,
+        /// Echo raw bytes on this port as well
+        #[arg(long)]
+        tcp_port: Option<u16>,
+    },
+    /// Does nothing until it is told to stop
+    Sleep,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let delay = Duration::from_millis(cli.shutdown_delay_ms);
+    match cli.app {
+        App::HelloWorld { port } => serve_on(port, hello::app(), delay).await,
+        App::Customers { port, tag } => serve_on(port, customers::app(&tag), delay).await,
+        App::WebFrontend { port, customer_service_url } => {
+            serve_on(port, web_frontend::app(customer_service_url.parse()?), delay).await
+        }
+        App::Httpbin { port, style } => serve_on(port, httpbin::app(style), delay).await,
+        App::Echo { port, tcp_port } => {
+            if let Some(tcp) = tcp_port {
+                tokio::spawn(echo::serve_tcp(bind(tcp).await?));
+            }
+            serve_on(port, echo::app(echo::Instance::from_env()), delay).await
+        }
+        App::Sleep => {
+            serve::terminated().await;
+            Ok(())
+        }
+    }
+}
+
+async fn serve_on(port: u16, app: Router, shutdown_delay: Duration) -> anyhow::Result<()> {
+    let listener = bind(port).await?;
+    println!("listening on {}", listener.local_addr()?);
+    serve::serve(listener, app, serve::terminated(), shutdown_delay).await?;
+    Ok(())
+}
+
+async fn bind(port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another port with --port"))
+}
