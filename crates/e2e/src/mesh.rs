@@ -1,0 +1,236 @@
+//! A mesh brought up by the real `lateen` program, and the commands a user types against it.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::PathBuf,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Which proxy carries the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Engine {
+    /// Our own.
+    Lateen,
+    /// A stock Envoy under our control plane.
+    Envoy,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lateen => "lateen",
+            Self::Envoy => "envoy",
+        })
+    }
+}
+
+/// A running mesh. Dropping it runs `lateen down`.
+#[derive(Debug)]
+pub struct Mesh {
+    /// The engine its proxies run.
+    pub engine: Engine,
+    /// How long `lateen up` took.
+    pub up_took: Duration,
+    /// What `lateen up` printed.
+    pub up_said: String,
+    bin: PathBuf,
+}
+
+/// Folder of the programs under test: `LATEEN_BIN`, which `make` sets.
+///
+/// # Errors
+/// When it is not set or has no `lateen`.
+pub fn bin_dir() -> Result<PathBuf> {
+    let dir = PathBuf::from(std::env::var("LATEEN_BIN").context("LATEEN_BIN is not set: run `make e2e`")?);
+    ensure!(dir.join("lateen").exists(), "no lateen in {}: run `make build`", dir.display());
+    Ok(dir)
+}
+
+impl Mesh {
+    /// Starts the mesh with `lateen up` and further arguments.
+    ///
+    /// # Errors
+    /// When `up` fails; its words are in the error.
+    pub fn up(engine: Engine, args: &[&str]) -> Result<Self> {
+        let bin = bin_dir()?;
+        let start = Instant::now();
+        let out = Command::new(bin.join("lateen"))
+            .arg("up")
+            .args(["--engine", &engine.to_string()])
+            .args(args)
+            .output()?;
+        let said = text(&out);
+        ensure!(out.status.success(), "lateen up failed:\n{said}");
+        Ok(Self { engine, up_took: start.elapsed(), up_said: said, bin })
+    }
+
+    /// Runs `lateen ARGS` and returns its standard output.
+    ///
+    /// # Errors
+    /// When it exits with another status than 0.
+    pub fn lateen(&self, args: &[&str]) -> Result<String> {
+        checked(Command::new(self.bin.join("lateen")).args(args), &format!("lateen {}", args.join(" ")))
+    }
+
+    /// Runs a shell script as the course's reader would type it: kubectl configured, `lateen` on the path also as
+    /// `istioctl`, the working folder being `samples/course/LAB`.
+    ///
+    /// # Errors
+    /// When a line of it fails (`set -e`).
+    pub fn lab(&self, lab: &str, script: &str) -> Result<String> {
+        let dir = repository().join("samples/course").join(lab);
+        let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap_or_default());
+        checked(
+            Command::new("bash")
+                .args(["-euo", "pipefail", "-c", script])
+                .current_dir(dir)
+                .env("PATH", path)
+                .env("KUBECONFIG", self.kubeconfig()),
+            &format!("{lab}: {script}"),
+        )
+    }
+
+    /// Runs `kubectl ARGS` and returns its standard output.
+    ///
+    /// # Errors
+    /// When it exits with another status than 0; its error output is in the error.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        checked(
+            Command::new("kubectl").args(args).env("KUBECONFIG", self.kubeconfig()),
+            &format!("kubectl {}", args.join(" ")),
+        )
+    }
+
+    /// Runs `kubectl ARGS` and returns its output whatever its exit status.
+    ///
+    /// # Errors
+    /// When kubectl cannot be started.
+    pub fn kubectl_output(&self, args: &[&str]) -> Result<Output> {
+        Ok(Command::new("kubectl").args(args).env("KUBECONFIG", self.kubeconfig()).output()?)
+    }
+
+    /// Applies a manifest given as text.
+    ///
+    /// # Errors
+    /// As `kubectl apply` says.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        let file = std::env::temp_dir().join(format!("lateen-e2e-{}.yaml", std::process::id()));
+        std::fs::write(&file, yaml)?;
+        let said = self.kubectl(&["apply", "-f", &file.display().to_string()]);
+        std::fs::remove_file(&file)?;
+        said
+    }
+
+    /// Applies a file of `fixtures/`.
+    ///
+    /// # Errors
+    /// As `kubectl apply` says.
+    pub fn apply_fixture(&self, name: &str) -> Result<String> {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+        self.kubectl(&["apply", "-f", &path.display().to_string()])
+    }
+
+    /// The address of the ingress gateway.
+    ///
+    /// # Errors
+    /// When the service has none.
+    pub fn gateway(&self) -> Result<String> {
+        let ip = self.kubectl(&[
+            "get",
+            "svc",
+            "-n",
+            "istio-system",
+            "istio-ingressgateway",
+            "-o",
+            "jsonpath={.status.loadBalancer.ingress[0].ip}",
+        ])?;
+        ensure!(!ip.is_empty(), "the gateway has no address yet");
+        Ok(ip)
+    }
+
+    /// The name of the one ready pod with this label that is not being deleted.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, namespace: &str, selector: &str) -> Result<String> {
+        let out = self.kubectl(&["get", "pods", "-n", namespace, "-l", selector, "-o", "json"])?;
+        let list: serde_json::Value = serde_json::from_str(&out)?;
+        for pod in list["items"].as_array().context("no items")? {
+            let ready = pod["status"]["conditions"]
+                .as_array()
+                .is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"));
+            if ready && pod["metadata"]["deletionTimestamp"].is_null() {
+                return Ok(pod["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+            }
+        }
+        bail!("no ready pod with {selector} in {namespace}")
+    }
+
+    /// Path of the kubeconfig that `lateen up` wrote.
+    pub fn kubeconfig(&self) -> PathBuf {
+        state_dir().join("kubeconfig")
+    }
+
+    /// `lateen down`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn down(self) -> Result<()> {
+        self.lateen(&["down"]).map(drop)
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        // After an explicit `down` this finds nothing to do.
+        if let Err(e) = self.lateen(&["down"]) {
+            eprintln!("lateen down: {e:#}");
+        }
+    }
+}
+
+/// Where the embedded cluster keeps its state.
+pub fn state_dir() -> PathBuf {
+    std::env::var_os("LATEEN_HOME").map_or_else(|| PathBuf::from("/var/lib/lateen"), PathBuf::from)
+}
+
+/// The root of this repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Everything of an embedded cluster that a look at the machine shows: processes of ours, network namespaces,
+/// interfaces, nftables tables, mounts.
+///
+/// # Errors
+/// When the machine's tools fail.
+pub fn leftovers() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let script = r#"
+        ip netns list | awk '/^lateen/ {print "netns " $1}'
+        ip -o link | awk -F': ' '$2 ~ /^(lt[0-9a-f]|lateen)/ {print "interface " $2}'
+        nft list tables | awk '/lateen/ {print "table " $0}'
+        awk '$2 ~ /\/lateen/ && $2 !~ /^\/var\/cache/ {print "mount " $2}' /proc/mounts
+        for p in /proc/[0-9]*; do
+          exe=$(readlink $p/exe 2>/dev/null) || continue
+          case ${exe##*/} in lateen|lateend|lateen-proxy|lateen-samples|envoy) echo "process ${p#/proc/} $exe";; esac
+        done
+    "#;
+    let out = checked(Command::new("bash").args(["-c", script]), "look for leftovers")?;
+    found.extend(out.lines().map(str::to_owned));
+    Ok(found)
+}
+
+fn checked(command: &mut Command, what: &str) -> Result<String> {
+    let out = command.output().with_context(|| format!("cannot run {what}"))?;
+    ensure!(out.status.success(), "`{what}` ended with {}:\n{}", out.status, text(&out));
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}

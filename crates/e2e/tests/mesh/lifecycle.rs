@@ -1,0 +1,69 @@
+//! `lateen up` and `lateen down`: how fast, and what they leave behind (M12).
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lateen_e2e::{Engine, Mesh, mesh, web::Ask};
+
+pub(crate) const TRIALS: &[(&str, fn() -> Result<()>)] = &[
+    ("demo_answers_within_ten_seconds", demo_answers_within_ten_seconds),
+    ("down_after_a_crash_leaves_nothing", down_after_a_crash_leaves_nothing),
+    ("kept_objects_return", kept_objects_return),
+];
+
+/// The two commands of the README: the demo answers through gateway → sidecar → web-frontend → sidecar → customers.
+fn demo_answers_within_ten_seconds() -> Result<()> {
+    let mesh = Mesh::up(Engine::Lateen, &[])?;
+    ensure!(mesh.up_took < Duration::from_secs(10), "lateen up took {:?}", mesh.up_took);
+    let gateway = mesh.gateway()?;
+    for expected in [gateway.as_str(), "KUBECONFIG", "curl"] {
+        ensure!(mesh.up_said.contains(expected), "`up` does not say {expected}:\n{}", mesh.up_said);
+    }
+    let page = Ask::get(format!("http://{gateway}/")).send()?;
+    ensure!(page.status == 200, "{page:?}");
+    ensure!(page.body.to_lowercase().contains("<table") && !page.body.contains("city"), "{}", page.body);
+    let pods = mesh.kubectl(&["get", "pods"])?;
+    ensure!(pods.lines().skip(1).all(|l| l.contains("2/2")), "{pods}");
+    let again = Mesh::up(Engine::Lateen, &[]);
+    ensure!(
+        again.is_ok_and(|m| m.up_said.contains("already")),
+        "a second `up` should say that the mesh is up"
+    );
+    mesh.down()?;
+    nothing_left()
+}
+
+/// SIGKILL of the daemon, then `down`: nothing of the cluster stays.
+fn down_after_a_crash_leaves_nothing() -> Result<()> {
+    let mesh = Mesh::up(Engine::Lateen, &["--no-sample"])?;
+    let pid = std::fs::read_to_string(mesh::state_dir().join("daemon.pid"))?;
+    let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status()?;
+    ensure!(killed.success(), "no daemon with pid {pid}");
+    mesh.down()?;
+    nothing_left()
+}
+
+/// `down --keep`, then `up`: the user's objects are there again and their pods run.
+fn kept_objects_return() -> Result<()> {
+    let mesh = Mesh::up(Engine::Lateen, &["--no-sample"])?;
+    mesh.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+    mesh.lab(
+        "lab3",
+        "kubectl apply -f hello-world.yaml && kubectl rollout status deploy/hello-world --timeout=30s",
+    )?;
+    mesh.lateen(&["down", "--keep"])?;
+    nothing_left()?;
+    std::mem::forget(mesh);
+    let mesh = Mesh::up(Engine::Lateen, &["--no-sample"])?;
+    ensure!(mesh.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b");
+    mesh.kubectl(&["rollout", "status", "deploy/hello-world", "--timeout=30s"])?;
+    mesh.down()?;
+    ensure!(!mesh::state_dir().join("store").exists(), "`down` without --keep should remove the state");
+    nothing_left()
+}
+
+pub(crate) fn nothing_left() -> Result<()> {
+    let left = mesh::leftovers()?;
+    ensure!(left.is_empty(), "left behind: {left:#?}");
+    Ok(())
+}

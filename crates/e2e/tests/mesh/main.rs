@@ -1,0 +1,99 @@
+//! The mesh as users see it: labs, the two engines side by side, loss under change, faults.
+//!
+//! One process, one trial after another, since the trials of an engine share its mesh. `cargo test -p lateen-e2e -- lab5`
+//! runs the trials whose name contains `lab5`.
+
+mod agreement;
+mod faults;
+mod labs;
+mod lifecycle;
+mod loss;
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use lateen_e2e::{Engine, Mesh};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// The mesh that is up now; a trial of the other engine takes it down first.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Option<Mesh>>>);
+
+impl Shared {
+    fn with(&self, engine: Engine, trial: impl FnOnce(&Mesh) -> Result<()>) -> Result<()> {
+        let mut slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|mesh| mesh.engine != engine) {
+            *slot = None;
+        }
+        if slot.is_none() {
+            let mesh = Mesh::up(engine, &["--no-sample"])?;
+            mesh.kubectl(&["label", "namespace", "default", "istio-injection=enabled", "--overwrite"])?;
+            *slot = Some(mesh);
+        }
+        match slot.as_ref() {
+            Some(mesh) => trial(mesh).inspect_err(|_| diagnose(mesh)),
+            None => Ok(()),
+        }
+    }
+
+    fn down(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+}
+
+/// What a person would look at first when a trial has failed.
+fn diagnose(mesh: &Mesh) {
+    for command in [
+        "kubectl get pods -A -o wide",
+        "kubectl get vs,dr,gw,svc,endpointslices -A",
+        "lateen proxy-status",
+        "kubectl logs -n istio-system deploy/istiod --tail=30",
+        "kubectl logs -n istio-system deploy/istio-ingressgateway --tail=30",
+    ] {
+        let said = mesh.lab("", &format!("{command} 2>&1 || true")).unwrap_or_else(|e| format!("{e:#}"));
+        eprintln!("--- {command}\n{said}");
+    }
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let shared = Shared::default();
+    let replies = agreement::Replies::default();
+    let mut trials = Vec::new();
+
+    for (name, trial) in lifecycle::TRIALS {
+        let shared = shared.clone();
+        trials.push(Trial::test(format!("lifecycle::{name}"), move || {
+            shared.down();
+            trial().map_err(failed)
+        }));
+    }
+    for engine in [Engine::Envoy, Engine::Lateen] {
+        for (module, list) in [("labs", labs::TRIALS), ("loss", loss::TRIALS), ("faults", faults::TRIALS)] {
+            for (name, trial) in list {
+                let shared = shared.clone();
+                trials.push(Trial::test(format!("{engine}::{module}::{name}"), move || {
+                    shared.with(engine, *trial).map_err(failed)
+                }));
+            }
+        }
+        let (shared, replies) = (shared.clone(), replies.clone());
+        trials.push(Trial::test(format!("{engine}::agreement::record"), move || {
+            shared.with(engine, |mesh| replies.put(engine, agreement::record(mesh)?)).map_err(failed)
+        }));
+    }
+    trials.push(Trial::test("agreement::engines_agree", move || replies.compare().map_err(failed)));
+    let down = shared.clone();
+    trials.push(Trial::test("lifecycle::down_leaves_nothing", move || {
+        down.down();
+        lifecycle::nothing_left().map_err(failed)
+    }));
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    shared.down();
+    conclusion.exit();
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    format!("{error:#}").into()
+}
