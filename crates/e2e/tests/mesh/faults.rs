@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use crate::OnMesh;
 use anyhow::{Context, Result, ensure};
 use lateen_e2e::{
     Load, Mesh, eventually,
     web::{Ask, Reply},
 };
 
-pub(crate) const TRIALS: &[(&str, fn(&Mesh) -> Result<()>)] = &[
+pub(crate) const TRIALS: &[OnMesh] = &[
     ("bad_yaml_is_refused_as_kubernetes_does", bad_yaml_is_refused_as_kubernetes_does),
     ("missing_destination_is_503_and_a_warning", missing_destination_is_503_and_a_warning),
     ("unmapped_image_names_the_remedy", unmapped_image_names_the_remedy),

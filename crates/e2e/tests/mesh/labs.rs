@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use crate::OnMesh;
 use anyhow::{Context, Result, ensure};
 use lateen_e2e::{Mesh, eventually, web::Ask};
 
-pub(crate) const TRIALS: &[(&str, fn(&Mesh) -> Result<()>)] = &[
+pub(crate) const TRIALS: &[OnMesh] = &[
     ("lab3_istio_gateway", lab3_istio_gateway),
     ("lab5_traffic_split", lab5_traffic_split),
     ("lab6_header_routing", lab6_header_routing),

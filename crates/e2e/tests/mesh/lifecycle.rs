@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use crate::Alone;
 use anyhow::{Result, ensure};
 use lateen_e2e::{Engine, Mesh, mesh, web::Ask};
 
-pub(crate) const TRIALS: &[(&str, fn() -> Result<()>)] = &[
+pub(crate) const TRIALS: &[Alone] = &[
     ("demo_answers_within_ten_seconds", demo_answers_within_ten_seconds),
     ("down_after_a_crash_leaves_nothing", down_after_a_crash_leaves_nothing),
     ("kept_objects_return", kept_objects_return),

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use crate::OnMesh;
 use anyhow::{Context, Result, ensure};
 use lateen_e2e::{
     Load, Mesh, eventually,
     web::{Ask, Reply},
 };
 
-pub(crate) const TRIALS: &[(&str, fn(&Mesh) -> Result<()>)] = &[
+pub(crate) const TRIALS: &[OnMesh] = &[
     ("weights_change_under_load", weights_change_under_load),
     ("pods_restart_under_load", pods_restart_under_load),
     ("change_is_live_within_half_a_second", change_is_live_within_half_a_second),

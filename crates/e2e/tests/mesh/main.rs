@@ -15,6 +15,11 @@ use anyhow::Result;
 use lateen_e2e::{Engine, Mesh};
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// A trial on the mesh that is up: name and body.
+type OnMesh = (&'static str, fn(&Mesh) -> Result<()>);
+/// A trial that brings up its own.
+type Alone = (&'static str, fn() -> Result<()>);
+
 /// The mesh that is up now; a trial of the other engine takes it down first.
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Option<Mesh>>>);
