@@ -1,6 +1,17 @@
 //! exec, attach, logs and port-forward as kubectl speaks them: SPDY/3.1 and WebSocket.
 //!
 //! The API server terminates the protocols here; whoever runs the pods implements [`PodBackend`].
+//!
+//! | request | transport | subprotocol |
+//! |---|---|---|
+//! | exec, attach | WebSocket | `v5.channel.k8s.io`, `v4.channel.k8s.io`, `v4.base64.channel.k8s.io` |
+//! | exec, attach | SPDY/3.1 | `v4.channel.k8s.io` |
+//! | port-forward | WebSocket | `v4.channel.k8s.io`, `v4.base64.channel.k8s.io` |
+//! | port-forward | SPDY/3.1 | `portforward.k8s.io` |
+//! | port-forward | SPDY/3.1 inside WebSocket | `SPDY/3.1+portforward.k8s.io` |
+//!
+//! The server must serve HTTP/1.1 with upgrades (`serve_connection_with_upgrades`), and may hand over either method
+//! (kubectl upgrades by GET for WebSocket and by POST for SPDY).
 
 use std::{future::Future, pin::Pin};
 
@@ -8,6 +19,22 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
+
+mod attach;
+mod channels;
+mod exec_spdy;
+mod exec_websocket;
+mod forward_spdy;
+mod forward_websocket;
+mod query;
+mod serve;
+mod spdy;
+mod status;
+mod tunnel;
+mod upgrade;
+
+pub use query::{ExecQuery, parse_ports};
+pub use serve::{error_response, serve_attach, serve_exec, serve_port_forward};
 
 /// A boxed future, so that [`PodBackend`] can be used as `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -106,6 +133,19 @@ pub enum PodError {
 pub trait PodBackend: Send + Sync {
     /// Starts a command inside a container.
     fn exec(&self, target: ContainerRef, request: ExecRequest) -> BoxFuture<'_, Result<ExecSession, PodError>>;
+    /// Joins the container's own process: its output from now on, and its standard input and terminal if it has them.
+    ///
+    /// The default follows the log from its end, without input, which is right for containers that have no `stdin`.
+    fn attach(
+        &self,
+        target: ContainerRef,
+        _request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecSession, PodError>> {
+        Box::pin(async move {
+            let options = LogOptions { follow: true, ..LogOptions::default() };
+            Ok(attach::follow_log(self.logs(target, options).await?))
+        })
+    }
     /// The container's log as chunks of bytes.
     fn logs(
         &self,
