@@ -1,0 +1,62 @@
+//! Service accounts and roles: each component may do what it does, and nothing more.
+use crate::Options;
+use serde_json::{Value, json};
+
+/// Names of cluster-wide objects carry the namespace and revision, so that two installations can live in one cluster.
+fn cluster_name(options: &Options) -> String {
+    format!("istiod-clusterrole{}-{}", options.suffix(), options.namespace)
+}
+
+pub(crate) fn objects(options: &Options) -> Vec<Value> {
+    let (istiod, namespace) = (options.istiod(), &options.namespace);
+    let subject = json!([{ "kind": "ServiceAccount", "name": istiod, "namespace": namespace }]);
+    vec![
+        json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": { "name": istiod, "namespace": namespace, "labels": { "app": "istiod" } }
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": { "name": cluster_name(options), "labels": { "app": "istiod" } },
+            "rules": cluster_rules()
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": { "name": cluster_name(options), "labels": { "app": "istiod" } },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_name(options) },
+            "subjects": subject
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": { "name": istiod, "namespace": namespace, "labels": { "app": "istiod" } },
+            "rules": [
+                { "apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "get", "watch", "list", "update"] },
+            ]
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": { "name": istiod, "namespace": namespace, "labels": { "app": "istiod" } },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": istiod },
+            "subjects": subject
+        }),
+    ]
+}
+
+fn cluster_rules() -> Value {
+    json!([
+        { "apiGroups": [""], "resources": ["services", "pods", "namespaces", "nodes"], "verbs": ["get", "list", "watch"] },
+        { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
+        // Istio's own kinds: read everything, write only the status.
+        { "apiGroups": ["networking.istio.io"], "resources": ["*"], "verbs": ["get", "list", "watch"] },
+        { "apiGroups": ["networking.istio.io"],
+          "resources": ["gateways/status", "virtualservices/status", "destinationrules/status"],
+          "verbs": ["patch", "update"] },
+        // istio-ca-root-cert is written to every namespace; the mesh configuration is read.
+        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "list", "watch", "patch", "update"] },
+        { "apiGroups": ["admissionregistration.k8s.io"],
+          "resources": ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
+          "verbs": ["get", "list", "watch", "patch"] },
+        { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
+        { "apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["get", "list", "watch"] },
+    ])
+}

@@ -1,0 +1,87 @@
+use super::*;
+use std::collections::BTreeSet;
+
+fn key(object: &Value) -> String {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
+    format!("{}/{}/{}", text("/kind"), text("/metadata/namespace"), text("/metadata/name"))
+}
+
+#[test]
+fn every_object_is_complete_and_named_once() {
+    let objects = render(&Options::default());
+    let mut seen = BTreeSet::new();
+    for object in &objects {
+        assert!(object["apiVersion"].is_string() && object["kind"].is_string(), "{object}");
+        assert!(object.get("status").is_none(), "{object}");
+        assert!(seen.insert(key(object)), "twice: {}", key(object));
+    }
+    for expected in [
+        "ConfigMap/istio-system/istio",
+        "ConfigMap/istio-system/istio-sidecar-injector",
+        "Deployment/istio-system/istiod",
+        "Service/istio-system/istiod",
+        "MutatingWebhookConfiguration//istio-sidecar-injector",
+        "ValidatingWebhookConfiguration//istio-validator-istio-system",
+        "Deployment/istio-system/istio-ingressgateway",
+        "Service/istio-system/istio-ingressgateway",
+        "CustomResourceDefinition//virtualservices.networking.istio.io",
+    ] {
+        assert!(seen.contains(expected), "missing {expected} in {seen:?}");
+    }
+}
+
+#[test]
+fn what_others_refer_to_comes_first() {
+    let order: Vec<String> = render(&Options::default()).iter().map(key).collect();
+    let at = |name: &str| order.iter().position(|k| k.ends_with(name)).unwrap_or_else(|| panic!("{name}"));
+    assert_eq!(at("/istio-system"), 0, "the namespace is first");
+    assert!(at("virtualservices.networking.istio.io") < at("Deployment/istio-system/istiod"));
+    assert!(at("ConfigMap/istio-system/istio") < at("Deployment/istio-system/istiod"));
+    assert!(at("ServiceAccount/istio-system/istiod") < at("Deployment/istio-system/istiod"));
+}
+
+#[test]
+fn a_revision_is_separate_and_not_the_default_injector() {
+    let options = Options { revision: "canary".into(), ingress_gateway: false, ..Options::default() };
+    let objects = render(&options);
+    let names: Vec<String> = objects.iter().map(key).collect();
+    assert!(names.contains(&"Deployment/istio-system/istiod-canary".to_owned()), "{names:?}");
+    let webhook = objects.iter().find(|o| o["kind"] == "MutatingWebhookConfiguration").unwrap();
+    assert_eq!(webhook["metadata"]["name"], "istio-sidecar-injector-canary");
+    let text = webhook.to_string();
+    assert!(!text.contains("\"enabled\""), "only the default revision answers istio-injection=enabled");
+    assert!(text.contains("canary"));
+}
+
+#[test]
+fn the_engine_reaches_gateway_and_injector() {
+    let options = Options { engine: Engine::Envoy, ..Options::default() };
+    let objects = render(&options);
+    let gateway = objects.iter().find(|o| key(o) == "Deployment/istio-system/istio-ingressgateway").unwrap();
+    let env = gateway["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+    assert!(env.iter().any(|e| e["name"] == "LATEEN_ENGINE" && e["value"] == "envoy"));
+    assert_eq!(injector_values(&options)["global"]["proxy"]["engine"], "envoy");
+}
+
+#[test]
+fn config_maps_parse_back_to_what_was_rendered() {
+    let options = Options::default();
+    let objects = render(&options);
+    let data = |name: &str| objects.iter().find(|o| key(o) == name).unwrap()["data"].clone();
+    let injector = data("ConfigMap/istio-system/istio-sidecar-injector");
+    let config: Value = serde_saphyr::from_str(injector["config"].as_str().unwrap()).unwrap();
+    assert_eq!(config, injector_config());
+    let values: Value = serde_json::from_str(injector["values"].as_str().unwrap()).unwrap();
+    assert_eq!(values, injector_values(&options));
+    let mesh: Value = serde_saphyr::from_str(data("ConfigMap/istio-system/istio")["mesh"].as_str().unwrap()).unwrap();
+    assert_eq!(mesh, mesh_config(&options));
+}
+
+#[test]
+fn roles_name_no_wildcard_verb() {
+    for object in render(&Options::default()) {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            assert!(!rule["verbs"].to_string().contains('*'), "{rule}");
+        }
+    }
+}
