@@ -1,1 +1,29 @@
-//! Resource types of Istio, mesh config, parsing, validation and CRD generation. No I/O.
+//! Resource types of Istio's public API, mesh config, parsing, validation and CRD generation. No I/O.
+//!
+//! The types follow Istio's proto definitions in their JSON form: every field is optional on the wire, absent means the
+//! proto default, durations are strings (`"1.5s"`), enums are their upper-case names. What Istio requires is checked by
+//! [`validate`], and marked `required` in the CRDs of [`crd::crds`], which are generated from the same types.
+#[macro_use]
+mod message;
+
+pub mod crd;
+pub mod duration;
+pub mod mesh;
+pub mod networking;
+pub mod object;
+pub mod stored;
+pub mod validate;
+
+pub use crd::crds;
+pub use mesh::{MeshConfig, MeshConfigError};
+pub use networking::destination_rule::DestinationRuleSpec;
+pub use networking::gateway::GatewaySpec;
+pub use networking::virtual_service::VirtualServiceSpec;
+pub use object::{Kind, Object, Status};
+
+/// `networking.istio.io` Gateway.
+pub type Gateway = Object<GatewaySpec>;
+/// `networking.istio.io` VirtualService.
+pub type VirtualService = Object<VirtualServiceSpec>;
+/// `networking.istio.io` DestinationRule.
+pub type DestinationRule = Object<DestinationRuleSpec>;

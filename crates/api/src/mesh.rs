@@ -1,0 +1,308 @@
+//! Mesh-wide configuration: the key `mesh` of ConfigMap `istio` in the root namespace.
+//! <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/>
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::duration::{self, DurationError};
+
+/// Name of the ConfigMap that holds the mesh config.
+pub const CONFIG_MAP: &str = "istio";
+/// Its key.
+pub const CONFIG_KEY: &str = "mesh";
+
+/// Why mesh config was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshConfigError {
+    /// Not YAML, or a field has the wrong type.
+    #[error("mesh config does not parse: {0}; fix key `mesh` of ConfigMap istio-system/istio")]
+    Parse(String),
+    /// A duration does not parse.
+    #[error("mesh config field {field}: {source}")]
+    Duration {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        source: DurationError,
+    },
+}
+
+/// Mesh-wide settings. Fields that Istio has and this type lacks are kept in `rest` and reported by
+/// [`MeshConfig::without_effect`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeshConfig {
+    /// Where access logs are written, for example `/dev/stdout`; empty: nowhere.
+    pub access_log_file: String,
+    /// Form of access logs.
+    pub access_log_encoding: AccessLogEncoding,
+    /// Format of access logs; empty is Istio's default.
+    pub access_log_format: String,
+    /// What happens to traffic to destinations the mesh does not know.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// Defaults of every proxy.
+    pub default_config: ProxyConfig,
+    /// Trust domain of identities. Default `cluster.local`.
+    pub trust_domain: String,
+    /// Trust domains accepted besides.
+    pub trust_domain_aliases: Vec<String>,
+    /// Namespace of mesh-wide configuration. Default `istio-system`.
+    pub root_namespace: String,
+    /// Whether the proxy serves the application's metrics with its own. Default true.
+    pub enable_prometheus_merge: Option<bool>,
+    /// Connect timeout of clusters, a duration. Default 10s.
+    pub connect_timeout: String,
+    /// How long protocol detection waits for the client's first bytes; `0s` waits for ever.
+    pub protocol_detection_timeout: String,
+    /// Which Ingress objects are served: `OFF`, `DEFAULT` or `STRICT`.
+    pub ingress_controller_mode: String,
+    /// Service of the ingress gateway for Ingress objects.
+    pub ingress_service: String,
+    /// Ingress class served in STRICT mode.
+    pub ingress_class: String,
+    /// Default visibility of services.
+    pub default_service_export_to: Vec<String>,
+    /// Default visibility of VirtualServices.
+    pub default_virtual_service_export_to: Vec<String>,
+    /// Default visibility of DestinationRules.
+    pub default_destination_rule_export_to: Vec<String>,
+    /// Path normalisation. Default BASE.
+    pub path_normalization: PathNormalization,
+    /// Retries of HTTP rules that say nothing; absent is Istio's default policy.
+    pub default_http_retry_policy: Option<crate::networking::virtual_service::HttpRetry>,
+    /// Whether mutual TLS is used wherever the destination can. Default true.
+    pub enable_auto_mtls: Option<bool>,
+    /// Whether tracing is on.
+    pub enable_tracing: bool,
+    /// Everything else that was given.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            access_log_file: String::new(),
+            access_log_encoding: AccessLogEncoding::Text,
+            access_log_format: String::new(),
+            outbound_traffic_policy: OutboundTrafficPolicy::default(),
+            default_config: ProxyConfig::default(),
+            trust_domain: "cluster.local".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            root_namespace: "istio-system".to_owned(),
+            enable_prometheus_merge: Some(true),
+            connect_timeout: "10s".to_owned(),
+            protocol_detection_timeout: "0s".to_owned(),
+            ingress_controller_mode: "STRICT".to_owned(),
+            ingress_service: "istio-ingressgateway".to_owned(),
+            ingress_class: "istio".to_owned(),
+            default_service_export_to: vec!["*".to_owned()],
+            default_virtual_service_export_to: vec!["*".to_owned()],
+            default_destination_rule_export_to: vec!["*".to_owned()],
+            path_normalization: PathNormalization::default(),
+            default_http_retry_policy: None,
+            enable_auto_mtls: Some(true),
+            enable_tracing: false,
+            rest: BTreeMap::new(),
+        }
+    }
+}
+
+impl MeshConfig {
+    /// Parses the YAML (or JSON) text of mesh config; empty text is the default config.
+    ///
+    /// # Errors
+    /// When the text is not YAML, a field has the wrong type, or a duration does not parse.
+    pub fn parse(yaml: &str) -> Result<Self, MeshConfigError> {
+        if yaml.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let config: Self =
+            serde_saphyr::from_str(yaml).map_err(|error| MeshConfigError::Parse(error.to_string()))?;
+        let durations = [
+            ("connectTimeout", &config.connect_timeout),
+            ("protocolDetectionTimeout", &config.protocol_detection_timeout),
+            ("defaultConfig.drainDuration", &config.default_config.drain_duration),
+            ("defaultConfig.terminationDrainDuration", &config.default_config.termination_drain_duration),
+        ];
+        for (field, text) in durations {
+            duration::parse(text).map_err(|source| MeshConfigError::Duration { field, source })?;
+        }
+        Ok(config)
+    }
+
+    /// Fields that were given and do nothing yet, as paths.
+    pub fn without_effect(&self) -> Vec<String> {
+        let mut paths: Vec<String> = self.rest.keys().cloned().collect();
+        paths.extend(self.default_config.rest.keys().map(|key| format!("defaultConfig.{key}")));
+        if self.enable_tracing {
+            paths.push("enableTracing".to_owned());
+        }
+        paths
+    }
+
+    /// Connect timeout of clusters.
+    pub fn connect_timeout(&self) -> Duration {
+        duration::parse(&self.connect_timeout).unwrap_or(Duration::from_secs(10))
+    }
+
+    /// How long protocol detection waits; zero waits for ever.
+    pub fn protocol_detection_timeout(&self) -> Duration {
+        duration::parse(&self.protocol_detection_timeout).unwrap_or_default()
+    }
+
+    /// Whether unknown destinations are reached as they are.
+    pub fn allows_any_outbound(&self) -> bool {
+        self.outbound_traffic_policy.mode == OutboundTrafficPolicyMode::AllowAny
+    }
+}
+
+/// Form of access logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AccessLogEncoding {
+    /// One line of text.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// What happens to traffic to unknown destinations.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutboundTrafficPolicy {
+    /// The choice.
+    pub mode: OutboundTrafficPolicyMode,
+}
+
+/// Choices of [`OutboundTrafficPolicy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum OutboundTrafficPolicyMode {
+    /// Passed through.
+    #[default]
+    AllowAny,
+    /// Refused.
+    RegistryOnly,
+}
+
+/// Path normalisation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PathNormalization {
+    /// How much.
+    pub normalization: NormalizationType,
+}
+
+/// Degrees of path normalisation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum NormalizationType {
+    /// Same as BASE.
+    #[default]
+    Default,
+    /// None.
+    None,
+    /// RFC 3986 dot segments; `\` becomes `/`.
+    Base,
+    /// BASE, and repeated slashes are merged.
+    MergeSlashes,
+    /// MERGE_SLASHES, and `%2F`, `%5C` are decoded.
+    DecodeAndMergeSlashes,
+}
+
+/// Settings of a proxy (`istio.mesh.v1alpha1.ProxyConfig`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProxyConfig {
+    /// Worker threads; 0 is one per core; absent: by the pod's CPU limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// How long a hot restart drains, a duration. Default 45s.
+    pub drain_duration: String,
+    /// How long connections may finish after SIGTERM, a duration. Default 5s.
+    pub termination_drain_duration: String,
+    /// Where the control plane is. Default `istiod.istio-system.svc:15012`.
+    pub discovery_address: String,
+    /// Environment variables of the proxy.
+    pub proxy_metadata: BTreeMap<String, String>,
+    /// Whether the application waits for the proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_application_until_proxy_starts: Option<bool>,
+    /// Path of the agent's configuration. Default `./etc/istio/proxy`.
+    pub config_path: String,
+    /// Name of the service cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_cluster: Option<String>,
+    /// Port of the agent's status server. Default 15020.
+    pub status_port: u16,
+    /// Port of the admin interface. Default 15000.
+    pub proxy_admin_port: u16,
+    /// How inbound traffic is captured: `REDIRECT`, `TPROXY`, `NONE`.
+    pub interception_mode: String,
+    /// Image of the proxy: its type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Value>,
+    /// Everything else that was given.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            concurrency: None,
+            drain_duration: "45s".to_owned(),
+            termination_drain_duration: "5s".to_owned(),
+            discovery_address: "istiod.istio-system.svc:15012".to_owned(),
+            proxy_metadata: BTreeMap::new(),
+            hold_application_until_proxy_starts: None,
+            config_path: "./etc/istio/proxy".to_owned(),
+            service_cluster: None,
+            status_port: 15020,
+            proxy_admin_port: 15000,
+            interception_mode: "REDIRECT".to_owned(),
+            image: None,
+            rest: BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_config_is_istios_default() {
+        let mesh = MeshConfig::parse("").expect("parses");
+        assert!(mesh.allows_any_outbound());
+        assert_eq!(mesh.trust_domain, "cluster.local");
+        assert_eq!(mesh.connect_timeout(), Duration::from_secs(10));
+        assert_eq!(mesh.default_config.discovery_address, "istiod.istio-system.svc:15012");
+    }
+
+    #[test]
+    fn given_fields_override_and_the_unknown_is_reported() {
+        let mesh = MeshConfig::parse(
+            "accessLogFile: /dev/stdout\noutboundTrafficPolicy:\n  mode: REGISTRY_ONLY\nconnectTimeout: 3s\n\
+             defaultConfig:\n  concurrency: 2\n  tracing: {}\n  proxyMetadata:\n    A: b\ndnsRefreshRate: 60s\n",
+        )
+        .expect("parses");
+        assert_eq!(mesh.access_log_file, "/dev/stdout");
+        assert!(!mesh.allows_any_outbound());
+        assert_eq!(mesh.connect_timeout(), Duration::from_secs(3));
+        assert_eq!(mesh.default_config.concurrency, Some(2));
+        assert_eq!(mesh.default_config.proxy_metadata["A"], "b");
+        assert_eq!(mesh.without_effect(), ["dnsRefreshRate", "defaultConfig.tracing"]);
+    }
+
+    #[test]
+    fn bad_config_names_the_field() {
+        let error = MeshConfig::parse("connectTimeout: soon\n").expect_err("refused");
+        assert!(error.to_string().contains("connectTimeout"), "{error}");
+        assert!(MeshConfig::parse("accessLogFile: [").is_err());
+    }
+}

@@ -1,0 +1,263 @@
+//! Validation of DestinationRule.
+use std::collections::BTreeSet;
+
+use super::hosts::{check_export_to, check_wildcard_host, is_dns_label};
+use super::{Findings, check_duration, check_labels, check_port};
+use crate::networking::destination_rule::{
+    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRuleSpec, OutlierDetection,
+    TrafficPolicy,
+};
+use crate::networking::load_balancing::LoadBalancerSettings;
+
+/// Validates a DestinationRule's spec.
+pub fn validate_destination_rule(spec: &DestinationRuleSpec) -> Findings {
+    let mut findings = Findings::default();
+    check_wildcard_host(&mut findings, "spec.host", &spec.host);
+    check_export_to(&mut findings, &spec.export_to);
+    if let Some(policy) = &spec.traffic_policy {
+        check_policy(&mut findings, "spec.trafficPolicy", policy);
+    }
+    let mut names = BTreeSet::new();
+    for (index, subset) in spec.subsets.iter().enumerate() {
+        let path = format!("spec.subsets[{index}]");
+        if subset.name.is_empty() {
+            findings.error(format!("{path}.name"), "subset name cannot be empty");
+        } else if !is_dns_label(&subset.name.replace(['_', '.'], "-")) {
+            findings.error(format!("{path}.name"), format!("subset name is invalid: {:?}", subset.name));
+        }
+        if !names.insert(&subset.name) {
+            findings.error(format!("{path}.name"), format!("duplicate subset name: {}", subset.name));
+        }
+        check_labels(&mut findings, &format!("{path}.labels"), &subset.labels);
+        if let Some(policy) = &subset.traffic_policy {
+            check_policy(&mut findings, &format!("{path}.trafficPolicy"), policy);
+        }
+    }
+    if let Some(selector) = &spec.workload_selector {
+        check_labels(&mut findings, "spec.workloadSelector.matchLabels", &selector.match_labels);
+    }
+    findings
+}
+
+fn check_policy(findings: &mut Findings, path: &str, policy: &TrafficPolicy) {
+    if *policy == TrafficPolicy::default() {
+        findings.error(path, "traffic policy must have at least one field");
+    }
+    let parts = (&policy.load_balancer, &policy.connection_pool, &policy.outlier_detection, &policy.tls);
+    check_parts(findings, path, parts);
+    for (index, port) in policy.port_level_settings.iter().enumerate() {
+        let path = format!("{path}.portLevelSettings[{index}]");
+        match &port.port {
+            None => findings.error(format!("{path}.port"), "portLevelSettings must have a port"),
+            Some(selector) => check_port(findings, format!("{path}.port.number"), selector.number),
+        }
+        check_parts(
+            findings,
+            &path,
+            (&port.load_balancer, &port.connection_pool, &port.outlier_detection, &port.tls),
+        );
+    }
+}
+
+type Parts<'a> = (
+    &'a Option<LoadBalancerSettings>,
+    &'a Option<ConnectionPoolSettings>,
+    &'a Option<OutlierDetection>,
+    &'a Option<ClientTlsSettings>,
+);
+
+fn check_parts(findings: &mut Findings, path: &str, (balancer, pool, outlier, tls): Parts<'_>) {
+    if let Some(balancer) = balancer {
+        check_balancer(findings, &format!("{path}.loadBalancer"), balancer);
+    }
+    if let Some(pool) = pool {
+        check_pool(findings, &format!("{path}.connectionPool"), pool);
+    }
+    if let Some(outlier) = outlier {
+        check_outlier(findings, &format!("{path}.outlierDetection"), outlier);
+    }
+    if let Some(tls) = tls {
+        check_tls(findings, &format!("{path}.tls"), tls);
+    }
+}
+
+fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSettings) {
+    if balancer.simple.is_some() && balancer.consistent_hash.is_some() {
+        findings.error(path, "only one of simple and consistentHash may be set");
+    }
+    check_duration(findings, format!("{path}.warmupDurationSecs"), balancer.warmup_duration_secs.as_ref());
+    if let Some(warmup) = &balancer.warmup {
+        if warmup.duration.is_none() {
+            findings.error(format!("{path}.warmup.duration"), "duration is required");
+        }
+        check_duration(findings, format!("{path}.warmup.duration"), warmup.duration.as_ref());
+    }
+    if let Some(locality) = &balancer.locality_lb_setting {
+        let forms = [
+            !locality.distribute.is_empty(),
+            !locality.failover.is_empty(),
+            !locality.failover_priority.is_empty(),
+        ];
+        if forms[0] && forms[1..].contains(&true) {
+            findings.error(
+                format!("{path}.localityLbSetting"),
+                "can not simultaneously specify 'distribute' and 'failover'",
+            );
+        }
+        for (index, distribute) in locality.distribute.iter().enumerate() {
+            let total: u64 = distribute.to.values().map(|&weight| u64::from(weight)).sum();
+            if total != 100 {
+                findings.error(
+                    format!("{path}.localityLbSetting.distribute[{index}]"),
+                    format!("total locality weight {total} != 100"),
+                );
+            }
+        }
+    }
+    let Some(hash) = &balancer.consistent_hash else { return };
+    let path = format!("{path}.consistentHash");
+    let keys = [
+        hash.http_header_name.is_some(),
+        hash.http_cookie.is_some(),
+        hash.use_source_ip.is_some(),
+        hash.http_query_parameter_name.is_some(),
+    ];
+    if keys.iter().filter(|&&given| given).count() != 1 {
+        findings.error(
+            &path,
+            "exactly one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName must be set",
+        );
+    }
+    if let Some(cookie) = &hash.http_cookie {
+        if cookie.name.is_empty() {
+            findings.error(format!("{path}.httpCookie.name"), "name required for HttpCookie");
+        }
+        if let Some(ttl) = &cookie.ttl
+            && let Err(error) = crate::duration::parse(ttl)
+        {
+            findings.error(format!("{path}.httpCookie.ttl"), error.to_string());
+        }
+    }
+}
+
+fn check_pool(findings: &mut Findings, path: &str, pool: &ConnectionPoolSettings) {
+    if pool.tcp.is_none() && pool.http.is_none() {
+        findings.error(path, "connection pool must have at least one field");
+    }
+    if let Some(tcp) = &pool.tcp {
+        if tcp.max_connections < 0 {
+            findings.error(format!("{path}.tcp.maxConnections"), "max connections must be non-negative");
+        }
+        check_duration(findings, format!("{path}.tcp.connectTimeout"), tcp.connect_timeout.as_ref());
+        check_duration(
+            findings,
+            format!("{path}.tcp.maxConnectionDuration"),
+            tcp.max_connection_duration.as_ref(),
+        );
+        if let Some(keepalive) = &tcp.tcp_keepalive {
+            check_duration(findings, format!("{path}.tcp.tcpKeepalive.time"), keepalive.time.as_ref());
+            check_duration(
+                findings,
+                format!("{path}.tcp.tcpKeepalive.interval"),
+                keepalive.interval.as_ref(),
+            );
+        }
+    }
+    let Some(http) = &pool.http else { return };
+    for (field, value) in [
+        ("http1MaxPendingRequests", http.http1_max_pending_requests),
+        ("http2MaxRequests", http.http2_max_requests),
+        ("maxRequestsPerConnection", http.max_requests_per_connection),
+        ("maxRetries", http.max_retries),
+        ("maxConcurrentStreams", http.max_concurrent_streams),
+    ] {
+        if value < 0 {
+            findings.error(format!("{path}.http.{field}"), "must be non-negative");
+        }
+    }
+    check_duration(findings, format!("{path}.http.idleTimeout"), http.idle_timeout.as_ref());
+}
+
+fn check_outlier(findings: &mut Findings, path: &str, outlier: &OutlierDetection) {
+    check_duration(findings, format!("{path}.interval"), outlier.interval.as_ref());
+    check_duration(findings, format!("{path}.baseEjectionTime"), outlier.base_ejection_time.as_ref());
+    for (field, value) in [
+        ("maxEjectionPercent", outlier.max_ejection_percent),
+        ("minHealthPercent", outlier.min_health_percent),
+    ] {
+        if !(0..=100).contains(&value) {
+            findings.error(format!("{path}.{field}"), format!("percentage {value} is not in range 0..100"));
+        }
+    }
+    if outlier.consecutive_errors != 0 {
+        findings.warn(
+            format!("{path}.consecutiveErrors"),
+            "outlier detection consecutive errors is deprecated, use consecutiveGatewayErrors or consecutive5xxErrors instead",
+        );
+    }
+}
+
+fn check_tls(findings: &mut Findings, path: &str, tls: &ClientTlsSettings) {
+    if tls.mode == ClientTlsMode::Mutual && tls.credential_name.is_empty() {
+        if tls.client_certificate.is_empty() {
+            findings.error(format!("{path}.clientCertificate"), "client certificate required for mutual tls");
+        }
+        if tls.private_key.is_empty() {
+            findings.error(format!("{path}.privateKey"), "private key required for mutual tls");
+        }
+    }
+    if tls.mode == ClientTlsMode::Simple
+        && tls.ca_certificates.is_empty()
+        && tls.credential_name.is_empty()
+        && tls.insecure_skip_verify != Some(true)
+    {
+        findings.warn(path, "no CA certificates are given: the system's are used to verify the server");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn errors(spec: serde_json::Value) -> Vec<String> {
+        let spec: DestinationRuleSpec = serde_json::from_value(spec).expect("parses");
+        validate_destination_rule(&spec).errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_courses_rule_is_valid() {
+        let spec = json!({"host": "customers.default.svc.cluster.local", "subsets": [
+            {"name": "v1", "labels": {"version": "v1"}}, {"name": "v2", "labels": {"version": "v2"}}]});
+        assert_eq!(errors(spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn host_and_subset_names_are_checked() {
+        assert!(errors(json!({}))[0].starts_with("spec.host"));
+        let found = errors(json!({"host": "a", "subsets": [{"name": "v1"}, {"name": "v1"}, {}]}));
+        assert_eq!(found[0], "spec.subsets[1].name: duplicate subset name: v1");
+        assert_eq!(found[1], "spec.subsets[2].name: subset name cannot be empty");
+    }
+
+    #[test]
+    fn policies_are_checked_with_their_paths() {
+        let found = errors(json!({"host": "a", "trafficPolicy": {
+            "connectionPool": {"tcp": {"maxConnections": -1, "connectTimeout": "-5s"}},
+            "outlierDetection": {"maxEjectionPercent": 120},
+            "loadBalancer": {"consistentHash": {}},
+            "portLevelSettings": [{"port": {"number": 0}}]}}));
+        for path in [
+            "connectionPool.tcp.maxConnections",
+            "connectionPool.tcp.connectTimeout",
+            "outlierDetection.maxEjectionPercent",
+            "loadBalancer.consistentHash",
+            "portLevelSettings[0].port.number",
+        ] {
+            assert!(
+                found.iter().any(|error| error.starts_with(&format!("spec.trafficPolicy.{path}"))),
+                "{path}: {found:?}"
+            );
+        }
+    }
+}

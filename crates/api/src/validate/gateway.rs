@@ -1,0 +1,173 @@
+//! Validation of Gateway.
+use std::collections::BTreeSet;
+
+use super::hosts::{check_wildcard_host, is_dns_label};
+use super::{Findings, check_labels, check_port};
+use crate::networking::gateway::{GatewaySpec, Server, ServerTlsMode};
+
+/// Validates a Gateway's spec.
+pub fn validate_gateway(spec: &GatewaySpec) -> Findings {
+    let mut findings = Findings::default();
+    check_labels(&mut findings, "spec.selector", &spec.selector);
+    if spec.servers.is_empty() {
+        findings.error("spec.servers", "gateway must have at least one server");
+    }
+    let mut port_names = BTreeSet::new();
+    for (index, server) in spec.servers.iter().enumerate() {
+        let path = format!("spec.servers[{index}]");
+        check_server(&mut findings, &path, server);
+        if let Some(port) = &server_port(server) {
+            if !port_names.insert(port.name.clone()) {
+                findings.error(
+                    format!("{path}.port.name"),
+                    format!("port names in servers must be unique: duplicate name {}", port.name),
+                );
+            }
+        }
+    }
+    findings
+}
+
+fn server_port(server: &Server) -> Option<&crate::networking::gateway::Port> {
+    (server.port != Default::default()).then_some(&server.port)
+}
+
+fn check_server(findings: &mut Findings, path: &str, server: &Server) {
+    if server.hosts.is_empty() {
+        findings.error(format!("{path}.hosts"), "server config must contain at least one host");
+    }
+    for (index, host) in server.hosts.iter().enumerate() {
+        check_server_host(findings, &format!("{path}.hosts[{index}]"), host);
+    }
+    let Some(port) = server_port(server) else {
+        findings.error(format!("{path}.port"), "server config must contain a port");
+        return;
+    };
+    check_port(findings, format!("{path}.port.number"), port.number);
+    if port.name.is_empty() {
+        findings.error(format!("{path}.port.name"), "port name must be set");
+    }
+    if port.target_port != 0 {
+        findings.warn(format!("{path}.port.targetPort"), "targetPort is deprecated and has no effect");
+    }
+    let protocol = port.protocol.to_ascii_uppercase();
+    if !matches!(
+        protocol.as_str(),
+        "HTTP" | "HTTPS" | "GRPC" | "GRPC-WEB" | "HTTP2" | "MONGO" | "TCP" | "TLS" | "HTTP_PROXY"
+    ) {
+        findings.error(format!("{path}.port.protocol"), format!("invalid protocol {:?}", port.protocol));
+    }
+    if !server.bind.is_empty()
+        && !server.bind.starts_with("unix://")
+        && server.bind.parse::<std::net::IpAddr>().is_err()
+    {
+        findings
+            .error(format!("{path}.bind"), format!("{:?} is not an IP address or unix:// path", server.bind));
+    }
+    check_tls(findings, path, server, &protocol);
+}
+
+fn check_server_host(findings: &mut Findings, path: &str, host: &str) {
+    let name = match host.split_once('/') {
+        None => host,
+        Some((namespace, name)) => {
+            if !matches!(namespace, "*" | ".") && !is_dns_label(namespace) {
+                findings.error(path, format!("namespace {namespace:?} is invalid"));
+            }
+            name
+        }
+    };
+    // Short names are not allowed at the edge, where there is no namespace to complete them from.
+    check_wildcard_host(findings, path, name);
+    if name != "*" && !name.contains('.') {
+        findings.error(path, format!("short names (non FQDN) are not allowed: {name:?}"));
+    }
+}
+
+fn check_tls(findings: &mut Findings, path: &str, server: &Server, protocol: &str) {
+    let secured = matches!(protocol, "HTTPS" | "TLS");
+    let Some(tls) = &server.tls else {
+        if secured {
+            findings.error(path, "server must have TLS settings for HTTPS/TLS protocols");
+        }
+        return;
+    };
+    let plain_http = matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB");
+    if plain_http
+        && *tls
+            != (crate::networking::gateway::ServerTlsSettings {
+                https_redirect: tls.https_redirect,
+                ..Default::default()
+            })
+    {
+        findings.error(
+            format!("{path}.tls"),
+            "server cannot have TLS settings for plain text HTTP ports, besides httpsRedirect",
+        );
+    }
+    if !secured {
+        return;
+    }
+    let needs_certificate =
+        matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
+    let by_secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
+    let by_file = !tls.server_certificate.is_empty() || !tls.tls_certificates.is_empty();
+    if needs_certificate && !by_secret && !by_file {
+        findings.error(
+            format!("{path}.tls"),
+            "either server certificate or credential name is required for this TLS mode",
+        );
+    }
+    if needs_certificate
+        && !by_secret
+        && by_file
+        && tls.tls_certificates.is_empty()
+        && tls.private_key.is_empty()
+    {
+        findings.error(format!("{path}.tls.privateKey"), "SIMPLE TLS requires a private key");
+    }
+    if protocol == "HTTPS" && matches!(tls.mode, ServerTlsMode::Passthrough) && tls.https_redirect {
+        findings.error(format!("{path}.tls"), "tls.httpsRedirect should only be used with http servers");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn errors(spec: serde_json::Value) -> Vec<String> {
+        let spec: GatewaySpec = serde_json::from_value(spec).expect("parses");
+        validate_gateway(&spec).errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_courses_gateway_is_valid() {
+        let spec = json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]});
+        assert_eq!(errors(spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(errors(json!({})), ["spec.servers: gateway must have at least one server"]);
+        let found = errors(json!({"servers": [{"port": {"number": 70000, "name": "p", "protocol": "FTP"}}]}));
+        assert!(found.iter().any(|error| error.contains("at least one host")), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .any(|error| error.contains("70000") && error.contains("spec.servers[0].port.number")),
+            "{found:?}"
+        );
+        assert!(found.iter().any(|error| error.contains("FTP")), "{found:?}");
+    }
+
+    #[test]
+    fn https_needs_tls_and_plain_http_takes_none() {
+        let https = json!({"servers": [{"port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["a.com"]}]});
+        assert!(errors(https)[0].contains("must have TLS settings"));
+        let http = json!({"servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["a.com"],
+            "tls": {"mode": "SIMPLE", "credentialName": "c"}}]});
+        assert!(errors(http)[0].contains("plain text HTTP"));
+    }
+}

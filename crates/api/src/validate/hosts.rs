@@ -1,0 +1,71 @@
+//! Host names, namespaces and `exportTo`.
+use std::net::IpAddr;
+
+use super::Findings;
+
+/// A DNS label: letters, digits and hyphens, 1 to 63, no hyphen at the ends.
+pub(super) fn is_dns_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+}
+
+/// A host with a leading wildcard allowed: `*`, `*.example.com`, `*-a.example.com`, `example.com`, `customers`.
+pub(super) fn check_wildcard_host(findings: &mut Findings, path: &str, host: &str) {
+    if host.len() > 255 {
+        findings.error(path, format!("domain name {host:?} too long (max 255)"));
+        return;
+    }
+    if host.is_empty() {
+        findings.error(path, "empty domain name not allowed");
+        return;
+    }
+    if host == "*" {
+        return;
+    }
+    let bare = host.strip_prefix("*.").or_else(|| host.strip_prefix("*-")).unwrap_or(host);
+    let trimmed = bare.strip_suffix('.').unwrap_or(bare);
+    for label in trimmed.split('.') {
+        if !is_dns_label(label) {
+            let message = if label.contains('*') {
+                format!("domain name {host:?} invalid (wildcards are only allowed as the leftmost label)")
+            } else {
+                format!("domain name {host:?} invalid (label {label:?} invalid)")
+            };
+            findings.error(path, message);
+            return;
+        }
+    }
+}
+
+/// A host without wildcards, or an address.
+pub(super) fn check_fqdn(findings: &mut Findings, path: &str, host: &str) {
+    if host.parse::<IpAddr>().is_ok() {
+        return;
+    }
+    if host.starts_with('*') {
+        findings.error(path, format!("domain name {host:?} must not have a wildcard"));
+        return;
+    }
+    check_wildcard_host(findings, path, host);
+}
+
+/// `exportTo`: `.`, `*`, `~` or namespaces, `*` only alone.
+pub(super) fn check_export_to(findings: &mut Findings, export_to: &[String]) {
+    for (index, namespace) in export_to.iter().enumerate() {
+        let path = format!("spec.exportTo[{index}]");
+        match namespace.as_str() {
+            "." | "~" => {}
+            "*" if export_to.len() > 1 => {
+                findings.error(path, "cannot have both public (*) and non-public visibility in exportTo");
+            }
+            "*" => {}
+            name if !is_dns_label(name) => findings.error(path, format!("namespace {name:?} is invalid")),
+            _ if export_to[..index].contains(namespace) => {
+                findings.error(path, format!("duplicate entries in exportTo: {namespace}"));
+            }
+            _ => {}
+        }
+    }
+}

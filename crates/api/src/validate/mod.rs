@@ -1,0 +1,117 @@
+//! Validation of Istio's kinds, as done by the admission webhook, in Istio's words where it has some.
+mod destination_rule;
+mod gateway;
+mod hosts;
+mod http_route;
+mod virtual_service;
+
+pub use destination_rule::validate_destination_rule;
+pub use gateway::validate_gateway;
+pub use virtual_service::validate_virtual_service;
+
+use crate::duration;
+use crate::networking::StringMatch;
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Where, for example `spec.http[0].route[1].destination.host`.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
+    }
+}
+
+/// What validation found. Errors refuse the object; warnings are shown to the author.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Reasons to refuse the object.
+    pub errors: Vec<Finding>,
+    /// Things the author should know.
+    pub warnings: Vec<Finding>,
+}
+
+impl Findings {
+    /// Whether the object may be stored.
+    pub fn is_valid(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    pub(crate) fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.errors.push(Finding { path: path.into(), message: message.into() });
+    }
+
+    pub(crate) fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Finding { path: path.into(), message: message.into() });
+    }
+}
+
+fn check_duration(findings: &mut Findings, path: String, text: Option<&String>) {
+    let Some(text) = text else { return };
+    match duration::parse(text) {
+        Err(error) => findings.error(path, error.to_string()),
+        Ok(parsed) if parsed.subsec_nanos() % 1_000_000 != 0 => {
+            findings.error(path, "only durations to ms precision are supported");
+        }
+        Ok(parsed) if parsed.as_millis() < 1 => findings.error(path, "duration must be greater than 1ms"),
+        Ok(_) => {}
+    }
+}
+
+fn check_port(findings: &mut Findings, path: String, number: u32) {
+    if !(1..=65_535).contains(&number) {
+        findings.error(path, format!("port number {number} must be in the range 1..65535"));
+    }
+}
+
+fn check_string_match(findings: &mut Findings, path: &str, matcher: &StringMatch) {
+    let given = [&matcher.exact, &matcher.prefix, &matcher.regex].into_iter().flatten().count();
+    if given > 1 {
+        findings.error(path, "only one of exact, prefix and regex may be set");
+    }
+    if let Some(expression) = &matcher.regex {
+        check_regex(findings, format!("{path}.regex"), expression);
+    }
+}
+
+fn check_regex(findings: &mut Findings, path: String, expression: &str) {
+    if let Err(error) = regex::Regex::new(expression) {
+        let reason = error.to_string();
+        let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
+        findings.error(path, format!("{reason}: invalid regex {expression:?}; RE2 syntax is required"));
+    }
+}
+
+/// Labels of selectors and subsets, by Kubernetes' rules.
+fn check_labels<'a>(
+    findings: &mut Findings,
+    path: &str,
+    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
+) {
+    for (key, value) in labels {
+        let name = key.rsplit('/').next().unwrap_or_default();
+        if name.is_empty() || !is_label_part(name) {
+            findings.error(path, format!("invalid tag key: {key:?}"));
+        }
+        if !value.is_empty() && !is_label_part(value) {
+            findings.error(path, format!("invalid tag value: {value:?}"));
+        }
+    }
+}
+
+fn is_label_part(text: &str) -> bool {
+    let edge = |c: Option<u8>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && edge(text.bytes().next())
+        && edge(text.bytes().last())
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+}
