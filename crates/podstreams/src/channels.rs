@@ -5,7 +5,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio_tungstenite::tungstenite::Message;
+use futures::{Sink, SinkExt};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 /// Standard input of the command.
 pub(crate) const STDIN: u8 = 0;
@@ -75,6 +78,16 @@ impl Framing {
             _ => None,
         }
     }
+}
+
+/// Closes with code 1000: clients of Kubernetes take a close without a code for an error.
+pub(crate) async fn close<W>(to_client: &mut W) -> Result<(), Error>
+where
+    W: Sink<Message, Error = Error> + Unpin,
+{
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    to_client.send(Message::Close(Some(frame))).await?;
+    to_client.close().await
 }
 
 #[cfg(test)]

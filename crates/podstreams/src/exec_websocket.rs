@@ -7,13 +7,17 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::debug;
 
-use crate::channels::{CLOSE, Framing, RESIZE, STATUS, STDERR, STDIN, STDOUT};
+use crate::channels::{self, CLOSE, Framing, RESIZE, STATUS, STDERR, STDIN, STDOUT};
 use crate::status::exit_status;
 use crate::{ExecQuery, ExecSession, Output, TerminalSize};
 
 /// Runs a session until the command has ended or the client is gone (which kills the command).
-pub(crate) async fn run<S>(socket: WebSocketStream<S>, framing: Framing, query: ExecQuery, session: ExecSession)
-where
+pub(crate) async fn run<S>(
+    socket: WebSocketStream<S>,
+    framing: Framing,
+    query: ExecQuery,
+    session: ExecSession,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
     let ExecSession { stdin, output, resize, exit } = session;
@@ -56,7 +60,7 @@ where
     }
     let status = exit_status(exit.await.ok()).to_string();
     to_client.send(framing.encode(STATUS, status.as_bytes())).await?;
-    to_client.close().await
+    channels::close(to_client).await
 }
 
 /// Feeds the command until the client closes or breaks the connection.

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::debug;
 
 use crate::PodBackend;
-use crate::channels::Framing;
+use crate::channels::{self, Framing};
 use crate::forward_spdy::PodName;
 
 /// Messages waiting to be sent, over all ports; and chunks waiting to be written to the pod, per port.
@@ -62,7 +62,7 @@ where
     while let Some(message) = outgoing.recv().await {
         to_client.send(message).await?;
     }
-    to_client.close().await
+    channels::close(to_client).await
 }
 
 async fn receive<R>(mut from_client: R, framing: Framing, mut inputs: Vec<mpsc::Sender<Bytes>>)

@@ -132,7 +132,11 @@ pub enum PodError {
 /// What runs the pods. Implemented by `podruntime`; tests use a small fake.
 pub trait PodBackend: Send + Sync {
     /// Starts a command inside a container.
-    fn exec(&self, target: ContainerRef, request: ExecRequest) -> BoxFuture<'_, Result<ExecSession, PodError>>;
+    fn exec(
+        &self,
+        target: ContainerRef,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecSession, PodError>>;
     /// Joins the container's own process: its output from now on, and its standard input and terminal if it has them.
     ///
     /// The default follows the log from its end, without input, which is right for containers that have no `stdin`.
@@ -153,5 +157,6 @@ pub trait PodBackend: Send + Sync {
         options: LogOptions,
     ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, PodError>>, PodError>>;
     /// Connects to `127.0.0.1:port` inside the pod's network namespace.
-    fn dial(&self, namespace: &str, pod: &str, port: u16) -> BoxFuture<'_, Result<Box<dyn Duplex>, PodError>>;
+    fn dial(&self, namespace: &str, pod: &str, port: u16)
+    -> BoxFuture<'_, Result<Box<dyn Duplex>, PodError>>;
 }

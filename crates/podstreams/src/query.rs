@@ -121,7 +121,10 @@ mod tests {
 
     #[test]
     fn exec_queries() {
-        let parsed = ExecQuery::parse("command=sh&command=-c&command=echo+%22a%26b%22&container=app&stdin=true&stdout=1&stderr=true").unwrap();
+        let parsed = ExecQuery::parse(
+            "command=sh&command=-c&command=echo+%22a%26b%22&container=app&stdin=true&stdout=1&stderr=true",
+        )
+        .unwrap();
         assert_eq!(parsed.request.command, ["sh", "-c", "echo \"a&b\""]);
         assert_eq!(parsed.container, "app");
         assert!(parsed.request.stdin && parsed.stdout && parsed.stderr && !parsed.request.tty);
@@ -132,7 +135,10 @@ mod tests {
         let cases = [("command=ls", "at least 1 of"), ("command=ls&stdout=maybe", "stdout: \"maybe\"")];
         for (query, message) in cases {
             let error = ExecQuery::parse(query).unwrap_err();
-            assert!(matches!(&error, PodError::BadRequest(text) if text.contains(message)), "{query}: {error}");
+            assert!(
+                matches!(&error, PodError::BadRequest(text) if text.contains(message)),
+                "{query}: {error}"
+            );
         }
     }
 

@@ -110,7 +110,9 @@ async fn serve_command<B>(
     };
     let session: ExecSession = match command {
         Command::Exec if query.request.command.is_empty() => {
-            return Err(PodError::BadRequest("you must specify at least 1 command for the container".to_owned()));
+            return Err(PodError::BadRequest(
+                "you must specify at least 1 command for the container".to_owned(),
+            ));
         }
         Command::Exec => backend.exec(target, query.request.clone()).await?,
         Command::Attach => backend.attach(target, query.request.clone()).await?,
@@ -175,6 +177,7 @@ fn forward<B>(
 }
 
 async fn websocket(io: Upgraded) -> WebSocketStream<Upgraded> {
-    let config = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+    let config =
+        WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }

@@ -6,6 +6,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tracing::debug;
 
+use crate::channels;
+
 /// Bytes held per direction, and the largest message sent.
 const BUFFER: usize = 32 * 1024;
 
@@ -39,7 +41,7 @@ where
                 to_client.send(Message::Binary(buffer.split().freeze())).await?;
                 buffer.reserve(BUFFER);
             }
-            to_client.close().await
+            channels::close(&mut to_client).await
         };
         let (sent, ()) = tokio::join!(send, receive);
         if let Err(error) = sent {

@@ -25,13 +25,16 @@ impl Offer {
     /// # Errors
     /// [`PodError::BadRequest`] when the request asks for no upgrade or for one that isn't spoken here.
     pub(crate) fn read(headers: &HeaderMap) -> Result<Self, PodError> {
-        let upgrading = listed(headers, "connection").iter().any(|token| token.eq_ignore_ascii_case("upgrade"));
+        let upgrading =
+            listed(headers, "connection").iter().any(|token| token.eq_ignore_ascii_case("upgrade"));
         let wanted = listed(headers, "upgrade");
         if upgrading && wanted.iter().any(|token| token.eq_ignore_ascii_case("websocket")) {
             let key = headers
                 .get(header::SEC_WEBSOCKET_KEY)
                 .and_then(|value| value.to_str().ok())
-                .ok_or_else(|| PodError::BadRequest("websocket upgrade without sec-websocket-key".to_owned()))?
+                .ok_or_else(|| {
+                    PodError::BadRequest("websocket upgrade without sec-websocket-key".to_owned())
+                })?
                 .to_owned();
             return Ok(Self::WebSocket { key, protocols: listed(headers, "sec-websocket-protocol") });
         }
@@ -138,7 +141,9 @@ mod tests {
 
     #[test]
     fn plain_requests_are_refused() {
-        for pairs in [vec![], vec![("upgrade", "websocket")], vec![("connection", "upgrade"), ("upgrade", "h2c")]] {
+        for pairs in
+            [vec![], vec![("upgrade", "websocket")], vec![("connection", "upgrade"), ("upgrade", "h2c")]]
+        {
             assert!(matches!(Offer::read(&headers(&pairs)), Err(PodError::BadRequest(_))), "{pairs:?}");
         }
     }

@@ -29,7 +29,8 @@ async fn finish(mut process: AttachedProcess) -> (String, String, String) {
     let (read, ()) = tokio::join!(stdout.read_to_string(&mut out), read_err);
     read.unwrap();
     let status = status.await.expect("every command ends with a status");
-    let code = status.details.and_then(|details| details.causes).map(|causes| causes[0].message.clone().unwrap());
+    let code =
+        status.details.and_then(|details| details.causes).map(|causes| causes[0].message.clone().unwrap());
     (out, err, code.unwrap_or_default())
 }
 

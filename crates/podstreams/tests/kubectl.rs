@@ -61,7 +61,8 @@ async fn exec_has_output_and_exit_codes() {
         assert_eq!((code, out.as_str()), (0, "to stdout\n"), "{transport:?}: {err}");
         assert!(err.contains("to stderr"), "{transport:?}: {err}");
 
-        let (code, _, err) = finish(kubectl(server, transport, &["exec", "web", "--", "exit", "42"]), b"").await;
+        let (code, _, err) =
+            finish(kubectl(server, transport, &["exec", "web", "--", "exit", "42"]), b"").await;
         assert_eq!(code, 42, "{transport:?}: {err}");
         assert!(err.contains("command terminated with exit code 42"), "{transport:?}: {err}");
 
@@ -97,7 +98,8 @@ async fn refusals_are_shown() {
         let child = kubectl(server, transport, &["attach", "web", "--container=app", "--stdin=false"]);
         let (code, _, err) = finish(child, b"").await;
         assert_eq!(code, 0, "{transport:?}: {err}");
-        let (code, _, err) = finish(kubectl(server, transport, &["exec", "web", "-c", "missing", "--", "ls"]), b"").await;
+        let (code, _, err) =
+            finish(kubectl(server, transport, &["exec", "web", "-c", "missing", "--", "ls"]), b"").await;
         assert_eq!(code, 1, "{transport:?}: {err}");
         assert!(err.contains("missing"), "{transport:?}: {err}");
     }
@@ -105,7 +107,11 @@ async fn refusals_are_shown() {
 
 /// Starts a port-forward to `remote` and gives its local port once kubectl listens.
 async fn port_forward(server: SocketAddr, transport: Transport, remote: u16) -> (Child, u16) {
-    let mut child = kubectl(server, transport, &["port-forward", "--address=127.0.0.1", "pod/web", &format!(":{remote}")]);
+    let mut child = kubectl(
+        server,
+        transport,
+        &["port-forward", "--address=127.0.0.1", "pod/web", &format!(":{remote}")],
+    );
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = lines.next_line().await.unwrap().expect("kubectl says where it listens");
     let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
@@ -131,7 +137,11 @@ async fn port_forward_carries_many_connections_at_once() {
             };
             let (read, ()) = tokio::join!(reader.read_to_string(&mut received), write);
             read.unwrap();
-            assert!(received == sent, "{transport:?}, connection {number}: {} bytes came back", received.len());
+            assert!(
+                received == sent,
+                "{transport:?}, connection {number}: {} bytes came back",
+                received.len()
+            );
         };
         for _round in 0..3 {
             futures::future::join_all((0..8).map(exchange)).await;

@@ -107,13 +107,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     fn control(&mut self, kind: u16, flags: u8, mut payload: &[u8]) -> Result<Received, SpdyError> {
         let fin = flags & FLAG_FIN != 0;
-        let mut number = || payload.try_get_u32().map_err(|_| SpdyError::Frame("a control frame is cut short"));
+        let mut number =
+            || payload.try_get_u32().map_err(|_| SpdyError::Frame("a control frame is cut short"));
         Ok(match kind {
             1 => {
                 let id = number()? & 0x7fff_ffff;
                 number()?; // the associated stream: Kubernetes has none
-                let block =
-                    payload.get(2..).ok_or(SpdyError::Frame("a SYN_STREAM is cut short"))?; // after priority and slot
+                let block = payload.get(2..).ok_or(SpdyError::Frame("a SYN_STREAM is cut short"))?; // after priority and slot
                 Received::SynStream { id, fin, headers: self.headers.decode(block)? }
             }
             2 | 8 => {
@@ -159,7 +159,9 @@ impl Sent {
                 headers.encode_empty(&mut payload);
                 put_control(out, 2, &payload);
             }
-            Self::Reset { id, status } => put_control(out, 3, &[id.to_be_bytes(), status.to_be_bytes()].concat()),
+            Self::Reset { id, status } => {
+                put_control(out, 3, &[id.to_be_bytes(), status.to_be_bytes()].concat())
+            }
             Self::Ping { id } => put_control(out, 6, &id.to_be_bytes()),
             Self::GoAway { last } => put_control(out, 7, &[last.to_be_bytes(), [0; 4]].concat()),
         }

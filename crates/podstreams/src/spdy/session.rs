@@ -12,7 +12,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::frame::{FrameReader, INVALID_STREAM, MAX_DATA, PROTOCOL_ERROR, REFUSED_STREAM, Received, Sent, SpdyError};
+use super::frame::{
+    FrameReader, INVALID_STREAM, MAX_DATA, PROTOCOL_ERROR, REFUSED_STREAM, Received, Sent, SpdyError,
+};
 use super::headers::{HeaderEncoder, Headers};
 
 /// Streams in use at once; `kubectl port-forward` needs two per connection.
@@ -79,7 +81,10 @@ impl Session {
     }
 }
 
-async fn write<I: AsyncWrite>(mut io: WriteHalf<I>, mut outgoing: mpsc::Receiver<Sent>) -> std::io::Result<()> {
+async fn write<I: AsyncWrite>(
+    mut io: WriteHalf<I>,
+    mut outgoing: mpsc::Receiver<Sent>,
+) -> std::io::Result<()> {
     let mut headers = HeaderEncoder::new();
     let mut buffer = BytesMut::new();
     while let Some(frame) = outgoing.recv().await {
@@ -177,7 +182,8 @@ impl Connection {
         let (sender, data) = mpsc::channel(INCOMING);
         let reset = self.ended.child_token();
         let used = Arc::new(());
-        let entry = Entry { data: (!fin).then_some(sender), reset: reset.clone(), used: Arc::downgrade(&used) };
+        let entry =
+            Entry { data: (!fin).then_some(sender), reset: reset.clone(), used: Arc::downgrade(&used) };
         self.streams.insert(id, entry);
         let stream = Stream {
             headers,

@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use lateen_podstreams::{
-    BoxFuture, ContainerRef, Duplex, ExecRequest, ExecSession, LogOptions, Output, PodBackend, PodError, TerminalSize,
-    serve_attach, serve_exec, serve_port_forward,
+    BoxFuture, ContainerRef, Duplex, ExecRequest, ExecSession, LogOptions, Output, PodBackend, PodError,
+    TerminalSize, serve_attach, serve_exec, serve_port_forward,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,17 +21,21 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 /// A port that sends back what it receives.
-pub const ECHO: u16 = 7000;
+pub(crate) const ECHO: u16 = 7000;
 /// A port that sends [`LARGE`] bytes when its client has sent something, then closes.
-pub const DOWNLOAD: u16 = 7001;
+pub(crate) const DOWNLOAD: u16 = 7001;
 /// More than any window or queue in between.
-pub const LARGE: usize = 3_000_000;
+pub(crate) const LARGE: usize = 3_000_000;
 
 /// Commands: `echo TEXT`, `both`, `cat`, `large`, `exit CODE`, `size` (prints the first terminal size), `hang`.
-pub struct FakePods;
+pub(crate) struct FakePods;
 
 impl PodBackend for FakePods {
-    fn exec(&self, target: ContainerRef, request: ExecRequest) -> BoxFuture<'_, Result<ExecSession, PodError>> {
+    fn exec(
+        &self,
+        target: ContainerRef,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecSession, PodError>> {
         Box::pin(async move {
             if target.container == "missing" {
                 return Err(PodError::NotFound(format!("container missing is not in pod {}", target.pod)));
@@ -115,7 +119,7 @@ async fn run(
 }
 
 /// Serves [`FakePods`] as pod `default/web` over plain HTTP until the runtime ends.
-pub async fn start() -> SocketAddr {
+pub(crate) async fn start() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
