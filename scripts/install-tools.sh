@@ -70,6 +70,7 @@ func main() { os.Exit(cli.Run(cmd.NewDefaultKubectlCommand())) }
 GO
     go mod init kubectl-build >/dev/null 2>&1
     go get "k8s.io/kubectl@$KUBECTL_MODULE" "k8s.io/component-base@$KUBECTL_MODULE" >/dev/null 2>&1
+    go mod tidy >/dev/null 2>&1
     go build -ldflags "-s -w" -o kubectl . && install -m 755 kubectl /usr/local/bin/kubectl
   )
   rm -rf "$tmp"
