@@ -22,14 +22,13 @@ where
         let (mut from_inside, mut to_inside) = tokio::io::split(outside);
         let receive = async {
             while let Some(Ok(message)) = from_client.next().await {
-                match message {
-                    Message::Binary(data) => {
-                        if to_inside.write_all(&data).await.is_err() {
-                            return;
-                        }
-                    }
-                    Message::Close(_) => break,
-                    _ => {}
+                if message.is_close() {
+                    break;
+                }
+                if let Message::Binary(data) = message
+                    && to_inside.write_all(&data).await.is_err()
+                {
+                    return;
                 }
             }
             // A pipe in memory: shutting down only marks the end.

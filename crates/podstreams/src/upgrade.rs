@@ -51,10 +51,7 @@ impl Offer {
     ///
     /// # Errors
     /// [`PodError::BadRequest`] with the client's offer when none is known.
-    pub(crate) fn choose<'a, T>(
-        &'a self,
-        known: impl Fn(&Self, &str) -> Option<T>,
-    ) -> Result<(&'a str, T), PodError> {
+    pub(crate) fn choose<T>(&self, known: impl Fn(&Self, &str) -> Option<T>) -> Result<(&str, T), PodError> {
         let (Self::WebSocket { protocols, .. } | Self::Spdy { protocols }) = self;
         protocols.iter().find_map(|name| Some((name.as_str(), known(self, name)?))).ok_or_else(|| {
             PodError::BadRequest(format!("none of the offered stream protocols {protocols:?} is supported"))

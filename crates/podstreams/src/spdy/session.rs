@@ -171,7 +171,7 @@ impl Connection {
     }
 
     async fn open(&mut self, id: u32, fin: bool, headers: Headers) -> bool {
-        if id % 2 == 0 || id <= self.last.load(Ordering::Relaxed) {
+        if id.is_multiple_of(2) || id <= self.last.load(Ordering::Relaxed) {
             return self.send(Sent::Reset { id, status: PROTOCOL_ERROR }).await;
         }
         self.last.store(id, Ordering::Relaxed);
