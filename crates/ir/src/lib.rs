@@ -1,1 +1,37 @@
 //! The runtime form of Envoy configuration and the pure decisions over it.
+//!
+//! Every conversion takes a message apart field by field: a field is used, refused with its path when it is set, or listed as inert
+//! with the reason, so nothing is accepted that does nothing. The table of supported fields comes from the same lists.
+
+mod access_log;
+mod balancer;
+mod bootstrap;
+mod cluster;
+mod common;
+mod convert;
+mod endpoint;
+mod error;
+mod filter_chain;
+mod format;
+mod hcm;
+mod headers;
+mod listener;
+mod matcher;
+mod route;
+mod route_table;
+
+pub use access_log::*;
+pub use balancer::*;
+pub use bootstrap::*;
+pub use cluster::*;
+pub use common::*;
+pub use endpoint::*;
+pub use error::ConvertError;
+pub use filter_chain::*;
+pub use format::*;
+pub use hcm::*;
+pub use headers::*;
+pub use listener::*;
+pub use matcher::*;
+pub use route::*;
+pub use route_table::*;

@@ -1,1 +1,6 @@
 //! Envoy's protos, the Any registry and JSON mapping, the delta and SotW protocols as client and server.
+
+/// Envoy's and Google's messages, as `prost` types.
+pub use envoy_types::pb;
+/// `google.protobuf.Any` as the Envoy messages use it (not `prost_types::Any`).
+pub use envoy_types::pb::google::protobuf::Any;

@@ -1,0 +1,279 @@
+//! Clusters.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::common::{SocketOption, TcpKeepalive};
+use crate::endpoint::ClusterLoadAssignment;
+use crate::hcm::{CommonHttpOptions, Http1Options, Http2Options};
+
+/// Envoy's `cluster.v3.Cluster`.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Name; xDS identity.
+    pub name: Arc<str>,
+    /// Name in stats, when another.
+    pub alt_stat_name: Option<Arc<str>>,
+    /// Where endpoints come from.
+    pub discovery: Discovery,
+    /// How one is chosen.
+    pub lb_policy: LbPolicy,
+    /// Percentage of healthy endpoints below which all are used. Default 50; 0 disables panic.
+    pub healthy_panic_threshold: f64,
+    /// How localities of a priority share the load.
+    pub locality: LocalityMode,
+    /// For new connections. Default 5 s.
+    pub connect_timeout: Duration,
+    /// Soft limit for buffers of a connection in bytes. Default 1 MiB.
+    pub per_connection_buffer_limit_bytes: u32,
+    /// Limits for default priority.
+    pub circuit_breakers: CircuitBreakers,
+    /// Limits for high priority.
+    pub high_priority_circuit_breakers: CircuitBreakers,
+    /// Most connections to one host (`per_host_thresholds`).
+    pub max_connections_per_host: Option<u32>,
+    /// HTTP towards the endpoints.
+    pub http: UpstreamHttp,
+    /// TLS towards the endpoints; only plaintext for now.
+    pub transport: UpstreamTransport,
+    /// Source address and socket options; `None`: the bootstrap's.
+    pub bind: Option<BindConfig>,
+    /// Keep-alive of upstream connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Ejection of failing endpoints.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// Endpoints removed by discovery stop at once rather than after health checks; without health checks always so.
+    pub close_connections_on_host_health_failure: bool,
+    /// A connection pool for each downstream connection.
+    pub connection_pool_per_downstream_connection: bool,
+    /// The cluster warms before it is used. Default true.
+    pub wait_for_warm_on_init: bool,
+    /// ORIGINAL_DST: endpoints unused for so long are forgotten. Default 5 s.
+    pub cleanup_interval: Duration,
+    /// `filter_metadata` as JSON text, for access logs and dumps; `None` when empty.
+    pub metadata: Option<Arc<serde_json::Value>>,
+}
+
+/// Where endpoints come from.
+#[derive(Clone, Debug)]
+pub enum Discovery {
+    /// Written in the cluster.
+    Static(ClusterLoadAssignment),
+    /// Every address of the names in the load assignment, kept fresh.
+    StrictDns {
+        /// Names and weights.
+        assignment: DnsAssignment,
+        /// How to resolve.
+        dns: Dns,
+    },
+    /// One address of one name for each new connection.
+    LogicalDns {
+        /// One name.
+        assignment: DnsAssignment,
+        /// How to resolve.
+        dns: Dns,
+    },
+    /// Over EDS.
+    Eds {
+        /// Name of the load assignment: `service_name` or the cluster's name.
+        service_name: Arc<str>,
+        /// How long warming waits. Default 15 s; `None`: for ever.
+        initial_fetch_timeout: Option<Duration>,
+    },
+    /// The connection's original destination.
+    OriginalDst {
+        /// Take the destination from this request header (`use_http_header`).
+        header: Option<http::HeaderName>,
+        /// Another port.
+        port_override: Option<u16>,
+    },
+}
+
+/// A load assignment of host names.
+pub type DnsAssignment = ClusterLoadAssignment;
+
+/// How names are resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dns {
+    /// Pause between look-ups. Default 5 s.
+    pub refresh_rate: Duration,
+    /// Random part added to the pause.
+    pub jitter: Duration,
+    /// Pause after a failure, growing; `None`: `refresh_rate`.
+    pub failure_refresh: Option<crate::listener::Backoff>,
+    /// The answer's TTL replaces the pause.
+    pub respect_ttl: bool,
+    /// Address families.
+    pub family: DnsFamily,
+}
+
+/// `dns_lookup_family`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DnsFamily {
+    /// IPv6, and IPv4 only when there is none.
+    #[default]
+    Auto,
+    /// IPv4.
+    V4Only,
+    /// IPv6.
+    V6Only,
+    /// IPv4, and IPv6 only when there is none.
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// Load balancing policy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LbPolicy {
+    /// In turn, by weight.
+    RoundRobin,
+    /// The least loaded of `choice_count` random ones; weighted round robin over load when weights differ.
+    LeastRequest {
+        /// Default 2.
+        choice_count: u32,
+        /// Exponent of active requests with unequal weights. Default 1.
+        active_request_bias: f64,
+    },
+    /// Any.
+    Random,
+    /// The cluster decides (ORIGINAL_DST).
+    ClusterProvided,
+}
+
+/// How the localities of a priority share the load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LocalityMode {
+    /// Localities don't matter; their weights are ignored.
+    #[default]
+    Flat,
+    /// By locality weight and health (`locality_weighted_lb_config`).
+    Weighted,
+}
+
+/// `circuit_breakers.thresholds` of one priority.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CircuitBreakers {
+    /// Default 1024.
+    pub max_connections: u32,
+    /// Requests waiting for a connection. Default 1024.
+    pub max_pending_requests: u32,
+    /// Default 1024.
+    pub max_requests: u32,
+    /// Parallel retries; used without a retry budget. Default 3.
+    pub max_retries: u32,
+    /// Limits retries by a share of the active requests.
+    pub retry_budget: Option<RetryBudget>,
+    /// Gauges of what remains.
+    pub track_remaining: bool,
+}
+
+impl Default for CircuitBreakers {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            track_remaining: false,
+        }
+    }
+}
+
+/// See [`CircuitBreakers::retry_budget`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Percentage of active requests. Default 20.
+    pub percent: f64,
+    /// Always allowed. Default 3.
+    pub min_concurrency: u32,
+}
+
+/// HTTP towards endpoints.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamHttp {
+    /// Which version.
+    pub protocol: UpstreamProtocol,
+    /// For both versions.
+    pub common: CommonHttpOptions,
+    /// HTTP/1.
+    pub http1: Http1Options,
+    /// HTTP/2.
+    pub http2: Http2Options,
+}
+
+/// HTTP version towards endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1 (the default).
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// That of the request.
+    Downstream,
+}
+
+/// Upstream transport.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum UpstreamTransport {
+    /// Plaintext.
+    Plaintext,
+}
+
+/// `core.v3.BindConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BindConfig {
+    /// Source addresses; the one of the endpoint's family is used (port 0: any).
+    pub source: Option<SocketAddr>,
+    /// For the other family.
+    pub extra_sources: Vec<SocketAddr>,
+    /// `IP_FREEBIND`.
+    pub freebind: bool,
+    /// Raw options, before `bind`.
+    pub socket_options: Vec<SocketOption>,
+}
+
+impl BindConfig {
+    /// Source address for a connection to `target`.
+    pub fn source_for(&self, target: SocketAddr) -> Option<SocketAddr> {
+        self.source
+            .into_iter()
+            .chain(self.extra_sources.iter().copied())
+            .find(|source| source.is_ipv4() == target.is_ipv4())
+    }
+}
+
+/// Envoy's `OutlierDetection`: consecutive failures. (Success rate and failure percentage are refused.)
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OutlierDetection {
+    /// Consecutive 5xx (and, unless split, local errors) before ejection. Default 5.
+    pub consecutive_5xx: u32,
+    /// Percentage of ejections enforced. Default 100.
+    pub enforcing_consecutive_5xx: u32,
+    /// Consecutive 502, 503, 504 before ejection. Default 5.
+    pub consecutive_gateway_failure: u32,
+    /// Default 0.
+    pub enforcing_consecutive_gateway_failure: u32,
+    /// Local errors are counted apart.
+    pub split_external_local_origin_errors: bool,
+    /// Consecutive local errors before ejection, when split. Default 5.
+    pub consecutive_local_origin_failure: u32,
+    /// Default 100.
+    pub enforcing_consecutive_local_origin_failure: u32,
+    /// Between sweeps that return hosts. Default 10 s.
+    pub interval: Duration,
+    /// Times the number of ejections. Default 30 s.
+    pub base_ejection_time: Duration,
+    /// Upper limit. Default 300 s or `base_ejection_time`, whichever is longer.
+    pub max_ejection_time: Duration,
+    /// Random part. Default 0.
+    pub max_ejection_time_jitter: Duration,
+    /// Most ejected hosts, percent. Default 10.
+    pub max_ejection_percent: u32,
+    /// One host may be ejected whatever the percentage. Default false.
+    pub always_eject_one_host: bool,
+}

@@ -1,0 +1,94 @@
+//! Load assignments.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::common::Fraction;
+
+/// Envoy's `ClusterLoadAssignment`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterLoadAssignment {
+    /// Name; xDS identity.
+    pub cluster_name: Arc<str>,
+    /// Localities by priority: index is the priority; gaps are empty.
+    pub priorities: Vec<Vec<LocalityEndpoints>>,
+    /// A priority counts as fully healthy at `100 / (this / 100)` percent healthy endpoints. Default 140.
+    pub overprovisioning_factor: u32,
+    /// Shares of requests dropped on purpose.
+    pub drop_overloads: Vec<DropOverload>,
+    /// Health of a priority counts weights instead of hosts.
+    pub weighted_priority_health: bool,
+}
+
+/// `Policy.DropOverload`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DropOverload {
+    /// Why, for stats.
+    pub category: Arc<str>,
+    /// How many.
+    pub drop: Fraction,
+}
+
+/// A locality of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Locality {
+    /// Region.
+    pub region: Arc<str>,
+    /// Zone.
+    pub zone: Arc<str>,
+    /// Sub-zone.
+    pub sub_zone: Arc<str>,
+}
+
+/// Envoy's `LocalityLbEndpoints`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalityEndpoints {
+    /// Where.
+    pub locality: Arc<Locality>,
+    /// Weight among localities with locality weighted balancing; `None`: takes no load there.
+    pub weight: Option<u32>,
+    /// The endpoints.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// Health as the management server sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HealthStatus {
+    /// Healthy or unknown.
+    #[default]
+    Healthy,
+    /// Takes traffic when there are no healthy ones.
+    Degraded,
+    /// Unhealthy or timed out.
+    Unhealthy,
+    /// On its way out: no new requests.
+    Draining,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointAddress {
+    /// An IP address and port.
+    Socket(SocketAddr),
+    /// A Unix socket's path.
+    Pipe(Arc<str>),
+    /// A name to resolve (STRICT_DNS and LOGICAL_DNS only).
+    Name(Arc<str>, u16),
+}
+
+/// Envoy's `LbEndpoint`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// Address.
+    pub address: EndpointAddress,
+    /// More addresses of the same endpoint, tried in turn.
+    pub additional_addresses: Vec<SocketAddr>,
+    /// Host name, for `auto_host_rewrite` and logs.
+    pub hostname: Option<Arc<str>>,
+    /// Weight, at least 1. Default 1.
+    pub weight: u32,
+    /// Health.
+    pub health: HealthStatus,
+    /// `filter_metadata` as JSON, for subsets and logs; `None` when empty.
+    pub metadata: Option<Arc<serde_json::Value>>,
+}

@@ -1,0 +1,235 @@
+//! Listeners and network filters.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::access_log::AccessLog;
+use crate::common::{ClusterRef, SocketOption, TcpKeepalive, TrafficDirection};
+use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
+use crate::hcm::HttpConnectionManager;
+
+/// A listener ready to run (Envoy's `listener.v3.Listener`).
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Name; xDS identity.
+    pub name: Arc<str>,
+    /// Address to bind, and what `use_original_dst` listeners hand connections over by. Port 0: any free port.
+    pub address: SocketAddr,
+    /// More addresses to bind.
+    pub additional_addresses: Vec<AdditionalAddress>,
+    /// Replaces the address in stat names.
+    pub stat_prefix: Option<Arc<str>>,
+    /// Filter chains by position; [`Self::chain_index`] chooses among them.
+    pub filter_chains: Vec<Arc<FilterChain>>,
+    /// Used when no chain matches. Without it the connection is closed.
+    pub default_filter_chain: Option<Arc<FilterChain>>,
+    /// Chooses a chain for a connection.
+    pub chain_index: FilterChainIndex,
+    /// Hand the connection to the listener bound (or configured with `bind_to_port: false`) on the original destination address.
+    pub use_original_dst: bool,
+    /// False: no socket; connections only come from a listener with `use_original_dst`.
+    pub bind_to_port: bool,
+    /// In order.
+    pub listener_filters: Vec<ListenerFilter>,
+    /// How long listener filters may take. Default 15 s; `None`: no limit.
+    pub listener_filters_timeout: Option<Duration>,
+    /// After the time-out: go on with what is known (true) or close (false).
+    pub continue_on_listener_filters_timeout: bool,
+    /// Soft limit for buffers of a connection, in bytes. Default 1 MiB.
+    pub per_connection_buffer_limit_bytes: u32,
+    /// What the traffic is.
+    pub traffic_direction: TrafficDirection,
+    /// `SO_REUSEPORT`, one socket for each worker. Default true.
+    pub reuse_port: bool,
+    /// Spread accepted connections evenly over workers under a lock (`exact_balance`).
+    pub exact_balance: bool,
+    /// `listen` backlog; `None`: the system's maximum.
+    pub tcp_backlog_size: Option<u32>,
+    /// Most connections accepted per readiness event; `None`: as many as there are.
+    pub max_connections_to_accept_per_socket_event: Option<u32>,
+    /// `TCP_FASTOPEN` queue length.
+    pub tcp_fast_open_queue_length: Option<u32>,
+    /// `IP_TRANSPARENT`.
+    pub transparent: bool,
+    /// `IP_FREEBIND`.
+    pub freebind: bool,
+    /// Raw options for the listening sockets.
+    pub socket_options: Vec<SocketOption>,
+    /// Keep-alive of accepted connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Drain only when removed or modified, not on health failure (`drain_type: MODIFY_ONLY`).
+    pub drain_modify_only: bool,
+    /// Logs for connections that reach no filter chain and for each connection's end at the listener level.
+    pub access_log: Vec<AccessLog>,
+}
+
+/// One more address of a listener.
+#[derive(Clone, Debug)]
+pub struct AdditionalAddress {
+    /// Address to bind.
+    pub address: SocketAddr,
+    /// Raw options for its sockets; `None`: those of the listener.
+    pub socket_options: Option<Vec<SocketOption>>,
+    /// Keep-alive; `None`: that of the listener.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+}
+
+/// A listener filter and when it does not run.
+#[derive(Clone, Debug)]
+pub struct ListenerFilter {
+    /// What it does.
+    pub kind: ListenerFilterKind,
+    /// Skipped for connections matching this.
+    pub disabled: Option<ConnectionPredicate>,
+}
+
+/// The listener filters that exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerFilterKind {
+    /// Restores the destination before redirection (`SO_ORIGINAL_DST`).
+    OriginalDst,
+    /// Peeks at the TLS ClientHello: transport protocol, SNI, ALPN.
+    TlsInspector,
+    /// Peeks at plaintext: `http/1.0`, `http/1.1` or `h2c`.
+    HttpInspector,
+}
+
+/// Envoy's `ListenerFilterChainMatchPredicate`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConnectionPredicate {
+    /// Every one holds.
+    All(Vec<ConnectionPredicate>),
+    /// One holds.
+    Any(Vec<ConnectionPredicate>),
+    /// It does not hold.
+    Not(Box<ConnectionPredicate>),
+    /// Always.
+    Always,
+    /// The (restored) destination port is in `start..end`.
+    DestinationPort {
+        /// First port.
+        start: u16,
+        /// First port after the range; 65 536 is possible.
+        end: u32,
+    },
+}
+
+impl ConnectionPredicate {
+    /// Whether it holds for a connection to this port.
+    pub fn holds(&self, destination_port: u16) -> bool {
+        match self {
+            Self::All(rules) => rules.iter().all(|rule| rule.holds(destination_port)),
+            Self::Any(rules) => rules.iter().any(|rule| rule.holds(destination_port)),
+            Self::Not(rule) => !rule.holds(destination_port),
+            Self::Always => true,
+            Self::DestinationPort { start, end } => {
+                (u32::from(*start)..*end).contains(&u32::from(destination_port))
+            }
+        }
+    }
+}
+
+/// What happens to a connection once chosen (Envoy's `FilterChain`).
+#[derive(Clone, Debug)]
+pub struct FilterChain {
+    /// Name, for logs and dumps; may be empty.
+    pub name: Arc<str>,
+    /// Which connections it takes.
+    pub matching: FilterChainMatch,
+    /// TLS of the downstream connection. Only plaintext for now: anything else is refused by the conversion.
+    pub transport: DownstreamTransport,
+    /// How long the handshake may take. Default 0 in the API: no limit.
+    pub transport_socket_connect_timeout: Option<Duration>,
+    /// Filters that run before the terminal one. None are supported yet, so this is empty.
+    pub filters: Vec<NetworkFilter>,
+    /// The last filter, which takes the connection. `None`: an empty chain; the connection is closed at once, as with Envoy.
+    pub terminal: Option<TerminalFilter>,
+}
+
+/// Downstream transport.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DownstreamTransport {
+    /// Plaintext (`envoy.transport_sockets.raw_buffer` or none).
+    Plaintext,
+}
+
+/// A network filter that is not terminal (RBAC and the like, later).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum NetworkFilter {}
+
+/// The filter that takes the connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum TerminalFilter {
+    /// HTTP.
+    Http(Arc<HttpConnectionManager>),
+    /// TCP to a cluster.
+    Tcp(Arc<TcpProxy>),
+    /// Sends back what it gets (`envoy.filters.network.echo`).
+    Echo,
+    /// Sends these bytes and closes (`envoy.filters.network.direct_response`).
+    DirectResponse(Arc<[u8]>),
+}
+
+/// Envoy's `tcp_proxy.v3.TcpProxy`.
+#[derive(Clone, Debug)]
+pub struct TcpProxy {
+    /// Prefix of its stats.
+    pub stat_prefix: Arc<str>,
+    /// Clusters with weights; never empty. One entry for a plain `cluster`.
+    pub targets: Vec<TcpTarget>,
+    /// Sum of the weights.
+    pub total_weight: u64,
+    /// Distinct cluster names, by [`ClusterRef::index`].
+    pub clusters: Vec<Arc<str>>,
+    /// Closes a connection on which nothing moved for so long. Default 1 h; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// Closes a connection after so long.
+    pub max_downstream_connection_duration: Option<Duration>,
+    /// Connection attempts before giving up. Default 1.
+    pub max_connect_attempts: u32,
+    /// Pause between attempts. `None`: none.
+    pub backoff: Option<Backoff>,
+    /// Logs, one line for a connection (and more with the options).
+    pub access_log: Vec<AccessLog>,
+    /// Extra log line at this interval while connected.
+    pub access_log_flush_interval: Option<Duration>,
+    /// Extra log line when the upstream connection is up.
+    pub flush_access_log_on_connected: bool,
+}
+
+/// A cluster of a TCP proxy.
+#[derive(Clone, Debug)]
+pub struct TcpTarget {
+    /// Which cluster.
+    pub cluster: ClusterRef,
+    /// Its share of [`TcpProxy::total_weight`].
+    pub weight: u32,
+}
+
+impl TcpProxy {
+    /// The cluster for a new connection. `random` is uniformly distributed.
+    pub fn pick(&self, random: u64) -> &ClusterRef {
+        let mut left = random % self.total_weight.max(1);
+        for target in &self.targets {
+            let weight = u64::from(target.weight);
+            if left < weight {
+                return &target.cluster;
+            }
+            left -= weight;
+        }
+        &self.targets[self.targets.len() - 1].cluster
+    }
+}
+
+/// Exponential back-off with full jitter, Envoy's `BackoffStrategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// First interval.
+    pub base: Duration,
+    /// Longest interval.
+    pub max: Duration,
+}

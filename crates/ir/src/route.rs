@@ -1,0 +1,363 @@
+//! Route configurations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::common::{ClusterRef, Fraction};
+use crate::format::TextFormat;
+use crate::headers::HeaderMutations;
+use crate::listener::Backoff;
+use crate::matcher::{FullRegex, HeaderMatcher, QueryParameterMatcher};
+use crate::route_table::RouteTable;
+
+/// Envoy's `route.v3.RouteConfiguration`.
+#[derive(Clone, Debug)]
+pub struct RouteConfiguration {
+    /// Name; xDS identity.
+    pub name: Arc<str>,
+    /// Virtual hosts and their indexes.
+    pub table: RouteTable,
+    /// Removed from requests that are not internal.
+    pub internal_only_headers: Vec<HeaderName>,
+    /// For every request.
+    pub request_headers: HeaderMutations,
+    /// For every response.
+    pub response_headers: HeaderMutations,
+    /// True: outer levels mutate first, so the most specific level wins. Default false: Envoy applies weighted cluster, route, virtual host,
+    /// then table, so the table wins.
+    pub most_specific_header_mutations_wins: bool,
+    /// Longest direct response body in bytes. Default 4096.
+    pub max_direct_response_body_size_bytes: u32,
+}
+
+/// Envoy's `VirtualHost`.
+#[derive(Clone, Debug)]
+pub struct VirtualHost {
+    /// Name.
+    pub name: Arc<str>,
+    /// Domains as configured.
+    pub domains: Vec<Box<str>>,
+    /// In order; the first that matches is used.
+    pub routes: Vec<Arc<Route>>,
+    /// Plaintext requests are redirected.
+    pub require_tls: RequireTls,
+    /// For requests.
+    pub request_headers: HeaderMutations,
+    /// For responses.
+    pub response_headers: HeaderMutations,
+    /// Sends `x-envoy-attempt-count` upstream.
+    pub include_request_attempt_count: bool,
+    /// Sends `x-envoy-attempt-count` downstream.
+    pub include_attempt_count_in_response: bool,
+    /// For routes without their own.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
+}
+
+/// `require_tls`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RequireTls {
+    /// Plaintext is fine.
+    #[default]
+    None,
+    /// External plaintext requests are redirected.
+    ExternalOnly,
+    /// All plaintext requests are redirected.
+    All,
+}
+
+/// Envoy's `Route`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Name; may be empty.
+    pub name: Arc<str>,
+    /// Which requests.
+    pub matching: RouteMatcher,
+    /// What happens to them.
+    pub action: Action,
+    /// For requests.
+    pub request_headers: HeaderMutations,
+    /// For responses.
+    pub response_headers: HeaderMutations,
+}
+
+/// Envoy's `RouteMatch`. All members must match.
+#[derive(Clone, Debug)]
+pub struct RouteMatcher {
+    /// The path without the query.
+    pub path: PathMatcher,
+    /// Headers.
+    pub headers: Vec<HeaderMatcher>,
+    /// Query parameters.
+    pub query_parameters: Vec<QueryParameterMatcher>,
+    /// Only this share of the requests.
+    pub runtime_fraction: Option<Fraction>,
+    /// Only gRPC requests (`content-type: application/grpc…`).
+    pub grpc: bool,
+}
+
+/// How the path must look.
+#[derive(Clone, Debug)]
+pub enum PathMatcher {
+    /// Begins so.
+    Prefix {
+        /// The prefix; in lower case when case is ignored.
+        value: Box<str>,
+        /// Case matters.
+        case_sensitive: bool,
+    },
+    /// Is exactly so.
+    Exact {
+        /// The path; in lower case when case is ignored.
+        value: Box<str>,
+        /// Case matters.
+        case_sensitive: bool,
+    },
+    /// Begins so, and ends there or goes on with `/`.
+    SeparatedPrefix {
+        /// The prefix; in lower case when case is ignored.
+        value: Box<str>,
+        /// Case matters.
+        case_sensitive: bool,
+    },
+    /// Matches in whole.
+    Regex(FullRegex),
+}
+
+/// What happens to a matching request.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Goes to a cluster.
+    Forward(Box<Forward>),
+    /// Is redirected.
+    Redirect(Box<Redirect>),
+    /// Is answered.
+    DirectResponse(DirectResponse),
+    /// For filters only; the router answers 404.
+    NonForwarding,
+}
+
+/// Envoy's `RouteAction`.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    /// Where to.
+    pub cluster: ClusterSpecifier,
+    /// Status when the cluster does not exist. Default 503.
+    pub cluster_not_found_status: StatusCode,
+    /// Changes to the path.
+    pub path_rewrite: PathRewrite,
+    /// Changes to the authority.
+    pub host_rewrite: HostRewrite,
+    /// Keeps the old authority in `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+    /// Until the whole response. Default 15 s; `None`: no limit.
+    pub timeout: Option<Duration>,
+    /// Overrides the connection manager's stream idle time-out; `Some(None)`: disabled.
+    pub idle_timeout: Option<Option<Duration>>,
+    /// Retries; `None`: the virtual host's.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// High priority uses the second set of circuit breakers.
+    pub high_priority: bool,
+    /// Overrides the connection manager's upgrades.
+    pub upgrades: Vec<crate::hcm::UpgradeConfig>,
+    /// Limits on streams.
+    pub max_stream_duration: Option<MaxStreamDuration>,
+}
+
+/// `RouteAction.MaxStreamDuration`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// Overrides the connection manager's; `Some(None)`: no limit.
+    pub max_stream_duration: Option<Option<Duration>>,
+    /// Take `grpc-timeout`, at most this; `Some(None)`: without an upper limit.
+    pub grpc_timeout_header_max: Option<Option<Duration>>,
+    /// Subtracted from `grpc-timeout`.
+    pub grpc_timeout_header_offset: Option<Duration>,
+}
+
+/// Which cluster.
+#[derive(Clone, Debug)]
+pub enum ClusterSpecifier {
+    /// This one.
+    Cluster(ClusterRef),
+    /// The one named in this request header; without the header 503 (or the configured status).
+    Header(HeaderName),
+    /// One of several.
+    Weighted(WeightedClusters),
+}
+
+/// Envoy's `WeightedCluster`.
+#[derive(Clone, Debug)]
+pub struct WeightedClusters {
+    /// The clusters.
+    pub clusters: Vec<WeightedCluster>,
+    /// Sum of the weights, at least 1.
+    pub total_weight: u64,
+    /// Takes the random number from this header (a decimal integer), for consistent choices across hops.
+    pub random_header: Option<HeaderName>,
+}
+
+/// One of the weighted clusters.
+#[derive(Clone, Debug)]
+pub struct WeightedCluster {
+    /// Which.
+    pub cluster: WeightedTarget,
+    /// Its share.
+    pub weight: u32,
+    /// For requests.
+    pub request_headers: HeaderMutations,
+    /// For responses.
+    pub response_headers: HeaderMutations,
+    /// Overrides the route's.
+    pub host_rewrite: Option<HeaderValue>,
+}
+
+/// The cluster of a weighted entry.
+#[derive(Clone, Debug)]
+pub enum WeightedTarget {
+    /// By name.
+    Cluster(ClusterRef),
+    /// By request header.
+    Header(HeaderName),
+}
+
+/// Changes to the path.
+#[derive(Clone, Debug)]
+pub enum PathRewrite {
+    /// None.
+    None,
+    /// Replaces the matched prefix (or the whole path, for exact and regex matches); the query stays.
+    Prefix(Box<str>),
+    /// Replaces every match of the pattern in the path; the query stays.
+    Regex(RegexRewrite),
+    /// Replaces the path by a rendered format; the query stays.
+    Path(TextFormat),
+}
+
+/// A pattern and what its matches become.
+#[derive(Clone, Debug)]
+pub struct RegexRewrite {
+    /// The pattern, anywhere in the text.
+    pub(crate) pattern: regex::Regex,
+    /// Replacement in the `regex` crate's notation.
+    pub(crate) replacement: Box<str>,
+}
+
+/// Changes to the authority.
+#[derive(Clone, Debug)]
+pub enum HostRewrite {
+    /// None.
+    None,
+    /// This.
+    Literal(HeaderValue),
+    /// The hostname of the chosen endpoint (DNS clusters).
+    Auto,
+    /// The value of this request header, when there.
+    Header(HeaderName),
+    /// The path (without the query) rewritten.
+    PathRegex(RegexRewrite),
+    /// A rendered format.
+    Format(TextFormat),
+}
+
+/// Envoy's `RedirectAction`.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    /// Another scheme.
+    pub scheme: Option<Box<str>>,
+    /// Another host.
+    pub host: Option<Box<str>>,
+    /// Another port.
+    pub port: Option<u16>,
+    /// Another path.
+    pub path: PathRedirect,
+    /// Status: 301, 302, 303, 307 or 308.
+    pub status: StatusCode,
+    /// Drops the query.
+    pub strip_query: bool,
+}
+
+/// The path of a redirect.
+#[derive(Clone, Debug)]
+pub enum PathRedirect {
+    /// The request's.
+    Keep,
+    /// This path; its own query, when it has one, replaces the request's.
+    Path(Box<str>),
+    /// With the matched prefix replaced.
+    Prefix(Box<str>),
+    /// Rewritten.
+    Regex(RegexRewrite),
+}
+
+/// Envoy's `DirectResponseAction`.
+#[derive(Clone, Debug)]
+pub struct DirectResponse {
+    /// Status.
+    pub status: StatusCode,
+    /// Body; may be empty.
+    pub body: Arc<[u8]>,
+}
+
+/// Conditions of [`RetryPolicy::on`]. Source: Envoy's router filter page, `x-envoy-retry-on` and `x-envoy-retry-grpc-on`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RetryOn {
+    /// `5xx` (also resets and time-outs)
+    pub server_error: bool,
+    /// `gateway-error`: 502, 503, 504
+    pub gateway_error: bool,
+    /// `reset`
+    pub reset: bool,
+    /// `reset-before-request`
+    pub reset_before_request: bool,
+    /// `connect-failure`
+    pub connect_failure: bool,
+    /// `envoy-ratelimited`
+    pub envoy_ratelimited: bool,
+    /// `retriable-4xx`: 409
+    pub retriable_4xx: bool,
+    /// `refused-stream`
+    pub refused_stream: bool,
+    /// `retriable-status-codes`
+    pub retriable_status_codes: bool,
+    /// `retriable-headers`
+    pub retriable_headers: bool,
+    /// `http3-post-connect-failure`: nothing to do without HTTP/3
+    pub http3_post_connect_failure: bool,
+    /// `cancelled` (gRPC)
+    pub grpc_cancelled: bool,
+    /// `deadline-exceeded` (gRPC)
+    pub grpc_deadline_exceeded: bool,
+    /// `internal` (gRPC)
+    pub grpc_internal: bool,
+    /// `resource-exhausted` (gRPC)
+    pub grpc_resource_exhausted: bool,
+    /// `unavailable` (gRPC)
+    pub grpc_unavailable: bool,
+}
+
+/// Envoy's `RetryPolicy`.
+#[derive(Clone, Debug)]
+pub struct RetryPolicy {
+    /// Conditions.
+    pub on: RetryOn,
+    /// Attempts after the first. Default 1.
+    pub num_retries: u32,
+    /// For each attempt; `None`: only the route's time-out.
+    pub per_try_timeout: Option<Duration>,
+    /// No byte from upstream for so long.
+    pub per_try_idle_timeout: Option<Duration>,
+    /// Prefer hosts that were not tried (`envoy.retry_host_predicates.previous_hosts`).
+    pub avoid_previous_hosts: bool,
+    /// How often to ask the balancer for such a host. Default 1.
+    pub host_selection_max_attempts: u32,
+    /// For [`RetryOn::retriable_status_codes`].
+    pub retriable_status_codes: Vec<u16>,
+    /// For [`RetryOn::retriable_headers`]: response headers.
+    pub retriable_headers: Vec<HeaderMatcher>,
+    /// Retries only requests that match one of these; empty: all.
+    pub retriable_request_headers: Vec<HeaderMatcher>,
+    /// Pause between attempts. Default 25 ms to 250 ms.
+    pub backoff: Backoff,
+}
