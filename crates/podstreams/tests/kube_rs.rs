@@ -37,13 +37,13 @@ async fn finish(mut process: AttachedProcess) -> (String, String, String) {
 #[tokio::test]
 async fn commands_have_output_and_exit_codes() {
     let pods = pods().await;
-    let cases: [(&[&str], (&str, &str, &str)); 4] = [
-        (&["echo", "a b&c=d"], ("a b&c=d\n", "", "")),
-        (&["both"], ("to stdout\n", "to stderr\n", "")),
-        (&["exit", "3"], ("", "", "3")),
-        (&["no-such-command"], ("", "", "127")),
+    let cases = [
+        (vec!["echo", "a b&c=d"], "a b&c=d\n", "", ""),
+        (vec!["both"], "to stdout\n", "to stderr\n", ""),
+        (vec!["exit", "3"], "", "", "3"),
+        (vec!["no-such-command"], "", "", "127"),
     ];
-    for (command, (out, err, code)) in cases {
+    for (command, out, err, code) in cases {
         let process = pods.exec("web", command.iter().copied(), &AttachParams::default()).await.unwrap();
         assert_eq!(finish(process).await, (out.to_owned(), err.to_owned(), code.to_owned()), "{command:?}");
     }
