@@ -1,0 +1,77 @@
+//! Istio's configuration objects as the world keeps them.
+use std::hash::{Hash, Hasher};
+
+use lateen_api::{DestinationRuleSpec, GatewaySpec, Kind, VirtualServiceSpec};
+
+use crate::digest::{Digest, digest_of};
+use crate::name::ObjectName;
+
+/// A VirtualService.
+pub type VirtualService = Config<VirtualServiceSpec>;
+/// A DestinationRule.
+pub type DestinationRule = Config<DestinationRuleSpec>;
+/// A Gateway.
+pub type Gateway = Config<GatewaySpec>;
+
+/// A configuration object. Equality and hash go by name and content digest, so that comparing and keying caches is cheap.
+#[derive(Clone, Debug)]
+pub struct Config<S> {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Creation time, seconds since 1970; 0 when unknown.
+    pub created: i64,
+    /// `metadata.generation`; 0 when unknown.
+    pub generation: i64,
+    /// Digest of the spec.
+    pub digest: Digest,
+    /// The spec.
+    pub spec: S,
+}
+
+impl<S: Kind> Config<S> {
+    /// Takes over a Kubernetes object.
+    pub fn new(object: lateen_api::Object<S>) -> Self {
+        let metadata = &object.metadata;
+        // Map keys are strings and numbers finite, the only reasons for serialization to fail.
+        let bytes = serde_json::to_vec(&object.spec).unwrap_or_default();
+        Self {
+            name: ObjectName::of(metadata),
+            created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            generation: metadata.generation.unwrap_or_default(),
+            digest: digest_of(bytes.as_slice()),
+            spec: object.spec,
+        }
+    }
+
+    /// The path Istio puts into Envoy metadata and `proxy-config` shows:
+    /// `/apis/networking.istio.io/v1/namespaces/NS/KIND/NAME`.
+    pub fn config_path(&self) -> String {
+        let mut kind = String::new();
+        for (index, letter) in S::KIND.chars().enumerate() {
+            if letter.is_ascii_uppercase() && index > 0 {
+                kind.push('-');
+            }
+            kind.push(letter.to_ascii_lowercase());
+        }
+        let (group, version) = (S::GROUP, S::VERSIONS[0]);
+        format!("/apis/{group}/{version}/namespaces/{}/{kind}/{}", self.name.namespace, self.name.name)
+    }
+}
+
+impl<S> PartialEq for Config<S> {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.digest == other.digest
+            && self.created == other.created
+            && self.generation == other.generation
+    }
+}
+
+impl<S> Eq for Config<S> {}
+
+impl<S> Hash for Config<S> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+        self.digest.hash(state);
+    }
+}

@@ -1,0 +1,68 @@
+//! What changed between two worlds.
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::hostname::Hostname;
+use crate::name::ObjectName;
+
+/// What changed. Empty when an object changed in a way that is of no concern to the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Services that came, went, or changed in anything but endpoints.
+    pub services: BTreeSet<Hostname>,
+    /// Services whose endpoints changed.
+    pub endpoints: BTreeSet<Hostname>,
+    /// VirtualServices.
+    pub virtual_services: BTreeSet<ObjectName>,
+    /// DestinationRules.
+    pub destination_rules: BTreeSet<ObjectName>,
+    /// Hosts those DestinationRules were and are about; may be wildcards.
+    pub destination_rule_hosts: BTreeSet<String>,
+    /// Gateways.
+    pub gateways: BTreeSet<ObjectName>,
+    /// Pods whose address, labels, service account, node or ports changed.
+    pub pods: BTreeSet<ObjectName>,
+    /// Namespaces whose labels changed.
+    pub namespaces: BTreeSet<Arc<str>>,
+    /// Whether mesh config changed.
+    pub mesh: bool,
+    /// Objects that were not taken over; the previous state stays.
+    pub problems: Vec<Problem>,
+}
+
+/// An object that was not taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The object, for example `ConfigMap istio-system/istio`.
+    pub object: String,
+    /// Why, and what to do.
+    pub message: String,
+}
+
+impl Delta {
+    /// Whether nothing changed (there may be problems).
+    pub fn is_empty(&self) -> bool {
+        !self.mesh
+            && self.services.is_empty()
+            && self.endpoints.is_empty()
+            && self.virtual_services.is_empty()
+            && self.destination_rules.is_empty()
+            && self.gateways.is_empty()
+            && self.pods.is_empty()
+            && self.namespaces.is_empty()
+    }
+
+    /// Adds what another delta says.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.endpoints.extend(other.endpoints);
+        self.virtual_services.extend(other.virtual_services);
+        self.destination_rules.extend(other.destination_rules);
+        self.destination_rule_hosts.extend(other.destination_rule_hosts);
+        self.gateways.extend(other.gateways);
+        self.pods.extend(other.pods);
+        self.namespaces.extend(other.namespaces);
+        self.mesh |= other.mesh;
+        self.problems.extend(other.problems);
+    }
+}

@@ -1,0 +1,184 @@
+//! Endpoints of services, from EndpointSlices and the pods they name.
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use crate::hostname::Hostname;
+use crate::name::ObjectName;
+use crate::pod::{Labels, Pod};
+
+/// The endpoints of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceEndpoints {
+    /// The service.
+    pub hostname: Hostname,
+    /// Endpoints by the service port's name (empty for an unnamed port), sorted by address and port.
+    pub by_port: BTreeMap<String, Vec<Endpoint>>,
+}
+
+/// One address and port behind a service port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Whether it may get traffic.
+    pub health: Health,
+    /// The pod behind it, when known.
+    pub pod: Option<ObjectName>,
+    /// Labels of the pod.
+    pub labels: Labels,
+    /// Workload that owns the pod.
+    pub workload: String,
+    /// Service account of the pod.
+    pub service_account: String,
+    /// Node it runs on.
+    pub node: String,
+    /// Where it is.
+    pub locality: Locality,
+}
+
+/// Whether an endpoint may get traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Health {
+    /// Ready.
+    Healthy,
+    /// Not ready.
+    Unhealthy,
+    /// Terminating but still serving: it finishes what it has, and gets nothing new.
+    Draining,
+}
+
+/// Region, zone and sub-zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Locality {
+    /// Region.
+    pub region: String,
+    /// Zone.
+    pub zone: String,
+    /// Sub-zone.
+    pub sub_zone: String,
+}
+
+impl Locality {
+    /// From a node's labels.
+    pub fn of_node(labels: &BTreeMap<String, String>) -> Self {
+        let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
+        Self {
+            region: get("topology.kubernetes.io/region"),
+            zone: get("topology.kubernetes.io/zone"),
+            sub_zone: get("topology.istio.io/subzone"),
+        }
+    }
+}
+
+/// One EndpointSlice, reduced to what matters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Slice {
+    pub(crate) service: ObjectName,
+    ports: Vec<(String, u16)>,
+    endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct SliceEndpoint {
+    addresses: Vec<IpAddr>,
+    health: Health,
+    pod: Option<ObjectName>,
+    node: String,
+}
+
+impl Slice {
+    /// Takes over an EndpointSlice; none when it belongs to no service or lists DNS names.
+    pub(crate) fn new(object: &discovery::EndpointSlice) -> Option<Self> {
+        let service = object.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        if object.address_type == "FQDN" {
+            return None;
+        }
+        let ports = object
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
+            .collect();
+        let endpoints =
+            object.endpoints.iter().flatten().map(|endpoint| SliceEndpoint::new(endpoint, namespace));
+        Some(Self { service: ObjectName::new(namespace, service), ports, endpoints: endpoints.collect() })
+    }
+
+    /// The pods its endpoints refer to.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &ObjectName> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref())
+    }
+}
+
+impl SliceEndpoint {
+    fn new(endpoint: &discovery::Endpoint, namespace: &str) -> Self {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        // "nil should be interpreted as true" (EndpointConditions.ready).
+        let health = match (conditions.ready, conditions.serving, conditions.terminating) {
+            (None | Some(true), _, _) => Health::Healthy,
+            (Some(false), Some(true), Some(true)) => Health::Draining,
+            _ => Health::Unhealthy,
+        };
+        let pod = endpoint
+            .target_ref
+            .as_ref()
+            .filter(|target| target.kind.as_deref() == Some("Pod"))
+            .and_then(|target| Some(ObjectName::new(namespace, target.name.as_deref()?)));
+        Self {
+            addresses: endpoint.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
+            health,
+            pod,
+            node: endpoint.node_name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl ServiceEndpoints {
+    /// Puts a service's slices together with what is known of pods and nodes.
+    pub(crate) fn build<'a>(
+        hostname: Hostname,
+        slices: impl Iterator<Item = &'a Slice>,
+        pod: impl Fn(&ObjectName) -> Option<&'a Arc<Pod>>,
+        locality: impl Fn(&str) -> Option<&'a Locality>,
+    ) -> Self {
+        let mut by_port: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
+        for slice in slices {
+            for endpoint in &slice.endpoints {
+                let pod = endpoint.pod.as_ref().and_then(&pod);
+                let node = pod.map_or(&endpoint.node, |pod| &pod.node);
+                for &address in &endpoint.addresses {
+                    for (name, port) in &slice.ports {
+                        by_port.entry(name.clone()).or_default().push(Endpoint {
+                            address,
+                            port: *port,
+                            health: endpoint.health,
+                            pod: endpoint.pod.clone(),
+                            labels: pod.map(|pod| pod.labels.clone()).unwrap_or_default(),
+                            workload: pod.map(|pod| pod.workload.clone()).unwrap_or_default(),
+                            service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),
+                            node: node.clone(),
+                            locality: locality(node).cloned().unwrap_or_default(),
+                        });
+                    }
+                }
+            }
+        }
+        // One address may be in two slices while endpoints move between them: the first, the healthy one, counts.
+        for endpoints in by_port.values_mut() {
+            endpoints.sort();
+            endpoints.dedup_by(|a, b| a.address == b.address && a.port == b.port);
+        }
+        Self { hostname, by_port }
+    }
+
+    /// The endpoints of the service port with this name.
+    pub fn of_port(&self, name: &str) -> &[Endpoint] {
+        self.by_port.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+}

@@ -1,0 +1,140 @@
+//! Services.
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::hostname::Hostname;
+use crate::name::ObjectName;
+use crate::pod::Labels;
+use crate::protocol::Protocol;
+use crate::visibility::Visibility;
+
+/// Annotation of a Service with its visibility.
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
+/// A service of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// `name.namespace.svc.domain`.
+    pub hostname: Hostname,
+    /// Namespace and name of the Kubernetes Service.
+    pub name: ObjectName,
+    /// Creation time, seconds since 1970.
+    pub created: i64,
+    /// Virtual addresses; none when headless.
+    pub addresses: Vec<IpAddr>,
+    /// How an endpoint is chosen.
+    pub resolution: Resolution,
+    /// Ports in the Service's order.
+    pub ports: Vec<ServicePort>,
+    /// Labels of the pods behind it; empty when endpoints are managed by hand.
+    pub selector: Labels,
+    /// Who may see it.
+    pub visibility: Visibility,
+}
+
+/// How an endpoint of a service is chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Resolution {
+    /// The proxy balances over the known endpoints.
+    ClientSide,
+    /// Headless: the caller chose an address, which is kept.
+    Passthrough,
+    /// `ExternalName`: an alias of this DNS name.
+    Alias(String),
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServicePort {
+    /// Name; empty when the Service has a single unnamed port.
+    pub name: String,
+    /// Number.
+    pub port: u16,
+    /// The pods' port.
+    pub target: TargetPort,
+    /// Protocol, declared or to be detected.
+    pub protocol: Protocol,
+}
+
+/// The port of the pods behind a service port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TargetPort {
+    /// By number.
+    Number(u16),
+    /// By the name of a container port.
+    Name(String),
+}
+
+impl Service {
+    /// Takes over a Kubernetes Service.
+    pub fn new(object: &core::Service, domain: &str, default_export_to: &[String]) -> Self {
+        let name = ObjectName::of(&object.metadata);
+        let spec = object.spec.clone().unwrap_or_default();
+        let addresses: Vec<IpAddr> = spec
+            .cluster_ips
+            .or_else(|| spec.cluster_ip.map(|ip| vec![ip]))
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
+        let resolution = if spec.type_.as_deref() == Some("ExternalName") {
+            Resolution::Alias(spec.external_name.unwrap_or_default())
+        } else if addresses.is_empty() {
+            Resolution::Passthrough
+        } else {
+            Resolution::ClientSide
+        };
+        let export_to: Vec<String> = object
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(EXPORT_TO))
+            .map(|list| list.split(',').map(|entry| entry.trim().to_owned()).collect())
+            .unwrap_or_default();
+        Self {
+            hostname: format!("{}.{}.svc.{domain}", name.name, name.namespace).into(),
+            created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            addresses,
+            resolution,
+            ports: spec.ports.unwrap_or_default().iter().filter_map(ServicePort::new).collect(),
+            selector: spec.selector.unwrap_or_default().into(),
+            visibility: Visibility::parse(&export_to, default_export_to, &name.namespace),
+            name,
+        }
+    }
+
+    /// The port with this number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+
+    /// Ports the mesh carries: everything but UDP.
+    pub fn mesh_ports(&self) -> impl Iterator<Item = &ServicePort> {
+        self.ports.iter().filter(|port| port.protocol != Protocol::Udp)
+    }
+
+    /// Whether it has no virtual address and callers connect to its pods directly.
+    pub fn is_headless(&self) -> bool {
+        self.resolution == Resolution::Passthrough
+    }
+}
+
+impl ServicePort {
+    fn new(port: &core::ServicePort) -> Option<Self> {
+        let number = u16::try_from(port.port).ok()?;
+        let name = port.name.clone().unwrap_or_default();
+        let target = match &port.target_port {
+            Some(IntOrString::Int(target)) if *target > 0 => TargetPort::Number(u16::try_from(*target).ok()?),
+            Some(IntOrString::String(target)) if !target.is_empty() => match target.parse() {
+                Ok(target) => TargetPort::Number(target),
+                Err(_) => TargetPort::Name(target.clone()),
+            },
+            _ => TargetPort::Number(number),
+        };
+        let transport = port.protocol.as_deref().unwrap_or("TCP");
+        let protocol = Protocol::of_port(number, &name, port.app_protocol.as_deref(), transport);
+        Some(Self { name, port: number, target, protocol })
+    }
+}

@@ -1,0 +1,403 @@
+//! The typed store: takes objects, keeps the world current, and says what changed.
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use lateen_api::MeshConfig;
+use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
+
+use crate::config::{Config, DestinationRule};
+use crate::delta::{Delta, Problem};
+use crate::endpoint::{Locality, ServiceEndpoints, Slice};
+use crate::hostname::{Hostname, resolve_host};
+use crate::name::ObjectName;
+use crate::pod::{Pod, PodPhase};
+use crate::service::Service;
+use crate::world::{Index, World};
+
+/// An object the mesh's configuration is made of.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// A Service.
+    Service(Box<core::Service>),
+    /// An EndpointSlice.
+    EndpointSlice(Box<EndpointSlice>),
+    /// A Pod.
+    Pod(Box<core::Pod>),
+    /// A Namespace.
+    Namespace(Box<core::Namespace>),
+    /// A Node.
+    Node(Box<core::Node>),
+    /// A ConfigMap; only the mesh config is of interest.
+    ConfigMap(Box<core::ConfigMap>),
+    /// A Gateway.
+    Gateway(Box<lateen_api::Gateway>),
+    /// A VirtualService.
+    VirtualService(Box<lateen_api::VirtualService>),
+    /// A DestinationRule.
+    DestinationRule(Box<lateen_api::DestinationRule>),
+}
+
+/// A change of one object.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// It was created or changed.
+    Applied(Object),
+    /// It was deleted.
+    Deleted(Object),
+}
+
+/// What a store needs to know.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Domain of service names. Default `cluster.local`.
+    pub domain: String,
+    /// Namespace of the ConfigMap with mesh config. Default `istio-system`.
+    pub root_namespace: String,
+    /// Mesh config until that ConfigMap is seen, and when it is deleted.
+    pub mesh: MeshConfig,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            mesh: MeshConfig::default(),
+        }
+    }
+}
+
+/// Takes objects in any order and keeps the [`World`] they make. What the world is depends only on the objects, not on
+/// the order in which they came.
+#[derive(Debug)]
+pub struct Store {
+    options: StoreOptions,
+    world: World,
+    index_is_stale: bool,
+    slices: BTreeMap<ObjectName, Slice>,
+    slices_of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    services_of_pod: BTreeMap<ObjectName, BTreeMap<ObjectName, usize>>,
+    /// As given, to build services anew when mesh config changes their default visibility.
+    raw_services: BTreeMap<ObjectName, Box<core::Service>>,
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new(options: StoreOptions) -> Self {
+        let world = World::new(&options.domain, options.mesh.clone());
+        Self {
+            options,
+            world,
+            index_is_stale: false,
+            slices: BTreeMap::new(),
+            slices_of_service: BTreeMap::new(),
+            services_of_pod: BTreeMap::new(),
+            raw_services: BTreeMap::new(),
+        }
+    }
+
+    /// The current world.
+    pub fn world(&mut self) -> Arc<World> {
+        if self.index_is_stale {
+            self.world.index = Arc::new(Index::build(&self.world));
+            self.index_is_stale = false;
+        }
+        Arc::new(self.world.clone())
+    }
+
+    /// Takes over one change.
+    pub fn apply(&mut self, event: Event) -> Delta {
+        let mut delta = Delta::default();
+        match event {
+            Event::Applied(object) => self.applied(object, &mut delta),
+            Event::Deleted(object) => self.deleted(&object, &mut delta),
+        }
+        if !delta.is_empty() {
+            self.world.version += 1;
+        }
+        delta
+    }
+
+    fn applied(&mut self, object: Object, delta: &mut Delta) {
+        match object {
+            Object::Service(service) => {
+                self.set_service(ObjectName::of(&service.metadata), Some(service), delta)
+            }
+            Object::EndpointSlice(slice) => {
+                self.set_slice(&ObjectName::of(&slice.metadata), Slice::new(&slice), delta);
+            }
+            Object::Pod(pod) => {
+                self.set_pod(ObjectName::of(&pod.metadata), Some(Arc::new(Pod::new(&pod))), delta)
+            }
+            Object::Namespace(namespace) => {
+                let name: Arc<str> = namespace.metadata.name.unwrap_or_default().into();
+                let labels = Arc::new(namespace.metadata.labels.unwrap_or_default());
+                if self.world.namespaces.get(&name) != Some(&labels) {
+                    self.world.namespaces.insert(name.clone(), labels);
+                    delta.namespaces.insert(name);
+                }
+            }
+            Object::Node(node) => {
+                let labels = node.metadata.labels.unwrap_or_default();
+                self.set_node(
+                    node.metadata.name.unwrap_or_default().into(),
+                    Some(Locality::of_node(&labels)),
+                    delta,
+                );
+            }
+            Object::ConfigMap(map) => {
+                if self.is_mesh_config(&map) {
+                    let text = map.data.as_ref().and_then(|data| data.get(CONFIG_KEY)).map(String::as_str);
+                    self.set_mesh(text, delta);
+                }
+            }
+            Object::Gateway(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.gateways.get(&config.name) != Some(&config) {
+                    delta.gateways.insert(config.name.clone());
+                    self.world.gateways.insert(config.name.clone(), config);
+                }
+            }
+            Object::VirtualService(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.virtual_services.get(&config.name) != Some(&config) {
+                    delta.virtual_services.insert(config.name.clone());
+                    self.world.virtual_services.insert(config.name.clone(), config);
+                    self.index_is_stale = true;
+                }
+            }
+            Object::DestinationRule(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.destination_rules.get(&config.name) != Some(&config) {
+                    self.note_rule(&config, delta);
+                    if let Some(old) = self.world.destination_rules.insert(config.name.clone(), config) {
+                        self.note_rule(&old, delta);
+                    }
+                }
+            }
+        }
+    }
+
+    fn deleted(&mut self, object: &Object, delta: &mut Delta) {
+        match object {
+            Object::Service(service) => self.set_service(ObjectName::of(&service.metadata), None, delta),
+            Object::EndpointSlice(slice) => self.set_slice(&ObjectName::of(&slice.metadata), None, delta),
+            Object::Pod(pod) => self.set_pod(ObjectName::of(&pod.metadata), None, delta),
+            Object::Namespace(namespace) => {
+                let name: Arc<str> = namespace.metadata.name.as_deref().unwrap_or_default().into();
+                if self.world.namespaces.remove(&name).is_some() {
+                    delta.namespaces.insert(name);
+                }
+            }
+            Object::Node(node) => {
+                self.set_node(node.metadata.name.as_deref().unwrap_or_default().into(), None, delta);
+            }
+            Object::ConfigMap(map) => {
+                if self.is_mesh_config(map) {
+                    let default = self.options.mesh.clone();
+                    self.replace_mesh(default, delta);
+                }
+            }
+            Object::Gateway(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.gateways.remove(&name).is_some() {
+                    delta.gateways.insert(name);
+                }
+            }
+            Object::VirtualService(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.virtual_services.remove(&name).is_some() {
+                    delta.virtual_services.insert(name);
+                    self.index_is_stale = true;
+                }
+            }
+            Object::DestinationRule(object) => {
+                if let Some(old) = self.world.destination_rules.remove(&ObjectName::of(&object.metadata)) {
+                    self.note_rule(&old, delta);
+                }
+            }
+        }
+    }
+
+    fn note_rule(&mut self, rule: &DestinationRule, delta: &mut Delta) {
+        delta.destination_rules.insert(rule.name.clone());
+        let host = resolve_host(&rule.spec.host, &rule.name.namespace, &self.world.domain);
+        delta.destination_rule_hosts.insert(host);
+        self.index_is_stale = true;
+    }
+
+    fn set_service(&mut self, name: ObjectName, object: Option<Box<core::Service>>, delta: &mut Delta) {
+        let new = object.as_ref().map(|object| {
+            Arc::new(Service::new(object, &self.world.domain, &self.world.mesh.default_service_export_to))
+        });
+        match object {
+            Some(object) => self.raw_services.insert(name.clone(), object),
+            None => self.raw_services.remove(&name),
+        };
+        let old = self.world.services_by_name.get(&name).cloned();
+        if old == new {
+            return;
+        }
+        let Some(hostname) = new.as_ref().or(old.as_ref()).map(|service| service.hostname.clone()) else {
+            return;
+        };
+        delta.services.insert(hostname.clone());
+        match new {
+            Some(service) => {
+                self.world.services.insert(hostname.clone(), service.clone());
+                self.world.services_by_name.insert(name.clone(), service);
+            }
+            None => {
+                self.world.services.remove(&hostname);
+                self.world.services_by_name.remove(&name);
+            }
+        }
+        // Slices may have come before their service, and outlive it for a moment.
+        self.rebuild_endpoints(&name, delta);
+    }
+
+    fn set_slice(&mut self, name: &ObjectName, new: Option<Slice>, delta: &mut Delta) {
+        if self.slices.get(name) == new.as_ref() {
+            return;
+        }
+        let mut touched = BTreeSet::new();
+        if let Some(old) = self.slices.remove(name) {
+            for pod in old.pods() {
+                self.unlink_pod(pod, &old.service);
+            }
+            if let Some(names) = self.slices_of_service.get_mut(&old.service) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.slices_of_service.remove(&old.service);
+                }
+            }
+            touched.insert(old.service);
+        }
+        if let Some(new) = new {
+            for pod in new.pods() {
+                *self
+                    .services_of_pod
+                    .entry(pod.clone())
+                    .or_default()
+                    .entry(new.service.clone())
+                    .or_default() += 1;
+            }
+            self.slices_of_service.entry(new.service.clone()).or_default().insert(name.clone());
+            touched.insert(new.service.clone());
+            self.slices.insert(name.clone(), new);
+        }
+        for service in touched {
+            self.rebuild_endpoints(&service, delta);
+        }
+    }
+
+    fn unlink_pod(&mut self, pod: &ObjectName, service: &ObjectName) {
+        let Some(services) = self.services_of_pod.get_mut(pod) else { return };
+        if let Some(count) = services.get_mut(service) {
+            *count -= 1;
+            if *count == 0 {
+                services.remove(service);
+            }
+        }
+        if services.is_empty() {
+            self.services_of_pod.remove(pod);
+        }
+    }
+
+    fn rebuild_endpoints(&mut self, service: &ObjectName, delta: &mut Delta) {
+        let hostname: Hostname =
+            format!("{}.{}.svc.{}", service.name, service.namespace, self.world.domain).into();
+        let names = self.slices_of_service.get(service);
+        let new = (names.is_some() && self.world.services_by_name.contains_key(service)).then(|| {
+            let slices = names.into_iter().flatten().filter_map(|name| self.slices.get(name));
+            let world = &self.world;
+            Arc::new(ServiceEndpoints::build(
+                hostname.clone(),
+                slices,
+                |pod| world.pods.get(pod),
+                |node| world.nodes.get(node),
+            ))
+        });
+        if self.world.endpoints.get(&hostname) == new.as_ref() {
+            return;
+        }
+        delta.endpoints.insert(hostname.clone());
+        match new {
+            Some(endpoints) => self.world.endpoints.insert(hostname, endpoints),
+            None => self.world.endpoints.remove(&hostname),
+        };
+    }
+
+    fn set_pod(&mut self, name: ObjectName, new: Option<Arc<Pod>>, delta: &mut Delta) {
+        let old = self.world.pods.get(&name).cloned();
+        if old == new {
+            return;
+        }
+        delta.pods.insert(name.clone());
+        for address in old.iter().flat_map(|pod| &pod.addresses) {
+            self.world.addresses.remove(&(*address, name.clone()));
+        }
+        match &new {
+            Some(pod) => {
+                if pod.phase == PodPhase::Alive {
+                    self.world.addresses.extend(pod.addresses.iter().map(|address| (*address, name.clone())));
+                }
+                self.world.pods.insert(name.clone(), pod.clone());
+            }
+            None => {
+                self.world.pods.remove(&name);
+            }
+        }
+        let services: Vec<_> =
+            self.services_of_pod.get(&name).into_iter().flat_map(|map| map.keys().cloned()).collect();
+        for service in services {
+            self.rebuild_endpoints(&service, delta);
+        }
+    }
+
+    fn set_node(&mut self, node: Arc<str>, locality: Option<Locality>, delta: &mut Delta) {
+        if self.world.nodes.get(&node) == locality.as_ref() {
+            return;
+        }
+        match locality {
+            Some(locality) => self.world.nodes.insert(node, locality),
+            None => self.world.nodes.remove(&node),
+        };
+        // Nodes rarely come, go or move; going through all services then is simpler than an index kept at all times.
+        let services: Vec<_> = self.slices_of_service.keys().cloned().collect();
+        for service in services {
+            self.rebuild_endpoints(&service, delta);
+        }
+    }
+
+    fn is_mesh_config(&self, map: &core::ConfigMap) -> bool {
+        map.metadata.name.as_deref() == Some(CONFIG_MAP)
+            && map.metadata.namespace.as_deref() == Some(&self.options.root_namespace)
+    }
+
+    fn set_mesh(&mut self, text: Option<&str>, delta: &mut Delta) {
+        match MeshConfig::parse(text.unwrap_or_default()) {
+            Ok(mesh) => self.replace_mesh(mesh, delta),
+            Err(error) => delta.problems.push(Problem {
+                object: format!("ConfigMap {}/{CONFIG_MAP}", self.options.root_namespace),
+                message: format!("{error}; the previous mesh config stays in force"),
+            }),
+        }
+    }
+
+    fn replace_mesh(&mut self, mesh: MeshConfig, delta: &mut Delta) {
+        if *self.world.mesh == mesh {
+            return;
+        }
+        let visibility_changed = self.world.mesh.default_service_export_to != mesh.default_service_export_to;
+        self.world.mesh = Arc::new(mesh);
+        delta.mesh = true;
+        if visibility_changed {
+            for (name, object) in std::mem::take(&mut self.raw_services) {
+                self.set_service(name, Some(object), delta);
+            }
+        }
+    }
+}

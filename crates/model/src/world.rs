@@ -1,0 +1,339 @@
+//! The immutable snapshot, and lookups in it.
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use lateen_api::MeshConfig;
+use lateen_api::networking::virtual_service::MESH_GATEWAY;
+
+use crate::config::{DestinationRule, Gateway, VirtualService};
+use crate::endpoint::{Locality, ServiceEndpoints};
+use crate::hostname::{Hostname, host_matches, resolve_host};
+use crate::name::ObjectName;
+use crate::pod::{Labels, Pod, labels_match};
+use crate::service::{Service, ServicePort, TargetPort};
+use crate::visibility::Visibility;
+
+/// A snapshot of everything the mesh's configuration is made of. Cloning costs a few reference counts.
+#[derive(Clone, Debug)]
+pub struct World {
+    pub(crate) version: u64,
+    pub(crate) domain: Arc<str>,
+    pub(crate) mesh: Arc<MeshConfig>,
+    pub(crate) services: OrdMap<Hostname, Arc<Service>>,
+    pub(crate) services_by_name: OrdMap<ObjectName, Arc<Service>>,
+    pub(crate) endpoints: OrdMap<Hostname, Arc<ServiceEndpoints>>,
+    pub(crate) pods: OrdMap<ObjectName, Arc<Pod>>,
+    /// Addresses of live pods; one address may be claimed twice while a pod is replaced.
+    pub(crate) addresses: OrdSet<(IpAddr, ObjectName)>,
+    pub(crate) nodes: OrdMap<Arc<str>, Locality>,
+    pub(crate) namespaces: OrdMap<Arc<str>, Labels>,
+    pub(crate) virtual_services: OrdMap<ObjectName, Arc<VirtualService>>,
+    pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
+    pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
+    pub(crate) index: Arc<Index>,
+}
+
+/// Orderings derived from the configuration objects; made anew when one of them changes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Index {
+    /// VirtualServices by the gateway they are bound to (`mesh` or `namespace/name`), oldest first.
+    by_gateway: BTreeMap<String, Vec<Arc<VirtualService>>>,
+    /// DestinationRules by namespace and host, those of one host in one namespace merged.
+    rules: BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>>,
+}
+
+/// What identifies a workload to the lookups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Pod name, when it is a pod.
+    pub pod: Option<String>,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// A service port that leads to a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceTarget {
+    /// The service.
+    pub service: Arc<Service>,
+    /// Its port.
+    pub port: ServicePort,
+    /// The workload's port.
+    pub target_port: u16,
+}
+
+impl World {
+    pub(crate) fn new(domain: &str, mesh: MeshConfig) -> Self {
+        Self {
+            version: 0,
+            domain: domain.into(),
+            mesh: Arc::new(mesh),
+            services: OrdMap::new(),
+            services_by_name: OrdMap::new(),
+            endpoints: OrdMap::new(),
+            pods: OrdMap::new(),
+            addresses: OrdSet::new(),
+            nodes: OrdMap::new(),
+            namespaces: OrdMap::new(),
+            virtual_services: OrdMap::new(),
+            destination_rules: OrdMap::new(),
+            gateways: OrdMap::new(),
+            index: Arc::default(),
+        }
+    }
+
+    /// Counts up with every change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Domain of service names, for example `cluster.local`.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Mesh config.
+    pub fn mesh(&self) -> &Arc<MeshConfig> {
+        &self.mesh
+    }
+
+    /// All services by host name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service with this fully qualified host name.
+    pub fn service(&self, hostname: &str) -> Option<&Arc<Service>> {
+        self.services.get(hostname)
+    }
+
+    /// The service a rule in `namespace` means by `host`: a short name is one of the same namespace, `name.ns` and
+    /// `name.ns.svc` are completed as Kubernetes' DNS would.
+    pub fn resolve_service(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        if let Some(service) = self.services.get(resolve_host(host, namespace, &self.domain).as_str()) {
+            return Some(service);
+        }
+        let mut parts = host.splitn(3, '.');
+        let (name, space, rest) = (parts.next()?, parts.next()?, parts.next());
+        matches!(rest, None | Some("svc"))
+            .then(|| self.services_by_name.get(&ObjectName::new(space, name)))
+            .flatten()
+    }
+
+    /// The endpoints of a service.
+    pub fn endpoints(&self, hostname: &str) -> Option<&Arc<ServiceEndpoints>> {
+        self.endpoints.get(hostname)
+    }
+
+    /// The pod of this name.
+    pub fn pod(&self, name: &ObjectName) -> Option<&Arc<Pod>> {
+        self.pods.get(name)
+    }
+
+    /// The live pod that has this address.
+    pub fn pod_at(&self, address: &IpAddr) -> Option<&Arc<Pod>> {
+        let from = (*address, ObjectName::new("", ""));
+        let (found, name) = self.addresses.range(from..).next()?;
+        (found == address).then(|| self.pods.get(name)).flatten()
+    }
+
+    /// All pods by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    /// Locality of a node.
+    pub fn node_locality(&self, node: &str) -> Option<&Locality> {
+        self.nodes.get(node)
+    }
+
+    /// Labels of a namespace.
+    pub fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
+        self.namespaces.get(namespace)
+    }
+
+    /// All VirtualServices by name.
+    pub fn virtual_services(&self) -> impl Iterator<Item = &Arc<VirtualService>> {
+        self.virtual_services.values()
+    }
+
+    /// All DestinationRules by name.
+    pub fn destination_rules(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
+        self.destination_rules.values()
+    }
+
+    /// All Gateways by name.
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
+        self.gateways.values()
+    }
+
+    /// The Gateway of this name.
+    pub fn gateway(&self, name: &ObjectName) -> Option<&Arc<Gateway>> {
+        self.gateways.get(name)
+    }
+
+    /// Whether a VirtualService is visible to proxies in `namespace`.
+    pub fn is_visible(&self, service: &VirtualService, namespace: &str) -> bool {
+        let default = &self.mesh.default_virtual_service_export_to;
+        Visibility::parse(&service.spec.export_to, default, &service.name.namespace).allows(namespace)
+    }
+
+    /// VirtualServices bound to the sidecars (`mesh`) and visible in `namespace`, oldest first, then by name.
+    pub fn mesh_virtual_services(&self, namespace: &str) -> Vec<Arc<VirtualService>> {
+        self.bound_virtual_services(MESH_GATEWAY, namespace)
+    }
+
+    /// VirtualServices bound to a Gateway and visible in `namespace` (of the gateway's pods), oldest first, then by name.
+    pub fn gateway_virtual_services(
+        &self,
+        gateway: &ObjectName,
+        namespace: &str,
+    ) -> Vec<Arc<VirtualService>> {
+        self.bound_virtual_services(&gateway.to_string(), namespace)
+    }
+
+    fn bound_virtual_services(&self, gateway: &str, namespace: &str) -> Vec<Arc<VirtualService>> {
+        let bound = self.index.by_gateway.get(gateway).map(Vec::as_slice).unwrap_or_default();
+        bound.iter().filter(|service| self.is_visible(service, namespace)).cloned().collect()
+    }
+
+    /// Gateways whose selector matches a proxy's labels, by name. An empty selector matches every gateway proxy.
+    pub fn gateways_for(&self, labels: &BTreeMap<String, String>) -> Vec<Arc<Gateway>> {
+        self.gateways
+            .values()
+            .filter(|gateway| labels_match(&gateway.spec.selector, labels))
+            .cloned()
+            .collect()
+    }
+
+    /// The DestinationRule that a client in `client` uses for a host: the client namespace's, else that of the
+    /// service's own namespace, else the root namespace's; the latter two only when exported to the client. In one
+    /// namespace the exact host wins over wildcards, longer wildcards over shorter ones.
+    pub fn destination_rule(
+        &self,
+        host: &str,
+        client: &str,
+        service_namespace: &str,
+    ) -> Option<&Arc<DestinationRule>> {
+        let root = self.mesh.root_namespace.as_str();
+        // In Istio the root namespace's own rules are the mesh's defaults, also for clients inside it.
+        let first = (client != root).then_some(client);
+        let default = &self.mesh.default_destination_rule_export_to;
+        first.into_iter().chain([service_namespace, root]).find_map(|namespace| {
+            let rules = self.index.rules.get(namespace)?;
+            let visible = |rule: &&Arc<DestinationRule>| {
+                Visibility::parse(&rule.spec.export_to, default, &rule.name.namespace).allows(client)
+            };
+            if let Some(exact) = rules.get(host).filter(visible) {
+                return Some(exact);
+            }
+            let wildcards = rules.iter().filter(|(pattern, _)| pattern.starts_with('*'));
+            let matching = wildcards.filter(|(pattern, rule)| host_matches(pattern, host) && visible(rule));
+            matching.max_by_key(|(pattern, _)| pattern.len()).map(|(_, rule)| rule)
+        })
+    }
+
+    /// The service ports that lead to a workload, by service and port: services of its namespace that select its
+    /// labels, and services without selector that list its address.
+    pub fn targets_of(&self, workload: &Workload) -> Vec<ServiceTarget> {
+        let pod_name = workload.pod.as_deref().map(|name| ObjectName::new(&workload.namespace, name));
+        let pod = pod_name.as_ref().and_then(|name| self.pods.get(name));
+        let from = ObjectName::new(&workload.namespace, "");
+        let mut targets = Vec::new();
+        let same_namespace = self.services_by_name.range(from..).map(|(_, service)| service);
+        for service in same_namespace.take_while(|service| service.name.namespace == workload.namespace) {
+            for port in service.mesh_ports() {
+                let target_port = if service.selector.is_empty() {
+                    self.listed_port(service, port, workload)
+                } else if labels_match(&service.selector, &workload.labels) {
+                    match &port.target {
+                        TargetPort::Number(number) => Some(*number),
+                        TargetPort::Name(name) => pod.and_then(|pod| pod.named_ports.get(name)).copied(),
+                    }
+                } else {
+                    None
+                };
+                if let Some(target_port) = target_port {
+                    targets.push(ServiceTarget { service: service.clone(), port: port.clone(), target_port });
+                }
+            }
+        }
+        targets
+    }
+
+    fn listed_port(&self, service: &Service, port: &ServicePort, workload: &Workload) -> Option<u16> {
+        let endpoints = self.endpoints.get(&service.hostname)?.of_port(&port.name);
+        endpoints
+            .iter()
+            .find(|endpoint| workload.addresses.contains(&endpoint.address))
+            .map(|endpoint| endpoint.port)
+    }
+}
+
+impl Index {
+    pub(crate) fn build(world: &World) -> Self {
+        let mut services: Vec<_> = world.virtual_services.values().cloned().collect();
+        services.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        let mut by_gateway: BTreeMap<String, Vec<Arc<VirtualService>>> = BTreeMap::new();
+        for service in services {
+            for gateway in bound_gateways(&service) {
+                by_gateway.entry(gateway).or_default().push(service.clone());
+            }
+        }
+        Self { by_gateway, rules: merge_rules(world) }
+    }
+}
+
+/// The gateways a VirtualService is bound to: `mesh`, or `namespace/name` with the namespace completed. A match block may
+/// narrow the list but not extend it.
+fn bound_gateways(service: &VirtualService) -> std::collections::BTreeSet<String> {
+    let own = &service.name.namespace;
+    if service.spec.gateways.is_empty() {
+        return [MESH_GATEWAY.to_owned()].into();
+    }
+    let complete = |gateway: &String| match gateway.split_once('/') {
+        Some((".", name)) => format!("{own}/{name}"),
+        Some(_) => gateway.clone(),
+        None if gateway == MESH_GATEWAY => gateway.clone(),
+        // Older configurations name gateways by host name.
+        None => format!("{own}/{}", crate::hostname::short_name(gateway)),
+    };
+    service.spec.gateways.iter().map(complete).collect()
+}
+
+/// Rules for one host in one namespace are merged as Istio does: the oldest one's policy and name, everybody's subsets.
+/// Rules with a workload selector stand apart and are not part of this.
+fn merge_rules(world: &World) -> BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>> {
+    let mut sorted: Vec<_> =
+        world.destination_rules.values().filter(|rule| rule.spec.workload_selector.is_none()).collect();
+    sorted.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let mut merged: BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>> = BTreeMap::new();
+    for rule in sorted {
+        let host = resolve_host(&rule.spec.host, &rule.name.namespace, &world.domain);
+        let of_namespace = merged.entry(rule.name.namespace.clone()).or_default();
+        match of_namespace.get_mut(&host) {
+            None => {
+                of_namespace.insert(host, rule.clone());
+            }
+            Some(first) => {
+                let first = Arc::make_mut(first);
+                for subset in &rule.spec.subsets {
+                    if !first.spec.subsets.iter().any(|known| known.name == subset.name) {
+                        first.spec.subsets.push(subset.clone());
+                    }
+                }
+                if first.spec.traffic_policy.is_none() {
+                    first.spec.traffic_policy.clone_from(&rule.spec.traffic_policy);
+                }
+                first.digest = crate::digest::digest_of(&(first.digest, rule.digest));
+            }
+        }
+    }
+    merged
+}
