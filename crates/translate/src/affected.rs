@@ -1,0 +1,120 @@
+//! From what changed in the world to what may change in a proxy's configuration.
+use std::collections::BTreeSet;
+
+use lateen_model::{Delta, Hostname};
+
+use crate::proxy::ProxyKind;
+use crate::resource::ResourceType;
+use crate::scope::Scope;
+
+/// How much of one type of resources may have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing.
+    #[default]
+    None,
+    /// Only resources of these services (clusters and endpoints: the last part of their name).
+    Services(BTreeSet<Hostname>),
+    /// Possibly all.
+    All,
+}
+
+impl Extent {
+    /// Whether nothing may have changed.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    /// Whether the resource of this name may have changed, come or gone. A covered resource that is not generated any
+    /// more has gone.
+    pub fn covers(&self, name: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Services(hosts) => name.rsplit('|').next().is_some_and(|host| hosts.contains(host)),
+        }
+    }
+
+    fn add(&mut self, hosts: impl IntoIterator<Item = Hostname>) {
+        let mut hosts = hosts.into_iter().peekable();
+        if hosts.peek().is_none() {
+            return;
+        }
+        match self {
+            Self::All => {}
+            Self::Services(known) => known.extend(hosts),
+            Self::None => *self = Self::Services(hosts.collect()),
+        }
+    }
+}
+
+/// What may have changed, by type.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// CDS.
+    pub clusters: Extent,
+    /// EDS.
+    pub endpoints: Extent,
+    /// LDS.
+    pub listeners: Extent,
+    /// RDS.
+    pub routes: Extent,
+}
+
+impl Affected {
+    /// Everything: for a proxy that just connected or changed its class.
+    pub fn all() -> Self {
+        Self { clusters: Extent::All, endpoints: Extent::All, listeners: Extent::All, routes: Extent::All }
+    }
+
+    /// The extent of one type.
+    pub fn of(&self, kind: ResourceType) -> &Extent {
+        match kind {
+            ResourceType::Cluster => &self.clusters,
+            ResourceType::Endpoint => &self.endpoints,
+            ResourceType::Listener => &self.listeners,
+            ResourceType::Route => &self.routes,
+        }
+    }
+
+    /// Whether nothing may have changed.
+    pub fn is_none(&self) -> bool {
+        ResourceType::ALL.into_iter().all(|kind| self.of(kind).is_none())
+    }
+}
+
+/// What of a class's resources may change by `delta`; `scope` is the class's view of the new world. A proxy whose class
+/// changed needs [`Affected::all`] instead. Never too little; too much only costs work, since resources are versioned by
+/// content.
+pub fn affected(delta: &Delta, scope: &Scope) -> Affected {
+    if delta.mesh {
+        return Affected::all();
+    }
+    let mut affected = Affected::default();
+    affected.endpoints.add(delta.endpoints.iter().cloned());
+    if !delta.services.is_empty() {
+        affected.clusters.add(delta.services.iter().cloned());
+        affected.endpoints.add(delta.services.iter().cloned());
+        affected.listeners = Extent::All;
+        affected.routes = Extent::All;
+    }
+    for pattern in &delta.destination_rule_hosts {
+        let hosts: Vec<Hostname> = scope
+            .services
+            .iter()
+            .filter(|service| lateen_model::host_matches(pattern, &service.hostname))
+            .map(|service| service.hostname.clone())
+            .collect();
+        affected.clusters.add(hosts.iter().cloned());
+        affected.endpoints.add(hosts);
+    }
+    if !delta.virtual_services.is_empty() {
+        affected.routes = Extent::All;
+        affected.listeners = Extent::All;
+    }
+    if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {
+        affected.listeners = Extent::All;
+        affected.routes = Extent::All;
+    }
+    affected
+}

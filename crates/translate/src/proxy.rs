@@ -1,0 +1,171 @@
+//! Proxies and their classes.
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lateen_model::{Hostname, Labels, Protocol, Workload, World};
+use serde_json::Value;
+
+/// What a proxy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProxyKind {
+    /// Beside an application.
+    Sidecar,
+    /// A gateway.
+    Router,
+}
+
+/// Why a node identity was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// Not four parts.
+    #[error("node id {0:?} is not of the form TYPE~IP~NAME.NAMESPACE~DOMAIN")]
+    Malformed(String),
+    /// Neither sidecar nor router.
+    #[error("node id {id:?}: {kind:?} is no known type of proxy (sidecar, router)")]
+    UnknownType {
+        /// The node id.
+        id: String,
+        /// Its first part.
+        kind: String,
+    },
+    /// An address does not parse.
+    #[error("node id {id:?}: {address:?} is not an IP address")]
+    Address {
+        /// The node id.
+        id: String,
+        /// Its second part.
+        address: String,
+    },
+}
+
+/// A connected proxy, as it introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Sidecar or gateway.
+    pub kind: ProxyKind,
+    /// `POD.NAMESPACE`.
+    pub id: String,
+    /// DNS domain, for example `default.svc.cluster.local`.
+    pub dns_domain: String,
+    /// Pod name, namespace, addresses and labels.
+    pub workload: Workload,
+    /// Service account.
+    pub service_account: String,
+    /// Cluster it runs in (metadata `CLUSTER_ID`).
+    pub cluster_id: String,
+    /// Version of the proxy (metadata `ISTIO_VERSION`).
+    pub version: String,
+    /// How inbound traffic is captured (metadata `INTERCEPTION_MODE`).
+    pub interception_mode: String,
+}
+
+impl Proxy {
+    /// Reads an xDS node: id `sidecar~10.1.2.3~POD.NS~NS.svc.cluster.local`, metadata keys as Istio's.
+    ///
+    /// # Errors
+    /// When the id is not of that form.
+    pub fn parse(id: &str, metadata: &Value) -> Result<Self, NodeError> {
+        let parts: Vec<&str> = id.split('~').collect();
+        let [kind, address, name, dns_domain] = parts[..] else {
+            return Err(NodeError::Malformed(id.to_owned()));
+        };
+        let kind = match kind {
+            "sidecar" => ProxyKind::Sidecar,
+            "router" => ProxyKind::Router,
+            other => return Err(NodeError::UnknownType { id: id.to_owned(), kind: other.to_owned() }),
+        };
+        let parsed = address
+            .parse::<IpAddr>()
+            .map_err(|_| NodeError::Address { id: id.to_owned(), address: address.to_owned() })?;
+        let text = |key: &str| metadata[key].as_str().unwrap_or_default().to_owned();
+        let (pod, id_namespace) = name.rsplit_once('.').ok_or_else(|| NodeError::Malformed(id.to_owned()))?;
+        let namespace = match text("NAMESPACE") {
+            given if given.is_empty() => id_namespace.to_owned(),
+            given => given,
+        };
+        let mut addresses = vec![parsed];
+        for extra in metadata["INSTANCE_IPS"].as_str().unwrap_or_default().split(',') {
+            if let Ok(extra) = extra.trim().parse::<IpAddr>()
+                && !addresses.contains(&extra)
+            {
+                addresses.push(extra);
+            }
+        }
+        let labels: BTreeMap<String, String> = metadata["LABELS"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect();
+        Ok(Self {
+            kind,
+            id: name.to_owned(),
+            dns_domain: dns_domain.to_owned(),
+            workload: Workload {
+                namespace: namespace.into(),
+                pod: Some(pod.to_owned()),
+                addresses,
+                labels: Labels::from(labels),
+            },
+            service_account: text("SERVICE_ACCOUNT"),
+            cluster_id: text("CLUSTER_ID"),
+            version: text("ISTIO_VERSION"),
+            interception_mode: text("INTERCEPTION_MODE"),
+        })
+    }
+}
+
+/// Everything about a proxy that its configuration depends on. Proxies of equal class get the same resources.
+///
+/// It depends on the world (services select pods), so it is computed anew when services or pods change; it is cheap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProxyClass {
+    /// Sidecar or gateway.
+    pub kind: ProxyKind,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Labels.
+    pub labels: Labels,
+    /// The service ports that lead to the workload, by port.
+    pub inbound: Vec<InboundPort>,
+}
+
+/// A service port that leads to a workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InboundPort {
+    /// The workload's port.
+    pub port: u16,
+    /// Protocol, declared or to be detected.
+    pub protocol: Protocol,
+    /// The service.
+    pub hostname: Hostname,
+    /// The service's port.
+    pub service_port: u16,
+}
+
+impl ProxyClass {
+    /// The class of a proxy. Labels come from the pod the API server knows, where it knows it: they can change while the
+    /// proxy runs; else from what the proxy said.
+    pub fn of(proxy: &Proxy, world: &World) -> Self {
+        let mut workload = proxy.workload.clone();
+        if let Some(pod) = &workload.pod {
+            let name = lateen_model::ObjectName::new(&workload.namespace, pod);
+            if let Some(pod) = world.pod(&name) {
+                workload.labels = pod.labels.clone();
+            }
+        }
+        let mut inbound: Vec<InboundPort> = world
+            .targets_of(&workload)
+            .into_iter()
+            .map(|target| InboundPort {
+                port: target.target_port,
+                protocol: target.port.protocol,
+                hostname: target.service.hostname.clone(),
+                service_port: target.port.port,
+            })
+            .collect();
+        inbound.sort();
+        Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, inbound }
+    }
+}
