@@ -1,5 +1,10 @@
 //! Envoy's protos, the Any registry and JSON mapping, the delta and SotW protocols as client and server.
 
+pub mod any;
+pub mod client;
+pub mod json;
+pub mod type_urls;
+
 /// Envoy's and Google's messages, as `prost` types.
 pub use envoy_types::pb;
 /// `google.protobuf.Any` as the Envoy messages use it (not `prost_types::Any`).

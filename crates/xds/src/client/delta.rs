@@ -1,0 +1,137 @@
+//! The delta protocol without I/O: what to ask, and what a response means.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::client::{Rejected, Resource, Subscriptions, nack_message};
+use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::pb::google::rpc::Status;
+
+const INVALID_ARGUMENT: i32 = 3;
+
+/// Everything known across streams.
+pub(super) struct Delta {
+    node: Node,
+    wildcards: Vec<&'static str>,
+    /// Accepted versions by type and name.
+    versions: HashMap<String, BTreeMap<String, String>>,
+    /// Names asked for on the current stream.
+    asked: HashMap<String, BTreeSet<String>>,
+    node_sent: bool,
+}
+
+impl Delta {
+    pub(super) fn new(
+        node: Node,
+        wildcards: Vec<&'static str>,
+        known: Vec<(String, String, String)>,
+    ) -> Self {
+        let mut versions: HashMap<String, BTreeMap<String, String>> = HashMap::new();
+        for (type_url, name, version) in known {
+            versions.entry(type_url).or_default().insert(name, version);
+        }
+        Self { node, wildcards, versions, asked: HashMap::new(), node_sent: false }
+    }
+
+    /// First requests of a new stream: wildcards in their order, then what is subscribed by name.
+    pub(super) fn open(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
+        self.asked.clear();
+        self.node_sent = false;
+        let mut requests = Vec::new();
+        for type_url in self.wildcards.clone() {
+            // No names in the first request means everything, for old servers and new ones alike.
+            let versions = self.versions.get(type_url).cloned().unwrap_or_default();
+            let request = DeltaDiscoveryRequest {
+                type_url: type_url.to_owned(),
+                initial_resource_versions: versions.into_iter().collect(),
+                ..Default::default()
+            };
+            requests.push(self.with_node(request));
+        }
+        requests.extend(self.resubscribe(wanted));
+        requests
+    }
+
+    /// Requests that bring the stream from what was asked to what is wanted.
+    pub(super) fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = Vec::new();
+        for (type_url, names) in wanted {
+            let first = !self.asked.contains_key(type_url);
+            // A first request without names would mean everything.
+            if first && names.is_empty() {
+                continue;
+            }
+            let asked = self.asked.entry(type_url.clone()).or_default();
+            let subscribe: Vec<String> = names.difference(asked).cloned().collect();
+            let unsubscribe: Vec<String> = asked.difference(names).cloned().collect();
+            if subscribe.is_empty() && unsubscribe.is_empty() {
+                continue;
+            }
+            asked.clone_from(names);
+            let versions = self.versions.entry(type_url.clone()).or_default();
+            versions.retain(|name, _| names.contains(name));
+            let initial = if first { versions.clone().into_iter().collect() } else { HashMap::new() };
+            let request = DeltaDiscoveryRequest {
+                type_url: type_url.clone(),
+                resource_names_subscribe: subscribe,
+                resource_names_unsubscribe: unsubscribe,
+                initial_resource_versions: initial,
+                ..Default::default()
+            };
+            requests.push(self.with_node(request));
+        }
+        requests
+    }
+
+    fn with_node(&mut self, mut request: DeltaDiscoveryRequest) -> DeltaDiscoveryRequest {
+        if !self.node_sent {
+            self.node_sent = true;
+            request.node = Some(self.node.clone());
+        }
+        request
+    }
+
+    /// Resources and removals of a response. A resource without a body would be an alias only; those are not used here.
+    pub(super) fn receive(&self, response: &mut DeltaDiscoveryResponse) -> (Vec<Resource>, Vec<String>) {
+        let added = std::mem::take(&mut response.resources)
+            .into_iter()
+            .filter_map(|resource| {
+                let body = resource.resource?;
+                Some(Resource { name: resource.name, version: resource.version, body })
+            })
+            .collect();
+        (added, std::mem::take(&mut response.removed_resources))
+    }
+
+    /// Notes what was accepted, and answers.
+    pub(super) fn answer(
+        &mut self,
+        type_url: &str,
+        nonce: String,
+        added: Vec<(String, String)>,
+        removed: &[String],
+        rejected: &[Rejected],
+    ) -> DeltaDiscoveryRequest {
+        let versions = self.versions.entry(type_url.to_owned()).or_default();
+        let refused: BTreeSet<&str> = rejected.iter().map(|rejected| rejected.name.as_str()).collect();
+        for (name, version) in added {
+            if !refused.contains(name.as_str()) {
+                versions.insert(name, version);
+            }
+        }
+        for name in removed {
+            versions.remove(name);
+        }
+        let error_detail = (!rejected.is_empty()).then(|| Status {
+            code: INVALID_ARGUMENT,
+            message: nack_message(rejected),
+            details: Vec::new(),
+        });
+        DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            response_nonce: nonce,
+            error_detail,
+            ..Default::default()
+        }
+    }
+}

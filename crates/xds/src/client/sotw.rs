@@ -1,0 +1,135 @@
+//! The state-of-the-world protocol without I/O.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::any::resource_name;
+use crate::client::{Rejected, Resource, Subscriptions, nack_message};
+use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use crate::pb::google::rpc::Status;
+
+const INVALID_ARGUMENT: i32 = 3;
+
+/// What is known of one type.
+#[derive(Default)]
+struct TypeState {
+    /// Last accepted version.
+    version: String,
+    /// Last nonce of the current stream.
+    nonce: String,
+    /// Content hash of each accepted resource, so that unchanged ones are not applied again.
+    accepted: BTreeMap<String, u128>,
+    /// Names asked for on the current stream.
+    asked: Option<BTreeSet<String>>,
+}
+
+/// Everything known across streams.
+pub(super) struct Sotw {
+    node: Node,
+    wildcards: Vec<&'static str>,
+    types: HashMap<String, TypeState>,
+    node_sent: bool,
+}
+
+impl Sotw {
+    pub(super) fn new(node: Node, wildcards: Vec<&'static str>) -> Self {
+        Self { node, wildcards, types: HashMap::new(), node_sent: false }
+    }
+
+    /// First requests of a new stream.
+    pub(super) fn open(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
+        self.node_sent = false;
+        for state in self.types.values_mut() {
+            state.nonce.clear();
+            state.asked = None;
+        }
+        let wildcards = self.wildcards.clone();
+        let mut requests: Vec<_> = wildcards.iter().map(|type_url| self.request(type_url, None)).collect();
+        requests.extend(self.resubscribe(wanted));
+        requests
+    }
+
+    /// Requests that bring the stream to what is wanted.
+    pub(super) fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
+        let mut requests = Vec::new();
+        for (type_url, names) in wanted {
+            let state = self.types.entry(type_url.clone()).or_default();
+            let unchanged = state.asked.as_ref().map_or(names.is_empty(), |asked| asked == names);
+            if unchanged {
+                continue;
+            }
+            state.asked = Some(names.clone());
+            state.accepted.retain(|name, _| names.contains(name));
+            // No names would mean everything; wanting nothing is said by silence.
+            if !names.is_empty() {
+                requests.push(self.request(type_url, None));
+            }
+        }
+        requests
+    }
+
+    fn request(&mut self, type_url: &str, error_detail: Option<Status>) -> DiscoveryRequest {
+        let node = (!self.node_sent).then(|| self.node.clone());
+        self.node_sent = true;
+        let state = self.types.entry(type_url.to_owned()).or_default();
+        DiscoveryRequest {
+            version_info: state.version.clone(),
+            node,
+            resource_names: state.asked.iter().flatten().cloned().collect(),
+            type_url: type_url.to_owned(),
+            response_nonce: state.nonce.clone(),
+            error_detail,
+            ..Default::default()
+        }
+    }
+
+    /// The differences a response makes. Of wildcard types, what is missing is removed; of others a response may hold a part.
+    pub(super) fn receive(&self, response: &mut DiscoveryResponse) -> (Vec<Resource>, Vec<String>) {
+        let state = self.types.get(&response.type_url);
+        let accepted = |name: &str| state.and_then(|state| state.accepted.get(name)).copied();
+        let mut seen = BTreeSet::new();
+        let mut added = Vec::new();
+        for body in std::mem::take(&mut response.resources) {
+            let Some(name) = resource_name(&body) else { continue };
+            seen.insert(name.clone());
+            if accepted(&name) != Some(xxh3_128(&body.value)) {
+                added.push(Resource { name, version: response.version_info.clone(), body });
+            }
+        }
+        let whole = self.wildcards.contains(&response.type_url.as_str());
+        let known = state.iter().filter(|_| whole).flat_map(|state| state.accepted.keys());
+        let removed = known.filter(|name| !seen.contains(*name)).cloned().collect();
+        (added, removed)
+    }
+
+    /// Notes what was accepted, and answers.
+    pub(super) fn answer(
+        &mut self,
+        type_url: &str,
+        version: String,
+        nonce: String,
+        added: Vec<(String, u128)>,
+        removed: &[String],
+        rejected: &[Rejected],
+    ) -> DiscoveryRequest {
+        let state = self.types.entry(type_url.to_owned()).or_default();
+        state.nonce = nonce;
+        let refused: BTreeSet<&str> = rejected.iter().map(|rejected| rejected.name.as_str()).collect();
+        for (name, hash) in added {
+            if !refused.contains(name.as_str()) {
+                state.accepted.insert(name, hash);
+            }
+        }
+        for name in removed {
+            state.accepted.remove(name);
+        }
+        if rejected.is_empty() {
+            state.version = version;
+            return self.request(type_url, None);
+        }
+        let error = Status { code: INVALID_ARGUMENT, message: nack_message(rejected), details: Vec::new() };
+        self.request(type_url, Some(error))
+    }
+}
