@@ -130,6 +130,19 @@ impl JsonCodec {
         self.to_value(&any)
     }
 
+    /// The JSON of a message (in either spelling) with field names in lowerCamelCase, protobuf's own JSON spelling, which
+    /// istioctl prints. Keys of maps and of `Struct`s stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::from_value`]; `message` is the full name, for example `envoy.admin.v3.ConfigDump`.
+    pub fn camel_case(&self, message: &str, value: &Value) -> Result<Value, JsonError> {
+        let message = self.dynamic(message, value)?;
+        let options = SerializeOptions::new().use_proto_field_name(false).skip_default_fields(true);
+        message
+            .serialize_with_options(serde_json::value::Serializer, &options)
+            .map_err(|error| JsonError::Field { path: String::new(), reason: error.to_string() })
+    }
+
     fn bytes_to_value(&self, name: &str, bytes: &[u8]) -> Result<Value, JsonError> {
         let descriptor =
             self.pool.get_message_by_name(name).ok_or_else(|| JsonError::UnknownType(name.to_owned()))?;
@@ -235,6 +248,20 @@ static_resources:
         let camel: HttpConnectionManager =
             codec.from_yaml("{statPrefix: a, useRemoteAddress: true}").unwrap();
         assert_eq!(snake, camel);
+    }
+
+    #[test]
+    fn camel_case_reaches_into_any_and_leaves_map_keys() {
+        let codec = JsonCodec::new().unwrap();
+        let text = r#"{"name": "f", "typed_config": {"@type":
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "rds": {"route_config_name": "80"}}}"#;
+        let value: Value = serde_json::from_str(text).unwrap();
+        let camel = codec.camel_case("envoy.config.listener.v3.Filter", &value).unwrap();
+        assert_eq!(camel["typedConfig"]["rds"]["routeConfigName"], "80");
+        let metadata = serde_json::json!({"filter_metadata": {"a_b": {"c_d": 1.0}}});
+        let camel = codec.camel_case("envoy.config.core.v3.Metadata", &metadata).unwrap();
+        assert_eq!(camel["filterMetadata"]["a_b"]["c_d"], 1.0);
     }
 
     #[test]
