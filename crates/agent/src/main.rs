@@ -1,2 +1,227 @@
-//! The `lateen-proxy` program.
-fn main() {}
+//! `lateen-proxy`: the program of the proxy container, and a stand-alone proxy that runs from an Envoy bootstrap.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lateen_agent::plain::{self, PlainConfig};
+use lateen_agent::{AgentError, Config, EngineKind, Role, logging};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::error;
+
+#[derive(Parser)]
+#[command(name = "lateen-proxy", version, about = "Lateen's proxy", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    plain: PlainArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run as the proxy of a pod, configured by the control plane
+    Proxy(ProxyArgs),
+    /// Capture a pod's traffic: Istio's flags, nftables rules
+    #[command(disable_help_flag = true)]
+    IstioIptables {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Args)]
+struct ProxyArgs {
+    /// Beside an application, or on its own as a gateway
+    #[arg(value_enum, default_value_t = RoleArg::Sidecar)]
+    role: RoleArg,
+    /// DNS suffix of the pod's namespace; default POD_NAMESPACE.svc.cluster.local
+    #[arg(long)]
+    domain: Option<String>,
+    /// Worker threads; 0 is one for each core
+    #[arg(long)]
+    concurrency: Option<usize>,
+    /// Log level of the engine
+    #[arg(long = "proxyLogLevel", default_value = "warning")]
+    proxy_log_level: String,
+    /// Envoy's log levels by component; ours has none
+    #[arg(long = "proxyComponentLogLevel", default_value = "")]
+    _proxy_component_log_level: String,
+    /// Log level of the agent: LEVEL or SCOPE:LEVEL
+    #[arg(long = "log_output_level", default_value = "default:info")]
+    log_output_level: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RoleArg {
+    Sidecar,
+    Router,
+}
+
+/// Envoy's own flags, as far as they mean something here. <https://www.envoyproxy.io/docs/envoy/latest/operations/cli>
+#[derive(Args)]
+struct PlainArgs {
+    /// An Envoy v3 bootstrap, YAML or JSON
+    #[arg(short, long)]
+    config_path: Option<PathBuf>,
+    /// A bootstrap as text; merged over the file's
+    #[arg(long)]
+    config_yaml: Option<String>,
+    /// Worker threads; 0 is one for each core
+    #[arg(long, default_value_t = 0)]
+    concurrency: usize,
+    /// serve, or validate the bootstrap and end
+    #[arg(long, value_enum, default_value_t = Mode::Serve)]
+    mode: Mode,
+    /// trace, debug, info, warning, error, critical or off
+    #[arg(short, long, default_value = "info")]
+    log_level: String,
+    /// How long old connections may take to end, in seconds
+    #[arg(long, default_value_t = 600)]
+    drain_time_s: u64,
+    /// Overrides node.id
+    #[arg(long)]
+    service_node: Option<String>,
+    /// Overrides node.cluster
+    #[arg(long)]
+    service_cluster: Option<String>,
+    /// Write the admin service's address here
+    #[arg(long)]
+    admin_address_path: Option<PathBuf>,
+    /// Without meaning here: there is no shared memory
+    #[arg(long, default_value_t = 0)]
+    base_id: u32,
+    /// Without meaning here
+    #[arg(long)]
+    disable_hot_restart: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Serve,
+    Validate,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => run_plain(cli.plain),
+        Some(Command::Proxy(args)) => run_proxy(args),
+        Some(Command::IstioIptables { flags }) => capture(&flags),
+        Some(Command::Version) => {
+            println!("{}", lateen_agent::VERSION);
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lateen-proxy: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread for everything that isn't traffic; the engine has its own.
+fn control_runtime() -> Result<tokio::runtime::Runtime, AgentError> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+    built.map_err(|source| lateen_engine::EngineError::Thread { name: "control".to_owned(), source }.into())
+}
+
+fn run_proxy(args: ProxyArgs) -> Result<(), AgentError> {
+    let agent_level =
+        args.log_output_level.split(',').next().and_then(|first| first.rsplit(':').next()).unwrap_or("info");
+    let level = format!("{},lateen_agent={}", rust_level(&args.proxy_log_level), rust_level(agent_level));
+    let set_log_level = logging::init(&level).map_err(|reason| AgentError::Bootstrap {
+        origin: "--proxyLogLevel, --log_output_level".to_owned(),
+        reason,
+    })?;
+    let role = match args.role {
+        RoleArg::Sidecar => Role::Sidecar,
+        RoleArg::Router => Role::Router,
+    };
+    let mut config = Config::from_env(role, &std::env::vars().collect())?;
+    if let Some(domain) = args.domain {
+        config.domain = domain;
+    }
+    config.concurrency = args.concurrency.unwrap_or(config.concurrency);
+    config.envoy_log_level = args.proxy_log_level;
+    if config.engine == EngineKind::Lateen {
+        config.set_log_level = Some(set_log_level);
+    }
+    control_runtime()?.block_on(async {
+        let running = lateen_agent::run(config).await?;
+        tokio::select! {
+            () = ended() => {}
+            () = running.quit_requested() => {}
+        }
+        running.drain_and_stop().await;
+        Ok(())
+    })
+}
+
+/// Envoy's words for levels in Rust's.
+fn rust_level(level: &str) -> &str {
+    match level {
+        "warning" => "warn",
+        "critical" => "error",
+        "none" => "off",
+        other => other,
+    }
+}
+
+fn capture(flags: &[String]) -> Result<(), AgentError> {
+    let failed = |reason: String| AgentError::Capture { reason };
+    let config =
+        lateen_capture::CaptureConfig::from_args(flags).map_err(|error| failed(error.to_string()))?;
+    control_runtime()?
+        .block_on(async { lateen_capture::apply(&config).await.map_err(|error| failed(error.to_string())) })
+}
+
+fn run_plain(args: PlainArgs) -> Result<(), AgentError> {
+    let bad_level = |reason| AgentError::Bootstrap { origin: "--log-level".to_owned(), reason };
+    let set_log_level = logging::init(&args.log_level).map_err(bad_level)?;
+    let config = PlainConfig {
+        path: args.config_path,
+        yaml: args.config_yaml,
+        concurrency: args.concurrency,
+        drain_time: Duration::from_secs(args.drain_time_s),
+        service_node: args.service_node,
+        service_cluster: args.service_cluster,
+        set_log_level: Some(set_log_level),
+    };
+    if args.mode == Mode::Validate {
+        plain::validate(&config)?;
+        println!("configuration is OK");
+        return Ok(());
+    }
+    control_runtime()?.block_on(async {
+        let running = plain::run(config).await?;
+        if let (Some(path), Some(address)) = (&args.admin_address_path, running.admin_address()) {
+            let written = std::fs::write(path, address.to_string());
+            written.map_err(|source| AgentError::File { action: "write", path: path.clone(), source })?;
+        }
+        ended().await;
+        running.stop().await;
+        Ok(())
+    })
+}
+
+/// Resolves at SIGTERM or SIGINT.
+async fn ended() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        (term, int) => {
+            error!(?term, ?int, "cannot listen for signals; only SIGKILL will end this process");
+            std::future::pending().await
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! One agent from start to end: identity, engine, ports, configuration; then drain and stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lateen_engine::{Engine, EngineConfig, NodeInfo};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::bootstrap::Bootstrap;
+use crate::config::{Addresses, Config, Drain, EngineKind};
+use crate::envoy::{self, Envoy, EnvoyConfig};
+use crate::error::AgentError;
+use crate::health::{self, AppMetrics, Status};
+use crate::node::{Node, VERSION};
+use crate::podinfo::PodInfo;
+use crate::proxy::Proxy;
+use crate::{feed, forward};
+
+/// A running agent. Dropping it stops its ports and its configuration feed; end the engine with [`Running::stop`].
+pub struct Running {
+    status: Arc<Status>,
+    addresses: Addresses,
+    drain: Drain,
+    tasks: JoinSet<()>,
+}
+
+/// Starts an agent: the engine, its configuration from the control plane, and the agent's ports. Returns when all ports
+/// listen; configuration follows (see [`Running::ready`]).
+///
+/// # Errors
+/// When a port is taken, a file can't be written, or the engine can't be started. Nothing is left running then.
+pub async fn run(config: Config) -> Result<Running, AgentError> {
+    let info = PodInfo::read(&config.folders.podinfo)?;
+    let node = Node::new(&config, &info);
+    info!(node = %node.id, engine = ?config.engine, version = VERSION, "starting");
+
+    let mut addresses = config.addresses;
+    let health = listen(&mut addresses.health, "probes").await?;
+    let merged = listen(&mut addresses.status, "merged metrics").await?;
+    let mut tasks = JoinSet::new();
+    let mut own_metrics = None;
+    let proxy = match config.engine {
+        EngineKind::Lateen => {
+            own_metrics = Some(listen(&mut addresses.stats, "proxy metrics").await?);
+            let engine = Engine::start(engine_config(&config, &node))?;
+            if let Some(admin) = engine.admin_address() {
+                addresses.admin = admin;
+            }
+            let (engine_for_feed, feed_config, feed_node) = (engine.clone(), config.clone(), node.clone());
+            tasks.spawn(async move { feed::run(&feed_config, &feed_node, &engine_for_feed).await });
+            Proxy::Lateen(engine)
+        }
+        EngineKind::Envoy => Proxy::Envoy(start_envoy(&config, &node, &mut tasks)?),
+    };
+
+    let status = Arc::new(Status {
+        proxy,
+        draining: AtomicBool::new(false),
+        quit: Notify::new(),
+        app_metrics: AppMetrics::from_annotations(&info, addresses.status.port()),
+        mark: config.mark,
+    });
+    health::serve(&mut tasks, health, health::probes(status.clone()));
+    health::serve(&mut tasks, merged, health::merged(status.clone()));
+    if let Some(listener) = own_metrics {
+        health::serve(&mut tasks, listener, health::own_metrics(status.clone()));
+    }
+    Ok(Running { status, addresses, drain: config.drain, tasks })
+}
+
+/// Binds, and puts the port that was chosen in place of 0.
+async fn listen(
+    address: &mut std::net::SocketAddr,
+    purpose: &'static str,
+) -> Result<TcpListener, AgentError> {
+    let listener = health::bind(*address, purpose).await?;
+    if let Ok(bound) = listener.local_addr() {
+        *address = bound;
+    }
+    Ok(listener)
+}
+
+fn engine_config(config: &Config, node: &Node) -> EngineConfig {
+    EngineConfig {
+        concurrency: config.concurrency,
+        admin: Some(config.addresses.admin),
+        node: NodeInfo {
+            id: node.id.clone(),
+            cluster: node.cluster.clone(),
+            metadata: node.metadata.clone(),
+            version: format!("{VERSION}/lateen"),
+        },
+        bootstrap: None,
+        mark: config.mark,
+        drain_time: config.drain.limit,
+        set_log_level: config.set_log_level.clone().map(|set| set.0),
+    }
+}
+
+fn start_envoy(config: &Config, node: &Node, tasks: &mut JoinSet<()>) -> Result<Envoy, AgentError> {
+    let program = envoy::find(config.envoy.as_deref())?;
+    let folder = &config.folders.proxy;
+    std::fs::create_dir_all(folder).map_err(|error| AgentError::file("create", folder, error))?;
+    let (socket, file) = (folder.join("XDS"), folder.join("envoy-rev.json"));
+    let bootstrap = Bootstrap {
+        node,
+        admin: config.addresses.admin,
+        stats: config.addresses.stats,
+        xds: &socket,
+        mark: config.mark,
+    };
+    let text = format!("{:#}\n", bootstrap.to_json());
+    std::fs::write(&file, text).map_err(|error| AgentError::file("write", &file, error))?;
+    tasks.spawn(forward::serve(forward::bind(&socket)?, config.discovery.clone(), config.mark));
+    Envoy::start(EnvoyConfig {
+        program,
+        bootstrap: file,
+        admin: config.addresses.admin,
+        concurrency: config.concurrency,
+        log_level: config.envoy_log_level.clone(),
+        role: config.role,
+        mark: config.mark,
+    })
+}
+
+impl Running {
+    /// Where the agent listens, with the ports that were chosen for 0.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// True when the proxy serves with a configuration and is not draining; what `/healthz/ready` says.
+    pub async fn ready(&self) -> bool {
+        !self.status.draining.load(Ordering::Relaxed) && self.status.proxy.ready().await
+    }
+
+    /// Resolves when someone asks for the end over HTTP (`POST /quitquitquit`).
+    pub async fn quit_requested(&self) {
+        self.status.quit.notified().await;
+    }
+
+    /// Ends without losing a request: not ready any more, callers told to go elsewhere, at least `drain.minimum` and at most
+    /// `drain.limit` for them to do so, then the end.
+    pub async fn drain_and_stop(self) {
+        self.status.draining.store(true, Ordering::Relaxed);
+        info!(minimum = ?self.drain.minimum, limit = ?self.drain.limit, "draining");
+        let gone = async {
+            tokio::join!(self.status.proxy.drain(), tokio::time::sleep(self.drain.minimum));
+        };
+        let limit = self.drain.limit.max(self.drain.minimum);
+        if tokio::time::timeout(limit, gone).await.is_err() {
+            warn!(?limit, "connections are still open; closing them");
+        }
+        self.stop().await;
+    }
+
+    /// Ends at once.
+    pub async fn stop(mut self) {
+        self.status.proxy.shutdown().await;
+        self.tasks.shutdown().await;
+        info!("stopped");
+    }
+}

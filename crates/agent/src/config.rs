@@ -1,0 +1,317 @@
+//! What the agent is told: everything it needs to run, with the container's environment as one way to fill it in.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::AgentError;
+
+/// What the proxy stands for in the mesh; the first part of its node id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Beside an application.
+    Sidecar,
+    /// On its own: a gateway.
+    Router,
+}
+
+impl Role {
+    /// As in the node id: `sidecar` or `router`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sidecar => "sidecar",
+            Self::Router => "router",
+        }
+    }
+}
+
+/// What carries the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// Our engine, in this process.
+    Lateen,
+    /// An Envoy program as a child process.
+    Envoy,
+}
+
+/// Who this proxy is in Kubernetes.
+#[derive(Clone, Debug, Default)]
+pub struct Pod {
+    /// Name of the pod.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its first address.
+    pub ip: String,
+    /// The service account it runs as.
+    pub service_account: String,
+    /// The node it runs on.
+    pub node: String,
+}
+
+/// How to reach the control plane.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    /// `HOST:PORT`, for example `istiod.istio-system.svc:15012`. The host is also the name its certificate must carry.
+    pub address: String,
+    /// PEM file with the roots that sign the control plane's certificate. `None`: plaintext, for tests.
+    pub root_cert: Option<PathBuf>,
+    /// File with the service-account token; read anew for each connection, as it rotates. `None`: no token is sent.
+    pub token: Option<PathBuf>,
+}
+
+/// Where the agent listens. Port 0 picks a free one (see [`crate::Running`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The engine's admin service.
+    pub admin: SocketAddr,
+    /// `/healthz/ready`, for the kubelet's probes.
+    pub health: SocketAddr,
+    /// Merged metrics and `/quitquitquit`.
+    pub status: SocketAddr,
+    /// The proxy's own metrics.
+    pub stats: SocketAddr,
+}
+
+impl Default for Addresses {
+    /// Istio's ports: admin on loopback 15000, the others on all addresses: 15021, 15020, 15090.
+    fn default() -> Self {
+        let all = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+        Self {
+            admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000),
+            health: all(15021),
+            status: all(15020),
+            stats: all(15090),
+        }
+    }
+}
+
+/// Folders of the proxy container.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    /// The downward API's `labels` and `annotations`; default `/etc/istio/pod`.
+    pub podinfo: PathBuf,
+    /// Envoy's bootstrap and its xDS socket; default `/etc/istio/proxy`.
+    pub proxy: PathBuf,
+    /// The last good configuration; default `/var/lib/istio/data`.
+    pub data: PathBuf,
+}
+
+impl Default for Folders {
+    fn default() -> Self {
+        Self {
+            podinfo: "/etc/istio/pod".into(),
+            proxy: "/etc/istio/proxy".into(),
+            data: "/var/lib/istio/data".into(),
+        }
+    }
+}
+
+/// How the proxy ends after SIGTERM.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// The proxy goes on accepting at least this long, as callers hear of the pod's end only after the pod does; default 2 s
+    /// (`MINIMUM_DRAIN_DURATION`).
+    pub minimum: Duration,
+    /// Connections still open after this long are cut; default 5 s (`terminationDrainDuration` of the mesh's proxy config).
+    pub limit: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { minimum: Duration::from_secs(2), limit: Duration::from_secs(5) }
+    }
+}
+
+/// Everything [`crate::run`] needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Sidecar or gateway.
+    pub role: Role,
+    /// Our engine or Envoy.
+    pub engine: EngineKind,
+    /// The pod.
+    pub pod: Pod,
+    /// DNS suffix of the pod's namespace, for example `default.svc.cluster.local`.
+    pub domain: String,
+    /// `ISTIO_META_*` of the environment, without the prefix.
+    pub metadata: BTreeMap<String, String>,
+    /// Worker threads; 0 means one for each core.
+    pub concurrency: usize,
+    /// The control plane.
+    pub discovery: Discovery,
+    /// Where to listen.
+    pub addresses: Addresses,
+    /// Where files are.
+    pub folders: Folders,
+    /// How to end.
+    pub drain: Drain,
+    /// `SO_MARK` of the proxy's own sockets, which capture exempts; needs `CAP_NET_ADMIN`. `None`: unmarked.
+    pub mark: Option<u32>,
+    /// How long to wait for the control plane before the last good configuration is used; default 3 s.
+    pub cache_after: Duration,
+    /// The Envoy program; `None` looks it up (see [`crate::envoy`]).
+    pub envoy: Option<PathBuf>,
+    /// Envoy's log level.
+    pub envoy_log_level: String,
+    /// Handler behind the engine's `/logging`.
+    pub set_log_level: Option<SetLogLevel>,
+}
+
+/// Changes the process's log level; says why it can't.
+#[derive(Clone)]
+pub struct SetLogLevel(pub lateen_engine::SetLogLevel);
+
+impl std::fmt::Debug for SetLogLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SetLogLevel")
+    }
+}
+
+/// The mark by which capture recognises the proxy's own sockets; the number is the user id Istio's proxy runs as.
+pub const PROXY_MARK: u32 = 1337;
+
+/// The fields of Istio's `ProxyConfig` (mesh config's `defaultConfig`) that the agent itself needs.
+/// <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#ProxyConfig>
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ProxyConfig {
+    discovery_address: Option<String>,
+    termination_drain_duration: Option<String>,
+    concurrency: Option<usize>,
+    proxy_metadata: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Reads the proxy container's environment (see ARCHITECTURE.md, "The proxy container").
+    ///
+    /// # Errors
+    /// When a variable has a value that makes no sense; its name is in the error.
+    pub fn from_env(role: Role, vars: &BTreeMap<String, String>) -> Result<Self, AgentError> {
+        let mut vars = vars.clone();
+        let proxy = match vars.get("PROXY_CONFIG").map(String::as_str).filter(|text| !text.trim().is_empty())
+        {
+            None => ProxyConfig::default(),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|error| AgentError::variable("PROXY_CONFIG", text, &error.to_string()))?,
+        };
+        vars.extend(proxy.proxy_metadata);
+        let var = |name: &str| vars.get(name).filter(|value| !value.is_empty()).cloned();
+        let namespace = var("POD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let engine = match var("LATEEN_ENGINE").as_deref() {
+            None | Some("lateen") => EngineKind::Lateen,
+            Some("envoy") => EngineKind::Envoy,
+            Some(other) => {
+                return Err(AgentError::variable("LATEEN_ENGINE", other, "must be lateen or envoy"));
+            }
+        };
+        let limit = proxy.termination_drain_duration.map(|text| ("terminationDrainDuration", text));
+        let limit =
+            limit.or_else(|| Some(("TERMINATION_DRAIN_DURATION", var("TERMINATION_DRAIN_DURATION")?)));
+        let minimum = var("MINIMUM_DRAIN_DURATION").map(|text| ("MINIMUM_DRAIN_DURATION", text));
+        let default = Drain::default();
+        let drain = Drain {
+            limit: limit.map_or(Ok(default.limit), |(name, text)| duration(name, &text))?,
+            minimum: minimum.map_or(Ok(default.minimum), |(name, text)| duration(name, &text))?,
+        };
+        let address = var("CA_ADDR").or(proxy.discovery_address);
+        let metadata = vars
+            .iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix("ISTIO_META_")?.to_owned(), value.clone())))
+            .collect();
+        Ok(Self {
+            role,
+            engine,
+            pod: Pod {
+                name: var("POD_NAME").unwrap_or_default(),
+                namespace: namespace.clone(),
+                ip: var("INSTANCE_IP").unwrap_or_else(|| "127.0.0.1".to_owned()),
+                service_account: var("SERVICE_ACCOUNT").unwrap_or_else(|| "default".to_owned()),
+                node: var("NODE_NAME").or_else(|| var("ISTIO_META_NODE_NAME")).unwrap_or_default(),
+            },
+            domain: format!("{namespace}.svc.cluster.local"),
+            metadata,
+            concurrency: proxy.concurrency.unwrap_or(1),
+            discovery: Discovery {
+                address: address.unwrap_or_else(|| "istiod.istio-system.svc:15012".to_owned()),
+                root_cert: Some(
+                    var("XDS_ROOT_CA")
+                        .map_or_else(|| PathBuf::from("/var/run/secrets/istio/root-cert.pem"), PathBuf::from),
+                ),
+                token: Some("/var/run/secrets/tokens/istio-token".into()),
+            },
+            addresses: Addresses::default(),
+            folders: Folders::default(),
+            drain,
+            mark: Some(PROXY_MARK),
+            cache_after: Duration::from_secs(3),
+            envoy: var("LATEEN_ENVOY_PATH").map(PathBuf::from),
+            envoy_log_level: "warning".to_owned(),
+            set_log_level: None,
+        })
+    }
+}
+
+/// A duration as Istio and Go write them, in one unit: `500ms`, `5s`, `1m`, `1.5s`. `name` is for the error.
+fn duration(name: &str, text: &str) -> Result<Duration, AgentError> {
+    let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_end);
+    let unit = match unit {
+        "ms" => Some(0.001),
+        "s" => Some(1.0),
+        "m" => Some(60.0),
+        "h" => Some(3600.0),
+        _ => None,
+    };
+    let seconds = unit.and_then(|unit| Some(number.parse::<f64>().ok()? * unit));
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| AgentError::variable(name, text, "must be a duration such as 5s or 500ms"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_containers_environment_is_read() {
+        let config = Config::from_env(
+            Role::Router,
+            &vars(&[
+                ("POD_NAME", "gateway-1"),
+                ("POD_NAMESPACE", "istio-system"),
+                ("INSTANCE_IP", "10.244.0.9"),
+                ("LATEEN_ENGINE", "envoy"),
+                ("ISTIO_META_CLUSTER_ID", "Kubernetes"),
+                (
+                    "PROXY_CONFIG",
+                    r#"{"discoveryAddress":"pilot:1","terminationDrainDuration":"1.5s","proxyMetadata":{"MINIMUM_DRAIN_DURATION":"250ms"},"tracing":{}}"#,
+                ),
+            ]),
+        )
+        .unwrap();
+        assert_eq!((config.pod.name.as_str(), config.pod.ip.as_str()), ("gateway-1", "10.244.0.9"));
+        assert_eq!(config.engine, EngineKind::Envoy);
+        assert_eq!(config.discovery.address, "pilot:1");
+        assert_eq!(config.drain.limit, Duration::from_millis(1500));
+        assert_eq!(config.drain.minimum, Duration::from_millis(250));
+        assert_eq!(config.metadata, vars(&[("CLUSTER_ID", "Kubernetes")]));
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_the_variables_name() {
+        for (name, value) in
+            [("LATEEN_ENGINE", "nginx"), ("PROXY_CONFIG", "{"), ("MINIMUM_DRAIN_DURATION", "soon")]
+        {
+            let error = Config::from_env(Role::Sidecar, &vars(&[(name, value)])).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

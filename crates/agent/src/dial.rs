@@ -1,0 +1,101 @@
+//! Outgoing connections of the agent itself: marked, so that traffic capture leaves them alone, and over TLS to the control plane.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::Discovery;
+use crate::error::AgentError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to the control plane.
+pub(crate) enum ControlPlaneStream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connects to `address`, with `SO_MARK` when `mark` is set.
+pub(crate) async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(mark) = mark {
+        setsockopt(&socket, sockopt::Mark, &mark)?;
+    }
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Resolves `HOST:PORT` and connects to the first address that answers.
+pub(crate) async fn connect_host(host: &str, mark: Option<u32>) -> Result<TcpStream, String> {
+    let addresses =
+        tokio::net::lookup_host(host).await.map_err(|error| format!("cannot resolve {host}: {error}"))?;
+    let mut last = format!("{host} has no address");
+    for address in addresses {
+        match connect(address, mark).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = format!("cannot connect to {address}: {error}"),
+        }
+    }
+    Err(last)
+}
+
+/// Connects to the control plane, with HTTP/2 over TLS unless `discovery` has no roots.
+pub(crate) async fn control_plane(
+    discovery: &Discovery,
+    mark: Option<u32>,
+) -> Result<ControlPlaneStream, AgentError> {
+    let failed = |reason| AgentError::ControlPlane { address: discovery.address.clone(), reason };
+    secure(discovery, connect_host(&discovery.address, mark).await.map_err(failed)?).await
+}
+
+async fn secure(discovery: &Discovery, stream: TcpStream) -> Result<ControlPlaneStream, AgentError> {
+    let Some(roots) = &discovery.root_cert else {
+        return Ok(ControlPlaneStream::Plain(stream));
+    };
+    let failed = |reason: String| AgentError::ControlPlane { address: discovery.address.clone(), reason };
+    let pem = std::fs::read(roots).map_err(|error| AgentError::file("read", roots, error))?;
+    let config = client_config(&pem).map_err(|reason| failed(format!("{}: {reason}", roots.display())))?;
+    let host = discovery.address.rsplit_once(':').map_or(discovery.address.as_str(), |(host, _)| host);
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.to_string()))?;
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
+        Ok(Ok(stream)) => Ok(ControlPlaneStream::Tls(Box::new(stream))),
+        Ok(Err(error)) => Err(failed(format!("TLS handshake: {error}"))),
+        Err(_) => Err(failed(format!("TLS handshake not done within {} s", CONNECT_TIMEOUT.as_secs()))),
+    }
+}
+
+/// Trusts exactly the roots in `pem` and offers HTTP/2.
+fn client_config(pem: &[u8]) -> Result<rustls::ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() {
+        return Err("no certificate in the file".to_owned());
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config =
+        builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// The service-account token, read anew as it rotates. The error names the file, never its content.
+pub(crate) fn token(discovery: &Discovery) -> Result<Option<String>, AgentError> {
+    let Some(path) = &discovery.token else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|error| AgentError::file("read", path, error))?;
+    Ok(Some(text.trim().to_owned()))
+}

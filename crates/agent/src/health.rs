@@ -1,0 +1,164 @@
+//! What the agent answers over HTTP: probes, metrics, and the request to end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::{Method, StatusCode, header};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::error::AgentError;
+use crate::fetch::fetch;
+use crate::podinfo::PodInfo;
+use crate::proxy::Proxy;
+
+/// What the answers depend on.
+pub(crate) struct Status {
+    pub(crate) proxy: Proxy,
+    pub(crate) draining: AtomicBool,
+    /// Someone asked for the end (`/quitquitquit`).
+    pub(crate) quit: Notify,
+    pub(crate) app_metrics: Option<AppMetrics>,
+    pub(crate) mark: Option<u32>,
+}
+
+/// Where the application has metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AppMetrics {
+    address: SocketAddr,
+    path: String,
+}
+
+impl AppMetrics {
+    /// From the annotations `prometheus.io/scrape`, `prometheus.io/port` and `prometheus.io/path`. Annotations that name the
+    /// agent's own port (injection rewrites them so) are not the application's.
+    pub(crate) fn from_annotations(info: &PodInfo, own_port: u16) -> Option<Self> {
+        let annotation =
+            |name: &str| info.annotations.get(&format!("prometheus.io/{name}")).map(String::as_str);
+        let port = annotation("port").unwrap_or("80").parse().ok().filter(|port| *port != own_port)?;
+        let path = annotation("path").unwrap_or("/metrics");
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let scrape = annotation("scrape").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        scrape.then(|| Self { address: SocketAddr::from(([127, 0, 0, 1], port)), path })
+    }
+}
+
+/// A listener for one of the agent's ports.
+pub(crate) async fn bind(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, AgentError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| AgentError::Listen { address, purpose, source })
+}
+
+/// The port of the kubelet's probes.
+pub(crate) fn probes(status: Arc<Status>) -> Router {
+    Router::new().route("/healthz/ready", get(ready)).with_state(status)
+}
+
+/// The port of merged metrics; also the agent's control port.
+pub(crate) fn merged(status: Arc<Status>) -> Router {
+    Router::new()
+        .route("/healthz/ready", get(ready))
+        .route("/stats/prometheus", get(merged_metrics))
+        .route("/metrics", get(merged_metrics))
+        .route("/quitquitquit", post(quit))
+        .with_state(status)
+}
+
+/// The port of the proxy's own metrics (with Envoy, a listener of Envoy's).
+pub(crate) fn own_metrics(status: Arc<Status>) -> Router {
+    Router::new().route("/stats/prometheus", get(proxy_metrics)).with_state(status)
+}
+
+/// Serves a router until the set is dropped.
+pub(crate) fn serve(servers: &mut JoinSet<()>, listener: TcpListener, app: Router) {
+    servers.spawn(async move {
+        if let Err(error) = axum::serve(listener, app).await {
+            warn!(%error, "an HTTP port of the agent ended");
+        }
+    });
+}
+
+async fn ready(State(status): State<Arc<Status>>) -> Response {
+    if status.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
+    if !status.proxy.ready().await {
+        return (StatusCode::SERVICE_UNAVAILABLE, "waiting for configuration\n").into_response();
+    }
+    StatusCode::OK.into_response()
+}
+
+async fn quit(State(status): State<Arc<Status>>) -> &'static str {
+    status.quit.notify_one();
+    "OK"
+}
+
+fn text(body: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
+}
+
+async fn proxy_metrics(State(status): State<Arc<Status>>) -> Response {
+    match status.proxy.prometheus().await {
+        Ok(metrics) => text(metrics),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason).into_response(),
+    }
+}
+
+/// The proxy's metrics, then the application's. If one of the two can't be had the other is still worth having.
+async fn merged_metrics(State(status): State<Arc<Status>>) -> Response {
+    let mut merged = status.proxy.prometheus().await.unwrap_or_else(|reason| {
+        warn!(%reason, "no metrics of the proxy");
+        String::new()
+    });
+    if let Some(app) = &status.app_metrics {
+        match fetch(Method::GET, app.address, &app.path, status.mark).await {
+            Ok((code, body)) if code.is_success() => {
+                if !merged.is_empty() && !merged.ends_with('\n') {
+                    merged.push('\n');
+                }
+                merged.push_str(&String::from_utf8_lossy(&body));
+            }
+            Ok((code, _)) => warn!(%code, address = %app.address, "the application's metrics"),
+            Err(error) => warn!(%error, address = %app.address, "the application's metrics"),
+        }
+    }
+    text(merged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(pairs: &[(&str, &str)]) -> PodInfo {
+        let annotations =
+            pairs.iter().map(|(name, value)| (format!("prometheus.io/{name}"), (*value).to_owned()));
+        PodInfo { annotations: annotations.collect(), ..PodInfo::default() }
+    }
+
+    #[test]
+    fn the_applications_metrics_are_found_by_its_annotations() {
+        let found = AppMetrics::from_annotations(
+            &info(&[("scrape", "true"), ("port", "9100"), ("path", "m")]),
+            15020,
+        );
+        assert_eq!(found, Some(AppMetrics { address: "127.0.0.1:9100".parse().unwrap(), path: "/m".into() }));
+        let default = AppMetrics::from_annotations(&info(&[("scrape", "true")]), 15020).unwrap();
+        assert_eq!((default.address.port(), default.path.as_str()), (80, "/metrics"));
+    }
+
+    #[test]
+    fn without_scrape_or_with_the_agents_own_port_there_are_none() {
+        for pairs in
+            [&[][..], &[("scrape", "false")], &[("scrape", "true"), ("port", "15020")], &[("port", "1")]]
+        {
+            assert_eq!(AppMetrics::from_annotations(&info(pairs), 15020), None);
+        }
+    }
+}
