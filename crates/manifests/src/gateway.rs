@@ -114,7 +114,8 @@ fn probe(period_seconds: u32, failures: u32) -> Value {
 }
 
 fn env(options: &Options) -> Value {
-    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let field =
+        |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let value = |name: &str, value: String| json!({ "name": name, "value": value });
     let owner = format!("kubernetes://apis/apps/v1/namespaces/{}/deployments/{NAME}", options.namespace);
     let proxy_config = &crate::mesh_config(options)["defaultConfig"];

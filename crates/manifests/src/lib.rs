@@ -38,10 +38,7 @@ pub fn render(options: &Options) -> Vec<Value> {
 
 /// The CustomResourceDefinitions, generated from the types of `lateen-api`.
 pub fn crds() -> Vec<Value> {
-    lateen_api::crds()
-        .iter()
-        .filter_map(|crd| serde_json::to_value(crd).ok())
-        .collect()
+    lateen_api::crds().iter().filter_map(|crd| serde_json::to_value(crd).ok()).collect()
 }
 
 #[cfg(test)]

@@ -85,10 +85,6 @@ impl Options {
 
     /// Value of the label `istio.io/rev`.
     pub(crate) fn revision_label(&self) -> &str {
-        if self.revision.is_empty() {
-            "default"
-        } else {
-            &self.revision
-        }
+        if self.revision.is_empty() { "default" } else { &self.revision }
     }
 }

@@ -73,7 +73,8 @@ fn config_maps_parse_back_to_what_was_rendered() {
     assert_eq!(config, injector_config());
     let values: Value = serde_json::from_str(injector["values"].as_str().unwrap()).unwrap();
     assert_eq!(values, injector_values(&options));
-    let mesh: Value = serde_saphyr::from_str(data("ConfigMap/istio-system/istio")["mesh"].as_str().unwrap()).unwrap();
+    let mesh: Value =
+        serde_saphyr::from_str(data("ConfigMap/istio-system/istio")["mesh"].as_str().unwrap()).unwrap();
     assert_eq!(mesh, mesh_config(&options));
 }
 

@@ -3,6 +3,7 @@
 pub mod any;
 pub mod client;
 pub mod json;
+pub mod server;
 pub mod type_urls;
 
 /// Envoy's and Google's messages, as `prost` types.
