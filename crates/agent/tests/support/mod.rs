@@ -1,0 +1,336 @@
+//! A control plane of a few lines, an upstream, and the configuration that leads to it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::Stream;
+use lateen_agent::{Addresses, Config, Discovery, Drain, EngineKind, Folders, Role};
+use lateen_xds::Any;
+use lateen_xds::json::JsonCodec;
+use lateen_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use lateen_xds::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How long anything may take before a test fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the fake control plane has been told.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) authorization: Vec<String>,
+    pub(crate) node_ids: Vec<String>,
+    pub(crate) nacks: Vec<String>,
+    pub(crate) known: BTreeMap<String, String>,
+}
+
+/// Type URL → name → resource. What is missing is not answered.
+pub(crate) type World = BTreeMap<String, BTreeMap<String, Any>>;
+
+#[derive(Clone)]
+struct Ads {
+    world: watch::Sender<World>,
+    heard: Arc<Mutex<Heard>>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type StreamAggregatedResourcesStream = Answers<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Answers<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("delta only"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        if let Some(value) = request.metadata().get("authorization") {
+            self.heard.lock().unwrap().authorization.push(value.to_str().unwrap().to_owned());
+        }
+        let (answers, stream) = mpsc::channel(16);
+        let ads = self.clone();
+        tokio::spawn(async move { ads.converse(request.into_inner(), answers).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+impl Ads {
+    async fn converse(
+        &self,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+        answers: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    ) {
+        let mut wanted: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut world = self.world.subscribe();
+        world.mark_changed();
+        loop {
+            tokio::select! {
+                request = requests.message() => {
+                    let Ok(Some(request)) = request else { return };
+                    self.hear(&request);
+                    let first = !wanted.contains_key(&request.type_url);
+                    let names = wanted.entry(request.type_url.clone()).or_default();
+                    let more = request.resource_names_subscribe.clone();
+                    names.extend(more.iter().cloned());
+                    let wildcard = first && more.is_empty();
+                    if wildcard || !more.is_empty() {
+                        if wildcard {
+                            names.push("*".to_owned());
+                        }
+                        let answer = self.answer(&request.type_url, names);
+                        if answers.send(Ok(answer)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                changed = world.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    for (type_url, names) in &wanted {
+                        if answers.send(Ok(self.answer(type_url, names))).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&self, request: &DeltaDiscoveryRequest) {
+        let mut heard = self.heard.lock().unwrap();
+        heard.node_ids.extend(request.node.iter().map(|node| node.id.clone()));
+        heard.nacks.extend(request.error_detail.iter().map(|error| error.message.clone()));
+        heard.known.extend(request.initial_resource_versions.clone());
+    }
+
+    fn answer(&self, type_url: &str, names: &[String]) -> DeltaDiscoveryResponse {
+        let world = self.world.borrow();
+        let all = world.get(type_url).cloned().unwrap_or_default();
+        let resources = all
+            .into_iter()
+            .filter(|(name, _)| names.iter().any(|wanted| wanted == "*" || wanted == name))
+            .map(|(name, body)| Resource { name, version: "1".into(), resource: Some(body), ..Default::default() })
+            .collect();
+        DeltaDiscoveryResponse {
+            type_url: type_url.to_owned(),
+            nonce: format!("{type_url}/{}", names.len()),
+            resources,
+            ..Default::default()
+        }
+    }
+}
+
+/// A running fake control plane.
+pub(crate) struct ControlPlane {
+    pub(crate) address: SocketAddr,
+    world: watch::Sender<World>,
+    heard: Arc<Mutex<Heard>>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl ControlPlane {
+    pub(crate) async fn start(world: World) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), world).await
+    }
+
+    pub(crate) async fn start_at(address: SocketAddr, world: World) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (world, _) = watch::channel(world);
+        let ads = Ads { world: world.clone(), heard: Arc::default() };
+        let heard = ads.heard.clone();
+        let app = axum::Router::new().fallback_service(AggregatedDiscoveryServiceServer::new(ads));
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { address, world, heard, server }
+    }
+
+    pub(crate) fn set(&self, world: World) {
+        self.world.send_replace(world);
+    }
+
+    pub(crate) fn heard<T>(&self, read: impl Fn(&Heard) -> T) -> T {
+        read(&self.heard.lock().unwrap())
+    }
+
+    /// Gone, with its port.
+    pub(crate) async fn stop(self) {
+        self.server.abort();
+        let _ = self.server.await;
+    }
+}
+
+/// An HTTP server that answers everything with `body`; `/slow` only after `release` is told.
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) release: watch::Sender<bool>,
+    pub(crate) entered: watch::Receiver<bool>,
+    _server: JoinSet<()>,
+}
+
+impl Upstream {
+    pub(crate) async fn start(body: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (release, released) = watch::channel(false);
+        let (enter, entered) = watch::channel(false);
+        let app = axum::Router::new()
+            .route(
+                "/slow",
+                axum::routing::get(move || {
+                    let (enter, mut released) = (enter.clone(), released.clone());
+                    async move {
+                        enter.send_replace(true);
+                        released.wait_for(|released| *released).await.unwrap();
+                        body
+                    }
+                }),
+            )
+            .fallback(move || async move { body });
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { address, release, entered, _server: server }
+    }
+}
+
+/// A port nobody uses, for programs that can't tell which they chose.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) fn config(engine: EngineKind, control_plane: SocketAddr, folder: &Path) -> Config {
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let token = folder.join("token");
+    std::fs::write(&token, "the-token\n").unwrap();
+    let mut config = Config::from_env(Role::Sidecar, &BTreeMap::new()).unwrap();
+    config.engine = engine;
+    config.pod.name = "web-1".into();
+    config.discovery = Discovery { address: control_plane.to_string(), root_cert: None, token: Some(token) };
+    let port = |engine_port| if engine == EngineKind::Envoy { engine_port } else { 0 };
+    config.addresses = Addresses {
+        admin: loopback(port(free_port())),
+        health: loopback(0),
+        status: loopback(0),
+        stats: loopback(port(free_port())),
+    };
+    config.folders = Folders { podinfo: folder.join("pod"), proxy: folder.join("proxy"), data: folder.join("data") };
+    config.drain = Drain { minimum: Duration::from_millis(50), limit: Duration::from_secs(5) };
+    config.mark = None;
+    config.cache_after = Duration::from_millis(200);
+    config.envoy = std::env::var_os("LATEEN_ENVOY_PATH").map(Into::into);
+    config
+}
+
+/// A listener on `port` → route `80` → cluster `outbound|80||app` → endpoint.
+pub(crate) fn world(port: u16, upstream: SocketAddr) -> World {
+    let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+    let listener = json!({
+        "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
+        "name": format!("127.0.0.1_{port}"),
+        "address": socket(&SocketAddr::from(([127, 0, 0, 1], port))),
+        "traffic_direction": "INBOUND",
+        "filter_chains": [{ "filters": [{
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                "stat_prefix": "test",
+                "rds": { "config_source": ads, "route_config_name": "80" },
+                "http_filters": [{
+                    "name": "envoy.filters.http.router",
+                    "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+                }],
+            },
+        }]}],
+    });
+    let routes = json!({
+        "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        "name": "80",
+        "virtual_hosts": [{ "name": "app", "domains": ["*"], "routes": [
+            { "match": { "prefix": "/" }, "route": { "cluster": "outbound|80||app", "timeout": "0s" } },
+        ]}],
+    });
+    let cluster = json!({
+        "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+        "name": "outbound|80||app",
+        "type": "EDS",
+        "connect_timeout": "1s",
+        "eds_cluster_config": { "eds_config": ads },
+    });
+    let endpoints = json!({
+        "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+        "cluster_name": "outbound|80||app",
+        "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": socket(&upstream) } }] }],
+    });
+    resources(&[listener, routes, cluster, endpoints])
+}
+
+pub(crate) fn resources(values: &[Value]) -> World {
+    let codec = JsonCodec::new().unwrap();
+    let mut world = World::new();
+    for value in values {
+        let any = codec.any_from_value(value).unwrap();
+        let name = lateen_xds::any::resource_name(&any).unwrap();
+        world.entry(any.type_url.clone()).or_default().insert(name, any);
+    }
+    world
+}
+
+fn socket(address: &SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+/// `GET path`, whole answer.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    send(address, "GET", path).await
+}
+
+pub(crate) async fn send(address: SocketAddr, method: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Asks again until `check` holds.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+    let mut poll = tokio::time::interval(Duration::from_millis(20));
+    let waited = tokio::time::timeout(PATIENCE, async {
+        loop {
+            poll.tick().await;
+            if let Some(found) = check().await {
+                return found;
+            }
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+/// The answer of `GET path` once it contains `part`.
+pub(crate) async fn get_until(address: SocketAddr, path: &str, part: &str) -> String {
+    eventually(&format!("{address}{path} with {part:?}"), || async {
+        get(address, path).await.ok().filter(|answer| answer.contains(part))
+    })
+    .await
+}
