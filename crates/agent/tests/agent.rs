@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use lateen_agent::{EngineKind, run};
 use serde_json::json;
-use support::{ControlPlane, Upstream, config, eventually, free_port, get, get_until, resources, send, world};
+use support::{
+    ControlPlane, Upstream, config, eventually, free_port, get, get_until, resources, send, world,
+};
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -42,7 +44,10 @@ async fn serves_and_ends_well(engine: EngineKind) {
     assert!(!ended.is_finished(), "a request is in flight");
     second.release.send_replace(true);
     assert!(slow.await.unwrap().unwrap().ends_with("second"));
-    tokio::time::timeout(support::PATIENCE, ended).await.expect("the end must follow the last connection").unwrap();
+    tokio::time::timeout(support::PATIENCE, ended)
+        .await
+        .expect("the end must follow the last connection")
+        .unwrap();
     assert!(get(loopback(port), "/").await.is_err(), "the listener must be gone");
 }
 
@@ -75,7 +80,8 @@ async fn a_refused_resource_is_named_to_the_control_plane_and_the_others_serve()
     let control_plane = ControlPlane::start(all).await;
     let running = run(config(EngineKind::Lateen, control_plane.address, folder.path())).await.unwrap();
     get_until(loopback(port), "/", "served").await;
-    let nack = eventually("a NACK", || async { control_plane.heard(|heard| heard.nacks.first().cloned()) }).await;
+    let nack =
+        eventually("a NACK", || async { control_plane.heard(|heard| heard.nacks.first().cloned()) }).await;
     assert!(nack.contains("odd") && nack.contains("transport_socket_matches"), "{nack}");
     running.stop().await;
 }
@@ -141,7 +147,10 @@ async fn two_agents_run_in_one_process_and_a_taken_port_is_named() {
     let mut taken = config(EngineKind::Lateen, a.address, one.path());
     taken.addresses.health = running[0].addresses().health;
     let error = run(taken).await.err().expect("the port is taken").to_string();
-    assert!(error.contains(&running[0].addresses().health.to_string()) && error.contains("probes"), "{error}");
+    assert!(
+        error.contains(&running[0].addresses().health.to_string()) && error.contains("probes"),
+        "{error}"
+    );
     for running in running {
         running.stop().await;
     }
@@ -155,6 +164,8 @@ async fn someone_may_ask_for_the_end_over_http() {
     assert!(!running.ready().await, "nothing is configured yet");
     let answer = send(running.addresses().status, "POST", "/quitquitquit").await.unwrap();
     assert!(answer.contains("200 OK"), "{answer}");
-    tokio::time::timeout(Duration::from_secs(5), running.quit_requested()).await.expect("the request must be heard");
+    tokio::time::timeout(Duration::from_secs(5), running.quit_requested())
+        .await
+        .expect("the request must be heard");
     running.stop().await;
 }

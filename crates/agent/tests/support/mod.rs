@@ -130,7 +130,12 @@ impl Ads {
         let resources = all
             .into_iter()
             .filter(|(name, _)| names.iter().any(|wanted| wanted == "*" || wanted == name))
-            .map(|(name, body)| Resource { name, version: "1".into(), resource: Some(body), ..Default::default() })
+            .map(|(name, body)| Resource {
+                name,
+                version: "1".into(),
+                resource: Some(body),
+                ..Default::default()
+            })
             .collect();
         DeltaDiscoveryResponse {
             type_url: type_url.to_owned(),
@@ -233,7 +238,8 @@ pub(crate) fn config(engine: EngineKind, control_plane: SocketAddr, folder: &Pat
         status: loopback(0),
         stats: loopback(port(free_port())),
     };
-    config.folders = Folders { podinfo: folder.join("pod"), proxy: folder.join("proxy"), data: folder.join("data") };
+    config.folders =
+        Folders { podinfo: folder.join("pod"), proxy: folder.join("proxy"), data: folder.join("data") };
     config.drain = Drain { minimum: Duration::from_millis(50), limit: Duration::from_secs(5) };
     config.mark = None;
     config.cache_after = Duration::from_millis(200);
@@ -306,15 +312,28 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> std::io::Result<Stri
 
 pub(crate) async fn send(address: SocketAddr, method: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: app\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
+    // As any client, done when the announced length is there; a draining Envoy closes only seconds later.
+    while !is_complete(&answer) && stream.read_buf(&mut answer).await? > 0 {}
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
+fn is_complete(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).and_then(|n| n.parse().ok());
+    length.is_some_and(|length: usize| body.len() >= length)
+}
+
 /// Asks again until `check` holds.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut check: impl FnMut() -> F,
+) -> T {
     let mut poll = tokio::time::interval(Duration::from_millis(20));
     let waited = tokio::time::timeout(PATIENCE, async {
         loop {
