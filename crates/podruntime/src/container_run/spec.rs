@@ -1,0 +1,76 @@
+//! What the daemon and the stages of `container-run` tell each other, one JSON object per line.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The user a container's processes run as. Capabilities stay what the daemon's are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// `fsGroup`, as a supplementary group.
+    pub(crate) extra_group: Option<u32>,
+}
+
+/// Something of the host that appears inside the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountSpec {
+    /// A file or directory on the host.
+    pub(crate) source: PathBuf,
+    /// An absolute path inside.
+    pub(crate) target: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+/// A container to be started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ContainerSpec {
+    /// The pod's network namespace; `None` is the host's own.
+    pub(crate) netns: Option<PathBuf>,
+    pub(crate) hostname: String,
+    /// A directory of the container's own, for its root's private layer.
+    pub(crate) directory: PathBuf,
+    /// A directory of the host that must not be seen inside.
+    pub(crate) hidden: PathBuf,
+    /// The folder of our own programs, seen inside at the same path.
+    pub(crate) binaries: PathBuf,
+    /// In this order.
+    pub(crate) mounts: Vec<MountSpec>,
+    /// Program and arguments.
+    pub(crate) command: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    /// Absolute; made if missing.
+    pub(crate) working_dir: PathBuf,
+    pub(crate) identity: Identity,
+    pub(crate) read_only_root: bool,
+}
+
+/// A command to be run inside a running container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ExecSpec {
+    /// The container's first process, as the host numbers it.
+    pub(crate) init: i32,
+    pub(crate) command: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) working_dir: PathBuf,
+    pub(crate) identity: Identity,
+    /// Standard input is a terminal that becomes the controlling one.
+    pub(crate) tty: bool,
+}
+
+/// From a container to the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The program runs. `init` is the container's first process, as the host numbers it; `init` itself doesn't know it.
+    Started { init: i32 },
+    /// The program could not be started.
+    Failed { message: String },
+}
+
+/// From the daemon to a container, after the specification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Instruction {
+    /// Send this signal to the container's program (SIGKILL: to all of its processes).
+    Signal(i32),
+}

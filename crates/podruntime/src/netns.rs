@@ -1,0 +1,98 @@
+//! Named network namespaces, as `ip netns` keeps them.
+//!
+//! A thread that has entered another namespace is never reused: each piece of work inside one gets a thread of its own.
+
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
+use tokio::sync::oneshot;
+
+use crate::RuntimeError;
+
+/// Where namespaces are held by name.
+pub(crate) const DIRECTORY: &str = "/run/netns";
+
+/// The file that holds the namespace `name`.
+pub(crate) fn path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
+/// Makes a namespace whose kernel settings suit a pod; one of the same name is replaced.
+pub(crate) async fn create(name: &str) -> Result<(), RuntimeError> {
+    delete(name)?;
+    std::fs::create_dir_all(DIRECTORY).map_err(RuntimeError::file(DIRECTORY))?;
+    let file = path(name);
+    File::create(&file).map_err(RuntimeError::file(&file))?;
+    let held = file.clone();
+    on_own_thread("netns-new", move || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(RuntimeError::system("making a network namespace"))?;
+        // As containerd sets them: any user may listen on low ports and ping.
+        for (key, value) in
+            [("ipv4/ip_unprivileged_port_start", "0"), ("ipv4/ping_group_range", "0 2147483647")]
+        {
+            let key = Path::new("/proc/sys/net").join(key);
+            std::fs::write(&key, value).map_err(RuntimeError::file(&key))?;
+        }
+        mount(Some("/proc/thread-self/ns/net"), &held, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(RuntimeError::system(format!("holding the network namespace {}", held.display())))
+    })
+    .await
+    .inspect_err(|_| {
+        let _ = std::fs::remove_file(&file);
+    })
+}
+
+/// Lets a namespace go; it ends with its last process. A missing one is fine.
+pub(crate) fn delete(name: &str) -> Result<(), RuntimeError> {
+    let file = path(name);
+    loop {
+        match umount2(&file, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(error) => {
+                return Err(RuntimeError::system(format!("releasing the network namespace {name}"))(error));
+            }
+        }
+    }
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RuntimeError::file(&file)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` inside the namespace held by `file`.
+pub(crate) async fn inside<T: Send + 'static>(
+    file: PathBuf,
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    on_own_thread("netns-in", move || {
+        let namespace = File::open(&file).map_err(RuntimeError::file(&file))?;
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
+            .map_err(RuntimeError::system(format!("entering the network namespace {}", file.display())))?;
+        work()
+    })
+    .await
+}
+
+async fn on_own_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            // The caller may have gone.
+            let _ = sender.send(work());
+        })
+        .map_err(RuntimeError::system("starting a thread"))?;
+    receiver.await.map_err(|_| RuntimeError::Host(format!("the thread {name} ended without a result")))?
+}
