@@ -198,7 +198,7 @@ pub struct PathNormalization {
 }
 
 /// Degrees of path normalisation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum NormalizationType {
     /// Same as BASE.

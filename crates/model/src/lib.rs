@@ -27,4 +27,4 @@ pub use protocol::Protocol;
 pub use service::{Resolution, Service, ServicePort, TargetPort};
 pub use store::{Event, Object, Store, StoreOptions};
 pub use visibility::Visibility;
-pub use world::{ServiceTarget, Workload, World};
+pub use world::{ServiceTarget, Workload, World, resolve_gateway};

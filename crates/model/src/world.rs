@@ -113,17 +113,9 @@ impl World {
         self.services.get(hostname)
     }
 
-    /// The service a rule in `namespace` means by `host`: a short name is one of the same namespace, `name.ns` and
-    /// `name.ns.svc` are completed as Kubernetes' DNS would.
+    /// The service a rule in `namespace` means by `host`.
     pub fn resolve_service(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
-        if let Some(service) = self.services.get(resolve_host(host, namespace, &self.domain).as_str()) {
-            return Some(service);
-        }
-        let mut parts = host.splitn(3, '.');
-        let (name, space, rest) = (parts.next()?, parts.next()?, parts.next());
-        matches!(rest, None | Some("svc"))
-            .then(|| self.services_by_name.get(&ObjectName::new(space, name)))
-            .flatten()
+        self.services.get(resolve_host(host, namespace, &self.domain).as_str())
     }
 
     /// The endpoints of a service.
@@ -297,14 +289,18 @@ fn bound_gateways(service: &VirtualService) -> std::collections::BTreeSet<String
     if service.spec.gateways.is_empty() {
         return [MESH_GATEWAY.to_owned()].into();
     }
-    let complete = |gateway: &String| match gateway.split_once('/') {
-        Some((".", name)) => format!("{own}/{name}"),
-        Some(_) => gateway.clone(),
-        None if gateway == MESH_GATEWAY => gateway.clone(),
+    service.spec.gateways.iter().map(|gateway| resolve_gateway(gateway, own)).collect()
+}
+
+/// The gateway a rule in `namespace` means: `mesh`, or `namespace/name` with the namespace completed.
+pub fn resolve_gateway(gateway: &str, namespace: &str) -> String {
+    match gateway.split_once('/') {
+        Some((".", name)) => format!("{namespace}/{name}"),
+        Some(_) => gateway.to_owned(),
+        None if gateway == MESH_GATEWAY => gateway.to_owned(),
         // Older configurations name gateways by host name.
-        None => format!("{own}/{}", crate::hostname::short_name(gateway)),
-    };
-    service.spec.gateways.iter().map(complete).collect()
+        None => format!("{namespace}/{}", crate::hostname::short_name(gateway)),
+    }
 }
 
 /// Rules for one host in one namespace are merged as Istio does: the oldest one's policy and name, everybody's subsets.

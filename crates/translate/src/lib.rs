@@ -8,14 +8,41 @@
 //! Proxy::parse(node)  →  ProxyClass::of(proxy, world)  →  Scope::new(world, class)  →  generate(scope, cache, …)
 //! Delta  →  affected(delta, scope)  →  which of the four types, and of which services, to generate again
 //! ```
+mod access_log;
 mod affected;
 mod cache;
+mod clusters;
+mod endpoints;
+mod filters;
+mod gateways;
+mod generate;
+mod headers;
+mod listeners_gateway;
+mod listeners_inbound;
+mod listeners_outbound;
+mod names;
+mod ordered;
 mod proxy;
 mod resource;
+mod retries;
+mod route_match;
+mod route_rules;
+mod routes_gateway;
+mod routes_sidecar;
+mod rules;
 mod scope;
+mod settings;
+mod traffic_policy;
+mod warnings;
+mod wire;
 
 pub use affected::{Affected, Extent, affected};
 pub use cache::Cache;
+pub use generate::{
+    generate, generate_all, generate_clusters, generate_endpoints, generate_listeners, generate_routes,
+};
+pub use names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
 pub use proxy::{InboundPort, NodeError, Proxy, ProxyClass, ProxyKind};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
+pub use warnings::{Warning, check_destination_rule, check_gateway, check_virtual_service};

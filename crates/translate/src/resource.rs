@@ -54,7 +54,11 @@ pub struct Resource {
 impl Resource {
     /// Encodes a message.
     pub fn new<M: Message + Name>(kind: ResourceType, name: impl Into<String>, message: &M) -> Self {
-        let body: Bytes = message.encode_to_vec().into();
+        Self::encoded(kind, name, message.encode_to_vec().into())
+    }
+
+    /// Takes an encoded message.
+    pub(crate) fn encoded(kind: ResourceType, name: impl Into<String>, body: Bytes) -> Self {
         let version = format!("{:016x}", xxh3_64(&body));
         Self { name: name.into(), kind, version, body }
     }

@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use lateen_model::{Resolution, Service, VirtualService, World};
 
+use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
+use crate::settings::Settings;
 
 /// A world seen by one class of proxies.
 #[derive(Clone, Debug)]
@@ -16,6 +18,7 @@ pub struct Scope {
     pub services: Vec<Arc<Service>>,
     /// For sidecars: the VirtualServices that apply to it, oldest first.
     pub virtual_services: Vec<Arc<VirtualService>>,
+    pub(crate) settings: Settings,
 }
 
 impl Scope {
@@ -29,6 +32,25 @@ impl Scope {
             ProxyKind::Sidecar => world.mesh_virtual_services(&class.namespace),
             ProxyKind::Router => Vec::new(),
         };
-        Self { world, class, services, virtual_services }
+        let settings = Settings::new(world.mesh());
+        Self { world, class, services, virtual_services, settings }
+    }
+
+    /// The services within an extent.
+    pub(crate) fn services_in(&self, extent: &Extent) -> Vec<&Arc<Service>> {
+        match extent {
+            Extent::None => Vec::new(),
+            Extent::All => self.services.iter().collect(),
+            Extent::Services(hosts) => hosts
+                .iter()
+                .filter_map(|host| {
+                    let index = self
+                        .services
+                        .binary_search_by(|service| service.hostname.as_ref().cmp(host.as_ref()))
+                        .ok()?;
+                    self.services.get(index)
+                })
+                .collect(),
+        }
     }
 }

@@ -1,0 +1,320 @@
+//! Clusters.
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_api::networking::load_balancing::SimpleLb;
+use lateen_model::{DestinationRule, ObjectName, Protocol, Service, ServicePort};
+use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
+use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
+};
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as http;
+use prost::Message;
+
+use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
+use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
+use crate::proxy::{InboundPort, ProxyKind};
+use crate::resource::{Resource, ResourceType};
+use crate::scope::Scope;
+use crate::settings::Settings;
+use crate::traffic_policy::{self, EffectivePolicy};
+use crate::wire;
+
+/// The source address of connections to the application, by which capture knows them (Istio's choice).
+const INBOUND_SOURCE: &str = "127.0.0.6";
+
+/// Everything an outbound cluster depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct OutboundClusterInputs {
+    connect_timeout: Duration,
+    hostname: Arc<str>,
+    service: ObjectName,
+    port: u16,
+    protocol: Protocol,
+    /// Whether requests keep the address their caller chose (headless services; gateways' callers choose none).
+    original_dst: bool,
+    /// The rule for the host, with the index of the subset.
+    rule: Option<Arc<DestinationRule>>,
+    subset: Option<usize>,
+}
+
+/// Everything a cluster to the workload itself depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct InboundClusterInputs {
+    connect_timeout: Duration,
+    port: InboundPort,
+}
+
+/// Everything the clusters without a service depend on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FixedClusterInputs {
+    connect_timeout: Duration,
+    which: FixedCluster,
+}
+
+/// The clusters every proxy of a kind has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FixedCluster {
+    BlackHole,
+    Passthrough,
+    InboundPassthrough,
+}
+
+/// The inputs of all clusters of one service, for each port: the whole, then the subsets of the rule in force.
+pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundClusterInputs> {
+    let rule =
+        scope.world.destination_rule(&service.hostname, &scope.class.namespace, &service.name.namespace);
+    let mut inputs = Vec::new();
+    for port in service.mesh_ports() {
+        let whole = outbound_input(scope, service, port, rule.cloned());
+        let subsets = rule.map_or(0, |rule| rule.spec.subsets.len());
+        for index in 0..subsets {
+            inputs.push(OutboundClusterInputs { subset: Some(index), ..whole.clone() });
+        }
+        inputs.push(whole);
+    }
+    inputs
+}
+
+fn outbound_input(
+    scope: &Scope,
+    service: &Service,
+    port: &ServicePort,
+    rule: Option<Arc<DestinationRule>>,
+) -> OutboundClusterInputs {
+    OutboundClusterInputs {
+        connect_timeout: scope.settings.connect_timeout,
+        hostname: service.hostname.clone(),
+        service: service.name.clone(),
+        port: port.port,
+        protocol: port.protocol,
+        original_dst: service.is_headless() && scope.class.kind == ProxyKind::Sidecar,
+        rule,
+        subset: None,
+    }
+}
+
+impl OutboundClusterInputs {
+    /// Name of the subset; empty for the whole.
+    pub(crate) fn subset_name(&self) -> &str {
+        self.subset_of_rule().map_or("", |subset| &subset.name)
+    }
+
+    /// Labels an endpoint needs.
+    pub(crate) fn subset_of_rule(&self) -> Option<&lateen_api::networking::destination_rule::Subset> {
+        self.rule.as_ref()?.spec.subsets.get(self.subset?)
+    }
+
+    /// Port of the service.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn name(&self) -> String {
+        outbound_cluster(&self.hostname, self.port, self.subset_name())
+    }
+
+    fn policy(&self) -> EffectivePolicy<'_> {
+        let general = self.rule.as_ref().and_then(|rule| rule.spec.traffic_policy.as_ref());
+        let special = self.subset_of_rule().and_then(|subset| subset.traffic_policy.as_ref());
+        EffectivePolicy::new(general, special, self.port)
+    }
+
+    /// Whether connections go where their caller meant them to, so that there are no endpoints to know.
+    pub(crate) fn goes_to_original_dst(&self) -> bool {
+        self.original_dst || self.policy().algorithm() == SimpleLb::Passthrough
+    }
+}
+
+/// A cluster of a service.
+pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
+    let name = inputs.name();
+    let policy = inputs.policy();
+    let mut message = cluster::Cluster {
+        connect_timeout: Some(wire::duration(
+            traffic_policy::parse(policy.tcp().and_then(|tcp| tcp.connect_timeout.as_ref()))
+                .unwrap_or(inputs.connect_timeout),
+        )),
+        circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
+        upstream_connection_options: policy.tcp().and_then(traffic_policy::connection_options),
+        ..base(&name, inputs.connect_timeout)
+    };
+    if inputs.goes_to_original_dst() {
+        message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
+        message.lb_policy = LbPolicy::ClusterProvided as i32;
+    } else {
+        message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
+        message.eds_cluster_config =
+            Some(EdsClusterConfig { eds_config: Some(wire::ads()), service_name: name.clone() });
+        message.lb_policy = match policy.algorithm() {
+            SimpleLb::RoundRobin => LbPolicy::RoundRobin as i32,
+            SimpleLb::Random => LbPolicy::Random as i32,
+            _ => LbPolicy::LeastRequest as i32,
+        };
+    }
+    if let Some(outlier) = policy.outlier {
+        message.outlier_detection = Some(traffic_policy::outlier_detection(outlier));
+        message.common_lb_config = Some(traffic_policy::panic_threshold(outlier));
+    }
+    set_http_options(&mut message, upstream_protocol(inputs.protocol, policy), policy);
+    let mut metadata = vec![
+        ("default_original_port", Value::number(inputs.port)),
+        ("services", services(&inputs.hostname, &inputs.service)),
+    ];
+    if let Some(rule) = &inputs.rule {
+        metadata.push(("config", Value::text(rule.config_path())));
+    }
+    if inputs.subset.is_some() {
+        metadata.push(("subset", Value::text(inputs.subset_name())));
+    }
+    with_metadata(name, &message, metadata)
+}
+
+/// The cluster to one port of the workload: the address the connection was made to, from an address that tells capture
+/// to let it pass.
+pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
+    let InboundPort { port, protocol, hostname, service_port: _ } = &inputs.port;
+    let name = inbound_cluster(*port);
+    let mut message = cluster::Cluster {
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        upstream_bind_config: Some(wire::bind_from(INBOUND_SOURCE)),
+        circuit_breakers: Some(traffic_policy::circuit_breakers(EffectivePolicy::default())),
+        ..base(&name, inputs.connect_timeout)
+    };
+    let policy = EffectivePolicy::default();
+    set_http_options(&mut message, upstream_protocol(*protocol, policy), policy);
+    let mut labels = hostname.split('.');
+    let (service, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or_default());
+    let service = ObjectName::new(namespace, service);
+    with_metadata(name, &message, vec![("services", services(hostname, &service))])
+}
+
+/// A cluster without a service.
+pub(crate) fn fixed(inputs: &FixedClusterInputs) -> Resource {
+    let name = match inputs.which {
+        FixedCluster::BlackHole => BLACK_HOLE,
+        FixedCluster::Passthrough => PASSTHROUGH,
+        FixedCluster::InboundPassthrough => INBOUND_PASSTHROUGH,
+    };
+    let mut message = base(name, inputs.connect_timeout);
+    if inputs.which == FixedCluster::BlackHole {
+        message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
+        return Resource::new(ResourceType::Cluster, name, &message);
+    }
+    message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
+    message.lb_policy = LbPolicy::ClusterProvided as i32;
+    message.circuit_breakers = Some(traffic_policy::circuit_breakers(EffectivePolicy::default()));
+    if inputs.which == FixedCluster::InboundPassthrough {
+        message.upstream_bind_config = Some(wire::bind_from(INBOUND_SOURCE));
+    }
+    set_http_options(&mut message, UpstreamProtocol::AsDownstream, EffectivePolicy::default());
+    Resource::new(ResourceType::Cluster, name, &message)
+}
+
+pub(crate) fn fixed_inputs(settings: &Settings, which: FixedCluster) -> FixedClusterInputs {
+    FixedClusterInputs { connect_timeout: settings.connect_timeout, which }
+}
+
+pub(crate) fn inbound_inputs(settings: &Settings, port: InboundPort) -> InboundClusterInputs {
+    InboundClusterInputs { connect_timeout: settings.connect_timeout, port }
+}
+
+fn base(name: &str, connect_timeout: Duration) -> cluster::Cluster {
+    cluster::Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(wire::duration(connect_timeout)),
+        ..Default::default()
+    }
+}
+
+/// The HTTP version spoken upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UpstreamProtocol {
+    NotHttp,
+    Http1,
+    Http2,
+    AsDownstream,
+}
+
+fn upstream_protocol(protocol: Protocol, policy: EffectivePolicy<'_>) -> UpstreamProtocol {
+    if protocol.is_http2() || (protocol == Protocol::Http && policy.upgrades_to_http2()) {
+        UpstreamProtocol::Http2
+    } else if protocol.is_sniffed() || policy.http().is_some_and(|http| http.use_client_protocol) {
+        UpstreamProtocol::AsDownstream
+    } else if protocol.is_http() {
+        UpstreamProtocol::Http1
+    } else {
+        UpstreamProtocol::NotHttp
+    }
+}
+
+fn set_http_options(message: &mut cluster::Cluster, protocol: UpstreamProtocol, policy: EffectivePolicy<'_>) {
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    use http::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig};
+    let given = policy.http();
+    let common = given.and_then(|http| {
+        let idle = traffic_policy::parse(http.idle_timeout.as_ref());
+        let requests = u32::try_from(http.max_requests_per_connection).ok().filter(|&count| count > 0);
+        (idle.is_some() || requests.is_some()).then(|| core::HttpProtocolOptions {
+            idle_timeout: idle.map(wire::duration),
+            max_requests_per_connection: requests.and_then(wire::uint32),
+            ..Default::default()
+        })
+    });
+    let http2 = core::Http2ProtocolOptions {
+        max_concurrent_streams: given
+            .and_then(|http| u32::try_from(http.max_concurrent_streams).ok())
+            .filter(|&count| count > 0)
+            .and_then(wire::uint32),
+        ..Default::default()
+    };
+    let explicit = |config| {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) })
+    };
+    let options = match protocol {
+        UpstreamProtocol::NotHttp => return,
+        // HTTP/1.1 is what Envoy speaks without options.
+        UpstreamProtocol::Http1 if common.is_none() => return,
+        UpstreamProtocol::Http1 => {
+            explicit(ProtocolConfig::HttpProtocolOptions(core::Http1ProtocolOptions::default()))
+        }
+        UpstreamProtocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
+        UpstreamProtocol::AsDownstream => {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(core::Http1ProtocolOptions::default()),
+                http2_protocol_options: Some(http2),
+                ..Default::default()
+            })
+        }
+    };
+    let options = http::HttpProtocolOptions {
+        common_http_protocol_options: common,
+        upstream_protocol_options: Some(options),
+        ..Default::default()
+    };
+    message
+        .typed_extension_protocol_options
+        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), wire::any(&options));
+}
+
+fn services(hostname: &str, name: &ObjectName) -> Value {
+    Value::list(vec![Value::object([
+        ("host", Value::text(hostname)),
+        ("name", Value::text(&*name.name)),
+        ("namespace", Value::text(&*name.namespace)),
+    ])])
+}
+
+/// Encodes a cluster with `istio` metadata, which tools read: the rule, subset and services it stands for.
+fn with_metadata(name: String, message: &cluster::Cluster, istio: Vec<(&str, Value)>) -> Resource {
+    let istio = Struct { fields: istio.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() };
+    let metadata = ClusterMetadata {
+        metadata: Some(Metadata { filter_metadata: [("istio".to_owned(), istio)].into() }),
+    };
+    let mut body = message.encode_to_vec();
+    // The buffer grows as needed.
+    metadata.encode_raw(&mut body);
+    Resource::encoded(ResourceType::Cluster, name, body.into())
+}

@@ -1,0 +1,97 @@
+//! Endpoints of clusters.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lateen_model::{Endpoint, Health, Locality, ServiceEndpoints, labels_match};
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
+
+use crate::clusters::OutboundClusterInputs;
+use crate::resource::{Resource, ResourceType};
+use crate::scope::Scope;
+use crate::wire;
+
+/// Everything a cluster's endpoints depend on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EndpointInputs {
+    cluster: String,
+    port_name: String,
+    /// Labels of the subset.
+    labels: BTreeMap<String, String>,
+    endpoints: Option<Arc<ServiceEndpoints>>,
+}
+
+/// The endpoints of a cluster of a service; none when the cluster has no use for them.
+pub(crate) fn inputs(
+    scope: &Scope,
+    cluster: &OutboundClusterInputs,
+    port_name: &str,
+    hostname: &str,
+) -> Option<EndpointInputs> {
+    if cluster.goes_to_original_dst() {
+        return None;
+    }
+    Some(EndpointInputs {
+        cluster: cluster.name(),
+        port_name: port_name.to_owned(),
+        labels: cluster.subset_of_rule().map(|subset| subset.labels.clone()).unwrap_or_default(),
+        endpoints: scope.world.endpoints(hostname).cloned(),
+    })
+}
+
+/// The ready endpoints that carry the subset's labels, by locality. A cluster without any gets an empty list, so that it
+/// does not wait for one.
+pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
+    let mut localities: BTreeMap<&Locality, Vec<endpoint::LbEndpoint>> = BTreeMap::new();
+    let all =
+        inputs.endpoints.as_ref().map(|endpoints| endpoints.of_port(&inputs.port_name)).unwrap_or_default();
+    let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
+    for endpoint in ready.filter(|endpoint| labels_match(&inputs.labels, &endpoint.labels)) {
+        localities.entry(&endpoint.locality).or_default().push(lb_endpoint(endpoint));
+    }
+    let endpoints = localities
+        .into_iter()
+        .map(|(locality, lb_endpoints)| endpoint::LocalityLbEndpoints {
+            locality: (*locality != Locality::default()).then(|| core::Locality {
+                region: locality.region.clone(),
+                zone: locality.zone.clone(),
+                sub_zone: locality.sub_zone.clone(),
+            }),
+            load_balancing_weight: wire::uint32(u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX)),
+            lb_endpoints,
+            ..Default::default()
+        })
+        .collect();
+    let message = endpoint::ClusterLoadAssignment {
+        cluster_name: inputs.cluster.clone(),
+        endpoints,
+        ..Default::default()
+    };
+    Resource::new(ResourceType::Endpoint, inputs.cluster.clone(), &message)
+}
+
+fn lb_endpoint(from: &Endpoint) -> endpoint::LbEndpoint {
+    let address = wire::address(&from.address.to_string(), from.port);
+    endpoint::LbEndpoint {
+        health_status: core::HealthStatus::Healthy as i32,
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+            address: Some(address),
+            ..Default::default()
+        })),
+        metadata: from
+            .pod
+            .as_ref()
+            .map(|pod| wire::istio_metadata("workload", &workload(from, &pod.namespace))),
+        ..Default::default()
+    }
+}
+
+/// `NAME;NAMESPACE;SERVICE;VERSION;CLUSTER`, as Istio describes the peer of a connection.
+fn workload(from: &Endpoint, namespace: &str) -> String {
+    let label = |keys: [&str; 2]| {
+        keys.iter().find_map(|&key| from.labels.get(key)).map(String::as_str).unwrap_or_default()
+    };
+    let service = label(["service.istio.io/canonical-name", "app"]);
+    let version = label(["service.istio.io/canonical-revision", "version"]);
+    format!("{};{namespace};{service};{version};Kubernetes", from.workload)
+}

@@ -1,0 +1,145 @@
+//! The network and listener filters in use: connection manager, TCP proxy, inspectors.
+use lateen_api::mesh::NormalizationType;
+use lateen_xds::Any;
+use lateen_xds::pb::envoy::config::listener::v3 as listener;
+use lateen_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use lateen_xds::pb::envoy::extensions::filters::http::router::v3::Router;
+use lateen_xds::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use lateen_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use lateen_xds::pb::google::protobuf::Duration;
+
+use crate::access_log;
+use crate::settings::Settings;
+use crate::wire;
+
+/// What http_inspector finds in plain text (Istio's list).
+pub(crate) const HTTP_PROTOCOLS: [&str; 2] = ["http/1.1", "h2c"];
+
+/// Where a connection manager stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HttpRole {
+    /// A sidecar, for what its application sends.
+    Outbound,
+    /// A sidecar, for what its application receives.
+    Inbound,
+    /// A gateway.
+    Gateway,
+}
+
+/// Where a connection manager's routes come from.
+pub(crate) enum Routes {
+    /// By name over RDS.
+    Rds(String),
+    /// Written in.
+    Inline(RouteConfiguration),
+}
+
+/// A connection manager as the only filter of a chain.
+pub(crate) fn http(
+    settings: &Settings,
+    role: HttpRole,
+    stat_prefix: &str,
+    routes: Routes,
+) -> listener::Filter {
+    use hcm::http_connection_manager as types;
+    let route_specifier = match routes {
+        Routes::Rds(name) => {
+            types::RouteSpecifier::Rds(hcm::Rds { config_source: Some(wire::ads()), route_config_name: name })
+        }
+        Routes::Inline(config) => types::RouteSpecifier::RouteConfig(config),
+    };
+    let router = hcm::HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(wire::any(&Router::default()))),
+        ..Default::default()
+    };
+    let mut manager = hcm::HttpConnectionManager {
+        stat_prefix: stat_prefix.to_owned(),
+        route_specifier: Some(route_specifier),
+        http_filters: vec![router],
+        access_log: access_log::traffic_log(settings),
+        use_remote_address: wire::boolean(role == HttpRole::Gateway),
+        generate_request_id: wire::boolean(true),
+        // Streams may be idle for as long as their peers like; Envoy's five minutes would cut long polls.
+        stream_idle_timeout: Some(Duration::default()),
+        upgrade_configs: vec![types::UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    normalize_paths(&mut manager, settings.normalization);
+    name_server(&mut manager, role);
+    network_filter("envoy.filters.network.http_connection_manager", wire::any(&manager))
+}
+
+/// <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization>
+fn normalize_paths(manager: &mut hcm::HttpConnectionManager, degree: NormalizationType) {
+    use hcm::http_connection_manager::PathWithEscapedSlashesAction as Escaped;
+    manager.normalize_path = wire::boolean(degree != NormalizationType::None);
+    manager.merge_slashes =
+        matches!(degree, NormalizationType::MergeSlashes | NormalizationType::DecodeAndMergeSlashes);
+    manager.path_with_escaped_slashes_action = match degree {
+        NormalizationType::DecodeAndMergeSlashes => Escaped::UnescapeAndForward as i32,
+        _ => Escaped::KeepUnchanged as i32,
+    };
+}
+
+/// The `server` header and what is said of client certificates. As in Istio, `istio-envoy` inbound and at gateways;
+/// outbound keeps Envoy's own name, on which people's checks rely by now.
+fn name_server(manager: &mut hcm::HttpConnectionManager, role: HttpRole) {
+    use hcm::http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails};
+    if role == HttpRole::Outbound {
+        return;
+    }
+    manager.server_name = "istio-envoy".to_owned();
+    let forward = match role {
+        HttpRole::Gateway => ForwardClientCertDetails::SanitizeSet,
+        _ => ForwardClientCertDetails::AppendForward,
+    };
+    manager.forward_client_cert_details = forward as i32;
+    manager.set_current_client_cert_details = Some(SetCurrentClientCertDetails {
+        subject: wire::boolean(true),
+        uri: true,
+        dns: true,
+        ..Default::default()
+    });
+}
+
+/// A TCP proxy to one cluster as the only filter of a chain.
+pub(crate) fn tcp(settings: &Settings, cluster: &str) -> listener::Filter {
+    let proxy = tcp::TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        access_log: access_log::traffic_log(settings),
+        ..Default::default()
+    };
+    network_filter("envoy.filters.network.tcp_proxy", wire::any(&proxy))
+}
+
+fn network_filter(name: &str, config: Any) -> listener::Filter {
+    listener::Filter {
+        name: name.to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
+    }
+}
+
+/// Finds out the address a redirected connection was meant for.
+pub(crate) fn original_dst() -> listener::ListenerFilter {
+    listener_filter("envoy.filters.listener.original_dst", wire::any(&OriginalDst::default()))
+}
+
+/// Finds out from the first bytes whether a connection speaks HTTP.
+pub(crate) fn http_inspector() -> listener::ListenerFilter {
+    listener_filter("envoy.filters.listener.http_inspector", wire::any(&HttpInspector::default()))
+}
+
+fn listener_filter(name: &str, config: Any) -> listener::ListenerFilter {
+    listener::ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,120 @@
+//! All resources of a class, or those that may have changed.
+use std::sync::Arc;
+
+use crate::affected::Extent;
+use crate::cache::Cache;
+use crate::clusters::{self, FixedCluster};
+use crate::endpoints;
+use crate::gateways;
+use crate::listeners_gateway;
+use crate::listeners_inbound;
+use crate::listeners_outbound;
+use crate::proxy::ProxyKind;
+use crate::resource::{Resource, ResourceType};
+use crate::routes_gateway;
+use crate::routes_sidecar;
+use crate::scope::Scope;
+
+/// The resources of one type that are within the extent: with [`Extent::All`] every resource of that type; with
+/// [`Extent::Services`] those of these services. What the extent covers and this does not return does not exist (any more).
+pub fn generate(scope: &Scope, cache: &Cache, kind: ResourceType, extent: &Extent) -> Vec<Arc<Resource>> {
+    if extent.is_none() {
+        return Vec::new();
+    }
+    match kind {
+        ResourceType::Cluster => generate_clusters(scope, cache, extent),
+        ResourceType::Endpoint => generate_endpoints(scope, cache, extent),
+        ResourceType::Listener => generate_listeners(scope, cache),
+        ResourceType::Route => generate_routes(scope, cache),
+    }
+}
+
+/// Every resource of a class, clusters first.
+pub fn generate_all(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
+    ResourceType::ALL.into_iter().flat_map(|kind| generate(scope, cache, kind, &Extent::All)).collect()
+}
+
+/// CDS.
+pub fn generate_clusters(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
+    let mut resources = Vec::new();
+    for service in scope.services_in(extent) {
+        for inputs in clusters::outbound_inputs(scope, service) {
+            resources.push(cache.resource(ResourceType::Cluster, &inputs, clusters::outbound));
+        }
+    }
+    if *extent != Extent::All {
+        return resources;
+    }
+    let mut fixed = |which| {
+        let inputs = clusters::fixed_inputs(&scope.settings, which);
+        resources.push(cache.resource(ResourceType::Cluster, &inputs, clusters::fixed));
+    };
+    fixed(FixedCluster::BlackHole);
+    // A gateway's callers have no original destination to pass through to.
+    if scope.class.kind == ProxyKind::Sidecar {
+        fixed(FixedCluster::Passthrough);
+        fixed(FixedCluster::InboundPassthrough);
+        for port in listeners_inbound::workload_ports(&scope.class.inbound) {
+            let inputs = clusters::inbound_inputs(&scope.settings, port);
+            resources.push(cache.resource(ResourceType::Cluster, &inputs, clusters::inbound));
+        }
+    }
+    resources
+}
+
+/// EDS.
+pub fn generate_endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
+    let mut resources = Vec::new();
+    for service in scope.services_in(extent) {
+        for cluster in clusters::outbound_inputs(scope, service) {
+            let Some(port) = service.port(cluster.port()) else { continue };
+            if let Some(inputs) = endpoints::inputs(scope, &cluster, &port.name, &service.hostname) {
+                resources.push(cache.resource(ResourceType::Endpoint, &inputs, endpoints::load_assignment));
+            }
+        }
+    }
+    resources
+}
+
+/// LDS.
+pub fn generate_listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
+    let kind = ResourceType::Listener;
+    if scope.class.kind == ProxyKind::Router {
+        return gateways::http_servers(scope)
+            .iter()
+            .map(|server| listeners_gateway::inputs(&scope.settings, server))
+            .map(|inputs| cache.resource(kind, &inputs, listeners_gateway::http_listener))
+            .collect();
+    }
+    let outbound = listeners_outbound::inputs(scope);
+    let mut resources = Vec::new();
+    for inputs in &outbound.http {
+        resources.push(cache.resource(kind, inputs, listeners_outbound::http_port));
+    }
+    for inputs in &outbound.tcp {
+        resources.push(cache.resource(kind, inputs, listeners_outbound::tcp_service));
+    }
+    resources.push(cache.resource(kind, &outbound.catch_all, listeners_outbound::virtual_outbound));
+    resources.push(cache.resource(
+        kind,
+        &listeners_inbound::inputs(scope),
+        listeners_inbound::virtual_inbound,
+    ));
+    resources
+}
+
+/// RDS.
+pub fn generate_routes(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
+    let kind = ResourceType::Route;
+    if scope.class.kind == ProxyKind::Router {
+        return gateways::http_servers(scope)
+            .into_iter()
+            .map(|server| routes_gateway::inputs(scope, server))
+            .map(|inputs| cache.resource(kind, &inputs, routes_gateway::route_configuration))
+            .collect();
+    }
+    routes_sidecar::inputs(scope)
+        .iter()
+        .map(|inputs| cache.resource(kind, inputs, routes_sidecar::route_configuration))
+        .collect()
+}

@@ -1,0 +1,91 @@
+//! Which rules of a VirtualService apply to a class of proxies: the conditions that do not depend on the request.
+use std::sync::Arc;
+
+use lateen_api::networking::virtual_service::{Destination, HttpMatchRequest};
+use lateen_model::{VirtualService, labels_match, resolve_gateway, resolve_host};
+
+use crate::scope::Scope;
+
+/// The HTTP rules of a VirtualService that may match requests through one class of proxies, at one gateway and port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppliedRules {
+    pub(crate) virtual_service: Arc<VirtualService>,
+    pub(crate) rules: Vec<AppliedRule>,
+    /// The port of each destination service that has exactly one: what a destination without a port means.
+    only_ports: Vec<(String, u16)>,
+}
+
+/// One rule of `spec.http`, by its index, with the indices of those of its matches that may hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppliedRule {
+    pub(crate) index: usize,
+    /// None: everything matches.
+    pub(crate) matches: Option<Vec<usize>>,
+}
+
+impl AppliedRules {
+    /// `gateway` is `mesh` or `namespace/name`, `port` the one requests are addressed to.
+    pub(crate) fn new(
+        scope: &Scope,
+        virtual_service: &Arc<VirtualService>,
+        gateway: &str,
+        port: u16,
+    ) -> Self {
+        let mut rules = Vec::new();
+        for (index, rule) in virtual_service.spec.http.iter().enumerate() {
+            if rule.r#match.is_empty() {
+                rules.push(AppliedRule { index, matches: None });
+                break; // nothing after it can be reached
+            }
+            let may_hold = |(_, condition): &(usize, &HttpMatchRequest)| {
+                may_hold(scope, virtual_service, condition, gateway, port)
+            };
+            let matches: Vec<usize> =
+                rule.r#match.iter().enumerate().filter(may_hold).map(|(index, _)| index).collect();
+            if !matches.is_empty() {
+                rules.push(AppliedRule { index, matches: Some(matches) });
+            }
+        }
+        let destinations = rules.iter().flat_map(|rule| &virtual_service.spec.http[rule.index].route);
+        let mut only_ports: Vec<(String, u16)> = destinations
+            .filter_map(|route| {
+                let service =
+                    scope.world.resolve_service(&route.destination.host, &virtual_service.name.namespace)?;
+                let mut ports = service.mesh_ports();
+                match (ports.next(), ports.next()) {
+                    (Some(only), None) => Some((service.hostname.to_string(), only.port)),
+                    _ => None,
+                }
+            })
+            .collect();
+        only_ports.sort();
+        only_ports.dedup();
+        Self { virtual_service: virtual_service.clone(), rules, only_ports }
+    }
+
+    /// Host and port a destination means; requests were addressed to `port`.
+    pub(crate) fn resolve(&self, destination: &Destination, domain: &str, port: u16) -> (String, u16) {
+        let host = resolve_host(&destination.host, &self.virtual_service.name.namespace, domain);
+        let given = destination.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+        let only = || self.only_ports.iter().find(|(known, _)| *known == host).map(|(_, port)| *port);
+        let port = given.filter(|&port| port != 0).or_else(only).unwrap_or(port);
+        (host, port)
+    }
+}
+
+fn may_hold(
+    scope: &Scope,
+    virtual_service: &VirtualService,
+    condition: &HttpMatchRequest,
+    gateway: &str,
+    port: u16,
+) -> bool {
+    let own = &virtual_service.name.namespace;
+    let class = &scope.class;
+    let gateway_holds = condition.gateways.is_empty()
+        || condition.gateways.iter().any(|name| resolve_gateway(name, own) == gateway);
+    gateway_holds
+        && (condition.port == 0 || condition.port == u32::from(port))
+        && (condition.source_namespace.is_empty() || *condition.source_namespace == *class.namespace)
+        && labels_match(&condition.source_labels, &class.labels)
+}

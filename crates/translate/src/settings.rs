@@ -1,0 +1,118 @@
+//! The mesh-wide settings that generated resources depend on.
+use std::time::Duration;
+
+use lateen_api::MeshConfig;
+use lateen_api::mesh::{AccessLogEncoding, NormalizationType};
+
+use crate::retries::Retries;
+
+/// What of mesh config goes into resources; part of most generators' inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Settings {
+    /// Access log, when there is one.
+    pub(crate) access_log: Option<AccessLogSettings>,
+    /// Whether unknown destinations are reached as they are.
+    pub(crate) allow_any: bool,
+    /// Connect timeout of clusters.
+    pub(crate) connect_timeout: Duration,
+    /// How long protocol detection waits; zero waits for ever.
+    pub(crate) detection_timeout: Duration,
+    /// Path normalisation.
+    pub(crate) normalization: NormalizationType,
+    /// Retries of HTTP rules that say nothing.
+    pub(crate) default_retries: Retries,
+}
+
+/// A file access log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AccessLogSettings {
+    /// Path, for example `/dev/stdout`.
+    pub(crate) path: String,
+    /// Format.
+    pub(crate) format: AccessLogFormat,
+}
+
+/// Format of an access log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AccessLogFormat {
+    /// A line of text with Envoy's command operators.
+    Text(String),
+    /// Pairs of name and command operators.
+    Json(Vec<(String, String)>),
+}
+
+/// Istio's default text format: <https://istio.io/latest/docs/tasks/observability/logs/access-log/#default-access-log-format>
+const DEFAULT_TEXT: &str = concat!(
+    "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% ",
+    "%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% ",
+    "\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% ",
+    "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" ",
+    "\"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% ",
+    "%UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% ",
+    "%REQUESTED_SERVER_NAME% %ROUTE_NAME%\n",
+);
+
+/// The fields of Istio's default JSON format.
+const DEFAULT_JSON: &[(&str, &str)] = &[
+    ("start_time", "%START_TIME%"),
+    ("route_name", "%ROUTE_NAME%"),
+    ("method", "%REQ(:METHOD)%"),
+    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+    ("protocol", "%PROTOCOL%"),
+    ("response_code", "%RESPONSE_CODE%"),
+    ("response_flags", "%RESPONSE_FLAGS%"),
+    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
+    ("bytes_received", "%BYTES_RECEIVED%"),
+    ("bytes_sent", "%BYTES_SENT%"),
+    ("duration", "%DURATION%"),
+    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
+    ("user_agent", "%REQ(USER-AGENT)%"),
+    ("request_id", "%REQ(X-REQUEST-ID)%"),
+    ("authority", "%REQ(:AUTHORITY)%"),
+    ("upstream_host", "%UPSTREAM_HOST%"),
+    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
+    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
+    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+];
+
+impl Settings {
+    pub(crate) fn new(mesh: &MeshConfig) -> Self {
+        Self {
+            access_log: access_log(mesh),
+            allow_any: mesh.allows_any_outbound(),
+            connect_timeout: mesh.connect_timeout(),
+            detection_timeout: mesh.protocol_detection_timeout(),
+            normalization: mesh.path_normalization.normalization,
+            default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),
+        }
+    }
+}
+
+fn access_log(mesh: &MeshConfig) -> Option<AccessLogSettings> {
+    if mesh.access_log_file.is_empty() {
+        return None;
+    }
+    let given = mesh.access_log_format.as_str();
+    let format = match mesh.access_log_encoding {
+        AccessLogEncoding::Text if given.is_empty() => AccessLogFormat::Text(DEFAULT_TEXT.to_owned()),
+        // Without it lines would run together.
+        AccessLogEncoding::Text if !given.ends_with('\n') => AccessLogFormat::Text(format!("{given}\n")),
+        AccessLogEncoding::Text => AccessLogFormat::Text(given.to_owned()),
+        AccessLogEncoding::Json => AccessLogFormat::Json(json_fields(given)),
+    };
+    Some(AccessLogSettings { path: mesh.access_log_file.clone(), format })
+}
+
+/// The fields of a JSON format; when it is empty or no object of strings, those of Istio's default, as istiod does.
+fn json_fields(given: &str) -> Vec<(String, String)> {
+    let parsed: Option<std::collections::BTreeMap<String, String>> = serde_json::from_str(given).ok();
+    match parsed {
+        Some(fields) if !fields.is_empty() => fields.into_iter().collect(),
+        _ => DEFAULT_JSON.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+    }
+}

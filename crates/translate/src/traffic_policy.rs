@@ -1,0 +1,158 @@
+//! The policy in force for one port and subset of a destination.
+use std::time::Duration;
+
+use lateen_api::duration;
+use lateen_api::networking::destination_rule::{
+    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, TcpSettings,
+    TrafficPolicy,
+};
+use lateen_api::networking::load_balancing::{LoadBalancerSettings, SimpleLb};
+use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::r#type::v3::Percent;
+
+use crate::wire;
+
+/// The parts of a DestinationRule's policies that count for one port and subset.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EffectivePolicy<'a> {
+    pub(crate) balancer: Option<&'a LoadBalancerSettings>,
+    pub(crate) pool: Option<&'a ConnectionPoolSettings>,
+    pub(crate) outlier: Option<&'a OutlierDetection>,
+    pub(crate) tls: Option<&'a ClientTlsSettings>,
+}
+
+impl<'a> EffectivePolicy<'a> {
+    /// A subset's settings go before the rule's, part by part; settings of the port replace all of those at their own
+    /// level. <https://istio.io/latest/docs/reference/config/networking/destination-rule/#TrafficPolicy-PortTrafficPolicy>
+    pub(crate) fn new(rule: Option<&'a TrafficPolicy>, subset: Option<&'a TrafficPolicy>, port: u16) -> Self {
+        let general = rule.map(|policy| Self::of_port(policy, port)).unwrap_or_default();
+        let special = subset.map(|policy| Self::of_port(policy, port)).unwrap_or_default();
+        Self {
+            balancer: special.balancer.or(general.balancer),
+            pool: special.pool.or(general.pool),
+            outlier: special.outlier.or(general.outlier),
+            tls: special.tls.or(general.tls),
+        }
+    }
+
+    fn of_port(policy: &'a TrafficPolicy, port: u16) -> Self {
+        let of_port = policy.port_level_settings.iter().find(|settings| {
+            settings.port.as_ref().is_some_and(|selector| selector.number == u32::from(port))
+        });
+        match of_port {
+            Some(settings) => Self {
+                balancer: settings.load_balancer.as_ref(),
+                pool: settings.connection_pool.as_ref(),
+                outlier: settings.outlier_detection.as_ref(),
+                tls: settings.tls.as_ref(),
+            },
+            None => Self {
+                balancer: policy.load_balancer.as_ref(),
+                pool: policy.connection_pool.as_ref(),
+                outlier: policy.outlier_detection.as_ref(),
+                tls: policy.tls.as_ref(),
+            },
+        }
+    }
+
+    /// The algorithm; Istio's default is least request. Consistent hashing has no effect yet (see `warnings`).
+    pub(crate) fn algorithm(&self) -> SimpleLb {
+        match self.balancer.and_then(|balancer| balancer.simple) {
+            None | Some(SimpleLb::Unspecified | SimpleLb::LeastConn) => SimpleLb::LeastRequest,
+            Some(algorithm) => algorithm,
+        }
+    }
+
+    pub(crate) fn tcp(&self) -> Option<&'a TcpSettings> {
+        self.pool.and_then(|pool| pool.tcp.as_ref())
+    }
+
+    pub(crate) fn http(&self) -> Option<&'a HttpSettings> {
+        self.pool.and_then(|pool| pool.http.as_ref())
+    }
+
+    /// Whether HTTP/1.1 requests are sent as HTTP/2.
+    pub(crate) fn upgrades_to_http2(&self) -> bool {
+        self.http().is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade)
+    }
+}
+
+/// Envoy's limits default to 1024; the mesh has none unless they are given.
+pub(crate) fn circuit_breakers(policy: EffectivePolicy<'_>) -> cluster::CircuitBreakers {
+    let limit = |value: i32| match u32::try_from(value) {
+        Ok(0) | Err(_) => wire::uint32(u32::MAX),
+        Ok(value) => wire::uint32(value),
+    };
+    let http = policy.http();
+    let thresholds = cluster::circuit_breakers::Thresholds {
+        max_connections: limit(policy.tcp().map_or(0, |tcp| tcp.max_connections)),
+        max_pending_requests: limit(http.map_or(0, |http| http.http1_max_pending_requests)),
+        max_requests: limit(http.map_or(0, |http| http.http2_max_requests)),
+        max_retries: limit(http.map_or(0, |http| http.max_retries)),
+        track_remaining: true,
+        ..Default::default()
+    };
+    cluster::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
+}
+
+/// <https://istio.io/latest/docs/reference/config/networking/destination-rule/#OutlierDetection>
+pub(crate) fn outlier_detection(given: &OutlierDetection) -> cluster::OutlierDetection {
+    let mut out = cluster::OutlierDetection {
+        interval: parse(given.interval.as_ref()).map(wire::duration),
+        base_ejection_time: parse(given.base_ejection_time.as_ref()).map(wire::duration),
+        // Istio ejects for consecutive errors only; Envoy would by statistics as well.
+        enforcing_success_rate: wire::uint32(0),
+        split_external_local_origin_errors: given.split_external_local_origin_errors,
+        ..Default::default()
+    };
+    let legacy = u32::try_from(given.consecutive_errors).ok().filter(|&count| count > 0);
+    if let Some(count) = given.consecutive_5xx_errors {
+        out.consecutive_5xx = wire::uint32(count);
+        out.enforcing_consecutive_5xx = wire::uint32(if count > 0 { 100 } else { 0 });
+    }
+    if let Some(count) = given.consecutive_gateway_errors.or(legacy) {
+        out.consecutive_gateway_failure = wire::uint32(count);
+        out.enforcing_consecutive_gateway_failure = wire::uint32(if count > 0 { 100 } else { 0 });
+    }
+    if let Some(count) = given.consecutive_local_origin_failures {
+        out.consecutive_local_origin_failure = wire::uint32(count);
+        out.enforcing_consecutive_local_origin_failure = wire::uint32(if count > 0 { 100 } else { 0 });
+        // It has no effect without the split, says Envoy.
+        out.split_external_local_origin_errors |= count > 0;
+        out.enforcing_local_origin_success_rate = wire::uint32(0);
+    }
+    if given.max_ejection_percent > 0 {
+        out.max_ejection_percent = wire::uint32(given.max_ejection_percent.unsigned_abs());
+    }
+    out
+}
+
+/// Below `minHealthPercent` healthy hosts ejection is disregarded: Envoy's panic threshold, which Istio sets to 0 unless
+/// told otherwise.
+pub(crate) fn panic_threshold(given: &OutlierDetection) -> cluster::cluster::CommonLbConfig {
+    cluster::cluster::CommonLbConfig {
+        healthy_panic_threshold: Some(Percent { value: f64::from(given.min_health_percent.max(0)) }),
+        ..Default::default()
+    }
+}
+
+/// TCP keepalive of upstream connections.
+pub(crate) fn connection_options(tcp: &TcpSettings) -> Option<cluster::UpstreamConnectionOptions> {
+    let keepalive = tcp.tcp_keepalive.as_ref()?;
+    let seconds = |text: Option<&String>| {
+        parse(text).and_then(|duration| wire::uint32(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)))
+    };
+    Some(cluster::UpstreamConnectionOptions {
+        tcp_keepalive: Some(core::TcpKeepalive {
+            keepalive_probes: (keepalive.probes > 0).then_some(keepalive.probes).and_then(wire::uint32),
+            keepalive_time: seconds(keepalive.time.as_ref()),
+            keepalive_interval: seconds(keepalive.interval.as_ref()),
+        }),
+        ..Default::default()
+    })
+}
+
+pub(crate) fn parse(text: Option<&String>) -> Option<Duration> {
+    text.and_then(|text| duration::parse(text).ok())
+}

@@ -1,0 +1,215 @@
+//! What the author of a configuration object should know: references that lead nowhere, and fields that have no effect yet.
+//! Nothing is ignored without a word.
+use lateen_api::networking::destination_rule::{ClientTlsMode, TrafficPolicy};
+use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
+use lateen_model::{
+    DestinationRule, Gateway, ObjectName, VirtualService, World, resolve_gateway, resolve_host,
+};
+
+use crate::gateways::serves_plain_http;
+
+/// One thing to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Istio's code for it, such as `IST0101`, where it has one.
+    pub code: Option<&'static str>,
+    /// Istio's name for that code.
+    pub name: &'static str,
+    /// The field.
+    pub path: String,
+    /// In words.
+    pub message: String,
+}
+
+impl Warning {
+    fn no_effect(path: impl Into<String>) -> Self {
+        let path = path.into();
+        Self { code: None, name: "NoEffectYet", message: format!("{path} has no effect yet"), path }
+    }
+
+    fn not_found(path: String, kind: &str, what: &str) -> Self {
+        let message = format!("Referenced {kind} not found: {what:?}");
+        Self { code: Some("IST0101"), name: "ReferencedResourceNotFound", path, message }
+    }
+}
+
+/// Warnings about a VirtualService in a world.
+pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let own = &service.name.namespace;
+    for (index, gateway) in service.spec.gateways.iter().enumerate() {
+        let resolved = resolve_gateway(gateway, own);
+        let known = resolved == MESH_GATEWAY
+            || resolved
+                .split_once('/')
+                .is_some_and(|(ns, name)| world.gateway(&ObjectName::new(ns, name)).is_some());
+        if !known {
+            warnings.push(Warning::not_found(format!("spec.gateways[{index}]"), "gateway", gateway));
+        }
+    }
+    for (index, route) in service.spec.http.iter().enumerate() {
+        let path = format!("spec.http[{index}]");
+        unsupported_in_route(&path, route, &mut warnings);
+        for (index, destination) in route.route.iter().enumerate() {
+            let path = format!("{path}.route[{index}].destination");
+            check_destination(&path, &destination.destination, own, world, &mut warnings);
+        }
+    }
+    if service.spec.hosts.is_empty() {
+        warnings
+            .push(Warning::no_effect("spec (a VirtualService without hosts is one to delegate to, which)"));
+    }
+    if !service.spec.tls.is_empty() {
+        warnings.push(Warning::no_effect("spec.tls"));
+    }
+    if !service.spec.tcp.is_empty() {
+        warnings.push(Warning::no_effect("spec.tcp"));
+    }
+    warnings
+}
+
+fn unsupported_in_route(path: &str, route: &HttpRoute, warnings: &mut Vec<Warning>) {
+    let retries = route.retries.as_ref();
+    for (field, given) in [
+        ("delegate", route.delegate.is_some()),
+        ("fault", route.fault.is_some()),
+        ("mirror", route.mirror.is_some()),
+        ("mirrors", !route.mirrors.is_empty()),
+        ("corsPolicy", route.cors_policy.is_some()),
+        (
+            "retries.retryRemoteLocalities",
+            retries.is_some_and(|retries| retries.retry_remote_localities == Some(true)),
+        ),
+    ] {
+        if given {
+            warnings.push(Warning::no_effect(format!("{path}.{field}")));
+        }
+    }
+    let of_route = route.headers.iter().map(|headers| (format!("{path}.headers"), headers));
+    let of_destinations = route.route.iter().enumerate().filter_map(|(index, destination)| {
+        Some((format!("{path}.route[{index}].headers"), destination.headers.as_ref()?))
+    });
+    for (path, headers) in of_route.chain(of_destinations) {
+        for (side, operations) in [("request", &headers.request), ("response", &headers.response)] {
+            let Some(operations) = operations else { continue };
+            let names = operations.set.keys().chain(operations.add.keys()).chain(&operations.remove);
+            for name in names.filter(|name| name.starts_with(':') && !crate::headers::is_authority(name)) {
+                warnings.push(Warning::no_effect(format!("{path}.{side}[{name}]")));
+            }
+        }
+    }
+}
+
+fn check_destination(
+    path: &str,
+    destination: &Destination,
+    own: &str,
+    world: &World,
+    warnings: &mut Vec<Warning>,
+) {
+    let Some(service) = world.resolve_service(&destination.host, own) else {
+        warnings.push(Warning::not_found(format!("{path}.host"), "host", &destination.host));
+        return;
+    };
+    if let Some(port) = &destination.port
+        && u16::try_from(port.number).ok().and_then(|port| service.port(port)).is_none()
+    {
+        let what = format!("{}:{}", destination.host, port.number);
+        warnings.push(Warning::not_found(format!("{path}.port.number"), "host:port", &what));
+    }
+    if !destination.subset.is_empty() {
+        let rule = world.destination_rule(&service.hostname, own, &service.name.namespace);
+        let known =
+            rule.is_some_and(|rule| rule.spec.subsets.iter().any(|subset| subset.name == destination.subset));
+        if !known {
+            let what = format!("{}+{}", destination.host, destination.subset);
+            warnings.push(Warning::not_found(
+                format!("{path}.subset"),
+                "host+subset in destinationrule",
+                &what,
+            ));
+        }
+    }
+}
+
+/// Warnings about a DestinationRule in a world.
+pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let host = resolve_host(&rule.spec.host, &rule.name.namespace, world.domain());
+    if !host.starts_with('*') && world.service(&host).is_none() {
+        warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
+    }
+    if rule.spec.workload_selector.is_some() {
+        warnings.push(Warning::no_effect("spec.workloadSelector (the whole rule is left out: it"));
+    }
+    if let Some(policy) = &rule.spec.traffic_policy {
+        unsupported_in_policy("spec.trafficPolicy", policy, &mut warnings);
+    }
+    for (index, subset) in rule.spec.subsets.iter().enumerate() {
+        if let Some(policy) = &subset.traffic_policy {
+            unsupported_in_policy(&format!("spec.subsets[{index}].trafficPolicy"), policy, &mut warnings);
+        }
+    }
+    warnings
+}
+
+fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<Warning>) {
+    let mut levels = vec![(path.to_owned(), &policy.load_balancer, &policy.connection_pool, &policy.tls)];
+    levels.extend(policy.port_level_settings.iter().enumerate().map(|(index, port)| {
+        (format!("{path}.portLevelSettings[{index}]"), &port.load_balancer, &port.connection_pool, &port.tls)
+    }));
+    for (path, balancer, pool, tls) in levels {
+        let balancer = balancer.as_ref();
+        let tcp = pool.as_ref().and_then(|pool| pool.tcp.as_ref());
+        for (field, given) in [
+            ("loadBalancer.consistentHash", balancer.is_some_and(|given| given.consistent_hash.is_some())),
+            (
+                "loadBalancer.localityLbSetting",
+                balancer.is_some_and(|given| given.locality_lb_setting.is_some()),
+            ),
+            (
+                "loadBalancer.warmup",
+                balancer.is_some_and(|given| given.warmup.is_some() || given.warmup_duration_secs.is_some()),
+            ),
+            (
+                "connectionPool.tcp.maxConnectionDuration",
+                tcp.is_some_and(|tcp| tcp.max_connection_duration.is_some()),
+            ),
+            ("connectionPool.tcp.idleTimeout", tcp.is_some_and(|tcp| tcp.idle_timeout.is_some())),
+            ("tls", tls.as_ref().is_some_and(|tls| tls.mode != ClientTlsMode::Disable)),
+        ] {
+            if given {
+                warnings.push(Warning::no_effect(format!("{path}.{field}")));
+            }
+        }
+    }
+    for (field, given) in [
+        ("tunnel", policy.tunnel.is_some()),
+        ("proxyProtocol", policy.proxy_protocol.is_some()),
+        ("retryBudget", policy.retry_budget.is_some()),
+    ] {
+        if given {
+            warnings.push(Warning::no_effect(format!("{path}.{field}")));
+        }
+    }
+}
+
+/// Warnings about a Gateway in a world.
+pub fn check_gateway(gateway: &Gateway, world: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (index, server) in gateway.spec.servers.iter().enumerate() {
+        if !serves_plain_http(server) {
+            warnings.push(Warning::no_effect(format!(
+                "spec.servers[{index}] (protocol {}: only HTTP without TLS is served; it",
+                server.port.protocol
+            )));
+        }
+    }
+    let selected = world.pods().any(|pod| lateen_model::labels_match(&gateway.spec.selector, &pod.labels));
+    if !gateway.spec.selector.is_empty() && !selected {
+        let selector: Vec<String> =
+            gateway.spec.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        warnings.push(Warning::not_found("spec.selector".to_owned(), "selector", &selector.join(",")));
+    }
+    warnings
+}

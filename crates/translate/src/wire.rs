@@ -1,0 +1,89 @@
+//! Short ways to write Envoy's messages.
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lateen_xds::Any;
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
+use lateen_xds::pb::google::protobuf as wkt;
+use prost::{Message, Name};
+
+/// The mark of the proxy's own sockets, which capture leaves alone (ARCHITECTURE.md, "The proxy container").
+const PROXY_MARK: i64 = 1337;
+const SOL_SOCKET: i64 = 1;
+const SO_MARK: i64 = 36;
+
+pub(crate) fn any<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+pub(crate) fn duration(duration: Duration) -> wkt::Duration {
+    // Durations come from parsed text, which is limited to what protobuf holds.
+    wkt::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 }
+}
+
+pub(crate) fn uint32(value: u32) -> Option<wkt::UInt32Value> {
+    Some(wkt::UInt32Value { value })
+}
+
+pub(crate) fn boolean(value: bool) -> Option<wkt::BoolValue> {
+    Some(wkt::BoolValue { value })
+}
+
+pub(crate) fn socket_address(address: &str, port: u16) -> core::SocketAddress {
+    core::SocketAddress {
+        address: address.to_owned(),
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(port))),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn address(address: &str, port: u16) -> core::Address {
+    core::Address { address: Some(core::address::Address::SocketAddress(socket_address(address, port))) }
+}
+
+/// The range of one address.
+pub(crate) fn host_range(address: IpAddr) -> core::CidrRange {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    core::CidrRange { address_prefix: address.to_string(), prefix_len: uint32(length) }
+}
+
+/// Over the same ADS stream, waiting for as long as it takes: a default would let listeners serve 404s meanwhile.
+pub(crate) fn ads() -> core::ConfigSource {
+    core::ConfigSource {
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+            core::AggregatedConfigSource::default(),
+        )),
+        initial_fetch_timeout: Some(wkt::Duration::default()),
+        resource_api_version: core::ApiVersion::V3 as i32,
+        ..Default::default()
+    }
+}
+
+/// Binds upstream sockets to a source address, with the proxy's mark: a cluster's own bind config replaces the
+/// bootstrap's, mark included.
+pub(crate) fn bind_from(source: &str) -> core::BindConfig {
+    core::BindConfig {
+        source_address: Some(socket_address(source, 0)),
+        socket_options: vec![core::SocketOption {
+            description: "proxy mark".to_owned(),
+            level: SOL_SOCKET,
+            name: SO_MARK,
+            state: core::socket_option::SocketState::StatePrebind as i32,
+            value: Some(core::socket_option::Value::IntValue(PROXY_MARK)),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn regex(expression: &str) -> matcher::RegexMatcher {
+    matcher::RegexMatcher { regex: expression.to_owned(), ..Default::default() }
+}
+
+/// Metadata with one string: `istio.config`, the path of the object a resource comes from.
+pub(crate) fn istio_metadata(key: &str, value: &str) -> core::Metadata {
+    let value = wkt::Value { kind: Some(wkt::value::Kind::StringValue(value.to_owned())) };
+    let fields = wkt::Struct { fields: [(key.to_owned(), value)].into() };
+    core::Metadata { filter_metadata: [("istio".to_owned(), fields)].into(), ..Default::default() }
+}
