@@ -1,2 +1,34 @@
-//! The `lateen` program.
-fn main() {}
+//! `lateen`; as `istioctl` (a link to it) it is the same.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use lateen_cli::args::{Cli, Command};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // The embedded cluster starts containers through this program; that must happen before there are other threads.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|command| command == "container-run") {
+        let status = lateen_podruntime::container_run_main(args);
+        return ExitCode::from(u8::try_from(status).unwrap_or(1));
+    }
+    let cli = Cli::parse();
+    let default = if matches!(cli.command, Command::ClusterDaemon) { "info" } else { "error" };
+    let filter = EnvFilter::try_from_env("LATEEN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(lateen_cli::run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
