@@ -15,7 +15,7 @@ use prost::Message;
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
 use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
 use crate::proxy::{InboundPort, ProxyKind};
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode, versioned};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::traffic_policy::{self, EffectivePolicy};
@@ -201,7 +201,7 @@ pub(crate) fn fixed(inputs: &FixedClusterInputs) -> Resource {
     let mut message = base(name, inputs.connect_timeout);
     if inputs.which == FixedCluster::BlackHole {
         message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
-        return Resource::new(ResourceType::Cluster, name, &message);
+        return encode(name, &message);
     }
     message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
     message.lb_policy = LbPolicy::ClusterProvided as i32;
@@ -210,7 +210,7 @@ pub(crate) fn fixed(inputs: &FixedClusterInputs) -> Resource {
         message.upstream_bind_config = Some(wire::bind_from(INBOUND_SOURCE));
     }
     set_http_options(&mut message, UpstreamProtocol::AsDownstream, EffectivePolicy::default());
-    Resource::new(ResourceType::Cluster, name, &message)
+    encode(name, &message)
 }
 
 pub(crate) fn fixed_inputs(settings: &Settings, which: FixedCluster) -> FixedClusterInputs {
@@ -316,5 +316,5 @@ fn with_metadata(name: String, message: &cluster::Cluster, istio: Vec<(&str, Val
     let mut body = message.encode_to_vec();
     // The buffer grows as needed.
     metadata.encode_raw(&mut body);
-    Resource::encoded(ResourceType::Cluster, name, body.into())
+    versioned(name, body.into())
 }

@@ -7,7 +7,7 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
 use crate::clusters::OutboundClusterInputs;
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::wire;
 
@@ -67,7 +67,7 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
         endpoints,
         ..Default::default()
     };
-    Resource::new(ResourceType::Endpoint, inputs.cluster.clone(), &message)
+    encode(inputs.cluster.clone(), &message)
 }
 
 fn lb_endpoint(from: &Endpoint) -> endpoint::LbEndpoint {

@@ -5,7 +5,7 @@ use lateen_xds::pb::envoy::config::listener::v3 as listener;
 use crate::access_log;
 use crate::filters::{self, HttpRole, Routes};
 use crate::gateways::HttpServer;
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode};
 use crate::settings::Settings;
 use crate::wire;
 
@@ -46,5 +46,5 @@ pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
         access_log: access_log::listener_log(settings),
         ..Default::default()
     };
-    Resource::new(ResourceType::Listener, name.clone(), &message)
+    encode(name.clone(), &message)
 }

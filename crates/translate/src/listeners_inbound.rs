@@ -10,7 +10,7 @@ use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_cluster};
 use crate::proxy::InboundPort;
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::wire;
@@ -74,7 +74,7 @@ pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
         access_log: access_log::listener_log(settings),
         ..Default::default()
     };
-    Resource::new(ResourceType::Listener, "virtualInbound", &message)
+    encode("virtualInbound", &message)
 }
 
 fn port_chains(settings: &Settings, port: &InboundPort) -> Vec<listener::FilterChain> {

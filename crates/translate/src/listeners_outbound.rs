@@ -11,7 +11,7 @@ use lateen_xds::pb::envoy::config::listener::v3 as listener;
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::wire;
@@ -138,7 +138,7 @@ pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
         continue_on_listener_filters_timeout: true,
         ..virtual_listener(settings, &name, "0.0.0.0", *port)
     };
-    Resource::new(ResourceType::Listener, name, &message)
+    encode(name, &message)
 }
 
 /// `VIP_PORT`: bytes go to the service.
@@ -152,7 +152,7 @@ pub(crate) fn tcp_service(inputs: &TcpInputs) -> Resource {
         }],
         ..virtual_listener(settings, &name, &address.to_string(), *port)
     };
-    Resource::new(ResourceType::Listener, name, &message)
+    encode(name, &message)
 }
 
 /// `virtualOutbound`: where captured connections arrive, and stay when the mesh does not know their destination.
@@ -181,7 +181,7 @@ pub(crate) fn virtual_outbound(inputs: &VirtualInputs) -> Resource {
         ],
         ..virtual_listener(settings, name, "0.0.0.0", OUTBOUND_PORT)
     };
-    Resource::new(ResourceType::Listener, name, &message)
+    encode(name, &message)
 }
 
 /// Where connections go that the mesh knows nothing about.

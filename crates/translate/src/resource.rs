@@ -1,6 +1,6 @@
 //! Encoded xDS resources.
 use bytes::Bytes;
-use lateen_xds::Any;
+pub use lateen_xds::server::Resource;
 use prost::{Message, Name};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -38,38 +38,13 @@ impl ResourceType {
     }
 }
 
-/// One encoded resource. Shared by all proxies that get it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// Name, unique among resources of its type.
-    pub name: String,
-    /// Its type.
-    pub kind: ResourceType,
-    /// The xxh3 of the bytes in hexadecimal: equal versions stand for equal content.
-    pub version: String,
-    /// The encoded message.
-    pub body: Bytes,
+/// Encodes a message; its version is the xxh3 of the bytes.
+pub(crate) fn encode<M: Message + Name>(name: impl Into<String>, message: &M) -> Resource {
+    versioned(name, message.encode_to_vec().into())
 }
 
-impl Resource {
-    /// Encodes a message.
-    pub fn new<M: Message + Name>(kind: ResourceType, name: impl Into<String>, message: &M) -> Self {
-        Self::encoded(kind, name, message.encode_to_vec().into())
-    }
-
-    /// Takes an encoded message.
-    pub(crate) fn encoded(kind: ResourceType, name: impl Into<String>, body: Bytes) -> Self {
-        let version = format!("{:016x}", xxh3_64(&body));
-        Self { name: name.into(), kind, version, body }
-    }
-
-    /// The type URL.
-    pub fn type_url(&self) -> &'static str {
-        self.kind.type_url()
-    }
-
-    /// The message as xDS responses carry it.
-    pub fn to_any(&self) -> Any {
-        Any { type_url: self.type_url().to_owned(), value: self.body.to_vec() }
-    }
+/// Takes an encoded message.
+pub(crate) fn versioned(name: impl Into<String>, body: Bytes) -> Resource {
+    let version = format!("{:016x}", xxh3_64(&body));
+    Resource { name: name.into().into(), version: version.into(), body }
 }

@@ -2,7 +2,7 @@
 use lateen_xds::pb::envoy::config::route::v3 as route;
 
 use crate::gateways::{HttpServer, ServedHost};
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode};
 use crate::retries::Retries;
 use crate::route_rules::{self, RouteContext};
 use crate::scope::Scope;
@@ -50,7 +50,7 @@ pub(crate) fn route_configuration(inputs: &GatewayRouteInputs) -> Resource {
         ignore_port_in_host_matching: true,
         ..Default::default()
     };
-    Resource::new(ResourceType::Route, name, &message)
+    encode(name, &message)
 }
 
 fn virtual_host(domain: &str, host: &ServedHost, context: RouteContext<'_>) -> route::VirtualHost {

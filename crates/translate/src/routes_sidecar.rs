@@ -9,7 +9,7 @@ use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::names::PASSTHROUGH;
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{Resource, encode};
 use crate::retries::Retries;
 use crate::route_rules::{self, RouteContext};
 use crate::rules::AppliedRules;
@@ -154,7 +154,7 @@ pub(crate) fn route_configuration(inputs: &SidecarRouteInputs) -> Resource {
         ignore_port_in_host_matching: true,
         ..Default::default()
     };
-    Resource::new(ResourceType::Route, name, &message)
+    encode(name, &message)
 }
 
 /// The names a service is called by: all of them in its own namespace, those with a namespace elsewhere, and its
