@@ -1,0 +1,135 @@
+//! That what is said to be unaffected by a change is, and that unchanged resources keep their versions.
+mod support;
+
+use std::collections::BTreeMap;
+
+use lateen_model::Delta;
+use lateen_translate::{Affected, Extent, ResourceType, Scope, affected, generate};
+use serde_json::json;
+use support::Mesh;
+
+type Versions = BTreeMap<(ResourceType, String), String>;
+
+fn versions(mesh: &Mesh, scope: &Scope, affected: &Affected) -> Versions {
+    let mut versions = BTreeMap::new();
+    for kind in ResourceType::ALL {
+        for resource in generate(scope, &mesh.cache, kind, affected.of(kind)) {
+            versions.insert((kind, resource.name.to_string()), resource.version.to_string());
+        }
+    }
+    versions
+}
+
+/// Applies a change and checks that what `affected` names, applied to the old state, gives the new state. Returns it.
+fn check(change: impl FnOnce(&mut Mesh) -> Delta) -> (Affected, Affected) {
+    let mut mesh = Mesh::course();
+    let views: [fn(&mut Mesh) -> Scope; 2] =
+        [|mesh| mesh.sidecar("default", "web-frontend-1"), Mesh::gateway];
+    let before = views.map(|view| {
+        let scope = view(&mut mesh);
+        (versions(&mesh, &scope, &Affected::all()), scope.class)
+    });
+    let delta = change(&mut mesh);
+    let found = [0, 1].map(|index| {
+        let scope = views[index](&mut mesh);
+        let (old, class) = &before[index];
+        let named = if scope.class == *class { affected(&delta, &scope) } else { Affected::all() };
+        let mut patched = old.clone();
+        patched.retain(|(kind, name), _| !named.of(*kind).covers(name));
+        patched.extend(versions(&mesh, &scope, &named));
+        assert_eq!(patched, versions(&mesh, &scope, &Affected::all()), "{delta:?}");
+        named
+    });
+    found.into()
+}
+
+fn only(host: &str) -> Extent {
+    Extent::Services([host.into()].into())
+}
+
+#[test]
+fn endpoints_touch_endpoints_of_their_service_only() {
+    let (sidecar, _) = check(|mesh| {
+        mesh.endpoints("default", "customers", "", 3000, &[("customers-v1-1", "10.244.0.31", true)])
+    });
+    assert_eq!(sidecar.endpoints, only("customers.default.svc.cluster.local"));
+    assert!(sidecar.clusters.is_none() && sidecar.listeners.is_none() && sidecar.routes.is_none());
+}
+
+#[test]
+fn virtual_services_touch_routes_and_listeners() {
+    let (sidecar, gateway) = check(|mesh| mesh.course_file("lab5/customers-50-50.yaml"));
+    assert!(sidecar.clusters.is_none() && sidecar.endpoints.is_none());
+    assert_eq!((sidecar.routes, gateway.routes), (Extent::All, Extent::All));
+}
+
+#[test]
+fn destination_rules_touch_clusters_and_endpoints_of_their_host() {
+    let (sidecar, _) = check(|mesh| {
+        mesh.config("{kind: DestinationRule, metadata: {name: customers}, spec: {host: customers, subsets: [{name: v3, labels: {version: v3}}]}}")
+    });
+    let host = only("customers.default.svc.cluster.local");
+    assert_eq!((sidecar.clusters, sidecar.endpoints), (host.clone(), host));
+    assert!(sidecar.routes.is_none() && sidecar.listeners.is_none());
+    let (wildcard, _) = check(|mesh| {
+        mesh.config("{kind: DestinationRule, metadata: {name: all}, spec: {host: '*.default.svc.cluster.local', trafficPolicy: {loadBalancer: {simple: RANDOM}}}}")
+    });
+    assert!(matches!(wildcard.clusters, Extent::Services(hosts) if hosts.len() == 3));
+}
+
+#[test]
+fn services_gateways_pods_and_mesh_config_are_covered() {
+    check(|mesh| {
+        mesh.service(
+            "default",
+            "new",
+            "10.96.0.50",
+            json!([{"name": "http", "port": 81}]),
+            json!({"app": "customers"}),
+        )
+    });
+    check(|mesh| {
+        mesh.service(
+            "default",
+            "customers",
+            "10.96.0.30",
+            json!([{"name": "http", "port": 8000, "targetPort": 3000}]),
+            json!({"app": "customers"}),
+        )
+    });
+    let (sidecar, _) = check(|mesh| mesh.course_file("lab3/istio-gateway.yaml"));
+    assert!(sidecar.is_none(), "Gateways are no business of sidecars");
+    check(|mesh| mesh.pod("default", "web-frontend-1", "10.244.0.20", json!({"app": "other"})));
+    check(|mesh| {
+        mesh.pod("default", "customers-v1-1", "10.244.0.31", json!({"app": "customers", "version": "v2"}))
+    });
+    check(|mesh| mesh.mesh_config("{accessLogFile: /dev/stdout, connectTimeout: 1s}"));
+}
+
+#[test]
+fn an_object_that_does_not_matter_changes_nothing() {
+    let mut mesh = Mesh::course();
+    let delta = mesh.course_file("lab5/customers-vs.yaml");
+    assert!(delta.is_empty(), "{delta:?}");
+    let scope = mesh.sidecar("default", "web-frontend-1");
+    let first = versions(&mesh, &scope, &Affected::all());
+    let fresh = Mesh::course();
+    assert_eq!(versions(&fresh, &scope, &Affected::all()), first, "another process gives the same versions");
+}
+
+#[test]
+fn proxies_of_one_class_share_what_is_generated() {
+    let mut mesh = Mesh::course();
+    mesh.pod("default", "web-frontend-2", "10.244.0.21", json!({"app": "web-frontend", "version": "v1"}));
+    let first = mesh.sidecar("default", "web-frontend-1");
+    let second = mesh.sidecar("default", "web-frontend-2");
+    assert_eq!(first.class, second.class);
+    versions(&mesh, &first, &Affected::all());
+    let generated = mesh.cache.len();
+    versions(&mesh, &second, &Affected::all());
+    assert_eq!(mesh.cache.len(), generated);
+    let gateway = mesh.gateway();
+    versions(&mesh, &gateway, &Affected::all());
+    let clusters = lateen_translate::generate_clusters(&gateway, &mesh.cache, &Extent::All).len();
+    assert!(mesh.cache.len() < generated + clusters, "gateways share the services' clusters with sidecars");
+}

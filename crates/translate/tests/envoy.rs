@@ -1,0 +1,111 @@
+//! That a stock Envoy accepts what is generated. The project's scripts install it; `LATEEN_ENVOY_PATH` may name another.
+mod support;
+
+use std::path::PathBuf;
+
+use lateen_translate::ResourceType;
+use serde_json::{Value, json};
+use support::{Mesh, Resources};
+
+fn envoy() -> PathBuf {
+    let path = std::env::var_os("LATEEN_ENVOY_PATH")
+        .map_or_else(|| PathBuf::from("/var/cache/lateen/tools/envoy-1.40.0/envoy"), PathBuf::from);
+    assert!(path.exists(), "this test needs Envoy at {}: run scripts/install-tools.sh test", path.display());
+    path
+}
+
+/// A static bootstrap of everything a proxy gets, so that one validation run sees all of it: routes are written into their
+/// listeners, endpoints into their clusters.
+fn bootstrap(resources: &Resources) -> Value {
+    let mut listeners = resources.all(ResourceType::Listener);
+    for listener in &mut listeners {
+        let chains = listener["filter_chains"].as_array_mut().expect("chains");
+        for manager in chains.iter_mut().map(|chain| &mut chain["filters"][0]["typed_config"]) {
+            if let Some(name) = manager["rds"]["route_config_name"].as_str().map(str::to_owned) {
+                let mut route = resources.get(ResourceType::Route, &name).clone();
+                strip_type(&mut route);
+                let manager = manager.as_object_mut().expect("an object");
+                manager.remove("rds");
+                manager.insert("route_config".to_owned(), route);
+            }
+        }
+        strip_type(listener);
+    }
+    let mut clusters = resources.all(ResourceType::Cluster);
+    for cluster in &mut clusters {
+        if cluster["type"] == "EDS" {
+            let name = cluster["name"].as_str().expect("a name").to_owned();
+            let mut assignment = resources.get(ResourceType::Endpoint, &name).clone();
+            strip_type(&mut assignment);
+            cluster["type"] = json!("STATIC");
+            cluster["load_assignment"] = assignment;
+            cluster.as_object_mut().expect("an object").remove("eds_cluster_config");
+        }
+        strip_type(cluster);
+    }
+    json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
+}
+
+fn strip_type(message: &mut Value) {
+    message.as_object_mut().expect("an object").remove("@type");
+}
+
+fn validate(name: &str, resources: &Resources) {
+    let file = std::env::temp_dir().join(format!("lateen-translate-{name}-{}.json", std::process::id()));
+    std::fs::write(&file, bootstrap(resources).to_string()).expect("written");
+    let output = std::process::Command::new(envoy())
+        .args(["--mode", "validate", "-l", "warning", "-c"])
+        .arg(&file)
+        .output()
+        .expect("Envoy runs");
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{name} ({}): {said}", file.display());
+    assert!(!said.contains("eprecated"), "{name}: {said}");
+    std::fs::remove_file(&file).expect("removed");
+}
+
+#[test]
+fn envoy_accepts_the_courses_sidecars_and_gateway() {
+    let mut mesh = Mesh::course();
+    mesh.mesh_config("accessLogFile: /dev/stdout");
+    validate("web-frontend", &mesh.sidecar_resources("default", "web-frontend-1"));
+    mesh.mesh_config("{accessLogFile: /dev/stdout, accessLogEncoding: JSON, outboundTrafficPolicy: {mode: REGISTRY_ONLY}, pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}}");
+    validate("customers", &mesh.sidecar_resources("default", "customers-v1-1"));
+    validate("gateway", &mesh.gateway_resources());
+}
+
+#[test]
+fn envoy_accepts_every_kind_of_rule_and_policy() {
+    let mut mesh = Mesh::course();
+    mesh.service("default", "grpc", "10.96.0.40", json!([{"name": "grpc", "port": 80}, {"name": "tcp-db", "port": 9000}, {"name": "any", "port": 9001}]), json!({"app": "web-frontend"}));
+    mesh.service(
+        "default",
+        "headless",
+        "None",
+        json!([{"name": "http", "port": 80}, {"name": "tcp", "port": 81}]),
+        json!({"app": "web-frontend"}),
+    );
+    mesh.config(
+        "{kind: VirtualService, metadata: {name: customers}, spec: {hosts: [customers, shop.example.com, '*.example.org'], gateways: [mesh, gateway], http: [
+          {name: all, match: [{name: one, uri: {prefix: /a}, method: {exact: GET}, scheme: {regex: 'https?'}, authority: {prefix: cust},
+            headers: {x-a: {regex: 'a+'}, x-b: {}, x-e: {prefix: ''}}, withoutHeaders: {x-c: {exact: 'no'}, x-d: {}}, queryParams: {q: {exact: '1'}, r: {}, s: {regex: '[0-9]+'}}, ignoreUriCase: true, statPrefix: a}],
+           rewrite: {uri: /new, authority: other.example}, timeout: 2s, retries: {attempts: 3, retryOn: '5xx,418', perTryTimeout: 500ms, backoff: 10ms},
+           headers: {request: {set: {x-a: '1', host: b.example}, add: {x-b: '2'}, remove: [x-c]}, response: {set: {x-d: '3'}, remove: [x-e]}},
+           route: [{destination: {host: customers, subset: v1}, weight: 1, headers: {request: {set: {x-e: '4', ':authority': c.example}}}}, {destination: {host: customers, subset: v2}, weight: 3}]},
+          {match: [{uri: {regex: '/c/.*'}}], rewrite: {uriRegexRewrite: {match: '/c/(.*)', rewrite: '/\\\\1'}}, route: [{destination: {host: grpc, port: {number: 80}}}]},
+          {match: [{uri: {exact: /gone}}], redirect: {uri: /there, authority: b.example, redirectCode: 302, port: 8443}},
+          {match: [{uri: {prefix: /moved}}], redirect: {uri: '%PREFIX()%/there', scheme: https}},
+          {match: [{uri: {prefix: /teapot}}], directResponse: {status: 418, body: {string: short}}},
+          {route: [{destination: {host: nobody, subset: none}}]}]}}",
+    );
+    mesh.config(
+        "{kind: DestinationRule, metadata: {name: customers}, spec: {host: customers,
+          trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, connectionPool: {tcp: {maxConnections: 7, connectTimeout: 3s, tcpKeepalive: {time: 60s, interval: 5s, probes: 3}}, http: {http1MaxPendingRequests: 5, maxRequestsPerConnection: 1, idleTimeout: 3s, h2UpgradePolicy: UPGRADE}},
+            outlierDetection: {consecutive5xxErrors: 3, consecutiveGatewayErrors: 2, consecutiveLocalOriginFailures: 4, interval: 1s, baseEjectionTime: 2m, maxEjectionPercent: 50, minHealthPercent: 20}},
+          subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}, {name: v2, labels: {version: v2}, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}]}}",
+    );
+    mesh.config("{kind: DestinationRule, metadata: {name: grpc}, spec: {host: grpc, trafficPolicy: {connectionPool: {http: {useClientProtocol: true, maxConcurrentStreams: 50}}}}}");
+    validate("rules-sidecar", &mesh.sidecar_resources("default", "web-frontend-1"));
+    validate("rules-gateway", &mesh.gateway_resources());
+}

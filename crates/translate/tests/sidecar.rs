@@ -1,0 +1,249 @@
+//! What sidecars get.
+mod support;
+
+use lateen_translate::ResourceType::{Cluster, Endpoint, Listener, Route};
+use serde_json::{Value, json};
+use support::{Mesh, filter, virtual_host};
+
+#[test]
+fn the_courses_walk_from_listener_to_endpoint() {
+    let mut mesh = Mesh::course();
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+
+    let listener = resources.get(Listener, "0.0.0.0_80");
+    assert_eq!(listener["bind_to_port"], false);
+    let rds = &filter(&listener["filter_chains"][0])["rds"];
+    assert_eq!(rds["route_config_name"], "80");
+    assert_eq!(rds["config_source"]["resource_api_version"], "V3");
+    assert!(rds["config_source"]["ads"].is_object());
+
+    let host = virtual_host(resources.get(Route, "80"), "customers.default.svc.cluster.local:80");
+    let domains = json!([
+        "customers.default.svc.cluster.local",
+        "customers",
+        "customers.default.svc",
+        "customers.default",
+        "10.96.0.30"
+    ]);
+    assert_eq!(host["domains"], domains);
+    let route = &host["routes"][0];
+    assert_eq!(route["match"], json!({"prefix": "/"}));
+    assert_eq!(route["route"]["cluster"], "outbound|80|v1|customers.default.svc.cluster.local");
+    assert_eq!(
+        route["metadata"]["filter_metadata"]["istio"]["config"],
+        "/apis/networking.istio.io/v1/namespaces/default/virtual-service/customers"
+    );
+
+    let cluster = resources.get(Cluster, "outbound|80|v1|customers.default.svc.cluster.local");
+    assert_eq!(cluster["type"], "EDS");
+    assert_eq!(cluster["lb_policy"], "LEAST_REQUEST");
+    let istio = &cluster["metadata"]["filter_metadata"]["istio"];
+    assert_eq!(istio["config"], "/apis/networking.istio.io/v1/namespaces/default/destination-rule/customers");
+    assert_eq!(istio["subset"], "v1");
+    assert_eq!(istio["services"][0]["host"], "customers.default.svc.cluster.local");
+
+    let endpoints = resources.get(Endpoint, "outbound|80|v1|customers.default.svc.cluster.local");
+    assert_eq!(addresses(endpoints), ["10.244.0.31:3000"]);
+    let all = resources.get(Endpoint, "outbound|80||customers.default.svc.cluster.local");
+    assert_eq!(addresses(all), ["10.244.0.31:3000", "10.244.0.32:3000"]);
+}
+
+fn addresses(assignment: &Value) -> Vec<String> {
+    let localities = assignment["endpoints"].as_array().cloned().unwrap_or_default();
+    localities
+        .iter()
+        .flat_map(|locality| locality["lb_endpoints"].as_array().cloned().unwrap_or_default())
+        .map(|endpoint| {
+            let address = &endpoint["endpoint"]["address"]["socket_address"];
+            format!("{}:{}", address["address"].as_str().unwrap_or_default(), address["port_value"])
+        })
+        .collect()
+}
+
+#[test]
+fn ports_of_undeclared_protocol_share_a_listener_and_keep_their_tcp_cluster() {
+    let mut mesh = Mesh::course();
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let listener = resources.get(Listener, "0.0.0.0_80");
+    let chains = listener["filter_chains"].as_array().expect("chains");
+    assert_eq!(chains[0]["filter_chain_match"]["application_protocols"], json!(["http/1.1", "h2c"]));
+    let ranges = chains[0]["filter_chain_match"]["prefix_ranges"].as_array().expect("ranges");
+    let covered: Vec<&str> = ranges.iter().filter_map(|range| range["address_prefix"].as_str()).collect();
+    assert_eq!(
+        covered,
+        ["0.0.0.0", "10.96.0.20", "10.96.0.30"],
+        "every address with its own chain, and all others"
+    );
+    let bytes: Vec<_> = chains[1..].iter().map(|chain| filter(chain)["cluster"].clone()).collect();
+    assert_eq!(
+        bytes,
+        [
+            "outbound|80||web-frontend.default.svc.cluster.local",
+            "outbound|80||customers.default.svc.cluster.local"
+        ]
+    );
+    assert_eq!(filter(&listener["default_filter_chain"])["cluster"], "PassthroughCluster");
+    assert_eq!(listener["listener_filters"][0]["name"], "envoy.filters.listener.http_inspector");
+}
+
+#[test]
+fn other_services_have_listeners_of_their_own_and_the_rest_passes_through() {
+    let mut mesh = Mesh::course();
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let names = resources.names(Listener);
+    assert_eq!(
+        names,
+        [
+            "0.0.0.0_15021",
+            "0.0.0.0_80",
+            "10.96.0.1_443",
+            "10.96.0.9_443",
+            "virtualInbound",
+            "virtualOutbound"
+        ]
+    );
+    let tls = resources.get(Listener, "10.96.0.1_443");
+    assert_eq!(
+        filter(&tls["filter_chains"][0])["cluster"],
+        "outbound|443||kubernetes.default.svc.cluster.local"
+    );
+    let outbound = resources.get(Listener, "virtualOutbound");
+    assert_eq!(outbound["use_original_dst"], true);
+    assert_eq!(outbound["filter_chains"][0]["filter_chain_match"]["destination_port"], 15001);
+    assert_eq!(filter(&outbound["filter_chains"][0])["cluster"], "BlackHoleCluster");
+    assert_eq!(filter(&outbound["filter_chains"][1])["cluster"], "PassthroughCluster");
+    let any = virtual_host(resources.get(Route, "80"), "allow_any");
+    assert_eq!(any["routes"][0]["route"]["cluster"], "PassthroughCluster");
+
+    mesh.mesh_config("outboundTrafficPolicy: {mode: REGISTRY_ONLY}");
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let outbound = resources.get(Listener, "virtualOutbound");
+    assert_eq!(filter(&outbound["filter_chains"][1])["cluster"], "BlackHoleCluster");
+    let blocked = virtual_host(resources.get(Route, "80"), "block_all");
+    assert_eq!(blocked["routes"][0]["direct_response"]["status"], 502);
+}
+
+#[test]
+fn inbound_has_a_chain_per_port_of_the_workload() {
+    let mut mesh = Mesh::course();
+    let resources = mesh.sidecar_resources("default", "customers-v1-1");
+    let inbound = resources.get(Listener, "virtualInbound");
+    let chains = inbound["filter_chains"].as_array().expect("chains");
+    let names: Vec<_> = chains.iter().map(|chain| chain["name"].as_str().unwrap_or_default()).collect();
+    assert_eq!(
+        names,
+        ["virtualInbound-blackhole", "inbound|3000||", "inbound|3000||-tcp", "virtualInbound-catchall-tcp"]
+    );
+    let manager = filter(&chains[1]);
+    assert_eq!(
+        manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["cluster"],
+        "inbound|3000||"
+    );
+    assert_eq!(manager["server_name"], "istio-envoy");
+    let inspector = &inbound["listener_filters"][1];
+    let range = &inspector["filter_disabled"]["not_match"]["destination_port_range"];
+    assert_eq!((&range["start"], &range["end"]), (&json!(3000), &json!(3001)));
+
+    for name in ["inbound|3000||", "InboundPassthroughCluster"] {
+        let cluster = resources.get(Cluster, name);
+        assert_eq!(cluster["type"], "ORIGINAL_DST", "{name}");
+        let bind = &cluster["upstream_bind_config"];
+        assert_eq!(bind["source_address"]["address"], "127.0.0.6");
+        let mark = &bind["socket_options"][0];
+        assert_eq!(
+            (&mark["level"], &mark["name"], &mark["int_value"]),
+            (&json!("1"), &json!("36"), &json!("1337"))
+        );
+    }
+
+    let web = mesh.sidecar_resources("default", "web-frontend-1");
+    let chains = web.get(Listener, "virtualInbound")["filter_chains"].as_array().cloned().expect("chains");
+    assert_eq!(chains[1]["filter_chain_match"]["destination_port"], 8080);
+}
+
+#[test]
+fn http_ports_by_name_need_no_detection_inbound_and_speak_http2_upstream() {
+    let mut mesh = Mesh::empty();
+    mesh.service(
+        "default",
+        "api",
+        "10.96.0.5",
+        json!([{"name": "grpc-api", "port": 9000}]),
+        json!({"app": "api"}),
+    );
+    mesh.pod("default", "api-1", "10.244.0.5", json!({"app": "api"}));
+    let resources = mesh.sidecar_resources("default", "api-1");
+    let cluster = resources.get(Cluster, "outbound|9000||api.default.svc.cluster.local");
+    let options = &cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+    assert!(options["explicit_http_config"]["http2_protocol_options"].is_object(), "{cluster}");
+    let inbound = resources.get(Listener, "virtualInbound");
+    assert_eq!(inbound["listener_filters"].as_array().map(Vec::len), Some(1), "original_dst only");
+    assert!(inbound["filter_chains"][1]["filter_chain_match"].get("application_protocols").is_none());
+}
+
+#[test]
+fn short_names_are_those_of_the_proxys_namespace() {
+    let mut mesh = Mesh::course();
+    mesh.pod("shop", "client", "10.244.0.77", json!({"app": "client"}));
+    let resources = mesh.sidecar_resources("shop", "client");
+    let host = virtual_host(resources.get(Route, "80"), "customers.default.svc.cluster.local:80");
+    let domains = host["domains"].as_array().expect("domains");
+    assert!(!domains.contains(&json!("customers")), "{domains:?}");
+    assert!(domains.contains(&json!("customers.default")));
+}
+
+#[test]
+fn not_ready_endpoints_get_no_traffic_and_empty_clusters_do_not_wait() {
+    let mut mesh = Mesh::course();
+    mesh.endpoints(
+        "default",
+        "customers",
+        "",
+        3000,
+        &[("customers-v1-1", "10.244.0.31", false), ("customers-v2-1", "10.244.0.32", true)],
+    );
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let v1 = resources.get(Endpoint, "outbound|80|v1|customers.default.svc.cluster.local");
+    assert!(v1.get("endpoints").is_none(), "{v1}");
+    let all = resources.get(Endpoint, "outbound|80||customers.default.svc.cluster.local");
+    assert_eq!(addresses(all), ["10.244.0.32:3000"]);
+}
+
+#[test]
+fn headless_services_keep_the_address_the_caller_chose() {
+    let mut mesh = Mesh::empty();
+    mesh.service("default", "db", "None", json!([{"name": "http", "port": 8000}]), json!({"app": "db"}));
+    mesh.pod("default", "db-0", "10.244.0.5", json!({"app": "db"}));
+    let resources = mesh.sidecar_resources("default", "db-0");
+    assert_eq!(resources.get(Cluster, "outbound|8000||db.default.svc.cluster.local")["type"], "ORIGINAL_DST");
+    assert!(resources.names(Endpoint).is_empty());
+    let host = virtual_host(resources.get(Route, "8000"), "db.default.svc.cluster.local:8000");
+    assert!(
+        host["domains"]
+            .as_array()
+            .is_some_and(|domains| domains.contains(&json!("*.db.default.svc.cluster.local")))
+    );
+    let gateway = mesh.scope("router~10.0.0.9~gw.default~default.svc.cluster.local");
+    let resources = mesh.resources(&gateway);
+    assert_eq!(resources.get(Cluster, "outbound|8000||db.default.svc.cluster.local")["type"], "EDS");
+}
+
+#[test]
+fn access_logs_follow_mesh_config() {
+    let mut mesh = Mesh::course();
+    let none = mesh.sidecar_resources("default", "web-frontend-1");
+    assert!(filter(&none.get(Listener, "0.0.0.0_80")["filter_chains"][0]).get("access_log").is_none());
+    mesh.mesh_config("accessLogFile: /dev/stdout");
+    let text = mesh.sidecar_resources("default", "web-frontend-1");
+    let log = &filter(&text.get(Listener, "0.0.0.0_80")["filter_chains"][0])["access_log"][0];
+    assert_eq!(log["typed_config"]["path"], "/dev/stdout");
+    let format =
+        log["typed_config"]["log_format"]["text_format_source"]["inline_string"].as_str().expect("text");
+    assert!(format.contains("%RESPONSE_FLAGS%") && format.ends_with('\n'), "{format}");
+    let of_listener = &text.get(Listener, "virtualOutbound")["access_log"][0];
+    assert_eq!(of_listener["filter"]["response_flag_filter"]["flags"], json!(["NR"]));
+    mesh.mesh_config("{accessLogFile: /dev/stdout, accessLogEncoding: JSON}");
+    let json = mesh.sidecar_resources("default", "web-frontend-1");
+    let log = &filter(&json.get(Listener, "0.0.0.0_80")["filter_chains"][0])["access_log"][0];
+    assert_eq!(log["typed_config"]["log_format"]["json_format"]["response_flags"], "%RESPONSE_FLAGS%");
+}

@@ -1,0 +1,214 @@
+//! A small mesh made of Kubernetes objects, and what its proxies get.
+#![allow(dead_code, reason = "each test file uses a part")]
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lateen_model::{Delta, Event, Object, Store, StoreOptions, World};
+use lateen_translate::{Cache, Proxy, ProxyClass, ResourceType, Scope, generate_all};
+use lateen_xds::json::JsonCodec;
+use serde_json::{Value, json};
+
+/// The mesh.
+pub struct Mesh {
+    store: Store,
+    pub cache: Cache,
+    codec: JsonCodec,
+}
+
+/// What a proxy gets: JSON by type and name.
+pub struct Resources(BTreeMap<(ResourceType, String), Value>);
+
+impl Resources {
+    pub fn get(&self, kind: ResourceType, name: &str) -> &Value {
+        let names: Vec<_> = self.names(kind);
+        self.0.get(&(kind, name.to_owned())).unwrap_or_else(|| panic!("no {kind:?} {name:?} among {names:?}"))
+    }
+
+    pub fn names(&self, kind: ResourceType) -> Vec<&str> {
+        self.0.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.as_str()).collect()
+    }
+
+    pub fn all(&self, kind: ResourceType) -> Vec<Value> {
+        self.0.iter().filter(|((of, _), _)| *of == kind).map(|(_, value)| value.clone()).collect()
+    }
+}
+
+impl Mesh {
+    pub fn empty() -> Self {
+        Self {
+            store: Store::new(StoreOptions::default()),
+            cache: Cache::default(),
+            codec: JsonCodec::new().expect("descriptors"),
+        }
+    }
+
+    /// The course's demo as of lab 5 (its own Istio manifests), with an ingress gateway and the API server.
+    pub fn course() -> Self {
+        let mut mesh = Self::empty();
+        mesh.service(
+            "default",
+            "kubernetes",
+            "10.96.0.1",
+            json!([{"name": "https", "port": 443, "targetPort": 6443}]),
+            json!({}),
+        );
+        let ports = json!([
+            {"name": "status-port", "port": 15021, "targetPort": 15021},
+            {"name": "http2", "port": 80, "targetPort": 8080},
+            {"name": "https", "port": 443, "targetPort": 8443}]);
+        mesh.service(
+            "istio-system",
+            "istio-ingressgateway",
+            "10.96.0.9",
+            ports,
+            json!({"istio": "ingressgateway"}),
+        );
+        mesh.pod("istio-system", "istio-ingressgateway-1", "10.244.0.9", json!({"istio": "ingressgateway"}));
+        mesh.service(
+            "default",
+            "web-frontend",
+            "10.96.0.20",
+            json!([{"port": 80, "targetPort": 8080}]),
+            json!({"app": "web-frontend"}),
+        );
+        mesh.pod("default", "web-frontend-1", "10.244.0.20", json!({"app": "web-frontend", "version": "v1"}));
+        mesh.endpoints("default", "web-frontend", "", 8080, &[("web-frontend-1", "10.244.0.20", true)]);
+        mesh.service(
+            "default",
+            "customers",
+            "10.96.0.30",
+            json!([{"port": 80, "targetPort": 3000}]),
+            json!({"app": "customers"}),
+        );
+        mesh.pod("default", "customers-v1-1", "10.244.0.31", json!({"app": "customers", "version": "v1"}));
+        mesh.pod("default", "customers-v2-1", "10.244.0.32", json!({"app": "customers", "version": "v2"}));
+        let both = [("customers-v1-1", "10.244.0.31", true), ("customers-v2-1", "10.244.0.32", true)];
+        mesh.endpoints("default", "customers", "", 3000, &both);
+        for file in ["gateway", "web-frontend-vs", "customers-dr", "customers-vs"] {
+            mesh.course_file(&format!("lab5/{file}.yaml"));
+        }
+        mesh
+    }
+
+    pub fn course_file(&mut self, file: &str) -> Delta {
+        let path = format!("{}/../../samples/course/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        self.config(&text)
+    }
+
+    /// Applies one of Istio's objects, in namespace `default` unless it says otherwise.
+    pub fn config(&mut self, yaml: &str) -> Delta {
+        let mut value: Value = serde_saphyr::from_str(yaml).expect("YAML");
+        if value["metadata"]["namespace"].is_null() {
+            value["metadata"]["namespace"] = json!("default");
+        }
+        let object = match value["kind"].as_str() {
+            Some("Gateway") => Object::Gateway(serde_json::from_value(value).expect("a Gateway")),
+            Some("VirtualService") => {
+                Object::VirtualService(serde_json::from_value(value).expect("a VirtualService"))
+            }
+            Some("DestinationRule") => {
+                Object::DestinationRule(serde_json::from_value(value).expect("a DestinationRule"))
+            }
+            other => panic!("unexpected kind {other:?}"),
+        };
+        self.store.apply(Event::Applied(object))
+    }
+
+    pub fn mesh_config(&mut self, yaml: &str) -> Delta {
+        let map = json!({"metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": yaml}});
+        self.store.apply(Event::Applied(Object::ConfigMap(serde_json::from_value(map).expect("a ConfigMap"))))
+    }
+
+    pub fn service(&mut self, namespace: &str, name: &str, ip: &str, ports: Value, selector: Value) -> Delta {
+        let service = json!({"metadata": {"namespace": namespace, "name": name},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": ports, "selector": selector}});
+        self.store.apply(Event::Applied(Object::Service(serde_json::from_value(service).expect("a Service"))))
+    }
+
+    pub fn pod(&mut self, namespace: &str, name: &str, ip: &str, labels: Value) -> Delta {
+        let pod = json!({"metadata": {"namespace": namespace, "name": name, "labels": labels},
+            "spec": {"containers": []}, "status": {"podIP": ip, "phase": "Running"}});
+        self.store.apply(Event::Applied(Object::Pod(serde_json::from_value(pod).expect("a Pod"))))
+    }
+
+    pub fn endpoints(
+        &mut self,
+        namespace: &str,
+        service: &str,
+        port_name: &str,
+        port: u16,
+        pods: &[(&str, &str, bool)],
+    ) -> Delta {
+        let endpoints: Vec<Value> = pods
+            .iter()
+            .map(|(pod, ip, ready)| {
+                json!({"addresses": [ip], "conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": pod}})
+            })
+            .collect();
+        let slice = json!({"addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"namespace": namespace, "name": format!("{service}-1"),
+                "labels": {"kubernetes.io/service-name": service}},
+            "ports": [{"name": port_name, "port": port, "protocol": "TCP"}]});
+        self.store
+            .apply(Event::Applied(Object::EndpointSlice(serde_json::from_value(slice).expect("a slice"))))
+    }
+
+    pub fn world(&mut self) -> Arc<World> {
+        self.store.world()
+    }
+
+    pub fn sidecar(&mut self, namespace: &str, pod: &str) -> Scope {
+        self.scope(&format!("sidecar~10.0.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local"))
+    }
+
+    pub fn gateway(&mut self) -> Scope {
+        self.scope("router~10.244.0.9~istio-ingressgateway-1.istio-system~istio-system.svc.cluster.local")
+    }
+
+    pub fn scope(&mut self, node: &str) -> Scope {
+        let proxy = Proxy::parse(node, &json!({})).expect("a node id");
+        let world = self.store.world();
+        let class = ProxyClass::of(&proxy, &world);
+        Scope::new(world, Arc::new(class))
+    }
+
+    pub fn resources(&self, scope: &Scope) -> Resources {
+        let mut found = BTreeMap::new();
+        for kind in ResourceType::ALL {
+            for resource in
+                lateen_translate::generate(scope, &self.cache, kind, &lateen_translate::Extent::All)
+            {
+                let value = self.codec.any_to_value(kind.type_url(), &resource.body).expect("well-formed");
+                let twice = found.insert((kind, resource.name.to_string()), value);
+                assert!(twice.is_none(), "{kind:?} {} is generated twice", resource.name);
+            }
+        }
+        assert_eq!(found.len(), generate_all(scope, &self.cache).len());
+        Resources(found)
+    }
+
+    pub fn sidecar_resources(&mut self, namespace: &str, pod: &str) -> Resources {
+        let scope = self.sidecar(namespace, pod);
+        self.resources(&scope)
+    }
+
+    pub fn gateway_resources(&mut self) -> Resources {
+        let scope = self.gateway();
+        self.resources(&scope)
+    }
+}
+
+/// A virtual host of a route configuration, by name.
+pub fn virtual_host<'a>(route: &'a Value, name: &str) -> &'a Value {
+    let hosts = route["virtual_hosts"].as_array().expect("virtual hosts");
+    let names: Vec<_> = hosts.iter().map(|host| host["name"].clone()).collect();
+    hosts.iter().find(|host| host["name"] == name).unwrap_or_else(|| panic!("no {name} among {names:?}"))
+}
+
+/// The only network filter of a chain.
+pub fn filter(chain: &Value) -> &Value {
+    let filters = chain["filters"].as_array().expect("filters");
+    assert_eq!(filters.len(), 1, "{chain}");
+    &filters[0]["typed_config"]
+}
