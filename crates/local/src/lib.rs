@@ -10,6 +10,7 @@ mod cluster;
 mod config;
 mod controllers;
 mod lifecycle;
+mod node;
 
 pub use cluster::{Cluster, ClusterError};
 pub use config::{ClusterConfig, Pods};

@@ -1,10 +1,28 @@
 //! `lateen up`, `down`, `status`, `kubeconfig`, `logs`: the cluster as a daemon of this machine.
 
+mod apply;
+mod daemon;
+mod down;
+mod http;
+mod log;
+mod preflight;
+mod sample;
+mod state;
+mod status;
+mod up;
+
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lateen_manifests::Engine;
+
+pub use daemon::run_daemon;
+pub use down::down;
+pub use log::logs;
+pub use preflight::preflight;
+pub use status::{kubeconfig, status};
+pub use up::up;
 
 /// Why one of the commands failed. Every message is a sentence with a remedy, to be printed as it is.
 #[derive(Debug, thiserror::Error)]
@@ -170,80 +188,4 @@ pub struct Mesh {
     pub ready: u32,
     /// Wanted pods.
     pub wanted: u32,
-}
-
-/// Checks whether [`up`] can work on this machine. Changes nothing.
-///
-/// # Errors
-/// [`LifecycleError::Preflight`] with one sentence per problem.
-pub fn preflight(options: &UpOptions) -> Result<(), LifecycleError> {
-    let _ = options;
-    Ok(())
-}
-
-/// Starts the daemon, the mesh and the demo, and waits until the gateway answers. Cleans up after a crash first.
-///
-/// # Errors
-/// [`LifecycleError`]. A failed preflight has started nothing; after any other failure the cluster keeps running as far
-/// as it got, for a look at it.
-pub async fn up(
-    options: &UpOptions,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<UpSummary, LifecycleError> {
-    progress(Progress::Begun("start".to_owned()));
-    preflight(options)?;
-    Err(LifecycleError::NotRunning { state: options.state.clone() })
-}
-
-/// Stops the daemon and removes everything it has made on this machine; also works after a crash, and when there is
-/// nothing to stop.
-///
-/// # Errors
-/// [`LifecycleError::Cleanup`] with what could not be removed.
-pub async fn down(
-    options: &DownOptions,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<DownSummary, LifecycleError> {
-    progress(Progress::Begun("stop".to_owned()));
-    Err(LifecycleError::NotRunning { state: options.state.clone() })
-}
-
-/// The state of the cluster in `state`.
-///
-/// # Errors
-/// [`LifecycleError::NotRunning`].
-pub async fn status(state: &Path) -> Result<Status, LifecycleError> {
-    Err(LifecycleError::NotRunning { state: state.to_owned() })
-}
-
-/// Path of the kubeconfig of the running cluster in `state`.
-///
-/// # Errors
-/// [`LifecycleError::NotRunning`].
-pub fn kubeconfig(state: &Path) -> Result<PathBuf, LifecycleError> {
-    Err(LifecycleError::NotRunning { state: state.to_owned() })
-}
-
-/// Writes the daemon's log to `out`: the last `tail` lines (all when `None`), and with `follow` what comes until the
-/// daemon ends. Logs of pods are `kubectl logs`' business.
-///
-/// # Errors
-/// [`LifecycleError::File`] when there is no log or `out` can't be written.
-pub async fn logs(
-    state: &Path,
-    tail: Option<usize>,
-    follow: bool,
-    out: &mut (dyn std::io::Write + Send),
-) -> Result<(), LifecycleError> {
-    let _ = (tail, follow, out);
-    Err(LifecycleError::NotRunning { state: state.to_owned() })
-}
-
-/// The daemon itself: runs the cluster described in `state/daemon.json` until SIGTERM. Set up tracing (to standard
-/// error, which [`up`] points at `daemon.log`) before.
-///
-/// # Errors
-/// [`LifecycleError`] when the cluster can't be started.
-pub async fn run_daemon(state: &Path) -> Result<(), LifecycleError> {
-    Err(LifecycleError::NotRunning { state: state.to_owned() })
 }
