@@ -24,6 +24,8 @@ pub struct Delta {
     pub pods: BTreeSet<ObjectName>,
     /// Namespaces whose labels changed.
     pub namespaces: BTreeSet<Arc<str>>,
+    /// Nodes whose locality changed.
+    pub nodes: BTreeSet<Arc<str>>,
     /// Whether mesh config changed.
     pub mesh: bool,
     /// Objects that were not taken over; the previous state stays.
@@ -50,6 +52,7 @@ impl Delta {
             && self.gateways.is_empty()
             && self.pods.is_empty()
             && self.namespaces.is_empty()
+            && self.nodes.is_empty()
     }
 
     /// Adds what another delta says.
@@ -62,6 +65,7 @@ impl Delta {
         self.gateways.extend(other.gateways);
         self.pods.extend(other.pods);
         self.namespaces.extend(other.namespaces);
+        self.nodes.extend(other.nodes);
         self.mesh |= other.mesh;
         self.problems.extend(other.problems);
     }

@@ -361,6 +361,7 @@ impl Store {
         if self.world.nodes.get(&node) == locality.as_ref() {
             return;
         }
+        delta.nodes.insert(node.clone());
         match locality {
             Some(locality) => self.world.nodes.insert(node, locality),
             None => self.world.nodes.remove(&node),
@@ -401,3 +402,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
