@@ -41,6 +41,7 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
     let health = listen(&mut addresses.health, "probes").await?;
     let merged = listen(&mut addresses.status, "merged metrics").await?;
     let mut tasks = JoinSet::new();
+    let quit = Arc::new(Notify::new());
     let mut own_metrics = None;
     let proxy = match config.engine {
         EngineKind::Lateen => {
@@ -50,7 +51,12 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
                 addresses.admin = admin;
             }
             let (engine_for_feed, feed_config, feed_node) = (engine.clone(), config.clone(), node.clone());
-            tasks.spawn(async move { feed::run(&feed_config, &feed_node, &engine_for_feed).await });
+            let stopped = quit.clone();
+            tasks.spawn(async move {
+                feed::run(&feed_config, &feed_node, &engine_for_feed).await;
+                // An engine that stops by itself is of no more use; the container is to be started again.
+                stopped.notify_one();
+            });
             Proxy::Lateen(engine)
         }
         EngineKind::Envoy => Proxy::Envoy(start_envoy(&config, &node, &mut tasks)?),
@@ -59,7 +65,7 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
     let status = Arc::new(Status {
         proxy,
         draining: AtomicBool::new(false),
-        quit: Notify::new(),
+        quit,
         app_metrics: AppMetrics::from_annotations(&info, addresses.status.port()),
         mark: config.mark,
     });
@@ -137,7 +143,7 @@ impl Running {
         !self.status.draining.load(Ordering::Relaxed) && self.status.proxy.ready().await
     }
 
-    /// Resolves when someone asks for the end over HTTP (`POST /quitquitquit`).
+    /// Resolves when someone asks for the end over HTTP (`POST /quitquitquit`), or the engine has stopped by itself.
     pub async fn quit_requested(&self) {
         self.status.quit.notified().await;
     }

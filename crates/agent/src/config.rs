@@ -217,7 +217,7 @@ impl Config {
             limit: limit.map_or(Ok(default.limit), |(name, text)| duration(name, &text))?,
             minimum: minimum.map_or(Ok(default.minimum), |(name, text)| duration(name, &text))?,
         };
-        let address = var("CA_ADDR").or(proxy.discovery_address);
+        let address = proxy.discovery_address.or_else(|| var("CA_ADDR"));
         let metadata = vars
             .iter()
             .filter_map(|(name, value)| Some((name.strip_prefix("ISTIO_META_")?.to_owned(), value.clone())))

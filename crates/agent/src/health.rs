@@ -24,7 +24,7 @@ pub(crate) struct Status {
     pub(crate) proxy: Proxy,
     pub(crate) draining: AtomicBool,
     /// Someone asked for the end (`/quitquitquit`).
-    pub(crate) quit: Notify,
+    pub(crate) quit: Arc<Notify>,
     pub(crate) app_metrics: Option<AppMetrics>,
     pub(crate) mark: Option<u32>,
 }

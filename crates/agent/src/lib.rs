@@ -14,6 +14,7 @@ pub mod envoy;
 mod error;
 mod feed;
 mod fetch;
+mod files;
 mod forward;
 mod health;
 pub mod logging;

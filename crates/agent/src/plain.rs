@@ -25,6 +25,7 @@ use crate::config::SetLogLevel;
 use crate::dial;
 use crate::error::AgentError;
 use crate::feed::{self, Feed, Source};
+use crate::files::FileSource;
 use crate::node::VERSION;
 
 /// `SOL_SOCKET` and `SO_MARK`, as Envoy's socket options name them by number.
@@ -114,7 +115,9 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
     };
     for source in [&dynamic.clusters, &dynamic.listeners].into_iter().flatten() {
         if let lateen_ir::ConfigSource::Path(path) = source {
-            apply_file(&engine, path).await?;
+            let mut file = FileSource::new(path);
+            file.apply(&engine).await?;
+            running.tasks.spawn(file.follow(engine.clone()));
         }
     }
     match dynamic.ads {
@@ -242,32 +245,6 @@ fn static_resources(bootstrap: &Bootstrap) -> Vec<Resource> {
         resource(ResourceKind::Listener, name, listener.encode_to_vec())
     });
     clusters.chain(listeners).collect()
-}
-
-/// Resources from a `DiscoveryResponse` in a file (`path_config_source`).
-async fn apply_file(engine: &EngineHandle, path: &str) -> Result<(), AgentError> {
-    let bad = |reason: String| AgentError::Bootstrap { origin: path.to_owned(), reason };
-    let resources = std::thread::scope(|scope| scope.spawn(|| read_resources(path)).join());
-    let resources = resources.map_err(|_| bad("the parser has panicked".to_owned()))?.map_err(bad)?;
-    let report = engine.apply(ConfigUpdate { set: resources, removed: Vec::new() }).await?;
-    match report.rejected.first() {
-        Some(rejection) => Err(bad(rejection.to_string())),
-        None => Ok(()),
-    }
-}
-
-fn read_resources(path: &str) -> Result<Vec<Resource>, String> {
-    use lateen_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
-    let codec = JsonCodec::new().map_err(|error| error.to_string())?;
-    let response: DiscoveryResponse = codec.from_file(path.as_ref()).map_err(|error| error.to_string())?;
-    let version = response.version_info;
-    let resources = response.resources.into_iter().map(|any| Resource {
-        name: lateen_xds::any::resource_name(&any).unwrap_or_default(),
-        version: version.clone(),
-        body: Any { type_url: any.type_url, value: any.value },
-        is_static: false,
-    });
-    Ok(resources.collect())
 }
 
 /// How to reach the management server: the first endpoint of the static cluster the bootstrap names, in plaintext.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lateen_agent::{EngineKind, run};
 use serde_json::json;
 use support::{
-    ControlPlane, Upstream, config, eventually, free_port, get, get_until, resources, send, world,
+    ControlPlane, TlsFront, Upstream, config, eventually, free_port, get, get_until, resources, send, world,
 };
 
 fn loopback(port: u16) -> SocketAddr {
@@ -59,6 +59,39 @@ async fn our_engine_serves_and_ends_well() {
 #[tokio::test]
 async fn envoy_serves_and_ends_well() {
     serves_and_ends_well(EngineKind::Envoy).await;
+}
+
+/// Over TLS, only to a control plane whose certificate the given roots signed.
+async fn trusts_only_its_roots(engine: EngineKind) {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start("secured").await;
+    let port = free_port();
+    let control_plane = ControlPlane::start(world(port, upstream.address)).await;
+    let (front, stranger) =
+        (TlsFront::start(control_plane.address).await, TlsFront::start(control_plane.address).await);
+    let roots = folder.path().join("root-cert.pem");
+    std::fs::write(&roots, &stranger.root).unwrap();
+    let mut config = config(engine, control_plane.address, folder.path());
+    config.discovery.address.clone_from(&front.address);
+    config.discovery.root_cert = Some(roots.clone());
+    let running = run(config).await.unwrap();
+    // The roots are read anew for each attempt, so the right ones need no restart.
+    get_until(running.addresses().health, "/healthz/ready", "503").await;
+    assert!(control_plane.heard(|heard| heard.authorization.is_empty()), "no token goes to a stranger");
+    std::fs::write(&roots, &front.root).unwrap();
+    get_until(loopback(port), "/", "secured").await;
+    assert!(control_plane.heard(|heard| heard.authorization.contains(&"Bearer the-token".to_owned())));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn our_engine_trusts_only_its_roots() {
+    trusts_only_its_roots(EngineKind::Lateen).await;
+}
+
+#[tokio::test]
+async fn envoy_trusts_only_its_roots() {
+    trusts_only_its_roots(EngineKind::Envoy).await;
 }
 
 #[tokio::test]

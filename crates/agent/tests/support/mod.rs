@@ -17,6 +17,7 @@ use lateen_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_
 use lateen_xds::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
+use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -182,6 +183,46 @@ impl ControlPlane {
     pub(crate) async fn stop(self) {
         self.server.abort();
         let _ = self.server.await;
+    }
+}
+
+/// TLS for `localhost` in front of something that speaks plaintext HTTP/2.
+pub(crate) struct TlsFront {
+    pub(crate) address: String,
+    /// PEM of the certificate, which is its own root.
+    pub(crate) root: String,
+    _server: JoinSet<()>,
+}
+
+impl TlsFront {
+    pub(crate) async fn start(behind: SocketAddr) -> Self {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key.into())
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("localhost:{}", listener.local_addr().unwrap().port());
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    // A client that trusts another root hangs up here.
+                    let Ok(mut front) = acceptor.accept(stream).await else { return };
+                    let mut back = TcpStream::connect(behind).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut front, &mut back).await;
+                });
+            }
+        });
+        Self { address, root: certified.cert.pem(), _server: server }
     }
 }
 
