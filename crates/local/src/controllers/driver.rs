@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use super::ControllerConfig;
 use super::cache::{Cache, Change, Kind, Object, version};
 use super::dispatch::{Key, WATCHED, affected, decide};
+use super::events::Recorder;
 use super::write::Write;
 
 /// Events waiting for the driver.
@@ -48,6 +49,7 @@ pub(crate) async fn run(client: Client, config: ControllerConfig, stop: Cancella
     }
     drop(sender);
     let mut driver = Driver {
+        events: Recorder::start(client.clone()),
         client,
         config,
         cache: Cache::default(),
@@ -155,7 +157,7 @@ where
 /// A decision's writes, done: what the API server answered, and the failure that ended them.
 struct Done {
     key: Key,
-    answers: Vec<Object>,
+    answers: Vec<(Write, Option<Object>)>,
     failure: Option<(Write, kube::Error)>,
 }
 
@@ -173,6 +175,7 @@ struct Driver {
     failures: HashMap<Key, u32>,
     later: DelayQueue<Key>,
     in_flight: JoinSet<Done>,
+    events: Recorder,
 }
 
 impl Driver {
@@ -225,14 +228,16 @@ impl Driver {
 
     fn finish(&mut self, done: Done) {
         self.busy.remove(&done.key);
-        for object in done.answers {
-            let change = self.cache.apply(object);
+        for (write, answer) in done.answers {
+            self.events.succeeded(&self.cache, &done.key, &write, answer.as_ref());
+            let change = answer.and_then(|object| self.cache.apply(object));
             self.changed(change);
         }
         let Some((write, error)) = done.failure else {
             self.failures.remove(&done.key);
             return;
         };
+        self.events.failed(&self.cache, &done.key, &write, &error);
         let failures = self.failures.entry(done.key.clone()).or_default();
         *failures += 1;
         let wait = RETRY.0.saturating_mul(1 << (*failures - 1).min(10)).min(RETRY.1);
@@ -250,7 +255,7 @@ async fn send_all(client: Client, key: Key, writes: Vec<Write>) -> Done {
     let mut answers = Vec::new();
     for write in writes {
         match write.send(&client).await {
-            Ok(answer) => answers.extend(answer),
+            Ok(answer) => answers.push((write, answer)),
             Err(error) => return Done { key, answers, failure: Some((write, error)) },
         }
     }

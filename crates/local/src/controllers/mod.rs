@@ -10,6 +10,7 @@ mod deployment_status;
 mod dispatch;
 mod driver;
 mod endpoints;
+mod events;
 mod job;
 mod load_balancer;
 mod meta;
