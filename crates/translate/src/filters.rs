@@ -33,7 +33,7 @@ pub(crate) enum Routes {
     /// By name over RDS.
     Rds(String),
     /// Written in.
-    Inline(RouteConfiguration),
+    Inline(Box<RouteConfiguration>),
 }
 
 /// A connection manager as the only filter of a chain.
@@ -48,7 +48,7 @@ pub(crate) fn http(
         Routes::Rds(name) => {
             types::RouteSpecifier::Rds(hcm::Rds { config_source: Some(wire::ads()), route_config_name: name })
         }
-        Routes::Inline(config) => types::RouteSpecifier::RouteConfig(config),
+        Routes::Inline(config) => types::RouteSpecifier::RouteConfig(*config),
     };
     let router = hcm::HttpFilter {
         name: "envoy.filters.http.router".to_owned(),

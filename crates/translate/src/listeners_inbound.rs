@@ -93,7 +93,7 @@ fn port_chains(settings: &Settings, port: &InboundPort) -> Vec<listener::FilterC
             settings,
             HttpRole::Inbound,
             &format!("inbound_0.0.0.0_{};", port.port),
-            Routes::Inline(route_config(&cluster, &port.hostname, port.service_port)),
+            Routes::Inline(Box::new(route_config(&cluster, &port.hostname, port.service_port))),
         )],
         ..Default::default()
     };

@@ -16,13 +16,13 @@ pub fn validate_gateway(spec: &GatewaySpec) -> Findings {
     for (index, server) in spec.servers.iter().enumerate() {
         let path = format!("spec.servers[{index}]");
         check_server(&mut findings, &path, server);
-        if let Some(port) = &server_port(server) {
-            if !port_names.insert(port.name.clone()) {
-                findings.error(
-                    format!("{path}.port.name"),
-                    format!("port names in servers must be unique: duplicate name {}", port.name),
-                );
-            }
+        if let Some(port) = server_port(server)
+            && !port_names.insert(port.name.clone())
+        {
+            findings.error(
+                format!("{path}.port.name"),
+                format!("port names in servers must be unique: duplicate name {}", port.name),
+            );
         }
     }
     findings

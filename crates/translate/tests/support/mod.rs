@@ -9,32 +9,32 @@ use lateen_xds::json::JsonCodec;
 use serde_json::{Value, json};
 
 /// The mesh.
-pub struct Mesh {
+pub(crate) struct Mesh {
     store: Store,
-    pub cache: Cache,
+    pub(crate) cache: Cache,
     codec: JsonCodec,
 }
 
 /// What a proxy gets: JSON by type and name.
-pub struct Resources(BTreeMap<(ResourceType, String), Value>);
+pub(crate) struct Resources(BTreeMap<(ResourceType, String), Value>);
 
 impl Resources {
-    pub fn get(&self, kind: ResourceType, name: &str) -> &Value {
+    pub(crate) fn get(&self, kind: ResourceType, name: &str) -> &Value {
         let names: Vec<_> = self.names(kind);
         self.0.get(&(kind, name.to_owned())).unwrap_or_else(|| panic!("no {kind:?} {name:?} among {names:?}"))
     }
 
-    pub fn names(&self, kind: ResourceType) -> Vec<&str> {
+    pub(crate) fn names(&self, kind: ResourceType) -> Vec<&str> {
         self.0.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.as_str()).collect()
     }
 
-    pub fn all(&self, kind: ResourceType) -> Vec<Value> {
+    pub(crate) fn all(&self, kind: ResourceType) -> Vec<Value> {
         self.0.iter().filter(|((of, _), _)| *of == kind).map(|(_, value)| value.clone()).collect()
     }
 }
 
 impl Mesh {
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             store: Store::new(StoreOptions::default()),
             cache: Cache::default(),
@@ -43,7 +43,7 @@ impl Mesh {
     }
 
     /// The course's demo as of lab 5 (its own Istio manifests), with an ingress gateway and the API server.
-    pub fn course() -> Self {
+    pub(crate) fn course() -> Self {
         let mut mesh = Self::empty();
         mesh.service(
             "default",
@@ -90,14 +90,14 @@ impl Mesh {
         mesh
     }
 
-    pub fn course_file(&mut self, file: &str) -> Delta {
+    pub(crate) fn course_file(&mut self, file: &str) -> Delta {
         let path = format!("{}/../../samples/course/{file}", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
         self.config(&text)
     }
 
     /// Applies one of Istio's objects, in namespace `default` unless it says otherwise.
-    pub fn config(&mut self, yaml: &str) -> Delta {
+    pub(crate) fn config(&mut self, yaml: &str) -> Delta {
         let mut value: Value = serde_saphyr::from_str(yaml).expect("YAML");
         if value["metadata"]["namespace"].is_null() {
             value["metadata"]["namespace"] = json!("default");
@@ -115,24 +115,31 @@ impl Mesh {
         self.store.apply(Event::Applied(object))
     }
 
-    pub fn mesh_config(&mut self, yaml: &str) -> Delta {
+    pub(crate) fn mesh_config(&mut self, yaml: &str) -> Delta {
         let map = json!({"metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": yaml}});
         self.store.apply(Event::Applied(Object::ConfigMap(serde_json::from_value(map).expect("a ConfigMap"))))
     }
 
-    pub fn service(&mut self, namespace: &str, name: &str, ip: &str, ports: Value, selector: Value) -> Delta {
+    pub(crate) fn service(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        ip: &str,
+        ports: Value,
+        selector: Value,
+    ) -> Delta {
         let service = json!({"metadata": {"namespace": namespace, "name": name},
             "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": ports, "selector": selector}});
         self.store.apply(Event::Applied(Object::Service(serde_json::from_value(service).expect("a Service"))))
     }
 
-    pub fn pod(&mut self, namespace: &str, name: &str, ip: &str, labels: Value) -> Delta {
+    pub(crate) fn pod(&mut self, namespace: &str, name: &str, ip: &str, labels: Value) -> Delta {
         let pod = json!({"metadata": {"namespace": namespace, "name": name, "labels": labels},
             "spec": {"containers": []}, "status": {"podIP": ip, "phase": "Running"}});
         self.store.apply(Event::Applied(Object::Pod(serde_json::from_value(pod).expect("a Pod"))))
     }
 
-    pub fn endpoints(
+    pub(crate) fn endpoints(
         &mut self,
         namespace: &str,
         service: &str,
@@ -154,26 +161,26 @@ impl Mesh {
             .apply(Event::Applied(Object::EndpointSlice(serde_json::from_value(slice).expect("a slice"))))
     }
 
-    pub fn world(&mut self) -> Arc<World> {
+    pub(crate) fn world(&mut self) -> Arc<World> {
         self.store.world()
     }
 
-    pub fn sidecar(&mut self, namespace: &str, pod: &str) -> Scope {
+    pub(crate) fn sidecar(&mut self, namespace: &str, pod: &str) -> Scope {
         self.scope(&format!("sidecar~10.0.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local"))
     }
 
-    pub fn gateway(&mut self) -> Scope {
+    pub(crate) fn gateway(&mut self) -> Scope {
         self.scope("router~10.244.0.9~istio-ingressgateway-1.istio-system~istio-system.svc.cluster.local")
     }
 
-    pub fn scope(&mut self, node: &str) -> Scope {
+    pub(crate) fn scope(&mut self, node: &str) -> Scope {
         let proxy = Proxy::parse(node, &json!({})).expect("a node id");
         let world = self.store.world();
         let class = ProxyClass::of(&proxy, &world);
         Scope::new(world, Arc::new(class))
     }
 
-    pub fn resources(&self, scope: &Scope) -> Resources {
+    pub(crate) fn resources(&self, scope: &Scope) -> Resources {
         let mut found = BTreeMap::new();
         for kind in ResourceType::ALL {
             for resource in
@@ -188,26 +195,26 @@ impl Mesh {
         Resources(found)
     }
 
-    pub fn sidecar_resources(&mut self, namespace: &str, pod: &str) -> Resources {
+    pub(crate) fn sidecar_resources(&mut self, namespace: &str, pod: &str) -> Resources {
         let scope = self.sidecar(namespace, pod);
         self.resources(&scope)
     }
 
-    pub fn gateway_resources(&mut self) -> Resources {
+    pub(crate) fn gateway_resources(&mut self) -> Resources {
         let scope = self.gateway();
         self.resources(&scope)
     }
 }
 
 /// A virtual host of a route configuration, by name.
-pub fn virtual_host<'a>(route: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn virtual_host<'a>(route: &'a Value, name: &str) -> &'a Value {
     let hosts = route["virtual_hosts"].as_array().expect("virtual hosts");
     let names: Vec<_> = hosts.iter().map(|host| host["name"].clone()).collect();
     hosts.iter().find(|host| host["name"] == name).unwrap_or_else(|| panic!("no {name} among {names:?}"))
 }
 
 /// The only network filter of a chain.
-pub fn filter(chain: &Value) -> &Value {
+pub(crate) fn filter(chain: &Value) -> &Value {
     let filters = chain["filters"].as_array().expect("filters");
     assert_eq!(filters.len(), 1, "{chain}");
     &filters[0]["typed_config"]
