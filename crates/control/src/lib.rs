@@ -1,1 +1,31 @@
-//! lateend: watch, push, webhooks, status, certificates, debug.
+//! `lateend`: watch, push, webhooks, status, certificates, debug.
+//!
+//! Life of a change: a Kubernetes object arrives at a [`watch`] task, goes through one channel to the [`push`] thread, which
+//! puts it into the model's store, makes a new world and, for each class of connected proxies that the change touches, a
+//! new snapshot. Each connection (`lateen_xds::server`) finds its latest snapshot and sends the difference.
+//!
+//! Threads: tokio's for all I/O; one for the push loop, so that generating configuration never holds up a connection.
+mod authenticate;
+mod ca_secret;
+mod config;
+mod control_plane;
+mod debug;
+mod inject;
+mod injection_webhook;
+mod mesh_objects;
+mod metrics;
+mod node;
+mod process_metrics;
+mod push;
+mod root_cert;
+mod serve;
+mod serving_cert;
+mod source;
+mod status_writer;
+mod syncz;
+mod validation_webhook;
+mod watch;
+mod webhook_patch;
+
+pub use config::{Config, Listen};
+pub use control_plane::{Addresses, ControlPlane, StartError};

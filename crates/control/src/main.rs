@@ -1,2 +1,111 @@
 //! The `lateend` program.
-fn main() {}
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use lateen_control::{Config, ControlPlane, Listen};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Control plane of the Lateen service mesh.
+#[derive(Parser)]
+#[command(name = "lateend", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the control plane: in a pod, or outside with KUBECONFIG.
+    Discovery(Box<Discovery>),
+}
+
+#[derive(Args)]
+struct Discovery {
+    /// Root namespace of the mesh.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    namespace: String,
+    /// Revision of this control plane.
+    #[arg(long, env = "REVISION", default_value = "default")]
+    revision: String,
+    /// Domain of service names.
+    #[arg(long, default_value = "cluster.local")]
+    domain: String,
+    /// Id of the cluster.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Name shown to proxies' users.
+    #[arg(long, env = "POD_NAME", default_value = "istiod")]
+    name: String,
+    /// What is logged: a level, or tracing's filter directives.
+    #[arg(long, env = "LATEEN_LOG", default_value = "info")]
+    log_level: String,
+    /// Port of xDS over TLS.
+    #[arg(long, default_value_t = 15012)]
+    xds_port: u16,
+    /// Also serve xDS in plain text and without authentication on this port (Istio's is 15010).
+    #[arg(long)]
+    plain_xds_port: Option<u16>,
+    /// Port of metrics and debug.
+    #[arg(long, default_value_t = 15014)]
+    monitoring_port: u16,
+    /// Port of the webhooks.
+    #[arg(long, default_value_t = 15017)]
+    webhook_port: u16,
+    /// Port of the readiness probe.
+    #[arg(long, default_value_t = 8080)]
+    ready_port: u16,
+}
+
+impl Discovery {
+    fn config(&self) -> Config {
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Config {
+            namespace: self.namespace.clone(),
+            revision: self.revision.clone(),
+            domain: self.domain.clone(),
+            cluster_id: self.cluster_id.clone(),
+            name: self.name.clone(),
+            listen: Listen {
+                xds: any(self.xds_port),
+                plain_xds: self.plain_xds_port.map(any),
+                monitoring: any(self.monitoring_port),
+                webhooks: any(self.webhook_port),
+                ready: any(self.ready_port),
+            },
+        }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let Command::Discovery(options) = Cli::parse().command;
+    let filter = tracing_subscriber::EnvFilter::try_new(&options.log_level)
+        .with_context(|| format!("--log-level {:?} is neither a level nor a filter", options.log_level))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(run(options.config()))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let client = kube::Client::try_default()
+        .await
+        .context("cannot find a Kubernetes API: run in a pod with a service account, or set KUBECONFIG")?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let control_plane = tokio::select! {
+        started = ControlPlane::start(config, client) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("shutting down");
+    control_plane.shutdown().await;
+    Ok(())
+}

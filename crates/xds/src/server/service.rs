@@ -118,7 +118,12 @@ impl<S> Clone for AdsServer<S> {
 impl<S: Source> AdsServer<S> {
     /// A server of what `source` gives.
     pub fn new(source: Arc<S>) -> Self {
-        Self { source, connections: Connections::default() }
+        Self::with_connections(source, Connections::default())
+    }
+
+    /// A server whose connections are listed with those of others, numbered together.
+    pub fn with_connections(source: Arc<S>, connections: Connections) -> Self {
+        Self { source, connections }
     }
 
     /// The open connections.

@@ -1,0 +1,224 @@
+//! Who is calling: the bound service-account token, checked by the Kubernetes API.
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use kube::api::PostParams;
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+/// Audience of the tokens proxies are given.
+pub(crate) const AUDIENCE: &str = "istio-ca";
+/// How long a good answer is believed. A token that is revoked meanwhile opens no new stream after that.
+const CACHE_FOR: Duration = Duration::from_secs(30);
+/// How many answers are kept.
+const CACHE_SIZE: usize = 4096;
+/// Reviews at a time: bad tokens must not flood the API server.
+const REVIEWS: usize = 16;
+/// How long a review may take.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where Kubernetes says which pod a token is bound to.
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+
+/// What a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) namespace: String,
+    pub(crate) service_account: String,
+    /// The pod the token is bound to.
+    pub(crate) pod: Option<String>,
+}
+
+/// Why a caller is refused. Tokens are never part of the message.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthError {
+    #[error(
+        "no bearer token: send the service-account token of audience {AUDIENCE} as `authorization: Bearer TOKEN`"
+    )]
+    NoToken,
+    #[error("the token is not accepted: {0}")]
+    Rejected(String),
+    #[error("the token is of {0:?}, which is not a service account")]
+    NotAServiceAccount(String),
+    #[error("the token cannot be checked: {0}; try again")]
+    Unavailable(String),
+    #[error("the token is of {proven}, but the node says {claimed}")]
+    OtherIdentity { proven: String, claimed: String },
+}
+
+impl From<AuthError> for Status {
+    fn from(error: AuthError) -> Self {
+        let message = error.to_string();
+        match error {
+            AuthError::NoToken | AuthError::Rejected(_) | AuthError::NotAServiceAccount(_) => {
+                Status::unauthenticated(message)
+            }
+            AuthError::Unavailable(_) => Status::unavailable(message),
+            AuthError::OtherIdentity { .. } => Status::permission_denied(message),
+        }
+    }
+}
+
+/// Reviews tokens.
+pub(crate) struct Authenticator {
+    reviews: kube::Api<TokenReview>,
+    limit: Semaphore,
+    /// By SHA-256 of the token, so that no token is kept.
+    cache: Mutex<HashMap<[u8; 32], (Caller, Instant)>>,
+}
+
+impl Authenticator {
+    pub(crate) fn new(client: kube::Client) -> Self {
+        Self { reviews: kube::Api::all(client), limit: Semaphore::new(REVIEWS), cache: Mutex::default() }
+    }
+
+    /// Who sent a request with these headers.
+    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
+        let token = bearer(headers).ok_or(AuthError::NoToken)?;
+        let mut key = [0; 32];
+        key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+        if let Some(caller) = self.cached(&key) {
+            return Ok(caller);
+        }
+        // The semaphore is never closed.
+        let _permit = self.limit.acquire().await;
+        let caller = self.review(token).await?;
+        self.remember(key, caller.clone());
+        Ok(caller)
+    }
+
+    fn cached(&self, key: &[u8; 32]) -> Option<Caller> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.get(key).filter(|(_, until)| *until > Instant::now()).map(|(caller, _)| caller.clone())
+    }
+
+    fn remember(&self, key: [u8; 32], caller: Caller) {
+        let now = Instant::now();
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= CACHE_SIZE {
+            cache.retain(|_, (_, until)| *until > now);
+        }
+        if cache.len() < CACHE_SIZE {
+            cache.insert(key, (caller, now + CACHE_FOR));
+        }
+    }
+
+    async fn review(&self, token: &str) -> Result<Caller, AuthError> {
+        let spec = TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: token.to_owned() };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let params = PostParams::default();
+        let answer = tokio::time::timeout(REVIEW_TIMEOUT, self.reviews.create(&params, &review))
+            .await
+            .map_err(|_| AuthError::Unavailable("the Kubernetes API did not answer in time".to_owned()))?
+            .map_err(|error| AuthError::Unavailable(error.to_string()))?;
+        let status = answer.status.unwrap_or_default();
+        if status.authenticated != Some(true) {
+            let reason = status.error.filter(|reason| !reason.is_empty());
+            return Err(AuthError::Rejected(reason.unwrap_or_else(|| "it is not a valid token".to_owned())));
+        }
+        // An API server that does not know audiences answers without them, for tokens of any audience.
+        if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
+            return Err(AuthError::Rejected(format!("it is not for audience {AUDIENCE}")));
+        }
+        caller(status.user.unwrap_or_default())
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn caller(user: UserInfo) -> Result<Caller, AuthError> {
+    let username = user.username.unwrap_or_default();
+    let parts: Vec<&str> = username.split(':').collect();
+    let ["system", "serviceaccount", namespace, service_account] = parts[..] else {
+        return Err(AuthError::NotAServiceAccount(username));
+    };
+    let pod =
+        user.extra.and_then(|mut extra| extra.remove(POD_NAME)).and_then(|names| names.into_iter().next());
+    Ok(Caller { namespace: namespace.to_owned(), service_account: service_account.to_owned(), pod })
+}
+
+impl Caller {
+    /// Whether the caller may be served as the proxy it says it is: same namespace, service account and, for a token bound
+    /// to a pod, pod.
+    pub(crate) fn may_be(&self, proxy: &lateen_translate::Proxy) -> Result<(), AuthError> {
+        let claimed_namespace = &*proxy.workload.namespace;
+        let claimed_account = &proxy.service_account;
+        let same_account = claimed_account.is_empty() || *claimed_account == self.service_account;
+        let same_pod = match (&self.pod, &proxy.workload.pod) {
+            (Some(proven), Some(claimed)) => proven == claimed,
+            _ => true,
+        };
+        if self.namespace == claimed_namespace && same_account && same_pod {
+            return Ok(());
+        }
+        let name = |namespace: &str, account: &str, pod: Option<&String>| {
+            let pod = pod.map(|pod| format!(", pod {pod}")).unwrap_or_default();
+            format!("service account {namespace}/{account}{pod}")
+        };
+        Err(AuthError::OtherIdentity {
+            proven: name(&self.namespace, &self.service_account, self.pod.as_ref()),
+            claimed: name(claimed_namespace, claimed_account, proxy.workload.pod.as_ref()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn user(name: &str) -> UserInfo {
+        UserInfo { username: Some(name.to_owned()), ..UserInfo::default() }
+    }
+
+    #[test]
+    fn only_service_accounts_are_callers() {
+        let caller_ = caller(user("system:serviceaccount:shop:web")).unwrap();
+        assert_eq!((caller_.namespace.as_str(), caller_.service_account.as_str()), ("shop", "web"));
+        for name in
+            ["", "admin", "system:node:a", "system:serviceaccount:shop", "system:serviceaccount:a:b:c"]
+        {
+            assert!(caller(user(name)).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn headers_without_a_bearer_token() {
+        for (value, expected) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Basic abc", None),
+            ("Bearer ", None),
+            ("abc", None),
+        ] {
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
+            assert_eq!(bearer(&headers), expected, "{value:?}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_caller_is_only_who_it_proved_to_be() {
+        let proxy = |pod: &str, namespace: &str, account: &str| {
+            let id = format!("sidecar~10.0.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
+            lateen_translate::Proxy::parse(&id, &json!({ "SERVICE_ACCOUNT": account })).unwrap()
+        };
+        let caller =
+            Caller { namespace: "shop".into(), service_account: "web".into(), pod: Some("web-1".into()) };
+        assert!(caller.may_be(&proxy("web-1", "shop", "web")).is_ok());
+        assert!(caller.may_be(&proxy("web-1", "shop", "")).is_ok());
+        assert!(caller.may_be(&proxy("web-1", "other", "web")).is_err());
+        assert!(caller.may_be(&proxy("web-1", "shop", "admin")).is_err());
+        assert!(caller.may_be(&proxy("web-2", "shop", "web")).is_err());
+        let unbound = Caller { pod: None, ..caller };
+        assert!(unbound.may_be(&proxy("web-2", "shop", "web")).is_ok());
+    }
+}

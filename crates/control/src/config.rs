@@ -1,0 +1,87 @@
+//! What a control plane is started with.
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Addresses to listen on. Port 0 picks a free one; what was bound is in [`Addresses`](crate::Addresses).
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// xDS over TLS. Default port 15012.
+    pub xds: SocketAddr,
+    /// xDS in plain text, without authentication. Default: off.
+    pub plain_xds: Option<SocketAddr>,
+    /// Metrics, and debug for callers on the loopback. Default port 15014.
+    pub monitoring: SocketAddr,
+    /// Webhooks over TLS. Default port 15017.
+    pub webhooks: SocketAddr,
+    /// Readiness. Default port 8080.
+    pub ready: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Self {
+            xds: any(15012),
+            plain_xds: None,
+            monitoring: any(15014),
+            webhooks: any(15017),
+            ready: any(8080),
+        }
+    }
+}
+
+/// Everything that varies between two control planes; several can run in one process.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Root namespace: where the control plane's own objects are. Default `istio-system`.
+    pub namespace: String,
+    /// Revision. Default `default`.
+    pub revision: String,
+    /// Domain of service names. Default `cluster.local`.
+    pub domain: String,
+    /// Cluster id, shown in `proxy-status`. Default `Kubernetes`.
+    pub cluster_id: String,
+    /// Name shown as the control plane a proxy is connected to: the pod's. Default `istiod`.
+    pub name: String,
+    /// Where to listen.
+    pub listen: Listen,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            namespace: "istio-system".into(),
+            revision: "default".into(),
+            domain: "cluster.local".into(),
+            cluster_id: "Kubernetes".into(),
+            name: "istiod".into(),
+            listen: Listen::default(),
+        }
+    }
+}
+
+impl Config {
+    /// What the names of this revision's objects end in.
+    pub(crate) fn suffix(&self) -> String {
+        match self.revision.as_str() {
+            "" | "default" => String::new(),
+            revision => format!("-{revision}"),
+        }
+    }
+
+    /// Names the serving certificate is good for: the Service's, and those older proxies and webhooks use.
+    pub(crate) fn server_names(&self) -> Vec<String> {
+        let namespace = &self.namespace;
+        let mut services = vec![format!("istiod{}", self.suffix())];
+        for other in ["istiod", "istiod-remote", "istio-pilot", "istio-sidecar-injector"] {
+            if !services.iter().any(|known| known == other) {
+                services.push(other.to_owned());
+            }
+        }
+        let mut names = Vec::new();
+        for service in services {
+            names.push(format!("{service}.{namespace}.svc"));
+            names.push(format!("{service}.{namespace}.svc.{}", self.domain));
+        }
+        names
+    }
+}

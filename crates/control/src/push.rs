@@ -1,0 +1,236 @@
+//! The push loop: changes in, snapshots out.
+//!
+//! It runs on a thread of its own and owns the store. The first change is worked on at once; what arrives meanwhile is the
+//! next batch. Nothing waits for a quiet moment, and a connection that is still busy with an older snapshot finds only the
+//! latest one when it is done.
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lateen_model::{Delta, Event, Store, World};
+use lateen_translate::{Affected, Cache, Extent, Proxy, ProxyClass, ResourceType, Scope, affected, generate};
+use lateen_xds::server::{ResourceSet, Snapshot};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::metrics::Metrics;
+
+/// Changes taken at a time.
+const BATCH: usize = 4096;
+
+/// What the loop is told.
+pub(crate) enum Input {
+    /// An object changed; when that was seen.
+    Object(Event, Instant),
+    /// All objects of a kind have been sent once.
+    Listed(&'static str),
+    /// A proxy wants to be served. Answered when the configuration is complete.
+    Connect(Arc<Proxy>, oneshot::Sender<watch::Receiver<Arc<Snapshot>>>),
+}
+
+/// What the loop tells everybody.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) world: Arc<World>,
+    /// Counts up when anything but endpoints, pods and nodes changed.
+    pub(crate) config_version: u64,
+    /// Whether all kinds have been listed: before, the world is incomplete and nobody is served.
+    pub(crate) complete: bool,
+}
+
+struct Connected {
+    proxy: Arc<Proxy>,
+    class: Arc<ProxyClass>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+}
+
+/// The loop's state.
+pub(crate) struct PushLoop {
+    store: Store,
+    cache: Cache,
+    metrics: Arc<Metrics>,
+    published: watch::Sender<Published>,
+    unlisted: BTreeSet<&'static str>,
+    waiting: Vec<(Arc<Proxy>, oneshot::Sender<watch::Receiver<Arc<Snapshot>>>)>,
+    connected: Vec<Connected>,
+    classes: HashMap<Arc<ProxyClass>, Arc<Snapshot>>,
+}
+
+impl PushLoop {
+    /// A loop that is complete when all `kinds` are listed.
+    pub(crate) fn new(
+        mut store: Store,
+        kinds: impl IntoIterator<Item = &'static str>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let world = store.world();
+        Self {
+            store,
+            cache: Cache::default(),
+            metrics,
+            published: watch::Sender::new(Published { world, config_version: 0, complete: false }),
+            unlisted: kinds.into_iter().collect(),
+            waiting: Vec::new(),
+            connected: Vec::new(),
+            classes: HashMap::new(),
+        }
+    }
+
+    /// Follows what the loop publishes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Published> {
+        self.published.subscribe()
+    }
+
+    /// Works until all senders of `inputs` are gone. Connections end with it.
+    pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut batch = Vec::new();
+        while inputs.blocking_recv_many(&mut batch, BATCH) > 0 {
+            self.take(batch.drain(..));
+        }
+    }
+
+    fn take(&mut self, batch: impl Iterator<Item = Input>) {
+        let mut delta = Delta::default();
+        let mut first_change: Option<Instant> = None;
+        let was_complete = self.unlisted.is_empty();
+        for input in batch {
+            match input {
+                Input::Object(event, seen) => {
+                    let change = self.store.apply(event);
+                    for problem in &change.problems {
+                        tracing::warn!("{}: {}", problem.object, problem.message);
+                    }
+                    if !change.is_empty() {
+                        first_change = Some(first_change.map_or(seen, |first| first.min(seen)));
+                        delta.merge(change);
+                    }
+                }
+                Input::Listed(kind) => {
+                    self.unlisted.remove(kind);
+                }
+                Input::Connect(proxy, reply) => self.waiting.push((proxy, reply)),
+            }
+        }
+        let complete = self.unlisted.is_empty();
+        if complete && !was_complete {
+            tracing::info!("configuration is complete; serving proxies");
+        }
+        if !delta.is_empty() || complete != was_complete {
+            self.publish(&delta, complete);
+        }
+        if complete {
+            self.push(&delta, first_change.unwrap_or_else(Instant::now));
+        }
+    }
+
+    fn publish(&mut self, delta: &Delta, complete: bool) {
+        let world = self.store.world();
+        self.metrics.world(&world);
+        self.published.send_modify(|published| {
+            published.world = world;
+            published.complete = complete;
+            published.config_version += u64::from(touches_config(delta));
+        });
+    }
+
+    /// Brings every class and proxy up to date.
+    fn push(&mut self, delta: &Delta, changed: Instant) {
+        let world = self.published.borrow().world.clone();
+        self.connected.retain(|connected| !connected.snapshots.is_closed());
+        if !delta.is_empty() {
+            for connected in &mut self.connected {
+                let class = ProxyClass::of(&connected.proxy, &world);
+                if class != *connected.class {
+                    connected.class = Arc::new(class);
+                }
+            }
+            let used: HashSet<Arc<ProxyClass>> = self.connected.iter().map(|one| one.class.clone()).collect();
+            self.classes.retain(|class, _| used.contains(class));
+            for (class, snapshot) in &mut self.classes {
+                if let Some(next) = refresh(&world, class, Some(snapshot), delta, changed, &self.cache) {
+                    *snapshot = next;
+                }
+            }
+        }
+        for connected in &mut self.connected {
+            let (class, cache) = (&connected.class, &self.cache);
+            let snapshot = snapshot_of(&mut self.classes, &world, class, changed, cache);
+            if !Arc::ptr_eq(&connected.snapshots.borrow(), &snapshot) {
+                connected.snapshots.send_replace(snapshot);
+            }
+        }
+        for (proxy, reply) in std::mem::take(&mut self.waiting) {
+            let class = Arc::new(ProxyClass::of(&proxy, &world));
+            let snapshot = snapshot_of(&mut self.classes, &world, &class, changed, &self.cache);
+            let snapshots = watch::Sender::new(snapshot);
+            // A proxy that gave up waiting has dropped its receiver.
+            if reply.send(snapshots.subscribe()).is_ok() {
+                self.connected.push(Connected { proxy, class, snapshots });
+            }
+        }
+    }
+}
+
+/// Whether a change is more than endpoints, pods and nodes coming and going.
+fn touches_config(delta: &Delta) -> bool {
+    delta.mesh
+        || !delta.services.is_empty()
+        || !delta.virtual_services.is_empty()
+        || !delta.destination_rules.is_empty()
+        || !delta.gateways.is_empty()
+        || !delta.namespaces.is_empty()
+}
+
+fn snapshot_of(
+    classes: &mut HashMap<Arc<ProxyClass>, Arc<Snapshot>>,
+    world: &Arc<World>,
+    class: &Arc<ProxyClass>,
+    changed: Instant,
+    cache: &Cache,
+) -> Arc<Snapshot> {
+    if let Some(snapshot) = classes.get(class) {
+        return snapshot.clone();
+    }
+    let empty = || Arc::new(Snapshot::new(world.version(), changed));
+    let snapshot = refresh(world, class, None, &Delta::default(), changed, cache).unwrap_or_else(empty);
+    classes.insert(class.clone(), snapshot.clone());
+    snapshot
+}
+
+/// The class's snapshot after a change, or none when the change does not touch it. Types that did not change keep their
+/// set, which is how connections know at a glance.
+fn refresh(
+    world: &Arc<World>,
+    class: &Arc<ProxyClass>,
+    before: Option<&Arc<Snapshot>>,
+    delta: &Delta,
+    changed: Instant,
+    cache: &Cache,
+) -> Option<Arc<Snapshot>> {
+    let scope = Scope::new(world.clone(), class.clone());
+    let affected = if before.is_some() { affected(delta, &scope) } else { Affected::all() };
+    if affected.is_none() {
+        return None;
+    }
+    let mut differs = before.is_none();
+    let mut next = Snapshot::new(world.version(), changed);
+    for kind in ResourceType::ALL {
+        let old = before.map(|snapshot| snapshot.set(kind.type_url()).clone());
+        let set = match (affected.of(kind), old) {
+            (Extent::None, Some(old)) => old,
+            (extent, old) => {
+                let kept =
+                    old.iter().flat_map(|old| old.iter()).filter(|resource| !extent.covers(&resource.name));
+                let set: ResourceSet = kept.cloned().chain(generate(&scope, cache, kind, extent)).collect();
+                match old.clone() {
+                    Some(old) if old.same_content(&set) => old,
+                    _ => {
+                        differs = true;
+                        Arc::new(set)
+                    }
+                }
+            }
+        };
+        next = next.with(kind.type_url(), set);
+    }
+    differs.then(|| Arc::new(next))
+}

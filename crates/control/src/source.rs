@@ -1,0 +1,118 @@
+//! Admitting proxies: who they are, what they are given, what they say.
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use lateen_translate::Proxy;
+use lateen_xds::server::{Event, Hello, Opened, Snapshot, Source};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
+
+use crate::authenticate::Authenticator;
+use crate::metrics::Metrics;
+use crate::node;
+use crate::push::Input;
+
+/// How long a proxy waits for the control plane to have read its configuration.
+const COMPLETE: Duration = Duration::from_secs(30);
+
+/// A connected proxy and what it should have.
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// All sessions by connection number. Cloning gives another handle.
+#[derive(Clone, Default)]
+pub(crate) struct Sessions(Arc<Mutex<BTreeMap<u64, Session>>>);
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, connection: u64) -> Option<Session> {
+        self.lock().get(&connection).cloned()
+    }
+}
+
+/// Ends a session when its stream ends.
+struct Guard {
+    connection: u64,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(session) = self.sessions.lock().remove(&self.connection) {
+            self.metrics.disconnected(&session.proxy);
+        }
+    }
+}
+
+/// Serves proxies from the push loop.
+pub(crate) struct ProxySource {
+    pub(crate) inputs: mpsc::Sender<Input>,
+    /// None only on the plain-text port.
+    pub(crate) authenticator: Option<Authenticator>,
+    pub(crate) sessions: Sessions,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl ProxySource {
+    async fn admit(&self, hello: Hello) -> Result<Opened, Status> {
+        let caller = match &self.authenticator {
+            Some(authenticator) => Some(authenticator.authenticate(&hello.headers).await?),
+            None => None,
+        };
+        let metadata = node::metadata(hello.node.metadata.as_ref());
+        let proxy = Proxy::parse(&hello.node.id, &metadata)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if let Some(caller) = caller {
+            caller.may_be(&proxy)?;
+        }
+        let proxy = Arc::new(proxy);
+        let (reply, answer) = oneshot::channel();
+        let shutting_down = |_| Status::unavailable("the control plane is shutting down; reconnect");
+        self.inputs
+            .send(Input::Connect(proxy.clone(), reply))
+            .await
+            .map_err(|error| shutting_down(error.to_string()))?;
+        let snapshots = tokio::time::timeout(COMPLETE, answer)
+            .await
+            .map_err(|_| {
+                Status::unavailable("the control plane has not read its configuration yet; reconnect")
+            })?
+            .map_err(|error| shutting_down(error.to_string()))?;
+        tracing::info!(connection = hello.connection, peer = ?hello.peer, "{} connected", hello.node.id);
+        self.metrics.connected(&proxy);
+        let session = Session { proxy, snapshots: snapshots.clone() };
+        self.sessions.lock().insert(hello.connection, session);
+        let guard = Guard {
+            connection: hello.connection,
+            sessions: self.sessions.clone(),
+            metrics: self.metrics.clone(),
+        };
+        Ok(Opened { snapshots, guard: Box::new(guard) })
+    }
+}
+
+impl Source for ProxySource {
+    fn open(&self, hello: Hello) -> BoxFuture<'_, Result<Opened, Status>> {
+        Box::pin(self.admit(hello))
+    }
+
+    fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::Nacked { type_url, node, message } => {
+                tracing::warn!("{node} rejected {type_url}: {message}");
+            }
+            Event::Failed { status } => tracing::info!("refused: {:?}: {}", status.code(), status.message()),
+            Event::Pushed { .. } | Event::Acked { .. } => {}
+        }
+        self.metrics.xds(event);
+    }
+}

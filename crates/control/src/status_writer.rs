@@ -1,0 +1,222 @@
+//! What the control plane says about configuration objects, in their status: whether it took them over, and what their
+//! author should know. Written only when it changes.
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::{StreamExt as _, stream};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use lateen_api::object::{Condition, MessageType, ValidationMessage};
+use lateen_api::{Kind, Object, Status};
+use lateen_model::{Config, ObjectName, World};
+use lateen_translate::{Warning, check_destination_rule, check_gateway, check_virtual_service};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::push::Published;
+
+/// Writes at a time.
+const WRITERS: usize = 4;
+/// Pause before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+const RECONCILED: &str = "Reconciled";
+
+/// One object's status, wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    generation: i64,
+    warnings: Vec<Warning>,
+}
+
+/// Identifies an object among all kinds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    kind: &'static str,
+    name: ObjectName,
+}
+
+/// Follows the world and writes until told to stop.
+pub(crate) async fn run(client: Client, mut published: watch::Receiver<Published>, stop: CancellationToken) {
+    let mut written: BTreeMap<Key, Wanted> = BTreeMap::new();
+    let mut seen = None;
+    loop {
+        let now = published.borrow_and_update().clone();
+        let mut failed = false;
+        if now.complete && seen != Some(now.config_version) {
+            seen = Some(now.config_version);
+            let wanted = wanted(&now.world);
+            written.retain(|key, _| wanted.contains_key(key));
+            let changed: Vec<_> =
+                wanted.into_iter().filter(|(key, wanted)| written.get(key) != Some(wanted)).collect();
+            let mut writes = stream::iter(changed)
+                .map(|(key, wanted)| {
+                    let client = &client;
+                    async move { (write(client, &key, &wanted).await, key, wanted) }
+                })
+                .buffer_unordered(WRITERS);
+            while let Some((result, key, wanted)) = writes.next().await {
+                match result {
+                    Ok(()) => {
+                        written.insert(key, wanted);
+                    }
+                    Err(error) => {
+                        failed = true;
+                        tracing::warn!(
+                            "cannot write the status of {} {}: {error}; trying again",
+                            key.kind,
+                            key.name
+                        );
+                    }
+                }
+            }
+        }
+        if failed {
+            seen = None;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RETRY), if failed => {}
+            changed = published.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// The statuses all objects should have.
+fn wanted(world: &World) -> BTreeMap<Key, Wanted> {
+    fn add<S: Kind>(map: &mut BTreeMap<Key, Wanted>, config: &Config<S>, warnings: Vec<Warning>) {
+        let key = Key { kind: S::KIND, name: config.name.clone() };
+        map.insert(key, Wanted { generation: config.generation, warnings });
+    }
+    let mut map = BTreeMap::new();
+    for service in world.virtual_services() {
+        add(&mut map, service, check_virtual_service(service, world));
+    }
+    for rule in world.destination_rules() {
+        add(&mut map, rule, check_destination_rule(rule, world));
+    }
+    for gateway in world.gateways() {
+        add(&mut map, gateway, check_gateway(gateway, world));
+    }
+    map
+}
+
+async fn write(client: &Client, key: &Key, wanted: &Wanted) -> Result<(), kube::Error> {
+    use lateen_api::{DestinationRuleSpec, GatewaySpec, VirtualServiceSpec};
+    match key.kind {
+        VirtualServiceSpec::KIND => write_kind::<VirtualServiceSpec>(client, &key.name, wanted).await,
+        DestinationRuleSpec::KIND => write_kind::<DestinationRuleSpec>(client, &key.name, wanted).await,
+        GatewaySpec::KIND => write_kind::<GatewaySpec>(client, &key.name, wanted).await,
+        _ => Ok(()),
+    }
+}
+
+async fn write_kind<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted) -> Result<(), kube::Error> {
+    let api: Api<Object<S>> = Api::namespaced(client.clone(), &name.namespace);
+    // Read first: after a restart most statuses are as they should be.
+    let Some(object) = api.get_opt(&name.name).await? else { return Ok(()) };
+    if object.metadata.generation.unwrap_or_default() > wanted.generation {
+        // The watch is about to bring a newer object.
+        return Ok(());
+    }
+    let Some(status) = status(object.status.unwrap_or_default(), wanted, &now()) else { return Ok(()) };
+    let patch = json!({ "status": status });
+    match api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// The status to write in place of `current`, or none when that says the same. Conditions of others stay.
+fn status(current: Status, wanted: &Wanted, now: &str) -> Option<Status> {
+    let messages: Vec<ValidationMessage> = wanted.warnings.iter().map(message).collect();
+    let (reason, text) = match wanted.warnings.len() {
+        0 => ("Reconciled", "taken over by the control plane".to_owned()),
+        1 => ("Warnings", "taken over by the control plane with 1 warning".to_owned()),
+        count => ("Warnings", format!("taken over by the control plane with {count} warnings")),
+    };
+    let old = current.conditions.iter().find(|condition| condition.r#type == RECONCILED);
+    let changed_at = old.filter(|old| old.status == "True").and_then(|old| old.last_transition_time.clone());
+    let condition = Condition {
+        r#type: RECONCILED.to_owned(),
+        status: "True".to_owned(),
+        last_probe_time: None,
+        last_transition_time: Some(changed_at.unwrap_or_else(|| now.to_owned())),
+        reason: reason.to_owned(),
+        message: text,
+        observed_generation: Some(wanted.generation),
+    };
+    let mut conditions: Vec<Condition> =
+        current.conditions.iter().filter(|condition| condition.r#type != RECONCILED).cloned().collect();
+    conditions.push(condition);
+    conditions.sort_by(|a, b| a.r#type.cmp(&b.r#type));
+    let next =
+        Status { conditions, validation_messages: messages, observed_generation: Some(wanted.generation) };
+    let mut same = current;
+    same.conditions.sort_by(|a, b| a.r#type.cmp(&b.r#type));
+    (same != next).then_some(next)
+}
+
+fn message(warning: &Warning) -> ValidationMessage {
+    let code = warning.code.unwrap_or_default();
+    let (level, documentation_url) = if code.is_empty() {
+        ("WARNING", String::new())
+    } else {
+        let page = code.to_ascii_lowercase();
+        ("ERROR", format!("https://istio.io/latest/docs/reference/config/analysis/{page}/"))
+    };
+    ValidationMessage {
+        r#type: MessageType { name: warning.name.to_owned(), code: code.to_owned() },
+        level: level.to_owned(),
+        documentation_url,
+        message: warning.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing(host: &str) -> Warning {
+        Warning {
+            code: Some("IST0101"),
+            name: "ReferencedResourceNotFound",
+            path: "spec".into(),
+            message: format!("Referenced host not found: {host:?}"),
+        }
+    }
+
+    #[test]
+    fn a_status_is_written_only_when_it_says_something_new() {
+        let good = Wanted { generation: 1, warnings: vec![] };
+        let first = status(Status::default(), &good, "T1").unwrap();
+        assert_eq!(first.conditions[0].status, "True");
+        assert_eq!(first.observed_generation, Some(1));
+        assert_eq!(status(first.clone(), &good, "T2"), None, "time alone is no news");
+        let bad = Wanted { generation: 2, warnings: vec![missing("x")] };
+        let second = status(first, &bad, "T3").unwrap();
+        assert_eq!(second.validation_messages[0].message, "Referenced host not found: \"x\"");
+        assert_eq!(second.validation_messages[0].r#type.code, "IST0101");
+        assert_eq!(
+            second.conditions[0].last_transition_time.as_deref(),
+            Some("T1"),
+            "the condition itself stayed True"
+        );
+        assert_eq!(status(second, &bad, "T4"), None);
+    }
+
+    #[test]
+    fn conditions_of_others_stay() {
+        let theirs =
+            Condition { r#type: "Programmed".into(), status: "False".into(), ..Condition::default() };
+        let current = Status { conditions: vec![theirs.clone()], ..Status::default() };
+        let next = status(current, &Wanted { generation: 1, warnings: vec![] }, "T").unwrap();
+        assert_eq!(next.conditions.len(), 2);
+        assert!(next.conditions.contains(&theirs));
+    }
+}

@@ -1,0 +1,130 @@
+//! `/validate`: the validating webhook for Istio's kinds.
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use lateen_api::stored::STORED_KINDS;
+use lateen_api::validate::{Findings, validate_destination_rule, validate_gateway, validate_virtual_service};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::metrics::Metrics;
+
+/// Answers an AdmissionReview.
+pub(crate) async fn handle(State(metrics): State<Arc<Metrics>>, Json(review): Json<Value>) -> Json<Value> {
+    let request = &review["request"];
+    let text = |pointer: &str| request.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let verdict = validate(&request["object"]);
+    let passed = verdict.error.is_none();
+    metrics.validation(
+        text("/resource/group"),
+        text("/resource/version"),
+        text("/resource/resource"),
+        passed,
+    );
+    let mut response = json!({ "uid": request["uid"], "allowed": passed });
+    if let Some(message) = verdict.error {
+        response["status"] = json!({ "code": 400, "reason": "BadRequest", "message": message });
+    }
+    if !verdict.warnings.is_empty() {
+        response["warnings"] = json!(verdict.warnings);
+    }
+    Json(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
+}
+
+/// What is said about an object.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Verdict {
+    /// Why it is refused.
+    error: Option<String>,
+    warnings: Vec<String>,
+}
+
+fn validate(object: &Value) -> Verdict {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let group = object["apiVersion"]
+        .as_str()
+        .and_then(|version| version.split_once('/'))
+        .map_or("", |(group, _)| group);
+    match (group, kind) {
+        ("networking.istio.io", "Gateway") => checked(object, validate_gateway),
+        ("networking.istio.io", "VirtualService") => checked(object, validate_virtual_service),
+        ("networking.istio.io", "DestinationRule") => checked(object, validate_destination_rule),
+        _ => {
+            let stored = STORED_KINDS.iter().find(|stored| stored.group == group && stored.kind == kind);
+            let warnings = stored.map(|stored| stored.no_effect_warning()).into_iter().collect();
+            Verdict { error: None, warnings }
+        }
+    }
+}
+
+fn checked<S: DeserializeOwned>(object: &Value, check: fn(&S) -> Findings) -> Verdict {
+    // An object without a spec has an empty one, in which everything required is missing.
+    let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
+    let spec: S = match serde_json::from_value(spec) {
+        Ok(spec) => spec,
+        Err(error) => {
+            return Verdict {
+                error: Some(format!("error decoding configuration: {error}")),
+                warnings: Vec::new(),
+            };
+        }
+    };
+    let findings = check(&spec);
+    let messages: Vec<String> = findings.errors.iter().map(ToString::to_string).collect();
+    // Istio's words, and the way it lists several.
+    let error = match &messages[..] {
+        [] => None,
+        [one] => Some(format!("configuration is invalid: {one}")),
+        several => {
+            let list = several.join("\n\t* ");
+            Some(format!("configuration is invalid: {} errors occurred:\n\t* {list}\n\n", several.len()))
+        }
+    };
+    Verdict { error, warnings: findings.warnings.iter().map(ToString::to_string).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(group: &str, kind: &str, spec: Value) -> Value {
+        json!({ "apiVersion": format!("{group}/v1"), "kind": kind, "metadata": { "name": "x" }, "spec": spec })
+    }
+
+    #[test]
+    fn good_objects_pass() {
+        let route = json!([{ "route": [{ "destination": { "host": "a" } }] }]);
+        let verdict = validate(&object(
+            "networking.istio.io",
+            "VirtualService",
+            json!({ "hosts": ["a"], "http": route }),
+        ));
+        assert_eq!(verdict.error, None);
+        let rule = object("networking.istio.io", "DestinationRule", json!({ "host": "a" }));
+        assert_eq!(validate(&rule).error, None);
+        assert_eq!(validate(&object("other.io", "Thing", json!({}))), Verdict::default());
+    }
+
+    #[test]
+    fn bad_objects_are_refused_in_istios_words() {
+        let why =
+            |kind: &str, spec: Value| validate(&object("networking.istio.io", kind, spec)).error.unwrap();
+        let none = why("Gateway", json!({}));
+        assert!(none.starts_with("configuration is invalid: "), "{none}");
+        let weights = json!([
+            { "route": [{ "destination": { "host": "a" }, "weight": -1 }, { "destination": { "host": "" }, "weight": 1 }] }
+        ]);
+        let several = why("VirtualService", json!({ "hosts": ["a"], "http": weights }));
+        assert!(several.contains("errors occurred:\n\t* "), "{several}");
+        assert!(why("VirtualService", json!({ "hosts": 5 })).starts_with("error decoding configuration"));
+        assert!(why("DestinationRule", Value::Null).contains("configuration"));
+    }
+
+    #[test]
+    fn kinds_without_effect_are_allowed_with_a_warning() {
+        let verdict = validate(&object("security.istio.io", "PeerAuthentication", json!({})));
+        assert_eq!(verdict.error, None);
+        assert!(verdict.warnings[0].contains("no effect yet"), "{verdict:?}");
+    }
+}
