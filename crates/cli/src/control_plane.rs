@@ -41,7 +41,11 @@ pub struct TypeStatus {
     /// Where it stands.
     pub state: SyncState,
     /// The proxy's words, when it has rejected something.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// When the proxy last acknowledged, as RFC 3339; not every control plane tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledged: Option<String>,
 }
 
 /// Where one type of configuration stands.
@@ -146,8 +150,13 @@ struct SyncEntry {
 }
 
 /// The types in the order columns have, with Istio's prefixes in `/debug/syncz`.
-const TYPES: [(&str, &str); 4] =
-    [("CDS", "cluster"), ("LDS", "listener"), ("EDS", "endpoint"), ("RDS", "route")];
+const TYPES: [(&str, &str); 5] = [
+    ("CDS", "cluster"),
+    ("LDS", "listener"),
+    ("EDS", "endpoint"),
+    ("RDS", "route"),
+    ("ECDS", "extensionconfig"),
+];
 
 impl SyncEntry {
     fn status(self, istiod: &str) -> SyncStatus {
@@ -166,14 +175,19 @@ impl SyncEntry {
             let value = self.rest.get(&format!("{prefix}_{suffix}")).and_then(Value::as_str);
             value.filter(|value| !value.is_empty())
         };
-        let error = field("error").map(str::to_owned);
+        // What Lateen's control plane tells besides istiod's fields.
+        let more = |pointer: &str| {
+            let value = self.rest.get("types").and_then(|types| types.pointer(&format!("/{kind}/{pointer}")));
+            value.and_then(Value::as_str).map(str::to_owned)
+        };
+        let error = more("error");
         let state = match (field("sent"), field("acked")) {
             _ if error.is_some() => SyncState::Error,
             (None, _) => SyncState::NotSent,
             (Some(sent), Some(acked)) if sent == acked => SyncState::Synced,
             (Some(_), _) => SyncState::Stale,
         };
-        TypeStatus { kind: kind.to_owned(), state, error }
+        TypeStatus { kind: kind.to_owned(), state, error, acknowledged: more("acked/time") }
     }
 }
 
@@ -185,7 +199,9 @@ mod tests {
     fn syncz_is_read_as_istiod_writes_it() {
         let entry: SyncEntry = serde_json::from_str(
             r#"{"proxy":"web-1.default","cluster_id":"Kubernetes","istio_version":"1.24.0","proxy_type":"sidecar",
-                "cluster_sent":"a","cluster_acked":"a","listener_sent":"c","listener_acked":"b","route_sent":""}"#,
+                "cluster_sent":"a","cluster_acked":"a","listener_sent":"c","listener_acked":"b","route_sent":"",
+                "endpoint_sent":"e","endpoint_acked":"d",
+                "types":{"CDS":{"acked":{"time":"2026-01-01T00:00:00Z"}},"EDS":{"error":"no such field"}}}"#,
         )
         .unwrap();
         let status = entry.status("istiod-1");
@@ -195,10 +211,13 @@ mod tests {
             [
                 ("CDS", SyncState::Synced),
                 ("LDS", SyncState::Stale),
-                ("EDS", SyncState::NotSent),
-                ("RDS", SyncState::NotSent)
+                ("EDS", SyncState::Error),
+                ("RDS", SyncState::NotSent),
+                ("ECDS", SyncState::NotSent),
             ]
         );
+        assert_eq!(status.types[0].acknowledged.as_deref(), Some("2026-01-01T00:00:00Z"));
+        assert_eq!(status.types[2].error.as_deref(), Some("no such field"));
         assert_eq!((status.name.as_str(), status.version.as_str()), ("web-1.default", "1.24.0"));
     }
 

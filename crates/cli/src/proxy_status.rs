@@ -1,11 +1,12 @@
 //! `lateen proxy-status`.
 
 use anyhow::Result;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::args::Output;
 use crate::cluster::ClusterArgs;
-use crate::control_plane::{ControlPlane, SyncState, SyncStatus};
+use crate::control_plane::{ControlPlane, SyncState, SyncStatus, TypeStatus};
 use crate::error::Failure;
 use crate::table::Table;
 
@@ -34,7 +35,7 @@ pub(crate) async fn run(
     }
     match output {
         Output::Short if pod.is_some() || verbosity > 0 => {
-            print!("{}{}", wide_table(&statuses), errors(&statuses))
+            print!("{}{}", wide_table(&statuses, Timestamp::now()), errors(&statuses))
         }
         Output::Short => print!("{}{}", table(&statuses), errors(&statuses)),
         structured => crate::output::print(&document(&statuses), structured)?,
@@ -67,25 +68,47 @@ fn table(statuses: &[SyncStatus]) -> Table {
     table
 }
 
-fn wide_table(statuses: &[SyncStatus]) -> Table {
-    let mut table = Table::new(["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ISTIOD", "VERSION"]);
+fn wide_table(statuses: &[SyncStatus], now: Timestamp) -> Table {
+    let mut table = Table::new(["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ECDS", "ISTIOD", "VERSION"]);
     for status in statuses {
-        let state = |kind: &str| {
+        let cell = |kind: &str| {
             let found = status.types.iter().find(|t| t.kind == kind);
-            found.map_or(SyncState::Ignored, |t| t.state).as_str().to_owned()
+            found.map_or_else(|| SyncState::Ignored.as_str().to_owned(), |t| describe(t, now))
         };
         table.row([
             status.name.clone(),
             status.cluster.clone(),
-            state("CDS"),
-            state("LDS"),
-            state("EDS"),
-            state("RDS"),
+            cell("CDS"),
+            cell("LDS"),
+            cell("EDS"),
+            cell("RDS"),
+            cell("ECDS"),
             status.istiod.clone(),
             status.version.clone(),
         ]);
     }
     table
+}
+
+/// `SYNCED (5m)`, as far as the age is known.
+fn describe(status: &TypeStatus, now: Timestamp) -> String {
+    let state = status.state.as_str();
+    let since = status.acknowledged.as_ref().and_then(|time| time.parse::<Timestamp>().ok());
+    match since {
+        Some(since) if status.state == SyncState::Synced => {
+            format!("{state} ({})", age(now.duration_since(since).as_secs()))
+        }
+        _ => state.to_owned(),
+    }
+}
+
+fn age(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..60 => format!("{s}s"),
+        s @ 60..3600 => format!("{}m", s / 60),
+        s @ 3600..86400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86400),
+    }
 }
 
 /// What proxies said when they rejected something.
@@ -119,10 +142,8 @@ fn document(statuses: &[SyncStatus]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control_plane::TypeStatus;
-
     fn status() -> SyncStatus {
-        let t = |kind: &str, state| TypeStatus { kind: kind.into(), state, error: None };
+        let t = |kind: &str, state| TypeStatus { kind: kind.into(), state, error: None, acknowledged: None };
         SyncStatus {
             name: "web-1.default".into(),
             cluster: "Kubernetes".into(),
@@ -144,10 +165,13 @@ mod tests {
             "NAME              CLUSTER        ISTIOD       VERSION     SUBSCRIBED TYPES\n\
              web-1.default     Kubernetes     istiod-1     0.1.0       3 (CDS,LDS,EDS)\n"
         );
+        let mut wide = status();
+        wide.types[0].acknowledged = Some("2026-01-01T00:00:00Z".into());
+        let now = "2026-01-01T00:05:10Z".parse().unwrap();
         assert_eq!(
-            wide_table(&[status()]).to_string(),
-            "NAME              CLUSTER        CDS        LDS       EDS        RDS          ISTIOD       VERSION\n\
-             web-1.default     Kubernetes     SYNCED     STALE     SYNCED     NOT SENT     istiod-1     0.1.0\n"
+            wide_table(&[wide], now).to_string(),
+            "NAME              CLUSTER        CDS             LDS       EDS        RDS          ECDS        ISTIOD       VERSION\n\
+             web-1.default     Kubernetes     SYNCED (5m)     STALE     SYNCED     NOT SENT     IGNORED     istiod-1     0.1.0\n"
         );
     }
 
