@@ -30,7 +30,7 @@ const EVENTS: usize = 1024;
 /// Decisions being written at the same time.
 const IN_FLIGHT: usize = 64;
 /// First and longest wait after a failed write.
-const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// What a watch tells.
 enum Told {

@@ -213,19 +213,19 @@ mod tests {
     #[test]
     fn decisions() {
         let (complete, failed) = (Some("Complete".to_owned()), Some("Failed".to_owned()));
-        let cases: [(Value, &[&str], (usize, usize, Option<String>)); 8] = [
-            (json!({"completions": 1}), &[], (1, 0, None)),
-            (json!({"completions": 3, "parallelism": 2}), &["Running"], (1, 0, None)),
-            (json!({"completions": 3, "parallelism": 2}), &["Succeeded", "Succeeded"], (1, 0, None)),
-            (json!({"completions": 1}), &["Succeeded"], (0, 0, complete.clone())),
-            (json!({"completions": 1, "backoffLimit": 1}), &["Failed"], (1, 0, None)),
-            (json!({"completions": 1, "backoffLimit": 1}), &["Failed", "Failed"], (0, 0, failed)),
-            (json!({"parallelism": 2}), &["Succeeded", "Running"], (0, 0, None)),
-            (json!({"suspend": true}), &["Running"], (0, 1, None)),
+        let cases = [
+            (json!({"completions": 1}), vec![], (1, 0, None)),
+            (json!({"completions": 3, "parallelism": 2}), vec!["Running"], (1, 0, None)),
+            (json!({"completions": 3, "parallelism": 2}), vec!["Succeeded", "Succeeded"], (1, 0, None)),
+            (json!({"completions": 1}), vec!["Succeeded"], (0, 0, complete)),
+            (json!({"completions": 1, "backoffLimit": 1}), vec!["Failed"], (1, 0, None)),
+            (json!({"completions": 1, "backoffLimit": 1}), vec!["Failed", "Failed"], (0, 0, failed)),
+            (json!({"parallelism": 2}), vec!["Succeeded", "Running"], (0, 0, None)),
+            (json!({"suspend": true}), vec!["Running"], (0, 1, None)),
         ];
         for (spec, phases, expected) in cases {
             let job = job(spec.clone());
-            assert_eq!(outcome(&decide(&job, &pods(&job, phases), at(0))), expected, "{spec} {phases:?}");
+            assert_eq!(outcome(&decide(&job, &pods(&job, &phases), at(0))), expected, "{spec} {phases:?}");
         }
     }
 

@@ -58,11 +58,11 @@ impl Write {
         Self::new(kind, meta, Action::Merge(patch))
     }
 
-    /// Brings an object from `old` to `new`; `None` when they are equal. Refused by the server if somebody else was
-    /// faster.
+    /// Brings an object from `old` to `new`; `None` when they are equal. Refused by the server if another object has
+    /// taken the name; changes made meanwhile to other fields stay (their status, mostly, which we write at the same time).
     pub(crate) fn update<T: Serialize>(kind: Kind, meta: &ObjectMeta, old: &T, new: &T) -> Option<Self> {
         let mut patch = merge_difference(&to_value(old), &to_value(new))?;
-        patch["metadata"]["resourceVersion"] = json!(meta.resource_version);
+        patch["metadata"]["uid"] = json!(meta.uid);
         Some(Self::merge(kind, meta, patch))
     }
 

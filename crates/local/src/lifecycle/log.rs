@@ -30,18 +30,20 @@ pub async fn logs(
     let mut text = Vec::new();
     file.read_to_end(&mut text).map_err(file_error(&path))?;
     out.write_all(last_lines(&text, tail)).map_err(file_error(&path))?;
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         // Asked before reading: what is written before its end is read after it.
         let alive = state.running().is_some();
         text.clear();
         file.read_to_end(&mut text).map_err(file_error(&path))?;
         out.write_all(&text).and_then(|()| out.flush()).map_err(file_error(&path))?;
         if !alive {
-            break;
+            return Ok(());
         }
         tokio::time::sleep(POLL).await;
     }
-    Ok(())
 }
 
 fn last_lines(text: &[u8], tail: Option<usize>) -> &[u8] {
