@@ -103,6 +103,8 @@ async fn gather(cluster: &ClusterArgs, client: &Client) -> Result<Report> {
     for (kind, plural) in CONFIGURATION {
         match warnings(client, kind, plural).await {
             Ok(found) => report.warnings.extend(found),
+            // The kind is not installed: there is nothing to warn about.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => report.unknown.push(format!("{kind}: {error}")),
         }
     }

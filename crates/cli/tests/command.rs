@@ -88,6 +88,43 @@ fn web() -> Value {
     pod(POD, json!({ "app": "web-frontend" }))
 }
 
+/// What `status` reads.
+fn mesh_objects() -> Router<Arc<Pods>> {
+    let deployment = json!({
+        "metadata": { "name": "istiod" },
+        "spec": { "replicas": 1, "selector": {}, "template": {} },
+        "status": { "readyReplicas": 1 },
+    });
+    let gateway = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "istio-ingressgateway" },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "10.97.0.1" }] } },
+    });
+    let values = json!({ "global": { "proxy": { "engine": "envoy" } } }).to_string();
+    let injector = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "istio-sidecar-injector" },
+        "data": { "values": values },
+    });
+    let message = json!({ "type": { "code": "IST0101" }, "level": "ERROR", "message": "host x not found" });
+    let virtual_service = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": { "name": "customers", "namespace": "default" },
+        "status": { "validationMessages": [message] },
+    });
+    let system = "/api/v1/namespaces/istio-system";
+    Router::new()
+        .route(
+            "/apis/apps/v1/namespaces/istio-system/deployments",
+            get(async || list("Deployment", "apps/v1", vec![deployment])),
+        )
+        .route("/api/v1/pods", get(async || list("Pod", "v1", vec![web()])))
+        .route(&format!("{system}/services/istio-ingressgateway"), get(async || axum::Json(gateway)))
+        .route(&format!("{system}/configmaps/istio-sidecar-injector"), get(async || axum::Json(injector)))
+        .route(
+            "/apis/networking.istio.io/v1/virtualservices",
+            get(async || list("VirtualService", "networking.istio.io/v1", vec![virtual_service])),
+        )
+}
+
 fn api(pods: Arc<Pods>) -> Router {
     let forward =
         async |State(pods): State<Arc<Pods>>,
@@ -109,7 +146,7 @@ fn api(pods: Arc<Pods>) -> Router {
             "spec": { "selector": selector, "template": {} },
         }))
     };
-    Router::new()
+    mesh_objects()
         .route("/api/v1/namespaces/{namespace}/pods", get(list_pods))
         .route("/api/v1/namespaces/{namespace}/pods/{name}", get(get_pod))
         .route("/api/v1/namespaces/{namespace}/pods/{name}/portforward", get(forward).post(forward))
@@ -218,6 +255,26 @@ async fn the_control_plane_is_asked_for_versions_and_states() {
     );
     let status = cluster.says(&format!("lateen proxy-status {POD}")).await;
     assert!(status.contains("SYNCED") && status.contains("STALE"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_shows_what_runs_and_what_is_wrong() {
+    let cluster = Cluster::start().await;
+    let status = cluster.says("lateen status").await;
+    for part in [
+        "istiod        1/1",
+        "Pods:     1 of 1 ready",
+        "Gateway:  http://10.97.0.1/",
+        "Engine:   envoy",
+        "Proxies:  0 of 1 in sync",
+        "VirtualService default/customers: [IST0101] host x not found",
+    ] {
+        assert!(status.contains(part), "no {part:?} in {status}");
+    }
+    assert!(!status.contains('\x1b'), "no colours in a pipe");
+    let status: Value = serde_json::from_str(&cluster.says("lateen status -o json").await).unwrap();
+    assert_eq!(status["gateway"], "http://10.97.0.1/");
+    assert_eq!(status["warnings"][0]["object"], "VirtualService default/customers");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,8 @@
 //! | `lateen/pilot` | `lateend ARGS` |
 //! | `lateen/proxyv2` | `lateen-proxy ARGS` |
 //! | `tetratelabs/hello-world`, `customers`, `web-frontend` | `lateen-samples hello-world`, `customers --tag TAG`, `web-frontend` |
-//! | `kong/httpbin`, `kennethreitz/httpbin`, `mccutchen/go-httpbin` | `lateen-samples httpbin` |
+//! | `kong/httpbin`, `kennethreitz/httpbin` | `lateen-samples httpbin` |
+//! | `mccutchen/go-httpbin` | `lateen-samples httpbin --port 8080 --style go` |
 //! | `lateen/echo` | `lateen-samples echo` |
 //! | `curlimages/curl`, `busybox`, `alpine`, `nginx`, … | the container's own command, on the host's tools |
 
@@ -132,8 +133,9 @@ fn built_in(name: &str) -> Option<Mapping> {
         ("tetratelabs", "hello-world") => ours("lateen-samples", &["hello-world"], false, true),
         ("tetratelabs", "customers") => ours("lateen-samples", &["customers"], true, true),
         ("tetratelabs", "web-frontend") => ours("lateen-samples", &["web-frontend"], false, true),
-        ("kong" | "kennethreitz", "httpbin") | ("mccutchen", "go-httpbin") => {
-            ours("lateen-samples", &["httpbin"], false, true)
+        ("kong" | "kennethreitz", "httpbin") => ours("lateen-samples", &["httpbin"], false, true),
+        ("mccutchen", "go-httpbin") => {
+            ours("lateen-samples", &["httpbin", "--port", "8080", "--style", "go"], false, true)
         }
         ("curlimages", "curl") | ("radial", "busyboxplus") | ("governmentpaas", "curl-ssl") => {
             Mapping::Host { default: &["sleep", "infinity"] }
@@ -210,6 +212,12 @@ mod tests {
             ("gcr.io/tetratelabs/web-frontend:1.0.0", "", "", "/opt/lateen/lateen-samples web-frontend"),
             ("gcr.io/tetratelabs/hello-world:1.0.0", "sh -c", "true", "sh -c true"),
             ("docker.io/kong/httpbin:0.1.0", "", "", "/opt/lateen/lateen-samples httpbin"),
+            (
+                "docker.io/mccutchen/go-httpbin:v2.15.0",
+                "",
+                "",
+                "/opt/lateen/lateen-samples httpbin --port 8080 --style go",
+            ),
             ("curlimages/curl:latest", "/bin/sleep infinity", "", "/bin/sleep infinity"),
             ("curlimages/curl@sha256:0123", "", "", "sleep infinity"),
             ("localhost:5000/library/nginx", "", "", ""),

@@ -10,7 +10,12 @@ use lateen_samples::{customers, echo, hello, httpbin, serve, web_frontend};
 use tokio::net::TcpListener;
 
 #[derive(Parser)]
-#[command(name = "lateen-samples", version, about = "The course's demo applications")]
+#[command(
+    name = "lateen-samples",
+    version,
+    about = "The course's demo applications",
+    args_override_self = true
+)]
 struct Cli {
     #[command(subcommand)]
     app: App,
@@ -46,6 +51,7 @@ enum App {
         customer_service_url: String,
     },
     /// HTTP request and response service
+    #[command(args_override_self = true)]
     Httpbin {
         #[arg(long, env = "PORT", default_value_t = 80)]
         port: u16,
@@ -101,4 +107,25 @@ async fn bind(port: u16) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}; choose another port with --port"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containers_arguments_override_its_images() {
+        let cli = Cli::try_parse_from([
+            "lateen-samples",
+            "httpbin",
+            "--port",
+            "8080",
+            "--style",
+            "go",
+            "--port",
+            "9",
+        ]);
+        let App::Httpbin { port, style } = cli.unwrap().app else { panic!("not httpbin") };
+        assert_eq!((port, style), (9, httpbin::Style::Go));
+    }
 }
