@@ -6,6 +6,9 @@ use clap::Parser;
 use lateen_cli::args::{Cli, Command};
 use tracing_subscriber::EnvFilter;
 
+/// istioctl's exit status for a command line it does not understand (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
 fn main() -> ExitCode {
     // The embedded cluster starts containers through this program; that must happen before there are other threads.
     let mut args = std::env::args_os().skip(1);
@@ -13,7 +16,14 @@ fn main() -> ExitCode {
         let status = lateen_podruntime::container_run_main(args);
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // A closed terminal is all that can be wrong with printing.
+            let _ = answer.print();
+            return if answer.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
     let default = if matches!(cli.command, Command::ClusterDaemon) { "info" } else { "error" };
     let filter = EnvFilter::try_from_env("LATEEN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

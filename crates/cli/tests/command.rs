@@ -291,6 +291,9 @@ async fn errors_are_a_sentence_and_a_command_to_try() {
     assert!(said.contains("does not answer on port 1") && said.contains("try: "), "{said}");
     let said = cluster.fails("lateen pc routes x --kubeconfig /nonexistent").await;
     assert!(said.contains("/nonexistent") && said.contains("try: "), "{said}");
+    let misunderstood = cluster.run("lateen pc routs").await;
+    assert_eq!(misunderstood.status.code(), Some(64), "as istioctl");
+    assert_eq!(cluster.run("lateen --help").await.status.code(), Some(0));
     let said = cluster.fails("lateen kubeconfig").await;
     assert!(said.contains("No cluster is running") && said.contains("try: lateen up"), "{said}");
 }
