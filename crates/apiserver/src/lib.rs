@@ -13,8 +13,50 @@
 //! Life of a request: `http` (TLS, limits) → `authn` → `route` (path → resource) → `rest` (verbs) → `decode` →
 //! `defaults` → `admission` → `validate` → `store`.
 
+mod addresses;
+mod admission;
+mod apply;
+mod authn;
+mod builtin;
+mod call;
 mod config;
+mod convert;
+mod crd;
+mod decode;
+mod defaults;
+mod delete;
+mod dial;
+mod discovery;
+mod fieldset;
+mod gc;
+mod handle;
+mod journal;
+mod jsonpath;
+mod merge_keys;
+mod names;
+mod openapi;
+mod patch;
+mod pki;
+mod proxy;
+mod read;
+mod resources;
+mod response;
+mod reviews;
+mod route;
+mod rules;
+mod scale;
+mod schema;
+mod selector;
 mod server;
+mod service_account;
+mod state;
+mod status;
+mod store;
+mod structural;
+mod subresources;
+mod table;
+mod webhook;
+mod write;
 
 pub use config::{ApiServerConfig, ServiceResolver, ServiceTarget, StoreConfig};
 pub use server::{ApiServer, StartError, TokenRequest};
