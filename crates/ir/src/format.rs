@@ -80,9 +80,9 @@ pub enum TimePiece {
     Strftime(Box<str>),
     /// `%s`: whole seconds since the epoch.
     EpochSeconds,
-    /// `%3f`, `%6f`, `%9f`, `%Nf`, `%f`: that many digits of the fraction of the second.
+    /// `%f` (nine) and `%1f` to `%9f`: that many digits of the fraction of the second.
     Fraction(u8),
-    /// `%Ns` with N digits: seconds since the epoch and N fractional digits, without a point (`%3s`: milliseconds).
+    /// `%1s` to `%9s`: seconds since the epoch and that many fractional digits, without a point (`%3s`: milliseconds).
     EpochFraction(u8),
 }
 
@@ -313,6 +313,6 @@ pub enum GrpcStatusStyle {
 /// Gives values for operators. The engine implements it over its request context.
 pub trait FormatValues {
     /// Appends the operator's value to `out` and returns true, or returns false when there is no value.
-    /// A number must be written in decimal; see [`Operator::is_number`].
+    /// A number is written in decimal.
     fn value(&self, operator: &Operator, out: &mut String) -> bool;
 }

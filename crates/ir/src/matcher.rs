@@ -84,3 +84,225 @@ pub struct QueryParameterMatcher {
     /// With `value: None`: false asks for the parameter's absence.
     pub present: bool,
 }
+
+impl FullRegex {
+    /// Compiles a pattern that must match the whole value. Its size is limited by the `regex` crate's default.
+    pub fn new(pattern: &str) -> Result<Self, regex::Error> {
+        // Compiled on its own first, so that an unbalanced parenthesis can't escape the group below.
+        regex::bytes::Regex::new(pattern)?;
+        regex::bytes::Regex::new(&format!(r"\A(?:{pattern})\z")).map(Self)
+    }
+
+    /// Whether the whole value matches.
+    pub fn is_match(&self, value: &[u8]) -> bool {
+        self.0.is_match(value)
+    }
+}
+
+impl Text {
+    /// Text that is compared with or without ASCII case.
+    pub fn new(value: String, ignore_case: bool) -> Self {
+        let value = if ignore_case { value.to_ascii_lowercase() } else { value };
+        Self { value: value.into(), ignore_case }
+    }
+
+    fn equals(&self, value: &[u8]) -> bool {
+        let own = self.value.as_bytes();
+        if self.ignore_case { own.eq_ignore_ascii_case(value) } else { own == value }
+    }
+}
+
+impl StringMatcher {
+    /// Whether the value matches. Does not allocate.
+    pub fn is_match(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.equals(value),
+            Self::Prefix(text) => value.get(..text.value.len()).is_some_and(|start| text.equals(start)),
+            Self::Suffix(text) => {
+                value.len().checked_sub(text.value.len()).is_some_and(|start| text.equals(&value[start..]))
+            }
+            Self::Contains(text) => {
+                text.value.is_empty() || value.windows(text.value.len()).any(|window| text.equals(window))
+            }
+            Self::Regex(regex) => regex.is_match(value),
+        }
+    }
+}
+
+/// A header's values joined with `,`; one value is borrowed.
+enum Joined<'a> {
+    Missing,
+    One(&'a [u8]),
+    Many(Vec<u8>),
+}
+
+impl HeaderMatcher {
+    /// Whether a request matches.
+    ///
+    /// A missing header matches only as Envoy has it: an inverted "present", or a value that matches empty text when missing counts as empty.
+    pub fn is_match(&self, request: &crate::RequestView<'_>) -> bool {
+        let joined = match &self.key {
+            HeaderKey::Method => Joined::One(request.method.as_bytes()),
+            HeaderKey::Scheme => Joined::One(request.scheme.as_bytes()),
+            HeaderKey::Authority => Joined::One(request.authority.as_bytes()),
+            HeaderKey::Path => Joined::One(request.path.as_bytes()),
+            HeaderKey::Named(name) => joined(request.headers, name),
+        };
+        self.matches_value(&joined)
+    }
+
+    /// Whether a header map (a response) matches; pseudo headers count as missing.
+    pub fn is_match_in(&self, headers: &http::HeaderMap) -> bool {
+        match &self.key {
+            HeaderKey::Named(name) => self.matches_value(&joined(headers, name)),
+            _ => self.matches_value(&Joined::Missing),
+        }
+    }
+
+    fn matches_value(&self, joined: &Joined<'_>) -> bool {
+        let value = match joined {
+            Joined::Missing => None,
+            Joined::One(value) => Some(*value),
+            Joined::Many(value) => Some(value.as_slice()),
+        };
+        let matched = match (&self.value, value) {
+            (HeaderValueMatcher::Present(present), value) => *present == value.is_some(),
+            (_, None) if !self.treat_missing_as_empty => return false,
+            (HeaderValueMatcher::Range { start, end }, value) => {
+                let number = std::str::from_utf8(value.unwrap_or_default())
+                    .ok()
+                    .and_then(|text| text.parse::<i64>().ok());
+                number.is_some_and(|number| (*start..*end).contains(&number))
+            }
+            (HeaderValueMatcher::String(matcher), value) => matcher.is_match(value.unwrap_or_default()),
+        };
+        matched != self.invert
+    }
+}
+
+fn joined<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Joined<'a> {
+    let mut values = headers.get_all(name).iter();
+    let Some(first) = values.next() else { return Joined::Missing };
+    let Some(second) = values.next() else { return Joined::One(first.as_bytes()) };
+    let mut all = first.as_bytes().to_vec();
+    for value in std::iter::once(second).chain(values) {
+        all.push(b',');
+        all.extend_from_slice(value.as_bytes());
+    }
+    Joined::Many(all)
+}
+
+impl QueryParameterMatcher {
+    /// Whether a query (without `?`) matches. The first parameter of the name counts.
+    pub fn is_match(&self, query: &str) -> bool {
+        let found = query.split('&').find_map(|parameter| {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            (name == &*self.name).then_some(value)
+        });
+        match (&self.value, found) {
+            (None, found) => found.is_some() == self.present,
+            (Some(_), None) => false,
+            (Some(matcher), Some(value)) => matcher.is_match(value.as_bytes()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    fn text(value: &str, ignore_case: bool) -> Text {
+        Text::new(value.to_owned(), ignore_case)
+    }
+
+    #[test]
+    fn strings_match() {
+        let table = [
+            (StringMatcher::Exact(text("a", false)), "a", true),
+            (StringMatcher::Exact(text("a", false)), "A", false),
+            (StringMatcher::Exact(text("A", true)), "a", true),
+            (StringMatcher::Prefix(text("ab", true)), "ABc", true),
+            (StringMatcher::Prefix(text("ab", false)), "a", false),
+            (StringMatcher::Suffix(text("bc", false)), "abc", true),
+            (StringMatcher::Suffix(text("abcd", false)), "abc", false),
+            (StringMatcher::Contains(text("B", true)), "abc", true),
+            (StringMatcher::Contains(text("", false)), "", true),
+            (StringMatcher::Contains(text("x", false)), "abc", false),
+            (StringMatcher::Regex(FullRegex::new("a|ab").unwrap()), "ab", true),
+            (StringMatcher::Regex(FullRegex::new("b").unwrap()), "abc", false),
+        ];
+        for (matcher, value, expected) in table {
+            assert_eq!(matcher.is_match(value.as_bytes()), expected, "{matcher:?} {value}");
+        }
+        assert!(FullRegex::new("a)(b").is_err(), "a pattern can't leave its group");
+    }
+
+    #[test]
+    fn headers_match_as_envoys() {
+        let mut headers = HeaderMap::new();
+        headers.append("x-a", HeaderValue::from_static("1"));
+        headers.append("x-a", HeaderValue::from_static("2"));
+        headers.insert("x-n", HeaderValue::from_static("-5"));
+        let exact = |value: &str| HeaderValueMatcher::String(StringMatcher::Exact(text(value, false)));
+        let range = HeaderValueMatcher::Range { start: -10, end: 0 };
+        // name, value, invert, missing counts as empty, expected
+        let table = [
+            ("x-a", exact("1,2"), false, false, true),
+            ("x-a", exact("1"), false, false, false),
+            ("x-a", exact("1"), true, false, true),
+            ("x-n", range.clone(), false, false, true),
+            ("x-n", range.clone(), true, false, false),
+            ("x-a", range.clone(), false, false, false),
+            ("missing", exact("1"), false, false, false),
+            ("missing", exact("1"), true, false, false),
+            ("missing", exact("1"), true, true, true),
+            ("missing", exact(""), false, true, true),
+            ("missing", range, true, true, true),
+            ("missing", HeaderValueMatcher::Present(true), false, false, false),
+            ("missing", HeaderValueMatcher::Present(true), true, false, true),
+            ("missing", HeaderValueMatcher::Present(false), false, false, true),
+            ("x-a", HeaderValueMatcher::Present(true), false, false, true),
+            ("x-a", HeaderValueMatcher::Present(false), true, false, true),
+        ];
+        let request = crate::RequestView {
+            method: "GET",
+            scheme: "http",
+            authority: "a",
+            path: "/",
+            headers: &headers,
+        };
+        for (name, value, invert, treat_missing_as_empty, expected) in table {
+            let matcher = HeaderMatcher {
+                key: HeaderKey::Named(HeaderName::from_static(name)),
+                invert,
+                treat_missing_as_empty,
+                value,
+            };
+            assert_eq!(matcher.is_match(&request), expected, "{matcher:?}");
+            assert_eq!(matcher.is_match_in(&headers), expected, "{matcher:?}");
+        }
+    }
+
+    #[test]
+    fn query_parameters_match() {
+        let parameter = |value: Option<StringMatcher>, present| QueryParameterMatcher {
+            name: "a".into(),
+            value,
+            present,
+        };
+        let one = StringMatcher::Exact(text("1", false));
+        let table = [
+            (parameter(Some(one.clone()), true), "a=1&a=2", true),
+            (parameter(Some(one.clone()), true), "a=2&a=1", false),
+            (parameter(Some(one), true), "b=1", false),
+            (parameter(None, true), "a", true),
+            (parameter(None, true), "ab=1", false),
+            (parameter(None, false), "b", true),
+        ];
+        for (matcher, query, expected) in table {
+            assert_eq!(matcher.is_match(query), expected, "{matcher:?} {query}");
+        }
+    }
+}

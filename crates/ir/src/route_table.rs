@@ -1,9 +1,15 @@
 //! The choice of virtual host and route for a request.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::common::ClusterRef;
-use crate::route::{Route, VirtualHost, WeightedCluster};
+use crate::route::{
+    ClusterSpecifier, PathMatcher, Route, RouteMatcher, VirtualHost, WeightedCluster, WeightedClusters,
+    WeightedTarget,
+};
 
 /// What routing needs to know of a request.
 #[derive(Clone, Copy, Debug)]
@@ -20,12 +26,34 @@ pub struct RequestView<'a> {
     pub headers: &'a http::HeaderMap,
 }
 
-/// Virtual hosts with Envoy's domain search order, in indexes.
+/// Virtual hosts with Envoy's domain search order, in indexes: the exact domain, then the longest `*.suffix`, then the longest
+/// `prefix.*`, then `*`. Case is ignored.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
-    pub(crate) virtual_hosts: Vec<Arc<VirtualHost>>,
-    pub(crate) clusters: Vec<Arc<str>>,
+    virtual_hosts: Vec<Arc<VirtualHost>>,
+    clusters: Vec<Arc<str>>,
+    ignore_port: bool,
+    /// Domains without a wildcard, in lower case.
+    exact: Domains,
+    /// What follows the `*` of `*.example.com`.
+    suffixes: Wildcards,
+    /// What precedes the `*` of `example.*`.
+    prefixes: Wildcards,
+    /// `*`
+    any: Option<usize>,
 }
+
+type Domains = HashMap<Box<str>, usize, ahash::RandomState>;
+
+/// Wildcard domains by their fixed part, with the lengths that occur, longest first.
+#[derive(Clone, Debug, Default)]
+struct Wildcards {
+    lengths: Vec<usize>,
+    domains: Domains,
+}
+
+/// Longest authority whose lower-case form is made without allocating; DNS names have at most 253 bytes.
+const INLINE_HOST: usize = 280;
 
 /// The route for a request.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +94,42 @@ pub enum PickedCluster<'a> {
 }
 
 impl RouteTable {
+    /// A table over virtual hosts. `clusters` are the names by [`ClusterRef::index`]. With `ignore_port`, the port of a request's authority does not count.
+    ///
+    /// # Errors
+    /// A domain that occurs twice.
+    pub(crate) fn new(
+        virtual_hosts: Vec<Arc<VirtualHost>>,
+        clusters: Vec<Arc<str>>,
+        ignore_port: bool,
+    ) -> Result<Self, String> {
+        let mut table = Self { clusters, ignore_port, ..Self::default() };
+        for (position, host) in virtual_hosts.iter().enumerate() {
+            for domain in &host.domains {
+                if !table.add(&domain.to_ascii_lowercase(), position) {
+                    return Err(format!("domain {domain:?} occurs more than once"));
+                }
+            }
+        }
+        table.suffixes.finish();
+        table.prefixes.finish();
+        table.virtual_hosts = virtual_hosts;
+        Ok(table)
+    }
+
+    /// False when the domain is there already.
+    fn add(&mut self, domain: &str, position: usize) -> bool {
+        if domain == "*" {
+            return self.any.replace(position).is_none();
+        }
+        let (domains, key) = match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
+            (Some(suffix), _) => (&mut self.suffixes.domains, suffix),
+            (None, Some(prefix)) => (&mut self.prefixes.domains, prefix),
+            (None, None) => (&mut self.exact, domain),
+        };
+        domains.insert(key.into(), position).is_none()
+    }
+
     /// Distinct names of the clusters that routes refer to, by [`ClusterRef::index`].
     pub fn clusters(&self) -> &[Arc<str>] {
         &self.clusters
@@ -76,9 +140,167 @@ impl RouteTable {
         &self.virtual_hosts
     }
 
+    /// The virtual host for an authority. Does not allocate (but for names no DNS name can have).
+    pub fn virtual_host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
+        let host = if self.ignore_port { without_port(authority) } else { authority };
+        let position = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            let mut lower: SmallVec<[u8; INLINE_HOST]> = SmallVec::from_slice(host.as_bytes());
+            lower.make_ascii_lowercase();
+            self.position(std::str::from_utf8(&lower).ok()?)
+        } else {
+            self.position(host)
+        };
+        self.virtual_hosts.get(position?)
+    }
+
+    fn position(&self, host: &str) -> Option<usize> {
+        let exact = || self.exact.get(host).copied();
+        let suffix = || {
+            // At least one character must stand for the `*`.
+            let fitting = self.suffixes.lengths.iter().filter(|length| **length < host.len());
+            fitting
+                .filter_map(|length| host.get(host.len() - length..))
+                .find_map(|end| self.suffixes.get(end))
+        };
+        let prefix = || {
+            let fitting = self.prefixes.lengths.iter().filter(|length| **length < host.len());
+            fitting.filter_map(|length| host.get(..*length)).find_map(|start| self.prefixes.get(start))
+        };
+        exact().or_else(suffix).or_else(prefix).or(self.any)
+    }
+
     /// The route for a request. `random` is uniformly distributed and decides runtime fractions. Does not allocate.
     pub fn route(&self, request: &RequestView<'_>, random: u64) -> Result<RouteMatch<'_>, NoRoute> {
-        let _ = (request, random);
-        Err(NoRoute::NoVirtualHost)
+        let virtual_host = self.virtual_host(request.authority).ok_or(NoRoute::NoVirtualHost)?;
+        let route = virtual_host.routes.iter().find(|route| route.matching.is_match(request, random));
+        route.map(|route| RouteMatch { virtual_host, route }).ok_or(NoRoute::NoRoute)
     }
 }
+
+impl Wildcards {
+    fn finish(&mut self) {
+        self.lengths = self.domains.keys().map(|key| key.len()).collect();
+        self.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        self.lengths.dedup();
+    }
+
+    fn get(&self, part: &str) -> Option<usize> {
+        self.domains.get(part).copied()
+    }
+}
+
+/// An authority without its port; IPv6 addresses stay in brackets.
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port))
+            if !port.contains(']') && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            host
+        }
+        _ => authority,
+    }
+}
+
+/// A path without query and fragment, which is what Envoy matches.
+pub(crate) fn path_only(path: &str) -> &str {
+    path.find(['?', '#']).map_or(path, |end| &path[..end])
+}
+
+impl RouteMatcher {
+    /// Whether a request matches.
+    pub fn is_match(&self, request: &RequestView<'_>, random: u64) -> bool {
+        self.path.is_match(path_only(request.path))
+            && self.headers.iter().all(|header| header.is_match(request))
+            && (self.query_parameters.is_empty() || self.query_matches(request.path))
+            && (!self.grpc || is_grpc(request.headers))
+            && self.runtime_fraction.is_none_or(|fraction| fraction.includes(random))
+    }
+
+    fn query_matches(&self, path: &str) -> bool {
+        let query = path.split_once('?').map_or("", |(_, query)| query);
+        let query = query.split_once('#').map_or(query, |(query, _)| query);
+        self.query_parameters.iter().all(|parameter| parameter.is_match(query))
+    }
+}
+
+/// `application/grpc`, alone or with a suffix or parameters.
+fn is_grpc(headers: &http::HeaderMap) -> bool {
+    let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type
+        .and_then(|value| value.strip_prefix("application/grpc"))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('+') || rest.starts_with(';'))
+}
+
+impl PathMatcher {
+    /// Whether a path (without the query) matches.
+    pub fn is_match(&self, path: &str) -> bool {
+        let starts = |value: &str, case_sensitive: bool| {
+            path.as_bytes().get(..value.len()).is_some_and(|start| same(start, value, case_sensitive))
+        };
+        match self {
+            Self::Prefix { value, case_sensitive } => starts(value, *case_sensitive),
+            Self::Exact { value, case_sensitive } => same(path.as_bytes(), value, *case_sensitive),
+            Self::SeparatedPrefix { value, case_sensitive } => {
+                starts(value, *case_sensitive)
+                    && matches!(path.as_bytes().get(value.len()), None | Some(b'/'))
+            }
+            Self::Regex(regex) => regex.is_match(path.as_bytes()),
+        }
+    }
+
+    /// How much of a matching path (without the query) the match covers: what a prefix rewrite replaces. Exact and regex matches cover all of it.
+    pub fn matched_length(&self, path: &str) -> usize {
+        match self {
+            Self::Prefix { value, .. } | Self::SeparatedPrefix { value, .. } => value.len().min(path.len()),
+            Self::Exact { .. } | Self::Regex(_) => path.len(),
+        }
+    }
+}
+
+fn same(text: &[u8], value: &str, case_sensitive: bool) -> bool {
+    if case_sensitive { text == value.as_bytes() } else { text.eq_ignore_ascii_case(value.as_bytes()) }
+}
+
+impl ClusterSpecifier {
+    /// The cluster for a request. `random` is uniformly distributed and decides among weights.
+    pub fn pick<'a>(&'a self, request: &RequestView<'a>, random: u64) -> ClusterPick<'a> {
+        match self {
+            Self::Cluster(cluster) => ClusterPick { cluster: PickedCluster::Ref(cluster), weighted: None },
+            Self::Header(name) => ClusterPick { cluster: named_by(request, name), weighted: None },
+            Self::Weighted(clusters) => {
+                let entry = clusters.pick(request, random);
+                let cluster = match &entry.cluster {
+                    WeightedTarget::Cluster(cluster) => PickedCluster::Ref(cluster),
+                    WeightedTarget::Header(name) => named_by(request, name),
+                };
+                ClusterPick { cluster, weighted: Some(entry) }
+            }
+        }
+    }
+}
+
+fn named_by<'a>(request: &RequestView<'a>, name: &http::HeaderName) -> PickedCluster<'a> {
+    let value = request.headers.get(name).and_then(|value| value.to_str().ok());
+    value.filter(|value| !value.is_empty()).map_or(PickedCluster::HeaderMissing, PickedCluster::Named)
+}
+
+impl WeightedClusters {
+    fn pick(&self, request: &RequestView<'_>, random: u64) -> &WeightedCluster {
+        let header = self.random_header.as_ref().and_then(|name| request.headers.get(name));
+        let given = header.and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<u64>().ok());
+        let mut left = given.unwrap_or(random) % self.total_weight.max(1);
+        for entry in &self.clusters {
+            let weight = u64::from(entry.weight);
+            if left < weight {
+                return entry;
+            }
+            left -= weight;
+        }
+        // The weights add up to the total, so the loop has returned.
+        &self.clusters[self.clusters.len() - 1]
+    }
+}
+
+#[cfg(test)]
+#[path = "route_table_tests.rs"]
+mod tests;

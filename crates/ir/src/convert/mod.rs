@@ -1,33 +1,62 @@
 //! Conversion from Envoy's messages. Each resource has `from_proto`, which takes the message apart, and `from_bytes`.
 
-use lateen_xds::pb;
+mod access_log;
+mod balancing;
+mod bootstrap;
+mod cluster;
+mod cluster_names;
+mod config_source;
+mod endpoint;
+mod hcm;
+mod http_options;
+mod listener;
+mod matchers;
+mod retry;
+mod route;
+mod tcp_proxy;
+mod upstream_http;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use lateen_xds::pb::envoy::config as proto;
+use prost::Message;
 
 use crate::error::At;
 use crate::{Bootstrap, Cluster, ClusterLoadAssignment, ConvertError, Listener, RouteConfiguration};
 
+fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, ConvertError> {
+    M::decode(bytes).map_err(|error| At::ROOT.error(format!("not a valid encoding: {error}")))
+}
+
 macro_rules! entry_points {
-    ($($resource:ident, $message:ty;)*) => {$(
+    ($($resource:ident, $message:ty, $convert:expr;)*) => {$(
         impl $resource {
-            /// Converts the message; the error names the first field that can't be used.
+            /// Converts the message.
+            ///
+            /// # Errors
+            /// The first field that can't be used, with its path.
             pub fn from_proto(message: $message) -> Result<Self, ConvertError> {
-                let _ = message;
-                Err(At::ROOT.error("conversion is being written"))
+                $convert(message)
             }
 
-            /// Decodes (`Any.value` of the right type) and converts.
+            /// Decodes (the `value` of an `Any` of the right type) and converts.
+            ///
+            /// # Errors
+            /// As [`Self::from_proto`], and when the bytes don't decode.
             pub fn from_bytes(bytes: &[u8]) -> Result<Self, ConvertError> {
-                let message = <$message as prost::Message>::decode(bytes)
-                    .map_err(|error| At::ROOT.error(format!("not a valid encoding: {error}")))?;
-                Self::from_proto(message)
+                Self::from_proto(decode(bytes)?)
             }
         }
     )*};
 }
 
 entry_points! {
-    Listener, pb::envoy::config::listener::v3::Listener;
-    RouteConfiguration, pb::envoy::config::route::v3::RouteConfiguration;
-    Cluster, pb::envoy::config::cluster::v3::Cluster;
-    ClusterLoadAssignment, pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-    Bootstrap, pb::envoy::config::bootstrap::v3::Bootstrap;
+    Listener, proto::listener::v3::Listener, |message| listener::listener(&At::ROOT, message);
+    RouteConfiguration, proto::route::v3::RouteConfiguration, |message| route::route_configuration(&At::ROOT, message);
+    Cluster, proto::cluster::v3::Cluster, |message| cluster::cluster(&At::ROOT, message);
+    ClusterLoadAssignment, proto::endpoint::v3::ClusterLoadAssignment,
+        |message| endpoint::load_assignment(&At::ROOT, message, endpoint::Names::Refused);
+    Bootstrap, proto::bootstrap::v3::Bootstrap, |message| bootstrap::bootstrap(&At::ROOT, message);
 }

@@ -1,0 +1,264 @@
+//! Load balancing, circuit breakers and outlier detection of clusters.
+#![allow(deprecated)]
+
+use std::time::Duration;
+
+use lateen_xds::pb::envoy::config::cluster::v3 as proto;
+use lateen_xds::pb::envoy::config::core::v3::RoutingPriority;
+use proto::circuit_breakers::Thresholds;
+use proto::circuit_breakers::thresholds::RetryBudget as RetryBudgetMessage;
+use proto::cluster as nested;
+
+use super::matchers::header_name;
+use super::values::{Converted, bool_or, duration, enumeration, number, port, positive};
+use crate::error::At;
+use crate::support::fields;
+use crate::{CircuitBreakers, Discovery, LbPolicy, LocalityMode, OutlierDetection, RetryBudget};
+
+/// The policy, and for ORIGINAL_DST where the destination comes from.
+pub(super) fn lb_policy(
+    at: &At<'_>,
+    policy: i32,
+    config: Option<nested::LbConfig>,
+) -> Converted<(LbPolicy, Option<Discovery>)> {
+    use nested::LbConfig;
+    let policy: nested::LbPolicy = enumeration(at, "lb_policy", policy)?;
+    let least_request = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 };
+    Ok(match (policy, config) {
+        (nested::LbPolicy::RoundRobin, None) => (LbPolicy::RoundRobin, None),
+        (nested::LbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
+            fields!(&at.field("round_robin_lb_config"), config => nested::RoundRobinLbConfig {
+                used {}
+                inert {}
+                rejected { slow_start_config = "slow start" }
+            });
+            (LbPolicy::RoundRobin, None)
+        }
+        (nested::LbPolicy::LeastRequest, None) => (least_request, None),
+        (nested::LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
+            (self::least_request(&at.field("least_request_lb_config"), config)?, None)
+        }
+        (nested::LbPolicy::Random, None) => (LbPolicy::Random, None),
+        (nested::LbPolicy::ClusterProvided, None) => (LbPolicy::ClusterProvided, None),
+        (nested::LbPolicy::ClusterProvided, Some(LbConfig::OriginalDstLbConfig(config))) => {
+            (LbPolicy::ClusterProvided, Some(original_dst(&at.field("original_dst_lb_config"), config)?))
+        }
+        (
+            policy @ (nested::LbPolicy::RingHash
+            | nested::LbPolicy::Maglev
+            | nested::LbPolicy::LoadBalancingPolicyConfig),
+            _,
+        ) => {
+            return Err(at.error_in("lb_policy", format!("not supported yet: {}", policy.as_str_name())));
+        }
+        (_, Some(_)) => return Err(at.error_in("lb_config", "belongs to another lb_policy")),
+    })
+}
+
+fn least_request(at: &At<'_>, config: nested::LeastRequestLbConfig) -> Converted<LbPolicy> {
+    fields!(at, config => nested::LeastRequestLbConfig {
+        used { choice_count, active_request_bias }
+        inert {}
+        rejected { slow_start_config = "slow start" }
+    });
+    let bias = active_request_bias.map_or(1.0, |bias| bias.default_value);
+    if !(bias.is_finite() && bias >= 0.0) {
+        return Err(at.error_in("active_request_bias", "must not be negative"));
+    }
+    match number(choice_count) {
+        Some(count) if count < 2 => Err(at.error_in("choice_count", "must be at least 2")),
+        count => Ok(LbPolicy::LeastRequest { choice_count: count.unwrap_or(2), active_request_bias: bias }),
+    }
+}
+
+fn original_dst(at: &At<'_>, config: nested::OriginalDstLbConfig) -> Converted<Discovery> {
+    fields!(at, config => nested::OriginalDstLbConfig {
+        used { use_http_header, http_header_name, upstream_port_override }
+        inert {}
+        rejected { metadata_key = "destinations from dynamic metadata" }
+    });
+    let name = if http_header_name.is_empty() { "x-envoy-original-dst-host" } else { &http_header_name };
+    Ok(Discovery::OriginalDst {
+        header: use_http_header.then(|| header_name(at, "http_header_name", name)).transpose()?,
+        port_override: number(upstream_port_override)
+            .filter(|value| *value != 0)
+            .map(|value| port(at, "upstream_port_override", value))
+            .transpose()?,
+    })
+}
+
+/// Panic threshold in percent, and how localities share.
+pub(super) fn common_lb(
+    at: &At<'_>,
+    config: Option<nested::CommonLbConfig>,
+) -> Converted<(f64, LocalityMode)> {
+    use nested::common_lb_config::LocalityConfigSpecifier;
+    let Some(config) = config else { return Ok((50.0, LocalityMode::Flat)) };
+    fields!(at, config => nested::CommonLbConfig {
+        used { healthy_panic_threshold, locality_config_specifier }
+        inert {
+            update_merge_window = "updates are applied at once",
+            ignore_new_hosts_until_first_hc = "there are no active health checks",
+        }
+        rejected {
+            close_connections_on_host_set_change = "closing connections when endpoints change",
+            consistent_hashing_lb_config = "consistent hashing",
+            override_host_status = "endpoints chosen by filters",
+        }
+        variants { zone_aware_lb_config = "zone aware routing" }
+    });
+    let threshold = healthy_panic_threshold.map_or(50.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&threshold) {
+        return Err(at.error_in("healthy_panic_threshold", "must be between 0 and 100"));
+    }
+    let locality = match locality_config_specifier {
+        None => LocalityMode::Flat,
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => LocalityMode::Weighted,
+        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)) => {
+            return Err(at.error_in("zone_aware_lb_config", "not supported: zone aware routing"));
+        }
+    };
+    Ok((threshold, locality))
+}
+
+/// Limits for default and high priority, and the most connections to one host.
+pub(super) fn circuit_breakers(
+    at: &At<'_>,
+    breakers: proto::CircuitBreakers,
+) -> Converted<(CircuitBreakers, CircuitBreakers, Option<u32>)> {
+    let proto::CircuitBreakers { thresholds, per_host_thresholds } = breakers;
+    let (mut normal, mut high) = (CircuitBreakers::default(), CircuitBreakers::default());
+    for (index, message) in thresholds.into_iter().enumerate() {
+        let at = at.index("thresholds", index);
+        let (priority, limits) = self::thresholds(&at, message)?;
+        match priority {
+            RoutingPriority::Default => normal = limits,
+            RoutingPriority::High => high = limits,
+        }
+    }
+    let mut per_host = None;
+    for (index, message) in per_host_thresholds.into_iter().enumerate() {
+        let at = at.index("per_host_thresholds", index);
+        let only = Thresholds {
+            max_connections: message.max_connections,
+            priority: message.priority,
+            ..Default::default()
+        };
+        if message != only {
+            return Err(at.error("only max_connections is possible for one host"));
+        }
+        if message.priority == RoutingPriority::Default as i32 {
+            per_host = number(message.max_connections);
+        }
+    }
+    Ok((normal, high, per_host))
+}
+
+fn thresholds(at: &At<'_>, message: Thresholds) -> Converted<(RoutingPriority, CircuitBreakers)> {
+    fields!(at, message => Thresholds {
+        used {
+            priority, max_connections, max_pending_requests, max_requests, max_retries, retry_budget, track_remaining,
+        }
+        inert {}
+        rejected { max_connection_pools = "a limit on connection pools" }
+    });
+    let default = CircuitBreakers::default();
+    let limits = CircuitBreakers {
+        max_connections: number(max_connections).unwrap_or(default.max_connections),
+        max_pending_requests: number(max_pending_requests).unwrap_or(default.max_pending_requests),
+        max_requests: number(max_requests).unwrap_or(default.max_requests),
+        max_retries: number(max_retries).unwrap_or(default.max_retries),
+        retry_budget: retry_budget
+            .map(|budget| self::retry_budget(&at.field("retry_budget"), budget))
+            .transpose()?,
+        track_remaining,
+    };
+    Ok((enumeration(at, "priority", priority)?, limits))
+}
+
+fn retry_budget(at: &At<'_>, message: RetryBudgetMessage) -> Converted<RetryBudget> {
+    fields!(at, message => RetryBudgetMessage {
+        used { budget_percent, min_retry_concurrency }
+        inert {}
+        rejected { budget_interval = "a budget over time" }
+    });
+    let percent = budget_percent.map_or(20.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&percent) {
+        return Err(at.error_in("budget_percent", "must be between 0 and 100"));
+    }
+    Ok(RetryBudget { percent, min_concurrency: number(min_retry_concurrency).unwrap_or(3) })
+}
+
+pub(super) fn outlier_detection(
+    at: &At<'_>,
+    message: proto::OutlierDetection,
+) -> Converted<OutlierDetection> {
+    fields!(at, message => proto::OutlierDetection {
+        used {
+            consecutive_5xx, interval, base_ejection_time, max_ejection_percent, enforcing_consecutive_5xx,
+            enforcing_success_rate, consecutive_gateway_failure, enforcing_consecutive_gateway_failure,
+            split_external_local_origin_errors, consecutive_local_origin_failure,
+            enforcing_consecutive_local_origin_failure, enforcing_local_origin_success_rate,
+            enforcing_failure_percentage, enforcing_failure_percentage_local_origin, max_ejection_time,
+            max_ejection_time_jitter, always_eject_one_host,
+        }
+        inert {
+            success_rate_minimum_hosts = "ejection by success rate is never enforced (see enforcing_success_rate)",
+            success_rate_request_volume = "ejection by success rate is never enforced (see enforcing_success_rate)",
+            success_rate_stdev_factor = "ejection by success rate is never enforced (see enforcing_success_rate)",
+            failure_percentage_threshold = "ejection by failure percentage is never enforced",
+            failure_percentage_minimum_hosts = "ejection by failure percentage is never enforced",
+            failure_percentage_request_volume = "ejection by failure percentage is never enforced",
+            successful_active_health_check_uneject_host = "there are no active health checks",
+        }
+        rejected {
+            monitors = "monitors by extension",
+            detect_degraded_hosts = "detection of degraded hosts",
+        }
+    });
+    // Envoy enforces success rates by default, but only for clusters with five busy hosts; an explicit wish is refused.
+    let success_rates = [
+        ("enforcing_success_rate", enforcing_success_rate),
+        ("enforcing_local_origin_success_rate", enforcing_local_origin_success_rate),
+        ("enforcing_failure_percentage", enforcing_failure_percentage),
+        ("enforcing_failure_percentage_local_origin", enforcing_failure_percentage_local_origin),
+    ];
+    for (field, value) in success_rates {
+        if number(value).is_some_and(|percent| percent > 0) {
+            return Err(at.error_in(field, "not supported: only consecutive failures eject; set it to 0"));
+        }
+    }
+    let percent = |field: &str, value, default| match number(value) {
+        Some(percent) if percent > 100 => Err(at.error_in(field, "must be at most 100")),
+        percent => Ok(percent.unwrap_or(default)),
+    };
+    let base = positive(at, "base_ejection_time", base_ejection_time, Duration::from_secs(30))?;
+    let max = positive(at, "max_ejection_time", max_ejection_time, base.max(Duration::from_secs(300)))?;
+    if max < base {
+        return Err(at.error_in("max_ejection_time", "must not be less than base_ejection_time"));
+    }
+    Ok(OutlierDetection {
+        consecutive_5xx: number(consecutive_5xx).unwrap_or(5),
+        enforcing_consecutive_5xx: percent("enforcing_consecutive_5xx", enforcing_consecutive_5xx, 100)?,
+        consecutive_gateway_failure: number(consecutive_gateway_failure).unwrap_or(5),
+        enforcing_consecutive_gateway_failure: percent(
+            "enforcing_consecutive_gateway_failure",
+            enforcing_consecutive_gateway_failure,
+            0,
+        )?,
+        split_external_local_origin_errors,
+        consecutive_local_origin_failure: number(consecutive_local_origin_failure).unwrap_or(5),
+        enforcing_consecutive_local_origin_failure: percent(
+            "enforcing_consecutive_local_origin_failure",
+            enforcing_consecutive_local_origin_failure,
+            100,
+        )?,
+        interval: positive(at, "interval", interval, Duration::from_secs(10))?,
+        base_ejection_time: base,
+        max_ejection_time: max,
+        max_ejection_time_jitter: duration(at, "max_ejection_time_jitter", max_ejection_time_jitter)?
+            .unwrap_or_default(),
+        max_ejection_percent: percent("max_ejection_percent", max_ejection_percent, 10)?,
+        always_eject_one_host: bool_or(always_eject_one_host, false),
+    })
+}

@@ -1,0 +1,258 @@
+//! Clusters.
+#![allow(deprecated)]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use lateen_xds::pb::envoy::config::cluster::v3 as proto;
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::google::protobuf::Any;
+use proto::cluster as nested;
+
+use super::balancing::{circuit_breakers, common_lb, lb_policy, outlier_detection};
+use super::config_source::{Source, config_source};
+use super::endpoint::{Names, load_assignment};
+use super::listener::plaintext;
+use super::upstream_http::{self, Deprecated};
+use super::values::{
+    Converted, bind_config, bool_or, duration, enumeration, metadata, nonempty, number, optional, positive,
+    required, tcp_keepalive,
+};
+use crate::error::At;
+use crate::support::fields;
+use crate::{
+    Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, DnsFamily, LbPolicy, TcpKeepalive,
+    UpstreamTransport,
+};
+
+const BUFFER_LIMIT: u32 = 1024 * 1024;
+
+#[allow(clippy::too_many_lines)] // One entry for each field of the message; there is nothing to split.
+pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster> {
+    fields!(at, message => proto::Cluster {
+        used {
+            name, alt_stat_name, eds_cluster_config, connect_timeout, per_connection_buffer_limit_bytes, lb_policy,
+            load_assignment, max_requests_per_connection, circuit_breakers, common_http_protocol_options,
+            http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate,
+            dns_jitter, dns_failure_refresh_rate, respect_dns_ttl, dns_lookup_family, wait_for_warm_on_init,
+            outlier_detection, cleanup_interval, upstream_bind_config, common_lb_config, transport_socket, metadata,
+            protocol_selection, upstream_connection_options, close_connections_on_host_health_failure,
+            connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
+        }
+        inert {
+            ignore_health_on_host_removal = "there are no active health checks; removed endpoints stop at once",
+        }
+        rejected {
+            transport_socket_matches = "transport sockets by endpoint",
+            transport_socket_matcher = "transport sockets by endpoint",
+            stats_matcher = "matchers for stats",
+            per_connection_buffer_high_watermark_timeout = "closing connections with full buffers",
+            health_checks = "active health checks",
+            upstream_http_protocol_options = "SNI from the request",
+            dns_resolvers = "other DNS servers than the system's",
+            use_tcp_for_dns_lookups = "DNS over TCP",
+            dns_resolution_config = "other DNS servers than the system's",
+            typed_dns_resolver_config = "DNS resolvers by extension",
+            lb_subset_config = "subsets of endpoints",
+            filters = "network filters towards upstream",
+            load_balancing_policy = "use lb_policy",
+            lrs_server = "load reports",
+            lrs_report_endpoint_metrics = "load reports",
+            track_timeout_budgets = "stats of time-out budgets",
+            upstream_config = "connection pools by extension",
+            track_cluster_stats = "more stats",
+            preconnect_policy = "connecting ahead",
+            queuing_policies = "queues by extension",
+        }
+        variants { cluster_type = "clusters by extension" }
+    });
+    if let Some(socket) = transport_socket {
+        plaintext(&at.field("transport_socket"), &socket)?;
+    }
+    let name = nonempty(at, "name", name)?;
+    let dns = Dns {
+        refresh_rate: positive(at, "dns_refresh_rate", dns_refresh_rate, Duration::from_secs(5))?,
+        jitter: duration(at, "dns_jitter", dns_jitter)?.unwrap_or_default(),
+        failure_refresh: dns_failure_refresh_rate.map(|rate| dns_failures(at, rate)).transpose()?,
+        respect_ttl: respect_dns_ttl,
+        family: match enumeration(at, "dns_lookup_family", dns_lookup_family)? {
+            nested::DnsLookupFamily::Auto => DnsFamily::Auto,
+            nested::DnsLookupFamily::V4Only => DnsFamily::V4Only,
+            nested::DnsLookupFamily::V6Only => DnsFamily::V6Only,
+            nested::DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
+            nested::DnsLookupFamily::All => DnsFamily::All,
+        },
+    };
+    let kind = discovery_type(at, cluster_discovery_type)?;
+    let (policy, original_dst) = self::lb_policy(at, lb_policy, lb_config)?;
+    if (kind == nested::DiscoveryType::OriginalDst) != (policy == LbPolicy::ClusterProvided) {
+        return Err(at.error_in(
+            "lb_policy",
+            "CLUSTER_PROVIDED goes with the cluster type ORIGINAL_DST, and only with it",
+        ));
+    }
+    let discovery = match kind {
+        nested::DiscoveryType::OriginalDst => {
+            if load_assignment.is_some() {
+                return Err(at.error_in("load_assignment", "an ORIGINAL_DST cluster has no endpoints"));
+            }
+            original_dst.unwrap_or(Discovery::OriginalDst { header: None, port_override: None })
+        }
+        nested::DiscoveryType::Eds => eds(at, eds_cluster_config, &name)?,
+        nested::DiscoveryType::Static => {
+            Discovery::Static(assignment(at, load_assignment, &name, Names::Refused)?)
+        }
+        nested::DiscoveryType::StrictDns => {
+            Discovery::StrictDns { assignment: assignment(at, load_assignment, &name, Names::Allowed)?, dns }
+        }
+        nested::DiscoveryType::LogicalDns => {
+            let assignment = assignment(at, load_assignment, &name, Names::Allowed)?;
+            let endpoints: usize =
+                assignment.priorities.iter().flatten().map(|locality| locality.endpoints.len()).sum();
+            if endpoints != 1 {
+                return Err(
+                    at.error_in("load_assignment", "a LOGICAL_DNS cluster must have exactly one endpoint")
+                );
+            }
+            Discovery::LogicalDns { assignment, dns }
+        }
+    };
+    let deprecated = Deprecated {
+        common: common_http_protocol_options,
+        http1: http_protocol_options,
+        http2: http2_protocol_options,
+        downstream: enumeration::<nested::ClusterProtocolSelection>(
+            at,
+            "protocol_selection",
+            protocol_selection,
+        )? == nested::ClusterProtocolSelection::UseDownstreamProtocol,
+        max_requests_per_connection: number(max_requests_per_connection),
+    };
+    let http = upstream_http::upstream_http(
+        at,
+        protocol_options(at, typed_extension_protocol_options)?,
+        deprecated,
+    )?;
+    let (normal, high, max_connections_per_host) = match circuit_breakers {
+        None => Default::default(),
+        Some(breakers) => self::circuit_breakers(&at.field("circuit_breakers"), breakers)?,
+    };
+    let (healthy_panic_threshold, locality) = common_lb(&at.field("common_lb_config"), common_lb_config)?;
+    Ok(Cluster {
+        name,
+        alt_stat_name: optional(alt_stat_name),
+        discovery,
+        lb_policy: policy,
+        healthy_panic_threshold,
+        locality,
+        connect_timeout: positive(at, "connect_timeout", connect_timeout, Duration::from_secs(5))?,
+        per_connection_buffer_limit_bytes: number(per_connection_buffer_limit_bytes).unwrap_or(BUFFER_LIMIT),
+        circuit_breakers: normal,
+        high_priority_circuit_breakers: high,
+        max_connections_per_host,
+        http,
+        transport: UpstreamTransport::Plaintext,
+        bind: upstream_bind_config
+            .map(|bind| bind_config(&at.field("upstream_bind_config"), bind))
+            .transpose()?,
+        tcp_keepalive: upstream_connection_options
+            .map(|options| connection_options(&at.field("upstream_connection_options"), options))
+            .transpose()?
+            .flatten(),
+        outlier_detection: outlier_detection
+            .map(|detection| self::outlier_detection(&at.field("outlier_detection"), detection))
+            .transpose()?,
+        close_connections_on_host_health_failure,
+        connection_pool_per_downstream_connection,
+        wait_for_warm_on_init: bool_or(wait_for_warm_on_init, true),
+        cleanup_interval: positive(at, "cleanup_interval", cleanup_interval, Duration::from_secs(5))?,
+        metadata: self::metadata(metadata),
+    })
+}
+
+fn discovery_type(
+    at: &At<'_>,
+    kind: Option<nested::ClusterDiscoveryType>,
+) -> Converted<nested::DiscoveryType> {
+    match kind {
+        None => Ok(nested::DiscoveryType::Static),
+        Some(nested::ClusterDiscoveryType::Type(kind)) => enumeration(at, "type", kind),
+        Some(nested::ClusterDiscoveryType::ClusterType(custom)) => Err(
+            at.error_in("cluster_type", format!("{:?} is not supported: clusters by extension", custom.name))
+        ),
+    }
+}
+
+fn assignment(
+    at: &At<'_>,
+    assignment: Option<lateen_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment>,
+    cluster: &std::sync::Arc<str>,
+    names: Names,
+) -> Converted<ClusterLoadAssignment> {
+    let message = assignment.unwrap_or_default();
+    let mut assignment = load_assignment(&at.field("load_assignment"), message, names)?;
+    if assignment.cluster_name.is_empty() {
+        assignment.cluster_name = cluster.clone();
+    }
+    Ok(assignment)
+}
+
+fn eds(
+    at: &At<'_>,
+    config: Option<nested::EdsClusterConfig>,
+    cluster: &std::sync::Arc<str>,
+) -> Converted<Discovery> {
+    let config = required(at, "eds_cluster_config", config)?;
+    let at = at.field("eds_cluster_config");
+    fields!(&at, config => nested::EdsClusterConfig {
+        used { eds_config, service_name }
+        inert {}
+        rejected {}
+    });
+    let at_source = at.field("eds_config");
+    let (source, initial_fetch_timeout) =
+        config_source(&at_source, required(&at, "eds_config", eds_config)?)?;
+    if source != Source::Ads {
+        return Err(at_source.error("not supported: endpoints from elsewhere than ADS"));
+    }
+    let service_name = optional(service_name).unwrap_or_else(|| cluster.clone());
+    Ok(Discovery::Eds { service_name, initial_fetch_timeout })
+}
+
+fn dns_failures(at: &At<'_>, rate: nested::RefreshRate) -> Converted<Backoff> {
+    let at = at.field("dns_failure_refresh_rate");
+    let nested::RefreshRate { base_interval, max_interval } = rate;
+    if base_interval.is_none() {
+        return Err(at.error_in("base_interval", "is required"));
+    }
+    super::values::backoff(&at, base_interval, max_interval, Duration::from_secs(5))
+}
+
+fn connection_options(
+    at: &At<'_>,
+    options: proto::UpstreamConnectionOptions,
+) -> Converted<Option<TcpKeepalive>> {
+    fields!(at, options => proto::UpstreamConnectionOptions {
+        used { tcp_keepalive }
+        inert {}
+        rejected {
+            set_local_interface_name_on_upstream_connections = "names of network interfaces",
+            happy_eyeballs_config = "an order of its own for additional addresses",
+        }
+    });
+    let keepalive =
+        |keepalive: core::TcpKeepalive| self::tcp_keepalive(&at.field("tcp_keepalive"), keepalive);
+    tcp_keepalive.map(keepalive).transpose()
+}
+
+/// The one set of protocol options that a cluster may have.
+fn protocol_options(at: &At<'_>, options: HashMap<String, Any>) -> Converted<Option<Any>> {
+    let mut found = None;
+    for (name, any) in options {
+        if name != "envoy.extensions.upstreams.http.v3.HttpProtocolOptions" {
+            return Err(at.key("typed_extension_protocol_options", &name).error("not supported"));
+        }
+        found = Some(any);
+    }
+    Ok(found)
+}

@@ -1,0 +1,197 @@
+//! Load assignments.
+#![allow(deprecated)]
+
+use std::sync::Arc;
+
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::config::endpoint::v3 as proto;
+use proto::cluster_load_assignment::Policy;
+
+use super::values::{
+    Converted, enumeration, fraction, host_and_port, metadata, number, optional, required, socket_address,
+};
+use crate::error::At;
+use crate::support::fields;
+use crate::{
+    ClusterLoadAssignment, DropOverload, Endpoint, EndpointAddress, HealthStatus, Locality, LocalityEndpoints,
+};
+
+const MAX_PRIORITY: u32 = 128;
+const OVERPROVISIONING: u32 = 140;
+
+/// Whether an endpoint's address may be a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// DNS clusters.
+    Allowed,
+    /// Others.
+    Refused,
+}
+
+pub(super) fn load_assignment(
+    at: &At<'_>,
+    message: proto::ClusterLoadAssignment,
+    names: Names,
+) -> Converted<ClusterLoadAssignment> {
+    fields!(at, message => proto::ClusterLoadAssignment {
+        used { cluster_name, endpoints, policy }
+        inert {}
+        rejected { named_endpoints = "endpoints by name" }
+    });
+    let mut priorities: Vec<Vec<LocalityEndpoints>> = Vec::new();
+    for (index, locality) in endpoints.into_iter().enumerate() {
+        let (priority, locality) = locality_endpoints(&at.index("endpoints", index), locality, names)?;
+        if priorities.len() <= priority {
+            priorities.resize_with(priority + 1, Vec::new);
+        }
+        priorities[priority].push(locality);
+    }
+    let (drop_overloads, overprovisioning_factor, weighted_priority_health) = match policy {
+        None => (Vec::new(), OVERPROVISIONING, false),
+        Some(policy) => self::policy(&at.field("policy"), policy)?,
+    };
+    Ok(ClusterLoadAssignment {
+        cluster_name: cluster_name.into(),
+        priorities,
+        overprovisioning_factor,
+        drop_overloads,
+        weighted_priority_health,
+    })
+}
+
+fn policy(at: &At<'_>, message: Policy) -> Converted<(Vec<DropOverload>, u32, bool)> {
+    fields!(at, message => Policy {
+        used { drop_overloads, overprovisioning_factor, weighted_priority_health }
+        inert {}
+        rejected { endpoint_stale_after = "endpoints that grow stale" }
+    });
+    let factor = number(overprovisioning_factor).unwrap_or(OVERPROVISIONING);
+    if factor == 0 {
+        return Err(at.error_in("overprovisioning_factor", "must be greater than 0"));
+    }
+    let drops = drop_overloads.into_iter().enumerate().map(|(index, drop)| {
+        let at = at.index("drop_overloads", index);
+        let percent = required(&at, "drop_percentage", drop.drop_percentage)?;
+        Ok(DropOverload {
+            category: drop.category.into(),
+            drop: fraction(&at.field("drop_percentage"), percent)?,
+        })
+    });
+    Ok((drops.collect::<Converted<_>>()?, factor, weighted_priority_health))
+}
+
+fn locality_endpoints(
+    at: &At<'_>,
+    message: proto::LocalityLbEndpoints,
+    names: Names,
+) -> Converted<(usize, LocalityEndpoints)> {
+    fields!(at, message => proto::LocalityLbEndpoints {
+        used { locality, lb_endpoints, load_balancing_weight, priority, lb_config }
+        inert {
+            metadata = "no supported extension reads it; it stays in config_dump",
+            proximity = "Envoy ignores it too",
+        }
+        rejected {}
+        variants { leds_cluster_locality_config = "endpoint discovery of its own" }
+    });
+    use proto::locality_lb_endpoints::LbConfig;
+    let lb_endpoints = match lb_config {
+        None => lb_endpoints,
+        Some(LbConfig::LoadBalancerEndpoints(list)) => list.lb_endpoints,
+        Some(LbConfig::LedsClusterLocalityConfig(_)) => {
+            return Err(
+                at.error_in("leds_cluster_locality_config", "not supported: endpoint discovery of its own")
+            );
+        }
+    };
+    if priority > MAX_PRIORITY {
+        return Err(at.error_in("priority", format!("must be at most {MAX_PRIORITY}")));
+    }
+    let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
+    let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
+    let endpoints = lb_endpoints.into_iter().enumerate();
+    Ok((
+        priority as usize,
+        LocalityEndpoints {
+            locality: Arc::new(locality),
+            weight: number(load_balancing_weight).filter(|weight| *weight > 0),
+            endpoints: endpoints
+                .map(|(index, endpoint)| {
+                    lb_endpoint(&at.index("lb_endpoints", index), endpoint, names).map(Arc::new)
+                })
+                .collect::<Converted<_>>()?,
+        },
+    ))
+}
+
+fn lb_endpoint(at: &At<'_>, message: proto::LbEndpoint, names: Names) -> Converted<Endpoint> {
+    use proto::lb_endpoint::HostIdentifier;
+    fields!(at, message => proto::LbEndpoint {
+        used { health_status, metadata, load_balancing_weight, host_identifier }
+        inert {}
+        rejected {}
+        variants { endpoint_name = "endpoints by name" }
+    });
+    let endpoint = match required(at, "endpoint", host_identifier)? {
+        HostIdentifier::Endpoint(endpoint) => endpoint,
+        HostIdentifier::EndpointName(_) => {
+            return Err(at.error_in("endpoint_name", "not supported: endpoints by name"));
+        }
+    };
+    let weight = match number(load_balancing_weight) {
+        Some(0) => return Err(at.error_in("load_balancing_weight", "must be at least 1")),
+        weight => weight.unwrap_or(1),
+    };
+    let health = match enumeration(at, "health_status", health_status)? {
+        core::HealthStatus::Unknown | core::HealthStatus::Healthy => HealthStatus::Healthy,
+        core::HealthStatus::Degraded => HealthStatus::Degraded,
+        core::HealthStatus::Unhealthy | core::HealthStatus::Timeout => HealthStatus::Unhealthy,
+        core::HealthStatus::Draining => HealthStatus::Draining,
+    };
+    let at = at.field("endpoint");
+    fields!(&at, endpoint => proto::Endpoint {
+        used { address, hostname, additional_addresses }
+        inert { health_check_config = "active health checks are refused in the cluster" }
+        rejected { observability_name = "another name in stats" }
+    });
+    let additional_addresses = additional_addresses
+        .into_iter()
+        .enumerate()
+        .map(|(index, additional)| {
+            socket_address(&at.index("additional_addresses", index).field("address"), additional.address)
+        })
+        .collect::<Converted<_>>()?;
+    Ok(Endpoint {
+        address: endpoint_address(&at.field("address"), address, names)?,
+        additional_addresses,
+        hostname: optional(hostname),
+        weight,
+        health,
+        metadata: super::values::metadata(metadata),
+    })
+}
+
+fn endpoint_address(at: &At<'_>, address: Option<core::Address>, names: Names) -> Converted<EndpointAddress> {
+    match address.and_then(|address| address.address) {
+        Some(core::address::Address::SocketAddress(address)) => {
+            let at = at.field("socket_address");
+            let (host, port) = host_and_port(&at, address)?;
+            match (host.parse::<std::net::IpAddr>(), names) {
+                (Ok(ip), _) => Ok(EndpointAddress::Socket((ip, port).into())),
+                (Err(_), Names::Allowed) if !host.is_empty() => Ok(EndpointAddress::Name(host.into(), port)),
+                (Err(_), _) => {
+                    let reason = format!("{host:?} is not an IP address; names need a DNS cluster");
+                    Err(at.error_in("address", reason))
+                }
+            }
+        }
+        Some(core::address::Address::Pipe(core::Pipe { path, mode: _ })) if !path.is_empty() => {
+            Ok(EndpointAddress::Pipe(path.into()))
+        }
+        Some(core::address::Address::Pipe(_)) => Err(at.error_in("pipe.path", "must not be empty")),
+        Some(core::address::Address::EnvoyInternalAddress(_)) => {
+            Err(at.error_in("envoy_internal_address", "not supported: internal listeners"))
+        }
+        None => Err(at.error("is required")),
+    }
+}

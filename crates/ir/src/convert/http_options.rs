@@ -1,0 +1,180 @@
+//! Options of the HTTP codecs, for listeners and clusters.
+#![allow(deprecated)]
+
+use std::time::Duration;
+
+use lateen_xds::pb::envoy::config::core::v3 as core;
+
+use super::values::{Converted, bool_or, duration, enumeration, number, positive, timeout};
+use crate::error::At;
+use crate::support::fields;
+use crate::{CommonHttpOptions, Http1Options, Http2Keepalive, Http2Options, Underscores};
+
+pub(super) fn common_options(
+    at: &At<'_>,
+    options: Option<core::HttpProtocolOptions>,
+) -> Converted<CommonHttpOptions> {
+    let Some(options) = options else { return Ok(CommonHttpOptions::default()) };
+    fields!(at, options => core::HttpProtocolOptions {
+        used {
+            idle_timeout, max_connection_duration, max_headers_count, max_stream_duration,
+            headers_with_underscores_action, max_requests_per_connection,
+        }
+        inert {}
+        rejected {
+            max_connection_duration_jitter = "jitter of the longest duration",
+            max_response_headers_kb = "a limit on response headers",
+        }
+    });
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    let default = CommonHttpOptions::default();
+    Ok(CommonHttpOptions {
+        idle_timeout: timeout(at, "idle_timeout", idle_timeout, default.idle_timeout)?,
+        max_connection_duration: timeout(at, "max_connection_duration", max_connection_duration, None)?,
+        max_stream_duration: timeout(at, "max_stream_duration", max_stream_duration, None)?,
+        max_headers_count: match number(max_headers_count) {
+            Some(0) => return Err(at.error_in("max_headers_count", "must be at least 1")),
+            count => count.unwrap_or(default.max_headers_count),
+        },
+        max_requests_per_connection: number(max_requests_per_connection).filter(|count| *count > 0),
+        underscores: match enumeration(
+            at,
+            "headers_with_underscores_action",
+            headers_with_underscores_action,
+        )? {
+            Action::Allow => Underscores::Allow,
+            Action::RejectRequest => Underscores::Reject,
+            Action::DropHeader => Underscores::Drop,
+        },
+    })
+}
+
+/// `stream_errors` is the connection manager's own setting, which the options override.
+pub(super) fn http1_options(
+    at: &At<'_>,
+    options: Option<core::Http1ProtocolOptions>,
+    stream_errors: bool,
+) -> Converted<Http1Options> {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    let Some(options) = options else {
+        return Ok(Http1Options {
+            stream_error_on_invalid_message: stream_errors,
+            ..Http1Options::default()
+        });
+    };
+    fields!(at, options => core::Http1ProtocolOptions {
+        used {
+            allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format, enable_trailers,
+            allow_chunked_length, override_stream_error_on_invalid_http_message,
+        }
+        inert { use_balsa_parser = "there is one parser" }
+        rejected {
+            send_fully_qualified_url = "absolute URLs towards upstream",
+            allow_custom_methods = "every method that is a token is allowed",
+            ignore_http_11_upgrade = "ignoring upgrades",
+        }
+    });
+    let proper_case_headers = match header_key_format.and_then(|format| format.header_format) {
+        None => false,
+        Some(HeaderFormat::ProperCaseWords(_)) => true,
+        Some(HeaderFormat::StatefulFormatter(_)) => {
+            let at = at.field("header_key_format");
+            return Err(at.error_in("stateful_formatter", "not supported: formatters by extension"));
+        }
+    };
+    Ok(Http1Options {
+        accept_http_10,
+        default_host_for_http_10: (!default_host_for_http_10.is_empty())
+            .then(|| default_host_for_http_10.into()),
+        proper_case_headers,
+        enable_trailers,
+        allow_chunked_length,
+        allow_absolute_url: bool_or(allow_absolute_url, true),
+        stream_error_on_invalid_message: bool_or(
+            override_stream_error_on_invalid_http_message,
+            stream_errors,
+        ),
+    })
+}
+
+/// `stream_errors` is the connection manager's own setting, which the options override.
+pub(super) fn http2_options(
+    at: &At<'_>,
+    options: Option<core::Http2ProtocolOptions>,
+    stream_errors: bool,
+) -> Converted<Http2Options> {
+    let Some(options) = options else {
+        return Ok(Http2Options {
+            stream_error_on_invalid_message: stream_errors,
+            ..Http2Options::default()
+        });
+    };
+    fields!(at, options => core::Http2ProtocolOptions {
+        used {
+            hpack_table_size, max_concurrent_streams, initial_stream_window_size, initial_connection_window_size,
+            allow_connect, stream_error_on_invalid_http_messaging, override_stream_error_on_invalid_http_message,
+            connection_keepalive,
+        }
+        inert {
+            max_outbound_frames = "the codec limits its queues itself",
+            max_outbound_control_frames = "the codec limits its queues itself",
+            max_consecutive_inbound_frames_with_empty_payload = "the codec has its own protection against floods",
+            max_inbound_priority_frames_per_stream = "the codec has its own protection against floods",
+            max_inbound_window_update_frames_per_data_frame_sent = "the codec has its own protection against floods",
+            use_oghttp2_codec = "there is one codec",
+            stream_reset_burst = "the codec has its own protection against floods",
+            stream_reset_rate = "the codec has its own protection against floods",
+        }
+        rejected {
+            allow_metadata = "METADATA frames",
+            custom_settings_parameters = "custom SETTINGS",
+            max_metadata_size = "METADATA frames",
+            enable_huffman_encoding = "switching Huffman encoding",
+            max_header_field_size_kb = "a limit on one header",
+            disallow_obs_text = "refusing obs-text",
+        }
+    });
+    let window = |field: &str, value| match number(value) {
+        Some(size) if !(65_535..=2_147_483_647).contains(&size) => {
+            Err(at.error_in(field, "must be between 65535 and 2147483647"))
+        }
+        size => Ok(size),
+    };
+    let stream_errors = stream_errors || stream_error_on_invalid_http_messaging;
+    Ok(Http2Options {
+        hpack_table_size: number(hpack_table_size),
+        max_concurrent_streams: match number(max_concurrent_streams) {
+            Some(0) => return Err(at.error_in("max_concurrent_streams", "must be at least 1")),
+            streams => streams,
+        },
+        initial_stream_window_size: window("initial_stream_window_size", initial_stream_window_size)?,
+        initial_connection_window_size: window(
+            "initial_connection_window_size",
+            initial_connection_window_size,
+        )?,
+        allow_connect,
+        stream_error_on_invalid_message: bool_or(
+            override_stream_error_on_invalid_http_message,
+            stream_errors,
+        ),
+        keepalive: connection_keepalive
+            .map(|keepalive| self::keepalive(&at.field("connection_keepalive"), keepalive))
+            .transpose()?,
+    })
+}
+
+fn keepalive(at: &At<'_>, keepalive: core::KeepaliveSettings) -> Converted<Http2Keepalive> {
+    fields!(at, keepalive => core::KeepaliveSettings {
+        used { interval, timeout, connection_idle_interval }
+        inert { interval_jitter = "the interval is kept exactly; without it Envoy adds up to 15 %" }
+        rejected {}
+    });
+    if timeout.is_none() {
+        return Err(at.error_in("timeout", "is required"));
+    }
+    Ok(Http2Keepalive {
+        interval: duration(at, "interval", interval)?.filter(|interval| *interval > Duration::ZERO),
+        timeout: positive(at, "timeout", timeout, Duration::ZERO)?,
+        connection_idle_interval: duration(at, "connection_idle_interval", connection_idle_interval)?,
+    })
+}

@@ -1,0 +1,116 @@
+//! Retry policies.
+
+use std::time::Duration;
+
+use lateen_xds::pb::envoy::config::route::v3 as proto;
+use proto::retry_policy::{RetryBackOff, RetryHostPredicate};
+
+use super::matchers::header_matchers;
+use super::values::{Converted, backoff, number, timeout};
+use crate::error::At;
+use crate::support::fields;
+use crate::{Backoff, RetryOn, RetryPolicy};
+
+const BASE: Duration = Duration::from_millis(25);
+
+pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converted<RetryPolicy> {
+    fields!(at, message => proto::RetryPolicy {
+        used {
+            retry_on, num_retries, per_try_timeout, per_try_idle_timeout, retry_host_predicate,
+            host_selection_retry_max_attempts, retriable_status_codes, retry_back_off, retriable_headers,
+            retriable_request_headers,
+        }
+        inert {}
+        rejected {
+            retry_priority = "other priorities for retries",
+            retry_options_predicates = "options by extension",
+            rate_limited_retry_back_off = "back-off by response header",
+            refresh_cluster_on_retry = "another cluster for a retry",
+        }
+    });
+    let mut avoid_previous_hosts = false;
+    for (index, predicate) in retry_host_predicate.iter().enumerate() {
+        previous_hosts(&at.index("retry_host_predicate", index), predicate)?;
+        avoid_previous_hosts = true;
+    }
+    let attempts = u32::try_from(host_selection_retry_max_attempts)
+        .map_err(|_| at.error_in("host_selection_retry_max_attempts", "must not be negative"))?;
+    let codes = retriable_status_codes.into_iter().map(|code| {
+        let code = u16::try_from(code).ok().filter(|code| (100..600).contains(code));
+        code.ok_or_else(|| at.error_in("retriable_status_codes", "must be HTTP status codes"))
+    });
+    Ok(RetryPolicy {
+        on: conditions(at, &retry_on)?,
+        num_retries: number(num_retries).unwrap_or(1),
+        per_try_timeout: timeout(at, "per_try_timeout", per_try_timeout, None)?,
+        per_try_idle_timeout: timeout(at, "per_try_idle_timeout", per_try_idle_timeout, None)?,
+        avoid_previous_hosts,
+        host_selection_max_attempts: if attempts == 0 { 1 } else { attempts },
+        retriable_status_codes: codes.collect::<Converted<_>>()?,
+        retriable_headers: header_matchers(at, "retriable_headers", retriable_headers)?,
+        retriable_request_headers: header_matchers(
+            at,
+            "retriable_request_headers",
+            retriable_request_headers,
+        )?,
+        backoff: match retry_back_off {
+            None => Backoff { base: BASE, max: BASE * 10 },
+            Some(message) => retry_backoff(&at.field("retry_back_off"), message)?,
+        },
+    })
+}
+
+fn retry_backoff(at: &At<'_>, message: RetryBackOff) -> Converted<Backoff> {
+    fields!(at, message => RetryBackOff {
+        used { base_interval, max_interval }
+        inert {}
+        rejected {}
+    });
+    if base_interval.is_none() {
+        return Err(at.error_in("base_interval", "is required"));
+    }
+    backoff(at, base_interval, max_interval, BASE)
+}
+
+/// The one predicate Envoy's users have use for.
+fn previous_hosts(at: &At<'_>, predicate: &RetryHostPredicate) -> Converted<()> {
+    let proto::retry_policy::RetryHostPredicate { name, config_type } = predicate;
+    let type_url = match config_type {
+        Some(proto::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any)) => {
+            any.type_url.as_str()
+        }
+        None => "",
+    };
+    let by_type = type_url.ends_with("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate");
+    if by_type || (type_url.is_empty() && name == "envoy.retry_host_predicates.previous_hosts") {
+        return Ok(());
+    }
+    Err(at.error(format!("{name:?} is not supported; envoy.retry_host_predicates.previous_hosts is")))
+}
+
+fn conditions(at: &At<'_>, list: &str) -> Converted<RetryOn> {
+    let mut on = RetryOn::default();
+    for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let condition = match name {
+            "5xx" => &mut on.server_error,
+            "gateway-error" => &mut on.gateway_error,
+            "reset" => &mut on.reset,
+            "reset-before-request" => &mut on.reset_before_request,
+            "connect-failure" => &mut on.connect_failure,
+            "envoy-ratelimited" => &mut on.envoy_ratelimited,
+            "retriable-4xx" => &mut on.retriable_4xx,
+            "refused-stream" => &mut on.refused_stream,
+            "retriable-status-codes" => &mut on.retriable_status_codes,
+            "retriable-headers" => &mut on.retriable_headers,
+            "http3-post-connect-failure" => &mut on.http3_post_connect_failure,
+            "cancelled" => &mut on.grpc_cancelled,
+            "deadline-exceeded" => &mut on.grpc_deadline_exceeded,
+            "internal" => &mut on.grpc_internal,
+            "resource-exhausted" => &mut on.grpc_resource_exhausted,
+            "unavailable" => &mut on.grpc_unavailable,
+            unknown => return Err(at.error_in("retry_on", format!("unknown condition {unknown:?}"))),
+        };
+        *condition = true;
+    }
+    Ok(on)
+}

@@ -1,0 +1,521 @@
+//! Route configurations, virtual hosts, routes and their matches.
+#![allow(deprecated)]
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use lateen_xds::pb::envoy::config::route::v3 as proto;
+
+use super::cluster_names::ClusterNames;
+use super::matchers::{
+    full_regex, header_matchers, header_name, header_names, header_value, mutations, query_parameter,
+    regex_rewrite,
+};
+use super::retry::retry_policy;
+use super::values::{
+    Converted, bool_or, data_source, duration, enumeration, fraction, number, port, required, timeout,
+};
+use crate::error::At;
+use crate::support::fields;
+use crate::{
+    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, PathMatcher,
+    PathRedirect, PathRewrite, Redirect, RequireTls, Route, RouteConfiguration, RouteMatcher, RouteTable,
+    TextFormat, UpgradeConfig, VirtualHost, WeightedCluster, WeightedClusters, WeightedTarget,
+};
+
+const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
+
+/// What all routes of a configuration share while they are converted.
+struct Shared {
+    names: ClusterNames,
+    max_body: u32,
+}
+
+pub(super) fn route_configuration(
+    at: &At<'_>,
+    message: proto::RouteConfiguration,
+) -> Converted<RouteConfiguration> {
+    fields!(at, message => proto::RouteConfiguration {
+        used {
+            name, virtual_hosts, internal_only_headers, response_headers_to_add, response_headers_to_remove,
+            request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
+            max_direct_response_body_size_bytes, ignore_port_in_host_matching,
+        }
+        inert {
+            validate_clusters = "a route to a cluster that does not exist answers with cluster_not_found_response_code",
+            metadata = "no supported extension reads it; it stays in config_dump",
+        }
+        rejected {
+            vhds = "virtual host discovery",
+            cluster_specifier_plugins = "plugins",
+            request_mirror_policies = "mirroring",
+            vhost_header = "the virtual host by header",
+            ignore_path_parameters_in_path_matching = "path parameters",
+            typed_per_filter_config = "no HTTP filter but the router is there to configure",
+            route_specifiers = "plugins",
+        }
+    });
+    let max_body = number(max_direct_response_body_size_bytes).unwrap_or(MAX_DIRECT_RESPONSE_BODY);
+    let mut shared = Shared { names: ClusterNames::default(), max_body };
+    let hosts = virtual_hosts
+        .into_iter()
+        .enumerate()
+        .map(|(index, host)| virtual_host(&at.index("virtual_hosts", index), host, &mut shared).map(Arc::new))
+        .collect::<Converted<Vec<_>>>()?;
+    let table = RouteTable::new(hosts, shared.names.into_list(), ignore_port_in_host_matching)
+        .map_err(|reason| at.error_in("virtual_hosts", reason))?;
+    Ok(RouteConfiguration {
+        name: name.into(),
+        table,
+        internal_only_headers: header_names(at, "internal_only_headers", internal_only_headers)?,
+        request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
+        response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
+        most_specific_header_mutations_wins,
+        max_direct_response_body_size_bytes: max_body,
+    })
+}
+
+fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -> Converted<VirtualHost> {
+    use proto::virtual_host::TlsRequirementType;
+    fields!(at, message => proto::VirtualHost {
+        used {
+            name, domains, routes, require_tls, request_headers_to_add, request_headers_to_remove,
+            response_headers_to_add, response_headers_to_remove, include_request_attempt_count,
+            include_attempt_count_in_response, retry_policy,
+        }
+        inert { metadata = "no supported extension reads it; it stays in config_dump" }
+        rejected {
+            matcher = "matcher trees",
+            virtual_clusters = "virtual clusters",
+            rate_limits = "rate limits",
+            cors = "CORS",
+            typed_per_filter_config = "no HTTP filter but the router is there to configure",
+            retry_policy_typed_config = "retry policies by extension",
+            hedge_policy = "hedging",
+            include_is_timeout_retry_header = "x-envoy-is-timeout-retry",
+            per_request_buffer_limit_bytes = "a limit on request buffers",
+            request_body_buffer_limit = "a limit on request buffers",
+            request_mirror_policies = "mirroring",
+            route_specifiers = "plugins",
+        }
+    });
+    if domains.is_empty() {
+        return Err(at.error_in("domains", "must not be empty"));
+    }
+    let routes = routes.into_iter().enumerate();
+    Ok(VirtualHost {
+        name: super::values::nonempty(at, "name", name)?,
+        domains: domains.into_iter().map(Into::into).collect(),
+        routes: routes
+            .map(|(index, route)| self::route(&at.index("routes", index), route, shared).map(Arc::new))
+            .collect::<Converted<_>>()?,
+        require_tls: match enumeration(at, "require_tls", require_tls)? {
+            TlsRequirementType::None => RequireTls::None,
+            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            TlsRequirementType::All => RequireTls::All,
+        },
+        request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
+        response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy: retry_policy
+            .map(|policy| super::retry::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
+            .transpose()?,
+    })
+}
+
+fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<Route> {
+    fields!(at, message => proto::Route {
+        used {
+            name, r#match, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
+            response_headers_to_remove, action,
+        }
+        inert {
+            metadata = "no supported extension reads it; it stays in config_dump",
+            decorator = "it names trace spans, and there is no tracing",
+        }
+        rejected {
+            typed_per_filter_config = "no HTTP filter but the router is there to configure",
+            tracing = "tracing",
+            per_request_buffer_limit_bytes = "a limit on request buffers",
+            stat_prefix = "stats for one route",
+            request_body_buffer_limit = "a limit on request buffers",
+            route_specifiers = "plugins",
+        }
+        variants { filter_action = "actions by filters" }
+    });
+    let matching = route_match(&at.field("match"), required(at, "match", r#match)?)?;
+    let action = match required(at, "action", action)? {
+        proto::route::Action::Route(forward) => {
+            Action::Forward(Box::new(self::forward(&at.field("route"), forward, shared)?))
+        }
+        proto::route::Action::Redirect(redirect) => {
+            Action::Redirect(Box::new(self::redirect(&at.field("redirect"), redirect)?))
+        }
+        proto::route::Action::DirectResponse(response) => {
+            Action::DirectResponse(direct_response(&at.field("direct_response"), response, shared.max_body)?)
+        }
+        proto::route::Action::NonForwardingAction(_) => Action::NonForwarding,
+        proto::route::Action::FilterAction(_) => {
+            return Err(at.error_in("filter_action", "not supported: actions by filters"));
+        }
+    };
+    Ok(Route {
+        name: name.into(),
+        matching,
+        action,
+        request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
+        response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
+    })
+}
+
+fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatcher> {
+    use proto::route_match::PathSpecifier;
+    fields!(at, message => proto::RouteMatch {
+        used { case_sensitive, runtime_fraction, headers, query_parameters, grpc, path_specifier }
+        inert {}
+        rejected {
+            cookies = "matches on cookies; match the cookie header",
+            tls_context = "matches on the client's certificate",
+            dynamic_metadata = "matches on dynamic metadata",
+            filter_state = "matches on filter state",
+        }
+        variants { connect_matcher = "CONNECT", path_match_policy = "path matches by extension" }
+    });
+    let case_sensitive = bool_or(case_sensitive, true);
+    let text = |value: String| -> Box<str> {
+        if case_sensitive { value.into() } else { value.to_ascii_lowercase().into() }
+    };
+    let path = match required(at, "path_specifier", path_specifier)? {
+        PathSpecifier::Prefix(value) => PathMatcher::Prefix { value: text(value), case_sensitive },
+        PathSpecifier::Path(value) => PathMatcher::Exact { value: text(value), case_sensitive },
+        PathSpecifier::SafeRegex(regex) => PathMatcher::Regex(full_regex(&at.field("safe_regex"), regex)?),
+        PathSpecifier::PathSeparatedPrefix(value) => {
+            if value.len() < 2
+                || !value.starts_with('/')
+                || value.ends_with('/')
+                || value.contains(['?', '#'])
+            {
+                let reason = "must begin with / and something after it, without / at the end, ? or #";
+                return Err(at.error_in("path_separated_prefix", reason));
+            }
+            PathMatcher::SeparatedPrefix { value: text(value), case_sensitive }
+        }
+        PathSpecifier::ConnectMatcher(_) => {
+            return Err(at.error_in("connect_matcher", "not supported: CONNECT"));
+        }
+        PathSpecifier::PathMatchPolicy(_) => {
+            return Err(at.error_in("path_match_policy", "not supported: path matches by extension"));
+        }
+    };
+    let parameters = query_parameters.into_iter().enumerate();
+    // The runtime key could override the default; without a runtime the default counts.
+    let percent = runtime_fraction.and_then(|runtime| runtime.default_value);
+    Ok(RouteMatcher {
+        path,
+        headers: header_matchers(at, "headers", headers)?,
+        query_parameters: parameters
+            .map(|(index, parameter)| query_parameter(&at.index("query_parameters", index), parameter))
+            .collect::<Converted<_>>()?,
+        runtime_fraction: percent
+            .map(|percent| fraction(&at.field("runtime_fraction"), percent))
+            .transpose()?,
+        grpc: grpc.is_some(),
+    })
+}
+
+fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Converted<Forward> {
+    use proto::route_action::ClusterNotFoundResponseCode;
+    fields!(at, message => proto::RouteAction {
+        used {
+            cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
+            timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
+            host_rewrite_specifier,
+        }
+        inert {}
+        rejected {
+            metadata_match = "subsets of endpoints",
+            path_rewrite_policy = "rewrites by extension",
+            flush_timeout = "a time-out of its own for flushing; use idle_timeout",
+            early_data_policy = "policies for early data",
+            retry_policy_typed_config = "retry policies by extension",
+            request_mirror_policies = "mirroring",
+            rate_limits = "rate limits",
+            include_vh_rate_limits = "rate limits",
+            hash_policy = "consistent hashing",
+            cors = "CORS",
+            max_grpc_timeout = "use max_stream_duration.grpc_timeout_header_max",
+            grpc_timeout_offset = "use max_stream_duration.grpc_timeout_header_offset",
+            internal_redirect_policy = "internal redirects",
+            internal_redirect_action = "internal redirects",
+            max_internal_redirects = "internal redirects",
+            hedge_policy = "hedging",
+        }
+        variants {
+            cluster_specifier_plugin = "plugins",
+            inline_cluster_specifier_plugin = "plugins",
+        }
+    });
+    let path_rewrite = match (prefix_rewrite.as_str(), regex_rewrite, path_rewrite.as_str()) {
+        ("", None, "") => PathRewrite::None,
+        (prefix, None, "") => PathRewrite::Prefix(prefix.into()),
+        ("", Some(rewrite), "") => {
+            PathRewrite::Regex(self::regex_rewrite(&at.field("regex_rewrite"), rewrite)?)
+        }
+        ("", None, format) => PathRewrite::Path(text_format(at, "path_rewrite", format)?),
+        _ => {
+            let reason = "only one of prefix_rewrite, regex_rewrite and path_rewrite may be set";
+            return Err(at.error_in("prefix_rewrite", reason));
+        }
+    };
+    let status = match enumeration(at, "cluster_not_found_response_code", cluster_not_found_response_code)? {
+        ClusterNotFoundResponseCode::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ClusterNotFoundResponseCode::NotFound => StatusCode::NOT_FOUND,
+        ClusterNotFoundResponseCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let idle_timeout = duration(at, "idle_timeout", idle_timeout)?;
+    Ok(Forward {
+        cluster: self::cluster_specifier(at, required(at, "cluster_specifier", cluster_specifier)?, shared)?,
+        cluster_not_found_status: status,
+        path_rewrite,
+        host_rewrite: host_rewrite_specifier
+            .map(|rewrite| host_rewrite(at, rewrite))
+            .transpose()?
+            .unwrap_or(HostRewrite::None),
+        append_x_forwarded_host,
+        timeout: self::timeout(at, "timeout", timeout, Some(std::time::Duration::from_secs(15)))?,
+        idle_timeout: idle_timeout.map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
+        retry_policy: retry_policy
+            .map(|policy| self::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
+            .transpose()?,
+        high_priority: priority == lateen_xds::pb::envoy::config::core::v3::RoutingPriority::High as i32,
+        upgrades: route_upgrades(at, upgrade_configs)?,
+        max_stream_duration: max_stream_duration
+            .map(|limits| self::max_stream_duration(&at.field("max_stream_duration"), limits))
+            .transpose()?,
+    })
+}
+
+fn text_format(at: &At<'_>, field: &str, format: &str) -> Converted<TextFormat> {
+    TextFormat::parse(format, true).map_err(|error| at.error_in(field, error.to_string()))
+}
+
+fn route_upgrades(
+    at: &At<'_>,
+    configs: Vec<proto::route_action::UpgradeConfig>,
+) -> Converted<Vec<UpgradeConfig>> {
+    let convert = |(index, config): (usize, proto::route_action::UpgradeConfig)| {
+        let at = at.index("upgrade_configs", index);
+        fields!(&at, config => proto::route_action::UpgradeConfig {
+            used { upgrade_type, enabled }
+            inert {}
+            rejected { connect_config = "CONNECT" }
+        });
+        let upgrade_type = super::hcm::upgrade(&at, &upgrade_type)?;
+        Ok(UpgradeConfig { upgrade_type, enabled: bool_or(enabled, true) })
+    };
+    configs.into_iter().enumerate().map(convert).collect()
+}
+
+fn max_stream_duration(
+    at: &At<'_>,
+    limits: proto::route_action::MaxStreamDuration,
+) -> Converted<MaxStreamDuration> {
+    fields!(at, limits => proto::route_action::MaxStreamDuration {
+        used { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset }
+        inert {}
+        rejected {}
+    });
+    // Zero means "no limit" in both.
+    let limit = |field, value| {
+        duration(at, field, value)
+            .map(|limit| limit.map(|limit| Some(limit).filter(|limit| !limit.is_zero())))
+    };
+    Ok(MaxStreamDuration {
+        max_stream_duration: limit("max_stream_duration", max_stream_duration)?,
+        grpc_timeout_header_max: limit("grpc_timeout_header_max", grpc_timeout_header_max)?,
+        grpc_timeout_header_offset: duration(at, "grpc_timeout_header_offset", grpc_timeout_header_offset)?,
+    })
+}
+
+fn cluster_specifier(
+    at: &At<'_>,
+    specifier: proto::route_action::ClusterSpecifier,
+    shared: &mut Shared,
+) -> Converted<ClusterSpecifier> {
+    use proto::route_action::ClusterSpecifier as Specifier;
+    match specifier {
+        Specifier::Cluster(name) if name.is_empty() => Err(at.error_in("cluster", "must not be empty")),
+        Specifier::Cluster(name) => Ok(ClusterSpecifier::Cluster(shared.names.reference(&name))),
+        Specifier::ClusterHeader(name) => {
+            Ok(ClusterSpecifier::Header(header_name(at, "cluster_header", &name)?))
+        }
+        Specifier::WeightedClusters(weighted) => {
+            weighted_clusters(&at.field("weighted_clusters"), weighted, shared)
+                .map(ClusterSpecifier::Weighted)
+        }
+        Specifier::ClusterSpecifierPlugin(_) => {
+            Err(at.error_in("cluster_specifier_plugin", "not supported: plugins"))
+        }
+        Specifier::InlineClusterSpecifierPlugin(_) => {
+            Err(at.error_in("inline_cluster_specifier_plugin", "not supported: plugins"))
+        }
+    }
+}
+
+fn weighted_clusters(
+    at: &At<'_>,
+    message: proto::WeightedCluster,
+    shared: &mut Shared,
+) -> Converted<WeightedClusters> {
+    use proto::weighted_cluster::RandomValueSpecifier;
+    fields!(at, message => proto::WeightedCluster {
+        used { clusters, random_value_specifier }
+        inert {
+            total_weight = "the sum of the weights counts",
+            runtime_key_prefix = "there is no runtime; the weights count",
+        }
+        rejected {}
+        variants { use_hash_policy = "consistent hashing" }
+    });
+    let clusters = clusters
+        .into_iter()
+        .enumerate()
+        .map(|(index, cluster)| weighted_cluster(&at.index("clusters", index), cluster, shared))
+        .collect::<Converted<Vec<_>>>()?;
+    let total_weight: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
+    if total_weight == 0 {
+        return Err(at.error_in("clusters", "the sum of the weights must be greater than 0"));
+    }
+    let random_header = match random_value_specifier {
+        None => None,
+        Some(RandomValueSpecifier::HeaderName(name)) => Some(header_name(at, "header_name", &name)?),
+        Some(RandomValueSpecifier::UseHashPolicy(value)) if !value.value => None,
+        Some(RandomValueSpecifier::UseHashPolicy(_)) => {
+            return Err(at.error_in("use_hash_policy", "not supported: consistent hashing"));
+        }
+    };
+    Ok(WeightedClusters { clusters, total_weight, random_header })
+}
+
+fn weighted_cluster(
+    at: &At<'_>,
+    message: proto::weighted_cluster::ClusterWeight,
+    shared: &mut Shared,
+) -> Converted<WeightedCluster> {
+    use proto::weighted_cluster::ClusterWeight;
+    use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
+    fields!(at, message => ClusterWeight {
+        used {
+            name, cluster_header, weight, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
+            response_headers_to_remove, host_rewrite_specifier,
+        }
+        inert {}
+        rejected {
+            metadata_match = "subsets of endpoints",
+            typed_per_filter_config = "no HTTP filter but the router is there to configure",
+        }
+    });
+    let cluster = match (name.as_str(), cluster_header.as_str()) {
+        ("", "") => return Err(at.error_in("name", "name or cluster_header is required")),
+        (name, "") => WeightedTarget::Cluster(shared.names.reference(name)),
+        ("", header) => WeightedTarget::Header(header_name(at, "cluster_header", header)?),
+        _ => return Err(at.error_in("cluster_header", "must not be set together with name")),
+    };
+    let host_rewrite = host_rewrite_specifier.map(|rewrite| {
+        let HostRewriteSpecifier::HostRewriteLiteral(literal) = rewrite;
+        header_value(at, "host_rewrite_literal", &literal)
+    });
+    Ok(WeightedCluster {
+        cluster,
+        weight: required(at, "weight", number(weight))?,
+        request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
+        response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
+        host_rewrite: host_rewrite.transpose()?,
+    })
+}
+
+fn host_rewrite(at: &At<'_>, specifier: proto::route_action::HostRewriteSpecifier) -> Converted<HostRewrite> {
+    use proto::route_action::HostRewriteSpecifier as Specifier;
+    Ok(match specifier {
+        Specifier::HostRewriteLiteral(value) => {
+            HostRewrite::Literal(header_value(at, "host_rewrite_literal", &value)?)
+        }
+        Specifier::AutoHostRewrite(value) if value.value => HostRewrite::Auto,
+        Specifier::AutoHostRewrite(_) => HostRewrite::None,
+        Specifier::HostRewriteHeader(name) => {
+            HostRewrite::Header(header_name(at, "host_rewrite_header", &name)?)
+        }
+        Specifier::HostRewritePathRegex(rewrite) => {
+            HostRewrite::PathRegex(regex_rewrite(&at.field("host_rewrite_path_regex"), rewrite)?)
+        }
+        Specifier::HostRewrite(format) => HostRewrite::Format(text_format(at, "host_rewrite", &format)?),
+    })
+}
+
+fn redirect(at: &At<'_>, message: proto::RedirectAction) -> Converted<Redirect> {
+    use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+    fields!(at, message => proto::RedirectAction {
+        used {
+            host_redirect, port_redirect, response_code, strip_query, scheme_rewrite_specifier, path_rewrite_specifier,
+        }
+        inert {}
+        rejected {}
+        variants { path_rewrite = "paths by format" }
+    });
+    let scheme: Option<Box<str>> = match scheme_rewrite_specifier {
+        Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => Some(scheme.to_ascii_lowercase().into()),
+        Some(SchemeRewriteSpecifier::HttpsRedirect(false)) | None => None,
+    };
+    let path = match path_rewrite_specifier {
+        None => PathRedirect::Keep,
+        Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => PathRedirect::Keep,
+        Some(PathRewriteSpecifier::PathRedirect(path)) => PathRedirect::Path(path.into()),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => PathRedirect::Prefix(prefix.into()),
+        Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
+            PathRedirect::Regex(regex_rewrite(&at.field("regex_rewrite"), rewrite)?)
+        }
+        Some(PathRewriteSpecifier::PathRewrite(_)) => {
+            return Err(at.error_in("path_rewrite", "not supported: paths by format"));
+        }
+    };
+    Ok(Redirect {
+        scheme,
+        host: (!host_redirect.is_empty()).then(|| host_redirect.into()),
+        port: (port_redirect != 0).then(|| port(at, "port_redirect", port_redirect)).transpose()?,
+        path,
+        status: match enumeration(at, "response_code", response_code)? {
+            RedirectResponseCode::MovedPermanently => StatusCode::MOVED_PERMANENTLY,
+            RedirectResponseCode::Found => StatusCode::FOUND,
+            RedirectResponseCode::SeeOther => StatusCode::SEE_OTHER,
+            RedirectResponseCode::TemporaryRedirect => StatusCode::TEMPORARY_REDIRECT,
+            RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
+        },
+        strip_query,
+    })
+}
+
+fn direct_response(
+    at: &At<'_>,
+    message: proto::DirectResponseAction,
+    max_body: u32,
+) -> Converted<DirectResponse> {
+    fields!(at, message => proto::DirectResponseAction {
+        used { status, body }
+        inert {}
+        rejected { body_format = "formatted bodies" }
+    });
+    let code = u16::try_from(status).ok().filter(|status| (200..600).contains(status));
+    let code = code.and_then(|status| StatusCode::from_u16(status).ok());
+    let body = body.map(|source| data_source(&at.field("body"), source)).transpose()?.unwrap_or_default();
+    if body.len() > max_body as usize {
+        let reason =
+            format!("has {} bytes; max_direct_response_body_size_bytes allows {max_body}", body.len());
+        return Err(at.error_in("body", reason));
+    }
+    Ok(DirectResponse {
+        status: code.ok_or_else(|| at.error_in("status", format!("{status} is not between 200 and 599")))?,
+        body: body.into(),
+    })
+}
