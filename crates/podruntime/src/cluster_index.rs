@@ -1,10 +1,6 @@
 //! Services with their endpoints, in the form cluster DNS and service addresses are derived from.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
@@ -192,7 +188,11 @@ pub(crate) mod tests {
     }
 
     /// A slice of `service`.
-    pub(crate) fn slice(service: &str, endpoints: serde_json::Value, ports: serde_json::Value) -> serde_json::Value {
+    pub(crate) fn slice(
+        service: &str,
+        endpoints: serde_json::Value,
+        ports: serde_json::Value,
+    ) -> serde_json::Value {
         json!({
             "metadata": { "namespace": "default", "name": format!("{service}-x"), "labels": { SERVICE_NAME: service } },
             "addressType": "IPv4", "endpoints": endpoints, "ports": ports,
@@ -203,14 +203,26 @@ pub(crate) mod tests {
     fn joins_services_and_slices() {
         let index = index(
             &[
-                service("web", "10.96.0.7", json!([{ "name": "http", "port": 80, "nodePort": 30080 }, { "name": "s", "port": 5, "protocol": "SCTP" }])),
+                service(
+                    "web",
+                    "10.96.0.7",
+                    json!([{ "name": "http", "port": 80, "nodePort": 30080 }, { "name": "s", "port": 5, "protocol": "SCTP" }]),
+                ),
                 service("six", "fd00::1", json!([])),
                 service("db", "None", json!([{ "port": 5432 }])),
             ],
             &[
-                slice("web", json!([{ "addresses": ["10.244.0.9"], "conditions": { "ready": false, "serving": true } }, { "addresses": ["10.244.0.4"] }]), json!([{ "name": "http", "port": 8080 }])),
+                slice(
+                    "web",
+                    json!([{ "addresses": ["10.244.0.9"], "conditions": { "ready": false, "serving": true } }, { "addresses": ["10.244.0.4"] }]),
+                    json!([{ "name": "http", "port": 8080 }]),
+                ),
                 slice("gone", json!([{ "addresses": ["10.244.0.5"] }]), json!([])),
-                slice("web", json!([{ "addresses": ["10.244.0.4"] }]), json!([{ "name": "http", "port": 8080 }])),
+                slice(
+                    "web",
+                    json!([{ "addresses": ["10.244.0.4"] }]),
+                    json!([{ "name": "http", "port": 8080 }]),
+                ),
             ],
         );
         assert_eq!(index.len(), 2);

@@ -102,8 +102,9 @@ impl RuntimeConfig {
     /// # Errors
     /// [`RuntimeError::Host`] when the running program can't be found.
     pub fn new() -> Result<Self, RuntimeError> {
-        let executable = std::env::current_exe()
-            .map_err(|error| RuntimeError::Host(format!("the running program's path can't be read: {error}")))?;
+        let executable = std::env::current_exe().map_err(|error| {
+            RuntimeError::Host(format!("the running program's path can't be read: {error}"))
+        })?;
         let binaries = executable.parent().map(PathBuf::from).unwrap_or_default();
         Ok(Self {
             node_name: "lateen".to_owned(),
@@ -130,8 +131,7 @@ mod tests {
 
     #[test]
     fn bad_ranges() {
-        let overlapping =
-            Network { service_cidr: "10.244.128.0/20".parse().unwrap(), ..Network::default() };
+        let overlapping = Network { service_cidr: "10.244.128.0/20".parse().unwrap(), ..Network::default() };
         let outside = Network { node_ip: Ipv4Addr::new(10, 1, 0, 1), ..Network::default() };
         let small = Network { pod_cidr: "10.244.0.0/30".parse().unwrap(), ..Network::default() };
         for bad in [overlapping, outside, small] {

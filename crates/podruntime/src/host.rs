@@ -29,7 +29,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// [`RuntimeError::Host`] with one sentence that names what is missing and the remedy.
 pub fn host_check() -> Result<(), RuntimeError> {
     if !geteuid().is_root() {
-        return Err(RuntimeError::Host("pods need root (network namespaces and mounts); run with sudo".to_owned()));
+        return Err(RuntimeError::Host(
+            "pods need root (network namespaces and mounts); run with sudo".to_owned(),
+        ));
     }
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -155,7 +157,9 @@ fn processes_in(namespaces: &[u64]) -> Vec<Pid> {
         .filter_map(|name| name.parse::<i32>().ok())
         .filter(|pid| *pid != own)
         // A zombie has no namespaces any more, so the link can't be followed.
-        .filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|file| namespaces.contains(&file.ino())))
+        .filter(|pid| {
+            fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|file| namespaces.contains(&file.ino()))
+        })
         .map(Pid::from_raw)
         .collect()
 }

@@ -56,7 +56,9 @@ impl ImageMap {
     /// [`RuntimeError::Config`] when there is no `=`, an empty side, or an open quote.
     pub fn add(&mut self, mapping: &str) -> Result<(), RuntimeError> {
         let bad = |why: &str| {
-            RuntimeError::Config(format!("image mapping {mapping:?}: {why}; expected REF=COMMAND, for example `example/app=/opt/app --port 8080`"))
+            RuntimeError::Config(format!(
+                "image mapping {mapping:?}: {why}; expected REF=COMMAND, for example `example/app=/opt/app --port 8080`"
+            ))
         };
         let (image, command) = mapping.split_once('=').ok_or_else(|| bad("there is no '='"))?;
         let command = split_words(command).ok_or_else(|| bad("a quote is not closed"))?;
@@ -74,12 +76,19 @@ impl ImageMap {
     ///
     /// # Errors
     /// [`RuntimeError::Pod`] when the image has no mapping (the message names the flag) or there is nothing to run.
-    pub fn resolve(&self, image: &str, command: &[String], args: &[String]) -> Result<Invocation, RuntimeError> {
+    pub fn resolve(
+        &self,
+        image: &str,
+        command: &[String],
+        args: &[String],
+    ) -> Result<Invocation, RuntimeError> {
         let name = repository(image);
         let mapping = match self.custom.get(name) {
             Some(command) => Mapping::Custom { command: command.clone() },
             None => built_in(name).ok_or_else(|| {
-                RuntimeError::Pod(format!("no mapping for image {image}; map it with `lateen up --image {name}=COMMAND`"))
+                RuntimeError::Pod(format!(
+                    "no mapping for image {image}; map it with `lateen up --image {name}=COMMAND`"
+                ))
             })?,
         };
         let command = match mapping {
@@ -208,7 +217,12 @@ mod tests {
             ("lateen/pilot:dev", "", "discovery", "/opt/lateen/lateend discovery"),
             ("docker.io/lateen/proxyv2", "", "proxy sidecar", "/opt/lateen/lateen-proxy proxy sidecar"),
             ("lateen/proxyv2", "/usr/local/bin/lateen-proxy wait", "", "/opt/lateen/lateen-proxy wait"),
-            ("gcr.io/tetratelabs/customers:2.0.0", "", "", "/opt/lateen/lateen-samples customers --tag 2.0.0"),
+            (
+                "gcr.io/tetratelabs/customers:2.0.0",
+                "",
+                "",
+                "/opt/lateen/lateen-samples customers --tag 2.0.0",
+            ),
             ("gcr.io/tetratelabs/web-frontend:1.0.0", "", "", "/opt/lateen/lateen-samples web-frontend"),
             ("gcr.io/tetratelabs/hello-world:1.0.0", "sh -c", "true", "sh -c true"),
             ("docker.io/kong/httpbin:0.1.0", "", "", "/opt/lateen/lateen-samples httpbin"),
@@ -229,7 +243,10 @@ mod tests {
                 Ok(invocation) => assert_eq!(invocation.command, words(expected), "{image}"),
                 Err(error) => {
                     assert!(expected.is_empty(), "{image}: {error}");
-                    assert!(error.to_string().contains("--image localhost:5000/library/nginx=COMMAND"), "{error}");
+                    assert!(
+                        error.to_string().contains("--image localhost:5000/library/nginx=COMMAND"),
+                        "{error}"
+                    );
                 }
             }
         }

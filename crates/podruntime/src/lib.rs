@@ -6,21 +6,39 @@
 //! subcommand `container-run`.
 #![cfg(target_os = "linux")]
 
+mod atomic_dir;
+mod backend;
 mod cluster_index;
 mod command;
 mod config;
+mod container;
+mod container_log;
 mod container_run;
 mod dns;
+mod environment;
 mod error;
+mod events;
+mod exec_session;
+mod fields;
+mod grpc_health;
 mod host;
 pub mod images;
 mod ipam;
 mod mountinfo;
 mod names;
 mod netns;
+mod pod;
+mod probe;
+mod probing;
+mod quantity;
+mod records;
 mod runtime;
 mod sandbox;
 mod service_rules;
+mod sources;
+mod status;
+mod volumes;
+mod watch;
 
 pub use config::{Network, RuntimeConfig};
 pub use container_run::container_run_main;

@@ -50,7 +50,9 @@ impl Sandbox {
         let [a, b, c, d] = address.octets();
         let pod_mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
         command::ip(&[
-            format!("link add {veth} address {HOST_MAC} type veth peer name eth0 address {pod_mac} netns {netns}"),
+            format!(
+                "link add {veth} address {HOST_MAC} type veth peer name eth0 address {pod_mac} netns {netns}"
+            ),
             format!("link set {veth} up"),
             format!("route replace {address}/32 dev {veth} scope link src {}", network.node_ip),
             format!("neigh replace {address} lladdr {pod_mac} dev {veth} nud permanent"),

@@ -134,7 +134,10 @@ fn service_chain(number: usize, rule: &Rule) -> String {
         (backends, false) => format!("numgen random mod {} map {}", backends.len(), backend_map(backends)),
     };
     let keyword = if rule.backends.len() == 1 { "dnat to" } else { "dnat ip to" };
-    format!("  chain service-{number} {{\n    meta l4proto {} {keyword} {choice}\n  }}\n", rule.protocol.as_str())
+    format!(
+        "  chain service-{number} {{\n    meta l4proto {} {keyword} {choice}\n  }}\n",
+        rule.protocol.as_str()
+    )
 }
 
 fn backend_map(backends: &[SocketAddrV4]) -> String {
@@ -187,7 +190,10 @@ mod tests {
         let rules = rules(&index(&[web, empty, own], &slices), &[Ipv4Addr::new(10, 96, 0, 1)]);
         assert_eq!(rules.len(), 1);
         assert_eq!(rules[0].addresses, [Ipv4Addr::new(10, 96, 0, 7), Ipv4Addr::new(10, 97, 0, 1)]);
-        assert_eq!(rules[0].backends, ["10.244.0.4:8080".parse().unwrap(), "10.244.0.5:8080".parse().unwrap()]);
+        assert_eq!(
+            rules[0].backends,
+            ["10.244.0.4:8080".parse().unwrap(), "10.244.0.5:8080".parse().unwrap()]
+        );
 
         let script = script(&Names::default(), &Network::default(), &rules);
         for expected in [

@@ -82,7 +82,8 @@ fn prepare(spec: &ExecSpec) -> Result<(), RuntimeError> {
     }
     identity::own_standard_streams(&spec.identity)?;
     identity::assume(&spec.identity)?;
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(RuntimeError::system("tying the command to its session"))?;
+    prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(RuntimeError::system("tying the command to its session"))?;
     chdir(&spec.working_dir)
         .map_err(RuntimeError::system(format!("changing to {}", spec.working_dir.display())))
 }

@@ -15,7 +15,8 @@ use crate::RuntimeError;
 pub(super) fn own_standard_streams(identity: &Identity) -> Result<(), RuntimeError> {
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     for stream in [std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
-        fchown(stream, Some(uid), Some(gid)).map_err(RuntimeError::system("giving away the output streams"))?;
+        fchown(stream, Some(uid), Some(gid))
+            .map_err(RuntimeError::system("giving away the output streams"))?;
     }
     Ok(())
 }
@@ -37,7 +38,8 @@ pub(super) fn assume(identity: &Identity) -> Result<(), RuntimeError> {
     set_keep_capabilities(true).map_err(failed)?;
     setuid(Uid::from_raw(identity.uid)).map_err(RuntimeError::system("setting the user"))?;
     let all = before.permitted;
-    set_capabilities(None, CapabilitySets { effective: all, permitted: all, inheritable: all }).map_err(failed)?;
+    set_capabilities(None, CapabilitySets { effective: all, permitted: all, inheritable: all })
+        .map_err(failed)?;
     for capability in all.iter() {
         configure_capability_in_ambient_set(capability, true).map_err(failed)?;
     }

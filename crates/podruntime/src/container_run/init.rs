@@ -23,7 +23,8 @@ use crate::RuntimeError;
 
 pub(super) fn main() -> Result<i32, RuntimeError> {
     let socket = supervise::standard_input_socket()?;
-    let mut reader = BufReader::new(socket.try_clone().map_err(RuntimeError::system("the supervisor's socket"))?);
+    let mut reader =
+        BufReader::new(socket.try_clone().map_err(RuntimeError::system("the supervisor's socket"))?);
     let mut line = String::new();
     reader.read_line(&mut line).map_err(RuntimeError::system("reading the container's specification"))?;
     let spec: ContainerSpec = serde_json::from_str(&line)
@@ -65,7 +66,8 @@ fn prepare(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     identity::own_standard_streams(&spec.identity)?;
     identity::assume(&spec.identity)?;
     // After the change of user, which resets it: the container ends with its supervisor.
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(RuntimeError::system("tying the container to its supervisor"))
+    prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(RuntimeError::system("tying the container to its supervisor"))
 }
 
 fn report(mut socket: &UnixStream, report: &Report) {
@@ -78,7 +80,8 @@ fn report(mut socket: &UnixStream, report: &Report) {
 
 fn block_signals() -> Result<SigSet, RuntimeError> {
     let signals = SigSet::all();
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).map_err(RuntimeError::system("blocking signals"))?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None)
+        .map_err(RuntimeError::system("blocking signals"))?;
     Ok(signals)
 }
 

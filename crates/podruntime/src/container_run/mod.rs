@@ -41,7 +41,8 @@ pub fn container_run_main(args: impl IntoIterator<Item = OsString>) -> i32 {
         Some(Some("exec")) => enter::main(),
         Some(Some("exec-child")) => return enter::child_main(),
         Some(_) => Err(crate::RuntimeError::Config(
-            "`container-run` is started by Lateen itself; use `kubectl exec` to run something in a pod".to_owned(),
+            "`container-run` is started by Lateen itself; use `kubectl exec` to run something in a pod"
+                .to_owned(),
         )),
     };
     result.unwrap_or_else(|error| {

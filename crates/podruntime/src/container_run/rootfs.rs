@@ -19,8 +19,10 @@ use crate::{RuntimeError, mountinfo};
 /// Where the host's root is, inside, until the mounts from it are done.
 const OLD_ROOT: &str = "/run/.host";
 /// File systems on disks, by the kernel's names. Only these are taken over when they are mounted below the root.
-const DISK_FILE_SYSTEMS: &[&str] =
-    &["bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "nfs", "nfs4", "squashfs", "virtiofs", "xfs", "zfs", "9p"];
+const DISK_FILE_SYSTEMS: &[&str] = &[
+    "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "nfs", "nfs4", "squashfs", "virtiofs",
+    "xfs", "zfs", "9p",
+];
 /// Directories that get a content of their own.
 const OWN_DIRECTORIES: &[&str] = &["/proc", "/sys", "/dev", "/run", "/tmp"];
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
@@ -117,9 +119,13 @@ fn devices(dev: &Path) -> Result<(), RuntimeError> {
         File::create(&target).map_err(RuntimeError::file(&target))?;
         bind(&Path::new("/dev").join(device), &target, false)?;
     }
-    for (link, target) in
-        [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
-    {
+    for (link, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
         symlink(target, dev.join(link)).map_err(RuntimeError::file(dev.join(link)))?;
     }
     let strict = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;

@@ -18,9 +18,12 @@ use crate::RuntimeError;
 
 pub(super) fn main() -> Result<i32, RuntimeError> {
     let daemon = standard_input_socket()?;
-    let mut from_daemon = BufReader::new(daemon.try_clone().map_err(RuntimeError::system("the daemon's socket"))?);
+    let mut from_daemon =
+        BufReader::new(daemon.try_clone().map_err(RuntimeError::system("the daemon's socket"))?);
     let mut line = String::new();
-    from_daemon.read_line(&mut line).map_err(RuntimeError::system("reading the container's specification"))?;
+    from_daemon
+        .read_line(&mut line)
+        .map_err(RuntimeError::system("reading the container's specification"))?;
     let spec: ContainerSpec = serde_json::from_str(&line)
         .map_err(|error| RuntimeError::Config(format!("the container's specification: {error}")))?;
 
@@ -31,7 +34,10 @@ pub(super) fn main() -> Result<i32, RuntimeError> {
     }
     // The PID namespace begins with the next child; the others with this process.
     unshare(
-        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWPID,
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWPID,
     )
     .map_err(RuntimeError::system("making the container's namespaces"))?;
 
@@ -55,10 +61,8 @@ pub(super) fn main() -> Result<i32, RuntimeError> {
 
 /// Standard input as the socket it is.
 pub(super) fn standard_input_socket() -> Result<UnixStream, RuntimeError> {
-    let descriptor = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(RuntimeError::system("standard input"))?;
+    let descriptor =
+        std::io::stdin().as_fd().try_clone_to_owned().map_err(RuntimeError::system("standard input"))?;
     Ok(UnixStream::from(descriptor))
 }
 

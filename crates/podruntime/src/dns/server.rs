@@ -145,7 +145,9 @@ impl DnsServer {
             match zone.lookup(&name, kind) {
                 Answer::Found { answers, additionals } => {
                     response.metadata.authoritative = true;
-                    response.authorities.extend(answers.is_empty().then(|| zone.start_of_authority()).flatten());
+                    response
+                        .authorities
+                        .extend(answers.is_empty().then(|| zone.start_of_authority()).flatten());
                     response.answers.extend(answers);
                     response.additionals.extend(additionals);
                     return None;

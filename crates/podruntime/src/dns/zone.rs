@@ -56,12 +56,18 @@ impl Zone<'_> {
             [namespace, "svc"] if self.has_namespace(namespace) => found(Vec::new()),
             [service, namespace, "svc"] => self.service(name, kind, namespace, service, None),
             [first, service, namespace, "svc"] => self.below_service(name, kind, namespace, service, first),
-            [port, protocol, service, namespace, "svc"] => match (port.strip_prefix('_'), parse_protocol(protocol)) {
-                (Some(port), Some(protocol)) => self.service(name, kind, namespace, service, Some((port, protocol))),
-                _ => Answer::Missing,
-            },
+            [port, protocol, service, namespace, "svc"] => {
+                match (port.strip_prefix('_'), parse_protocol(protocol)) {
+                    (Some(port), Some(protocol)) => {
+                        self.service(name, kind, namespace, service, Some((port, protocol)))
+                    }
+                    _ => Answer::Missing,
+                }
+            }
             [address, namespace, "pod"] => match dashed_address(address) {
-                Some(address) if self.has_namespace(namespace) || self.network.pod_cidr.contains(&address) => {
+                Some(address)
+                    if self.has_namespace(namespace) || self.network.pod_cidr.contains(&address) =>
+                {
                     found(addresses(name, kind, [address]))
                 }
                 _ => Answer::Missing,
@@ -73,7 +79,15 @@ impl Zone<'_> {
     /// The record that accompanies negative answers (RFC 2308).
     pub(super) fn start_of_authority(&self) -> Option<Record> {
         let zone = self.name("").ok()?;
-        let soa = rdata::SOA::new(self.name("ns.dns.").ok()?, self.name("hostmaster.").ok()?, 1, 7200, 1800, 86400, TTL);
+        let soa = rdata::SOA::new(
+            self.name("ns.dns.").ok()?,
+            self.name("hostmaster.").ok()?,
+            1,
+            7200,
+            1800,
+            86400,
+            TTL,
+        );
         Some(Record::from_rdata(zone, TTL, RData::SOA(soa)))
     }
 
@@ -102,25 +116,37 @@ impl Zone<'_> {
         service: &str,
         filter: PortFilter<'_>,
     ) -> Answer {
-        let Some(entry) = self.index.get(&(namespace.to_owned(), service.to_owned())) else { return Answer::Missing };
+        let Some(entry) = self.index.get(&(namespace.to_owned(), service.to_owned())) else {
+            return Answer::Missing;
+        };
         let published: Vec<&Endpoint> = published(entry).collect();
         match &entry.address {
-            Address::External(target) => match Name::from_utf8(format!("{}.", target.trim_end_matches('.'))) {
-                Ok(target) => {
-                    let alias =
-                        Record::from_rdata(name.clone(), TTL, RData::CNAME(rdata::CNAME(target.clone())));
-                    if kind == RecordType::CNAME { found(vec![alias]) } else { Answer::Alias { alias, target } }
+            Address::External(target) => {
+                match Name::from_utf8(format!("{}.", target.trim_end_matches('.'))) {
+                    Ok(target) => {
+                        let alias =
+                            Record::from_rdata(name.clone(), TTL, RData::CNAME(rdata::CNAME(target.clone())));
+                        if kind == RecordType::CNAME {
+                            found(vec![alias])
+                        } else {
+                            Answer::Alias { alias, target }
+                        }
+                    }
+                    Err(_) => Answer::Missing,
                 }
-                Err(_) => Answer::Missing,
-            },
+            }
             // A headless service without endpoints has no name (the specification, 2.4.1).
             Address::Headless if published.is_empty() => Answer::Missing,
-            _ if filter.is_some_and(|filter| !entry.ports.iter().any(|port| matches(port, filter))) => Answer::Missing,
+            _ if filter.is_some_and(|filter| !entry.ports.iter().any(|port| matches(port, filter))) => {
+                Answer::Missing
+            }
             _ if kind == RecordType::SRV => self.service_ports(name, namespace, service, entry, filter),
             // An SRV name has no addresses.
             _ if filter.is_some() => found(Vec::new()),
             Address::Virtual(address) => found(addresses(name, kind, [*address])),
-            Address::Headless => found(addresses(name, kind, published.iter().map(|endpoint| endpoint.address))),
+            Address::Headless => {
+                found(addresses(name, kind, published.iter().map(|endpoint| endpoint.address)))
+            }
         }
     }
 
@@ -168,7 +194,9 @@ impl Zone<'_> {
         service: &str,
         first: &str,
     ) -> Answer {
-        let Some(entry) = self.index.get(&(namespace.to_owned(), service.to_owned())) else { return Answer::Missing };
+        let Some(entry) = self.index.get(&(namespace.to_owned(), service.to_owned())) else {
+            return Answer::Missing;
+        };
         if let Some(protocol) = parse_protocol(first) {
             let used = entry.ports.iter().any(|port| port.protocol == protocol && !port.name.is_empty());
             return if used { found(Vec::new()) } else { Answer::Missing };
