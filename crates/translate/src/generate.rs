@@ -91,8 +91,8 @@ pub fn generate_listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     for inputs in &outbound.http {
         resources.push(cache.resource(kind, inputs, listeners_outbound::http_port));
     }
-    for inputs in &outbound.tcp {
-        resources.push(cache.resource(kind, inputs, listeners_outbound::tcp_service));
+    for inputs in &outbound.addresses {
+        resources.push(cache.resource(kind, inputs, listeners_outbound::service_address));
     }
     resources.push(cache.resource(kind, &outbound.catch_all, listeners_outbound::virtual_outbound));
     resources.push(cache.resource(

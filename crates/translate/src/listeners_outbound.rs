@@ -2,7 +2,7 @@
 //!
 //! Connections captured on 15001 go to the listener of their original destination: `VIP_PORT` if there is one, else
 //! `0.0.0.0_PORT`, else they stay on `virtualOutbound`.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lateen_xds::pb::envoy::config::core::v3 as core;
@@ -24,17 +24,17 @@ pub(crate) const OUTBOUND_PORT: u16 = 15001;
 pub(crate) struct HttpPortInputs {
     settings: Settings,
     port: u16,
-    /// Services on this port whose protocol is detected: address, and cluster for what is not HTTP.
-    detected: Vec<(IpAddr, String)>,
 }
 
-/// Everything a TCP service's listener depends on.
+/// Everything the listener of a service's address and port depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TcpInputs {
+pub(crate) struct AddressInputs {
     settings: Settings,
     address: IpAddr,
     port: u16,
     cluster: String,
+    /// Whether HTTP among it is routed (the port's protocol is undeclared).
+    detect: bool,
 }
 
 /// Everything `virtualOutbound` depends on.
@@ -46,113 +46,97 @@ pub(crate) struct VirtualInputs {
 /// The inputs of a sidecar's outbound listeners.
 pub(crate) struct OutboundInputs {
     pub(crate) http: Vec<HttpPortInputs>,
-    pub(crate) tcp: Vec<TcpInputs>,
+    pub(crate) addresses: Vec<AddressInputs>,
     pub(crate) catch_all: VirtualInputs,
 }
 
 pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
-    let mut http: BTreeMap<u16, Vec<(IpAddr, String)>> = BTreeMap::new();
-    let mut tcp: BTreeMap<(IpAddr, u16), String> = BTreeMap::new();
+    let mut http: BTreeSet<u16> = BTreeSet::new();
+    let mut addresses: BTreeMap<(IpAddr, u16), (String, bool)> = BTreeMap::new();
     for service in &scope.services {
         for port in service.mesh_ports() {
-            let cluster = outbound_cluster(&service.hostname, port.port, "");
-            if port.protocol.is_http() {
-                http.entry(port.port).or_default();
-            } else if port.protocol.is_sniffed() {
-                let detected = http.entry(port.port).or_default();
-                detected.extend(service.addresses.iter().map(|address| (*address, cluster.clone())));
-            } else {
+            let detect = port.protocol.is_sniffed();
+            if detect || port.protocol.is_http() {
+                http.insert(port.port);
+            }
+            if !port.protocol.is_http() {
+                let cluster = outbound_cluster(&service.hostname, port.port, "");
                 for address in &service.addresses {
-                    tcp.entry((*address, port.port)).or_insert_with(|| cluster.clone());
+                    addresses.entry((*address, port.port)).or_insert_with(|| (cluster.clone(), detect));
                 }
             }
         }
     }
-    let http = http.into_iter().map(|(port, mut detected)| {
-        detected.sort();
-        HttpPortInputs { settings: settings.clone(), port, detected }
-    });
-    let tcp = tcp.into_iter().map(|((address, port), cluster)| TcpInputs {
+    let http = http.into_iter().map(|port| HttpPortInputs { settings: settings.clone(), port });
+    let addresses = addresses.into_iter().map(|((address, port), (cluster, detect))| AddressInputs {
         settings: settings.clone(),
         address,
         port,
         cluster,
+        detect,
     });
     OutboundInputs {
         http: http.collect(),
-        tcp: tcp.collect(),
+        addresses: addresses.collect(),
         catch_all: VirtualInputs { settings: settings.clone() },
     }
 }
 
-/// `0.0.0.0_PORT`: HTTP to any address goes by the routes named after the port.
-///
-/// Differs from Istio for ports of undeclared protocol: Istio gives each such service a listener `VIP_PORT` with routes
-/// of its own (`host:port`). Here they share the port's listener and routes, so that an unnamed port 80 shows and behaves
-/// like a named one, and one connection manager serves all of them; what is not HTTP still goes to the service's own
-/// cluster, by a chain for its address.
+/// `0.0.0.0_PORT`: HTTP to any address goes by the routes named after the port, everything else is unknown to the mesh.
 pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
-    let HttpPortInputs { settings, port, detected } = inputs;
+    let HttpPortInputs { settings, port } = inputs;
     let name = format!("0.0.0.0_{port}");
-    let mut http_match = listener::FilterChainMatch {
-        application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
-        ..Default::default()
-    };
-    if !detected.is_empty() {
-        // Envoy takes the most specific address range first and does not come back, so the HTTP chain must name every
-        // address that has a chain of its own, besides all others.
-        http_match.prefix_ranges =
-            vec![core::CidrRange { address_prefix: "0.0.0.0".to_owned(), prefix_len: wire::uint32(0) }];
-        http_match.prefix_ranges.extend(detected.iter().map(|(address, _)| wire::host_range(*address)));
-    }
-    let manager = filters::http(
-        settings,
-        HttpRole::Outbound,
-        &format!("outbound_{name};"),
-        Routes::Rds(port.to_string()),
-    );
-    let mut chains = vec![listener::FilterChain {
-        filter_chain_match: Some(http_match),
-        filters: vec![manager],
-        ..Default::default()
-    }];
-    chains.extend(detected.iter().map(|(address, cluster)| listener::FilterChain {
-        name: cluster.clone(),
-        filter_chain_match: Some(listener::FilterChainMatch {
-            prefix_ranges: vec![wire::host_range(*address)],
-            ..Default::default()
-        }),
-        filters: vec![filters::tcp(settings, cluster)],
-        ..Default::default()
-    }));
     let message = listener::Listener {
-        filter_chains: chains,
+        filter_chains: vec![http_chain(settings, &name, *port)],
         default_filter_chain: Some(listener::FilterChain {
             name: "PassthroughFilterChain".to_owned(),
             filters: vec![filters::tcp(settings, catch_all_cluster(settings))],
             ..Default::default()
         }),
-        listener_filters: vec![filters::http_inspector()],
-        listener_filters_timeout: Some(wire::duration(settings.detection_timeout)),
-        continue_on_listener_filters_timeout: true,
-        ..virtual_listener(settings, &name, "0.0.0.0", *port)
+        ..detecting_listener(settings, &name, "0.0.0.0", *port)
     };
     encode(name, &message)
 }
 
-/// `VIP_PORT`: bytes go to the service.
-pub(crate) fn tcp_service(inputs: &TcpInputs) -> Resource {
-    let TcpInputs { settings, address, port, cluster } = inputs;
+/// `VIP_PORT`: bytes go to the service; where the port's protocol is undeclared, HTTP goes by the port's routes.
+///
+/// Differs from Istio in the name of those routes: Istio gives each such listener its own (`HOST:PORT`); here they are the
+/// port's, so that an undeclared port 80 shows and behaves like one that is named `http`, and no route is held twice.
+pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
+    let AddressInputs { settings, address, port, cluster, detect } = inputs;
     let name = format!("{address}_{port}");
-    let message = listener::Listener {
-        filter_chains: vec![listener::FilterChain {
-            filters: vec![filters::tcp(settings, cluster)],
-            ..Default::default()
-        }],
-        ..virtual_listener(settings, &name, &address.to_string(), *port)
+    let bytes = listener::FilterChain {
+        name: cluster.clone(),
+        filters: vec![filters::tcp(settings, cluster)],
+        ..Default::default()
+    };
+    let message = if *detect {
+        listener::Listener {
+            filter_chains: vec![http_chain(settings, &name, *port)],
+            default_filter_chain: Some(bytes),
+            ..detecting_listener(settings, &name, &address.to_string(), *port)
+        }
+    } else {
+        listener::Listener {
+            filter_chains: vec![bytes],
+            ..virtual_listener(settings, &name, &address.to_string(), *port)
+        }
     };
     encode(name, &message)
+}
+
+/// What http_inspector found to be HTTP, by the routes of the port.
+fn http_chain(settings: &Settings, listener: &str, port: u16) -> listener::FilterChain {
+    let routes = Routes::Rds(port.to_string());
+    listener::FilterChain {
+        filter_chain_match: Some(listener::FilterChainMatch {
+            application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
+            ..Default::default()
+        }),
+        filters: vec![filters::http(settings, HttpRole::Outbound, &format!("outbound_{listener};"), routes)],
+        ..Default::default()
+    }
 }
 
 /// `virtualOutbound`: where captured connections arrive, and stay when the mesh does not know their destination.
@@ -187,6 +171,16 @@ pub(crate) fn virtual_outbound(inputs: &VirtualInputs) -> Resource {
 /// Where connections go that the mesh knows nothing about.
 fn catch_all_cluster(settings: &Settings) -> &'static str {
     if settings.allow_any { PASSTHROUGH } else { BLACK_HOLE }
+}
+
+/// A virtual listener that looks at the first bytes.
+fn detecting_listener(settings: &Settings, name: &str, address: &str, port: u16) -> listener::Listener {
+    listener::Listener {
+        listener_filters: vec![filters::http_inspector()],
+        listener_filters_timeout: Some(wire::duration(settings.detection_timeout)),
+        continue_on_listener_filters_timeout: true,
+        ..virtual_listener(settings, name, address, port)
+    }
 }
 
 /// A listener that only takes over connections accepted by `virtualOutbound`.

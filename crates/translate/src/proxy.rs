@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lateen_model::{Hostname, Labels, Protocol, Workload, World};
+use lateen_model::{Delta, Hostname, Labels, Protocol, Workload, World};
 use serde_json::Value;
 
 /// What a proxy is.
@@ -116,6 +116,23 @@ impl Proxy {
     }
 }
 
+impl Proxy {
+    /// Whether the proxy's class may differ between the world before `delta` and `world` after it. Cheap, so that a change
+    /// costs next to nothing for the proxies it does not concern.
+    pub fn class_may_change(&self, delta: &Delta, world: &World) -> bool {
+        let namespace = &self.workload.namespace;
+        let here = |host: &Hostname| host.split('.').nth(1) == Some(namespace);
+        let pod = self.workload.pod.as_deref();
+        // Endpoints say which ports lead to a workload only for services without a selector.
+        let by_address = |host: &Hostname| {
+            here(host) && world.service(host).is_some_and(|service| service.selector.is_empty())
+        };
+        delta.pods.iter().any(|changed| changed.namespace == *namespace && Some(&*changed.name) == pod)
+            || delta.services.iter().any(here)
+            || delta.endpoints.iter().any(by_address)
+    }
+}
+
 /// Everything about a proxy that its configuration depends on. Proxies of equal class get the same resources.
 ///
 /// It depends on the world (services select pods), so it is computed anew when services or pods change; it is cheap.
@@ -167,5 +184,43 @@ impl ProxyClass {
             .collect();
         inbound.sort();
         Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, inbound }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn nodes_are_read() {
+        let metadata = json!({"NAMESPACE": "shop", "LABELS": {"app": "web"}, "SERVICE_ACCOUNT": "web",
+            "CLUSTER_ID": "Kubernetes", "ISTIO_VERSION": "1.27.0", "INSTANCE_IPS": "10.1.2.3,fd00::3"});
+        let proxy =
+            Proxy::parse("sidecar~10.1.2.3~web-1.shop~shop.svc.cluster.local", &metadata).expect("parses");
+        assert_eq!(proxy.kind, ProxyKind::Sidecar);
+        assert_eq!(proxy.workload.pod.as_deref(), Some("web-1"));
+        assert_eq!(&*proxy.workload.namespace, "shop");
+        assert_eq!(proxy.workload.addresses.len(), 2);
+        assert_eq!(proxy.workload.labels["app"], "web");
+        assert_eq!(proxy.service_account, "web");
+        let bare = Proxy::parse("router~10.1.2.3~gw.v2.istio-system~x", &json!(null)).expect("parses");
+        assert_eq!(
+            (bare.workload.pod.as_deref(), &*bare.workload.namespace),
+            (Some("gw.v2"), "istio-system")
+        );
+    }
+
+    #[test]
+    fn what_is_no_node_is_refused() {
+        for id in [
+            "",
+            "sidecar~10.1.2.3~web",
+            "sidecar~10.1.2.3~web~x",
+            "waypoint~10.1.2.3~a.b~x",
+            "sidecar~here~a.b~x",
+        ] {
+            assert!(Proxy::parse(id, &json!({})).is_err(), "{id}");
+        }
     }
 }

@@ -27,6 +27,11 @@ impl Warning {
         Self { code: None, name: "NoEffectYet", message: format!("{path} has no effect yet"), path }
     }
 
+    fn no_effect_as(path: impl Into<String>, reason: &str) -> Self {
+        let path = path.into();
+        Self { code: None, name: "NoEffectYet", message: format!("{path} has no effect yet: {reason}"), path }
+    }
+
     fn not_found(path: String, kind: &str, what: &str) -> Self {
         let message = format!("Referenced {kind} not found: {what:?}");
         Self { code: Some("IST0101"), name: "ReferencedResourceNotFound", path, message }
@@ -140,7 +145,7 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
         warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
     }
     if rule.spec.workload_selector.is_some() {
-        warnings.push(Warning::no_effect("spec.workloadSelector (the whole rule is left out: it"));
+        warnings.push(Warning::no_effect_as("spec.workloadSelector", "the whole rule is left out"));
     }
     if let Some(policy) = &rule.spec.traffic_policy {
         unsupported_in_policy("spec.trafficPolicy", policy, &mut warnings);
@@ -199,10 +204,9 @@ pub fn check_gateway(gateway: &Gateway, world: &World) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (index, server) in gateway.spec.servers.iter().enumerate() {
         if !serves_plain_http(server) {
-            warnings.push(Warning::no_effect(format!(
-                "spec.servers[{index}] (protocol {}: only HTTP without TLS is served; it",
-                server.port.protocol
-            )));
+            let reason =
+                format!("protocol {:?} is not served, only HTTP without TLS is", server.port.protocol);
+            warnings.push(Warning::no_effect_as(format!("spec.servers[{index}]"), &reason));
         }
     }
     let selected = world.pods().any(|pod| lateen_model::labels_match(&gateway.spec.selector, &pod.labels));

@@ -1,5 +1,4 @@
 //! Short ways to write Envoy's messages.
-use std::net::IpAddr;
 use std::time::Duration;
 
 use lateen_xds::Any;
@@ -40,12 +39,6 @@ pub(crate) fn socket_address(address: &str, port: u16) -> core::SocketAddress {
 
 pub(crate) fn address(address: &str, port: u16) -> core::Address {
     core::Address { address: Some(core::address::Address::SocketAddress(socket_address(address, port))) }
-}
-
-/// The range of one address.
-pub(crate) fn host_range(address: IpAddr) -> core::CidrRange {
-    let length = if address.is_ipv4() { 32 } else { 128 };
-    core::CidrRange { address_prefix: address.to_string(), prefix_len: uint32(length) }
 }
 
 /// Over the same ADS stream, waiting for as long as it takes: a default would let listeners serve 404s meanwhile.

@@ -4,9 +4,12 @@ mod support;
 use std::collections::BTreeMap;
 
 use lateen_model::Delta;
-use lateen_translate::{Affected, Extent, ResourceType, Scope, affected, generate};
+use lateen_translate::{Affected, Extent, Proxy, ResourceType, Scope, affected, generate};
 use serde_json::json;
 use support::Mesh;
+
+const WEB_FRONTEND: &str = "sidecar~10.0.0.1~web-frontend-1.default~default.svc.cluster.local";
+const GATEWAY: &str = "router~10.244.0.9~istio-ingressgateway-1.istio-system~istio-system.svc.cluster.local";
 
 type Versions = BTreeMap<(ResourceType, String), String>;
 
@@ -25,6 +28,7 @@ fn check(change: impl FnOnce(&mut Mesh) -> Delta) -> (Affected, Affected) {
     let mut mesh = Mesh::course();
     let views: [fn(&mut Mesh) -> Scope; 2] =
         [|mesh| mesh.sidecar("default", "web-frontend-1"), Mesh::gateway];
+    let proxies = [WEB_FRONTEND, GATEWAY].map(|node| Proxy::parse(node, &json!({})).expect("a node id"));
     let before = views.map(|view| {
         let scope = view(&mut mesh);
         (versions(&mesh, &scope, &Affected::all()), scope.class)
@@ -33,6 +37,8 @@ fn check(change: impl FnOnce(&mut Mesh) -> Delta) -> (Affected, Affected) {
     let found = [0, 1].map(|index| {
         let scope = views[index](&mut mesh);
         let (old, class) = &before[index];
+        let may_change = proxies[index].class_may_change(&delta, &scope.world);
+        assert!(may_change || scope.class == *class, "{delta:?}");
         let named = if scope.class == *class { affected(&delta, &scope) } else { Affected::all() };
         let mut patched = old.clone();
         patched.retain(|(kind, name), _| !named.of(*kind).covers(name));
@@ -102,6 +108,18 @@ fn services_gateways_pods_and_mesh_config_are_covered() {
     check(|mesh| mesh.pod("default", "web-frontend-1", "10.244.0.20", json!({"app": "other"})));
     check(|mesh| {
         mesh.pod("default", "customers-v1-1", "10.244.0.31", json!({"app": "customers", "version": "v2"}))
+    });
+    let byhand = json!([{"name": "http", "port": 82}]);
+    check(|mesh| {
+        let mut delta = mesh.service("default", "by-hand", "10.96.0.60", byhand, json!({}));
+        delta.merge(mesh.endpoints(
+            "default",
+            "by-hand",
+            "http",
+            7070,
+            &[("web-frontend-1", "10.0.0.1", true)],
+        ));
+        delta
     });
     check(|mesh| mesh.mesh_config("{accessLogFile: /dev/stdout, connectTimeout: 1s}"));
 }

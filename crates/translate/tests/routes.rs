@@ -3,6 +3,7 @@ mod support;
 
 use lateen_translate::ResourceType::{Cluster, Route};
 use lateen_translate::{Warning, check_destination_rule, check_gateway, check_virtual_service};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::{Mesh, virtual_host};
 
@@ -258,4 +259,30 @@ fn missing_hosts_and_subsets_are_routed_to_nowhere_and_said() {
     assert_eq!(check_destination_rule(&rule, &healthy), []);
     let gateway = healthy.gateways().next().expect("exists").clone();
     assert_eq!(check_gateway(&gateway, &healthy), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
+
+    /// Weights reach Envoy as they are, in order; destinations without weight are left out when there is a choice.
+    #[test]
+    fn any_weights_are_kept(weights in proptest::collection::vec(prop_oneof![Just(0), 1..1000i32], 2..6)) {
+        prop_assume!(weights.iter().any(|&weight| weight > 0));
+        let route: Vec<Value> = weights.iter().enumerate()
+            .map(|(index, weight)| json!({"destination": {"host": "customers", "subset": format!("s{index}")}, "weight": weight}))
+            .collect();
+        let found = routes(&json!([{ "route": route }]).to_string());
+        let expected: Vec<(String, i64)> = weights.iter().enumerate().filter(|(_, weight)| **weight > 0)
+            .map(|(index, weight)| (format!("outbound|80|s{index}|customers.default.svc.cluster.local"), i64::from(*weight)))
+            .collect();
+        if let [(only, _)] = expected.as_slice() {
+            prop_assert_eq!(&found[0]["route"]["cluster"], only);
+        } else {
+            let clusters = found[0]["route"]["weighted_clusters"]["clusters"].as_array().cloned().unwrap_or_default();
+            let got: Vec<(String, i64)> = clusters.iter()
+                .map(|cluster| (cluster["name"].as_str().unwrap_or_default().to_owned(), cluster["weight"].as_i64().unwrap_or_default()))
+                .collect();
+            prop_assert_eq!(got, expected);
+        }
+    }
 }

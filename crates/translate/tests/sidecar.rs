@@ -61,29 +61,31 @@ fn addresses(assignment: &Value) -> Vec<String> {
 }
 
 #[test]
-fn ports_of_undeclared_protocol_share_a_listener_and_keep_their_tcp_cluster() {
+fn ports_of_undeclared_protocol_share_routes_and_keep_their_tcp_cluster() {
     let mut mesh = Mesh::course();
     let resources = mesh.sidecar_resources("default", "web-frontend-1");
-    let listener = resources.get(Listener, "0.0.0.0_80");
-    let chains = listener["filter_chains"].as_array().expect("chains");
-    assert_eq!(chains[0]["filter_chain_match"]["application_protocols"], json!(["http/1.1", "h2c"]));
-    let ranges = chains[0]["filter_chain_match"]["prefix_ranges"].as_array().expect("ranges");
-    let covered: Vec<&str> = ranges.iter().filter_map(|range| range["address_prefix"].as_str()).collect();
-    assert_eq!(
-        covered,
-        ["0.0.0.0", "10.96.0.20", "10.96.0.30"],
-        "every address with its own chain, and all others"
-    );
-    let bytes: Vec<_> = chains[1..].iter().map(|chain| filter(chain)["cluster"].clone()).collect();
-    assert_eq!(
-        bytes,
-        [
-            "outbound|80||web-frontend.default.svc.cluster.local",
-            "outbound|80||customers.default.svc.cluster.local"
-        ]
-    );
-    assert_eq!(filter(&listener["default_filter_chain"])["cluster"], "PassthroughCluster");
-    assert_eq!(listener["listener_filters"][0]["name"], "envoy.filters.listener.http_inspector");
+    for (name, bytes) in [
+        ("0.0.0.0_80", "PassthroughCluster"),
+        ("10.96.0.20_80", "outbound|80||web-frontend.default.svc.cluster.local"),
+        ("10.96.0.30_80", "outbound|80||customers.default.svc.cluster.local"),
+    ] {
+        let listener = resources.get(Listener, name);
+        let http = &listener["filter_chains"][0];
+        assert_eq!(
+            http["filter_chain_match"],
+            json!({"application_protocols": ["http/1.1", "h2c"]}),
+            "{name}"
+        );
+        assert_eq!(filter(http)["rds"]["route_config_name"], "80", "{name}");
+        assert_eq!(filter(&listener["default_filter_chain"])["cluster"], bytes, "{name}");
+        assert_eq!(
+            listener["listener_filters"][0]["name"], "envoy.filters.listener.http_inspector",
+            "{name}"
+        );
+        assert_eq!(listener["listener_filters_timeout"], "0s", "{name}: the client may take its time");
+    }
+    let declared = resources.get(Listener, "10.96.0.1_443");
+    assert!(declared.get("listener_filters").is_none(), "the server may speak first");
 }
 
 #[test]
@@ -97,6 +99,9 @@ fn other_services_have_listeners_of_their_own_and_the_rest_passes_through() {
             "0.0.0.0_15021",
             "0.0.0.0_80",
             "10.96.0.1_443",
+            "10.96.0.20_80",
+            "10.96.0.30_80",
+            "10.96.0.9_15021",
             "10.96.0.9_443",
             "virtualInbound",
             "virtualOutbound"

@@ -1,7 +1,7 @@
 //! A small mesh made of Kubernetes objects, and what its proxies get.
 #![allow(dead_code, reason = "each test file uses a part")]
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use lateen_model::{Delta, Event, Object, Store, StoreOptions, World};
 use lateen_translate::{Cache, Proxy, ProxyClass, ResourceType, Scope, generate_all};
@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 pub(crate) struct Mesh {
     store: Store,
     pub(crate) cache: Cache,
-    codec: JsonCodec,
 }
+
+static CODEC: LazyLock<JsonCodec> = LazyLock::new(|| JsonCodec::new().expect("descriptors"));
 
 /// What a proxy gets: JSON by type and name.
 pub(crate) struct Resources(BTreeMap<(ResourceType, String), Value>);
@@ -35,11 +36,7 @@ impl Resources {
 
 impl Mesh {
     pub(crate) fn empty() -> Self {
-        Self {
-            store: Store::new(StoreOptions::default()),
-            cache: Cache::default(),
-            codec: JsonCodec::new().expect("descriptors"),
-        }
+        Self { store: Store::new(StoreOptions::default()), cache: Cache::default() }
     }
 
     /// The course's demo as of lab 5 (its own Istio manifests), with an ingress gateway and the API server.
@@ -186,7 +183,7 @@ impl Mesh {
             for resource in
                 lateen_translate::generate(scope, &self.cache, kind, &lateen_translate::Extent::All)
             {
-                let value = self.codec.any_to_value(kind.type_url(), &resource.body).expect("well-formed");
+                let value = CODEC.any_to_value(kind.type_url(), &resource.body).expect("well-formed");
                 let twice = found.insert((kind, resource.name.to_string()), value);
                 assert!(twice.is_none(), "{kind:?} {} is generated twice", resource.name);
             }
