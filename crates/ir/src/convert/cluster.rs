@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::config::cluster::v3 as proto;
-use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::google::protobuf::Any;
 use proto::cluster as nested;
 
@@ -240,9 +239,7 @@ fn connection_options(
             happy_eyeballs_config = "an order of its own for additional addresses",
         }
     });
-    let keepalive =
-        |keepalive: core::TcpKeepalive| self::tcp_keepalive(&at.field("tcp_keepalive"), keepalive);
-    tcp_keepalive.map(keepalive).transpose()
+    Ok(tcp_keepalive.map(self::tcp_keepalive))
 }
 
 /// The one set of protocol options that a cluster may have.

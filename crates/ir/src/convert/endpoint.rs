@@ -8,7 +8,7 @@ use lateen_xds::pb::envoy::config::endpoint::v3 as proto;
 use proto::cluster_load_assignment::Policy;
 
 use super::values::{
-    Converted, enumeration, fraction, host_and_port, metadata, number, optional, required, socket_address,
+    Converted, enumeration, fraction, host_and_port, number, optional, required, socket_address,
 };
 use crate::error::At;
 use crate::support::fields;
