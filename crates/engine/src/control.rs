@@ -1,18 +1,37 @@
-//! The control thread's handle: commands go in over a bounded channel, each with its own reply channel.
+//! The control thread: takes configuration in, drives warming and name look-ups, hands snapshots to the workers, and answers
+//! the admin service. The request path never waits for it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use ahash::AHashMap;
+use lateen_ir::ClusterLoadAssignment;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
+use crate::access_log::{LogBuffer, LogWriter};
+use crate::admin;
+use crate::dns;
 use crate::engine::{EngineConfig, EngineError, EngineHandle};
+use crate::inspection::Inspection;
+use crate::store::Store;
 use crate::update::{ApplyReport, ConfigUpdate, Subscriptions};
+use crate::worker::{Identity, Worker, WorkerCommand};
+
+/// Commands waiting for the control thread or a worker; senders wait beyond it.
+const QUEUE: usize = 64;
 
 /// What the control thread can be asked to do.
 pub(crate) enum Command {
     Apply(ConfigUpdate, oneshot::Sender<ApplyReport>),
     Initialized(oneshot::Sender<()>),
     ListenerAddress(String, oneshot::Sender<Option<SocketAddr>>),
-    Prometheus(oneshot::Sender<String>),
+    /// Everything the admin service shows.
+    Inspect(oneshot::Sender<Inspection>),
+    /// `/healthcheck/fail` (true) and `/healthcheck/ok`.
+    FailHealth(bool),
+    ResetCounters,
     Drain(oneshot::Sender<()>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -20,17 +39,15 @@ pub(crate) enum Command {
 /// The sending side of the control thread's command channel, and what it publishes.
 #[derive(Clone)]
 pub(crate) struct ControlHandle {
-    pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) subscriptions: watch::Receiver<Subscriptions>,
-    pub(crate) ready: watch::Receiver<bool>,
-    pub(crate) admin: Option<SocketAddr>,
+    commands: mpsc::Sender<Command>,
+    subscriptions: watch::Receiver<Subscriptions>,
+    ready: watch::Receiver<bool>,
+    admin: Option<SocketAddr>,
 }
 
 impl ControlHandle {
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, EngineError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(make(reply)).await.map_err(|_| EngineError::Stopped)?;
-        answer.await.map_err(|_| EngineError::Stopped)
+        ask(&self.commands, make).await.ok_or(EngineError::Stopped)
     }
 
     pub(crate) async fn apply(&self, update: ConfigUpdate) -> Result<ApplyReport, EngineError> {
@@ -58,7 +75,8 @@ impl ControlHandle {
     }
 
     pub(crate) async fn prometheus(&self) -> Result<String, EngineError> {
-        self.ask(Command::Prometheus).await
+        let inspection = self.ask(Command::Inspect).await?;
+        Ok(crate::stats::prometheus::text(&inspection.stats))
     }
 
     pub(crate) async fn drain(&self) -> Result<(), EngineError> {
@@ -71,6 +89,323 @@ impl ControlHandle {
     }
 }
 
-pub(crate) fn start(_config: EngineConfig) -> Result<EngineHandle, EngineError> {
-    Err(EngineError::Stopped)
+/// Sends a command and waits for its answer; `None` when the engine has stopped.
+pub(crate) async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    make: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    commands.send(make(reply)).await.ok()?;
+    answer.await.ok()
+}
+
+/// Starts the threads of an engine.
+pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
+    let admin_socket = config.admin.map(bind_admin).transpose()?;
+    let admin = admin_socket.as_ref().and_then(|socket| socket.local_addr().ok());
+    let count = match config.concurrency {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let identity = Arc::new(Identity {
+        hostname: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default().into(),
+        cluster: config.node.cluster.clone().into(),
+    });
+    let thread_error = |name: &str| {
+        let name = name.to_owned();
+        move |source| EngineError::Thread { name, source }
+    };
+    let (log, log_thread) = LogWriter::start().map_err(thread_error("lateen-log"))?;
+    let mut workers = Vec::new();
+    let mut threads = vec![log_thread];
+    for index in 0..count {
+        let name = format!("lateen-w{index}");
+        let (commands, receiver) = mpsc::channel(QUEUE);
+        let runtime = runtime().map_err(thread_error(&name))?;
+        let (identity, log) = (identity.clone(), log.clone());
+        let (mark, drain_time) = (config.mark, config.drain_time);
+        let serve = move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move {
+                Worker::new(index, identity, mark, drain_time, LogBuffer::new(log)).run(receiver).await;
+            });
+        };
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(serve).map_err(thread_error(&name))?;
+        threads.push(thread);
+        workers.push(commands);
+    }
+    let (commands, receiver) = mpsc::channel(QUEUE);
+    let (subscriptions, subscriptions_seen) = watch::channel(Subscriptions::default());
+    let (ready, ready_seen) = watch::channel(false);
+    let control_runtime = runtime().map_err(thread_error("lateen-control"))?;
+    let weak = commands.downgrade();
+    let shared = Arc::new(config);
+    let run = move || {
+        let stopped = control_runtime.block_on(async {
+            if let Some(socket) = admin_socket {
+                tokio::spawn(admin::serve(socket, weak, shared.clone(), ready.subscribe()));
+            }
+            Control::new(shared, workers, subscriptions, ready, log).run(receiver).await
+        });
+        // Workers end when their channels close, the log's thread after them.
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine panicked");
+            }
+        }
+        if let Some(reply) = stopped {
+            let _ = reply.send(());
+        }
+    };
+    std::thread::Builder::new().name("lateen-control".into()).spawn(run).map_err(thread_error("lateen-control"))?;
+    let control = ControlHandle { commands, subscriptions: subscriptions_seen, ready: ready_seen, admin };
+    Ok(EngineHandle { control })
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn bind_admin(address: SocketAddr) -> Result<std::net::TcpListener, EngineError> {
+    let bind = || {
+        let socket = std::net::TcpListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    bind().map_err(|source| EngineError::Admin { address, source })
+}
+
+/// A look-up's answer, with the generation of the cluster it was for.
+type Resolved = (Arc<str>, ClusterLoadAssignment);
+
+struct Control {
+    config: Arc<EngineConfig>,
+    store: Store,
+    workers: Vec<mpsc::Sender<WorkerCommand>>,
+    subscriptions: watch::Sender<Subscriptions>,
+    ready: watch::Sender<bool>,
+    log: LogWriter,
+    lookups: AHashMap<Arc<str>, AbortHandle>,
+    resolved: mpsc::Sender<Resolved>,
+    resolutions: mpsc::Receiver<Resolved>,
+    initialized: bool,
+    live: bool,
+    healthy: bool,
+    draining: bool,
+    started: Instant,
+    updates: u64,
+}
+
+impl Control {
+    fn new(
+        config: Arc<EngineConfig>,
+        workers: Vec<mpsc::Sender<WorkerCommand>>,
+        subscriptions: watch::Sender<Subscriptions>,
+        ready: watch::Sender<bool>,
+        log: LogWriter,
+    ) -> Self {
+        let (resolved, resolutions) = mpsc::channel(QUEUE);
+        let mut store = Store::new(workers.len());
+        store.default_bind = config.bootstrap.as_ref().and_then(|bootstrap| {
+            let bootstrap = lateen_ir::Bootstrap::from_bytes(&bootstrap.value).ok()?;
+            bootstrap.upstream_bind.map(Arc::new)
+        });
+        Self {
+            config,
+            store,
+            workers,
+            subscriptions,
+            ready,
+            log,
+            lookups: AHashMap::new(),
+            resolved,
+            resolutions,
+            initialized: false,
+            live: false,
+            healthy: true,
+            draining: false,
+            started: Instant::now(),
+            updates: 0,
+        }
+    }
+
+    /// Serves commands until shut down or every handle is gone.
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Option<oneshot::Sender<()>> {
+        let mut next: Option<Instant> = None;
+        loop {
+            let timer = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None => return None,
+                    Some(Command::Shutdown(reply)) => {
+                        for worker in &self.workers {
+                            // A worker that is gone has stopped already.
+                            let _ = worker.send(WorkerCommand::Stop).await;
+                        }
+                        return Some(reply);
+                    }
+                    Some(Command::Apply(update, reply)) => {
+                        let report = self.store.apply(update, Instant::now());
+                        next = self.publish().await;
+                        let _ = reply.send(report);
+                    }
+                    Some(command) => self.obey(command).await,
+                },
+                Some((cluster, assignment)) = self.resolutions.recv() => {
+                    self.store.resolved(&cluster, assignment);
+                    next = self.publish().await;
+                }
+                () = timer => next = self.publish().await,
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        // An asker that is gone needs no answer.
+        match command {
+            Command::Initialized(reply) => {
+                self.initialized = true;
+                self.update_ready();
+                let _ = reply.send(());
+            }
+            Command::ListenerAddress(name, reply) => {
+                let _ = reply.send(self.store.bound_address(&name));
+            }
+            Command::Inspect(reply) => {
+                let _ = reply.send(self.inspect().await);
+            }
+            Command::FailHealth(failed) => {
+                self.healthy = !failed;
+                self.update_ready();
+            }
+            Command::ResetCounters => {
+                for worker in &self.workers {
+                    let _ = worker.send(WorkerCommand::ResetCounters).await;
+                }
+            }
+            Command::Drain(reply) => self.drain(reply).await,
+            Command::Apply(..) | Command::Shutdown(_) => {}
+        }
+    }
+
+    /// Gives every worker the configuration now in effect.
+    async fn publish(&mut self) -> Option<Instant> {
+        let next = self.store.settle(Instant::now());
+        self.follow_names();
+        let (snapshot, sockets) = self.store.snapshot();
+        self.updates += 1;
+        let mut waiting = Vec::new();
+        for (worker, sockets) in self.workers.iter().zip(sockets) {
+            let (done, wait) = oneshot::channel();
+            if worker.send(WorkerCommand::Configure(snapshot.clone(), sockets, done)).await.is_ok() {
+                waiting.push(wait);
+            }
+        }
+        for wait in waiting {
+            let _ = wait.await;
+        }
+        let wanted = self.store.subscriptions();
+        self.subscriptions.send_if_modified(|known| {
+            let changed = *known != wanted;
+            *known = wanted;
+            changed
+        });
+        self.update_ready();
+        next
+    }
+
+    fn follow_names(&mut self) {
+        for (name, cluster) in std::mem::take(&mut self.store.dns_changes) {
+            if let Some(old) = self.lookups.remove(&name) {
+                old.abort();
+            }
+            let Some(cluster) = cluster else { continue };
+            let (resolved, key) = (self.resolved.clone(), name.clone());
+            let (found, mut results) = watch::channel(None);
+            // The newest answer is the only one that counts, so a slow control thread skips the others.
+            let send = async move {
+                while results.changed().await.is_ok() {
+                    let result: Option<ClusterLoadAssignment> = results.borrow_and_update().clone();
+                    if let Some(result) = result {
+                        if resolved.send((key.clone(), result)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            };
+            let task = tokio::spawn(async move {
+                let follow = dns::follow(cluster, move |assignment| {
+                    found.send_replace(Some(assignment));
+                });
+                tokio::join!(follow, send);
+            });
+            self.lookups.insert(name, task.abort_handle());
+        }
+    }
+
+    fn update_ready(&mut self) {
+        self.live |= self.initialized && self.store.is_warm();
+        let ready = self.live && self.healthy && !self.draining;
+        self.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
+    }
+
+    async fn drain(&mut self, reply: oneshot::Sender<()>) {
+        self.draining = true;
+        self.update_ready();
+        let mut waiting = Vec::new();
+        for worker in &self.workers {
+            let (done, wait) = oneshot::channel();
+            if worker.send(WorkerCommand::Drain(done)).await.is_ok() {
+                waiting.push(wait);
+            }
+        }
+        let limit = self.config.drain_time;
+        // Not here: commands must be served while connections finish.
+        tokio::spawn(async move {
+            let all = async {
+                for wait in waiting {
+                    let _ = wait.await;
+                }
+            };
+            let _ = tokio::time::timeout(limit, all).await;
+            let _ = reply.send(());
+        });
+    }
+
+    async fn inspect(&mut self) -> Inspection {
+        let (mut stats, mut hosts) = (Vec::new(), Vec::new());
+        for worker in &self.workers {
+            let (reply, answer) = oneshot::channel();
+            let (reply_hosts, answer_hosts) = oneshot::channel();
+            let _ = worker.send(WorkerCommand::ReadStats(reply)).await;
+            let _ = worker.send(WorkerCommand::ReadHosts(reply_hosts)).await;
+            stats.push(answer);
+            hosts.push(answer_hosts);
+        }
+        // A worker always answers soon; the limit keeps the control thread from waiting for one that panicked.
+        let limit = Duration::from_secs(5);
+        let mut readings = Vec::new();
+        for answer in stats {
+            readings.extend(tokio::time::timeout(limit, answer).await.ok().and_then(Result::ok));
+        }
+        let mut host_readings = Vec::new();
+        for answer in hosts {
+            host_readings.extend(tokio::time::timeout(limit, answer).await.ok().and_then(Result::ok).unwrap_or_default());
+        }
+        Inspection::new(&self.store, readings, host_readings, crate::inspection::ServerFacts {
+            concurrency: self.workers.len(),
+            uptime: self.started.elapsed(),
+            live: self.live,
+            initialized: self.initialized,
+            draining: self.draining,
+            healthy: self.healthy,
+            updates: self.updates,
+            log_bytes_dropped: self.log.dropped(),
+        })
+    }
 }

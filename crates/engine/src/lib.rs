@@ -11,10 +11,56 @@
 //! engine.shutdown().await;
 //! # Ok(()) }
 //! ```
+//!
+//! The path of a request, one file a step: `listen` (accept), `original_dst` and `inspect` (destination and peek), `chain`
+//! (filter-chain match), `http_connection` / `tcp_proxy`, `ingress` (connection manager), `http_request` (route), `forward`
+//! (cluster, endpoint, retries), `pool`, `upstream`, `finish` (stats, log).
 
+mod access_log;
+mod admin;
+mod body;
+mod breakers;
+mod chain;
+mod cluster;
+mod compile;
+mod context;
 mod control;
+mod dial;
+mod dns;
 mod engine;
+mod failure;
+mod finish;
+mod format_values;
+mod forward;
+mod header_mutations;
+mod host;
+mod http_connection;
+mod http_request;
+mod ingress;
+mod inspect;
+mod inspection;
+mod listen;
+mod local_reply;
+mod log_filter;
+mod original_dst;
+mod outlier;
+mod path;
+mod pool;
+mod redirect;
+mod render;
+mod response_stream;
+mod retry;
+mod rewrite;
+mod signal;
+mod snapshot;
+mod stats;
+mod store;
+mod stream;
+mod tcp_proxy;
 mod update;
+mod upgrade;
+mod upstream;
+mod worker;
 
 pub use engine::{Engine, EngineConfig, EngineError, EngineHandle, NodeInfo, SetLogLevel};
 pub use update::{ApplyReport, ConfigUpdate, Rejection, Resource, ResourceKind, Subscriptions};

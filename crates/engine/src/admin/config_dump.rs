@@ -1,0 +1,155 @@
+//! `/config_dump` (`envoy.admin.v3.ConfigDump`). Built when asked for, because the JSON mapping takes much memory.
+
+use std::time::SystemTime;
+
+use http::StatusCode;
+use jiff::Timestamp;
+use lateen_xds::json::{JsonCodec, JsonError};
+use prost_types::Any;
+use serde_json::{Value as Json, json};
+
+use super::{Admin, Query, Reply, json, text};
+use crate::inspection::{Inspection, RawView};
+use crate::update::ResourceKind;
+
+/// Answers `/config_dump`, with `resource=` and `name_regex=` as Envoy has them and `include_eds`.
+pub(super) async fn answer(admin: &Admin, query: &Query, inspection: Inspection) -> Reply {
+    let bootstrap = admin.config.bootstrap.clone();
+    let include_eds = query.get("include_eds").is_some();
+    let name_filter = match query.get("name_regex").map(regex::Regex::new) {
+        None => None,
+        Some(Ok(filter)) => Some(filter),
+        Some(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")),
+    };
+    let mut resources = inspection.resources;
+    if let Some(filter) = name_filter {
+        resources.retain(|resource| filter.is_match(&resource.name));
+    }
+    // Converting thousands of resources takes a while; other admin requests and configuration go on meanwhile.
+    let built = tokio::task::spawn_blocking(move || dump(bootstrap.as_ref(), &resources, include_eds)).await;
+    match built {
+        Ok(Ok(mut dump)) => match query.get("resource") {
+            None => json(&dump),
+            Some(wanted) => match only(&mut dump, wanted) {
+                Some(configs) => json(&json!({ "configs": configs })),
+                None => text(StatusCode::NOT_FOUND, format!("{wanted} not found in config dump\n")),
+            },
+        },
+        Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+/// The list in the dump with this name, for example `dynamic_listeners`.
+fn only(dump: &mut Json, wanted: &str) -> Option<Json> {
+    dump["configs"].as_array_mut()?.iter_mut().find_map(|section| section.get_mut(wanted)).map(Json::take)
+}
+
+fn dump(bootstrap: Option<&Any>, resources: &[RawView], include_eds: bool) -> Result<Json, JsonError> {
+    let codec = JsonCodec::new()?;
+    let of = |kind| resources.iter().filter(move |resource| resource.kind == kind);
+    let mut configs = Vec::new();
+    if let Some(bootstrap) = bootstrap {
+        configs.push(json!({
+            "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
+            "bootstrap": without_type(codec.any_to_value(&bootstrap.type_url, &bootstrap.value)?),
+        }));
+    }
+    configs.push(section(&codec, "ClustersConfigDump", "clusters", "cluster", of(ResourceKind::Cluster))?);
+    if include_eds {
+        configs.push(section(
+            &codec,
+            "EndpointsConfigDump",
+            "endpoint_configs",
+            "endpoint_config",
+            of(ResourceKind::Endpoints),
+        )?);
+    }
+    configs.push(listeners(&codec, of(ResourceKind::Listener))?);
+    configs.push(section(&codec, "RoutesConfigDump", "route_configs", "route_config", of(ResourceKind::Routes))?);
+    Ok(json!({ "configs": configs }))
+}
+
+fn without_type(mut value: Json) -> Json {
+    if let Some(object) = value.as_object_mut() {
+        object.shift_remove("@type");
+    }
+    value
+}
+
+fn time(at: SystemTime) -> Json {
+    Timestamp::try_from(at).map_or(Json::Null, |stamp| Json::String(stamp.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()))
+}
+
+/// A section whose static and dynamic entries look alike: `static_X` and `dynamic_X` (`dynamic_active_clusters` for clusters).
+fn section<'a>(
+    codec: &JsonCodec,
+    message: &str,
+    plural: &str,
+    singular: &str,
+    resources: impl Iterator<Item = &'a RawView>,
+) -> Result<Json, JsonError> {
+    let mut lists: [Vec<Json>; 3] = Default::default();
+    let mut version = String::new();
+    for resource in resources {
+        let mut entry = json!({});
+        if !resource.raw.is_static {
+            entry["version_info"] = json!(resource.raw.version);
+            version.clone_from(&resource.raw.version);
+        }
+        entry[singular] = codec.any_to_value(&resource.raw.body.type_url, &resource.raw.body.value)?;
+        entry["last_updated"] = time(resource.raw.updated);
+        if let Some((refused, reason)) = &resource.raw.refused {
+            entry["error_state"] = json!({ "version_info": refused, "details": reason });
+        }
+        let list = if resource.raw.is_static { 0 } else { 1 + usize::from(resource.warming) };
+        lists[list].push(entry);
+    }
+    let [fixed, active, warming] = lists;
+    let mut out = json!({ "@type": format!("type.googleapis.com/envoy.admin.v3.{message}") });
+    if plural == "clusters" {
+        out["version_info"] = json!(version);
+    }
+    let active_name = if plural == "clusters" { "dynamic_active_clusters".to_owned() } else { format!("dynamic_{plural}") };
+    for (name, list) in
+        [(format!("static_{plural}"), fixed), (active_name, active), (format!("dynamic_warming_{plural}"), warming)]
+    {
+        if !list.is_empty() {
+            out[name] = Json::Array(list);
+        }
+    }
+    Ok(out)
+}
+
+fn listeners<'a>(codec: &JsonCodec, resources: impl Iterator<Item = &'a RawView>) -> Result<Json, JsonError> {
+    let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
+    let mut version = String::new();
+    for resource in resources {
+        let raw = &resource.raw;
+        let value = codec.any_to_value(&raw.body.type_url, &raw.body.value)?;
+        if raw.is_static {
+            fixed.push(json!({ "listener": value, "last_updated": time(raw.updated) }));
+            continue;
+        }
+        version.clone_from(&raw.version);
+        let state = if resource.warming { "warming_state" } else { "active_state" };
+        let mut entry = json!({
+            "name": resource.name,
+            state: { "version_info": raw.version, "listener": value, "last_updated": time(raw.updated) },
+        });
+        if let Some((refused, reason)) = &raw.refused {
+            entry["error_state"] = json!({ "version_info": refused, "details": reason });
+        }
+        dynamic.push(entry);
+    }
+    let mut out = json!({
+        "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
+        "version_info": version,
+    });
+    for (name, list) in [("static_listeners", fixed), ("dynamic_listeners", dynamic)] {
+        if !list.is_empty() {
+            out[name] = Json::Array(list);
+        }
+    }
+    Ok(out)
+}

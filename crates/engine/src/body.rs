@@ -1,0 +1,276 @@
+//! Bodies, as enums: nothing is boxed for its type alone.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::response_stream::ResponseStream;
+
+/// Error of a body: the other side's stream broke.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What is sent to the client.
+pub(crate) enum ResponseBody {
+    Empty,
+    /// A local reply's text.
+    Text(Option<Bytes>),
+    /// What comes from upstream.
+    Stream(Box<ResponseStream>),
+}
+
+impl ResponseBody {
+    /// A body with a text; an empty one has no frame.
+    pub(crate) fn text(text: Bytes) -> Self {
+        if text.is_empty() { Self::Empty } else { Self::Text(Some(text)) }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Stream(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Text(text) => text.is_none(),
+            Self::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty | Self::Text(None) => SizeHint::with_exact(0),
+            Self::Text(Some(text)) => SizeHint::with_exact(text.len() as u64),
+            Self::Stream(stream) => stream.size_hint(),
+        }
+    }
+}
+
+/// What is sent upstream.
+pub(crate) enum RequestBody {
+    Empty,
+    Shared(SharedBody),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Shared(body) => body.poll_frame(cx),
+        }
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Shared(body) => body.is_end_stream(),
+        }
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Shared(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The client's body with a memory, so that a further attempt can send it again. Streaming: an attempt reads on from the
+/// client when it has sent what earlier attempts read. Once more than `limit` bytes came, the memory is dropped and no
+/// further attempt is possible.
+pub(crate) struct RequestSource {
+    incoming: RefCell<Incoming>,
+    kept: RefCell<Vec<Bytes>>,
+    trailers: RefCell<Option<HeaderMap>>,
+    kept_bytes: Cell<usize>,
+    limit: usize,
+    /// False once bytes were forgotten.
+    replayable: Cell<bool>,
+    received: Cell<u64>,
+    state: Cell<SourceState>,
+    /// Who waits for the end of the body.
+    end_waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SourceState {
+    Open,
+    Ended,
+    Failed,
+}
+
+impl RequestSource {
+    /// `limit`: bytes kept for further attempts; 0 keeps nothing.
+    pub(crate) fn new(incoming: Incoming, limit: usize) -> Rc<Self> {
+        let ended = incoming.is_end_stream();
+        Rc::new(Self {
+            incoming: RefCell::new(incoming),
+            kept: RefCell::default(),
+            trailers: RefCell::default(),
+            kept_bytes: Cell::new(0),
+            limit,
+            replayable: Cell::new(true),
+            received: Cell::new(0),
+            state: Cell::new(if ended { SourceState::Ended } else { SourceState::Open }),
+            end_waker: RefCell::default(),
+        })
+    }
+
+    /// True while another attempt could send the whole body.
+    pub(crate) fn replayable(&self) -> bool {
+        self.replayable.get() && self.state.get() != SourceState::Failed
+    }
+
+    /// True once the whole body came.
+    pub(crate) fn ended(&self) -> bool {
+        self.state.get() == SourceState::Ended
+    }
+
+    /// True when the body ended without trailers.
+    pub(crate) fn no_trailers(&self) -> bool {
+        self.trailers.borrow().is_none()
+    }
+
+    /// Body bytes received so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Waits for the end of the body (or its failure).
+    pub(crate) async fn end(&self) {
+        std::future::poll_fn(|cx| {
+            if self.state.get() == SourceState::Open {
+                *self.end_waker.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await
+    }
+
+    /// The body for one attempt, from the beginning.
+    pub(crate) fn attempt(self: &Rc<Self>) -> SharedBody {
+        SharedBody { source: self.clone(), next: 0, trailers_sent: false }
+    }
+
+    fn close(&self, state: SourceState) {
+        self.state.set(state);
+        if let Some(waker) = self.end_waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    fn keep(&self, data: &Bytes) {
+        self.received.set(self.received.get() + data.len() as u64);
+        if !self.replayable.get() {
+            return;
+        }
+        let total = self.kept_bytes.get() + data.len();
+        if total > self.limit {
+            self.replayable.set(false);
+            self.kept.borrow_mut().clear();
+        } else {
+            self.kept_bytes.set(total);
+            self.kept.borrow_mut().push(data.clone());
+        }
+    }
+}
+
+/// One attempt's view of a [`RequestSource`].
+pub(crate) struct SharedBody {
+    source: Rc<RequestSource>,
+    /// Next kept chunk to send.
+    next: usize,
+    trailers_sent: bool,
+}
+
+impl SharedBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let source = &*self.source;
+        if source.replayable.get() {
+            if let Some(chunk) = source.kept.borrow().get(self.next) {
+                self.next += 1;
+                return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+            }
+        }
+        match source.state.get() {
+            SourceState::Failed => return Poll::Ready(Some(Err("the client's body broke off".into()))),
+            SourceState::Ended => {
+                let trailers = (!self.trailers_sent).then(|| source.trailers.borrow().clone()).flatten();
+                self.trailers_sent = true;
+                return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+            }
+            SourceState::Open => {}
+        }
+        let polled = {
+            let mut incoming = source.incoming.borrow_mut();
+            let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+            (frame, incoming.is_end_stream())
+        };
+        match polled {
+            (None, _) => {
+                source.close(SourceState::Ended);
+                Poll::Ready(None)
+            }
+            (Some(Err(error)), _) => {
+                source.close(SourceState::Failed);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            (Some(Ok(frame)), ended) => {
+                if let Some(data) = frame.data_ref() {
+                    source.keep(data);
+                    self.next += 1;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    *source.trailers.borrow_mut() = Some(trailers.clone());
+                    self.trailers_sent = true;
+                }
+                if ended {
+                    source.close(SourceState::Ended);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = &*self.source;
+        source.ended()
+            && (self.trailers_sent || source.trailers.borrow().is_none())
+            && (!source.replayable.get() || self.next >= source.kept.borrow().len())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // Only the first attempt may rely on the client's own framing; a replay knows the size when all was kept.
+        if self.next == 0 && self.source.received() == 0 {
+            self.source.incoming.borrow().size_hint()
+        } else if self.source.ended() && self.source.trailers.borrow().is_none() && self.next == 0 {
+            SizeHint::with_exact(self.source.received())
+        } else {
+            SizeHint::default()
+        }
+    }
+}

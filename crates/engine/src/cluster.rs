@@ -1,0 +1,186 @@
+//! Step 7: a cluster as one worker sees it, and the choice of an endpoint.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::AHashMap;
+use lateen_ir::{
+    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus,
+};
+
+use crate::host::Host;
+use crate::outlier;
+use crate::snapshot::ClusterConfig;
+use crate::stats::blocks::ClusterStats;
+
+/// Most original destinations remembered for one cluster; beyond it hosts are used once.
+const MOST_ORIGINAL_DESTINATIONS: usize = 16 * 1024;
+
+/// One worker's side of a cluster: hosts with their pools, rotation, numbers.
+pub(crate) struct LocalCluster {
+    pub(crate) config: Arc<ClusterConfig>,
+    pub(crate) stats: Rc<ClusterStats>,
+    hosts: Vec<Rc<Host>>,
+    balancer: RefCell<Balancer>,
+    seed: u64,
+    /// ORIGINAL_DST only.
+    destinations: RefCell<AHashMap<SocketAddr, Rc<Host>>>,
+    /// Replaced or removed: hosts found now must not keep connections.
+    retired: Cell<bool>,
+}
+
+impl LocalCluster {
+    /// Hosts of `previous` with the same address and connection settings stay, with their connections.
+    pub(crate) fn new(
+        config: Arc<ClusterConfig>,
+        stats: Rc<ClusterStats>,
+        previous: Option<&LocalCluster>,
+        seed: u64,
+    ) -> Self {
+        let same_settings = previous.filter(|old| old.config.fingerprint == config.fingerprint);
+        let mut known: AHashMap<SocketAddr, Rc<Host>> = previous
+            .into_iter()
+            .flat_map(|old| &old.hosts)
+            .map(|host| (host.address, host.clone()))
+            .collect();
+        let mut hosts = Vec::new();
+        for endpoint in endpoints(&config) {
+            let EndpointAddress::Socket(address) = endpoint.address else { continue };
+            match same_settings.and_then(|_| known.remove(&address)) {
+                Some(host) => {
+                    *host.endpoint.borrow_mut() = endpoint.clone();
+                    host.pool.revive();
+                    hosts.push(host);
+                }
+                None => hosts.push(Rc::new(Host::new(address, endpoint.clone()))),
+            }
+        }
+        known.values().for_each(|gone| gone.pool.retire());
+        let destinations = match (previous, same_settings) {
+            (_, Some(old)) => old.destinations.take(),
+            (Some(old), None) => {
+                old.retire();
+                AHashMap::new()
+            }
+            (None, _) => AHashMap::new(),
+        };
+        let balancer = RefCell::new(make_balancer(&config, &hosts, seed));
+        Self { config, stats, hosts, balancer, seed, destinations: RefCell::new(destinations), retired: Cell::new(false) }
+    }
+
+    /// An endpoint for a request. `destination` is the connection's original destination.
+    pub(crate) fn pick(&self, destination: Option<SocketAddr>, random: &mut dyn FnMut() -> u64) -> Option<Rc<Host>> {
+        if let Discovery::OriginalDst { port_override, .. } = &self.config.ir.discovery {
+            let mut address = destination?;
+            if let Some(port) = port_override {
+                address.set_port(*port);
+            }
+            return Some(self.destination(address));
+        }
+        let active = |number: usize| self.hosts[number].stats.rq_active.get();
+        let number = self.balancer.borrow_mut().pick(random, &active)?;
+        self.hosts.get(number).cloned()
+    }
+
+    /// All hosts known now.
+    pub(crate) fn hosts(&self) -> Vec<Rc<Host>> {
+        self.hosts.iter().cloned().chain(self.destinations.borrow().values().cloned()).collect()
+    }
+
+    fn destination(&self, address: SocketAddr) -> Rc<Host> {
+        let mut known = self.destinations.borrow_mut();
+        if let Some(host) = known.get(&address) {
+            host.last_used.set(Instant::now());
+            return host.clone();
+        }
+        let endpoint = Endpoint {
+            address: EndpointAddress::Socket(address),
+            additional_addresses: Vec::new(),
+            hostname: None,
+            weight: 1,
+            health: HealthStatus::Healthy,
+            metadata: None,
+        };
+        let host = Rc::new(Host::new(address, Arc::new(endpoint)));
+        if known.len() < MOST_ORIGINAL_DESTINATIONS && !self.retired.get() {
+            known.insert(address, host.clone());
+        } else {
+            host.pool.retire();
+        }
+        host
+    }
+
+    /// Health of a host changed: choose anew from now on.
+    pub(crate) fn rebalance(&self) {
+        *self.balancer.borrow_mut() = make_balancer(&self.config, &self.hosts, self.seed);
+    }
+
+    /// Time-driven work: idle connections, forgotten destinations, ejected hosts that may return.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let idle_timeout = self.config.ir.http.common.idle_timeout;
+        for host in &self.hosts {
+            self.stats.upstream_cx_idle_timeout.add(host.pool.sweep(idle_timeout, now) as u64);
+        }
+        let forget_after = self.config.ir.cleanup_interval.max(Duration::from_secs(1));
+        self.destinations.borrow_mut().retain(|_, host| {
+            self.stats.upstream_cx_idle_timeout.add(host.pool.sweep(idle_timeout, now) as u64);
+            let used = host.stats.cx_active.get() > 0 || host.stats.rq_active.get() > 0;
+            used || now.saturating_duration_since(host.last_used.get()) < forget_after
+        });
+        if self.config.ir.outlier_detection.is_some() && outlier::sweep(&self.hosts, now) {
+            self.rebalance();
+        }
+    }
+
+    /// Notes how a request ended, for outlier detection.
+    pub(crate) fn observe(&self, host: &Host, outcome: outlier::Outcome, random: u64) {
+        if let Some(config) = &self.config.ir.outlier_detection {
+            if outlier::observe(config, &self.hosts, host, outcome, random, Instant::now()) {
+                self.rebalance();
+            }
+        }
+    }
+
+    /// The cluster is gone or replaced: nothing idle is kept.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        self.hosts.iter().for_each(|host| host.pool.retire());
+        self.destinations.borrow_mut().drain().for_each(|(_, host)| host.pool.retire());
+    }
+}
+
+fn endpoints(config: &ClusterConfig) -> impl Iterator<Item = &Arc<Endpoint>> {
+    config.endpoints.priorities.iter().flatten().flat_map(|locality| &locality.endpoints)
+}
+
+fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balancer {
+    let mut described = Vec::with_capacity(hosts.len());
+    let mut hosts = hosts.iter();
+    let mut locality = 0;
+    for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
+        for members in localities {
+            let here = members.endpoints.iter().filter(|endpoint| matches!(endpoint.address, EndpointAddress::Socket(_)));
+            for (endpoint, host) in here.zip(&mut hosts) {
+                described.push(BalancerHost {
+                    priority: priority as u32,
+                    locality,
+                    locality_weight: members.weight,
+                    weight: endpoint.weight,
+                    health: host.health(),
+                });
+            }
+            locality += 1;
+        }
+    }
+    let balancing = BalancerConfig {
+        policy: config.ir.lb_policy,
+        locality: config.ir.locality,
+        healthy_panic_threshold: config.ir.healthy_panic_threshold,
+        overprovisioning_factor: config.endpoints.overprovisioning_factor,
+        weighted_priority_health: config.endpoints.weighted_priority_health,
+    };
+    Balancer::new(&balancing, &described, seed)
+}

@@ -1,0 +1,203 @@
+//! Turns accepted resources (`ir`) into what a snapshot holds: names become slots, unchanged filter chains stay the same object.
+
+use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ahash::{AHashMap, RandomState};
+use lateen_ir as ir;
+use lateen_xds::pb::envoy::config::listener::v3::Listener as ListenerMessage;
+use prost::Message;
+
+use crate::dial::socket_option_supported;
+use crate::snapshot::{
+    ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig, Terminal,
+    stat_name,
+};
+
+/// Gives every name its slot, for the engine's life.
+#[derive(Default)]
+pub(crate) struct Slots {
+    by_name: Arc<AHashMap<Arc<str>, u32>>,
+}
+
+impl Slots {
+    /// The name's slot, a new one if it has none.
+    pub(crate) fn of(&mut self, name: &Arc<str>) -> u32 {
+        if let Some(slot) = self.by_name.get(name) {
+            return *slot;
+        }
+        let slot = self.by_name.len() as u32;
+        Arc::make_mut(&mut self.by_name).insert(name.clone(), slot);
+        slot
+    }
+
+    /// Number of slots given.
+    pub(crate) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// All names with their slots.
+    pub(crate) fn names(&self) -> &Arc<AHashMap<Arc<str>, u32>> {
+        &self.by_name
+    }
+}
+
+/// Slots of both kinds.
+#[derive(Default)]
+pub(crate) struct Names {
+    pub(crate) clusters: Slots,
+    pub(crate) routes: Slots,
+}
+
+/// A content hash that is the same for the same bytes as long as the engine runs.
+pub(crate) fn fingerprint(parts: &[&[u8]]) -> u64 {
+    let mut hasher = RandomState::with_seeds(1, 2, 3, 4).build_hasher();
+    for part in parts {
+        hasher.write_usize(part.len());
+        hasher.write(part);
+    }
+    hasher.finish()
+}
+
+/// A route configuration with its clusters' slots.
+pub(crate) fn routes(config: Arc<ir::RouteConfiguration>, names: &mut Names) -> Arc<RouteConfig> {
+    let slots = slots(config.table.clusters(), names);
+    Arc::new(RouteConfig { ir: config, slots })
+}
+
+fn slots(clusters: &[Arc<str>], names: &mut Names) -> Box<[ClusterSlot]> {
+    clusters.iter().map(|name| names.clusters.of(name)).collect()
+}
+
+/// A listener. Chains of `before` with the same content are taken over, and with them their connections.
+pub(crate) fn listener(
+    config: Arc<ir::Listener>,
+    message: ListenerMessage,
+    bound: Vec<SocketAddr>,
+    before: Option<&ListenerConfig>,
+    names: &mut Names,
+) -> ListenerConfig {
+    let mut base = message;
+    let chains = std::mem::take(&mut base.filter_chains);
+    let default = base.default_filter_chain.take();
+    let base = base.encode_to_vec();
+    let mut build = |chain: &Arc<ir::FilterChain>, bytes: Vec<u8>| {
+        let fingerprint = fingerprint(&[&base, &bytes]);
+        let known = before
+            .into_iter()
+            .flat_map(|before| before.chains.iter().chain(&before.default_chain))
+            .find(|known| known.fingerprint == fingerprint);
+        known.cloned().unwrap_or_else(|| {
+            let terminal = terminal(chain, names);
+            Arc::new(ChainConfig { ir: chain.clone(), fingerprint, terminal })
+        })
+    };
+    let listed = config
+        .filter_chains
+        .iter()
+        .zip(chains.iter().map(Message::encode_to_vec))
+        .map(|(chain, bytes)| build(chain, bytes))
+        .collect();
+    let default_bytes = default.map(|chain| chain.encode_to_vec()).unwrap_or_default();
+    let default_chain = config.default_filter_chain.as_ref().map(|chain| build(chain, default_bytes));
+    let stats = match &config.stat_prefix {
+        Some(prefix) => stat_name(prefix),
+        None => stat_name(&config.address.to_string()),
+    };
+    ListenerConfig { ir: config.clone(), stat_name: stats, chains: listed, default_chain, bound }
+}
+
+fn terminal(chain: &ir::FilterChain, names: &mut Names) -> Terminal {
+    match &chain.terminal {
+        Some(ir::TerminalFilter::Http(hcm)) => Terminal::Http(Arc::new(http(hcm.clone(), names))),
+        Some(ir::TerminalFilter::Tcp(tcp)) => Terminal::Tcp(Arc::new(TcpConfig {
+            ir: tcp.clone(),
+            stat_name: stat_name(&tcp.stat_prefix),
+            slots: slots(&tcp.clusters, names),
+        })),
+        Some(ir::TerminalFilter::Echo) => Terminal::Echo,
+        Some(ir::TerminalFilter::DirectResponse(bytes)) => Terminal::DirectResponse(bytes.clone()),
+        _ => Terminal::Close,
+    }
+}
+
+fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> HttpConfig {
+    let routes = match &hcm.routes {
+        ir::RouteSource::Inline(config) => RoutesRef::Inline(routes(config.clone(), names)),
+        ir::RouteSource::Rds { name, .. } => RoutesRef::Rds(names.routes.of(name)),
+    };
+    let logs = !hcm.access_log.is_empty()
+        || !hcm.local_reply.mappers.is_empty()
+        || hcm.router().is_some_and(|router| !router.upstream_log.is_empty());
+    HttpConfig { stat_name: stat_name(&hcm.stat_prefix), routes, logs, hcm }
+}
+
+/// RDS names of a listener, with how long to wait for each.
+pub(crate) fn rds_names(
+    listener: &ir::Listener,
+) -> impl Iterator<Item = (&Arc<str>, Option<std::time::Duration>)> {
+    listener.filter_chains.iter().chain(&listener.default_filter_chain).filter_map(|chain| match &chain.terminal {
+        Some(ir::TerminalFilter::Http(hcm)) => match &hcm.routes {
+            ir::RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
+            ir::RouteSource::Inline(_) => None,
+        },
+        _ => None,
+    })
+}
+
+/// Slots of clusters and routes that a listener refers to.
+pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<RouteSlot>) {
+    let (mut clusters, mut routes) = (Vec::new(), Vec::new());
+    for chain in listener.chains.iter().chain(&listener.default_chain) {
+        match &chain.terminal {
+            Terminal::Tcp(tcp) => clusters.extend_from_slice(&tcp.slots),
+            Terminal::Http(http) => match &http.routes {
+                RoutesRef::Inline(config) => clusters.extend_from_slice(&config.slots),
+                RoutesRef::Rds(slot) => routes.push(*slot),
+            },
+            Terminal::Close | Terminal::Echo | Terminal::DirectResponse(_) => {}
+        }
+    }
+    (clusters, routes)
+}
+
+/// What `ir` accepts and the engine can't do, with the path.
+pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String> {
+    let unknown = listener.socket_options.iter().position(|option| !socket_option_supported(option));
+    if let Some(index) = unknown {
+        return Some(format!("socket_options[{index}]: this level and name (or a buffer value) is not supported"));
+    }
+    if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() {
+        return Some("filter_chains: at least one is needed".to_owned());
+    }
+    None
+}
+
+/// The same for a cluster.
+pub(crate) fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
+    let bind = cluster.bind.as_ref()?;
+    let unknown = bind.socket_options.iter().position(|option| !socket_option_supported(option))?;
+    Some(format!(
+        "upstream_bind_config.socket_options[{unknown}]: this level and name (or a buffer value) is not supported"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_stable() {
+        let mut slots = Slots::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        assert_eq!((slots.of(&a), slots.of(&b), slots.of(&a)), (0, 1, 0));
+        assert_eq!(slots.len(), 2);
+    }
+
+    #[test]
+    fn fingerprints_see_where_parts_end() {
+        assert_eq!(fingerprint(&[b"ab", b"c"]), fingerprint(&[b"ab", b"c"]));
+        assert_ne!(fingerprint(&[b"ab", b"c"]), fingerprint(&[b"a", b"bc"]));
+    }
+}

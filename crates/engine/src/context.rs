@@ -1,0 +1,117 @@
+//! What travels with a connection and with a request.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, StatusCode, Version, request};
+use lateen_ir::{Route, VirtualHost};
+
+use crate::body::RequestSource;
+use crate::cluster::LocalCluster;
+use crate::failure::Flags;
+use crate::finish;
+use crate::host::Host;
+use crate::http_connection::PeerText;
+use crate::pool::ConnectionFacts;
+use crate::snapshot::{HttpConfig, RouteConfig};
+use crate::stats::blocks::HttpStats;
+use crate::worker::{View, Worker};
+
+/// Facts of a downstream connection.
+#[derive(Debug)]
+pub(crate) struct ConnectionInfo {
+    pub(crate) id: u64,
+    /// Peer of the socket.
+    pub(crate) peer: SocketAddr,
+    /// This end of the socket.
+    pub(crate) direct_local: SocketAddr,
+    /// Where the client wanted to go: the original destination when restored, else `direct_local`.
+    pub(crate) local: SocketAddr,
+    /// True when `local` was restored.
+    pub(crate) restored: bool,
+    pub(crate) server_name: Option<Box<str>>,
+    pub(crate) chain_name: Arc<str>,
+    pub(crate) started: Instant,
+}
+
+/// A downstream HTTP connection: shared by its requests.
+pub(crate) struct HttpConnection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) info: ConnectionInfo,
+    pub(crate) config: Arc<HttpConfig>,
+    pub(crate) stats: Rc<HttpStats>,
+    pub(crate) buffer_limit: u32,
+    /// Requests in progress.
+    pub(crate) active: Cell<u32>,
+    /// Requests so far.
+    pub(crate) requests: Cell<u32>,
+    /// Time of the last request's end (or the connection's begin), for the idle time-out.
+    pub(crate) quiet_since: Cell<Instant>,
+    /// Set when the next response must end the connection.
+    pub(crate) closing: Cell<bool>,
+    pub(crate) peer_text: PeerText,
+}
+
+/// One request, from its head to the last byte of the answer. Finishes (counts, logs) when dropped.
+pub(crate) struct RequestContext {
+    pub(crate) connection: Rc<HttpConnection>,
+    /// Configuration the request began with.
+    pub(crate) view: Rc<View>,
+    pub(crate) started: Instant,
+    pub(crate) version: Version,
+    /// The request's head after normalisation; authority in `authority`, path in `path`.
+    pub(crate) head: request::Parts,
+    pub(crate) authority: http::HeaderValue,
+    /// Path with query, as routed (before rewrites).
+    pub(crate) path: http::uri::PathAndQuery,
+    /// True: `https`.
+    pub(crate) secure: bool,
+    /// The client, worked out from `x-forwarded-for`.
+    pub(crate) client: SocketAddr,
+    pub(crate) routes: Option<Arc<RouteConfig>>,
+    pub(crate) virtual_host: Option<Arc<VirtualHost>>,
+    pub(crate) route: Option<Arc<Route>>,
+    pub(crate) cluster: Option<Rc<LocalCluster>>,
+    pub(crate) host: Option<Rc<Host>>,
+    pub(crate) upstream: Option<Rc<ConnectionFacts>>,
+    pub(crate) upstream_version: Option<Version>,
+    pub(crate) upstream_failure: Option<Box<str>>,
+    pub(crate) body: Option<Rc<RequestSource>>,
+    /// Attempts so far.
+    pub(crate) attempts: u32,
+    pub(crate) flags: Flags,
+    pub(crate) details: Cow<'static, str>,
+    /// Status sent; `None` while there is no answer.
+    pub(crate) status: Option<StatusCode>,
+    /// Response headers, kept when something may print them.
+    pub(crate) response_headers: Option<HeaderMap>,
+    pub(crate) response_trailers: Option<HeaderMap>,
+    /// Body of a reply made here, kept when something may print it.
+    pub(crate) local_reply: Option<Cow<'static, str>>,
+    pub(crate) bytes_sent: u64,
+    pub(crate) first_upstream_byte: Option<Instant>,
+    /// The answer went out completely (or the stream was closed on purpose).
+    pub(crate) complete: bool,
+}
+
+impl RequestContext {
+    /// Notes the end of the request. The rest happens in `drop`, so that a cancelled request is counted and logged too.
+    pub(crate) fn completed(&mut self) {
+        self.complete = true;
+    }
+
+    /// Bytes of the request's body received so far.
+    pub(crate) fn bytes_received(&self) -> u64 {
+        self.body.as_ref().map_or(0, |body| body.received())
+    }
+}
+
+impl Drop for RequestContext {
+    fn drop(&mut self) {
+        finish::finish(self);
+    }
+}

@@ -1,0 +1,288 @@
+//! Everything that can end a request before (or instead of) an answer from upstream, and the one place that maps a cause to
+//! status, body, response flag, details and retry class. Texts are Envoy's, because clients, dashboards and people grep for them.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
+
+/// Envoy's response flags, as a set.
+/// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/observability/access_log/usage#config-access-log-format-response-flags>
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags(u32);
+
+macro_rules! flags {
+    ($($name:ident = $bit:literal, $short:literal, $long:literal;)*) => {
+        impl Flags {
+            $(pub(crate) const $name: Flags = Flags(1 << $bit);)*
+            const ALL: &[(Flags, &str, &str)] = &[$((Flags::$name, $short, $long)),*];
+        }
+    };
+}
+
+flags! {
+    NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
+    UPSTREAM_REQUEST_TIMEOUT = 1, "UT", "UpstreamRequestTimeout";
+    LOCAL_RESET = 2, "LR", "LocalReset";
+    UPSTREAM_REMOTE_RESET = 3, "UR", "UpstreamRemoteReset";
+    UPSTREAM_CONNECTION_FAILURE = 4, "UF", "UpstreamConnectionFailure";
+    UPSTREAM_CONNECTION_TERMINATION = 5, "UC", "UpstreamConnectionTermination";
+    UPSTREAM_OVERFLOW = 6, "UO", "UpstreamOverflow";
+    NO_ROUTE = 7, "NR", "NoRouteFound";
+    UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";
+    DOWNSTREAM_TERMINATION = 9, "DC", "DownstreamConnectionTermination";
+    STREAM_IDLE_TIMEOUT = 10, "SI", "StreamIdleTimeout";
+    DOWNSTREAM_PROTOCOL_ERROR = 11, "DPE", "DownstreamProtocolError";
+    UPSTREAM_PROTOCOL_ERROR = 12, "UPE", "UpstreamProtocolError";
+    UPSTREAM_MAX_STREAM_DURATION = 13, "UMSDR", "UpstreamMaxStreamDurationReached";
+    DURATION_TIMEOUT = 14, "DT", "DurationTimeout";
+    NO_CLUSTER = 15, "NC", "NoClusterFound";
+}
+
+impl Flags {
+    pub(crate) fn insert(&mut self, other: Flags) {
+        self.0 |= other.0;
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn contains(self, other: Flags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The flag with this short name.
+    pub(crate) fn named(short: &str) -> Option<Flags> {
+        Self::ALL.iter().find(|(_, name, _)| *name == short).map(|(flag, _, _)| *flag)
+    }
+
+    /// Appends the names, separated by commas.
+    pub(crate) fn write(self, long: bool, out: &mut String) {
+        let mut first = true;
+        for (flag, short, full) in Self::ALL.iter().filter(|(flag, _, _)| self.contains(*flag)) {
+            debug_assert!(!flag.is_empty());
+            if !first {
+                out.push(',');
+            }
+            first = false;
+            out.push_str(if long { full } else { short });
+        }
+    }
+}
+
+/// How an attempt towards an endpoint broke.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reset {
+    /// The connection could not be made; the text is the transport's reason.
+    ConnectFailure(Cow<'static, str>),
+    ConnectTimeout,
+    /// The connection ended before an answer.
+    Terminated,
+    /// The endpoint reset the stream.
+    Remote,
+    /// The endpoint did not process the stream (HTTP/2 REFUSED_STREAM, or GOAWAY before it).
+    Refused,
+    /// The endpoint broke the protocol.
+    Protocol,
+    /// A circuit breaker is open.
+    Overflow,
+}
+
+impl Reset {
+    /// Envoy's name of the reset reason.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::ConnectFailure(_) => "remote connection failure",
+            Self::ConnectTimeout => "connection timeout",
+            Self::Terminated => "connection termination",
+            Self::Remote => "remote reset",
+            Self::Refused => "remote refused stream reset",
+            Self::Protocol => "protocol error",
+            Self::Overflow => "overflow",
+        }
+    }
+
+    fn flag(&self) -> Flags {
+        match self {
+            Self::ConnectFailure(_) | Self::ConnectTimeout => Flags::UPSTREAM_CONNECTION_FAILURE,
+            Self::Terminated => Flags::UPSTREAM_CONNECTION_TERMINATION,
+            Self::Remote | Self::Refused => Flags::UPSTREAM_REMOTE_RESET,
+            Self::Protocol => Flags::UPSTREAM_PROTOCOL_ERROR,
+            Self::Overflow => Flags::UPSTREAM_OVERFLOW,
+        }
+    }
+
+    /// The transport's own words, if any.
+    pub(crate) fn transport_reason(&self) -> Option<&str> {
+        match self {
+            Self::ConnectFailure(reason) if !reason.is_empty() => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// Why a request is answered by the proxy itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    RouteNotFound,
+    /// The route's cluster does not exist; answered with the route's status.
+    ClusterNotFound(StatusCode),
+    NoHealthyUpstream,
+    /// An attempt broke before an answer; `retried` when it was not the first.
+    Upstream { reset: Reset, retried: bool },
+    /// The route's time-out.
+    ResponseTimeout,
+    PerTryTimeout,
+    MaxStreamDuration,
+    StreamIdleTimeout,
+    /// The request did not arrive in time.
+    RequestTimeout,
+    /// `max_stream_duration` of the connection manager.
+    DownstreamMaxDuration,
+    /// The request is malformed or refused by a check; the text is the detail.
+    BadRequest(&'static str),
+    /// HTTP/1.0 where it is not accepted.
+    Http10,
+    /// An upgrade that is not configured.
+    UpgradeFailed,
+}
+
+/// The answer to a [`Failure`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Cow<'static, str>,
+    pub(crate) flag: Flags,
+    pub(crate) details: Cow<'static, str>,
+    /// Adds `x-envoy-overloaded: true`.
+    pub(crate) overloaded: bool,
+    /// The connection must not be used again (HTTP/1).
+    pub(crate) close: bool,
+}
+
+impl Reply {
+    fn new(
+        status: StatusCode,
+        body: impl Into<Cow<'static, str>>,
+        flag: Flags,
+        details: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { status, body: body.into(), flag, details: details.into(), overloaded: false, close: false }
+    }
+}
+
+impl Failure {
+    /// Status, text, flag and details of the answer.
+    pub(crate) fn reply(&self) -> Reply {
+        use StatusCode as S;
+        match self {
+            Self::RouteNotFound => Reply::new(S::NOT_FOUND, "", Flags::NO_ROUTE, "route_not_found"),
+            Self::ClusterNotFound(status) => Reply::new(*status, "", Flags::NO_CLUSTER, "cluster_not_found"),
+            Self::NoHealthyUpstream => {
+                Reply::new(S::SERVICE_UNAVAILABLE, "no healthy upstream", Flags::NO_HEALTHY_UPSTREAM, "no_healthy_upstream")
+            }
+            Self::Upstream { reset, retried } => upstream_reply(reset, *retried),
+            Self::ResponseTimeout => timeout("response_timeout"),
+            Self::PerTryTimeout => timeout("upstream_per_try_timeout"),
+            Self::MaxStreamDuration => Reply::new(
+                S::REQUEST_TIMEOUT,
+                "upstream max stream duration reached",
+                Flags::UPSTREAM_MAX_STREAM_DURATION,
+                "upstream_max_stream_duration_reached",
+            ),
+            // RFC 9110 would say 408 when the request is incomplete; Envoy does too.
+            Self::StreamIdleTimeout => {
+                Reply::new(S::REQUEST_TIMEOUT, "stream timeout", Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
+            }
+            Self::RequestTimeout => closing(Reply::new(
+                S::REQUEST_TIMEOUT,
+                "request timeout",
+                Flags::default(),
+                "request_overall_timeout",
+            )),
+            Self::DownstreamMaxDuration => Reply::new(
+                S::REQUEST_TIMEOUT,
+                "downstream duration timeout",
+                Flags::DURATION_TIMEOUT,
+                "max_duration_timeout",
+            ),
+            Self::BadRequest(details) => {
+                closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, *details))
+            }
+            Self::Http10 => closing(Reply::new(S::UPGRADE_REQUIRED, "", Flags::default(), "low_version")),
+            Self::UpgradeFailed => Reply::new(S::FORBIDDEN, "", Flags::default(), "upgrade_failed"),
+        }
+    }
+}
+
+fn closing(mut reply: Reply) -> Reply {
+    reply.close = true;
+    reply
+}
+
+fn timeout(details: &'static str) -> Reply {
+    Reply::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", Flags::UPSTREAM_REQUEST_TIMEOUT, details)
+}
+
+fn upstream_reply(reset: &Reset, retried: bool) -> Reply {
+    let (reason, transport) = (reset.reason(), reset.transport_reason());
+    let mut body = String::from("upstream connect error or disconnect/reset before headers. ");
+    body.push_str(if retried { "retried and the latest reset reason: " } else { "reset reason: " });
+    body.push_str(reason);
+    let mut details = format!("upstream_reset_before_response_started{{{}", reason.replace(' ', "_"));
+    if let Some(transport) = transport {
+        body.push_str(", transport failure reason: ");
+        body.push_str(transport);
+        details.push('|');
+        details.extend(transport.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
+    }
+    details.push('}');
+    let status = if matches!(reset, Reset::Protocol) { StatusCode::BAD_GATEWAY } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut reply = Reply::new(status, body, reset.flag(), details);
+    reply.overloaded = matches!(reset, Reset::Overflow);
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_envoys() {
+        let refused = Reset::ConnectFailure("delayed connect error: Connection refused".into());
+        let reply = Failure::Upstream { reset: refused, retried: false }.reply();
+        assert_eq!(reply.status, 503);
+        assert_eq!(
+            reply.body,
+            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, \
+             transport failure reason: delayed connect error: Connection refused"
+        );
+        assert_eq!(
+            reply.details,
+            "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}"
+        );
+        let reply = Failure::Upstream { reset: Reset::Terminated, retried: true }.reply();
+        assert_eq!(
+            reply.body,
+            "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: connection termination"
+        );
+        assert_eq!(reply.details, "upstream_reset_before_response_started{connection_termination}");
+    }
+
+    #[test]
+    fn only_an_open_circuit_breaker_says_overloaded() {
+        assert!(Failure::Upstream { reset: Reset::Overflow, retried: false }.reply().overloaded);
+        assert!(!Failure::NoHealthyUpstream.reply().overloaded);
+    }
+
+    #[test]
+    fn flags_print_in_envoys_order_and_parse_back() {
+        let mut flags = Flags::UPSTREAM_RETRY_LIMIT;
+        flags.insert(Flags::UPSTREAM_CONNECTION_FAILURE);
+        let mut text = String::new();
+        flags.write(false, &mut text);
+        assert_eq!(text, "UF,URX");
+        assert_eq!(Flags::named("UF"), Some(Flags::UPSTREAM_CONNECTION_FAILURE));
+        assert_eq!(Flags::named("XX"), None);
+    }
+}

@@ -1,0 +1,50 @@
+//! Step 10: a request's end. Runs once for every request, whatever became of it.
+
+use crate::context::RequestContext;
+use crate::failure::Flags;
+use crate::{log_filter, render};
+
+/// Counts and logs.
+pub(crate) fn finish(context: &mut RequestContext) {
+    if !context.complete && context.flags.is_empty() {
+        context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
+        if context.status.is_none() || context.details == "via_upstream" {
+            context.details = "downstream_remote_disconnect".into();
+        }
+    }
+    let connection = context.connection.clone();
+    let stats = &connection.stats;
+    stats.downstream_rq_active.dec();
+    if !context.complete {
+        stats.downstream_rq_rx_reset.inc();
+    }
+    if let Some(status) = context.status {
+        stats.downstream_rq_completed.inc();
+        match status.as_u16() / 100 {
+            1 => stats.downstream_rq_1xx.inc(),
+            2 => stats.downstream_rq_2xx.inc(),
+            3 => stats.downstream_rq_3xx.inc(),
+            4 => stats.downstream_rq_4xx.inc(),
+            _ => stats.downstream_rq_5xx.inc(),
+        }
+    }
+    stats.downstream_rq_time.record(context.started.elapsed().as_millis() as u64);
+    connection.active.set(connection.active.get() - 1);
+    if connection.active.get() == 0 {
+        connection.quiet_since.set(std::time::Instant::now());
+    }
+    if connection.config.logs {
+        log(context);
+    }
+}
+
+fn log(context: &RequestContext) {
+    let hcm = &context.connection.config.hcm;
+    let upstream = hcm.router().map(|router| &router.upstream_log[..]).unwrap_or_default();
+    let upstream = upstream.iter().filter(|_| context.attempts > 0);
+    for log in hcm.access_log.iter().chain(upstream) {
+        if log.filter.as_ref().is_none_or(|filter| log_filter::passes(filter, context)) {
+            context.connection.worker.log_line(&log.sink, |line| render::line(&log.format, context, line));
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Values of format operators (`%REQ(X)%` …) for a request or a TCP connection.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderMap, Version};
+use jiff::Timestamp;
+use lateen_ir::{
+    AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator, TimeFormat,
+    TimePiece, TimePoint,
+};
+
+use crate::context::{ConnectionInfo, RequestContext};
+use crate::failure::Flags;
+
+/// What formats may read at the end of a TCP connection.
+pub(crate) struct TcpFacts<'a> {
+    pub(crate) info: &'a ConnectionInfo,
+    pub(crate) hostname: &'a str,
+    pub(crate) flags: Flags,
+    pub(crate) details: &'static str,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    pub(crate) cluster: Option<&'a str>,
+    pub(crate) host: Option<SocketAddr>,
+    pub(crate) upstream_local: Option<SocketAddr>,
+    pub(crate) failure: Option<&'a str>,
+}
+
+impl FormatValues for TcpFacts<'_> {
+    fn value(&self, operator: &Operator, out: &mut String) -> bool {
+        match operator {
+            Operator::Time(point, format) => {
+                time(wall_clock(self.info.started), *point, format, out);
+                true
+            }
+            Operator::ResponseCode => text(out, Some("0")),
+            Operator::ConnectionTerminationDetails => text(out, Some(self.details).filter(|d| !d.is_empty())),
+            Operator::ResponseFlags => flags(self.flags, false, out),
+            Operator::ResponseFlagsLong => flags(self.flags, true, out),
+            Operator::Bytes(Bytes::Received) => number(out, self.received),
+            Operator::Bytes(Bytes::Sent) => number(out, self.sent),
+            Operator::Bytes(_) => number(out, 0),
+            Operator::Duration => number(out, millis(self.info.started.elapsed())),
+            Operator::UpstreamCluster | Operator::UpstreamClusterRaw => text(out, self.cluster),
+            Operator::UpstreamHostName => self.host.map(|host| write!(out, "{host}")).is_some(),
+            Operator::UpstreamTransportFailureReason => text(out, self.failure),
+            Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.host.is_some())),
+            Operator::Address(of, part) => {
+                let which = match of {
+                    AddressOf::UpstreamLocal => self.upstream_local,
+                    AddressOf::UpstreamRemote => self.host,
+                    other => downstream_address(self.info, self.info.peer, *other),
+                };
+                address(which, *part, out)
+            }
+            Operator::RequestedServerName => text(out, self.info.server_name.as_deref()),
+            Operator::FilterChainName => text(out, Some(&*self.info.chain_name).filter(|name| !name.is_empty())),
+            Operator::Hostname => text(out, Some(self.hostname)),
+            Operator::Environment(value) => text(out, value.as_deref()),
+            Operator::ConnectionId => number(out, self.info.id),
+            Operator::UniqueId => text(out, Some(&uuid::Uuid::new_v4().to_string())),
+            Operator::AccessLogType => text(out, Some("TcpConnectionEnd")),
+            _ => false,
+        }
+    }
+}
+
+impl FormatValues for RequestContext {
+    fn value(&self, operator: &Operator, out: &mut String) -> bool {
+        match operator {
+            Operator::Time(point, format) => {
+                time(wall_clock(self.started), *point, format, out);
+                true
+            }
+            Operator::Request(first, second) => {
+                self.request_header(first, out) || second.as_ref().is_some_and(|name| self.request_header(name, out))
+            }
+            Operator::Response(first, second) => {
+                self.response_header(first, out) || second.as_ref().is_some_and(|name| self.response_header(name, out))
+            }
+            Operator::Trailer(first, second) => {
+                let trailers = self.response_trailers.as_ref();
+                named(trailers, first, out) || second.as_ref().is_some_and(|name| named(trailers, name, out))
+            }
+            Operator::Protocol => text(out, Some(protocol(self.version))),
+            Operator::UpstreamProtocol => text(out, self.upstream_version.map(protocol)),
+            Operator::ResponseCode => number(out, self.status.map_or(0, |status| u64::from(status.as_u16()))),
+            Operator::ResponseCodeDetails => text(out, Some(&*self.details).filter(|details| !details.is_empty())),
+            Operator::ResponseFlags => flags(self.flags, false, out),
+            Operator::ResponseFlagsLong => flags(self.flags, true, out),
+            Operator::Bytes(Bytes::Received) => number(out, self.bytes_received()),
+            Operator::Bytes(Bytes::Sent) => number(out, self.bytes_sent),
+            Operator::Duration | Operator::RequestDuration | Operator::RequestTxDuration => {
+                number(out, millis(self.started.elapsed()))
+            }
+            Operator::ResponseDuration => {
+                self.first_upstream_byte.is_some_and(|at| number(out, millis(at.saturating_duration_since(self.started))))
+            }
+            Operator::ResponseTxDuration => self.first_upstream_byte.is_some_and(|at| number(out, millis(at.elapsed()))),
+            Operator::UpstreamCluster => {
+                let name = self.cluster.as_ref().map(|cluster| &cluster.config.ir);
+                text(out, name.map(|cluster| cluster.alt_stat_name.as_deref().unwrap_or(&cluster.name)))
+            }
+            Operator::UpstreamClusterRaw => text(out, self.cluster.as_ref().map(|cluster| &*cluster.config.ir.name)),
+            Operator::UpstreamHostName => text(out, self.host.as_ref().map(|host| host.name()).as_deref()),
+            Operator::UpstreamTransportFailureReason => text(out, self.upstream_failure.as_deref()),
+            Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.attempts)),
+            Operator::UpstreamConnectionId => self.upstream.as_ref().is_some_and(|facts| number(out, facts.id)),
+            Operator::Address(of, part) => {
+                let which = match of {
+                    AddressOf::UpstreamLocal => self.upstream.as_ref().and_then(|facts| facts.local.get()),
+                    AddressOf::UpstreamRemote => self.host.as_ref().map(|host| host.address),
+                    other => downstream_address(&self.connection.info, self.client, *other),
+                };
+                address(which, *part, out)
+            }
+            Operator::RequestedServerName => text(out, self.connection.info.server_name.as_deref()),
+            Operator::RouteName => text(out, self.route.as_ref().map(|route| &*route.name).filter(|name| !name.is_empty())),
+            Operator::FilterChainName => {
+                text(out, Some(&*self.connection.info.chain_name).filter(|name| !name.is_empty()))
+            }
+            Operator::Hostname => text(out, Some(&self.connection.worker.identity.hostname)),
+            Operator::Environment(value) => text(out, value.as_deref()),
+            Operator::ConnectionId => number(out, self.connection.info.id),
+            Operator::StreamId => {
+                let id = self.head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
+                text(out, id)
+            }
+            Operator::UniqueId => text(out, Some(&uuid::Uuid::new_v4().to_string())),
+            Operator::LocalReplyBody => text(out, self.local_reply.as_deref()),
+            Operator::GrpcStatus(style) => self.grpc_status(*style, out),
+            Operator::GrpcStatusNumber => self.grpc_status(GrpcStatusStyle::Number, out),
+            Operator::AccessLogType => text(out, Some("DownstreamEnd")),
+            Operator::Metadata { of: MetadataOf::Cluster, path } => {
+                let metadata = self.cluster.as_ref().and_then(|cluster| cluster.config.ir.metadata.clone());
+                json_at(metadata.as_deref(), path, out)
+            }
+            Operator::Metadata { of: MetadataOf::Endpoint, path } => {
+                let metadata = self.host.as_ref().and_then(|host| host.endpoint.borrow().metadata.clone());
+                json_at(metadata.as_deref(), path, out)
+            }
+            // Nothing here makes these: no TLS, no filters that note metadata, no virtual clusters.
+            _ => false,
+        }
+    }
+}
+
+impl RequestContext {
+    fn request_header(&self, name: &FormatHeader, out: &mut String) -> bool {
+        match name {
+            FormatHeader::Method => text(out, Some(self.head.method.as_str())),
+            FormatHeader::Scheme => text(out, Some(if self.secure { "https" } else { "http" })),
+            FormatHeader::Authority => text(out, self.authority.to_str().ok().filter(|value| !value.is_empty())),
+            FormatHeader::Path => text(out, Some(self.path.as_str())),
+            FormatHeader::Status => false,
+            FormatHeader::Named(_) => named(Some(&self.head.headers), name, out),
+        }
+    }
+
+    fn response_header(&self, name: &FormatHeader, out: &mut String) -> bool {
+        match name {
+            FormatHeader::Status => self.status.is_some_and(|status| text(out, Some(status.as_str()))),
+            _ => named(self.response_headers.as_ref(), name, out),
+        }
+    }
+
+    fn grpc_status(&self, style: GrpcStatusStyle, out: &mut String) -> bool {
+        let find = |headers: &Option<HeaderMap>| -> Option<usize> {
+            headers.as_ref()?.get("grpc-status")?.to_str().ok()?.parse().ok()
+        };
+        let Some(status) = find(&self.response_trailers).or_else(|| find(&self.response_headers)) else { return false };
+        match (style, GRPC_STATUSES.get(status)) {
+            (GrpcStatusStyle::Camel, Some((camel, _))) => text(out, Some(camel)),
+            (GrpcStatusStyle::Snake, Some((_, snake))) => text(out, Some(snake)),
+            _ => number(out, status as u64),
+        }
+    }
+}
+
+/// Statuses by number: <https://grpc.github.io/grpc/core/md_doc_statuscodes.html>
+const GRPC_STATUSES: [(&str, &str); 17] = [
+    ("OK", "OK"),
+    ("Canceled", "CANCELLED"),
+    ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"),
+    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"),
+    ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"),
+    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"),
+    ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"),
+    ("Unimplemented", "UNIMPLEMENTED"),
+    ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"),
+    ("DataLoss", "DATA_LOSS"),
+    ("Unauthenticated", "UNAUTHENTICATED"),
+];
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 | Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn text(out: &mut String, value: Option<&str>) -> bool {
+    out.push_str(value.unwrap_or_default());
+    value.is_some()
+}
+
+fn number(out: &mut String, value: u64) -> bool {
+    // Writing to a String cannot fail.
+    let _ = write!(out, "{value}");
+    true
+}
+
+fn flags(flags: Flags, long: bool, out: &mut String) -> bool {
+    if flags.is_empty() {
+        return false;
+    }
+    flags.write(long, out);
+    true
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// All values of a header, joined by commas as Envoy does. Bytes that are not UTF-8 print as replacement characters.
+fn named(headers: Option<&HeaderMap>, name: &FormatHeader, out: &mut String) -> bool {
+    let (Some(headers), FormatHeader::Named(name)) = (headers, name) else { return false };
+    let mut found = false;
+    for value in headers.get_all(name) {
+        if found {
+            out.push(',');
+        }
+        out.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        found = true;
+    }
+    found
+}
+
+fn downstream_address(info: &ConnectionInfo, client: SocketAddr, of: AddressOf) -> Option<SocketAddr> {
+    match of {
+        AddressOf::DownstreamRemote => Some(client),
+        AddressOf::DownstreamDirectRemote => Some(info.peer),
+        AddressOf::DownstreamLocal => Some(info.local),
+        AddressOf::DownstreamDirectLocal => Some(info.direct_local),
+        AddressOf::UpstreamLocal | AddressOf::UpstreamRemote => None,
+    }
+}
+
+fn address(address: Option<SocketAddr>, part: AddressPart, out: &mut String) -> bool {
+    let Some(address) = address else { return false };
+    // Writing to a String cannot fail.
+    let _ = match part {
+        AddressPart::Full => write!(out, "{address}"),
+        AddressPart::WithoutPort => write!(out, "{}", address.ip()),
+        AddressPart::Port => write!(out, "{}", address.port()),
+    };
+    true
+}
+
+fn json_at(value: Option<&serde_json::Value>, path: &[Box<str>], out: &mut String) -> bool {
+    let found = path.iter().try_fold(value, |value, key| Some(value?.get(&**key))).flatten();
+    match found {
+        None | Some(serde_json::Value::Null) => false,
+        Some(serde_json::Value::String(value)) => text(out, Some(value)),
+        Some(other) => {
+            let _ = write!(out, "{other}");
+            true
+        }
+    }
+}
+
+/// Wall-clock time of a moment. Only logs need it, so requests do not read two clocks.
+fn wall_clock(moment: Instant) -> SystemTime {
+    SystemTime::now().checked_sub(moment.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn time(start: SystemTime, point: TimePoint, format: &TimeFormat, out: &mut String) {
+    let moment = match point {
+        TimePoint::Start => start,
+        TimePoint::Emit => SystemTime::now(),
+    };
+    let since_epoch = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let Ok(stamp) = Timestamp::try_from(moment) else { return };
+    match format {
+        TimeFormat::Iso8601Millis => {
+            let _ = write!(out, "{}.{:03}Z", stamp.strftime("%Y-%m-%dT%H:%M:%S"), since_epoch.subsec_millis());
+        }
+        TimeFormat::Pieces(pieces) => {
+            for piece in pieces {
+                time_piece(stamp, since_epoch, piece, out);
+            }
+        }
+    }
+}
+
+fn time_piece(stamp: Timestamp, since_epoch: Duration, piece: &TimePiece, out: &mut String) {
+    let digits = |n: u8| usize::from(n.clamp(1, 9));
+    let fraction = |n: u8| since_epoch.subsec_nanos() / 10u32.pow(9 - digits(n) as u32);
+    let _ = match piece {
+        TimePiece::Strftime(format) => write!(out, "{}", stamp.strftime(&**format)),
+        TimePiece::EpochSeconds => write!(out, "{}", since_epoch.as_secs()),
+        TimePiece::Fraction(n) => write!(out, "{:0width$}", fraction(*n), width = digits(*n)),
+        TimePiece::EpochFraction(n) => {
+            write!(out, "{}{:0width$}", since_epoch.as_secs(), fraction(*n), width = digits(*n))
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_print_as_envoys() {
+        let moment = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+        let print = |format: TimeFormat| {
+            let mut out = String::new();
+            time(moment, TimePoint::Start, &format, &mut out);
+            out
+        };
+        assert_eq!(print(TimeFormat::Iso8601Millis), "2023-11-14T22:13:20.123Z");
+        let pieces = TimeFormat::Pieces(vec![
+            TimePiece::Strftime("%Y/%m/%d ".into()),
+            TimePiece::EpochSeconds,
+            TimePiece::Strftime(" ".into()),
+            TimePiece::Fraction(6),
+            TimePiece::Strftime(" ".into()),
+            TimePiece::EpochFraction(3),
+        ]);
+        assert_eq!(print(pieces), "2023/11/14 1700000000 123456 1700000000123");
+    }
+
+    #[test]
+    fn metadata_is_found_by_path() {
+        let value = serde_json::json!({"istio": {"workload": "web", "n": 3}});
+        let find = |path: &[&str]| {
+            let path: Vec<Box<str>> = path.iter().map(|key| (*key).into()).collect();
+            let mut out = String::new();
+            json_at(Some(&value), &path, &mut out).then_some(out)
+        };
+        assert_eq!(find(&["istio", "workload"]).as_deref(), Some("web"));
+        assert_eq!(find(&["istio", "n"]).as_deref(), Some("3"));
+        assert_eq!(find(&["other"]), None);
+    }
+}

@@ -1,0 +1,306 @@
+//! Step 4: a downstream HTTP connection, HTTP/1 or HTTP/2.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lateen_ir::{CodecType, HttpConnectionManager};
+use tokio::time::Sleep;
+
+use crate::body::ResponseBody;
+use crate::context::{ConnectionInfo, HttpConnection};
+use crate::http_request;
+use crate::inspect::speaks_http2;
+use crate::signal::{Signal, Watch};
+use crate::snapshot::HttpConfig;
+use crate::stats::blocks::HttpStats;
+use crate::stream::Stream;
+use crate::worker::Worker;
+
+/// Runs hyper's helper futures on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// Envoy's limit on streams of a downstream HTTP/2 connection.
+const MOST_STREAMS: u32 = 1024;
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve(
+    mut stream: Stream,
+    info: ConnectionInfo,
+    config: Arc<HttpConfig>,
+    stats: Rc<HttpStats>,
+    drain: Signal,
+    worker: Rc<Worker>,
+    buffer_limit: u32,
+) {
+    let hcm = config.hcm.clone();
+    let http2 = match hcm.codec_type {
+        CodecType::Http1 => false,
+        CodecType::Http2 => true,
+        // Nothing was said yet: an idle time-out applies as to any idle connection.
+        CodecType::Auto => match within(hcm.common.idle_timeout, speaks_http2(&mut stream)).await {
+            Some(Ok(answer)) => answer,
+            _ => return,
+        },
+    };
+    stream.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
+    let _counted = Counted::new(stats.clone(), http2);
+    let connection = Rc::new(HttpConnection {
+        worker,
+        info,
+        config,
+        stats,
+        buffer_limit,
+        active: Cell::new(0),
+        requests: Cell::new(0),
+        quiet_since: Cell::new(Instant::now()),
+        closing: Cell::new(false),
+        peer_text: PeerText::default(),
+    });
+    let served = connection.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let connection = served.clone();
+        async move { Ok::<Response<ResponseBody>, Infallible>(http_request::serve(connection, request).await) }
+    });
+    let io = TokioIo::new(stream);
+    let result = if http2 {
+        let serving = http2_builder(&hcm).serve_connection(io, service);
+        Guarded::new(serving, connection.clone(), drain).await
+    } else {
+        let serving = http1_builder(&hcm).serve_connection(io, service).with_upgrades();
+        Guarded::new(serving, connection.clone(), drain).await
+    };
+    match result {
+        Ok(()) => {}
+        Err(error) if error.is_parse() => {
+            connection.stats.downstream_cx_protocol_error.inc();
+            if error.is_parse_too_large() {
+                connection.stats.downstream_rq_too_large.inc();
+            }
+            // hyper answered by itself (400, 414, 431); Envoy counts such requests too.
+            connection.stats.downstream_rq_4xx.inc();
+        }
+        Err(error) => tracing::trace!(%error, "downstream connection ended"),
+    }
+}
+
+async fn within<F: Future>(limit: Option<Duration>, future: F) -> Option<F::Output> {
+    match limit {
+        None => Some(future.await),
+        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
+    }
+}
+
+fn head_limit(hcm: &HttpConnectionManager) -> usize {
+    hcm.max_request_headers_kb as usize * 1024
+}
+
+fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(hcm.request_headers_timeout)
+        .title_case_headers(hcm.http1.proper_case_headers)
+        .max_header_size(head_limit(hcm))
+        .max_buf_size(head_limit(hcm).max(16 * 1024));
+    if hcm.common.max_headers_count != 100 {
+        builder.max_headers(hcm.common.max_headers_count as usize);
+    }
+    builder
+}
+
+fn http2_builder(hcm: &HttpConnectionManager) -> http2::Builder<LocalExecutor> {
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(hcm.http2.max_concurrent_streams.unwrap_or(MOST_STREAMS))
+        .max_header_list_size(head_limit(hcm) as u32);
+    if let Some(size) = hcm.http2.initial_stream_window_size {
+        builder.initial_stream_window_size(size);
+    }
+    if let Some(size) = hcm.http2.initial_connection_window_size {
+        builder.initial_connection_window_size(size);
+    }
+    if let Some(size) = hcm.http2.hpack_table_size {
+        builder.header_table_size(size);
+    }
+    if let Some(keepalive) = hcm.http2.keepalive {
+        builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
+    }
+    builder
+}
+
+/// What both of hyper's connections can do.
+trait Serving: Future<Output = hyper::Result<()>> {
+    /// No new requests; those running finish.
+    fn finish(self: Pin<&mut Self>);
+}
+
+impl<S> Serving for http1::UpgradeableConnection<TokioIo<Stream>, S>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
+    S::Error: Into<crate::body::BodyError>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S> Serving for http2::Connection<TokioIo<Stream>, S, LocalExecutor>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
+    S::Error: Into<crate::body::BodyError>,
+    S::Future: 'static,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// A connection that finishes on drain, after idleness, or when a request asked for it.
+struct Guarded<C> {
+    serving: Pin<Box<C>>,
+    connection: Rc<HttpConnection>,
+    drain: Signal,
+    watch: Option<Watch>,
+    finishing: bool,
+    /// Next look at idleness; while finishing: the end.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<C: Serving> Guarded<C> {
+    fn new(serving: C, connection: Rc<HttpConnection>, drain: Signal) -> Self {
+        let idle = connection.config.hcm.common.idle_timeout;
+        let timer = idle.map(|idle| Box::pin(tokio::time::sleep(idle)));
+        Self { serving: Box::pin(serving), connection, drain, watch: None, finishing: false, timer }
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.finishing = true;
+        self.serving.as_mut().finish();
+        let mut timer = Box::pin(tokio::time::sleep(self.connection.worker.drain_time));
+        // Registers the waker; it can't have elapsed.
+        let _ = timer.as_mut().poll(cx);
+        self.timer = Some(timer);
+    }
+
+    /// True when the connection is to be cut.
+    fn on_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.finishing {
+            return true;
+        }
+        let Some(idle) = self.connection.config.hcm.common.idle_timeout else { return false };
+        let quiet = self.connection.quiet_since.get().elapsed();
+        if self.connection.active.get() == 0 && quiet >= idle {
+            self.connection.stats.downstream_cx_idle_timeout.inc();
+            self.finish(cx);
+            return false;
+        }
+        let wait = if self.connection.active.get() == 0 { idle.saturating_sub(quiet) } else { idle };
+        if let Some(timer) = &mut self.timer {
+            timer.as_mut().reset(tokio::time::Instant::now() + wait);
+            let _ = timer.as_mut().poll(cx);
+        }
+        false
+    }
+}
+
+impl<C: Serving> Future for Guarded<C> {
+    type Output = hyper::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if this.watch.is_none() {
+            // First poll: from here on drain and time wake this task.
+            this.watch = Some(this.drain.watch(cx.waker()));
+            if let Some(timer) = &mut this.timer {
+                let _ = timer.as_mut().poll(cx);
+            }
+        }
+        loop {
+            if let Poll::Ready(result) = this.serving.as_mut().poll(cx) {
+                return Poll::Ready(result);
+            }
+            if !this.finishing && (this.drain.is_fired() || this.connection.closing.get()) {
+                if this.drain.is_fired() {
+                    this.connection.stats.downstream_cx_drain_close.inc();
+                }
+                this.finish(cx);
+                continue; // an idle connection ends now
+            }
+            if this.timer.as_ref().is_some_and(|timer| timer.is_elapsed()) {
+                if this.on_timer(cx) {
+                    return Poll::Ready(Ok(()));
+                }
+                if this.finishing {
+                    continue;
+                }
+            }
+            return Poll::Pending;
+        }
+    }
+}
+
+/// Counts an HTTP connection until dropped.
+struct Counted {
+    stats: Rc<HttpStats>,
+    http2: bool,
+    since: Instant,
+}
+
+impl Counted {
+    fn new(stats: Rc<HttpStats>, http2: bool) -> Self {
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        let (total, active) = if http2 {
+            (&stats.downstream_cx_http2_total, &stats.downstream_cx_http2_active)
+        } else {
+            (&stats.downstream_cx_http1_total, &stats.downstream_cx_http1_active)
+        };
+        total.inc();
+        active.inc();
+        Self { stats, http2, since: Instant::now() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.stats;
+        stats.downstream_cx_active.dec();
+        stats.downstream_cx_destroy.inc();
+        if self.http2 { &stats.downstream_cx_http2_active } else { &stats.downstream_cx_http1_active }.dec();
+        stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+    }
+}
+
+/// The value of `x-forwarded-for` for a peer, kept because most connections carry many requests.
+#[derive(Debug, Default)]
+pub(crate) struct PeerText(RefCell<Option<http::HeaderValue>>);
+
+impl PeerText {
+    pub(crate) fn get(&self, peer: std::net::IpAddr) -> Option<http::HeaderValue> {
+        let mut text = self.0.borrow_mut();
+        if text.is_none() {
+            *text = http::HeaderValue::try_from(peer.to_string()).ok();
+        }
+        text.clone()
+    }
+}

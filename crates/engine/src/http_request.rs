@@ -1,0 +1,235 @@
+//! The life of a request, top to bottom: receive and normalise (5), route (6), forward to an endpoint (7 to 9), answer.
+//! Finishing (10: stats, log) happens when the context is dropped.
+
+use std::rc::Rc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use lateen_ir::{Action, RequestView, ServerHeader};
+
+use crate::body::{RequestSource, ResponseBody};
+use crate::context::{HttpConnection, RequestContext};
+use crate::failure::Failure;
+use crate::ingress::{self, Normalised, X_REQUEST_ID};
+use crate::response_stream::ResponseStream;
+use crate::upgrade::{self, Upgrade};
+use crate::{forward, header_mutations, local_reply, redirect};
+
+pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// Serves one request.
+pub(crate) async fn serve(connection: Rc<HttpConnection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    count_request(&connection, &request);
+    let upgrade = Upgrade::begin(&mut request);
+    let (mut context, body) = ingress::receive(&connection, request);
+    match decide(&mut context, body, upgrade.is_some()).await {
+        Ok(Decision::Forwarded(answer)) => respond(context, *answer, upgrade),
+        Ok(Decision::Answered(response)) => local_reply::finish(context, response),
+        Err(failure) => local_reply::fail(context, &failure),
+    }
+}
+
+/// What happens to a request that did not fail.
+enum Decision {
+    Forwarded(Box<forward::Answer>),
+    /// A redirect or direct response.
+    Answered(Response<ResponseBody>),
+}
+
+fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
+    let stats = &connection.stats;
+    connection.active.set(connection.active.get() + 1);
+    connection.requests.set(connection.requests.get() + 1);
+    stats.downstream_rq_total.inc();
+    stats.downstream_rq_active.inc();
+    if request.version() == http::Version::HTTP_2 {
+        stats.downstream_rq_http2_total.inc();
+    } else {
+        stats.downstream_rq_http1_total.inc();
+    }
+    let limit = connection.config.hcm.common.max_requests_per_connection;
+    if limit.is_some_and(|most| connection.requests.get() >= most) && !connection.closing.replace(true) {
+        stats.downstream_cx_max_requests_reached.inc();
+    }
+}
+
+async fn decide(context: &mut RequestContext, body: Incoming, upgrade: bool) -> Result<Decision, Failure> {
+    let normalised = ingress::normalise(context);
+    let limit = context.connection.buffer_limit;
+    context.body = Some(RequestSource::new(body, limit as usize));
+    if let Normalised::Redirect(path) = normalised? {
+        return Ok(Decision::Answered(redirect::to_normalised_path(context, &path)));
+    }
+    find_route(context)?;
+    let Some(route) = context.route.clone() else { return Err(Failure::RouteNotFound) };
+    match &route.action {
+        Action::Forward(action) => {
+            if upgrade && !upgrade::allowed(context, action) {
+                context.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
+                return Err(Failure::UpgradeFailed);
+            }
+            Ok(Decision::Forwarded(Box::new(forward::forward(context, action).await?)))
+        }
+        Action::Redirect(action) => {
+            context.connection.stats.rq_redirect.inc();
+            Ok(Decision::Answered(redirect::redirect(context, &route, action)))
+        }
+        Action::DirectResponse(action) => {
+            context.connection.stats.rq_direct_response.inc();
+            Ok(Decision::Answered(redirect::direct(context, action)))
+        }
+        Action::NonForwarding => Err(Failure::RouteNotFound),
+    }
+}
+
+/// Step 6.
+fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
+    let connection = context.connection.clone();
+    let routes = match &connection.config.routes {
+        crate::snapshot::RoutesRef::Inline(routes) => Some(routes.clone()),
+        crate::snapshot::RoutesRef::Rds(slot) => context.view.snapshot.route_config(*slot).cloned(),
+    };
+    let Some(routes) = routes else { return Err(no_route(context)) };
+    if !routes.ir.internal_only_headers.is_empty() && !context.head.headers.contains_key("x-envoy-internal") {
+        routes.ir.internal_only_headers.iter().for_each(|name| drop(context.head.headers.remove(name)));
+    }
+    match routes.ir.table.route(&request_view(context), connection.worker.random()) {
+        Ok(found) => {
+            let (virtual_host, route) = (found.virtual_host.clone(), found.route.clone());
+            context.virtual_host = Some(virtual_host);
+            context.route = Some(route);
+            context.routes = Some(routes);
+        }
+        Err(_) => return Err(no_route(context)),
+    }
+    let https = context.virtual_host.as_ref().and_then(|host| redirect::required_https(context, host.require_tls));
+    match https {
+        None => Ok(()),
+        Some(forced) => {
+            context.route = Some(forced);
+            Ok(())
+        }
+    }
+}
+
+/// What matchers look at.
+pub(crate) fn request_view(context: &RequestContext) -> RequestView<'_> {
+    RequestView {
+        method: context.head.method.as_str(),
+        scheme: if context.secure { "https" } else { "http" },
+        authority: context.authority.to_str().unwrap_or_default(),
+        path: context.path.as_str(),
+        headers: &context.head.headers,
+    }
+}
+
+fn no_route(context: &RequestContext) -> Failure {
+    context.connection.stats.no_route.inc();
+    Failure::RouteNotFound
+}
+
+/// Turns upstream's answer into ours.
+fn respond(
+    mut context: Box<RequestContext>,
+    answer: forward::Answer,
+    upgrade: Option<Upgrade>,
+) -> Response<ResponseBody> {
+    let forward::Answer { mut head, body, stream } = answer;
+    let switching = head.status == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
+    ingress::hop_by_hop(&mut head.headers, switching);
+    context.status = Some(head.status);
+    if context.details.is_empty() {
+        context.details = "via_upstream".into();
+    }
+    let connection = context.connection.clone();
+    let hcm = &connection.config.hcm;
+    let suppress = hcm.router().is_some_and(|router| router.suppress_envoy_headers);
+    if !suppress {
+        head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(stream.service_time().as_millis() as u64));
+    }
+    if context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response) {
+        head.headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
+    }
+    mutate_response(&context, stream.weighted(), &mut head.headers);
+    general_response_headers(&context, &mut head.headers, true);
+    if connection.config.logs {
+        context.response_headers = Some(head.headers.clone());
+    }
+    let mut response = Response::new(ResponseBody::Empty);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    if switching {
+        upgrade::join(upgrade, head.extensions, context, stream);
+        return response;
+    }
+    let stream = ResponseStream::new(body, stream, context);
+    *response.body_mut() = ResponseBody::Stream(Box::new(stream));
+    response
+}
+
+/// The route's changes to response headers, in Envoy's order.
+pub(crate) fn mutate_response(
+    context: &RequestContext,
+    weighted: Option<&lateen_ir::HeaderMutations>,
+    headers: &mut HeaderMap,
+) {
+    let (Some(route), Some(host), Some(table)) = (&context.route, &context.virtual_host, &context.routes) else { return };
+    let levels = [
+        weighted,
+        Some(&route.response_headers),
+        Some(&host.response_headers),
+        Some(&table.ir.response_headers),
+    ];
+    apply_levels(levels, table.ir.most_specific_header_mutations_wins, headers, context);
+}
+
+/// Applies mutation levels given from the most specific to the least.
+pub(crate) fn apply_levels(
+    levels: [Option<&lateen_ir::HeaderMutations>; 4],
+    most_specific_wins: bool,
+    headers: &mut HeaderMap,
+    context: &RequestContext,
+) {
+    if levels.iter().flatten().all(|mutations| mutations.is_empty()) {
+        return;
+    }
+    let in_order = levels.into_iter().flatten();
+    if most_specific_wins {
+        header_mutations::apply(in_order.rev(), headers, context);
+    } else {
+        header_mutations::apply(in_order, headers, context);
+    }
+}
+
+/// Headers of every response.
+pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut HeaderMap, from_upstream: bool) {
+    let hcm = &context.connection.config.hcm;
+    match hcm.server_header {
+        ServerHeader::Overwrite => {
+            headers.insert(header::SERVER, hcm.server_name.clone());
+        }
+        ServerHeader::AppendIfAbsent => {
+            if !headers.contains_key(header::SERVER) {
+                headers.insert(header::SERVER, hcm.server_name.clone());
+            }
+        }
+        ServerHeader::PassThrough => {
+            if !from_upstream {
+                headers.insert(header::SERVER, hcm.server_name.clone());
+            }
+        }
+    }
+    if hcm.always_set_request_id_in_response {
+        if let Some(id) = context.head.headers.get(X_REQUEST_ID) {
+            headers.insert(X_REQUEST_ID, id.clone());
+        }
+    }
+    if let Some(via) = &hcm.via {
+        headers.append(header::VIA, via.clone());
+    }
+    if context.connection.closing.get() && context.version != http::Version::HTTP_2 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}

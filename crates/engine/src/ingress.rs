@@ -1,0 +1,404 @@
+//! Step 5a: what the connection manager does to a request before routing: checks, hop-by-hop headers, trusted headers.
+//! <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/headers>
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Instant;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Version, request};
+use hyper::body::Incoming;
+use lateen_ir::{ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Underscores};
+
+use crate::context::{HttpConnection, RequestContext};
+use crate::failure::{Failure, Flags};
+use crate::path::{self, PathProblem};
+
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+const X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Removed from every request that is not internal (Envoy's `cleanInternalHeaders`).
+const NOT_FOR_OUTSIDERS: [&str; 14] = [
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-max-retries",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-ip-tags",
+    "x-envoy-original-url",
+    "x-envoy-hedge-on-per-try-timeout",
+];
+
+/// Removed at the edge as well.
+const NOT_FROM_CLIENTS: [&str; 5] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-original-path",
+    "x-envoy-original-host",
+];
+
+/// Makes the context of a request. The head is as received; [`normalise`] does the rest.
+pub(crate) fn receive(connection: &Rc<HttpConnection>, request: Request<Incoming>) -> (Box<RequestContext>, Incoming) {
+    let (mut head, body) = request.into_parts();
+    let authority = match head.uri.authority() {
+        // An absolute URL and HTTP/2's :authority win over `host` (RFC 9112, section 3.2.2).
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => head.headers.get(header::HOST).cloned(),
+    };
+    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let secure = head.uri.scheme_str() == Some("https") && head.version == Version::HTTP_2;
+    head.uri = http::Uri::default();
+    let context = Box::new(RequestContext {
+        connection: connection.clone(),
+        view: connection.worker.view(),
+        started: Instant::now(),
+        version: head.version,
+        authority: authority.unwrap_or_else(|| HeaderValue::from_static("")),
+        path,
+        secure,
+        client: connection.info.peer,
+        head,
+        routes: None,
+        virtual_host: None,
+        route: None,
+        cluster: None,
+        host: None,
+        upstream: None,
+        upstream_version: None,
+        upstream_failure: None,
+        body: None,
+        attempts: 0,
+        flags: Flags::default(),
+        details: Cow::Borrowed(""),
+        status: None,
+        response_headers: None,
+        response_trailers: None,
+        local_reply: None,
+        bytes_sent: 0,
+        first_upstream_byte: None,
+        complete: false,
+    });
+    (context, body)
+}
+
+/// What [`normalise`] found besides failures.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Normalised {
+    Go,
+    /// Answer 307 to this path.
+    Redirect(PathAndQuery),
+}
+
+/// Checks the request and brings its head into the form the rest works with.
+pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Failure> {
+    let connection = context.connection.clone();
+    let hcm = &*connection.config.hcm;
+    check(context, hcm)?;
+    strip_authority(context, hcm);
+    let upgrade = is_upgrade(&context.head);
+    hop_by_hop(&mut context.head.headers, upgrade);
+    trusted_headers(context, hcm);
+    if context.head.method != Method::CONNECT {
+        match path::normalise(&context.path, hcm) {
+            Ok(None) => {}
+            Ok(Some(changed)) if changed.redirect => return Ok(Normalised::Redirect(changed.path)),
+            Ok(Some(changed)) => context.path = changed.path,
+            Err(PathProblem) => {
+                connection.stats.downstream_rq_failed_path_normalization.inc();
+                return Err(Failure::BadRequest("path_normalization_failed"));
+            }
+        }
+    }
+    Ok(Normalised::Go)
+}
+
+fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+    let head = &mut context.head;
+    if head.version < Version::HTTP_11 {
+        if !hcm.http1.accept_http_10 {
+            return Err(Failure::Http10);
+        }
+        if context.authority.is_empty() {
+            if let Some(Ok(host)) = hcm.http1.default_host_for_http_10.as_deref().map(HeaderValue::from_str) {
+                context.authority = host;
+            }
+        }
+    }
+    if context.authority.is_empty() {
+        return Err(Failure::BadRequest("missing_host_header"));
+    }
+    if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().nth(1).is_some() {
+        return Err(Failure::BadRequest("http1.codec_error"));
+    }
+    // hyper refuses lengths that differ; a list of equal ones is refused here, as other parsers may disagree on it.
+    if head.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+        || (head.headers.contains_key(header::CONTENT_LENGTH) && head.headers.contains_key(header::TRANSFER_ENCODING))
+    {
+        return Err(Failure::BadRequest("http1.content_length_and_chunked_not_allowed"));
+    }
+    match hcm.common.underscores {
+        Underscores::Allow => {}
+        Underscores::Reject => {
+            if head.headers.keys().any(|name| name.as_str().contains('_')) {
+                return Err(Failure::BadRequest("unexpected_underscore"));
+            }
+        }
+        Underscores::Drop => {
+            let names: Vec<HeaderName> =
+                head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+            names.iter().for_each(|name| drop(head.headers.remove(name)));
+        }
+    }
+    Ok(())
+}
+
+fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
+    if hcm.strip_port == StripPort::No && !hcm.strip_trailing_host_dot {
+        return;
+    }
+    let Ok(text) = context.authority.to_str() else { return };
+    let (mut host, mut port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => (host, Some(port)),
+        _ => (text, None),
+    };
+    let listener_port = context.connection.info.local.port();
+    match hcm.strip_port {
+        StripPort::Any => port = None,
+        StripPort::Matching if port.and_then(|port| port.parse().ok()) == Some(listener_port) => port = None,
+        StripPort::Matching | StripPort::No => {}
+    }
+    if hcm.strip_trailing_host_dot {
+        host = host.strip_suffix('.').unwrap_or(host);
+    }
+    let stripped = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    if let Ok(value) = HeaderValue::try_from(stripped) {
+        context.authority = value;
+    }
+}
+
+/// Whether the client asks for another protocol (RFC 9110, section 7.8).
+pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
+    head.version == Version::HTTP_11
+        && head.headers.contains_key(header::UPGRADE)
+        && head.headers.get(header::CONNECTION).is_some_and(|value| contains_token(value.as_bytes(), b"upgrade"))
+}
+
+fn contains_token(list: &[u8], token: &[u8]) -> bool {
+    list.split(|&b| b == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token))
+}
+
+/// Headers that concern one connection only (RFC 9110, section 7.6.1), as Envoy removes them.
+pub(crate) fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    if !upgrade {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+    }
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    if let Some(te) = headers.get(header::TE) {
+        if contains_token(te.as_bytes(), b"trailers") {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+}
+
+fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
+    let connection = context.connection.clone();
+    let peer = connection.info.peer;
+    let single_hop = !context.head.headers.contains_key(X_FORWARDED_FOR);
+    context.client = client_address(&context.head.headers, hcm, peer);
+    let headers = &mut context.head.headers;
+    if hcm.use_remote_address {
+        if !hcm.skip_xff_append {
+            if let Some(text) = connection.peer_text.get(peer.ip()) {
+                append_forwarded_for(headers, text);
+            }
+        }
+        if hcm.xff_num_trusted_hops == 0 || !headers.contains_key(X_FORWARDED_PROTO) {
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
+    } else if !headers.contains_key(X_FORWARDED_PROTO) {
+        let scheme = if context.secure { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    if hcm.append_x_forwarded_port && !headers.contains_key(X_FORWARDED_PORT) {
+        headers.insert(X_FORWARDED_PORT, HeaderValue::from(connection.info.local.port()));
+    }
+    if let Some(scheme) = hcm.scheme_to_overwrite {
+        let scheme = if scheme == Scheme::Https { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    context.secure = headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme.as_bytes() == b"https");
+    let internal = single_hop && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
+    let edge = !internal && hcm.use_remote_address;
+    if internal {
+        headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    } else {
+        remove_untrusted(headers, edge);
+    }
+    if edge {
+        if let Some(text) = connection.peer_text.get(context.client.ip()).filter(|_| context.client.ip() == peer.ip()) {
+            // Envoy sets it only when it differs from what upstream can see anyway: with trusted hops.
+            if hcm.xff_num_trusted_hops > 0 {
+                headers.insert(X_ENVOY_EXTERNAL_ADDRESS, text);
+            }
+        }
+    }
+    if hcm.add_user_agent {
+        add_user_agent(headers, &connection);
+    }
+    request_id(headers, hcm, edge, &connection);
+    // Without mTLS only "always forward" keeps it.
+    if hcm.forward_client_cert != ForwardClientCert::AlwaysForwardOnly {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
+    }
+    if let Some(via) = &hcm.via {
+        append_list(headers, header::VIA, via);
+    }
+}
+
+fn remove_untrusted(headers: &mut HeaderMap, edge: bool) {
+    // Most requests have none of these, and one pass over the names is cheaper than a look-up for each.
+    if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        return;
+    }
+    headers.remove(X_ENVOY_INTERNAL);
+    NOT_FOR_OUTSIDERS.iter().for_each(|name| drop(headers.remove(*name)));
+    if edge {
+        NOT_FROM_CLIENTS.iter().for_each(|name| drop(headers.remove(*name)));
+    }
+}
+
+fn add_user_agent(headers: &mut HeaderMap, connection: &HttpConnection) {
+    let Ok(cluster) = HeaderValue::from_str(&connection.worker.identity.cluster) else { return };
+    if !headers.contains_key(header::USER_AGENT) {
+        headers.insert(header::USER_AGENT, cluster.clone());
+    }
+    headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster);
+}
+
+fn request_id(headers: &mut HeaderMap, hcm: &HttpConnectionManager, edge: bool, connection: &HttpConnection) {
+    if !hcm.generate_request_id {
+        return;
+    }
+    let replace = edge && !hcm.preserve_external_request_id;
+    if replace || !headers.contains_key(X_REQUEST_ID) {
+        headers.insert(X_REQUEST_ID, new_request_id(connection.worker.random(), connection.worker.random()));
+    }
+}
+
+/// A random UUID (RFC 9562, version 4) from a fast generator: it must be unique, not secret.
+fn new_request_id(high: u64, low: u64) -> HeaderValue {
+    let bytes = ((u128::from(high) << 64) | u128::from(low)).to_be_bytes();
+    let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
+    let mut buffer = uuid::Uuid::encode_buffer();
+    HeaderValue::from_str(id.hyphenated().encode_lower(&mut buffer)).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn append_forwarded_for(headers: &mut HeaderMap, address: HeaderValue) {
+    append_list(headers, X_FORWARDED_FOR, &address);
+}
+
+fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    match headers.get(&name) {
+        None => {
+            headers.insert(name, value.clone());
+        }
+        Some(before) => {
+            let separator: &[u8] = if name == header::VIA { b", " } else { b"," };
+            let joined = [before.as_bytes(), separator, value.as_bytes()].concat();
+            if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+                headers.insert(name, joined);
+            }
+        }
+    }
+}
+
+/// The client as the configuration trusts it: the peer, or an entry of `x-forwarded-for` counted from the right.
+fn client_address(headers: &HeaderMap, hcm: &HttpConnectionManager, peer: SocketAddr) -> SocketAddr {
+    let skip = match (hcm.use_remote_address, hcm.xff_num_trusted_hops) {
+        (true, 0) => return peer,
+        (true, hops) => hops as usize - 1,
+        (false, hops) => hops as usize,
+    };
+    let entry = headers
+        .get(X_FORWARDED_FOR)
+        .and_then(|list| list.to_str().ok())
+        .and_then(|list| list.rsplit(',').nth(skip))
+        .and_then(|entry| entry.trim().parse::<IpAddr>().ok());
+    entry.map_or(peer, |ip| SocketAddr::new(ip, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_headers_go_and_trailers_stay_announced() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, x"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("te", "gzip, trailers;q=1"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers.insert("te", HeaderValue::from_static("gzip, trailers"));
+        hop_by_hop(&mut headers, false);
+        let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["te", "accept"].into_iter().filter(|n| headers.contains_key(*n)).collect::<Vec<_>>());
+        assert_eq!(headers["te"], "trailers");
+        assert_eq!(headers.len(), 2);
+    }
+
+    #[test]
+    fn outsiders_cannot_steer_the_proxy() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-envoy-retry-on", HeaderValue::from_static("5xx"));
+        headers.insert("x-envoy-original-path", HeaderValue::from_static("/"));
+        headers.insert("x-other", HeaderValue::from_static("1"));
+        remove_untrusted(&mut headers, false);
+        assert!(!headers.contains_key("x-envoy-retry-on"));
+        assert!(headers.contains_key("x-envoy-original-path"), "only the edge removes this");
+        remove_untrusted(&mut headers, true);
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn request_ids_are_version_4_uuids() {
+        let id = new_request_id(u64::MAX, u64::MAX);
+        assert_eq!(id, "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+
+    #[test]
+    fn forwarded_for_grows_in_one_header() {
+        let mut headers = HeaderMap::new();
+        append_forwarded_for(&mut headers, HeaderValue::from_static("10.0.0.1"));
+        append_forwarded_for(&mut headers, HeaderValue::from_static("10.0.0.2"));
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.1,10.0.0.2");
+    }
+}

@@ -1,0 +1,233 @@
+//! A picture of the whole engine for the admin service and the metrics endpoint, taken when asked for.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_ir::{EndpointAddress, HealthStatus};
+
+use crate::breakers::{Limited, is_open};
+use crate::snapshot::{ClusterConfig, ListenerConfig};
+use crate::stats::arena::{ArenaReading, Scope};
+use crate::stats::merge::{Stat, Value, merge};
+use crate::store::{Raw, Store};
+use crate::update::ResourceKind;
+use crate::worker::{HOST_STATS, HostReading};
+
+/// Facts about the engine itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerFacts {
+    pub(crate) concurrency: usize,
+    pub(crate) uptime: Duration,
+    pub(crate) live: bool,
+    pub(crate) initialized: bool,
+    pub(crate) draining: bool,
+    pub(crate) healthy: bool,
+    pub(crate) updates: u64,
+    pub(crate) log_bytes_dropped: u64,
+}
+
+/// One host of a cluster, over all workers.
+#[derive(Clone, Debug)]
+pub(crate) struct HostView {
+    pub(crate) address: SocketAddr,
+    pub(crate) hostname: Option<Arc<str>>,
+    pub(crate) health: HealthStatus,
+    pub(crate) ejected: bool,
+    pub(crate) weight: u32,
+    pub(crate) priority: u32,
+    pub(crate) locality: Arc<lateen_ir::Locality>,
+    /// In the order of [`HOST_STATS`].
+    pub(crate) numbers: [u64; HOST_STATS.len()],
+}
+
+/// A cluster with its hosts.
+pub(crate) struct ClusterView {
+    pub(crate) config: Arc<ClusterConfig>,
+    pub(crate) hosts: Vec<HostView>,
+}
+
+/// A resource for dumps.
+pub(crate) struct RawView {
+    pub(crate) kind: ResourceKind,
+    pub(crate) name: String,
+    pub(crate) raw: Raw,
+    pub(crate) warming: bool,
+}
+
+/// See the module.
+pub(crate) struct Inspection {
+    pub(crate) server: ServerFacts,
+    pub(crate) stats: Vec<Stat>,
+    pub(crate) clusters: Vec<ClusterView>,
+    pub(crate) listeners: Vec<Arc<ListenerConfig>>,
+    pub(crate) resources: Vec<RawView>,
+}
+
+impl Inspection {
+    pub(crate) fn new(
+        store: &Store,
+        readings: Vec<ArenaReading>,
+        hosts: Vec<HostReading>,
+        server: ServerFacts,
+    ) -> Self {
+        let clusters = cluster_views(store, hosts);
+        let known = clusters
+            .iter()
+            .map(|cluster| (Scope::Cluster, cluster.config.stat_name.clone()))
+            .chain(store.active_listeners().map(|listener| (Scope::Listener, listener.stat_name.clone())));
+        let mut stats = merge(readings, known);
+        clusters.iter().for_each(|cluster| cluster_gauges(cluster, &mut stats));
+        server_stats(store, &server, &mut stats);
+        let resources = store
+            .raw
+            .iter()
+            .map(|((kind, name), raw)| RawView {
+                kind: *kind,
+                name: name.clone(),
+                raw: raw.clone(),
+                warming: match kind {
+                    ResourceKind::Listener => store.is_warming_listener(name),
+                    ResourceKind::Cluster => store.is_warming_cluster(name),
+                    ResourceKind::Routes | ResourceKind::Endpoints => false,
+                },
+            })
+            .collect();
+        Self { server, stats, clusters, listeners: store.active_listeners().cloned().collect(), resources }
+    }
+}
+
+fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> {
+    let mut sums: BTreeMap<(Arc<str>, SocketAddr), ([u64; HOST_STATS.len()], bool)> = BTreeMap::new();
+    for reading in readings {
+        let (numbers, ejected) = sums.entry((reading.cluster, reading.address)).or_default();
+        numbers.iter_mut().zip(reading.numbers).for_each(|(sum, n)| *sum += n);
+        *ejected |= reading.ejected;
+    }
+    let mut views = Vec::new();
+    for config in store.active_clusters() {
+        let mut hosts = Vec::new();
+        for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
+            for members in localities {
+                for endpoint in &members.endpoints {
+                    let EndpointAddress::Socket(address) = endpoint.address else { continue };
+                    let sum = sums.remove(&(config.ir.name.clone(), address)).unwrap_or_default();
+                    hosts.push(HostView {
+                        address,
+                        hostname: endpoint.hostname.clone(),
+                        health: endpoint.health,
+                        ejected: sum.1,
+                        weight: endpoint.weight,
+                        priority: priority as u32,
+                        locality: members.locality.clone(),
+                        numbers: sum.0,
+                    });
+                }
+            }
+        }
+        // What is left are original destinations.
+        if matches!(config.ir.discovery, lateen_ir::Discovery::OriginalDst { .. }) {
+            let own: Vec<SocketAddr> =
+                sums.keys().filter(|(name, _)| *name == config.ir.name).map(|(_, address)| *address).collect();
+            for address in own {
+                let (numbers, ejected) = sums.remove(&(config.ir.name.clone(), address)).unwrap_or_default();
+                hosts.push(HostView {
+                    address,
+                    hostname: None,
+                    health: HealthStatus::Healthy,
+                    ejected,
+                    weight: 1,
+                    priority: 0,
+                    locality: Arc::default(),
+                    numbers,
+                });
+            }
+        }
+        views.push(ClusterView { config: config.clone(), hosts });
+    }
+    views
+}
+
+fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
+    let config = &cluster.config;
+    let healthy = |host: &&HostView| host.health == HealthStatus::Healthy && !host.ejected;
+    let count = |n: usize| Value::Gauge(n as u64);
+    let open = |what| Value::Gauge(u64::from(is_open(config, what)));
+    for (leaf, value) in [
+        ("membership_total", count(cluster.hosts.len())),
+        ("membership_healthy", count(cluster.hosts.iter().filter(healthy).count())),
+        (
+            "membership_degraded",
+            count(cluster.hosts.iter().filter(|host| host.health == HealthStatus::Degraded).count()),
+        ),
+        (
+            "membership_excluded",
+            count(cluster.hosts.iter().filter(|host| host.health == HealthStatus::Draining).count()),
+        ),
+        ("max_host_weight", count(cluster.hosts.iter().map(|host| host.weight as usize).max().unwrap_or(0))),
+        ("circuit_breakers_default_cx_open", open(Limited::Connection)),
+        ("circuit_breakers_default_rq_open", open(Limited::Request)),
+        ("circuit_breakers_default_rq_pending_open", open(Limited::Pending)),
+        ("circuit_breakers_default_rq_retry_open", open(Limited::Retry)),
+    ] {
+        stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
+    }
+}
+
+fn server_stats(store: &Store, server: &ServerFacts, stats: &mut Vec<Stat>) {
+    let [active_clusters, warming_clusters, active_listeners, warming_listeners] = store.counts();
+    let memory = resident_bytes();
+    let gauge = |n: usize| Value::Gauge(n as u64);
+    for (name, value) in [
+        ("cluster_manager.active_clusters", gauge(active_clusters)),
+        ("cluster_manager.warming_clusters", gauge(warming_clusters)),
+        ("cluster_manager.update_merge_cancelled", Value::Counter(0)),
+        ("listener_manager.total_listeners_active", gauge(active_listeners)),
+        ("listener_manager.total_listeners_warming", gauge(warming_listeners)),
+        ("listener_manager.total_listeners_draining", gauge(0)),
+        ("listener_manager.workers_started", gauge(1)),
+        ("server.concurrency", gauge(server.concurrency)),
+        ("server.live", gauge(usize::from(server.live && !server.draining))),
+        ("server.memory_allocated", Value::Gauge(memory)),
+        ("server.memory_heap_size", Value::Gauge(memory)),
+        ("server.memory_physical_size", Value::Gauge(memory)),
+        ("server.state", gauge(state_number(server))),
+        ("server.uptime", Value::Gauge(server.uptime.as_secs())),
+        ("lateen.config_updates", Value::Counter(server.updates)),
+        ("lateen.config_rejections", Value::Counter(store.rejections)),
+        ("filesystem.write_dropped_bytes", Value::Counter(server.log_bytes_dropped)),
+    ] {
+        stats.push(Stat::server(name, value));
+    }
+}
+
+/// Envoy's `ServerInfo.State`: 0 live, 1 draining, 2 before initialisation, 3 initialising.
+fn state_number(server: &ServerFacts) -> usize {
+    match state(server) {
+        "LIVE" => 0,
+        "DRAINING" => 1,
+        "PRE_INITIALIZING" => 2,
+        _ => 3,
+    }
+}
+
+/// Envoy's name of the state.
+pub(crate) fn state(server: &ServerFacts) -> &'static str {
+    if server.draining || !server.healthy {
+        "DRAINING"
+    } else if server.live {
+        "LIVE"
+    } else if server.initialized {
+        "INITIALIZING"
+    } else {
+        "PRE_INITIALIZING"
+    }
+}
+
+/// Resident memory of the process (proc(5), `/proc/self/statm`, in pages).
+pub(crate) fn resident_bytes() -> u64 {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    pages.and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * page
+}

@@ -1,0 +1,305 @@
+//! Step 1: accepting connections, and what a listener keeps in each worker.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lateen_ir::ListenerFilterKind;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::chain::{self, ChainRuntime};
+use crate::context::ConnectionInfo;
+use crate::dial::{set_keepalive, set_socket_option};
+use crate::inspect::{Inspected, inspect};
+use crate::original_dst::original_destination;
+use crate::signal::Signal;
+use crate::snapshot::ListenerConfig;
+use crate::stats::blocks::ListenerStats;
+use crate::stream::{Stream, Transport};
+use crate::worker::Worker;
+
+/// Pause after running out of file descriptors or memory; accepting again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listener in one worker.
+pub(crate) struct LocalListener {
+    config: RefCell<Arc<ListenerConfig>>,
+    chains: RefCell<Chains>,
+    stats: Rc<ListenerStats>,
+    /// Fired when the sockets are to be closed: the listener is removed or moves to other addresses.
+    closed: RefCell<Signal>,
+}
+
+struct Chains {
+    listed: Vec<Rc<ChainRuntime>>,
+    default: Option<Rc<ChainRuntime>>,
+}
+
+impl LocalListener {
+    pub(crate) fn new(config: &Arc<ListenerConfig>, worker: &Worker) -> Rc<Self> {
+        Rc::new(Self {
+            config: RefCell::new(config.clone()),
+            chains: RefCell::new(make_chains(config, None, worker)),
+            stats: worker.stats.listener(&config.stat_name),
+            closed: RefCell::default(),
+        })
+    }
+
+    /// Takes a new configuration. Chains that are the same stay with their connections, others drain.
+    pub(crate) fn update(&self, config: &Arc<ListenerConfig>, worker: &Worker) {
+        if Arc::ptr_eq(&self.config.borrow(), config) {
+            return;
+        }
+        let new = make_chains(config, Some(&self.chains.borrow()), worker);
+        let old = self.chains.replace(new);
+        let kept = self.chains.borrow();
+        for chain in old.listed.iter().chain(&old.default) {
+            if !kept.listed.iter().chain(&kept.default).any(|new| Rc::ptr_eq(new, chain)) {
+                chain.drain.fire();
+            }
+        }
+        if self.config.borrow().bound != config.bound {
+            self.closed.take().fire();
+        }
+        *self.config.borrow_mut() = config.clone();
+    }
+
+    /// Removed: no more connections, those there are drain.
+    pub(crate) fn close(&self) {
+        self.closed.take().fire();
+        self.drain();
+    }
+
+    pub(crate) fn drain(&self) {
+        let chains = self.chains.borrow();
+        chains.listed.iter().chain(&chains.default).for_each(|chain| chain.drain.fire());
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.config.borrow().ir.address
+    }
+
+    /// Accepts on a socket until the listener is closed.
+    pub(crate) fn take_socket(this: &Rc<Self>, position: usize, socket: std::net::TcpListener, worker: &Rc<Worker>) {
+        let (listener, worker) = (this.clone(), worker.clone());
+        let closed = this.closed.borrow().clone();
+        tokio::task::spawn_local(async move {
+            let name = listener.config.borrow().ir.name.clone();
+            match TcpListener::from_std(socket) {
+                Ok(socket) => listener.accept_all(&socket, position, &closed, &worker).await,
+                Err(error) => tracing::error!(listener = %name, %error, "cannot use a listening socket"),
+            }
+        });
+    }
+
+    async fn accept_all(self: &Rc<Self>, socket: &TcpListener, position: usize, closed: &Signal, worker: &Rc<Worker>) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = closed.fired() => return,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.accept(stream, peer, position, worker),
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(listener = %self.config.borrow().ir.name, %error, "cannot accept; trying again shortly");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn accept(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, position: usize, worker: &Rc<Worker>) {
+        let config = self.config.borrow().clone();
+        let Ok(local) = stream.local_addr() else { return };
+        if let Err(error) = prepare(&stream, &config, position) {
+            tracing::debug!(%peer, %error, "cannot set socket options of an accepted connection");
+        }
+        let (listener, worker) = (self.clone(), worker.clone());
+        tokio::task::spawn_local(async move {
+            let _counted = worker.connection_began();
+            listener.admit(stream, peer, local, &worker).await;
+        });
+    }
+
+    /// Steps 2 and 3: finds the destination, the protocol, the listener that is really meant, and its chain.
+    async fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, direct_local: SocketAddr, worker: &Rc<Worker>) {
+        let own = self.config.borrow().clone();
+        let restore = own.ir.use_original_dst
+            || own.ir.listener_filters.iter().any(|filter| filter.kind == ListenerFilterKind::OriginalDst);
+        let original = restore.then(|| original_destination(&stream, direct_local)).flatten();
+        let local = original.unwrap_or(direct_local);
+        let listener = match original {
+            Some(destination) if own.ir.use_original_dst => {
+                worker.listener_for(destination).unwrap_or_else(|| self.clone())
+            }
+            _ => self.clone(),
+        };
+        let stats = &listener.stats;
+        stats.downstream_cx_total.inc();
+        let _active = Active::new(stats);
+        let mut stream = Stream::new(Transport::Tcp(stream));
+        let config = listener.config.borrow().clone();
+        let Some(found) = peek(&mut stream, &config, &self.config.borrow().clone(), local.port(), stats).await else {
+            return;
+        };
+        let chain = {
+            let chains = listener.chains.borrow();
+            chain::find(&config.ir, &found, local, peer)
+                .and_then(|position| chains.listed.get(position))
+                .or(chains.default.as_ref())
+                .cloned()
+        };
+        let Some(chain) = chain else {
+            stats.no_filter_chain_match.inc();
+            return;
+        };
+        let info = ConnectionInfo {
+            id: worker.connection_id(),
+            peer,
+            direct_local,
+            local,
+            restored: original.is_some(),
+            server_name: found.server_name,
+            chain_name: chain.config.ir.name.clone(),
+            started: Instant::now(),
+        };
+        chain::serve(&chain, stream, info, worker, config.ir.per_connection_buffer_limit_bytes).await;
+    }
+}
+
+/// Runs the inspectors of the listener that takes the connection (or of the one that accepted it, as Envoy runs those first).
+/// `None`: the connection is to be closed.
+async fn peek(
+    stream: &mut Stream,
+    config: &ListenerConfig,
+    accepted_by: &ListenerConfig,
+    port: u16,
+    stats: &ListenerStats,
+) -> Option<Inspected> {
+    let wants = |kind| {
+        let filters = config.ir.listener_filters.iter().chain(&accepted_by.ir.listener_filters);
+        filters
+            .filter(|filter| filter.kind == kind)
+            .any(|filter| !filter.disabled.as_ref().is_some_and(|rule| rule.holds(port)))
+    };
+    let (want_tls, want_http) = (wants(ListenerFilterKind::TlsInspector), wants(ListenerFilterKind::HttpInspector));
+    if !want_tls && !want_http {
+        return Some(Inspected::default());
+    }
+    let result = match config.ir.listener_filters_timeout {
+        None => inspect(stream, want_tls, want_http).await,
+        Some(limit) => match tokio::time::timeout(limit, inspect(stream, want_tls, want_http)).await {
+            Ok(result) => result,
+            Err(_) => {
+                stats.downstream_pre_cx_timeout.inc();
+                // A server-first protocol says nothing; what was read so far stays readable.
+                return config.ir.continue_on_listener_filters_timeout.then(Inspected::default);
+            }
+        },
+    };
+    match result {
+        Ok(found) => Some(found),
+        Err(_) => {
+            stats.downstream_listener_filter_error.inc();
+            None
+        }
+    }
+}
+
+fn make_chains(config: &ListenerConfig, before: Option<&Chains>, worker: &Worker) -> Chains {
+    let keep_or_make = |chain: &Arc<crate::snapshot::ChainConfig>| {
+        let same = before
+            .into_iter()
+            .flat_map(|chains| chains.listed.iter().chain(&chains.default))
+            .find(|old| Arc::ptr_eq(&old.config, chain));
+        same.cloned().unwrap_or_else(|| ChainRuntime::new(chain.clone(), worker))
+    };
+    Chains {
+        listed: config.chains.iter().map(keep_or_make).collect(),
+        default: config.default_chain.as_ref().map(keep_or_make),
+    }
+}
+
+/// Errors of `accept` that concern the connection and not the socket (accept(2), "Error handling").
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn prepare(stream: &TcpStream, config: &ListenerConfig, position: usize) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let additional = position.checked_sub(1).and_then(|i| config.ir.additional_addresses.get(i));
+    let keepalive = additional.and_then(|address| address.tcp_keepalive.as_ref()).or(config.ir.tcp_keepalive.as_ref());
+    keepalive.map_or(Ok(()), |keepalive| set_keepalive(&SockRef::from(stream), keepalive))
+}
+
+/// Opens one listening socket for each worker on an address. With port 0 the first socket's port is used for all.
+pub(crate) fn open_sockets(
+    config: &lateen_ir::Listener,
+    position: usize,
+    address: SocketAddr,
+    workers: usize,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    let mut sockets = Vec::with_capacity(workers);
+    let mut bound = address;
+    for _ in 0..workers {
+        if !config.reuse_port && !sockets.is_empty() {
+            // One socket for all workers: the kernel wakes one of those that wait.
+            let first: &std::net::TcpListener = &sockets[0];
+            sockets.push(first.try_clone()?);
+            continue;
+        }
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(bound),
+            socket2::Type::STREAM.nonblocking(),
+            Some(socket2::Protocol::TCP),
+        )?;
+        let raw = SockRef::from(&socket);
+        raw.set_reuse_address(true)?;
+        raw.set_reuse_port(config.reuse_port)?;
+        if config.transparent {
+            raw.set_ip_transparent_v4(true)?;
+        }
+        if config.freebind {
+            raw.set_freebind_v4(true)?;
+        }
+        let own = position.checked_sub(1).and_then(|i| config.additional_addresses[i].socket_options.as_ref());
+        for option in own.unwrap_or(&config.socket_options) {
+            set_socket_option(&raw, option)?;
+        }
+        socket.bind(&bound.into())?;
+        socket.listen(config.tcp_backlog_size.map_or(4096, |size| i32::try_from(size).unwrap_or(i32::MAX)))?;
+        let socket: std::net::TcpListener = socket.into();
+        bound = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok((bound, sockets))
+}
+
+struct Active<'a> {
+    stats: &'a ListenerStats,
+    since: Instant,
+}
+
+impl<'a> Active<'a> {
+    fn new(stats: &'a ListenerStats) -> Self {
+        stats.downstream_cx_active.inc();
+        Self { stats, since: Instant::now() }
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active.dec();
+        self.stats.downstream_cx_destroy.inc();
+        self.stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+    }
+}

@@ -1,0 +1,190 @@
+//! Replies made by the proxy itself.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
+use lateen_ir::{BodyFormat, BodyText, LocalReplyMapper};
+
+use crate::body::ResponseBody;
+use crate::context::RequestContext;
+use crate::failure::Failure;
+use crate::header_mutations;
+use crate::http_request::{general_response_headers, mutate_response};
+use crate::{log_filter, render};
+
+const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Answers a failure.
+pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Response<ResponseBody> {
+    let reply = failure.reply();
+    context.flags.insert(reply.flag);
+    context.details = reply.details;
+    let text = Bytes::from(reply.body.clone().into_owned().into_bytes());
+    context.local_reply = Some(reply.body);
+    let mut response = Response::new(ResponseBody::text(text.clone()));
+    *response.status_mut() = reply.status;
+    if !text.is_empty() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    if reply.overloaded {
+        response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
+    }
+    if reply.close && context.version != Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    finish(context, response)
+}
+
+/// Adds what every reply has, and notes the end of the request.
+pub(crate) fn finish(mut context: Box<RequestContext>, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    context.status = Some(response.status());
+    mutate_response(&context, None, response.headers_mut());
+    map_reply(&mut context, &mut response);
+    if is_grpc(&context.head.headers) && context.local_reply.is_some() {
+        as_grpc(&context, &mut response);
+    }
+    general_response_headers(&context, response.headers_mut(), false);
+    if context.head.method == Method::HEAD {
+        if let ResponseBody::Text(Some(text)) = response.body() {
+            let length = HeaderValue::from(text.len());
+            response.headers_mut().insert(header::CONTENT_LENGTH, length);
+        }
+        *response.body_mut() = ResponseBody::Empty;
+    }
+    // What is left of a body that nobody will read must not be taken for the next request.
+    if context.version < Version::HTTP_2 && context.body.as_ref().is_some_and(|body| !body.ended()) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    context.status = Some(response.status());
+    if let ResponseBody::Text(Some(text)) = response.body() {
+        context.bytes_sent = text.len() as u64;
+    }
+    if context.connection.config.logs {
+        context.response_headers = Some(response.headers().clone());
+    }
+    context.completed();
+    response
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("application/grpc"))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+}
+
+/// gRPC clients get 200 with the status in headers.
+/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
+fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>) {
+    let code = match response.status() {
+        StatusCode::BAD_REQUEST => 13,
+        StatusCode::UNAUTHORIZED => 16,
+        StatusCode::FORBIDDEN => 7,
+        StatusCode::NOT_FOUND => 12,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => 14,
+        _ => 2,
+    };
+    let message = context.local_reply.as_deref().unwrap_or_default();
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(GRPC_STATUS, HeaderValue::from(code));
+    if !message.is_empty() {
+        if let Ok(value) = HeaderValue::try_from(percent_encode(message)) {
+            headers.insert(GRPC_MESSAGE, value);
+        }
+    }
+    *response.body_mut() = ResponseBody::Empty;
+}
+
+/// gRPC's percent-encoding of messages: printable ASCII but `%` stays.
+fn percent_encode(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if (b' '..=b'~').contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// `local_reply_config`: the first mapper whose filter matches, then the body format.
+fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>) {
+    let connection = context.connection.clone();
+    let config = &connection.config.hcm.local_reply;
+    if config.mappers.is_empty() && config.body_format.is_none() {
+        return;
+    }
+    let mapper = config.mappers.iter().find(|mapper| log_filter::passes(&mapper.filter, context));
+    if let Some(mapper) = mapper {
+        apply_mapper(context, mapper, response);
+    }
+    let format = mapper.and_then(|mapper| mapper.body_format.as_ref()).or(config.body_format.as_ref());
+    if let Some(format) = format {
+        let text = format_body(context, format);
+        response.headers_mut().insert(header::CONTENT_TYPE, format.content_type.clone());
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        *response.body_mut() = ResponseBody::text(Bytes::from(text.into_bytes()));
+    }
+}
+
+fn apply_mapper(context: &mut RequestContext, mapper: &LocalReplyMapper, response: &mut Response<ResponseBody>) {
+    if let Some(status) = mapper.status.and_then(|status| StatusCode::from_u16(status).ok()) {
+        *response.status_mut() = status;
+        context.status = Some(status);
+    }
+    if let Some(body) = &mapper.body {
+        context.local_reply = Some(Cow::Owned(body.to_string()));
+        *response.body_mut() = ResponseBody::text(Bytes::copy_from_slice(body.as_bytes()));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    header_mutations::add_all(&mapper.headers_to_add, response.headers_mut(), context);
+}
+
+fn format_body(context: &RequestContext, format: &BodyFormat) -> String {
+    let mut text = String::new();
+    match &format.body {
+        BodyText::Text(format) => render::text(format, context, &mut text),
+        BodyText::Json(format) => {
+            if let Some(value) = render::json(format, false, context) {
+                text.push_str(&value.to_string());
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_messages_are_percent_encoded() {
+        assert_eq!(percent_encode("no 100%\né"), "no 100%25%0A%C3%A9");
+    }
+
+    #[test]
+    fn only_grpc_content_types_count_as_grpc() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("text/plain", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]);
+            assert_eq!(is_grpc(&headers), expected, "{value}");
+        }
+    }
+}

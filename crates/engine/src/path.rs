@@ -1,0 +1,138 @@
+//! Path normalisation before routing, so that policies and routes see what the service will see.
+//! <https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto>
+
+use http::uri::PathAndQuery;
+use lateen_ir::{EscapedSlashes, HttpConnectionManager};
+
+/// The path cannot be normalised: 400.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PathProblem;
+
+/// A changed path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) path: PathAndQuery,
+    /// The client is to ask again with this path.
+    pub(crate) redirect: bool,
+}
+
+/// `Ok(None)`: nothing to change, the usual case, in which nothing is copied.
+pub(crate) fn normalise(path: &PathAndQuery, hcm: &HttpConnectionManager) -> Result<Option<Changed>, PathProblem> {
+    let original = path.path();
+    let escaped = hcm.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(original);
+    let dotted = hcm.normalize_path && needs_dots_removed(original);
+    let doubled = hcm.merge_slashes && original.contains("//");
+    if !escaped && !dotted && !doubled {
+        return Ok(None);
+    }
+    let mut text = original.to_owned();
+    let mut redirect = false;
+    if escaped {
+        match hcm.escaped_slashes {
+            EscapedSlashes::Keep => {}
+            EscapedSlashes::Reject => return Err(PathProblem),
+            EscapedSlashes::UnescapeAndForward => text = unescape_slashes(&text),
+            EscapedSlashes::UnescapeAndRedirect => {
+                text = unescape_slashes(&text);
+                redirect = true;
+            }
+        }
+    }
+    if hcm.normalize_path && needs_dots_removed(&text) {
+        text = remove_dots(&text)?;
+    }
+    if hcm.merge_slashes {
+        while text.contains("//") {
+            text = text.replace("//", "/");
+        }
+    }
+    if let Some(query) = path.query() {
+        text.push('?');
+        text.push_str(query);
+    }
+    let path = PathAndQuery::try_from(text).map_err(|_| PathProblem)?;
+    Ok(Some(Changed { path, redirect }))
+}
+
+fn has_escaped_slash(path: &str) -> bool {
+    path.contains('%') && ["%2F", "%2f", "%5C", "%5c"].iter().any(|escape| path.contains(escape))
+}
+
+fn unescape_slashes(path: &str) -> String {
+    path.replace("%2F", "/").replace("%2f", "/").replace("%5C", "\\").replace("%5c", "\\")
+}
+
+/// A cheap test: something that `remove_dots` might change.
+fn needs_dots_removed(path: &str) -> bool {
+    path.contains("/.") || path.contains('%') || path.contains('\\') || path.contains("./")
+}
+
+/// RFC 3986, section 6.2.2: decodes escapes of unreserved characters, writes the others in upper case, removes dot
+/// segments. Backslashes become slashes, as in Envoy's URL parser.
+fn remove_dots(path: &str) -> Result<String, PathProblem> {
+    let decoded = decode_unreserved(&path.replace('\\', "/"))?;
+    let mut segments: Vec<&str> = Vec::new();
+    let mut parts = decoded.strip_prefix('/').ok_or(PathProblem)?.split('/').peekable();
+    while let Some(part) = parts.next() {
+        let last = parts.peek().is_none();
+        match part {
+            "." | ".." => {
+                if part == ".." {
+                    // Above the root stays the root.
+                    segments.pop();
+                }
+                if last {
+                    segments.push("");
+                }
+            }
+            _ => segments.push(part),
+        }
+    }
+    Ok(format!("/{}", segments.join("/")))
+}
+
+fn decode_unreserved(path: &str) -> Result<String, PathProblem> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(position) = rest.find('%') {
+        out.push_str(&rest[..position]);
+        let digits = rest.get(position + 1..position + 3).ok_or(PathProblem)?;
+        let byte = u8::from_str_radix(digits, 16).map_err(|_| PathProblem)?;
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else if byte == 0 {
+            return Err(PathProblem);
+        } else {
+            out.push('%');
+            out.push_str(&digits.to_ascii_uppercase());
+        }
+        rest = &rest[position + 3..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dot_segments_and_escapes() {
+        for (path, expected) in [
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../../a", "/a"),
+            ("/a/..", "/"),
+            ("/a/b/.", "/a/b/"),
+            ("/%61dmin/%2e%2e/x", "/x"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a\\b", "/a/b"),
+            ("/.hidden", "/.hidden"),
+        ] {
+            assert_eq!(remove_dots(path).as_deref(), Ok(expected), "{path}");
+        }
+        for path in ["/%", "/%zz", "/%00"] {
+            assert_eq!(remove_dots(path), Err(PathProblem), "{path}");
+        }
+    }
+}

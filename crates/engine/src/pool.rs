@@ -1,0 +1,246 @@
+//! Step 8: connections to one host of one cluster, as one worker keeps them.
+//!
+//! HTTP/1 connections are used last in, first out, so that a small load keeps few of them warm. HTTP/2 connections carry
+//! many streams each. The pool belongs to its host and the host to its cluster, so there is no key to mix up; a cluster whose
+//! connection settings change gets new hosts and with them new pools.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+use tokio::sync::oneshot;
+
+use crate::body::RequestBody;
+use crate::failure::Reset;
+
+/// Streams one HTTP/2 connection carries before another is opened: what RFC 9113 recommends servers to allow at least.
+const STREAMS_PER_CONNECTION: u32 = 100;
+
+/// Facts of an upstream connection that logs and limits need.
+#[derive(Debug)]
+pub(crate) struct ConnectionFacts {
+    pub(crate) id: u64,
+    pub(crate) local: Cell<Option<SocketAddr>>,
+    /// Requests sent on it.
+    pub(crate) requests: Cell<u32>,
+    /// Set by the connection's task when it ends.
+    pub(crate) ended: Cell<bool>,
+}
+
+/// An HTTP/1 connection.
+pub(crate) struct Http1 {
+    pub(crate) sender: http1::SendRequest<RequestBody>,
+    pub(crate) facts: Rc<ConnectionFacts>,
+    idle_since: Instant,
+}
+
+/// An HTTP/2 connection.
+pub(crate) struct Http2 {
+    pub(crate) sender: http2::SendRequest<RequestBody>,
+    pub(crate) facts: Rc<ConnectionFacts>,
+    streams: Cell<u32>,
+    idle_since: Cell<Instant>,
+}
+
+/// Connections to one host.
+#[derive(Default)]
+pub(crate) struct Pool {
+    idle: RefCell<Vec<Http1>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Http1>>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+    connecting: Cell<bool>,
+    waiting_for_shared: RefCell<Vec<oneshot::Sender<Result<(), Reset>>>>,
+    /// The host is gone: nothing is kept.
+    retired: Cell<bool>,
+}
+
+impl Http1 {
+    pub(crate) fn new(sender: http1::SendRequest<RequestBody>, facts: Rc<ConnectionFacts>) -> Self {
+        Self { sender, facts, idle_since: Instant::now() }
+    }
+}
+
+impl Http2 {
+    pub(crate) fn new(sender: http2::SendRequest<RequestBody>, facts: Rc<ConnectionFacts>) -> Self {
+        Self { sender, facts, streams: Cell::new(0), idle_since: Cell::new(Instant::now()) }
+    }
+
+    fn usable(&self, limit: u32, max_requests: Option<u32>) -> bool {
+        !self.sender.is_closed()
+            && !self.facts.ended.get()
+            && self.streams.get() < limit
+            && max_requests.is_none_or(|most| self.facts.requests.get() < most)
+    }
+}
+
+/// One stream's place on a shared connection; gives the place back when dropped.
+pub(crate) struct StreamPlace(pub(crate) Rc<Http2>);
+
+impl StreamPlace {
+    fn take(connection: &Rc<Http2>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self(connection.clone())
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+/// What to do when a shared connection is wanted.
+pub(crate) enum SharedTurn {
+    /// Use this one.
+    Ready(StreamPlace),
+    /// Another request is opening one; wait for its outcome and ask again.
+    Wait(oneshot::Receiver<Result<(), Reset>>),
+    /// Open one, then call [`Pool::shared_connected`].
+    Connect,
+}
+
+impl Pool {
+    /// The most recently used idle HTTP/1 connection that is still open.
+    pub(crate) fn take_idle(&self) -> Option<Http1> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(connection) = idle.pop() {
+            if !connection.sender.is_closed() && !connection.facts.ended.get() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Waits for the next connection given back (used when no more may be opened).
+    pub(crate) fn wait_for_idle(&self) -> oneshot::Receiver<Http1> {
+        let (hand, take) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(hand);
+        take
+    }
+
+    /// Gives a connection back after a complete exchange.
+    pub(crate) fn give_back(&self, mut connection: Http1, max_requests: Option<u32>) {
+        let worn_out = max_requests.is_some_and(|most| connection.facts.requests.get() >= most);
+        if worn_out || self.retired.get() || connection.sender.is_closed() || connection.facts.ended.get() {
+            return;
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        while let Some(hand) = waiting.pop_front() {
+            match hand.send(connection) {
+                Ok(()) => return,
+                Err(back) => connection = back,
+            }
+        }
+        connection.idle_since = Instant::now();
+        self.idle.borrow_mut().push(connection);
+    }
+
+    /// Asks for a place on a shared connection.
+    pub(crate) fn shared(&self, max_streams: Option<u32>, max_requests: Option<u32>) -> SharedTurn {
+        let limit = max_streams.unwrap_or(STREAMS_PER_CONNECTION);
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|connection| !connection.sender.is_closed() && !connection.facts.ended.get());
+        if let Some(connection) = shared.iter().find(|connection| connection.usable(limit, max_requests)) {
+            return SharedTurn::Ready(StreamPlace::take(connection));
+        }
+        if self.connecting.get() {
+            let (tell, hear) = oneshot::channel();
+            self.waiting_for_shared.borrow_mut().push(tell);
+            return SharedTurn::Wait(hear);
+        }
+        self.connecting.set(true);
+        SharedTurn::Connect
+    }
+
+    /// The outcome of [`SharedTurn::Connect`]. Must be called whatever happens; see [`ConnectTurn`].
+    fn shared_connected(&self, outcome: Result<Rc<Http2>, Reset>) -> Option<StreamPlace> {
+        self.connecting.set(false);
+        let (place, tell) = match outcome {
+            Ok(connection) => {
+                let place = StreamPlace::take(&connection);
+                if !self.retired.get() {
+                    self.shared.borrow_mut().push(connection);
+                }
+                (Some(place), Ok(()))
+            }
+            Err(reset) => (None, Err(reset)),
+        };
+        for waiter in self.waiting_for_shared.take() {
+            // A waiter that gave up needs no answer.
+            let _ = waiter.send(tell.clone());
+        }
+        place
+    }
+
+    /// Closes idle connections older than `idle_timeout`, and those that died. Returns how many were closed for age.
+    pub(crate) fn sweep(&self, idle_timeout: Option<Duration>, now: Instant) -> usize {
+        let expired = |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
+        let mut closed = 0;
+        self.idle.borrow_mut().retain(|connection| {
+            let old = expired(connection.idle_since);
+            closed += usize::from(old);
+            !old && !connection.sender.is_closed() && !connection.facts.ended.get()
+        });
+        self.shared.borrow_mut().retain(|connection| {
+            let old = connection.streams.get() == 0 && expired(connection.idle_since.get());
+            closed += usize::from(old);
+            !old && !connection.sender.is_closed() && !connection.facts.ended.get()
+        });
+        closed
+    }
+
+    /// The host is gone: idle connections close now, busy ones when their exchange ends.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+        self.waiting.borrow_mut().clear();
+    }
+
+    /// The address is back.
+    pub(crate) fn revive(&self) {
+        self.retired.set(false);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn idle_count(&self) -> usize {
+        self.idle.borrow().len()
+    }
+}
+
+/// The duty to report how opening a shared connection went. Reports a failure when dropped unfinished, so that waiters
+/// never wait for a request that was cancelled.
+pub(crate) struct ConnectTurn<'a> {
+    pool: &'a Pool,
+    done: bool,
+}
+
+impl<'a> ConnectTurn<'a> {
+    pub(crate) fn new(pool: &'a Pool) -> Self {
+        Self { pool, done: false }
+    }
+
+    pub(crate) fn connected(mut self, connection: Http2) -> Option<StreamPlace> {
+        self.done = true;
+        self.pool.shared_connected(Ok(Rc::new(connection)))
+    }
+
+    pub(crate) fn failed(mut self, reset: Reset) {
+        self.done = true;
+        self.pool.shared_connected(Err(reset));
+    }
+}
+
+impl Drop for ConnectTurn<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            // Waiters ask again, and one of them becomes the next to connect.
+            self.pool.connecting.set(false);
+            self.pool.waiting_for_shared.borrow_mut().clear();
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The body of an answer on its way from upstream to the client, and the end of the request with its last byte.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::body::BodyError;
+use crate::context::RequestContext;
+use crate::failure::Flags;
+use crate::forward::UpstreamStream;
+
+/// See the module. Dropped before the end, it cancels the exchange and logs that the client went away.
+pub(crate) struct ResponseStream {
+    body: Incoming,
+    /// `None` once the answer has ended.
+    open: Option<Open>,
+    timer: Option<Pin<Box<Sleep>>>,
+    last_frame: Option<Instant>,
+}
+
+struct Open {
+    stream: UpstreamStream,
+    context: Box<RequestContext>,
+}
+
+impl ResponseStream {
+    pub(crate) fn new(body: Incoming, stream: UpstreamStream, context: Box<RequestContext>) -> Self {
+        let mut this = Self { body, open: Some(Open { stream, context }), timer: None, last_frame: None };
+        if this.body.is_end_stream() {
+            this.end(None);
+        }
+        this
+    }
+
+    /// The answer is over: cleanly, or with a flag and detail.
+    fn end(&mut self, trouble: Option<(Flags, &'static str)>) {
+        let Some(mut open) = self.open.take() else { return };
+        open.stream.end(trouble.is_none());
+        if let Some((flag, details)) = trouble {
+            open.context.flags.insert(flag);
+            open.context.details = details.into();
+        }
+        open.context.completed();
+        self.timer = None;
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(open) = &mut self.open {
+                    if let Some(data) = frame.data_ref() {
+                        open.context.bytes_sent += data.len() as u64;
+                    } else if let Some(trailers) = frame.trailers_ref().filter(|_| open.context.connection.config.logs) {
+                        open.context.response_trailers = Some(trailers.clone());
+                    }
+                    if open.stream.idle_timeout.is_some() {
+                        self.last_frame = Some(Instant::now());
+                    }
+                }
+                if self.body.is_end_stream() {
+                    self.end(None);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let details = "upstream_reset_after_response_started{connection_termination}";
+                self.end(Some((Flags::UPSTREAM_CONNECTION_TERMINATION, details)));
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.end(None);
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.poll_limits(cx),
+        }
+    }
+
+    /// Nothing to send now: has a time limit passed?
+    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(open) = &self.open else { return Poll::Pending };
+        let (deadline, idle) = (open.stream.deadline, open.stream.idle_timeout);
+        if deadline.is_none() && idle.is_none() {
+            return Poll::Pending;
+        }
+        loop {
+            let quiet_since = *self.last_frame.get_or_insert_with(Instant::now);
+            let idle_end = idle.map(|idle| quiet_since + idle);
+            let Some(next) = [deadline, idle_end].into_iter().flatten().min() else { return Poll::Pending };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
+            if timer.as_mut().poll(cx).is_pending() {
+                // It may fire early, after newer frames; then it is set anew below.
+                return Poll::Pending;
+            }
+            if next > Instant::now() {
+                timer.as_mut().reset(next.into());
+                continue;
+            }
+            let overall = deadline == Some(next);
+            let (flag, details) = if overall {
+                open.stream.timed_out();
+                (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout")
+            } else {
+                (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
+            };
+            self.end(Some((flag, details)));
+            return Poll::Ready(Some(Err(details.into())));
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,63 @@
+//! What a route changes in a request's authority and path.
+
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue};
+use lateen_ir::{Forward, HostRewrite, RouteMatcher, TextFormat};
+
+use crate::context::RequestContext;
+use crate::render;
+
+const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The authority. `literal`: that of the weighted cluster, which wins.
+pub(crate) fn authority(
+    context: &mut RequestContext,
+    action: &Forward,
+    literal: Option<&HeaderValue>,
+    _suppress_envoy_headers: bool,
+) {
+    let new = match (literal, &action.host_rewrite) {
+        (Some(literal), _) | (None, HostRewrite::Literal(literal)) => Some(literal.clone()),
+        // `Auto` is done when the endpoint is known.
+        (None, HostRewrite::None | HostRewrite::Auto) => None,
+        (None, HostRewrite::Header(name)) => context.head.headers.get(name).cloned(),
+        (None, HostRewrite::PathRegex(rewrite)) => {
+            HeaderValue::from_str(&rewrite.apply(context.path.path())).ok()
+        }
+        (None, HostRewrite::Format(format)) => {
+            let mut text = String::new();
+            render::text(format, context, &mut text);
+            HeaderValue::try_from(text).ok()
+        }
+    };
+    if let Some(new) = new {
+        set_authority(context, action, new);
+    }
+}
+
+/// Sets the authority, keeping the old one where the route wants that.
+pub(crate) fn set_authority(context: &mut RequestContext, action: &Forward, new: HeaderValue) {
+    let old = std::mem::replace(&mut context.authority, new);
+    if action.append_x_forwarded_host && old != context.authority {
+        context.head.headers.append(X_FORWARDED_HOST, old);
+    }
+}
+
+/// The path.
+pub(crate) fn path(context: &mut RequestContext, action: &Forward, matcher: &RouteMatcher, suppress: bool) {
+    let render = |format: &TextFormat| {
+        let mut text = String::new();
+        render::text(format, context, &mut text);
+        text
+    };
+    let Some(new) = action.path_rewrite.apply(&matcher.path, context.path.as_str(), render) else { return };
+    // A rewrite that makes no path leaves the request as it was.
+    let Ok(new) = PathAndQuery::try_from(new) else { return };
+    if !suppress {
+        if let Ok(original) = HeaderValue::from_str(context.path.as_str()) {
+            context.head.headers.insert(X_ENVOY_ORIGINAL_PATH, original);
+        }
+    }
+    context.path = new;
+}

@@ -1,0 +1,149 @@
+//! The configuration in effect: immutable, versioned, shared by all workers.
+//!
+//! Names are resolved to slots when configuration changes, so that a request finds its routes and its cluster by index. A
+//! slot stays with its name for the engine's life; a name that is gone costs its few bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use ahash::AHashMap;
+use lateen_ir as ir;
+
+/// Position of a cluster in [`Snapshot::clusters`].
+pub(crate) type ClusterSlot = u32;
+
+/// Position of a route configuration in [`Snapshot::routes`].
+pub(crate) type RouteSlot = u32;
+
+/// One generation of configuration.
+#[derive(Default)]
+pub(crate) struct Snapshot {
+    /// Grows with each change.
+    pub(crate) version: u64,
+    /// Listeners in effect.
+    pub(crate) listeners: Vec<Arc<ListenerConfig>>,
+    /// Clusters by slot; `None`: referred to, but unknown or still warming for the first time.
+    pub(crate) clusters: Vec<Option<Arc<ClusterConfig>>>,
+    /// Slots by cluster name, for names that come with a request.
+    pub(crate) cluster_slots: Arc<AHashMap<Arc<str>, ClusterSlot>>,
+    /// RDS route configurations by slot.
+    pub(crate) routes: Vec<Option<Arc<RouteConfig>>>,
+}
+
+/// A listener with its references resolved.
+pub(crate) struct ListenerConfig {
+    pub(crate) ir: Arc<ir::Listener>,
+    /// Stats name: `stat_prefix` or the address, with `:` replaced.
+    pub(crate) stat_name: Arc<str>,
+    /// Chains at the positions of `ir.filter_chains`.
+    pub(crate) chains: Vec<Arc<ChainConfig>>,
+    pub(crate) default_chain: Option<Arc<ChainConfig>>,
+    /// Addresses really bound (port 0 replaced), the listener's first; empty with `bind_to_port: false`.
+    pub(crate) bound: Vec<SocketAddr>,
+}
+
+/// A filter chain with its references resolved. The same `Arc` across updates means that connections may stay.
+pub(crate) struct ChainConfig {
+    pub(crate) ir: Arc<ir::FilterChain>,
+    /// Content of the chain and of everything in the listener that its connections depend on.
+    pub(crate) fingerprint: u64,
+    pub(crate) terminal: Terminal,
+}
+
+/// What takes the connection.
+pub(crate) enum Terminal {
+    /// No filter: the connection is closed.
+    Close,
+    Http(Arc<HttpConfig>),
+    Tcp(Arc<TcpConfig>),
+    Echo,
+    DirectResponse(Arc<[u8]>),
+}
+
+/// An HTTP connection manager with its references resolved.
+pub(crate) struct HttpConfig {
+    pub(crate) hcm: Arc<ir::HttpConnectionManager>,
+    pub(crate) stat_name: Arc<str>,
+    pub(crate) routes: RoutesRef,
+    /// Some access log exists, so what it may print must be kept.
+    pub(crate) logs: bool,
+}
+
+/// Where a connection manager finds its routes.
+pub(crate) enum RoutesRef {
+    Inline(Arc<RouteConfig>),
+    Rds(RouteSlot),
+}
+
+/// A TCP proxy with its references resolved.
+pub(crate) struct TcpConfig {
+    pub(crate) ir: Arc<ir::TcpProxy>,
+    pub(crate) stat_name: Arc<str>,
+    /// By `ClusterRef::index`.
+    pub(crate) slots: Box<[ClusterSlot]>,
+}
+
+/// A route configuration with its references resolved.
+pub(crate) struct RouteConfig {
+    pub(crate) ir: Arc<ir::RouteConfiguration>,
+    /// By `ClusterRef::index`.
+    pub(crate) slots: Box<[ClusterSlot]>,
+}
+
+/// A cluster and its endpoints.
+pub(crate) struct ClusterConfig {
+    pub(crate) ir: Arc<ir::Cluster>,
+    /// Changes with everything but the endpoints: a new value means new connections.
+    pub(crate) fingerprint: u64,
+    /// Endpoints with resolved addresses.
+    pub(crate) endpoints: Arc<ir::ClusterLoadAssignment>,
+    pub(crate) breakers: Arc<Breakers>,
+    /// Stats name: `alt_stat_name` or the name, with `:` replaced.
+    pub(crate) stat_name: Arc<str>,
+    /// From the cluster or else the bootstrap.
+    pub(crate) bind: Option<Arc<ir::BindConfig>>,
+}
+
+/// What counts against a cluster's circuit breakers, over all workers. Envoy's limits are per process too. Outlives configuration.
+#[derive(Default)]
+pub(crate) struct Breakers {
+    pub(crate) default: BreakerCounts,
+    pub(crate) high: BreakerCounts,
+}
+
+/// Counts of one priority.
+#[derive(Default)]
+pub(crate) struct BreakerCounts {
+    pub(crate) connections: AtomicU32,
+    pub(crate) pending: AtomicU32,
+    pub(crate) requests: AtomicU32,
+    pub(crate) retries: AtomicU32,
+}
+
+impl Snapshot {
+    /// The cluster in a slot.
+    pub(crate) fn cluster(&self, slot: ClusterSlot) -> Option<&Arc<ClusterConfig>> {
+        self.clusters.get(slot as usize)?.as_ref()
+    }
+
+    /// The routes in a slot.
+    pub(crate) fn route_config(&self, slot: RouteSlot) -> Option<&Arc<RouteConfig>> {
+        self.routes.get(slot as usize)?.as_ref()
+    }
+}
+
+/// Envoy's `sanitizeStatsName`.
+pub(crate) fn stat_name(name: &str) -> Arc<str> {
+    if name.contains([':', '\0']) { name.replace("://", "_").replace(":/", "_").replace([':', '\0'], "_").into() } else { name.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn colons_do_not_appear_in_stat_names() {
+        assert_eq!(&*super::stat_name("0.0.0.0:80"), "0.0.0.0_80");
+        assert_eq!(&*super::stat_name("http://a:1/b"), "http_a_1/b");
+        assert_eq!(&*super::stat_name("outbound|80||a"), "outbound|80||a");
+    }
+}

@@ -1,0 +1,130 @@
+//! One worker's stat blocks, by name. A block lives as long as configuration or a connection uses it, so numbers go on
+//! across configuration updates and disappear with what they are about.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::blocks::{BlockNames, BlockReading, ClusterStats, HttpStats, ListenerStats, TcpStats};
+
+/// What a block is about; also the first part of its stats' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Scope {
+    Cluster,
+    Http,
+    Listener,
+    Tcp,
+}
+
+impl Scope {
+    /// First part of the names.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::Http => "http",
+            Self::Listener => "listener",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Names of the numbers of this scope's blocks.
+    pub(crate) fn names(self) -> &'static BlockNames {
+        match self {
+            Self::Cluster => &ClusterStats::NAMES,
+            Self::Http => &HttpStats::NAMES,
+            Self::Listener => &ListenerStats::NAMES,
+            Self::Tcp => &TcpStats::NAMES,
+        }
+    }
+}
+
+/// A copy of every block of one worker.
+pub(crate) type ArenaReading = Vec<(Scope, Arc<str>, BlockReading)>;
+
+type Blocks<T> = RefCell<AHashMap<Arc<str>, Weak<T>>>;
+
+/// Owner of a worker's stat blocks.
+#[derive(Default)]
+pub(crate) struct StatsArena {
+    clusters: Blocks<ClusterStats>,
+    listeners: Blocks<ListenerStats>,
+    http: Blocks<HttpStats>,
+    tcp: Blocks<TcpStats>,
+}
+
+fn find_or_make<T: Default>(blocks: &Blocks<T>, name: &Arc<str>) -> Rc<T> {
+    let mut blocks = blocks.borrow_mut();
+    if let Some(block) = blocks.get(name).and_then(Weak::upgrade) {
+        return block;
+    }
+    let block = Rc::new(T::default());
+    blocks.insert(name.clone(), Rc::downgrade(&block));
+    block
+}
+
+fn visit<T>(blocks: &Blocks<T>, mut each: impl FnMut(&Arc<str>, &T)) {
+    blocks.borrow_mut().retain(|name, block| match block.upgrade() {
+        Some(block) => {
+            each(name, &block);
+            true
+        }
+        None => false,
+    });
+}
+
+impl StatsArena {
+    pub(crate) fn cluster(&self, name: &Arc<str>) -> Rc<ClusterStats> {
+        find_or_make(&self.clusters, name)
+    }
+
+    pub(crate) fn listener(&self, address: &Arc<str>) -> Rc<ListenerStats> {
+        find_or_make(&self.listeners, address)
+    }
+
+    pub(crate) fn http(&self, prefix: &Arc<str>) -> Rc<HttpStats> {
+        find_or_make(&self.http, prefix)
+    }
+
+    pub(crate) fn tcp(&self, prefix: &Arc<str>) -> Rc<TcpStats> {
+        find_or_make(&self.tcp, prefix)
+    }
+
+    /// Copies all numbers out.
+    pub(crate) fn read(&self) -> ArenaReading {
+        let mut out = ArenaReading::new();
+        visit(&self.clusters, |name, block| out.push((Scope::Cluster, name.clone(), block.read())));
+        visit(&self.listeners, |name, block| out.push((Scope::Listener, name.clone(), block.read())));
+        visit(&self.http, |name, block| out.push((Scope::Http, name.clone(), block.read())));
+        visit(&self.tcp, |name, block| out.push((Scope::Tcp, name.clone(), block.read())));
+        out
+    }
+
+    /// Sets all counters to zero (`/reset_counters`).
+    pub(crate) fn reset_counters(&self) {
+        visit(&self.clusters, |_, block| block.reset_counters());
+        visit(&self.listeners, |_, block| block.reset_counters());
+        visit(&self.http, |_, block| block.reset_counters());
+        visit(&self.tcp, |_, block| block.reset_counters());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_shared_while_used_and_gone_afterwards() {
+        let arena = StatsArena::default();
+        let name: Arc<str> = "c".into();
+        let first = arena.cluster(&name);
+        first.upstream_rq_total.inc();
+        assert_eq!(arena.cluster(&name).upstream_rq_total.get(), 1);
+        assert_eq!(arena.read().len(), 1);
+        arena.reset_counters();
+        assert_eq!(first.upstream_rq_total.get(), 0);
+        drop(first);
+        assert!(arena.read().is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! `/stats/prometheus`, with the labels Envoy's default tag extraction gives.
+//! <https://www.envoyproxy.io/docs/envoy/v1.40.0/operations/admin#get--stats-prometheus>
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::arena::Scope;
+use super::merge::{Leaf, Stat, Value};
+use super::slots::BUCKETS;
+
+fn label_name(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Cluster => "envoy_cluster_name",
+        Scope::Http => "envoy_http_conn_manager_prefix",
+        Scope::Listener => "envoy_listener_address",
+        Scope::Tcp => "envoy_tcp_prefix",
+    }
+}
+
+/// Metric name and labels (without braces) of a stat.
+fn metric(stat: &Stat) -> (String, String) {
+    let mut name = String::from("envoy_");
+    let mut labels = String::new();
+    if let Some((scope, _)) = &stat.scope {
+        name.push_str(scope.prefix());
+        name.push('_');
+    }
+    // Writing to a String cannot fail.
+    match &stat.leaf {
+        Leaf::Name(leaf) => match class_of(leaf) {
+            Some((base, class)) => {
+                name.push_str(base);
+                let _ = write!(labels, "envoy_response_code_class=\"{class}\"");
+            }
+            None => name.extend(leaf.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })),
+        },
+        Leaf::Class(class) => {
+            name.push_str("upstream_rq_xx");
+            let _ = write!(labels, "envoy_response_code_class=\"{class}\"");
+        }
+        Leaf::Status(status) => {
+            name.push_str("upstream_rq");
+            let _ = write!(labels, "envoy_response_code=\"{status}\"");
+        }
+    }
+    if let Some((scope, instance)) = &stat.scope {
+        if !labels.is_empty() {
+            labels.push(',');
+        }
+        let _ = write!(labels, "{}=\"{}\"", label_name(*scope), escape(instance));
+    }
+    (name, labels)
+}
+
+/// `downstream_rq_2xx` is class 2 of `downstream_rq_xx`.
+fn class_of(leaf: &str) -> Option<(&'static str, char)> {
+    let digit = leaf.strip_prefix("downstream_rq_")?.strip_suffix("xx")?;
+    let mut chars = digit.chars();
+    match (chars.next(), chars.next()) {
+        (Some(class @ '1'..='5'), None) => Some(("downstream_rq_xx", class)),
+        _ => None,
+    }
+}
+
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// All stats in the text exposition format, each metric's samples together.
+pub(crate) fn text<'a>(stats: impl IntoIterator<Item = &'a Stat>) -> String {
+    let mut metrics = BTreeMap::<String, (&'static str, String)>::new();
+    for stat in stats {
+        let (name, labels) = metric(stat);
+        let kind = match stat.value {
+            Value::Counter(_) => "counter",
+            Value::Gauge(_) => "gauge",
+            Value::Histogram(_) => "histogram",
+        };
+        let (_, samples) = metrics.entry(name.clone()).or_insert((kind, String::new()));
+        match &stat.value {
+            Value::Counter(n) | Value::Gauge(n) => {
+                let _ = writeln!(samples, "{name}{{{labels}}} {n}");
+            }
+            // Envoy leaves out histograms without samples.
+            Value::Histogram(None) => {}
+            Value::Histogram(Some(reading)) => {
+                let comma = if labels.is_empty() { "" } else { "," };
+                let mut total = 0;
+                for (bound, n) in BUCKETS.iter().zip(reading.buckets) {
+                    total += n;
+                    let _ = writeln!(samples, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
+                }
+                let count = reading.count();
+                let _ = writeln!(samples, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
+                let _ = writeln!(samples, "{name}_sum{{{labels}}} {}", reading.sum);
+                let _ = writeln!(samples, "{name}_count{{{labels}}} {count}");
+            }
+        }
+    }
+    let mut out = String::new();
+    for (name, (kind, samples)) in metrics {
+        if !samples.is_empty() {
+            let _ = write!(out, "# TYPE {name} {kind}\n{samples}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arena::StatsArena;
+    use super::super::merge::merge;
+    use super::*;
+
+    #[test]
+    fn labels_follow_envoys_tag_extraction() {
+        let arena = StatsArena::default();
+        let cluster = arena.cluster(&"outbound|80||a\"b".into());
+        cluster.statuses.inc(200);
+        cluster.upstream_rq_time.record(7);
+        let http = arena.http(&"ingress".into());
+        http.downstream_rq_2xx.inc();
+        let mut stats = merge(vec![arena.read()], std::iter::empty());
+        stats.push(Stat::server("server.uptime", Value::Gauge(4)));
+        let text = text(&stats);
+        for line in [
+            "# TYPE envoy_cluster_upstream_rq counter\n",
+            "envoy_cluster_upstream_rq{envoy_response_code=\"200\",envoy_cluster_name=\"outbound|80||a\\\"b\"} 1\n",
+            "envoy_cluster_upstream_rq_xx{envoy_response_code_class=\"2\",envoy_cluster_name=\"outbound|80||a\\\"b\"} 1\n",
+            "envoy_http_downstream_rq_xx{envoy_response_code_class=\"2\",envoy_http_conn_manager_prefix=\"ingress\"} 1\n",
+            "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"outbound|80||a\\\"b\",le=\"10\"} 1\n",
+            "envoy_cluster_upstream_rq_time_count{envoy_cluster_name=\"outbound|80||a\\\"b\"} 1\n",
+            "envoy_server_uptime{} 4\n",
+        ] {
+            assert!(text.contains(line), "{line} not in {text}");
+        }
+        assert!(!text.contains("upstream_cx_connect_ms"), "histograms without samples are left out");
+    }
+}

@@ -1,0 +1,174 @@
+//! A connection's byte stream: the socket, bytes already read by inspectors, and byte counters.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::stats::slots::ByteCounter;
+
+/// What carries the bytes.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Tcp(TcpStream),
+    /// In-memory pipe, for tests without sockets.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
+}
+
+/// A stream whose first bytes may have been looked at already, and which counts what passes.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    transport: Transport,
+    /// Bytes read ahead; they are read first.
+    ahead: BytesMut,
+    received: ByteCounter,
+    sent: ByteCounter,
+}
+
+impl Stream {
+    pub(crate) fn new(transport: Transport) -> Self {
+        Self {
+            transport,
+            ahead: BytesMut::new(),
+            received: ByteCounter::default(),
+            sent: ByteCounter::default(),
+        }
+    }
+
+    /// Counts into these from now on; bytes read ahead count as received.
+    pub(crate) fn count_into(&mut self, received: &ByteCounter, sent: &ByteCounter) {
+        received.add(self.ahead.len() as u64);
+        self.received = received.clone();
+        self.sent = sent.clone();
+    }
+
+    /// Reads more bytes ahead without consuming them. `Ok(0)` means the peer has finished sending.
+    pub(crate) async fn read_ahead(&mut self, at_most: usize) -> io::Result<usize> {
+        let wanted = at_most.saturating_sub(self.ahead.len());
+        self.ahead.reserve(wanted);
+        let mut limited = (&mut self.ahead).limit(wanted);
+        match &mut self.transport {
+            Transport::Tcp(tcp) => tcp.read_buf(&mut limited).await,
+            #[cfg(test)]
+            Transport::Memory(pipe) => pipe.read_buf(&mut limited).await,
+        }
+    }
+
+    /// The bytes read ahead so far.
+    pub(crate) fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// Puts bytes in front of what will be read.
+    pub(crate) fn unread(&mut self, bytes: &[u8]) {
+        let rest = std::mem::take(&mut self.ahead);
+        self.ahead.extend_from_slice(bytes);
+        self.ahead.extend_from_slice(&rest);
+    }
+
+    fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            #[cfg(test)]
+            Transport::Memory(pipe) => Pin::new(pipe).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.has_remaining() {
+            let n = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead[..n]);
+            self.ahead.advance(n);
+            if self.ahead.is_empty() {
+                self.ahead = BytesMut::new(); // gives the memory back
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(self.poll_transport_read(cx, buf))?;
+        self.received.add((buf.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            #[cfg(test)]
+            Transport::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
+        })?;
+        self.sent.add(n as u64);
+        Poll::Ready(Ok(n))
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Transport::Memory(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
+        })?;
+        self.sent.add(n as u64);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.transport {
+            Transport::Tcp(tcp) => tcp.is_write_vectored(),
+            #[cfg(test)]
+            Transport::Memory(pipe) => pipe.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            #[cfg(test)]
+            Transport::Memory(pipe) => Pin::new(pipe).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            #[cfg(test)]
+            Transport::Memory(pipe) => Pin::new(pipe).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_read_ahead_are_read_again_and_everything_is_counted() {
+        let (mut client, server) = tokio::io::duplex(64);
+        client.write_all(b"GET / HTTP/1.1").await.unwrap();
+        let mut stream = Stream::new(Transport::Memory(server));
+        assert_eq!(stream.read_ahead(3).await.unwrap(), 3);
+        assert_eq!(stream.ahead(), b"GET");
+        let (received, sent) = (ByteCounter::default(), ByteCounter::default());
+        stream.count_into(&received, &sent);
+        let mut all = vec![0; 14];
+        stream.read_exact(&mut all).await.unwrap();
+        assert_eq!(all, b"GET / HTTP/1.1");
+        stream.write_all(b"ok").await.unwrap();
+        assert_eq!((received.get(), sent.get()), (14, 2));
+    }
+}

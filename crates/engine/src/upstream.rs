@@ -1,0 +1,337 @@
+//! Steps 8 and 9: a connection to the chosen host, and one exchange on it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lateen_ir::UpstreamProtocol;
+
+use crate::body::RequestBody;
+use crate::breakers::{self, Admission, Limited};
+use crate::cluster::LocalCluster;
+use crate::dial::{DialOptions, dial};
+use crate::failure::Reset;
+use crate::host::Host;
+use crate::http_connection::LocalExecutor;
+use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, SharedTurn, StreamPlace};
+use crate::stream::{Stream, Transport};
+use crate::worker::Worker;
+
+/// A connection for one exchange.
+pub(crate) enum Lease {
+    Http1 { connection: Http1, reused: bool },
+    Http2 { place: StreamPlace },
+}
+
+impl Lease {
+    pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
+        match self {
+            Self::Http1 { connection, .. } => &connection.facts,
+            Self::Http2 { place } => &place.0.facts,
+        }
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        match self {
+            Self::Http1 { .. } => Version::HTTP_11,
+            Self::Http2 { .. } => Version::HTTP_2,
+        }
+    }
+
+    /// A connection that carried requests before may be closing at this moment.
+    pub(crate) fn reused(&self) -> bool {
+        match self {
+            Self::Http1 { reused, .. } => *reused,
+            Self::Http2 { place } => place.0.facts.requests.get() > 0,
+        }
+    }
+
+    /// The exchange ended cleanly: the connection can carry another.
+    pub(crate) fn finished(self, cluster: &LocalCluster, host: &Host) {
+        if let Self::Http1 { connection, .. } = self {
+            host.pool.give_back(connection, cluster.config.ir.http.common.max_requests_per_connection);
+        }
+    }
+}
+
+/// How an exchange failed.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) reset: Reset,
+    /// False: nothing of the request can have been processed.
+    pub(crate) sent: bool,
+}
+
+/// Where a connection goes and for which cluster.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) worker: &'a Rc<Worker>,
+    pub(crate) cluster: &'a Rc<LocalCluster>,
+    pub(crate) host: &'a Rc<Host>,
+    pub(crate) high_priority: bool,
+}
+
+/// A connection from the pool or a new one.
+pub(crate) async fn lease(target: Target<'_>, downstream: Version, fresh: bool) -> Result<Lease, Reset> {
+    let http2 = match target.cluster.config.ir.http.protocol {
+        UpstreamProtocol::Http1 => false,
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Downstream => downstream == Version::HTTP_2,
+    };
+    if http2 { lease_http2(target).await } else { lease_http1(target, fresh).await }
+}
+
+async fn lease_http1(target: Target<'_>, fresh: bool) -> Result<Lease, Reset> {
+    while !fresh {
+        let Some(mut connection) = target.host.pool.take_idle() else { break };
+        // Usually ready at once; right after an exchange its task may not have run yet.
+        if connection.sender.is_ready() || connection.sender.ready().await.is_ok() {
+            return Ok(Lease::Http1 { connection, reused: true });
+        }
+    }
+    let _pending = pending(target)?;
+    let Some(place) = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority)
+        .filter(|_| below_host_limit(target))
+    else {
+        target.cluster.stats.upstream_cx_overflow.inc();
+        if target.host.stats.cx_active.get() > 0 {
+            let waiting = target.host.pool.wait_for_idle();
+            let connection = waiting.await.map_err(|_| Reset::Overflow)?;
+            return Ok(Lease::Http1 { connection, reused: true });
+        }
+        // Envoy lets every host have one connection, so that a full cluster cannot starve a host.
+        return connect_http1(target, None).await;
+    };
+    connect_http1(target, Some(place)).await
+}
+
+fn below_host_limit(target: Target<'_>) -> bool {
+    let limit = target.cluster.config.ir.max_connections_per_host;
+    limit.is_none_or(|most| target.host.stats.cx_active.get() < u64::from(most))
+}
+
+async fn connect_http1(target: Target<'_>, place: Option<Admission>) -> Result<Lease, Reset> {
+    let (stream, opened) = open(target, place).await?;
+    let head_limit = 60 * 1024; // Envoy's limit for response heads
+    let handshake = http1::Builder::new()
+        .max_header_size(head_limit)
+        .max_buf_size(128 * 1024)
+        .title_case_headers(target.cluster.config.ir.http.http1.proper_case_headers)
+        .handshake::<_, RequestBody>(TokioIo::new(stream));
+    let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
+    let facts = opened.facts.clone();
+    target.cluster.stats.upstream_cx_http1_total.inc();
+    tokio::task::spawn_local(async move {
+        let result = driver.with_upgrades().await;
+        opened.ended(result);
+    });
+    Ok(Lease::Http1 { connection: Http1::new(sender, facts), reused: false })
+}
+
+async fn lease_http2(target: Target<'_>) -> Result<Lease, Reset> {
+    let options = &target.cluster.config.ir.http;
+    loop {
+        let turn = target
+            .host
+            .pool
+            .shared(options.http2.max_concurrent_streams, options.common.max_requests_per_connection);
+        match turn {
+            SharedTurn::Ready(place) => return Ok(Lease::Http2 { place }),
+            SharedTurn::Wait(outcome) => {
+                let _pending = pending(target)?;
+                if let Ok(Err(reset)) = outcome.await {
+                    return Err(reset);
+                }
+            }
+            SharedTurn::Connect => {
+                let turn = ConnectTurn::new(&target.host.pool);
+                let _pending = pending(target)?;
+                let place = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority);
+                if place.is_none() {
+                    target.cluster.stats.upstream_cx_overflow.inc();
+                }
+                match connect_http2(target, place).await {
+                    Err(reset) => {
+                        turn.failed(reset.clone());
+                        return Err(reset);
+                    }
+                    Ok(connection) => {
+                        if let Some(place) = turn.connected(connection) {
+                            return Ok(Lease::Http2 { place });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn connect_http2(target: Target<'_>, place: Option<Admission>) -> Result<Http2, Reset> {
+    let (stream, opened) = open(target, place).await?;
+    let options = &target.cluster.config.ir.http.http2;
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder.timer(TokioTimer::new()).max_header_list_size(60 * 1024);
+    if let Some(size) = options.initial_stream_window_size {
+        builder.initial_stream_window_size(size);
+    }
+    if let Some(size) = options.initial_connection_window_size {
+        builder.initial_connection_window_size(size);
+    }
+    if let Some(size) = options.hpack_table_size {
+        builder.header_table_size(size);
+    }
+    if let Some(keepalive) = options.keepalive {
+        builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
+    }
+    let handshake = builder.handshake::<_, RequestBody>(TokioIo::new(stream));
+    let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
+    let facts = opened.facts.clone();
+    target.cluster.stats.upstream_cx_http2_total.inc();
+    tokio::task::spawn_local(async move {
+        let result = driver.await;
+        opened.ended(result);
+    });
+    Ok(Http2::new(sender, facts))
+}
+
+/// Counts a request that waits for a connection.
+struct Pending<'a> {
+    cluster: &'a LocalCluster,
+    _place: Admission,
+}
+
+fn pending(target: Target<'_>) -> Result<Pending<'_>, Reset> {
+    let stats = &target.cluster.stats;
+    let Some(place) = breakers::admit(&target.cluster.config, Limited::Pending, target.high_priority) else {
+        stats.upstream_rq_pending_overflow.inc();
+        return Err(Reset::Overflow);
+    };
+    stats.upstream_rq_pending_total.inc();
+    stats.upstream_rq_pending_active.inc();
+    Ok(Pending { cluster: target.cluster, _place: place })
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_pending_active.dec();
+    }
+}
+
+/// The counts of an open connection; lives in the connection's task.
+pub(crate) struct Opened {
+    pub(crate) facts: Rc<ConnectionFacts>,
+    cluster: Rc<LocalCluster>,
+    host: Rc<Host>,
+    since: Instant,
+    _place: Option<Admission>,
+}
+
+impl Opened {
+    fn ended(self, result: hyper::Result<()>) {
+        if let Err(error) = result {
+            if error.is_parse() {
+                self.cluster.stats.upstream_cx_protocol_error.inc();
+            }
+            tracing::trace!(host = %self.host.address, %error, "upstream connection ended");
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.facts.ended.set(true);
+        let stats = &self.cluster.stats;
+        stats.upstream_cx_active.dec();
+        stats.upstream_cx_destroy.inc();
+        stats.upstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+        self.host.stats.cx_active.dec();
+    }
+}
+
+/// Opens a socket to the host and counts it.
+pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result<(Stream, Opened), Reset> {
+    let Target { worker, cluster, host, .. } = target;
+    let config = &cluster.config;
+    let stats = &cluster.stats;
+    let began = Instant::now();
+    stats.upstream_cx_total.inc();
+    stats.upstream_cx_active.inc();
+    host.stats.cx_total.inc();
+    host.stats.cx_active.inc();
+    let facts = Rc::new(ConnectionFacts {
+        id: worker.connection_id(),
+        local: Cell::new(None),
+        requests: Cell::new(0),
+        ended: Cell::new(false),
+    });
+    // From here on the drop of `opened` takes the counts back.
+    let opened =
+        Opened { facts: facts.clone(), cluster: cluster.clone(), host: host.clone(), since: began, _place: place };
+    let options = DialOptions {
+        mark: worker.mark,
+        bind: config.bind.as_deref(),
+        keepalive: config.ir.tcp_keepalive.as_ref(),
+        timeout: if config.ir.connect_timeout.is_zero() { Duration::from_secs(5) } else { config.ir.connect_timeout },
+    };
+    let tcp = match dial(host.address, options).await {
+        Ok(tcp) => tcp,
+        Err(reset) => {
+            stats.upstream_cx_connect_fail.inc();
+            host.stats.cx_connect_fail.inc();
+            if reset == Reset::ConnectTimeout {
+                stats.upstream_cx_connect_timeout.inc();
+            }
+            return Err(reset);
+        }
+    };
+    stats.upstream_cx_connect_ms.record(began.elapsed().as_millis() as u64);
+    facts.local.set(tcp.local_addr().ok());
+    let mut stream = Stream::new(Transport::Tcp(tcp));
+    stream.count_into(&stats.upstream_cx_rx_bytes_total, &stats.upstream_cx_tx_bytes_total);
+    Ok((stream, opened))
+}
+
+/// Sends a request and waits for the head of the answer.
+pub(crate) async fn exchange(lease: &mut Lease, request: Request<RequestBody>) -> Result<Response<Incoming>, Broken> {
+    let facts = lease.facts();
+    facts.requests.set(facts.requests.get() + 1);
+    let result = match lease {
+        Lease::Http1 { connection, .. } => connection.sender.try_send_request(request).await,
+        Lease::Http2 { place } => place.0.sender.clone().try_send_request(request).await,
+    };
+    result.map_err(|mut error| {
+        let unsent = error.take_message().is_some();
+        let reset = classify(&error.into_error(), unsent);
+        let sent = !unsent && reset != Reset::Refused;
+        Broken { reset, sent }
+    })
+}
+
+/// What an error of hyper means for the request.
+fn classify(error: &hyper::Error, unsent: bool) -> Reset {
+    if unsent {
+        return Reset::Terminated;
+    }
+    if error.is_parse() {
+        return Reset::Protocol;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            return match h2.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => Reset::Refused,
+                // A stream the peer never took (GOAWAY before it) may be sent again.
+                Some(h2::Reason::NO_ERROR) if h2.is_go_away() => Reset::Refused,
+                Some(h2::Reason::PROTOCOL_ERROR) if !h2.is_remote() => Reset::Protocol,
+                Some(_) if h2.is_reset() => Reset::Remote,
+                _ => Reset::Terminated,
+            };
+        }
+        source = cause.source();
+    }
+    Reset::Terminated
+}
