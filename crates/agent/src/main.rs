@@ -31,6 +31,8 @@ enum Command {
     },
     /// Print the version
     Version,
+    /// Print which fields of Envoy's configuration are supported, as Markdown
+    Fields,
 }
 
 #[derive(Args)]
@@ -109,6 +111,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => run_plain(cli.plain),
+        Some(Command::Fields) => {
+            print!("{}", lateen_ir::support_markdown());
+            Ok(())
+        }
         Some(Command::Proxy(args)) => run_proxy(args),
         Some(Command::IstioIptables { flags }) => capture(&flags),
         Some(Command::Version) => {

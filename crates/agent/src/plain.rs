@@ -355,6 +355,15 @@ cluster_manager: {upstream_bind_config: {socket_options: [{level: 1, name: 36, i
     }
 
     #[test]
+    fn a_supported_bootstrap_is_valid_and_another_is_not() {
+        validate(&config(BOOTSTRAP)).unwrap();
+        let error =
+            validate(&config("{static_resources: {clusters: [{name: a, track_timeout_budgets: true}]}}"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("static_resources.clusters[0].track_timeout_budgets"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_its_path() {
         let error = load(&config("{admin: {adress: {}}}")).unwrap_err().to_string();
         assert!(error.contains("--config-yaml") && error.contains("adress"), "{error}");
