@@ -52,10 +52,8 @@ impl Addresses {
     /// Gives back what a deleted Service held (the first and tenth address stay reserved).
     pub(crate) fn release(&self, service: &Value) {
         let mut taken = self.taken.lock();
-        for address in address(service) {
-            if address != self.nth(1) && address != self.nth(10) {
-                taken.addresses.remove(&address);
-            }
+        if let Some(address) = address(service).filter(|a| *a != self.nth(1) && *a != self.nth(10)) {
+            taken.addresses.remove(&address);
         }
         for port in ports(service) {
             taken.ports.remove(&port);

@@ -149,6 +149,7 @@ pub(crate) fn schemas() -> Arc<SchemaSet> {
 }
 
 /// Names of all built-in definitions.
+#[cfg(test)]
 pub(crate) fn definition_names() -> &'static [String] {
     &DEFINITIONS.1
 }
@@ -251,7 +252,6 @@ fn definition(row: &Row) -> ResourceDef {
         storage_version: if event { "v1".to_owned() } else { row.api_version.to_owned() },
         columns: Columns::Builtin,
         custom: false,
-        preferred: true,
     }
 }
 

@@ -67,8 +67,8 @@ impl Call {
     /// The body as an object of the resource's kind, checked and cleaned, with warnings about what was dropped.
     pub(crate) fn object(&self) -> Result<(Value, Vec<String>), ApiError> {
         let content_type = self.content_type();
-        if !matches!(content_type, "" | "application/json" | "application/yaml") {
-            return Err(ApiError::unsupported_media_type("application/json, application/yaml"));
+        if !matches!(content_type, "" | "application/json" | "application/yaml" | crate::protobuf::MEDIA_TYPE) {
+            return Err(ApiError::unsupported_media_type("application/json, application/yaml, application/vnd.kubernetes.protobuf"));
         }
         let (mut value, duplicates) = crate::decode::parse_body(&self.body, content_type)?;
         self.check_kind(&value)?;

@@ -141,8 +141,7 @@ pub(crate) fn definitions(object: &Value) -> (String, Vec<Arc<ResourceDef>>) {
     served.sort_by_key(|version| std::cmp::Reverse(version_rank(version["name"].as_str().unwrap_or_default())));
     let definitions = served
         .iter()
-        .enumerate()
-        .map(|(index, version)| Arc::new(definition(spec, version, &name, storage_version, index == 0)))
+        .map(|version| Arc::new(definition(spec, version, &name, storage_version)))
         .collect();
     (name, definitions)
 }
@@ -166,7 +165,7 @@ pub(crate) fn version_rank(version: &str) -> (u8, u32, u32) {
     parsed().unwrap_or((0, 0, 0))
 }
 
-fn definition(spec: &Value, version: &Value, storage: &str, storage_version: &str, preferred: bool) -> ResourceDef {
+fn definition(spec: &Value, version: &Value, storage: &str, storage_version: &str) -> ResourceDef {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (group, names) = (text(&spec["group"]), &spec["names"]);
     let (kind, version_name) = (text(&names["kind"]), text(&version["name"]));
@@ -209,7 +208,6 @@ fn definition(spec: &Value, version: &Value, storage: &str, storage_version: &st
         storage_version: format!("{group}/{storage_version}"),
         columns: Columns::Custom(columns(version)),
         custom: true,
-        preferred,
         group,
         version: version_name,
         kind,
@@ -265,7 +263,7 @@ mod tests {
         let (name, defs) = definitions(&object);
         assert_eq!(name, "widgets.example.com");
         assert_eq!(defs.iter().map(|d| d.version.as_str()).collect::<Vec<_>>(), ["v1", "v1beta1"]);
-        assert!(defs[0].preferred && defs[0].has_status && defs[0].scale.is_some() && !defs[1].has_status);
+        assert!(defs[0].has_status && defs[0].scale.is_some() && !defs[1].has_status);
         assert_eq!(defs[0].singular, "widget");
     }
 

@@ -28,9 +28,14 @@ impl FieldValidation {
     }
 }
 
-/// Parses JSON or YAML (told apart by content type, or by the first character when there is none); the second value
+/// Parses JSON, YAML or protobuf (told apart by content type, or by the first character when there is none); the second value
 /// lists duplicate fields by path.
 pub(crate) fn parse_body(body: &[u8], content_type: &str) -> Result<(Value, Vec<String>), ApiError> {
+    if content_type == crate::protobuf::MEDIA_TYPE {
+        let decoded = crate::protobuf::decode(body);
+        let value = decoded.map_err(|why| ApiError::bad_request(format!("error decoding protobuf: {why}")))?;
+        return Ok((value, Vec::new()));
+    }
     let looks_like_json = body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b == b'{' || *b == b'[');
     if content_type.contains("yaml") || (content_type.is_empty() && !looks_like_json) {
         let value: Value = serde_saphyr::from_slice(body)

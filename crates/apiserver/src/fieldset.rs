@@ -152,13 +152,11 @@ pub(crate) fn of_object(schema: Option<Schema<'_>>, value: &Value) -> FieldSet {
     match shape(schema, value) {
         Shape::Leaf => set.member = true,
         Shape::Fields(map) => {
-            set.member = map.is_empty();
+            // The presence of a map of free keys is owned with its contents; that of a struct is not.
+            set.member = map.is_empty() || schema.is_some_and(|s| s.values().is_some());
             for (key, child) in map {
                 let field = schema.and_then(|s| s.field(key));
-                let mut owned = of_object(field, child);
-                // A map's or struct's presence is owned with its contents only for maps of free keys.
-                owned.member |= child.is_object() && field.is_some_and(|f| f.values().is_some());
-                set.children.insert(format!("f:{key}"), owned);
+                set.children.insert(format!("f:{key}"), of_object(field, child));
             }
         }
         Shape::Items(list, items) => {

@@ -54,9 +54,8 @@ async fn answer(
         if path == "/" {
             return Ok(response::json(StatusCode::OK, &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})));
         }
-        // Old clients ask for protobuf only; they fall back on 404.
         if path == "/openapi/v2" {
-            return Err(ApiError::no_such_path());
+            return Ok(openapi::empty_v2(accept));
         }
         if path == "/openapi/v3" || path.starts_with("/openapi/v3/") {
             return openapi::answer(api, &path);
@@ -137,8 +136,10 @@ async fn resource(
         if request.method() != Method::POST {
             return Err(ApiError::method_not_allowed());
         }
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().to_owned();
         let body = read_body(request.into_body()).await?;
-        return reviews::answer(api, &user, review, &body);
+        return reviews::answer(api, &user, review, &body, &content_type);
     }
     let def = api
         .registry

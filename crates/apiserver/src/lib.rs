@@ -7,7 +7,7 @@
 //! - RBAC objects are stored and never consulted: whoever is authenticated may do everything.
 //! - CEL rules (`x-kubernetes-validations`, ValidatingAdmissionPolicy, `matchConditions`) are not evaluated.
 //! - CRD conversion is `None` only; built-in kinds have one version each (events two).
-//! - Only JSON and YAML are spoken; a request for protobuf alone is answered with 406.
+//! - Answers are JSON or YAML; protobuf is understood in request bodies only (client-go accepts JSON in return).
 //! - A list continued with `continue` is not a snapshot: later pages show the state at the time they are read.
 //!
 //! Life of a request: `http` (TLS, limits) → `authn` → `route` (path → resource) → `rest` (verbs) → `decode` →
@@ -37,6 +37,7 @@ mod names;
 mod openapi;
 mod patch;
 mod pki;
+mod protobuf;
 mod proxy;
 mod read;
 mod resources;

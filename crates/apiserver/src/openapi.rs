@@ -30,6 +30,19 @@ pub(crate) fn answer(api: &Api, path: &str) -> Result<Response<Body>, ApiError> 
     }
 }
 
+/// `/openapi/v2`: an empty document. Clients new enough read v3; where that has no answer (a kind nobody serves) they
+/// look here, and must find something readable to go on to their own message.
+pub(crate) fn empty_v2(accept: &str) -> Response<Body> {
+    if accept.contains("application/com.github.proto-openapi.spec.v2@v1.0+protobuf") {
+        // Document{swagger: "2.0", info: {title: "Kubernetes", version: "v1.32.4"}} of gnostic's openapi.v2.
+        let document: &[u8] = b"\x0a\x032.0\x12\x15\x0a\x0aKubernetes\x12\x07v1.32.4";
+        // Answered without the `@`, which Go can't parse in a media type.
+        return response::typed(StatusCode::OK, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", document);
+    }
+    let document = json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "v1.32.4"}, "paths": {}, "definitions": {}});
+    response::json(StatusCode::OK, &document)
+}
+
 fn path_of(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
@@ -77,7 +90,7 @@ fn document(api: &Api, group: &str, version: &str) -> Option<Value> {
         }
         let namespace = if review.namespaced { "namespaces/{namespace}/" } else { "" };
         let path = format!("/{}/{namespace}{}", path_of(group, version), review.plural);
-        paths.insert(path, json!({"post": operation("create", "post", &gvk, &name)}));
+        paths.insert(path, json!({"post": operation("create", "post", &gvk, &name, false)}));
     }
     Some(json!({
         "openapi": "3.0.0",
@@ -119,7 +132,7 @@ fn parameter(name: &str, kind: &str) -> Value {
     json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
 }
 
-fn operation(action: &str, method: &str, gvk: &Value, schema_name: &str) -> Value {
+fn operation(action: &str, method: &str, gvk: &Value, schema_name: &str, custom: bool) -> Value {
     let content = |media: &[&str]| -> Value {
         let schema = json!({"schema": {"$ref": format!("#/components/schemas/{schema_name}")}});
         media.iter().map(|media| ((*media).to_owned(), schema.clone())).collect::<Map<String, Value>>().into()
@@ -137,12 +150,16 @@ fn operation(action: &str, method: &str, gvk: &Value, schema_name: &str) -> Valu
         }
         operation["parameters"] = Value::Array(parameters);
         operation["requestBody"] = if method == "patch" {
-            json!({"required": true, "content": {
+            let mut content = json!({
                 "application/apply-patch+yaml": {"schema": {"type": "object"}},
                 "application/json-patch+json": {"schema": {"type": "object"}},
                 "application/merge-patch+json": {"schema": {"type": "object"}},
-                "application/strategic-merge-patch+json": {"schema": {"type": "object"}},
-            }})
+            });
+            // kubectl takes the strategic kind wherever it is offered.
+            if !custom {
+                content["application/strategic-merge-patch+json"] = json!({"schema": {"type": "object"}});
+            }
+            json!({"required": true, "content": content})
         } else {
             json!({"required": true, "content": content(&["*/*"])})
         };
@@ -154,7 +171,7 @@ fn add_paths(def: &ResourceDef, paths: &mut Map<String, Value>) {
     let gvk = json!({"group": def.group, "version": def.version, "kind": def.kind});
     let base = format!("/{}", path_of(&def.group, &def.version));
     let scoped = if def.namespaced { format!("{base}/namespaces/{{namespace}}") } else { base.clone() };
-    let on = |action: &str, method: &str| operation(action, method, &gvk, &def.schema_name);
+    let on = |action: &str, method: &str| operation(action, method, &gvk, &def.schema_name, def.custom);
     let path_parameters = |name: bool| {
         let mut parameters = Vec::new();
         if name {

@@ -62,8 +62,6 @@ pub(crate) struct ResourceDef {
     pub(crate) storage_version: String,
     pub(crate) columns: Columns,
     pub(crate) custom: bool,
-    /// Unknown fields are kept (`preserveUnknownFields` at the root).
-    pub(crate) preferred: bool,
 }
 
 /// `plural.group`, the same for every version.

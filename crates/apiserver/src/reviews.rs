@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// POST of a review.
-pub(crate) fn answer(api: &Api, user: &User, review: &Review, body: &[u8]) -> Result<Response<Body>, ApiError> {
-    let (mut object, _) = crate::decode::parse_body(body, "")?;
+pub(crate) fn answer(api: &Api, user: &User, review: &Review, body: &[u8], content_type: &str) -> Result<Response<Body>, ApiError> {
+    let (mut object, _) = crate::decode::parse_body(body, content_type)?;
     let expected = format!("{}/{}", review.group, review.version);
     if object["kind"] != review.kind || object["apiVersion"] != expected.as_str() {
         return Err(ApiError::bad_request(format!(

@@ -66,11 +66,6 @@ impl<'a> Schema<'a> {
         node
     }
 
-    /// The node before following a reference (its annotations belong to the place).
-    pub(crate) fn node(self) -> &'a Value {
-        self.node
-    }
-
     /// Name of the referenced definition, if any.
     pub(crate) fn definition(self) -> Option<&'a str> {
         reference(self.node)
@@ -99,10 +94,6 @@ impl<'a> Schema<'a> {
 
     pub(crate) fn property(self, name: &str) -> Option<Schema<'a>> {
         self.resolved().get("properties")?.get(name).map(|node| self.at(node))
-    }
-
-    pub(crate) fn has_properties(self) -> bool {
-        self.resolved().get("properties").is_some_and(Value::is_object)
     }
 
     /// Schema of a map's values; `None` when the object isn't a map or its values are free.

@@ -57,14 +57,13 @@ pub(super) fn summarize(pod: &Value, now: jiff::Timestamp) -> Summary {
     let mut ready = 0;
     let mut restarts = 0;
     let mut sidecar_restarts = 0;
-    let mut last_restart: Option<&str> = None;
-    let mut note_restart = |container: &'_ Value| container["lastState"]["terminated"]["finishedAt"].as_str().map(str::to_owned);
+    let finished = |container: &Value| container["lastState"]["terminated"]["finishedAt"].as_str().map(str::to_owned);
     let mut latest = String::new();
     let mut initializing = false;
     for (index, container) in list(status, "initContainerStatuses").iter().enumerate() {
         let sidecar = restartable.contains(&text(container, "name"));
         restarts += container["restartCount"].as_i64().unwrap_or(0);
-        latest = latest.max(note_restart(container).unwrap_or_default());
+        latest = latest.max(finished(container).unwrap_or_default());
         if sidecar {
             sidecar_restarts += container["restartCount"].as_i64().unwrap_or(0);
         }
@@ -92,7 +91,7 @@ pub(super) fn summarize(pod: &Value, now: jiff::Timestamp) -> Summary {
         let mut running = false;
         for container in list(status, "containerStatuses").iter().rev() {
             restarts += container["restartCount"].as_i64().unwrap_or(0);
-            latest = latest.max(note_restart(container).unwrap_or_default());
+            latest = latest.max(finished(container).unwrap_or_default());
             let word = state_word(&container["state"]);
             if !word.is_empty() {
                 reason = word;
@@ -114,13 +113,11 @@ pub(super) fn summarize(pod: &Value, now: jiff::Timestamp) -> Summary {
             reason = "Terminating".to_owned();
         }
     }
-    if !latest.is_empty() {
-        last_restart = Some(&latest);
-    }
     total = total.max(ready);
-    let restarts = match last_restart {
-        Some(time) if restarts > 0 => format!("{restarts} ({} ago)", age_of(time, now)),
-        _ => restarts.to_string(),
+    let restarts = if restarts > 0 && !latest.is_empty() {
+        format!("{restarts} ({} ago)", age_of(&latest, now))
+    } else {
+        restarts.to_string()
     };
     Summary { ready: format!("{ready}/{total}"), status: reason, restarts }
 }

@@ -1,0 +1,366 @@
+//! The real `kubectl` against the server.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use lateen_apiserver::{ApiServer, ApiServerConfig};
+use serde_json::{Value, json};
+
+/// A server and a kubeconfig for it.
+struct Cluster {
+    server: Option<ApiServer>,
+    runtime: tokio::runtime::Runtime,
+    directory: tempfile::TempDir,
+}
+
+/// What a command printed.
+struct Output {
+    ok: bool,
+    stdout: String,
+    stderr: String,
+}
+
+fn kubectl_path() -> PathBuf {
+    let path = PathBuf::from("/usr/bin/kubectl");
+    assert!(path.exists(), "KUBECTL IS MISSING: these tests need /usr/bin/kubectl 1.32 (run scripts for the tools first)");
+    path
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let server = runtime.block_on(ApiServer::start(ApiServerConfig::default())).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("config"), server.kubeconfig(&server.url()).unwrap()).unwrap();
+        Self { server: Some(server), runtime, directory }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command
+            .arg("30")
+            .arg(kubectl_path())
+            .args(arguments)
+            .env("KUBECONFIG", self.directory.path().join("config"))
+            .env("HOME", self.directory.path())
+            .env("NO_PROXY", "*")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn run_with(&self, arguments: &[&str], input: &str) -> Output {
+        let mut child = self.command(arguments).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        Output {
+            ok: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs a command that must succeed; gives its output.
+    fn ok(&self, arguments: &[&str]) -> String {
+        self.ok_with(arguments, "")
+    }
+
+    fn ok_with(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run_with(arguments, input);
+        assert!(output.ok, "kubectl {}: {}{}", arguments.join(" "), output.stdout, output.stderr);
+        output.stdout
+    }
+
+    /// Runs a command that must fail; gives what it complained.
+    fn fails_with(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run_with(arguments, input);
+        assert!(!output.ok, "kubectl {} should have failed: {}", arguments.join(" "), output.stdout);
+        output.stderr
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.shutdown());
+        }
+    }
+}
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web
+  labels: {app: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: main
+        image: web:1
+        ports: [{containerPort: 80}]
+      - name: helper
+        image: helper:1
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80}]
+";
+
+#[test]
+fn apply_creates_changes_and_leaves_alone() {
+    let cluster = Cluster::start();
+    let first = cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    assert_eq!(first, "deployment.apps/web created\nservice/web created\n");
+    let again = cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    assert_eq!(again, "deployment.apps/web unchanged\nservice/web unchanged\n");
+    let changed = DEPLOYMENT.replace("web:1", "web:2");
+    let third = cluster.ok_with(&["apply", "-f", "-"], &changed);
+    assert_eq!(third, "deployment.apps/web configured\nservice/web unchanged\n");
+    let images = cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[*].image}"]);
+    assert_eq!(images, "web:2 helper:1");
+    assert_eq!(cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.metadata.generation}"]), "2");
+    // Taking a container out of the manifest takes it out of the object: strategic merge by OpenAPI.
+    let smaller = changed.replace("      - name: helper\n        image: helper:1\n", "");
+    cluster.ok_with(&["apply", "-f", "-"], &smaller);
+    let names = cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[*].name}"]);
+    assert_eq!(names, "main");
+    let diff = cluster.run_with(&["diff", "-f", "-"], &smaller);
+    assert!(diff.ok, "{}{}", diff.stdout, diff.stderr);
+}
+
+#[test]
+fn get_prints_tables_yaml_and_wide() {
+    let cluster = Cluster::start();
+    cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    let table = cluster.ok(&["get", "deployments"]);
+    assert!(table.starts_with("NAME   READY   UP-TO-DATE   AVAILABLE   AGE\nweb    0/2     0            0           "), "{table}");
+    let wide = cluster.ok(&["get", "deploy", "-o", "wide"]);
+    assert!(wide.contains("CONTAINERS") && wide.contains("main,helper") && wide.contains("app=web"), "{wide}");
+    let service = cluster.ok(&["get", "svc", "web", "--no-headers"]);
+    assert!(service.contains("ClusterIP   10.96.") && service.contains("80/TCP"), "{service}");
+    let all = cluster.ok(&["get", "all"]);
+    assert!(all.contains("deployment.apps/web") && all.contains("service/kubernetes"), "{all}");
+    let yaml = cluster.ok(&["get", "deploy", "web", "-o", "yaml"]);
+    assert!(yaml.contains("maxSurge: 25%") && !yaml.contains("managedFields"), "{yaml}");
+    let json: Value = serde_json::from_str(&cluster.ok(&["get", "deploy", "-o", "json"])).unwrap();
+    assert_eq!(json["items"][0]["kind"], "Deployment");
+    assert!(cluster.ok(&["get", "ns"]).contains("kube-system"));
+    let missing = cluster.fails_with(&["get", "deploy", "nope"], "");
+    assert_eq!(missing, "Error from server (NotFound): deployments.apps \"nope\" not found\n");
+    let unknown = cluster.fails_with(&["get", "widgets"], "");
+    assert_eq!(unknown, "error: the server doesn't have a resource type \"widgets\"\n");
+}
+
+#[test]
+fn labels_annotations_scale_and_patches() {
+    let cluster = Cluster::start();
+    cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    cluster.ok(&["label", "deploy", "web", "tier=front"]);
+    cluster.ok(&["annotate", "deploy", "web", "note=hello"]);
+    assert_eq!(cluster.ok(&["get", "deploy", "-l", "tier in (front)", "-o", "name"]), "deployment.apps/web\n");
+    assert_eq!(cluster.ok(&["get", "deploy", "-l", "tier!=front", "-o", "name"]), "");
+    cluster.ok(&["label", "deploy", "web", "tier-"]);
+    cluster.ok(&["label", "ns", "default", "istio-injection=enabled"]);
+    assert!(cluster.ok(&["get", "ns", "-L", "istio-injection"]).contains("enabled"));
+    assert_eq!(cluster.ok(&["scale", "deploy", "web", "--replicas=5"]), "deployment.apps/web scaled\n");
+    let patches = [
+        ("strategic", r#"{"spec":{"template":{"spec":{"containers":[{"name":"main","image":"web:9"}]}}}}"#),
+        ("merge", r#"{"metadata":{"labels":{"a":"b"}}}"#),
+        ("json", r#"[{"op":"replace","path":"/spec/replicas","value":7}]"#),
+    ];
+    for (kind, patch) in patches {
+        cluster.ok(&["patch", "deploy", "web", "--type", kind, "-p", patch]);
+    }
+    let object: Value = serde_json::from_str(&cluster.ok(&["get", "deploy", "web", "-o", "json"])).unwrap();
+    assert_eq!(object["spec"]["replicas"], 7);
+    assert_eq!(object["spec"]["template"]["spec"]["containers"][0]["image"], "web:9");
+    assert_eq!(object["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 2);
+    assert_eq!(object["metadata"]["labels"], json!({"app": "web", "a": "b"}));
+    cluster.ok(&["set", "image", "deploy/web", "main=web:10"]);
+    cluster.ok(&["set", "env", "deploy/web", "-c", "main", "X=1"]);
+    cluster.ok(&["rollout", "restart", "deploy/web"]);
+    let mut edited = object.clone();
+    edited["metadata"]["resourceVersion"] = json!("1");
+    let stale = cluster.fails_with(&["replace", "-f", "-"], &edited.to_string());
+    assert!(stale.contains("the object has been modified"), "{stale}");
+    edited["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    edited["spec"]["replicas"] = json!(1);
+    cluster.ok_with(&["replace", "-f", "-"], &edited.to_string());
+    assert_eq!(cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"]), "1");
+}
+
+#[test]
+fn delete_waits_and_describe_explains() {
+    let cluster = Cluster::start();
+    cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    let description = cluster.ok(&["describe", "deploy", "web"]);
+    assert!(description.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"), "{description}");
+    assert!(cluster.ok(&["describe", "svc", "web"]).contains("TargetPort:"));
+    assert!(cluster.ok(&["describe", "ns", "default"]).contains("Status:  Active") || cluster.ok(&["describe", "ns", "default"]).contains("Active"));
+    assert_eq!(cluster.ok(&["delete", "deploy", "web", "--wait"]), "deployment.apps \"web\" deleted\n");
+    cluster.ok(&["create", "ns", "temporary"]);
+    cluster.ok(&["create", "configmap", "a", "-n", "temporary", "--from-literal=x=y"]);
+    cluster.ok(&["delete", "ns", "temporary", "--wait"]);
+    cluster.fails_with(&["get", "ns", "temporary"], "");
+    let gone = cluster.fails_with(&["create", "configmap", "a", "-n", "temporary", "--from-literal=x=y"], "");
+    assert_eq!(gone, "error: failed to create configmap: namespaces \"temporary\" not found\n");
+    let pod = cluster.ok(&["run", "curl", "--image=curlimages/curl", "--restart=Never", "--command", "--", "sleep", "1"]);
+    assert_eq!(pod, "pod/curl created\n");
+    let pods = cluster.ok(&["get", "pods"]);
+    assert!(pods.contains("curl   0/1     Pending   0"), "{pods}");
+    assert!(cluster.ok(&["describe", "pod", "curl"]).contains("kube-api-access-"));
+    cluster.ok(&["delete", "pod", "curl"]);
+}
+
+#[test]
+fn explain_resources_and_identity() {
+    let cluster = Cluster::start();
+    let explained = cluster.ok(&["explain", "deployment.spec.strategy"]);
+    assert!(explained.contains("GROUP:      apps") && explained.contains("rollingUpdate"), "{explained}");
+    let recursive = cluster.ok(&["explain", "pods.spec.containers", "--recursive"]);
+    assert!(recursive.contains("livenessProbe"), "{recursive}");
+    let resources = cluster.ok(&["api-resources"]);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    for line in ["deployments deploy apps/v1 true Deployment", "endpointslices discovery.k8s.io/v1 true EndpointSlice"] {
+        assert!(resources.lines().any(|shown| words(shown) == words(line)), "{line}: {resources}");
+    }
+    assert!(cluster.ok(&["api-versions"]).contains("apps/v1\n"));
+    assert!(cluster.ok(&["version"]).contains("Server Version: v1.32"));
+    let who = cluster.ok(&["auth", "whoami"]);
+    assert!(who.contains("kubernetes-admin") && who.contains("system:masters"), "{who}");
+    assert_eq!(cluster.ok(&["auth", "can-i", "create", "pods"]), "yes\n");
+    cluster.ok(&["create", "serviceaccount", "robot"]);
+    let token = cluster.ok(&["create", "token", "robot"]);
+    let robot = cluster.ok(&["auth", "whoami", "--token", token.trim(), "-o", "json"]);
+    assert!(robot.contains("kubernetes-admin"), "a client certificate goes before a token");
+    assert_eq!(token.trim().split('.').count(), 3);
+    assert_eq!(cluster.ok(&["get", "--raw", "/readyz"]), "ok");
+}
+
+#[test]
+fn wait_watch_and_rollout_follow_changes() {
+    let cluster = Cluster::start();
+    cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    let waiting = cluster.command(&["wait", "--for=condition=Available", "deploy/web", "--timeout=20s"]).spawn().unwrap();
+    let rollout = cluster.command(&["rollout", "status", "deploy/web", "--timeout=20s"]).spawn().unwrap();
+    let watching = cluster.command(&["get", "deploy", "-w", "--request-timeout=4s"]).spawn().unwrap();
+    let status = json!({"status": {"observedGeneration": 1, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "availableReplicas": 2,
+        "conditions": [{"type": "Available", "status": "True"}]}});
+    cluster.ok(&["patch", "deploy", "web", "--subresource=status", "--type=merge", "-p", &status.to_string()]);
+    let waited = waiting.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&waited.stdout), "deployment.apps/web condition met\n");
+    let rolled = rollout.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&rolled.stdout).into_owned();
+    assert!(text.contains("successfully rolled out"), "{text}");
+    let watched = watching.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&watched.stdout).into_owned();
+    assert!(text.contains("NAME   READY") && text.contains("2/2"), "{text}");
+    assert_eq!(text.matches("NAME").count(), 1, "headers come once: {text}");
+}
+
+const WIDGETS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, shortNames: [wd], categories: [all]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    additionalPrinterColumns:
+    - {name: Size, type: integer, jsonPath: .spec.size}
+    - {name: Hosts, type: string, jsonPath: .spec.hosts}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [size]
+            properties:
+              size: {type: integer, minimum: 1, description: How big it is.}
+              mode: {type: string, enum: [A, B], default: A}
+              hosts: {type: array, items: {type: string}}
+          status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+";
+
+fn widget(spec: &str) -> String {
+    format!("apiVersion: example.com/v1\nkind: Widget\nmetadata: {{name: one}}\nspec: {spec}\n")
+}
+
+#[test]
+fn custom_resources() {
+    let cluster = Cluster::start();
+    cluster.ok_with(&["apply", "-f", "-"], WIDGETS);
+    cluster.ok(&["wait", "--for=condition=Established", "crd/widgets.example.com", "--timeout=5s"]);
+    assert_eq!(cluster.ok_with(&["apply", "-f", "-"], &widget("{size: 3, hosts: [a, b]}")), "widget.example.com/one created\n");
+    assert_eq!(cluster.ok_with(&["apply", "-f", "-"], &widget("{size: 3, hosts: [a, b]}")), "widget.example.com/one unchanged\n");
+    let table = cluster.ok(&["get", "wd"]);
+    assert_eq!(table, "NAME   SIZE   HOSTS\none    3      [\"a\",\"b\"]\n");
+    assert_eq!(cluster.ok(&["get", "wd", "one", "-o", "jsonpath={.spec.mode}"]), "A");
+    assert!(cluster.ok(&["explain", "widget.spec.size"]).contains("How big it is."));
+    let invalid = cluster.fails_with(&["apply", "-f", "-"], &widget("{size: 0, mode: C}"));
+    assert!(invalid.contains("spec.size in body should be greater than or equal to 1"), "{invalid}");
+    assert!(invalid.contains("spec.mode: Unsupported value: \"C\": supported values: \"A\", \"B\""), "{invalid}");
+    let unknown = cluster.fails_with(&["apply", "-f", "-"], &widget("{size: 3, colour: red}"));
+    assert!(unknown.contains("strict decoding error: unknown field \"spec.colour\""), "{unknown}");
+    cluster.ok_with(&["apply", "--server-side", "-f", "-"], &widget("{size: 3, mode: A}"));
+    cluster.ok(&["delete", "crd", "widgets.example.com"]);
+    cluster.fails_with(&["get", "widgets"], "");
+}
+
+#[test]
+fn server_side_apply_and_conflicts() {
+    let cluster = Cluster::start();
+    let config = |value: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{a: '{value}'}}\n");
+    assert_eq!(cluster.ok_with(&["apply", "--server-side", "-f", "-"], &config("1")), "configmap/c serverside-applied\n");
+    cluster.ok(&["patch", "cm", "c", "--field-manager=editor", "-p", r#"{"data":{"a":"2"}}"#]);
+    let conflict = cluster.fails_with(&["apply", "--server-side", "-f", "-"], &config("3"));
+    assert!(conflict.contains("conflict with \"editor\"") && conflict.contains(".data.a"), "{conflict}");
+    cluster.ok_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &config("3"));
+    assert_eq!(cluster.ok(&["get", "cm", "c", "-o", "jsonpath={.data.a}"]), "3");
+    cluster.ok_with(&["apply", "--server-side", "-f", "-"], DEPLOYMENT);
+    cluster.ok_with(&["apply", "--server-side", "-f", "-"], DEPLOYMENT);
+}
+
+#[test]
+fn bad_manifests_are_refused_as_kubernetes_does() {
+    let cluster = Cluster::start();
+    let cases = [
+        (DEPLOYMENT.replace("replicas: 2", "replicass: 2"), "strict decoding error: unknown field \"spec.replicass\""),
+        (DEPLOYMENT.replace("replicas: 2", "replicas: two"), "cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
+        (DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: other}"), "`selector` does not match template `labels`"),
+        (DEPLOYMENT.replace("  name: web\n", "  name: Web_1\n"), "a lowercase RFC 1123 subdomain must consist of"),
+        (DEPLOYMENT.replace("image: web:1", "imagePullPolicy: Always"), "spec.template.spec.containers[0].image: Required value"),
+        (DEPLOYMENT.replace("kind: Deployment", "kind: Deploymint"), "no matches for kind \"Deploymint\" in version \"apps/v1\""),
+        ("apiVersion: v1\nkind: ConfigMap\n metadata: x".to_owned(), "error converting YAML to JSON"),
+    ];
+    for (manifest, complaint) in cases {
+        let error = cluster.fails_with(&["apply", "-f", "-"], &manifest);
+        assert!(error.contains(complaint), "{complaint}: {error}");
+    }
+    let warned = cluster.run_with(
+        &["apply", "--validate=warn", "-f", "-"],
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndatum: {}\n",
+    );
+    assert!(warned.ok && warned.stderr.contains("Warning: unknown field \"datum\""), "{}", warned.stderr);
+    let dry = cluster.ok_with(&["apply", "--dry-run=server", "-f", "-"], DEPLOYMENT);
+    assert!(dry.contains("created (server dry run)"), "{dry}");
+    cluster.fails_with(&["get", "deploy", "web"], "");
+}
