@@ -89,6 +89,7 @@ pub struct ControlPlane {
     addresses: Addresses,
     root_certificate: String,
     ready: Readiness,
+    inputs: mpsc::Sender<Input>,
     stop: CancellationToken,
     servers: TaskTracker,
     push: JoinHandle<()>,
@@ -200,13 +201,13 @@ impl ControlPlane {
         background.spawn(trust);
 
         let ready = Readiness { published, injection };
-        let parts = Parts { config: &config, client, inputs, metrics, ready: ready.clone() };
+        let parts = Parts { config: &config, client, inputs: inputs.clone(), metrics, ready: ready.clone() };
         let servers = TaskTracker::new();
         for server in parts.servers(bound, &certificate)? {
             servers.spawn(server.run(stop.clone()));
         }
         tracing::info!(xds = %addresses.xds, webhooks = %addresses.webhooks, "control plane started");
-        Ok(Self { addresses, root_certificate, ready, stop, servers, push })
+        Ok(Self { addresses, root_certificate, ready, inputs, stop, servers, push })
     }
 
     /// What it listens on.
@@ -230,15 +231,16 @@ impl ControlPlane {
         }
     }
 
-    /// Stops accepting, ends the streams so that proxies go elsewhere or wait, and drains what is open.
+    /// Ends the streams, so that proxies go elsewhere or come back later; stops accepting, and drains what is open.
     pub async fn shutdown(self) {
         self.stop.cancel();
-        self.servers.close();
-        self.servers.wait().await;
-        // The loop ends when the last sender of its inputs is gone, which the servers held.
+        // A loop that is gone already needs no telling.
+        let _told = self.inputs.send(Input::Stop).await;
         let push = self.push;
         // A push thread that panicked has nothing left to wait for.
         let _joined = tokio::task::spawn_blocking(move || push.join()).await;
+        self.servers.close();
+        self.servers.wait().await;
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) enum Input {
     Listed(&'static str),
     /// A proxy wants to be served. Answered when the configuration is complete.
     Connect(Arc<Proxy>, oneshot::Sender<watch::Receiver<Arc<Snapshot>>>),
+    /// The loop is to end, and with it every connection.
+    Stop,
 }
 
 /// What the loop tells everybody.
@@ -80,10 +82,13 @@ impl PushLoop {
         self.published.subscribe()
     }
 
-    /// Works until all senders of `inputs` are gone. Connections end with it.
+    /// Works until told to stop. Connections end with it, since it holds their snapshots' senders.
     pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
         let mut batch = Vec::new();
         while inputs.blocking_recv_many(&mut batch, BATCH) > 0 {
+            if batch.iter().any(|input| matches!(input, Input::Stop)) {
+                return;
+            }
             self.take(batch.drain(..));
         }
     }
@@ -108,6 +113,8 @@ impl PushLoop {
                     self.unlisted.remove(kind);
                 }
                 Input::Connect(proxy, reply) => self.waiting.push((proxy, reply)),
+                // Looked for before.
+                Input::Stop => {}
             }
         }
         let complete = self.unlisted.is_empty();

@@ -1,0 +1,275 @@
+//! The control plane end to end: Kubernetes objects in, xDS, admission and status out.
+mod support;
+
+use std::time::{Duration, Instant};
+
+use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+use serde_json::{Value, json};
+use support::{Cluster, Introduction, Proxy, carries, debug, service, slice, virtual_service};
+use tonic::Code;
+
+const WEB: &str = "outbound|80||web.default.svc.cluster.local";
+const AUDIENCE: &str = "istio-ca";
+
+/// What the issue promises for a change.
+const LIVE: Duration = Duration::from_millis(500);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_reaches_a_proxy_in_milliseconds() {
+    let cluster = Cluster::start().await;
+    let control_plane = cluster.control_plane().await;
+    let token = cluster.token("web", AUDIENCE).await;
+    let mut proxy = Proxy::connect(&control_plane, Introduction::web(&token), CLUSTER).await.unwrap();
+    proxy.until(|response| response.type_url == CLUSTER).await;
+    proxy.subscribe(LISTENER, &[]).await;
+    proxy.subscribe(ROUTE, &["80"]).await;
+
+    let begun = Instant::now();
+    cluster.apply(service("web", 80)).await;
+    proxy.until(|response| carries(response, WEB)).await;
+    let for_service = begun.elapsed();
+    proxy.subscribe(ENDPOINT, &[WEB]).await;
+    proxy.until(|response| response.type_url == ENDPOINT).await;
+
+    cluster.apply(service("other", 80)).await;
+    proxy.until(|response| carries(response, "outbound|80||other.default.svc.cluster.local")).await;
+    let begun = Instant::now();
+    cluster.apply(virtual_service("web", "other")).await;
+    let changed = proxy.held.get(&(ROUTE.to_owned(), "80".to_owned())).cloned();
+    proxy
+        .until(|response| {
+            let other = |version: &String| changed.as_ref() != Some(version);
+            response.type_url == ROUTE && response.resources.iter().any(|resource| other(&resource.version))
+        })
+        .await;
+    let for_route = begun.elapsed();
+
+    let begun = Instant::now();
+    cluster.apply(slice("web", &["10.1.1.2"])).await;
+    proxy.until(|response| response.type_url == ENDPOINT && carries(response, WEB)).await;
+    let for_endpoints = begun.elapsed();
+    println!("live after: service {for_service:?}, route {for_route:?}, endpoints {for_endpoints:?}");
+    assert!(for_service < LIVE && for_route < LIVE && for_endpoints < LIVE);
+
+    cluster.delete(&service("web", 80)).await;
+    proxy.until(|response| response.removed_resources.iter().any(|name| name == WEB)).await;
+    control_plane.shutdown().await;
+    assert_eq!(proxy.end().await.code(), Code::Unavailable, "proxies are told to come back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_must_prove_who_they_are() {
+    let cluster = Cluster::start().await;
+    let control_plane = cluster.control_plane().await;
+    let good = cluster.token("web", AUDIENCE).await;
+    let wrong_audience = cluster.token("web", "somebody-else").await;
+    let refused = async |introduction: Introduction<'_>| {
+        let status = Proxy::connect(&control_plane, introduction, CLUSTER).await.err().expect("refused");
+        (status.code(), status.message().to_owned())
+    };
+    let (code, message) = refused(Introduction { authorization: None, ..Introduction::web("") }).await;
+    assert_eq!(code, Code::Unauthenticated);
+    assert!(message.contains("no bearer token"), "{message}");
+    let (code, _) = refused(Introduction::web("forged.token.here")).await;
+    assert_eq!(code, Code::Unauthenticated);
+    let (code, _) = refused(Introduction::web(&wrong_audience)).await;
+    assert_eq!(code, Code::Unauthenticated);
+    let (code, message) =
+        refused(Introduction { namespace: "kube-system", ..Introduction::web(&good) }).await;
+    assert_eq!(code, Code::PermissionDenied);
+    assert!(message.contains("default/web") && message.contains("kube-system/web"), "{message}");
+    let (code, _) = refused(Introduction { account: "admin", ..Introduction::web(&good) }).await;
+    assert_eq!(code, Code::PermissionDenied);
+    assert!(Proxy::connect(&control_plane, Introduction::web(&good), CLUSTER).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_proxy_says_is_seen() {
+    let cluster = Cluster::start().await;
+    let control_plane = cluster.control_plane().await;
+    let token = cluster.token("web", AUDIENCE).await;
+    cluster.apply(service("web", 80)).await;
+    let mut proxy = Proxy::connect(&control_plane, Introduction::web(&token), CLUSTER).await.unwrap();
+    let response = proxy.receive().await;
+    proxy.answer(&response, Some("clusters[0].foo is not supported")).await;
+    proxy.subscribe(LISTENER, &[]).await;
+    proxy.until(|response| response.type_url == LISTENER).await;
+
+    let state = loop {
+        let (code, body) = debug(&control_plane, "/debug/syncz").await;
+        assert_eq!(code, 200);
+        let list: Value = serde_json::from_str(&body).unwrap();
+        if list[0]["types"]["LDS"]["status"] == "SYNCED" && list[0]["types"]["CDS"]["error"].is_string() {
+            break list[0].clone();
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(state["proxy"], "web-1.default");
+    assert_eq!(state["istio_version"], "1.24.0");
+    assert_eq!(state["types"]["CDS"]["status"], "STALE");
+    assert_eq!(state["types"]["CDS"]["error"], "clusters[0].foo is not supported");
+    assert_eq!(state["types"]["RDS"]["status"], "NOT SENT");
+    assert_eq!(state["listener_sent"], state["listener_acked"]);
+
+    let (code, body) = debug(&control_plane, "/debug/config_dump?proxyID=web-1.default").await;
+    assert_eq!(code, 200, "{body}");
+    assert!(body.contains("ClustersConfigDump") && body.contains("virtualInbound"), "{body}");
+    let (code, _) = debug(&control_plane, "/debug/config_dump?proxyID=nobody.default").await;
+    assert_eq!(code, 404);
+    let (_, metrics) = debug(&control_plane, "/metrics").await;
+    for line in ["pilot_xds{version=\"1.24.0\"} 1", "pilot_xds_cds_reject{node=\"web-1.default\"} 1"] {
+        assert!(metrics.contains(line), "{line} not in\n{metrics}");
+    }
+    for path in ["/debug/adsz", "/debug/configz", "/debug/registryz", "/debug/endpointz"] {
+        let (code, body) = debug(&control_plane, path).await;
+        assert_eq!(code, 200, "{path}");
+        serde_json::from_str::<Value>(&body).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_control_plane_sends_only_differences() {
+    let cluster = Cluster::start().await;
+    let first = cluster.control_plane().await;
+    let token = cluster.token("web", AUDIENCE).await;
+    cluster.apply(service("web", 80)).await;
+    cluster.apply(service("old", 80)).await;
+    let mut proxy = Proxy::connect(&first, Introduction::web(&token), CLUSTER).await.unwrap();
+    let old = "outbound|80||old.default.svc.cluster.local";
+    while !proxy.held.contains_key(&(CLUSTER.to_owned(), old.to_owned()))
+        || !proxy.held.contains_key(&(CLUSTER.to_owned(), WEB.to_owned()))
+    {
+        proxy.until(|response| response.type_url == CLUSTER).await;
+    }
+    let held = std::mem::take(&mut proxy.held);
+    let root = first.root_certificate().to_owned();
+    first.shutdown().await;
+
+    // The world moves on without a control plane. (The webhooks fail closed, but services are not theirs.)
+    cluster.delete(&service("old", 80)).await;
+    cluster.apply(service("new", 80)).await;
+
+    let second = cluster.control_plane().await;
+    assert_eq!(second.root_certificate(), root, "the root certificate outlives the control plane");
+    let known = held.into_iter().map(|((_, name), version)| (name, version)).collect();
+    let introduction = Introduction { known, ..Introduction::web(&token) };
+    let mut proxy = Proxy::connect(&second, introduction, CLUSTER).await.unwrap();
+    let response = proxy.receive().await;
+    let names: Vec<_> = response.resources.iter().map(|resource| resource.name.as_str()).collect();
+    assert_eq!(names, ["outbound|80||new.default.svc.cluster.local"]);
+    proxy.answer(&response, None).await;
+    let response = proxy.receive().await;
+    assert_eq!(response.removed_resources, [old]);
+}
+
+fn namespace(name: &str, labels: Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
+}
+
+fn pod(namespace: &str, name: &str, labels: Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "namespace": namespace, "labels": labels },
+        "spec": { "containers": [{ "name": "app", "image": "nginx" }] } })
+}
+
+/// Waits until the API server knows our certificate, without which webhooks fail.
+async fn trusted(cluster: &Cluster) {
+    for (kind, name) in [
+        ("MutatingWebhookConfiguration", "istio-sidecar-injector"),
+        ("ValidatingWebhookConfiguration", "istio-validator-istio-system"),
+    ] {
+        let object = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": { "name": name } });
+        cluster
+            .until("trust", object, |now| {
+                let webhooks = now["webhooks"].as_array()?;
+                webhooks
+                    .iter()
+                    .all(|one| one["clientConfig"]["caBundle"].is_string() && one["failurePolicy"] == "Fail")
+                    .then_some(())
+            })
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_injected_where_namespaces_or_pods_ask() {
+    let cluster = Cluster::start().await;
+    let control_plane = cluster.control_plane().await;
+    trusted(&cluster).await;
+    cluster.apply(namespace("on", json!({ "istio-injection": "enabled" }))).await;
+    cluster.apply(namespace("off", json!({ "istio-injection": "disabled" }))).await;
+    cluster.apply(namespace("rev", json!({ "istio.io/rev": "default" }))).await;
+    cluster.apply(namespace("plain", json!({}))).await;
+    for (namespace, name, labels, expected) in [
+        ("on", "a", json!({}), 2),
+        ("on", "b", json!({ "sidecar.istio.io/inject": "false" }), 1),
+        ("off", "a", json!({}), 1),
+        ("off", "b", json!({ "sidecar.istio.io/inject": "true" }), 1),
+        ("rev", "a", json!({}), 2),
+        ("plain", "a", json!({}), 1),
+        ("plain", "b", json!({ "sidecar.istio.io/inject": "true" }), 2),
+        ("plain", "c", json!({ "istio.io/rev": "default" }), 2),
+    ] {
+        let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace } });
+        cluster.apply(account).await;
+        let created = cluster.create(pod(namespace, name, labels.clone())).await.unwrap();
+        let containers = created["spec"]["containers"].as_array().unwrap();
+        assert_eq!(containers.len(), expected, "pod {namespace}/{name} {labels}");
+    }
+    // New namespaces have the root certificate that pods mount.
+    let root = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "istio-ca-root-cert", "namespace": "plain" } });
+    let written = cluster
+        .until("root certificate", root.clone(), |map| {
+            map["data"]["root-cert.pem"].as_str().map(str::to_owned)
+        })
+        .await;
+    assert_eq!(written, control_plane.root_certificate());
+    cluster.delete(&root).await;
+    cluster
+        .until("root certificate again", root, |map| map["data"]["root-cert.pem"].as_str().map(str::to_owned))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_is_judged_when_applied_and_in_its_status() {
+    let cluster = Cluster::start().await;
+    let _control_plane = cluster.control_plane().await;
+    trusted(&cluster).await;
+    let mut bad = virtual_service("web", "web");
+    bad["spec"]["http"][0]["route"] = json!([
+        { "destination": { "host": "a" }, "weight": -3 }, { "destination": { "host": "b" }, "weight": 103 }
+    ]);
+    let error = cluster.try_apply(bad).await.unwrap_err().to_string();
+    assert!(
+        error.contains("rev.validation.istio.io") && error.contains("configuration is invalid"),
+        "{error}"
+    );
+
+    cluster.apply(service("web", 80)).await;
+    let good = virtual_service("web", "web");
+    cluster.apply(good.clone()).await;
+    cluster
+        .until("a good status", good.clone(), |now| {
+            let condition = &now["status"]["conditions"][0];
+            (condition["type"] == "Reconciled" && condition["status"] == "True").then_some(())
+        })
+        .await;
+    cluster.apply(virtual_service("web", "nowhere")).await;
+    let message = cluster
+        .until("a warning", good.clone(), |now| {
+            let message = &now["status"]["validationMessages"][0];
+            let current = now["status"]["observedGeneration"] == now["metadata"]["generation"];
+            (current && message["type"]["code"] == "IST0101")
+                .then(|| message["message"].as_str().unwrap_or("").to_owned())
+        })
+        .await;
+    assert_eq!(message, "Referenced host not found: \"nowhere\"");
+    // The host comes: the warning goes.
+    cluster.apply(service("nowhere", 80)).await;
+    cluster
+        .until("no warning", good, |now| {
+            (now["status"]["observedGeneration"].is_i64() && now["status"]["validationMessages"][0].is_null())
+                .then_some(())
+        })
+        .await;
+}
