@@ -186,7 +186,12 @@ async fn kubectl_rolls_out() {
         assert!(output.status.success(), "kubectl {arguments}: {text}{error}");
         text
     };
-    kubectl("create deployment web --image=app:v1 --replicas=2").await;
+    let manifest = dir.path().join("web.json");
+    let mut object = deployment("web", 2, "app:v1");
+    object["apiVersion"] = json!("apps/v1");
+    object["kind"] = json!("Deployment");
+    std::fs::write(&manifest, object.to_string()).unwrap();
+    kubectl(&format!("apply -f {}", manifest.display())).await;
     assert!(kubectl("rollout status deployment/web --timeout=30s").await.contains("successfully rolled out"));
     kubectl("wait --for=condition=Available deployment/web --timeout=30s").await;
     kubectl("set image deployment/web app=app:v2").await;
@@ -201,5 +206,10 @@ async fn kubectl_rolls_out() {
     kubectl("rollout status deployment/web --timeout=30s").await;
     kubectl("scale deployment/web --replicas=0").await;
     kubectl("wait --for=delete pod -l app=web --timeout=30s").await;
+    let described = kubectl("describe deployment web").await;
+    assert!(
+        described.contains("ScalingReplicaSet") && described.contains("Scaled down replica set web-"),
+        "{described}"
+    );
     world.stop().await;
 }

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::ControllerConfig;
 use super::cache::{Cache, Change, Kind, Object, version};
 use super::dispatch::{Key, WATCHED, affected, decide};
-use super::events::Recorder;
+use super::events::{Recorder, Story, story};
 use super::write::Write;
 
 /// Events waiting for the driver.
@@ -157,7 +157,7 @@ where
 /// A decision's writes, done: what the API server answered, and the failure that ended them.
 struct Done {
     key: Key,
-    answers: Vec<(Write, Option<Object>)>,
+    answers: Vec<(Option<Story>, Option<Object>)>,
     failure: Option<(Write, kube::Error)>,
 }
 
@@ -221,15 +221,17 @@ impl Driver {
             }
             if !decision.writes.is_empty() {
                 self.busy.insert(key.clone());
-                self.in_flight.spawn(send_all(self.client.clone(), key, decision.writes));
+                let tell = |write: Write| (story(&self.cache, &key, &write), write);
+                let writes = decision.writes.into_iter().map(tell).collect();
+                self.in_flight.spawn(send_all(self.client.clone(), key, writes));
             }
         }
     }
 
     fn finish(&mut self, done: Done) {
         self.busy.remove(&done.key);
-        for (write, answer) in done.answers {
-            self.events.succeeded(&self.cache, &done.key, &write, answer.as_ref());
+        for (story, answer) in done.answers {
+            self.events.succeeded(&self.cache, &done.key, story, answer.as_ref());
             let change = answer.and_then(|object| self.cache.apply(object));
             self.changed(change);
         }
@@ -251,11 +253,11 @@ impl Driver {
     }
 }
 
-async fn send_all(client: Client, key: Key, writes: Vec<Write>) -> Done {
+async fn send_all(client: Client, key: Key, writes: Vec<(Option<Story>, Write)>) -> Done {
     let mut answers = Vec::new();
-    for write in writes {
+    for (story, write) in writes {
         match write.send(&client).await {
-            Ok(answer) => answers.push((write, answer)),
+            Ok(answer) => answers.push((story, answer)),
             Err(error) => return Done { key, answers, failure: Some((write, error)) },
         }
     }

@@ -50,10 +50,19 @@ impl Recorder {
         Self { sender, task, last_failure: HashMap::new() }
     }
 
-    /// Tells about a write that has succeeded; `cache` is as before it.
-    pub(crate) fn succeeded(&mut self, cache: &Cache, key: &Key, write: &Write, answer: Option<&Object>) {
+    /// Tells about a write that has succeeded, with the server's answer.
+    pub(crate) fn succeeded(
+        &mut self,
+        cache: &Cache,
+        key: &Key,
+        story: Option<Story>,
+        answer: Option<&Object>,
+    ) {
         self.last_failure.remove(key);
-        if let Some((reason, message)) = success(cache, key, write, answer) {
+        if let Some(Story { reason, mut message, unnamed }) = story {
+            if unnamed {
+                message.push_str(answer.map_or("", |object| name(object.metadata())));
+            }
             self.record(cache, key, "Normal", reason, message);
         }
     }
@@ -135,35 +144,38 @@ fn involved(cache: &Cache, key: &Key) -> Option<(ObjectReference, &'static str)>
     Some((reference, component))
 }
 
-/// Reason and message of a write worth telling.
-fn success(
-    cache: &Cache,
-    key: &Key,
-    write: &Write,
-    answer: Option<&Object>,
-) -> Option<(&'static str, String)> {
-    let answered = answer.map_or(write.name.as_str(), |object| name(object.metadata()));
-    match (&write.action, write.kind) {
+/// What is to be told about a write once it has succeeded.
+#[derive(Debug)]
+pub(crate) struct Story {
+    reason: &'static str,
+    message: String,
+    /// The server chooses the name, which ends the message.
+    unnamed: bool,
+}
+
+/// The story of a write that is about to be made, if it is worth telling.
+pub(crate) fn story(cache: &Cache, key: &Key, write: &Write) -> Option<Story> {
+    let (reason, message) = match (&write.action, write.kind) {
         (Action::Bind(node), _) => {
-            Some(("Scheduled", format!("Successfully assigned {}/{} to {node}", key.namespace, key.name)))
+            ("Scheduled", format!("Successfully assigned {}/{} to {node}", key.namespace, key.name))
         }
-        (Action::Create(_), Kind::Pod) => Some(("SuccessfulCreate", format!("Created pod: {answered}"))),
-        (Action::Delete { .. }, Kind::Pod) => Some(("SuccessfulDelete", format!("Deleted pod: {answered}"))),
+        (Action::Create(_), Kind::Pod) => ("SuccessfulCreate", format!("Created pod: {}", write.name)),
+        (Action::Delete { .. }, Kind::Pod) => ("SuccessfulDelete", format!("Deleted pod: {}", write.name)),
         (Action::Create(body), Kind::ReplicaSet) => {
-            scaled(answered, 0, body["spec"]["replicas"].as_i64().unwrap_or(0))
+            ("ScalingReplicaSet", scaled(&write.name, 0, body["spec"]["replicas"].as_i64()?)?)
         }
         (Action::Merge(patch), Kind::ReplicaSet) => {
             let before = cache.replica_sets.get(&write.namespace, &write.name)?.spec.replicas.unwrap_or(1);
-            scaled(answered, before.into(), patch["spec"]["replicas"].as_i64()?)
+            ("ScalingReplicaSet", scaled(&write.name, before.into(), patch["spec"]["replicas"].as_i64()?)?)
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(Story { reason, message, unnamed: write.name.is_empty() })
 }
 
-fn scaled(set: &str, from: i64, to: i64) -> Option<(&'static str, String)> {
+fn scaled(set: &str, from: i64, to: i64) -> Option<String> {
     let direction = if to > from { "up" } else { "down" };
-    (from != to)
-        .then(|| ("ScalingReplicaSet", format!("Scaled {direction} replica set {set} from {from} to {to}")))
+    (from != to).then(|| format!("Scaled {direction} replica set {set} from {from} to {to}"))
 }
 
 #[cfg(test)]
@@ -187,14 +199,14 @@ mod tests {
             name: name.to_owned(),
             action,
         };
-        let pod = Kind::Pod.parse(json!({"metadata": {"name": "web-1-x"}})).unwrap();
         let deletion = Action::Delete { uid: "1".to_owned(), grace_seconds: None };
         let cases = [
             (
                 write(Kind::Pod, "web", Action::Bind("lateen".to_owned())),
                 "Successfully assigned shop/web to lateen",
             ),
-            (write(Kind::Pod, "", Action::Create(json!({}))), "Created pod: web-1-x"),
+            (write(Kind::Pod, "", Action::Create(json!({}))), "Created pod: "),
+            (write(Kind::Pod, "db-0", Action::Create(json!({}))), "Created pod: db-0"),
             (write(Kind::Pod, "web-1-x", deletion), "Deleted pod: web-1-x"),
             (
                 write(Kind::ReplicaSet, "web-1", Action::Merge(json!({"spec": {"replicas": 1}}))),
@@ -204,9 +216,9 @@ mod tests {
             (write(Kind::EndpointSlice, "web", Action::Create(json!({}))), ""),
         ];
         for (write, expected) in cases {
-            let answer = (write.kind == Kind::Pod).then_some(&pod);
-            let message =
-                success(&cache, &key, &write, answer).map(|(_, message)| message).unwrap_or_default();
+            let told = story(&cache, &key, &write);
+            assert_eq!(told.as_ref().is_some_and(|story| story.unnamed), write.name.is_empty());
+            let message = told.map(|story| story.message).unwrap_or_default();
             assert_eq!(message, expected, "{write:?}");
         }
     }
