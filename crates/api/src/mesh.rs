@@ -130,6 +130,10 @@ impl MeshConfig {
         for (field, text) in durations {
             duration::parse(text).map_err(|source| MeshConfigError::Duration { field, source })?;
         }
+        if config.connect_timeout().is_zero() {
+            let reason = "connectTimeout must be greater than zero".to_owned();
+            return Err(MeshConfigError::Parse(reason));
+        }
         Ok(config)
     }
 
@@ -304,5 +308,6 @@ mod tests {
         let error = MeshConfig::parse("connectTimeout: soon\n").expect_err("refused");
         assert!(error.to_string().contains("connectTimeout"), "{error}");
         assert!(MeshConfig::parse("accessLogFile: [").is_err());
+        assert!(MeshConfig::parse("connectTimeout: 0s").is_err(), "proxies refuse clusters with it");
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 /// A service's fully qualified host name, for example `customers.default.svc.cluster.local`.
 pub type Hostname = Arc<str>;
 
-/// Completes a short name: a host without a dot means a service in `namespace`. Everything else stays as it is.
+/// Completes a short name: a host without a dot means a service in `namespace`. Everything else stays as it is, in lower
+/// case: hosts are compared without regard to it, and proxies refuse routes that name one host twice.
 /// <https://istio.io/latest/docs/reference/config/networking/virtual-service/#VirtualService>
 pub fn resolve_host(host: &str, namespace: &str, domain: &str) -> String {
+    let host = host.to_ascii_lowercase();
     if host.is_empty() || host == "*" || host.contains('.') {
-        host.to_owned()
+        host
     } else {
         format!("{host}.{namespace}.svc.{domain}")
     }
@@ -44,6 +46,7 @@ mod tests {
         assert_eq!(resolve_host("customers", "shop", "cluster.local"), "customers.shop.svc.cluster.local");
         assert_eq!(resolve_host("customers.shop", "default", "cluster.local"), "customers.shop");
         assert_eq!(resolve_host("*", "default", "cluster.local"), "*");
+        assert_eq!(resolve_host("Shop.Example.COM", "default", "cluster.local"), "shop.example.com");
         assert_eq!(resolve_host("*.example.com", "default", "cluster.local"), "*.example.com");
     }
 

@@ -92,7 +92,7 @@ fn add_hosts(
         server.hosts.iter().map(|host| ServerHost::new(host, &gateway.name.namespace)).collect();
     if https_redirect {
         for host in &server_hosts {
-            hosts.entry(host.pattern.to_owned()).or_default().https_redirect = true;
+            hosts.entry(host.pattern.clone()).or_default().https_redirect = true;
         }
     }
     let bound = scope.world.gateway_virtual_services(&gateway.name, &scope.class.namespace);
@@ -119,18 +119,19 @@ fn add_hosts(
 struct ServerHost<'a> {
     /// Namespace VirtualServices must be in; none for any.
     namespace: Option<&'a str>,
-    pattern: &'a str,
+    /// In lower case.
+    pattern: String,
 }
 
 impl<'a> ServerHost<'a> {
     fn new(host: &'a str, own: &'a str) -> Self {
-        match host.split_once('/') {
-            None | Some(("*", _)) => {
-                Self { namespace: None, pattern: host.rsplit('/').next().unwrap_or(host) }
-            }
-            Some((".", pattern)) => Self { namespace: Some(own), pattern },
-            Some((namespace, pattern)) => Self { namespace: Some(namespace), pattern },
-        }
+        let (namespace, pattern) = match host.split_once('/') {
+            None => (None, host),
+            Some(("*", pattern)) => (None, pattern),
+            Some((".", pattern)) => (Some(own), pattern),
+            Some((namespace, pattern)) => (Some(namespace), pattern),
+        };
+        Self { namespace, pattern: pattern.to_ascii_lowercase() }
     }
 }
 
@@ -143,10 +144,10 @@ fn served_domains(scope: &Scope, server_hosts: &[ServerHost<'_>], service: &Virt
             if server_host.namespace.is_some_and(|namespace| namespace != &*service.name.namespace) {
                 continue;
             }
-            let domain = if host_matches(server_host.pattern, &host) {
+            let domain = if host_matches(&server_host.pattern, &host) {
                 host.clone()
-            } else if host_matches(&host, server_host.pattern) {
-                server_host.pattern.to_owned()
+            } else if host_matches(&host, &server_host.pattern) {
+                server_host.pattern.clone()
             } else {
                 continue;
             };
@@ -171,7 +172,7 @@ mod tests {
             ("shop/*.a.com", Some("shop"), "*.a.com"),
         ] {
             let parsed = ServerHost::new(host, "own");
-            assert_eq!((parsed.namespace, parsed.pattern), (namespace, pattern), "{host}");
+            assert_eq!((parsed.namespace, parsed.pattern.as_str()), (namespace, pattern), "{host}");
         }
     }
 }

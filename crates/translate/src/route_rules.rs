@@ -98,7 +98,6 @@ fn one_route(
         name: route_name(http, condition),
         r#match: Some(condition.map_or_else(match_everything, route_match)),
         metadata: Some(wire::istio_metadata("config", &applied.virtual_service.config_path())),
-        stat_prefix: condition.map(|condition| condition.stat_prefix.clone()).unwrap_or_default(),
         ..Default::default()
     };
     if let Some(headers) = &http.headers {

@@ -93,6 +93,11 @@ fn check_outcome(findings: &mut Findings, path: &str, route: &HttpRoute, in_dele
                 .error(format!("{path}.redirect.scheme"), "invalid redirect scheme, must be http or https");
         }
     }
+    let body = route.direct_response.as_ref().and_then(|response| response.body.as_ref());
+    let body = body.and_then(|body| body.string.as_ref().or(body.bytes.as_ref()));
+    if body.is_some_and(|body| body.len() > 1 << 20) {
+        findings.error(format!("{path}.directResponse.body"), "the body may have 1048576 bytes at most");
+    }
     if let Some(response) = &route.direct_response
         && !(200..=599).contains(&response.status)
     {
@@ -168,7 +173,52 @@ fn check_headers(findings: &mut Findings, path: &str, headers: Option<&Headers>)
                 check_header_name(findings, &format!("{path}.{side}.{operation}[{name}]"), name);
             }
         }
+        for (operation, pairs) in [("set", set), ("add", add)] {
+            for (name, value) in pairs {
+                check_header_value(findings, format!("{path}.{side}.{operation}[{name}]"), value);
+            }
+        }
     }
+}
+
+/// Proxies read `%COMMAND%` in header values, and refuse all routes of a port for one value they cannot read.
+fn check_header_value(findings: &mut Findings, path: String, value: &str) {
+    if value.bytes().any(|c| (c < 0x20 && c != b'\t') || c == 0x7f) {
+        findings.error(path, format!("header value {value:?} has control characters"));
+    } else if !has_paired_percents(value) {
+        findings.error(
+            path,
+            format!("header value {value:?} has a % that begins no %COMMAND%; write %% for a percent sign"),
+        );
+    }
+}
+
+/// Whether every `%` is doubled or part of a command operator: `%NAME%`, `%NAME(ARGUMENT)%`, `%NAME(ARGUMENT):LENGTH%`.
+fn has_paired_percents(value: &str) -> bool {
+    let mut rest = value;
+    while let Some(start) = rest.find('%') {
+        rest = &rest[start + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            rest = after;
+            continue;
+        }
+        let name =
+            rest.bytes().take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == b'_').count();
+        if name == 0 {
+            return false;
+        }
+        rest = &rest[name..];
+        if let Some(arguments) = rest.strip_prefix('(') {
+            let Some(end) = arguments.find(')') else { return false };
+            rest = &arguments[end + 1..];
+        }
+        if let Some(length) = rest.strip_prefix(':') {
+            rest = length.trim_start_matches(|c: char| c.is_ascii_digit());
+        }
+        let Some(after) = rest.strip_prefix('%') else { return false };
+        rest = after;
+    }
+    true
 }
 
 fn check_retries(findings: &mut Findings, path: &str, retries: &HttpRetry) {
@@ -317,4 +367,21 @@ fn check_mirrors(findings: &mut Findings, path: &str, route: &HttpRoute) {
         format!("{path}.mirrorPercentage"),
         route.mirror_percentage.as_ref().map(|percent| percent.value),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percents_must_pair() {
+        for value in
+            ["", "plain", "100%%", "%START_TIME%", "a%REQ(x-a?b):10%b", "%DOWNSTREAM_REMOTE_ADDRESS%%%"]
+        {
+            assert!(has_paired_percents(value), "{value}");
+        }
+        for value in ["100%", "%", "%REQ(x%", "%start%", "% %", "%A%%"] {
+            assert!(!has_paired_percents(value), "{value}");
+        }
+    }
 }

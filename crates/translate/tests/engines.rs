@@ -1,9 +1,10 @@
-//! That a stock Envoy accepts what is generated. The project's scripts install it; `LATEEN_ENVOY_PATH` may name another.
+//! That both engines accept what is generated: a stock Envoy, and ours. The project's scripts install Envoy; `LATEEN_ENVOY_PATH` may name another.
 mod support;
 
 use std::path::PathBuf;
 
-use lateen_translate::ResourceType;
+use lateen_ir::ConvertError;
+use lateen_translate::{Extent, ResourceType, Scope, generate};
 use serde_json::{Value, json};
 use support::{Mesh, Resources};
 
@@ -65,18 +66,39 @@ fn validate(name: &str, resources: &Resources) {
     std::fs::remove_file(&file).expect("removed");
 }
 
-#[test]
-fn envoy_accepts_the_courses_sidecars_and_gateway() {
-    let mut mesh = Mesh::course();
-    mesh.mesh_config("accessLogFile: /dev/stdout");
-    validate("web-frontend", &mesh.sidecar_resources("default", "web-frontend-1"));
-    mesh.mesh_config("{accessLogFile: /dev/stdout, accessLogEncoding: JSON, outboundTrafficPolicy: {mode: REGISTRY_ONLY}, pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}}");
-    validate("customers", &mesh.sidecar_resources("default", "customers-v1-1"));
-    validate("gateway", &mesh.gateway_resources());
+fn accept(name: &str, mesh: &mut Mesh, scope: impl Fn(&mut Mesh) -> Scope) {
+    let scope = scope(mesh);
+    for kind in ResourceType::ALL {
+        for resource in generate(&scope, &mesh.cache, kind, &Extent::All) {
+            if let Err(error) = convert(kind, &resource.body) {
+                panic!("{name}: our engine refuses {kind:?} {}: {error}", resource.name);
+            }
+        }
+    }
+    validate(name, &mesh.resources(&scope));
+}
+
+fn convert(kind: ResourceType, body: &[u8]) -> Result<(), ConvertError> {
+    match kind {
+        ResourceType::Cluster => lateen_ir::Cluster::from_bytes(body).map(drop),
+        ResourceType::Endpoint => lateen_ir::ClusterLoadAssignment::from_bytes(body).map(drop),
+        ResourceType::Listener => lateen_ir::Listener::from_bytes(body).map(drop),
+        ResourceType::Route => lateen_ir::RouteConfiguration::from_bytes(body).map(drop),
+    }
 }
 
 #[test]
-fn envoy_accepts_every_kind_of_rule_and_policy() {
+fn engines_accept_the_courses_sidecars_and_gateway() {
+    let mut mesh = Mesh::course();
+    mesh.mesh_config("accessLogFile: /dev/stdout");
+    accept("web-frontend", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
+    mesh.mesh_config("{accessLogFile: /dev/stdout, accessLogEncoding: JSON, outboundTrafficPolicy: {mode: REGISTRY_ONLY}, pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}}");
+    accept("customers", &mut mesh, |mesh| mesh.sidecar("default", "customers-v1-1"));
+    accept("gateway", &mut mesh, |mesh| mesh.gateway());
+}
+
+#[test]
+fn engines_accept_every_kind_of_rule_and_policy() {
     let mut mesh = Mesh::course();
     mesh.service("default", "grpc", "10.96.0.40", json!([{"name": "grpc", "port": 80}, {"name": "tcp-db", "port": 9000}, {"name": "any", "port": 9001}]), json!({"app": "web-frontend"}));
     mesh.service(
@@ -106,6 +128,6 @@ fn envoy_accepts_every_kind_of_rule_and_policy() {
           subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}, {name: v2, labels: {version: v2}, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}]}}",
     );
     mesh.config("{kind: DestinationRule, metadata: {name: grpc}, spec: {host: grpc, trafficPolicy: {connectionPool: {http: {useClientProtocol: true, maxConcurrentStreams: 50}}}}}");
-    validate("rules-sidecar", &mesh.sidecar_resources("default", "web-frontend-1"));
-    validate("rules-gateway", &mesh.gateway_resources());
+    accept("rules-sidecar", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
+    accept("rules-gateway", &mut mesh, |mesh| mesh.gateway());
 }
