@@ -85,7 +85,9 @@ impl Addresses {
         }
         if service["spec"]["clusterIP"].as_str().unwrap_or_default().is_empty() {
             // An update that leaves it out keeps it.
-            if let Some(kept) = old.and_then(|old| old["spec"]["clusterIP"].as_str()).filter(|ip| !ip.is_empty()) {
+            if let Some(kept) =
+                old.and_then(|old| old["spec"]["clusterIP"].as_str()).filter(|ip| !ip.is_empty())
+            {
                 service["spec"]["clusterIP"] = json!(kept);
             }
         }
@@ -121,9 +123,9 @@ impl Addresses {
         }
         let field = "spec.clusterIPs";
         if wanted.is_empty() {
-            let address = self
-                .free_address(&taken.addresses)
-                .ok_or_else(|| FieldError::invalid(field, &json!([]), "failed to allocate IP: range is full"))?;
+            let address = self.free_address(&taken.addresses).ok_or_else(|| {
+                FieldError::invalid(field, &json!([]), "failed to allocate IP: range is full")
+            })?;
             taken.addresses.insert(address);
             allocation.addresses.push(address);
             return Ok(address.to_string());
@@ -150,10 +152,14 @@ impl Addresses {
     }
 
     fn free_address(&self, taken: &HashSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-        let hosts = 1_u32.checked_shl(32 - u32::from(self.range.prefix_len())).map_or(u32::MAX - 2, |n| n.saturating_sub(2));
+        let hosts = 1_u32
+            .checked_shl(32 - u32::from(self.range.prefix_len()))
+            .map_or(u32::MAX - 2, |n| n.saturating_sub(2));
         let start = fastrand::u32(0..hosts.max(1));
         // The lower part is left to addresses asked for by name, as Kubernetes does, until the rest is full.
-        (0..hosts).map(|step| self.nth(1 + (start + step) % hosts.max(1))).find(|address| !taken.contains(address))
+        (0..hosts)
+            .map(|step| self.nth(1 + (start + step) % hosts.max(1)))
+            .find(|address| !taken.contains(address))
     }
 }
 
@@ -176,7 +182,8 @@ fn assign_ports(
             continue;
         }
         if port["nodePort"].as_u64().unwrap_or(0) == 0 {
-            let same = former.iter().find(|one| one["port"] == port["port"] && one["protocol"] == port["protocol"]);
+            let same =
+                former.iter().find(|one| one["port"] == port["port"] && one["protocol"] == port["protocol"]);
             if let Some(kept) = same.and_then(|one| one.get("nodePort")) {
                 port["nodePort"] = kept.clone();
             }
@@ -186,8 +193,12 @@ fn assign_ports(
             0 if !wants => {}
             0 => {
                 let start = fastrand::u16(0..2768);
-                let free = (0..2768).map(|step| NODE_PORTS.start() + (start + step) % 2768).find(|p| !taken.ports.contains(p));
-                let free = free.ok_or_else(|| FieldError::invalid(&at, &json!(0), "failed to allocate a nodePort: range is full"))?;
+                let free = (0..2768)
+                    .map(|step| NODE_PORTS.start() + (start + step) % 2768)
+                    .find(|p| !taken.ports.contains(p));
+                let free = free.ok_or_else(|| {
+                    FieldError::invalid(&at, &json!(0), "failed to allocate a nodePort: range is full")
+                })?;
                 taken.ports.insert(free);
                 allocation.ports.push(free);
                 port["nodePort"] = json!(free);
@@ -195,11 +206,19 @@ fn assign_ports(
             number => {
                 let wanted = u16::try_from(number).ok().filter(|n| NODE_PORTS.contains(n));
                 let wanted = wanted.ok_or_else(|| {
-                    FieldError::invalid(&at, &port["nodePort"], "provided port is not in the valid range. The range of valid ports is 30000-32767")
+                    FieldError::invalid(
+                        &at,
+                        &port["nodePort"],
+                        "provided port is not in the valid range. The range of valid ports is 30000-32767",
+                    )
                 })?;
                 if !held.contains(&wanted) {
                     if !taken.ports.insert(wanted) {
-                        return Err(FieldError::invalid(&at, &port["nodePort"], "provided port is already allocated"));
+                        return Err(FieldError::invalid(
+                            &at,
+                            &port["nodePort"],
+                            "provided port is already allocated",
+                        ));
                     }
                     allocation.ports.push(wanted);
                 }

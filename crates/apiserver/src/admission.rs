@@ -125,14 +125,20 @@ async fn ask_mutating(
         return Err(broken(format!("unsupported patch type {}", response["patchType"])));
     }
     let bytes = BASE64.decode(patch).map_err(|e| broken(format!("patch is not base64: {e}")))?;
-    let patch: Value = serde_json::from_slice(&bytes).map_err(|e| broken(format!("patch is not JSON: {e}")))?;
+    let patch: Value =
+        serde_json::from_slice(&bytes).map_err(|e| broken(format!("patch is not JSON: {e}")))?;
     let before = object.clone();
     crate::patch::json_patch(object, &patch).map_err(|e| broken(e.message))?;
     Ok(*object != before)
 }
 
 /// Calls one webhook if it is meant; gives its (allowing) response.
-async fn ask(api: &Api, attempt: &Attempt<'_>, hook: &Value, object: &Value) -> Result<Option<Value>, ApiError> {
+async fn ask(
+    api: &Api,
+    attempt: &Attempt<'_>,
+    hook: &Value,
+    object: &Value,
+) -> Result<Option<Value>, ApiError> {
     let call = attempt.call;
     let Some(seen_as) = matching_version(api, attempt, hook) else { return Ok(None) };
     if !selected(api, attempt, hook, object) {
@@ -153,7 +159,9 @@ async fn ask(api: &Api, attempt: &Attempt<'_>, hook: &Value, object: &Value) -> 
             return Ok(None);
         }
         Err(why) => {
-            return Err(ApiError::internal(format!("failed calling webhook {name:?}: failed to call webhook: {why}")));
+            return Err(ApiError::internal(format!(
+                "failed calling webhook {name:?}: failed to call webhook: {why}"
+            )));
         }
     };
     if response["allowed"] == true { Ok(Some(response)) } else { Err(denied(name, &response)) }
@@ -197,7 +205,10 @@ fn matching_version(api: &Api, attempt: &Attempt<'_>, hook: &Value) -> Option<Re
         return None;
     }
     let others = api.registry.all();
-    others.iter().find(|other| other.storage == def.storage && matches(other)).map(|other| ResourceDef::clone(other))
+    others
+        .iter()
+        .find(|other| other.storage == def.storage && matches(other))
+        .map(|other| ResourceDef::clone(other))
 }
 
 fn rule_matches(rule: &Value, attempt: &Attempt<'_>, def: &ResourceDef) -> bool {
@@ -217,7 +228,11 @@ fn rule_matches(rule: &Value, attempt: &Attempt<'_>, def: &ResourceDef) -> bool 
         Some("Namespaced") => def.namespaced,
         _ => true,
     };
-    resource && scope && has("operations", attempt.operation.name()) && has("apiGroups", &def.group) && has("apiVersions", &def.version)
+    resource
+        && scope
+        && has("operations", attempt.operation.name())
+        && has("apiGroups", &def.group)
+        && has("apiVersions", &def.version)
 }
 
 fn selected(api: &Api, attempt: &Attempt<'_>, hook: &Value, object: &Value) -> bool {
@@ -254,7 +269,8 @@ fn review(attempt: &Attempt<'_>, object: &Value, seen_as: &ResourceDef, dry_run:
         object
     };
     let kind = |def: &ResourceDef| json!({"group": def.group, "version": def.version, "kind": def.kind});
-    let resource = |def: &ResourceDef| json!({"group": def.group, "version": def.version, "resource": def.plural});
+    let resource =
+        |def: &ResourceDef| json!({"group": def.group, "version": def.version, "resource": def.plural});
     let options_kind = match attempt.operation {
         Operation::Create => "CreateOptions",
         Operation::Update => "UpdateOptions",

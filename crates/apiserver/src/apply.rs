@@ -113,7 +113,13 @@ fn store_entries(object: &mut Value, entries: &[Entry]) {
 /// Records an update (or create, when `old` is `None`) by `manager`.
 ///
 /// `new` may carry an edited `managedFields` (kubectl migrates owners that way); an explicit empty list resets it.
-pub(crate) fn track_update(def: &ResourceDef, old: Option<&Value>, new: &mut Value, manager: &Manager, now: &str) {
+pub(crate) fn track_update(
+    def: &ResourceDef,
+    old: Option<&Value>,
+    new: &mut Value,
+    manager: &Manager,
+    now: &str,
+) {
     let schema = Some(def.schemas.schema(&def.schema_name));
     let empty = json!({});
     let before = old.map_or(empty, managed_part);
@@ -234,7 +240,12 @@ fn keep_ancestors(doomed: &mut FieldSet, owned: &FieldSet) {
     }
 }
 
-fn check_conflicts(list: &[Entry], manager: &Manager, changed: &FieldSet, force: bool) -> Result<(), ApiError> {
+fn check_conflicts(
+    list: &[Entry],
+    manager: &Manager,
+    changed: &FieldSet,
+    force: bool,
+) -> Result<(), ApiError> {
     if force {
         return Ok(());
     }
@@ -245,8 +256,11 @@ fn check_conflicts(list: &[Entry], manager: &Manager, changed: &FieldSet, force:
         if paths.is_empty() {
             continue;
         }
-        let subresource =
-            if entry.subresource.is_empty() { String::new() } else { format!(" with subresource {:?}", entry.subresource) };
+        let subresource = if entry.subresource.is_empty() {
+            String::new()
+        } else {
+            format!(" with subresource {:?}", entry.subresource)
+        };
         let using = if entry.operation == "Update" {
             format!(" using {} at {}", entry.api_version, entry.time)
         } else {
@@ -298,8 +312,10 @@ mod tests {
     #[test]
     fn what_is_no_longer_applied_goes_unless_shared() {
         let def = def("ConfigMap");
-        let one = apply(&def, None, &config(json!({"a": "1", "b": "1"})), &manager("one"), false, "t").unwrap();
-        let both = apply(&def, Some(&one), &config(json!({"b": "1", "c": "1"})), &manager("two"), false, "t").unwrap();
+        let one =
+            apply(&def, None, &config(json!({"a": "1", "b": "1"})), &manager("one"), false, "t").unwrap();
+        let both = apply(&def, Some(&one), &config(json!({"b": "1", "c": "1"})), &manager("two"), false, "t")
+            .unwrap();
         assert_eq!(both["data"], json!({"a": "1", "b": "1", "c": "1"}));
         let less = apply(&def, Some(&both), &config(json!({})), &manager("one"), false, "t").unwrap();
         assert_eq!(less["data"], json!({"b": "1", "c": "1"}));
@@ -310,26 +326,50 @@ mod tests {
         let def = def("ConfigMap");
         let mut object = config(json!({"a": "1"}));
         track_update(&def, None, &mut object, &manager("editor"), "t");
-        let error = apply(&def, Some(&object), &config(json!({"a": "2"})), &manager("one"), false, "t").unwrap_err();
+        let error =
+            apply(&def, Some(&object), &config(json!({"a": "2"})), &manager("one"), false, "t").unwrap_err();
         assert_eq!(error.code, http::StatusCode::CONFLICT);
-        assert!(error.message.contains("conflict with \"editor\" using v1 at t: .data.a"), "{}", error.message);
+        assert!(
+            error.message.contains("conflict with \"editor\" using v1 at t: .data.a"),
+            "{}",
+            error.message
+        );
         let same = apply(&def, Some(&object), &config(json!({"a": "1"})), &manager("one"), false, "t");
         assert!(same.is_ok(), "equal values are shared");
-        let forced = apply(&def, Some(&object), &config(json!({"a": "2"})), &manager("one"), true, "t").unwrap();
+        let forced =
+            apply(&def, Some(&object), &config(json!({"a": "2"})), &manager("one"), true, "t").unwrap();
         assert_eq!(forced["data"]["a"], "2");
-        assert_eq!(forced["metadata"]["managedFields"].as_array().unwrap().len(), 2, "editor keeps the map itself");
+        assert_eq!(
+            forced["metadata"]["managedFields"].as_array().unwrap().len(),
+            2,
+            "editor keeps the map itself"
+        );
     }
 
     #[test]
     fn lists_merge_by_key() {
         let def = def("Pod");
         let pod = |containers: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": containers}});
-        let one = apply(&def, None, &pod(json!([{"name": "a", "image": "1"}])), &manager("one"), false, "t").unwrap();
-        let two = apply(&def, Some(&one), &pod(json!([{"name": "b", "image": "1"}])), &manager("two"), false, "t").unwrap();
-        assert_eq!(two["spec"]["containers"], json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]));
+        let one = apply(&def, None, &pod(json!([{"name": "a", "image": "1"}])), &manager("one"), false, "t")
+            .unwrap();
+        let two =
+            apply(&def, Some(&one), &pod(json!([{"name": "b", "image": "1"}])), &manager("two"), false, "t")
+                .unwrap();
+        assert_eq!(
+            two["spec"]["containers"],
+            json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1"}])
+        );
         let gone = apply(&def, Some(&two), &pod(json!([])), &manager("one"), false, "t").unwrap();
         assert_eq!(gone["spec"]["containers"], json!([{"name": "b", "image": "1"}]));
-        let again = apply(&def, Some(&two), &pod(json!([{"name": "b", "image": "1"}])), &manager("two"), false, "later").unwrap();
+        let again = apply(
+            &def,
+            Some(&two),
+            &pod(json!([{"name": "b", "image": "1"}])),
+            &manager("two"),
+            false,
+            "later",
+        )
+        .unwrap();
         assert_eq!(again, two, "a repeated apply changes nothing");
     }
 }

@@ -91,7 +91,12 @@ impl Authenticator {
     ) -> Result<(User, Vec<String>), String> {
         let own = self.own_audiences();
         let wanted = if audiences.is_empty() { &own } else { audiences };
-        if aws_lc_rs::constant_time::verify_slices_are_equal(token.as_bytes(), self.pki.admin_token.as_bytes()).is_ok() {
+        if aws_lc_rs::constant_time::verify_slices_are_equal(
+            token.as_bytes(),
+            self.pki.admin_token.as_bytes(),
+        )
+        .is_ok()
+        {
             let fitting: Vec<String> = wanted.iter().filter(|a| own.contains(a)).cloned().collect();
             return if fitting.is_empty() {
                 Err("token audiences are not accepted".to_owned())
@@ -103,7 +108,9 @@ impl Authenticator {
         let granted = strings(&claims["aud"]);
         let fitting: Vec<String> = wanted.iter().filter(|a| granted.contains(a)).cloned().collect();
         if fitting.is_empty() {
-            return Err(format!("token audiences {granted:?} is invalid for the target audiences {wanted:?}"));
+            return Err(format!(
+                "token audiences {granted:?} is invalid for the target audiences {wanted:?}"
+            ));
         }
         Ok((bound_user(store, &claims["kubernetes.io"])?, fitting))
     }
@@ -113,7 +120,8 @@ impl Authenticator {
         let (message, signature) = token.rsplit_once('.').ok_or("not a JSON web token")?;
         let (header, payload) = message.split_once('.').ok_or("not a JSON web token")?;
         let decode = |text: &str| BASE64URL.decode(text).map_err(|_| "not base64url".to_owned());
-        let json = |bytes: Vec<u8>| serde_json::from_slice::<Value>(&bytes).map_err(|_| "not JSON".to_owned());
+        let json =
+            |bytes: Vec<u8>| serde_json::from_slice::<Value>(&bytes).map_err(|_| "not JSON".to_owned());
         if json(decode(header)?)?["alg"] != "ES256" {
             return Err("unexpected signature algorithm".to_owned());
         }
@@ -135,7 +143,12 @@ impl Authenticator {
     }
 
     /// Makes a token; returns it with its expiry (RFC 3339). `pod` may also be another bound object.
-    pub(crate) fn mint(&self, store: &Store, request: &TokenRequest, bound: Option<Bound<'_>>) -> Result<(String, String), String> {
+    pub(crate) fn mint(
+        &self,
+        store: &Store,
+        request: &TokenRequest,
+        bound: Option<Bound<'_>>,
+    ) -> Result<(String, String), String> {
         let account = store
             .get("serviceaccounts", &ObjectKey::new(&*request.namespace, &*request.service_account))
             .ok_or_else(|| format!("serviceaccounts {:?} not found", request.service_account))?;
@@ -155,7 +168,10 @@ impl Authenticator {
                 .ok_or_else(|| format!("{storage} {:?} not found", bound.name))?;
             let uid = meta(&object, "uid");
             if !bound.uid.is_empty() && bound.uid != uid {
-                return Err(format!("the UID in the bound object reference ({}) does not match the UID in record ({uid})", bound.uid));
+                return Err(format!(
+                    "the UID in the bound object reference ({}) does not match the UID in record ({uid})",
+                    bound.uid
+                ));
             }
             private[claim] = json!({"name": bound.name, "uid": uid});
         }

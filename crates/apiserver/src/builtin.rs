@@ -74,18 +74,67 @@ const TABLE: &[Row] = &[
     row!("apps/v1", "ReplicaSet", "replicasets", ["rs"], namespaced status all, api::apps::v1::ReplicaSet),
     row!("apps/v1", "StatefulSet", "statefulsets", ["sts"], namespaced status all, api::apps::v1::StatefulSet),
     row!("apps/v1", "DaemonSet", "daemonsets", ["ds"], namespaced status all, api::apps::v1::DaemonSet),
-    row!("apps/v1", "ControllerRevision", "controllerrevisions", [], namespaced, api::apps::v1::ControllerRevision),
+    row!(
+        "apps/v1",
+        "ControllerRevision",
+        "controllerrevisions",
+        [],
+        namespaced,
+        api::apps::v1::ControllerRevision
+    ),
     row!("batch/v1", "Job", "jobs", [], namespaced status all, api::batch::v1::Job),
     row!("batch/v1", "CronJob", "cronjobs", ["cj"], namespaced status all, api::batch::v1::CronJob),
-    row!("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", [], namespaced, api::discovery::v1::EndpointSlice),
+    row!(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        "endpointslices",
+        [],
+        namespaced,
+        api::discovery::v1::EndpointSlice
+    ),
     row!("networking.k8s.io/v1", "Ingress", "ingresses", ["ing"], namespaced status, api::networking::v1::Ingress),
-    row!("networking.k8s.io/v1", "IngressClass", "ingressclasses", [], cluster, api::networking::v1::IngressClass),
-    row!("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", ["netpol"], namespaced, api::networking::v1::NetworkPolicy),
+    row!(
+        "networking.k8s.io/v1",
+        "IngressClass",
+        "ingressclasses",
+        [],
+        cluster,
+        api::networking::v1::IngressClass
+    ),
+    row!(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        "networkpolicies",
+        ["netpol"],
+        namespaced,
+        api::networking::v1::NetworkPolicy
+    ),
     row!("coordination.k8s.io/v1", "Lease", "leases", [], namespaced, api::coordination::v1::Lease),
     row!("rbac.authorization.k8s.io/v1", "Role", "roles", [], namespaced, api::rbac::v1::Role),
-    row!("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", [], namespaced, api::rbac::v1::RoleBinding),
-    row!("rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", [], cluster, api::rbac::v1::ClusterRole),
-    row!("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", [], cluster, api::rbac::v1::ClusterRoleBinding),
+    row!(
+        "rbac.authorization.k8s.io/v1",
+        "RoleBinding",
+        "rolebindings",
+        [],
+        namespaced,
+        api::rbac::v1::RoleBinding
+    ),
+    row!(
+        "rbac.authorization.k8s.io/v1",
+        "ClusterRole",
+        "clusterroles",
+        [],
+        cluster,
+        api::rbac::v1::ClusterRole
+    ),
+    row!(
+        "rbac.authorization.k8s.io/v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        [],
+        cluster,
+        api::rbac::v1::ClusterRoleBinding
+    ),
     row!("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", [], cluster extensions,
         api::admissionregistration::v1::MutatingWebhookConfiguration),
     row!("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", [], cluster extensions,
@@ -98,8 +147,22 @@ const TABLE: &[Row] = &[
     row!("events.k8s.io/v1", "Event", "events", ["ev"], namespaced, api::events::v1::Event),
     row!("certificates.k8s.io/v1", "CertificateSigningRequest", "certificatesigningrequests", ["csr"], cluster status,
         api::certificates::v1::CertificateSigningRequest),
-    row!("storage.k8s.io/v1", "StorageClass", "storageclasses", ["sc"], cluster, api::storage::v1::StorageClass),
-    row!("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", ["pc"], cluster, api::scheduling::v1::PriorityClass),
+    row!(
+        "storage.k8s.io/v1",
+        "StorageClass",
+        "storageclasses",
+        ["sc"],
+        cluster,
+        api::storage::v1::StorageClass
+    ),
+    row!(
+        "scheduling.k8s.io/v1",
+        "PriorityClass",
+        "priorityclasses",
+        ["pc"],
+        cluster,
+        api::scheduling::v1::PriorityClass
+    ),
 ];
 
 /// Kinds that are asked, never stored.
@@ -182,7 +245,9 @@ fn generate() -> (Arc<SchemaSet>, Vec<String>) {
 fn loosen(name: &str, definition: &mut Value) {
     let short = name.rsplit('.').next().unwrap_or_default();
     let free = match short {
-        "JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray" => Map::new(),
+        "JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray" => {
+            Map::new()
+        }
         "FieldsV1" | "RawExtension" => Map::from_iter([("type".to_owned(), json!("object"))]),
         _ => return,
     };
@@ -232,7 +297,8 @@ fn definition(row: &Row) -> ResourceDef {
     });
     // Both versions of Event are one resource, kept in the core version.
     let event = row.kind == "Event";
-    let storage = if group.is_empty() || event { row.plural.to_owned() } else { format!("{}.{group}", row.plural) };
+    let storage =
+        if group.is_empty() || event { row.plural.to_owned() } else { format!("{}.{group}", row.plural) };
     ResourceDef {
         group: group.to_owned(),
         version: version.to_owned(),

@@ -7,7 +7,12 @@ use http::{HeaderMap, header};
 use serde_json::Value;
 
 use crate::{
-    apply::Manager, authn::User, decode::FieldValidation, resources::ResourceDef, response::{self, Form}, route::Query,
+    apply::Manager,
+    authn::User,
+    decode::FieldValidation,
+    resources::ResourceDef,
+    response::{self, Form},
+    route::Query,
     status::ApiError,
 };
 
@@ -54,7 +59,8 @@ impl Call {
     /// The field manager: the parameter, or the user agent up to its first slash.
     pub(crate) fn manager(&self) -> Manager {
         let agent = self.header(header::USER_AGENT).split('/').next().unwrap_or_default();
-        let name = self.query.text("fieldManager").unwrap_or(if agent.is_empty() { "unknown" } else { agent });
+        let name =
+            self.query.text("fieldManager").unwrap_or(if agent.is_empty() { "unknown" } else { agent });
         let subresource = if self.subresource == "status" { "status".to_owned() } else { String::new() };
         Manager { name: name.chars().take(128).collect(), subresource }
     }
@@ -67,8 +73,11 @@ impl Call {
     /// The body as an object of the resource's kind, checked and cleaned, with warnings about what was dropped.
     pub(crate) fn object(&self) -> Result<(Value, Vec<String>), ApiError> {
         let content_type = self.content_type();
-        if !matches!(content_type, "" | "application/json" | "application/yaml" | crate::protobuf::MEDIA_TYPE) {
-            return Err(ApiError::unsupported_media_type("application/json, application/yaml, application/vnd.kubernetes.protobuf"));
+        if !matches!(content_type, "" | "application/json" | "application/yaml" | crate::protobuf::MEDIA_TYPE)
+        {
+            return Err(ApiError::unsupported_media_type(
+                "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+            ));
         }
         let (mut value, duplicates) = crate::decode::parse_body(&self.body, content_type)?;
         self.check_kind(&value)?;
@@ -81,9 +90,9 @@ impl Call {
         let (kind, api_version) = (value["kind"].as_str(), value["apiVersion"].as_str());
         match (kind, api_version) {
             (Some(kind), Some(version)) if kind == def.kind && version == def.api_version() => Ok(()),
-            (None | Some(""), _) if !value.is_object() => {
-                Err(ApiError::bad_request("the object provided is unrecognized: couldn't get version/kind; json parse error"))
-            }
+            (None | Some(""), _) if !value.is_object() => Err(ApiError::bad_request(
+                "the object provided is unrecognized: couldn't get version/kind; json parse error",
+            )),
             (None | Some(""), _) => Err(ApiError::bad_request(format!(
                 "Object 'Kind' is missing in '{}'",
                 value.to_string().chars().take(200).collect::<String>()
@@ -104,7 +113,8 @@ impl Call {
     pub(crate) fn clean(&self, value: &mut Value, duplicates: Vec<String>) -> Result<Vec<String>, ApiError> {
         let def = &self.def;
         let unknown = crate::decode::conform(def, value)?;
-        let mut problems: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
+        let mut problems: Vec<String> =
+            duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
         problems.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
         match self.field_validation()? {
             FieldValidation::Ignore => Ok(Vec::new()),

@@ -41,7 +41,11 @@ pub(crate) fn validate_crd(object: &Value) -> Vec<FieldError> {
         ));
     }
     if !names::is_dns_subdomain(group) || !group.contains('.') {
-        errors.push(FieldError::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
+        errors.push(FieldError::invalid(
+            "spec.group",
+            &spec["group"],
+            "should be a domain with at least one dot",
+        ));
     }
     if !matches!(spec["scope"].as_str(), Some("Namespaced" | "Cluster")) {
         errors.push(FieldError::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"]));
@@ -51,7 +55,11 @@ pub(crate) fn validate_crd(object: &Value) -> Vec<FieldError> {
     }
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     if versions.iter().filter(|version| version["storage"] == true).count() != 1 {
-        errors.push(FieldError::invalid("spec.versions", &json!(versions.len()), "must have exactly one version marked as storage version"));
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            &json!(versions.len()),
+            "must have exactly one version marked as storage version",
+        ));
     }
     let mut seen = HashSet::new();
     for (index, version) in versions.iter().enumerate() {
@@ -116,9 +124,7 @@ pub(crate) fn accept(object: &mut Value, now: &str) {
     stored.extend(storage.into_iter().filter(|name| !stored.contains(name)).collect::<Vec<_>>());
     status["storedVersions"] = Value::Array(stored);
     status["acceptedNames"] = names;
-    let condition = |kind: &str, reason: &str, message: &str| {
-        json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now})
-    };
+    let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now});
     if status["conditions"].as_array().is_none_or(Vec::is_empty) {
         status["conditions"] = json!([
             condition("NamesAccepted", "NoConflicts", "no conflicts found"),
@@ -138,11 +144,10 @@ pub(crate) fn definitions(object: &Value) -> (String, Vec<Arc<ResourceDef>>) {
         .and_then(|version| version["name"].as_str())
         .unwrap_or_default();
     let mut served: Vec<&Value> = versions.iter().filter(|version| version["served"] == true).collect();
-    served.sort_by_key(|version| std::cmp::Reverse(version_rank(version["name"].as_str().unwrap_or_default())));
-    let definitions = served
-        .iter()
-        .map(|version| Arc::new(definition(spec, version, &name, storage_version)))
-        .collect();
+    served
+        .sort_by_key(|version| std::cmp::Reverse(version_rank(version["name"].as_str().unwrap_or_default())));
+    let definitions =
+        served.iter().map(|version| Arc::new(definition(spec, version, &name, storage_version))).collect();
     (name, definitions)
 }
 
@@ -178,8 +183,10 @@ fn definition(spec: &Value, version: &Value, storage: &str, storage_version: &st
     set(&mut root, "properties", json!({}));
     root["properties"]["metadata"] = json!({"$ref": OBJECT_META});
     root["properties"]["apiVersion"] = json!({"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."});
-    root["properties"]["kind"] = json!({"type": "string", "description": "Kind is the REST resource this object represents."});
-    root["x-kubernetes-group-version-kind"] = json!([{"group": group, "version": version_name, "kind": kind}]);
+    root["properties"]["kind"] =
+        json!({"type": "string", "description": "Kind is the REST resource this object represents."});
+    root["x-kubernetes-group-version-kind"] =
+        json!([{"group": group, "version": version_name, "kind": kind}]);
     let definitions = Map::from_iter([(schema_name.clone(), root)]);
     let path = |value: &Value| -> Option<Vec<String>> {
         let path = value.as_str()?.trim_start_matches('.');
@@ -236,8 +243,9 @@ fn columns(version: &Value) -> Vec<PrinterColumn> {
         name: "Age".to_owned(),
         kind: "date".to_owned(),
         format: String::new(),
-        description: "CreationTimestamp is a timestamp representing the server time when this object was created."
-            .to_owned(),
+        description:
+            "CreationTimestamp is a timestamp representing the server time when this object was created."
+                .to_owned(),
         priority: 0,
         path: ".metadata.creationTimestamp".to_owned(),
     }]
@@ -277,7 +285,11 @@ mod tests {
         let fields: Vec<String> = validate_crd(&object).into_iter().map(|e| e.field).collect();
         assert_eq!(
             fields,
-            ["metadata.name", "spec.versions", "spec.versions[1].schema.openAPIV3Schema.properties[a].pattern"]
+            [
+                "metadata.name",
+                "spec.versions",
+                "spec.versions[1].schema.openAPIV3Schema.properties[a].pattern"
+            ]
         );
     }
 

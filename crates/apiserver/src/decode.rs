@@ -33,10 +33,12 @@ impl FieldValidation {
 pub(crate) fn parse_body(body: &[u8], content_type: &str) -> Result<(Value, Vec<String>), ApiError> {
     if content_type == crate::protobuf::MEDIA_TYPE {
         let decoded = crate::protobuf::decode(body);
-        let value = decoded.map_err(|why| ApiError::bad_request(format!("error decoding protobuf: {why}")))?;
+        let value =
+            decoded.map_err(|why| ApiError::bad_request(format!("error decoding protobuf: {why}")))?;
         return Ok((value, Vec::new()));
     }
-    let looks_like_json = body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b == b'{' || *b == b'[');
+    let looks_like_json =
+        body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b == b'{' || *b == b'[');
     if content_type.contains("yaml") || (content_type.is_empty() && !looks_like_json) {
         let value: Value = serde_saphyr::from_slice(body)
             .map_err(|e| ApiError::bad_request(format!("error converting YAML to JSON: {e}")))?;
@@ -214,7 +216,9 @@ fn check_go_type(schema: Schema<'_>, value: &Value, path: &str, owner: &str) -> 
             if let Some(text) = value.as_str()
                 && text.parse::<jiff::Timestamp>().is_err()
             {
-                return Err(format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as RFC 3339 ({path})"));
+                return Err(format!(
+                    "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as RFC 3339 ({path})"
+                ));
             }
             (value.is_string(), "time.Time")
         }

@@ -39,7 +39,9 @@ pub(crate) fn apply(def: &ResourceDef, object: &mut Value) {
         "Service" => service(object),
         "Secret" => secret(object),
         "Namespace" => namespace(object),
-        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "ReplicationController" => workload(&def.kind, object),
+        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "ReplicationController" => {
+            workload(&def.kind, object)
+        }
         "Job" => {
             if let Some(spec) = sub(object, "spec") {
                 job_spec(spec);
@@ -83,7 +85,8 @@ pub(crate) fn apply(def: &ResourceDef, object: &mut Value) {
         "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => webhooks(&def.kind, object),
         "ClusterRoleBinding" | "RoleBinding" => {
             for subject in each(object, "subjects") {
-                let group = if subject["kind"] == "ServiceAccount" { "" } else { "rbac.authorization.k8s.io" };
+                let group =
+                    if subject["kind"] == "ServiceAccount" { "" } else { "rbac.authorization.k8s.io" };
                 if !group.is_empty() {
                     set(subject, "apiGroup", json!(group));
                 }
@@ -126,7 +129,11 @@ fn workload(kind: &str, object: &mut Value) {
             set(spec, "revisionHistoryLimit", json!(10));
             set(spec, "podManagementPolicy", json!("OrderedReady"));
             set(spec, "updateStrategy", json!({}));
-            set(spec, "persistentVolumeClaimRetentionPolicy", json!({"whenDeleted": "Retain", "whenScaled": "Retain"}));
+            set(
+                spec,
+                "persistentVolumeClaimRetentionPolicy",
+                json!({"whenDeleted": "Retain", "whenScaled": "Retain"}),
+            );
             set(&mut spec["updateStrategy"], "type", json!("RollingUpdate"));
             rolling(&mut spec["updateStrategy"], &[("partition", json!(0))]);
             for claim in each(spec, "volumeClaimTemplates") {
@@ -182,10 +189,12 @@ fn cron_job(object: &mut Value) {
 
 fn secret(object: &mut Value) {
     use base64::Engine as _;
-    if let Some(Value::Object(plain)) = object.as_object_mut().and_then(|map| map.shift_remove("stringData")) {
+    if let Some(Value::Object(plain)) = object.as_object_mut().and_then(|map| map.shift_remove("stringData"))
+    {
         set(object, "data", json!({}));
         for (key, value) in plain {
-            let encoded = base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
+            let encoded =
+                base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
             object["data"][key.as_str()] = json!(encoded);
         }
     }
@@ -295,7 +304,9 @@ fn pod_spec(spec: &mut Value, pod: bool) {
 fn container(container: &mut Value, host_network: bool) {
     let image = container["image"].as_str().unwrap_or_default();
     let reference = image.rsplit('/').next().unwrap_or_default();
-    let tag = reference.split_once('@').map_or_else(|| reference.split_once(':').map(|(_, tag)| tag), |_| Some("digest"));
+    let tag = reference
+        .split_once('@')
+        .map_or_else(|| reference.split_once(':').map(|(_, tag)| tag), |_| Some("digest"));
     let policy = if tag.is_none_or(|tag| tag == "latest") { "Always" } else { "IfNotPresent" };
     set(container, "imagePullPolicy", json!(policy));
     set(container, "terminationMessagePath", json!("/dev/termination-log"));
@@ -399,10 +410,16 @@ mod tests {
 
     #[test]
     fn deployments_and_their_pods() {
-        let object = defaulted("Deployment", json!({"metadata": {"name": "x"}, "spec": {"template": {"spec": {
+        let object = defaulted(
+            "Deployment",
+            json!({"metadata": {"name": "x"}, "spec": {"template": {"spec": {
             "containers": [{"name": "a", "image": "repo:5000/x", "ports": [{"containerPort": 80}], "readinessProbe": {"httpGet": {"port": 80}}},
-                {"name": "b", "image": "x:1"}]}}}}));
-        assert_eq!(object["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
+                {"name": "b", "image": "x:1"}]}}}}),
+        );
+        assert_eq!(
+            object["spec"]["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+        );
         let pod = &object["spec"]["template"]["spec"];
         assert_eq!(pod["containers"][0]["imagePullPolicy"], "Always");
         assert_eq!(pod["containers"][1]["imagePullPolicy"], "IfNotPresent");
@@ -414,7 +431,8 @@ mod tests {
 
     #[test]
     fn services_and_secrets() {
-        let service = defaulted("Service", json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}}));
+        let service =
+            defaulted("Service", json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}}));
         assert_eq!(service["spec"]["ports"][0], json!({"port": 80, "protocol": "TCP", "targetPort": 80}));
         assert_eq!(service["spec"]["type"], "ClusterIP");
         let secret = defaulted("Secret", json!({"metadata": {"name": "x"}, "stringData": {"a": "b"}}));

@@ -43,16 +43,18 @@ impl Options {
         let body = if body["kind"] == "Eviction" { body["deleteOptions"].clone() } else { body };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let query_number = || call.query.text("gracePeriodSeconds")?.parse().ok();
-        let orphan = body["orphanDependents"].as_bool().or_else(|| {
-            call.query.get("orphanDependents").map(|_| call.query.flag("orphanDependents"))
-        });
+        let orphan = body["orphanDependents"]
+            .as_bool()
+            .or_else(|| call.query.get("orphanDependents").map(|_| call.query.flag("orphanDependents")));
         let propagation = text(&body["propagationPolicy"])
             .or_else(|| call.query.text("propagationPolicy").map(str::to_owned))
             .or_else(|| orphan.map(|orphan| if orphan { "Orphan" } else { "Background" }.to_owned()));
         if let Some(policy) = &propagation
             && !matches!(policy.as_str(), "Background" | "Foreground" | "Orphan")
         {
-            return Err(ApiError::bad_request(format!("invalid propagationPolicy {policy:?}: must be Background, Foreground or Orphan")));
+            return Err(ApiError::bad_request(format!(
+                "invalid propagationPolicy {policy:?}: must be Background, Foreground or Orphan"
+            )));
         }
         Ok(Self {
             grace: body["gracePeriodSeconds"].as_i64().or_else(query_number),
@@ -93,13 +95,18 @@ impl Deleted {
 }
 
 /// DELETE on an object.
-pub(crate) async fn delete(api: &Api, call: &Call, options: &Options) -> Result<(Deleted, Vec<String>), ApiError> {
+pub(crate) async fn delete(
+    api: &Api,
+    call: &Call,
+    options: &Options,
+) -> Result<(Deleted, Vec<String>), ApiError> {
     let def = &call.def;
     let mut warnings = Vec::new();
     let mut admitted = false;
     loop {
-        let stored =
-            api.stored(def, &call.namespace, &call.name).ok_or_else(|| ApiError::not_found(def, &call.name))?;
+        let stored = api
+            .stored(def, &call.namespace, &call.name)
+            .ok_or_else(|| ApiError::not_found(def, &call.name))?;
         let old = convert::to_served(def, &stored);
         check_preconditions(def, &call.name, &old, options)?;
         if !admitted {
@@ -108,19 +115,29 @@ pub(crate) async fn delete(api: &Api, call: &Call, options: &Options) -> Result<
             warnings.extend(admission::validate(api, call, Operation::Delete, None, Some(&old)).await?);
             admitted = true;
         }
-        if def.is("", "namespaces") && matches!(call.name.as_str(), "default" | "kube-system" | "kube-public") {
+        if def.is("", "namespaces") && matches!(call.name.as_str(), "default" | "kube-system" | "kube-public")
+        {
             return Err(ApiError::forbidden(def, &call.name, "this namespace may not be deleted"));
         }
         match attempt(api, def, &stored, options) {
             Err(CommitError::Stale) => {}
             Err(error) => return Err(commit_error(def, &call.name, error)),
-            Ok(Deleted::Gone(object)) => return Ok((Deleted::Gone(convert::to_served(def, &object)), warnings)),
-            Ok(Deleted::Pending(object)) => return Ok((Deleted::Pending(convert::to_served(def, &object)), warnings)),
+            Ok(Deleted::Gone(object)) => {
+                return Ok((Deleted::Gone(convert::to_served(def, &object)), warnings));
+            }
+            Ok(Deleted::Pending(object)) => {
+                return Ok((Deleted::Pending(convert::to_served(def, &object)), warnings));
+            }
         }
     }
 }
 
-fn check_preconditions(def: &ResourceDef, name: &str, object: &Value, options: &Options) -> Result<(), ApiError> {
+fn check_preconditions(
+    def: &ResourceDef,
+    name: &str,
+    object: &Value,
+    options: &Options,
+) -> Result<(), ApiError> {
     let check = |field: &str, what: &str, wanted: &Option<String>| match wanted {
         Some(wanted) if wanted != meta(object, field) => {
             let why = format!(
@@ -149,7 +166,12 @@ fn grace_of(def: &ResourceDef, object: &Value, options: &Options) -> i64 {
     options.grace.unwrap_or(own).max(0)
 }
 
-fn attempt(api: &Api, def: &ResourceDef, old: &Arc<Value>, options: &Options) -> Result<Deleted, CommitError> {
+fn attempt(
+    api: &Api,
+    def: &ResourceDef,
+    old: &Arc<Value>,
+    options: &Options,
+) -> Result<Deleted, CommitError> {
     let grace = grace_of(def, old, options);
     let mut object = Value::clone(old);
     let mut finalizers = strings(&object["metadata"]["finalizers"]);
@@ -188,7 +210,9 @@ fn attempt(api: &Api, def: &ResourceDef, old: &Arc<Value>, options: &Options) ->
         object["metadata"]["finalizers"] = json!(finalizers);
     }
     let shortest = if already { grace.min(old_grace) } else { grace };
-    let end = jiff::Timestamp::now().saturating_add(SignedDuration::from_secs(shortest)).unwrap_or(jiff::Timestamp::MAX);
+    let end = jiff::Timestamp::now()
+        .saturating_add(SignedDuration::from_secs(shortest))
+        .unwrap_or(jiff::Timestamp::MAX);
     object["metadata"]["deletionTimestamp"] = json!(state::at(end));
     object["metadata"]["deletionGracePeriodSeconds"] = json!(shortest);
     if def.has_generation()
@@ -234,7 +258,9 @@ pub(crate) fn after_delete(api: &Api, def: &ResourceDef, gone: &Value) {
 fn orphan_dependents(api: &Api, uid: &str) {
     for def in api.registry.storages() {
         let owned = |object: &Value| {
-            object["metadata"]["ownerReferences"].as_array().is_some_and(|list| list.iter().any(|o| o["uid"] == uid))
+            object["metadata"]["ownerReferences"]
+                .as_array()
+                .is_some_and(|list| list.iter().any(|o| o["uid"] == uid))
         };
         for object in api.store.list(&def.storage, None, None, None, owned).objects {
             drop_owners(api, &def, &object, |owner| owner["uid"] == uid);
@@ -245,8 +271,10 @@ fn orphan_dependents(api: &Api, uid: &str) {
 /// Removes some owner references; a write in between wins, and the next look finds the rest.
 pub(crate) fn drop_owners(api: &Api, def: &ResourceDef, object: &Value, doomed: impl Fn(&Value) -> bool) {
     let mut changed = object.clone();
-    let kept: Vec<Value> =
-        each(&mut changed["metadata"], "ownerReferences").filter(|owner| !doomed(owner)).map(|o| o.clone()).collect();
+    let kept: Vec<Value> = each(&mut changed["metadata"], "ownerReferences")
+        .filter(|owner| !doomed(owner))
+        .map(|o| o.clone())
+        .collect();
     if kept.is_empty() {
         changed["metadata"].as_object_mut().map(|map| map.shift_remove("ownerReferences"));
     } else {

@@ -24,10 +24,13 @@ pub(crate) async fn service(api: &Api, target: ServiceTarget) -> io::Result<Box<
     let port = match ports {
         [only] if target.port.is_empty() => Some(only),
         many => many.iter().find(|port| {
-            port["name"] == target.port.as_str() || port["port"].as_u64().is_some_and(|n| n.to_string() == target.port)
+            port["name"] == target.port.as_str()
+                || port["port"].as_u64().is_some_and(|n| n.to_string() == target.port)
         }),
     };
-    let port = port.ok_or_else(|| missing(format!("no service port {:?} found for service {:?}", target.port, target.name)))?;
+    let port = port.ok_or_else(|| {
+        missing(format!("no service port {:?} found for service {:?}", target.port, target.name))
+    })?;
     let endpoints = endpoints(api, &target, port);
     if endpoints.is_empty() {
         return Err(missing(format!("no endpoints available for service {:?}", target.name)));
@@ -52,8 +55,14 @@ fn endpoints(api: &Api, target: &ServiceTarget, port: &Value) -> Vec<(String, u1
     let mut found = Vec::new();
     for slice in slices {
         let wanted = port["name"].as_str().unwrap_or_default();
-        let slice_port = slice["ports"].as_array().into_iter().flatten().find(|one| one["name"].as_str().unwrap_or_default() == wanted);
-        let Some(number) = slice_port.and_then(|one| u16::try_from(one["port"].as_u64()?).ok()) else { continue };
+        let slice_port = slice["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|one| one["name"].as_str().unwrap_or_default() == wanted);
+        let Some(number) = slice_port.and_then(|one| u16::try_from(one["port"].as_u64()?).ok()) else {
+            continue;
+        };
         for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
             if endpoint["conditions"]["ready"] == false {
                 continue;
@@ -100,7 +109,10 @@ pub(crate) async fn pod(api: &Api, pod: &Value, port: u16) -> io::Result<Box<dyn
     }
     let address = pod["status"]["podIP"].as_str().unwrap_or_default();
     if address.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotConnected, "address not allowed: the pod has no IP yet"));
+        return Err(io::Error::new(
+            io::ErrorKind::NotConnected,
+            "address not allowed: the pod has no IP yet",
+        ));
     }
     Ok(Box::new(TcpStream::connect((address, port)).await?))
 }

@@ -14,7 +14,8 @@ use crate::{
     status::ApiError,
 };
 
-const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// `/version`.
 pub(crate) fn version() -> Value {
@@ -64,8 +65,11 @@ pub(crate) fn answer(api: &Api, path: &str, accept: &str) -> Option<Result<Respo
             return Some(Ok(response::json(StatusCode::OK, &value)));
         }
         "/apis" => {
-            let groups: Vec<Value> =
-                groups(api).iter().filter(|(name, _)| !name.is_empty()).map(|(name, v)| group_value(name, v)).collect();
+            let groups: Vec<Value> = groups(api)
+                .iter()
+                .filter(|(name, _)| !name.is_empty())
+                .map(|(name, v)| group_value(name, v))
+                .collect();
             let value = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
             return Some(Ok(response::json(StatusCode::OK, &value)));
         }
@@ -168,7 +172,8 @@ fn aggregate(api: &Api, legacy: bool, accept: &str) -> Response<Body> {
         if group.is_empty() != legacy {
             continue;
         }
-        let versions: Vec<Value> = versions.iter().map(|version| aggregate_version(api, &group, version)).collect();
+        let versions: Vec<Value> =
+            versions.iter().map(|version| aggregate_version(api, &group, version)).collect();
         let metadata = if group.is_empty() {
             json!({"creationTimestamp": null})
         } else {
@@ -177,11 +182,12 @@ fn aggregate(api: &Api, legacy: bool, accept: &str) -> Response<Body> {
         items.push(json!({"metadata": metadata, "versions": versions}));
     }
     // The version asked for first decides.
-    let (version, media_type) = if accept.find("v=v2;").or_else(|| accept.find("v=v2,")).is_none() && accept.contains("v=v2beta1") {
-        ("v2beta1", "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList")
-    } else {
-        ("v2", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
-    };
+    let (version, media_type) =
+        if accept.find("v=v2;").or_else(|| accept.find("v=v2,")).is_none() && accept.contains("v=v2beta1") {
+            ("v2beta1", "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList")
+        } else {
+            ("v2", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+        };
     let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
         "metadata": {}, "items": items});
     let mut response = response::json(StatusCode::OK, &list);

@@ -113,7 +113,8 @@ pub(crate) fn item_key(list: &ListType, item_schema: Option<Schema<'_>>, item: &
             let mut identity = BTreeMap::new();
             for key in keys {
                 let default = || {
-                    let from_schema = item_schema.and_then(|s| s.property(key)?.resolved().get("default").cloned());
+                    let from_schema =
+                        item_schema.and_then(|s| s.property(key)?.resolved().get("default").cloned());
                     // The one key field of built-in types with a default that is not always sent.
                     from_schema.or_else(|| (key == "protocol").then(|| json!("TCP")))
                 };

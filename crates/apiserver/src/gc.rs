@@ -105,7 +105,9 @@ async fn collect(api: &Api, def: &Arc<ResourceDef>, object: &Value) {
         .collect();
     if states.iter().any(|state| matches!(state, Owner::Alive | Owner::Unknown)) {
         if !gone.is_empty() {
-            delete::drop_owners(api, def, object, |owner| owner["uid"].as_str().is_some_and(|uid| gone.contains(uid)));
+            delete::drop_owners(api, def, object, |owner| {
+                owner["uid"].as_str().is_some_and(|uid| gone.contains(uid))
+            });
         }
         return;
     }
@@ -156,7 +158,9 @@ async fn finish_foreground(api: &Api) {
         for owner in api.store.list(&def.storage, None, None, None, leaving).objects {
             let uid = meta(&owner, "uid");
             let owned = |object: &Value| {
-                object["metadata"]["ownerReferences"].as_array().is_some_and(|l| l.iter().any(|o| o["uid"] == uid))
+                object["metadata"]["ownerReferences"]
+                    .as_array()
+                    .is_some_and(|l| l.iter().any(|o| o["uid"] == uid))
             };
             let mut left = false;
             for dependent_def in &defs {
@@ -167,7 +171,11 @@ async fn finish_foreground(api: &Api) {
                     }
                 }
             }
-            if !left || !defs.iter().any(|d| !api.store.list(&d.storage, None, None, Some(1), owned).objects.is_empty()) {
+            if !left
+                || !defs
+                    .iter()
+                    .any(|d| !api.store.list(&d.storage, None, None, Some(1), owned).objects.is_empty())
+            {
                 drop_finalizer(api, def, &owner);
             }
         }

@@ -17,7 +17,8 @@ use crate::{
     response::{self, Body},
     reviews,
     route::{self, Query, ResourcePath},
-    scale, state::Api,
+    scale,
+    state::Api,
     status::ApiError,
     subresources, write,
 };
@@ -52,7 +53,10 @@ async fn answer(
     let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if request.method() == Method::GET {
         if path == "/" {
-            return Ok(response::json(StatusCode::OK, &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})));
+            return Ok(response::json(
+                StatusCode::OK,
+                &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}),
+            ));
         }
         if path == "/openapi/v2" {
             return Ok(openapi::empty_v2(accept));
@@ -86,7 +90,9 @@ fn public(api: &Api, path: &str) -> Option<Response<Body>> {
         }
         _ => {
             let health = ["/healthz", "/livez", "/readyz"];
-            let is_health = health.iter().any(|h| path.strip_prefix(h).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+            let is_health = health
+                .iter()
+                .any(|h| path.strip_prefix(h).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
             is_health.then(|| response::text(StatusCode::OK, "ok"))
         }
     }
@@ -110,8 +116,9 @@ fn authenticate(api: &Api, certificate_user: Option<User>, headers: &HeaderMap) 
 fn websocket_bearer(headers: &HeaderMap) -> Option<String> {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     let protocols = headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
-    let encoded =
-        protocols.split(',').find_map(|one| one.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let encoded = protocols
+        .split(',')
+        .find_map(|one| one.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
     String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()
 }
 
@@ -146,7 +153,9 @@ async fn resource(
         .find(&target.group, &target.version, &target.resource)
         .ok_or_else(ApiError::no_such_path)?;
     let named = target.name.is_some();
-    if def.namespaced != target.namespace.is_some() && (named || !def.namespaced || request.method() == Method::POST) {
+    if def.namespaced != target.namespace.is_some()
+        && (named || !def.namespaced || request.method() == Method::POST)
+    {
         return Err(ApiError::no_such_path());
     }
     let mut call = Call {
@@ -170,10 +179,19 @@ async fn resource(
         _ => {}
     }
     call.body = read_body(request.into_body()).await?;
-    if named { on_object(api, call, &method, target.watch).await } else { on_collection(api, call, &method, target.watch).await }
+    if named {
+        on_object(api, call, &method, target.watch).await
+    } else {
+        on_collection(api, call, &method, target.watch).await
+    }
 }
 
-async fn on_collection(api: &Arc<Api>, call: Call, method: &Method, watch: bool) -> Result<Response<Body>, ApiError> {
+async fn on_collection(
+    api: &Arc<Api>,
+    call: Call,
+    method: &Method,
+    watch: bool,
+) -> Result<Response<Body>, ApiError> {
     match *method {
         Method::GET if watch || call.query.flag("watch") => read::watch(api, call),
         Method::GET => read::list(api, &call),
@@ -186,7 +204,12 @@ async fn on_collection(api: &Arc<Api>, call: Call, method: &Method, watch: bool)
     }
 }
 
-async fn on_object(api: &Arc<Api>, call: Call, method: &Method, watch: bool) -> Result<Response<Body>, ApiError> {
+async fn on_object(
+    api: &Arc<Api>,
+    call: Call,
+    method: &Method,
+    watch: bool,
+) -> Result<Response<Body>, ApiError> {
     if !write::plausible_name(&call.name) {
         return Err(ApiError::not_found(&call.def, &call.name));
     }

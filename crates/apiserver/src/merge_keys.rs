@@ -77,7 +77,9 @@ pub(crate) fn annotate(definitions: &mut Map<String, Value>) {
         if ATOMIC_STRUCTS.contains(&short.as_str()) {
             definition["x-kubernetes-map-type"] = json!("atomic");
         }
-        let Some(properties) = definition.get_mut("properties").and_then(Value::as_object_mut) else { continue };
+        let Some(properties) = definition.get_mut("properties").and_then(Value::as_object_mut) else {
+            continue;
+        };
         for (property, node) in properties.iter_mut() {
             annotate_property(&short, property, node);
         }
@@ -128,7 +130,9 @@ mod tests {
                 .any(|name| set.schema(name).property(property).is_some())
         };
         let rows = LISTS.iter().map(|r| (r.0, r.1)).chain(SETS.iter().copied());
-        for (definition, property) in rows.chain(RETAIN_KEYS.iter().map(|r| (r.0, r.1))).chain(ATOMIC_MAPS.iter().copied()) {
+        for (definition, property) in
+            rows.chain(RETAIN_KEYS.iter().map(|r| (r.0, r.1))).chain(ATOMIC_MAPS.iter().copied())
+        {
             assert!(exists(definition, property), "{definition}.{property}");
         }
     }

@@ -42,10 +42,12 @@ pub(crate) fn dns_label_problem(name: &str) -> Option<&'static str> {
 
 /// The rule a kind's names follow, and what is wrong with `name` by it.
 pub(crate) fn name_problem(def: &ResourceDef, name: &str) -> Option<&'static str> {
-    let (limit, limit_text, fits, text): (usize, _, bool, _) = match (def.group.as_str(), def.plural.as_str()) {
+    let (limit, limit_text, fits, text): (usize, _, bool, _) = match (def.group.as_str(), def.plural.as_str())
+    {
         ("rbac.authorization.k8s.io", _) => {
             // Path segments.
-            return (name == "." || name == ".." || name.contains(['/', '%'])).then_some("may not contain '/' or '%'");
+            return (name == "." || name == ".." || name.contains(['/', '%']))
+                .then_some("may not contain '/' or '%'");
         }
         ("", "services") => (
             63,

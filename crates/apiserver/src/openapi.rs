@@ -37,7 +37,11 @@ pub(crate) fn empty_v2(accept: &str) -> Response<Body> {
         // Document{swagger: "2.0", info: {title: "Kubernetes", version: "v1.32.4"}} of gnostic's openapi.v2.
         let document: &[u8] = b"\x0a\x032.0\x12\x15\x0a\x0aKubernetes\x12\x07v1.32.4";
         // Answered without the `@`, which Go can't parse in a media type.
-        return response::typed(StatusCode::OK, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", document);
+        return response::typed(
+            StatusCode::OK,
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            document,
+        );
     }
     let document = json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "v1.32.4"}, "paths": {}, "definitions": {}});
     response::json(StatusCode::OK, &document)
@@ -69,7 +73,8 @@ fn index(api: &Api) -> Value {
 fn document(api: &Api, group: &str, version: &str) -> Option<Value> {
     let defs: Vec<_> =
         api.registry.all().into_iter().filter(|def| def.group == group && def.version == version).collect();
-    let reviews: Vec<_> = REVIEWS.iter().filter(|review| review.group == group && review.version == version).collect();
+    let reviews: Vec<_> =
+        REVIEWS.iter().filter(|review| review.group == group && review.version == version).collect();
     if defs.is_empty() && reviews.is_empty() {
         return None;
     }
@@ -143,8 +148,11 @@ fn operation(action: &str, method: &str, gvk: &Value, schema_name: &str, custom:
         "x-kubernetes-group-version-kind": gvk,
     });
     if matches!(method, "post" | "put" | "patch") {
-        let mut parameters =
-            vec![parameter("dryRun", "string"), parameter("fieldManager", "string"), parameter("fieldValidation", "string")];
+        let mut parameters = vec![
+            parameter("dryRun", "string"),
+            parameter("fieldManager", "string"),
+            parameter("fieldValidation", "string"),
+        ];
         if method == "patch" {
             parameters.push(parameter("force", "boolean"));
         }

@@ -17,7 +17,11 @@ pub(crate) fn json_patch(object: &mut Value, patch: &Value) -> Result<(), ApiErr
         return Err(ApiError::bad_request("The allowed maximum operations in a JSON patch is 10000"));
     }
     json_patch::patch(object, &patch).map_err(|e| {
-        ApiError::new(http::StatusCode::UNPROCESSABLE_ENTITY, "Invalid", format!("the server rejected our request due to an error in our request: {e}"))
+        ApiError::new(
+            http::StatusCode::UNPROCESSABLE_ENTITY,
+            "Invalid",
+            format!("the server rejected our request due to an error in our request: {e}"),
+        )
     })
 }
 
@@ -32,13 +36,17 @@ pub(crate) fn merge_patch(object: &mut Value, patch: &Value) -> Result<(), ApiEr
 
 /// Applies a strategic merge patch, as `apimachinery/pkg/util/strategicpatch` does.
 pub(crate) fn strategic(schema: Schema<'_>, object: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let patch = patch
-        .as_object()
-        .ok_or_else(|| ApiError::bad_request("error decoding patch: a strategic merge patch must be an object"))?;
+    let patch = patch.as_object().ok_or_else(|| {
+        ApiError::bad_request("error decoding patch: a strategic merge patch must be an object")
+    })?;
     merge_object(Some(schema), object, patch).map_err(ApiError::bad_request)
 }
 
-fn merge_object(schema: Option<Schema<'_>>, target: &mut Value, patch: &Map<String, Value>) -> Result<(), String> {
+fn merge_object(
+    schema: Option<Schema<'_>>,
+    target: &mut Value,
+    patch: &Map<String, Value>,
+) -> Result<(), String> {
     match patch.get(DIRECTIVE).and_then(Value::as_str) {
         Some("replace") => {
             *target = Value::Object(without_directives(patch));
@@ -68,7 +76,11 @@ fn merge_object(schema: Option<Schema<'_>>, target: &mut Value, patch: &Map<Stri
         }
     }
     for (key, value) in patch {
-        if key == DIRECTIVE || key == RETAIN_KEYS || key.starts_with(DELETE_PRIMITIVES) || key.starts_with(ORDER) {
+        if key == DIRECTIVE
+            || key == RETAIN_KEYS
+            || key.starts_with(DELETE_PRIMITIVES)
+            || key.starts_with(ORDER)
+        {
             continue;
         }
         let field = schema.and_then(|schema| schema.field(key));
@@ -128,9 +140,9 @@ fn merge_list(schema: Option<Schema<'_>>, target: &mut Value, patch: &[Value]) -
     let item_schema = schema.and_then(Schema::items);
     for change in patch {
         let change_map = change.as_object().ok_or("a merged list's elements must be objects")?;
-        let key = change.get(merge_key).ok_or_else(|| {
-            format!("map: {change} does not contain declared merge key: {merge_key}")
-        })?;
+        let key = change
+            .get(merge_key)
+            .ok_or_else(|| format!("map: {change} does not contain declared merge key: {merge_key}"))?;
         if change[DIRECTIVE] == "delete" {
             items.retain(|item| item.get(merge_key) != Some(key));
             continue;
@@ -178,18 +190,27 @@ mod tests {
 
     #[test]
     fn strategic_merges() {
-        let pod = json!({"spec": {"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b"}]}});
+        let pod =
+            json!({"spec": {"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b"}]}});
         let cases = [
-            (json!({"spec": {"containers": [{"name": "a", "image": "2"}]}}),
-             json!([{"name": "a", "image": "2", "args": ["x"]}, {"name": "b"}])),
-            (json!({"spec": {"containers": [{"name": "a", "args": ["y"]}, {"name": "c"}]}}),
-             json!([{"name": "a", "image": "1", "args": ["y"]}, {"name": "b"}, {"name": "c"}])),
+            (
+                json!({"spec": {"containers": [{"name": "a", "image": "2"}]}}),
+                json!([{"name": "a", "image": "2", "args": ["x"]}, {"name": "b"}]),
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "args": ["y"]}, {"name": "c"}]}}),
+                json!([{"name": "a", "image": "1", "args": ["y"]}, {"name": "b"}, {"name": "c"}]),
+            ),
             (json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}), json!([{"name": "b"}])),
             (json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "z"}]}}), json!([{"name": "z"}])),
-            (json!({"spec": {"containers": [{"name": "a", "image": null}]}}),
-             json!([{"name": "a", "args": ["x"]}, {"name": "b"}])),
-            (json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}], "containers": [{"name": "c"}]}}),
-             json!([{"name": "c"}, {"name": "b"}, {"name": "a", "image": "1", "args": ["x"]}])),
+            (
+                json!({"spec": {"containers": [{"name": "a", "image": null}]}}),
+                json!([{"name": "a", "args": ["x"]}, {"name": "b"}]),
+            ),
+            (
+                json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}], "containers": [{"name": "c"}]}}),
+                json!([{"name": "c"}, {"name": "b"}, {"name": "a", "image": "1", "args": ["x"]}]),
+            ),
         ];
         for (patch, expected) in cases {
             assert_eq!(patched("Pod", pod.clone(), patch.clone())["spec"]["containers"], expected, "{patch}");
@@ -200,15 +221,20 @@ mod tests {
     fn strategic_directives() {
         let deployment = json!({"metadata": {"finalizers": ["a/b", "c/d"]},
             "spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {}}}});
-        let changed = patched("Deployment", deployment, json!({
-            "metadata": {"$deleteFromPrimitiveList/finalizers": ["a/b"], "finalizers": ["e/f"]},
-            "spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}},
-        }));
+        let changed = patched(
+            "Deployment",
+            deployment,
+            json!({
+                "metadata": {"$deleteFromPrimitiveList/finalizers": ["a/b"], "finalizers": ["e/f"]},
+                "spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}},
+            }),
+        );
         assert_eq!(changed["metadata"]["finalizers"], json!(["c/d", "e/f"]));
         assert_eq!(changed["spec"]["strategy"], json!({"type": "Recreate"}));
         let labels = json!({"metadata": {"labels": {"a": "1"}}});
         assert_eq!(
-            patched("Pod", labels, json!({"metadata": {"labels": {"$patch": "replace", "b": "2"}}}))["metadata"]["labels"],
+            patched("Pod", labels, json!({"metadata": {"labels": {"$patch": "replace", "b": "2"}}}))["metadata"]
+                ["labels"],
             json!({"b": "2"})
         );
     }

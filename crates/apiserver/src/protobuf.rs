@@ -150,11 +150,17 @@ fn text(bytes: &[u8]) -> Result<String, String> {
     String::from_utf8(bytes.to_vec()).map_err(|_| "a string is not UTF-8".to_owned())
 }
 
-fn decode_message(name: &str, bytes: &[u8], into: &mut Map<String, Value>, depth: usize) -> Result<(), String> {
+fn decode_message(
+    name: &str,
+    bytes: &[u8],
+    into: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), String> {
     if depth > MAX_DEPTH {
         return Err("the object is nested too deeply".to_owned());
     }
-    let fields = TABLES.get(name).ok_or_else(|| format!("no kind {name:?} is known in protobuf; send JSON"))?;
+    let fields =
+        TABLES.get(name).ok_or_else(|| format!("no kind {name:?} is known in protobuf; send JSON"))?;
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next()? {
         // Fields of newer versions are dropped, as Go's decoder does.
@@ -170,7 +176,12 @@ fn decode_message(name: &str, bytes: &[u8], into: &mut Map<String, Value>, depth
     Ok(())
 }
 
-fn decode_field(field: &Field, wire: &Wire<'_>, into: &mut Map<String, Value>, depth: usize) -> Result<(), String> {
+fn decode_field(
+    field: &Field,
+    wire: &Wire<'_>,
+    into: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), String> {
     match (field.shape, wire) {
         (Shape::One, _) => {
             let value = decode_value(field.kind, wire, depth)?;
@@ -259,7 +270,11 @@ fn decode_inner(kind: &str, bytes: &[u8], depth: usize) -> Result<Value, String>
         }
         "resource.Quantity" => Ok(json!(text(&raw(field(1)?))?)),
         "intstr.IntOrString" => {
-            if number(field(1)?) == 1 { Ok(json!(text(&raw(field(3)?))?)) } else { Ok(json!(number(field(2)?))) }
+            if number(field(1)?) == 1 {
+                Ok(json!(text(&raw(field(3)?))?))
+            } else {
+                Ok(json!(number(field(2)?)))
+            }
         }
         "runtime.RawExtension" | "meta.v1.FieldsV1" | "apiextensions.v1.JSON" => {
             serde_json::from_slice(&raw(field(1)?)).map_err(|e| format!("embedded JSON: {e}"))
@@ -284,7 +299,11 @@ fn decode_inner(kind: &str, bytes: &[u8], depth: usize) -> Result<Value, String>
             let mut map = Map::new();
             decode_message(kind, bytes, &mut map, depth)?;
             // Named list types (`ExtraValue`).
-            if kind.ends_with(".ExtraValue") { Ok(map.shift_remove("items").unwrap_or_else(|| json!([]))) } else { Ok(Value::Object(map)) }
+            if kind.ends_with(".ExtraValue") {
+                Ok(map.shift_remove("items").unwrap_or_else(|| json!([])))
+            } else {
+                Ok(Value::Object(map))
+            }
         }
     }
 }
@@ -323,7 +342,9 @@ mod tests {
     fn every_type_in_the_table_is_known() {
         for (name, fields) in TABLES.iter() {
             for field in fields.iter().filter(|field| field.kind.contains('.')) {
-                let known = TABLES.contains_key(field.kind) || decode_inner(field.kind, &[], 0).is_ok() || field.kind.contains("JSON")
+                let known = TABLES.contains_key(field.kind)
+                    || decode_inner(field.kind, &[], 0).is_ok()
+                    || field.kind.contains("JSON")
                     || matches!(field.kind, "runtime.RawExtension" | "meta.v1.FieldsV1");
                 assert!(known, "{name}.{}: {}", field.name, field.kind);
             }

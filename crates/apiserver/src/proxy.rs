@@ -49,8 +49,9 @@ pub(crate) async fn pass(
     }
     let (stream, host) = connect(api, call).await?;
     let failed = |why: String| ApiError::unavailable(format!("error trying to reach service: {why}"));
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(e.to_string()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failed(e.to_string()))?;
     tokio::spawn(async move {
         // The exchange's own result tells what went wrong.
         let _ = connection.await;
@@ -82,7 +83,8 @@ async fn connect(api: &Api, call: &Call) -> Result<(Box<dyn Duplex>, String), Ap
     if !matches!(scheme, "http" | "") {
         return Err(ApiError::bad_request(format!("proxying by {scheme:?} is not supported: use http")));
     }
-    let unreachable = |e: std::io::Error| ApiError::unavailable(format!("error trying to reach service: {e}"));
+    let unreachable =
+        |e: std::io::Error| ApiError::unavailable(format!("error trying to reach service: {e}"));
     if call.def.is("", "services") {
         let target =
             ServiceTarget { namespace: call.namespace.clone(), name: name.to_owned(), port: port.to_owned() };
@@ -96,9 +98,10 @@ async fn connect(api: &Api, call: &Call) -> Result<(Box<dyn Duplex>, String), Ap
         })?;
         return Ok((stream, host));
     }
-    let pod = api.stored(&call.def, &call.namespace, name).ok_or_else(|| ApiError::not_found(&call.def, name))?;
-    let number =
-        dial::pod_port(&pod, port).ok_or_else(|| ApiError::bad_request(format!("pod {name:?} has no port {port:?}")))?;
+    let pod =
+        api.stored(&call.def, &call.namespace, name).ok_or_else(|| ApiError::not_found(&call.def, name))?;
+    let number = dial::pod_port(&pod, port)
+        .ok_or_else(|| ApiError::bad_request(format!("pod {name:?} has no port {port:?}")))?;
     let address = pod["status"]["podIP"].as_str().unwrap_or("localhost").to_owned();
     Ok((dial::pod(api, &pod, number).await.map_err(unreachable)?, format!("{address}:{number}")))
 }

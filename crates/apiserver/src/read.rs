@@ -73,8 +73,9 @@ impl Filter {
 /// GET on an object.
 pub(crate) fn get(api: &Api, call: &Call) -> Result<Response<Body>, ApiError> {
     let form = call.form()?;
-    let stored =
-        api.stored(&call.def, &call.namespace, &call.name).ok_or_else(|| ApiError::not_found(&call.def, &call.name))?;
+    let stored = api
+        .stored(&call.def, &call.namespace, &call.name)
+        .ok_or_else(|| ApiError::not_found(&call.def, &call.name))?;
     let object = convert::to_served(&call.def, &stored);
     Ok(one(call, form, StatusCode::OK, &object))
 }
@@ -103,10 +104,9 @@ fn partial(object: &Value, kind: &str) -> Value {
 fn requested_version(call: &Call) -> Result<Option<u64>, ApiError> {
     match call.query.text("resourceVersion") {
         None => Ok(None),
-        Some(text) => text
-            .parse()
-            .map(Some)
-            .map_err(|_| ApiError::bad_request(format!("Invalid value: {text:?}: resourceVersion must be a number"))),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            ApiError::bad_request(format!("Invalid value: {text:?}: resourceVersion must be a number"))
+        }),
     }
 }
 
@@ -120,7 +120,9 @@ fn from_the_future(api: &Api, wanted: u64) -> Result<(), ApiError> {
         "Timeout",
         format!("Timeout: Too large resource version: {wanted}, current: {current}"),
     );
-    error.details = Some(json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]}));
+    error.details = Some(
+        json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]}),
+    );
     error.retry_after = Some(1);
     Err(error)
 }
@@ -140,7 +142,13 @@ pub(crate) fn list(api: &Api, call: &Call) -> Result<Response<Body>, ApiError> {
             "metadata": metadata,
             "items": objects.iter().map(|o| partial(o, "PartialObjectMetadata")).collect::<Vec<_>>(),
         }),
-        Form::Json => return Ok(response::typed(StatusCode::OK, "application/json", list_json(def, &metadata, &objects))),
+        Form::Json => {
+            return Ok(response::typed(
+                StatusCode::OK,
+                "application/json",
+                list_json(def, &metadata, &objects),
+            ));
+        }
         Form::Yaml => {
             let items: Vec<Value> = objects.iter().map(|o| Value::clone(o)).collect();
             json!({"kind": def.list_kind, "apiVersion": def.api_version(), "metadata": metadata, "items": items})
@@ -175,9 +183,10 @@ pub(crate) fn collect(api: &Api, call: &Call) -> Result<(Vec<Arc<Value>>, Value)
     let limit = call.query.text("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
     let after = call.query.text("continue").map(read_continue).transpose()?;
     let def = &call.def;
-    let snapshot = api.store.list(&def.storage, filter.namespace.as_deref(), after.as_ref(), limit, |object| {
-        filter.keeps(def, object)
-    });
+    let snapshot =
+        api.store.list(&def.storage, filter.namespace.as_deref(), after.as_ref(), limit, |object| {
+            filter.keeps(def, object)
+        });
     let mut metadata = json!({"resourceVersion": snapshot.version.to_string()});
     if snapshot.more > 0
         && let Some(last) = snapshot.objects.last()
@@ -209,7 +218,8 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Response<Body>, ApiErr
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
     let watcher = Watcher { api: Arc::clone(api), call, filter, form, bookmarks, sender, first: true };
-    let timeout = watcher.call.timeout().unwrap_or_else(|| Duration::from_secs(1800 + fastrand::u64(0..1800)));
+    let timeout =
+        watcher.call.timeout().unwrap_or_else(|| Duration::from_secs(1800 + fastrand::u64(0..1800)));
     let start = match requested {
         Some(version) if version > 0 && !initial_events => Start::After(version),
         _ if call_wants_no_initial(&watcher.call) => Start::After(api.store.version()),
@@ -224,18 +234,22 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call) -> Result<Response<Body>, ApiErr
             () = stop.cancelled() => {}
         }
     });
-    let frames = futures::StreamExt::map(tokio_stream::wrappers::ReceiverStream::new(receiver), |chunk: Bytes| {
-        Ok::<_, BoxError>(Frame::data(chunk))
-    });
+    let frames =
+        futures::StreamExt::map(tokio_stream::wrappers::ReceiverStream::new(receiver), |chunk: Bytes| {
+            Ok::<_, BoxError>(Frame::data(chunk))
+        });
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    let media_type = if form == Form::Table { "application/json;as=Table;v=v1;g=meta.k8s.io" } else { "application/json" };
+    let media_type =
+        if form == Form::Table { "application/json;as=Table;v=v1;g=meta.k8s.io" } else { "application/json" };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     Ok(response)
 }
 
 /// `sendInitialEvents=false` without a version: from now on.
 fn call_wants_no_initial(call: &Call) -> bool {
-    call.query.get("sendInitialEvents").is_some() && !call.query.flag("sendInitialEvents") && call.query.text("resourceVersion").is_none()
+    call.query.get("sendInitialEvents").is_some()
+        && !call.query.flag("sendInitialEvents")
+        && call.query.text("resourceVersion").is_none()
 }
 
 enum Start {
@@ -273,9 +287,10 @@ impl Watcher {
             Start::WithState { mark_end } => {
                 let filter = &self.filter;
                 let def = Arc::clone(&self.call.def);
-                let snapshot = self.api.store.list(&storage, filter.namespace.as_deref(), None, None, |object| {
-                    filter.keeps(&def, object)
-                });
+                let snapshot =
+                    self.api.store.list(&storage, filter.namespace.as_deref(), None, None, |object| {
+                        filter.keeps(&def, object)
+                    });
                 for object in &snapshot.objects {
                     self.send("ADDED", object).await?;
                 }
@@ -333,7 +348,8 @@ impl Watcher {
         let text = match self.form {
             Form::Table => {
                 let policy = self.call.query.get("includeObject").unwrap_or("Metadata");
-                let mut table = table::table(&self.call.def, std::slice::from_ref(&object), policy, &list_meta(&object));
+                let mut table =
+                    table::table(&self.call.def, std::slice::from_ref(&object), policy, &list_meta(&object));
                 if !std::mem::take(&mut self.first) {
                     table["columnDefinitions"] = Value::Null;
                 }
@@ -360,7 +376,8 @@ impl Watcher {
     }
 
     async fn expired(&mut self, reached: u64) -> Result<(), Closed> {
-        let error = ApiError::expired(format!("too old resource version: {reached} ({})", self.api.store.version()));
+        let error =
+            ApiError::expired(format!("too old resource version: {reached} ({})", self.api.store.version()));
         self.write(format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", error.body())).await
     }
 
@@ -368,4 +385,3 @@ impl Watcher {
         self.sender.send(Bytes::from(line)).await.map_err(|_| Closed)
     }
 }
-

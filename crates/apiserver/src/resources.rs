@@ -90,7 +90,13 @@ impl ResourceDef {
         }
         matches!(
             self.group.as_str(),
-            "apps" | "batch" | "networking.k8s.io" | "policy" | "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "discovery.k8s.io"
+            "apps"
+                | "batch"
+                | "networking.k8s.io"
+                | "policy"
+                | "admissionregistration.k8s.io"
+                | "apiextensions.k8s.io"
+                | "discovery.k8s.io"
         ) || self.is("", "pods")
             || self.is("", "replicationcontrollers")
     }
@@ -126,9 +132,8 @@ impl Registry {
     }
 
     pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<ResourceDef>> {
-        let matches = |def: &Arc<ResourceDef>| {
-            def.group == group && def.version == version && def.plural == plural
-        };
+        let matches =
+            |def: &Arc<ResourceDef>| def.group == group && def.version == version && def.plural == plural;
         if let Some(def) = self.builtin.iter().find(|def| matches(def)) {
             return Some(Arc::clone(def));
         }

@@ -77,7 +77,9 @@ pub(crate) fn negotiate(accept: Option<&str>) -> Result<Form, ApiError> {
         }
         match (media_type, kind) {
             ("application/json", "Table") => return Ok(Form::Table),
-            ("application/json", "PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Metadata),
+            ("application/json", "PartialObjectMetadata" | "PartialObjectMetadataList") => {
+                return Ok(Form::Metadata);
+            }
             ("application/json" | "application/*" | "*/*", "") => return Ok(Form::Json),
             ("application/yaml", "") => return Ok(Form::Yaml),
             _ => {}
@@ -108,7 +110,10 @@ mod tests {
             (None, Form::Json),
             (Some(table), Form::Table),
             (Some("application/vnd.kubernetes.protobuf,application/json"), Form::Json),
-            (Some("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"), Form::Metadata),
+            (
+                Some("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"),
+                Form::Metadata,
+            ),
             (Some("application/yaml"), Form::Yaml),
             (Some("*/*"), Form::Json),
         ];

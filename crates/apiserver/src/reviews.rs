@@ -17,7 +17,13 @@ use crate::{
 };
 
 /// POST of a review.
-pub(crate) fn answer(api: &Api, user: &User, review: &Review, body: &[u8], content_type: &str) -> Result<Response<Body>, ApiError> {
+pub(crate) fn answer(
+    api: &Api,
+    user: &User,
+    review: &Review,
+    body: &[u8],
+    content_type: &str,
+) -> Result<Response<Body>, ApiError> {
     let (mut object, _) = crate::decode::parse_body(body, content_type)?;
     let expected = format!("{}/{}", review.group, review.version);
     if object["kind"] != review.kind || object["apiVersion"] != expected.as_str() {
@@ -78,14 +84,16 @@ pub(crate) fn token_request(api: &Api, call: &Call) -> Result<Response<Body>, Ap
     };
     let reference = spec["boundObjectRef"].clone();
     let text = |field: &str| reference[field].as_str().unwrap_or_default();
-    let bound = reference.is_object().then(|| Bound { kind: text("kind"), name: text("name"), uid: text("uid") });
+    let bound =
+        reference.is_object().then(|| Bound { kind: text("kind"), name: text("name"), uid: text("uid") });
     let (token, expires) = api
         .authenticator
         .mint(&api.store, &request, bound)
         .map_err(|why| ApiError::new(StatusCode::NOT_FOUND, "NotFound", why))?;
     object["kind"] = json!("TokenRequest");
     object["apiVersion"] = json!("authentication.k8s.io/v1");
-    object["metadata"] = json!({"name": call.name, "namespace": call.namespace, "creationTimestamp": state::now()});
+    object["metadata"] =
+        json!({"name": call.name, "namespace": call.namespace, "creationTimestamp": state::now()});
     let audiences =
         if request.audiences.is_empty() { api.authenticator.own_audiences() } else { request.audiences };
     object["spec"]["audiences"] = json!(audiences);

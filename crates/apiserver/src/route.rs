@@ -33,7 +33,12 @@ pub(crate) fn parse(path: &str) -> Option<ResourcePath> {
         Some(rest) => (true, rest),
         None => (false, rest),
     };
-    let mut parsed = ResourcePath { group: group.to_owned(), version: version.to_owned(), watch, ..ResourcePath::default() };
+    let mut parsed = ResourcePath {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        watch,
+        ..ResourcePath::default()
+    };
     let mut rest = rest;
     let mut next = || {
         let (segment, tail) = rest.split_once('/').unwrap_or((rest, ""));
@@ -147,12 +152,20 @@ mod tests {
             ("/api/v1/namespaces/a/status", ("", "namespaces", None, Some("a"), Some("status"), "")),
             ("/api/v1/namespaces/a/pods", ("", "pods", Some("a"), None, None, "")),
             ("/api/v1/namespaces/a/pods/p/log", ("", "pods", Some("a"), Some("p"), Some("log"), "")),
-            ("/api/v1/namespaces/a/pods/http:p:80/proxy/x/y", ("", "pods", Some("a"), Some("http:p:80"), Some("proxy"), "/x/y")),
+            (
+                "/api/v1/namespaces/a/pods/http:p:80/proxy/x/y",
+                ("", "pods", Some("a"), Some("http:p:80"), Some("proxy"), "/x/y"),
+            ),
             ("/api/v1/namespaces/a/pods/p/proxy/", ("", "pods", Some("a"), Some("p"), Some("proxy"), "/")),
             ("/apis/apps/v1/deployments", ("apps", "deployments", None, None, None, "")),
-            ("/apis/apps/v1/namespaces/a/deployments/d/scale", ("apps", "deployments", Some("a"), Some("d"), Some("scale"), "")),
-            ("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
-                ("rbac.authorization.k8s.io", "clusterroles", None, Some("system:node"), None, "")),
+            (
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                ("apps", "deployments", Some("a"), Some("d"), Some("scale"), ""),
+            ),
+            (
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+                ("rbac.authorization.k8s.io", "clusterroles", None, Some("system:node"), None, ""),
+            ),
         ];
         for (path, (group, resource, namespace, name, subresource, rest)) in cases {
             let parsed = parse(path).expect(path);

@@ -5,12 +5,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use crate::{
-    decode::join,
-    names,
-    resources::ResourceDef,
-    schema::Schema,
-    selector::LabelSelector,
-    status::FieldError,
+    decode::join, names, resources::ResourceDef, schema::Schema, selector::LabelSelector, status::FieldError,
 };
 
 /// Lists that must not be empty; other missing lists are empty ones, as in Go.
@@ -94,7 +89,13 @@ pub(crate) fn validate_update(def: &ResourceDef, old: &Value, new: &Value) -> Ve
 fn pod_frozen(pod: &Value) -> Value {
     let mut spec = pod["spec"].clone();
     if let Some(map) = spec.as_object_mut() {
-        for free in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "ephemeralContainers", "schedulingGates"] {
+        for free in [
+            "activeDeadlineSeconds",
+            "tolerations",
+            "terminationGracePeriodSeconds",
+            "ephemeralContainers",
+            "schedulingGates",
+        ] {
             map.shift_remove(free);
         }
         // Assigning a node once is the binding.
@@ -115,9 +116,12 @@ fn pod_frozen(pod: &Value) -> Value {
 fn required(schema: Schema<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     match value {
         Value::Object(map) => {
-            for name in schema.resolved()["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            for name in
+                schema.resolved()["required"].as_array().into_iter().flatten().filter_map(Value::as_str)
+            {
                 let Some(field) = schema.property(name) else { continue };
-                let list = matches!(field.type_name(), "array" | "boolean") && !REQUIRED_LISTS.contains(&name);
+                let list =
+                    matches!(field.type_name(), "array" | "boolean") && !REQUIRED_LISTS.contains(&name);
                 let empty = match map.get(name) {
                     None => true,
                     Some(Value::Array(items)) => items.is_empty() && REQUIRED_LISTS.contains(&name),
@@ -187,7 +191,11 @@ fn workload(spec: &Value, errors: &mut Vec<FieldError>) {
         }
     }
     if let Some(replicas) = spec["replicas"].as_i64().filter(|replicas| *replicas < 0) {
-        errors.push(FieldError::invalid("spec.replicas", &replicas.into(), "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            "spec.replicas",
+            &replicas.into(),
+            "must be greater than or equal to 0",
+        ));
     }
     let pod = &spec["template"]["spec"];
     pod_spec(pod, "spec.template.spec", errors);
@@ -195,8 +203,18 @@ fn workload(spec: &Value, errors: &mut Vec<FieldError>) {
 }
 
 fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    one_of(&spec["restartPolicy"], &format!("{path}.restartPolicy"), &["Always", "OnFailure", "Never"], errors);
-    one_of(&spec["dnsPolicy"], &format!("{path}.dnsPolicy"), &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], errors);
+    one_of(
+        &spec["restartPolicy"],
+        &format!("{path}.restartPolicy"),
+        &["Always", "OnFailure", "Never"],
+        errors,
+    );
+    one_of(
+        &spec["dnsPolicy"],
+        &format!("{path}.dnsPolicy"),
+        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
+        errors,
+    );
     let mut volumes = HashSet::new();
     for (index, volume) in list(spec, "volumes").iter().enumerate() {
         let at = format!("{path}.volumes[{index}].name");
@@ -226,7 +244,12 @@ fn check_container(container: &Value, path: &str, volumes: &HashSet<&str>, error
     if container["image"].as_str().unwrap_or_default().is_empty() {
         errors.push(FieldError::required(format!("{path}.image")));
     }
-    one_of(&container["imagePullPolicy"], &format!("{path}.imagePullPolicy"), &["Always", "IfNotPresent", "Never"], errors);
+    one_of(
+        &container["imagePullPolicy"],
+        &format!("{path}.imagePullPolicy"),
+        &["Always", "IfNotPresent", "Never"],
+        errors,
+    );
     let mut port_names = HashSet::new();
     for (index, port) in list(container, "ports").iter().enumerate() {
         let at = format!("{path}.ports[{index}]");
@@ -234,7 +257,11 @@ fn check_container(container: &Value, path: &str, volumes: &HashSet<&str>, error
         one_of(&port["protocol"], &format!("{at}.protocol"), &["SCTP", "TCP", "UDP"], errors);
         check_name(&port["name"], &format!("{at}.name"), &mut port_names, errors);
         if port["name"].as_str().is_some_and(|name| name.len() > 15) {
-            errors.push(FieldError::invalid(format!("{at}.name"), &port["name"], "must be no more than 15 characters"));
+            errors.push(FieldError::invalid(
+                format!("{at}.name"),
+                &port["name"],
+                "must be no more than 15 characters",
+            ));
         }
     }
     for (index, mount) in list(container, "volumeMounts").iter().enumerate() {
@@ -272,7 +299,24 @@ fn is_quantity(value: &Value) -> bool {
     let exponent = suffix.strip_prefix(['e', 'E']).is_some_and(|e| e.parse::<i8>().is_ok());
     number.parse::<f64>().is_ok()
         && (exponent
-            || matches!(suffix, "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei"))
+            || matches!(
+                suffix,
+                "" | "n"
+                    | "u"
+                    | "m"
+                    | "k"
+                    | "M"
+                    | "G"
+                    | "T"
+                    | "P"
+                    | "E"
+                    | "Ki"
+                    | "Mi"
+                    | "Gi"
+                    | "Ti"
+                    | "Pi"
+                    | "Ei"
+            ))
 }
 
 fn service(spec: &Value, errors: &mut Vec<FieldError>) {
@@ -325,7 +369,11 @@ fn data_keys(object: &Value, errors: &mut Vec<FieldError>) {
         use base64::Engine as _;
         for (key, value) in object["data"].as_object().into_iter().flatten() {
             if base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap_or_default()).is_err() {
-                errors.push(FieldError::invalid(format!("data[{key}]"), &Value::from("<omitted>"), "illegal base64 data"));
+                errors.push(FieldError::invalid(
+                    format!("data[{key}]"),
+                    &Value::from("<omitted>"),
+                    "illegal base64 data",
+                ));
             }
         }
     }
@@ -386,12 +434,18 @@ mod tests {
     #[test]
     fn pods() {
         let pod = |spec: Value| json!({"metadata": {"name": "x"}, "spec": spec});
-        assert_eq!(problems("Pod", pod(json!({"containers": [{"name": "a", "image": "b"}]}))), Vec::<String>::new());
+        assert_eq!(
+            problems("Pod", pod(json!({"containers": [{"name": "a", "image": "b"}]}))),
+            Vec::<String>::new()
+        );
         assert_eq!(problems("Pod", pod(json!({}))), ["spec.containers: Required value"]);
         let twice = json!({"containers": [{"name": "a", "image": "b"}, {"name": "a", "image": "b"}]});
         assert_eq!(problems("Pod", pod(twice)), ["spec.containers[1].name: Duplicate value: \"a\""]);
         let mount = json!({"containers": [{"name": "a", "image": "b", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]});
-        assert_eq!(problems("Pod", pod(mount)), ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]);
+        assert_eq!(
+            problems("Pod", pod(mount)),
+            ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]
+        );
     }
 
     #[test]
@@ -400,11 +454,17 @@ mod tests {
             "template": {"metadata": {"labels": {"app": "y"}}, "spec": {"containers": [{"name": "a", "image": "b"}]}}}});
         assert_eq!(
             problems("Deployment", deployment),
-            ["spec.template.metadata.labels: Invalid value: {\"app\":\"y\"}: `selector` does not match template `labels`"]
+            [
+                "spec.template.metadata.labels: Invalid value: {\"app\":\"y\"}: `selector` does not match template `labels`"
+            ]
         );
-        let service = json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}, {"port": 81, "name": "b"}]}});
+        let service =
+            json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}, {"port": 81, "name": "b"}]}});
         assert_eq!(problems("Service", service), ["spec.ports[0].name: Required value"]);
-        assert!(problems("ConfigMap", json!({"metadata": {"name": "Bad_Name"}}))[0].contains("RFC 1123 subdomain"));
+        assert!(
+            problems("ConfigMap", json!({"metadata": {"name": "Bad_Name"}}))[0]
+                .contains("RFC 1123 subdomain")
+        );
     }
 
     #[test]

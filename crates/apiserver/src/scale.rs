@@ -60,12 +60,20 @@ pub(crate) fn selector_text(selector: &Value) -> String {
 }
 
 /// The object with the replicas of a `Scale`.
-pub(crate) fn write(def: &ResourceDef, paths: &ScalePaths, old: &Value, scale: &Value) -> Result<Value, ApiError> {
+pub(crate) fn write(
+    def: &ResourceDef,
+    paths: &ScalePaths,
+    old: &Value,
+    scale: &Value,
+) -> Result<Value, ApiError> {
     // A nil replicas count is zero in Scale.
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     if !(0..=i64::from(i32::MAX)).contains(&replicas) {
-        let error =
-            FieldError::invalid("spec.replicas", &scale["spec"]["replicas"], "must be greater than or equal to 0");
+        let error = FieldError::invalid(
+            "spec.replicas",
+            &scale["spec"]["replicas"],
+            "must be greater than or equal to 0",
+        );
         return Err(ApiError::invalid(def, meta(old, "name"), &[error]));
     }
     let version = meta(scale, "resourceVersion");

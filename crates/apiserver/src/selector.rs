@@ -105,8 +105,7 @@ fn parse_requirement(part: &str) -> Result<Requirement, String> {
     let unable = |why: &str| format!("unable to parse requirement: {why} in {part:?}");
     let checked = |key: &str| {
         let key = key.trim();
-        let valid = !key.is_empty()
-            && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+        let valid = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
         if valid { Ok(key.to_owned()) } else { Err(unable("invalid label key")) }
     };
     if let Some(key) = part.strip_prefix('!') {
@@ -134,7 +133,11 @@ fn parse_requirement(part: &str) -> Result<Requirement, String> {
         if let Some((key, value)) = part.split_once(sign) {
             let bound = value.trim().parse().map_err(|_| unable("expected an integer"))?;
             let key = checked(key)?;
-            return Ok(if greater { Requirement::Greater(key, bound) } else { Requirement::Less(key, bound) });
+            return Ok(if greater {
+                Requirement::Greater(key, bound)
+            } else {
+                Requirement::Less(key, bound)
+            });
         }
     }
     Ok(Requirement::Exists(checked(part)?))
@@ -263,7 +266,10 @@ mod tests {
         let selector = LabelSelector::from_object(&selector).unwrap();
         assert!(selector.matches(&json!({"app": "web", "tier": "front"})));
         assert!(!selector.matches(&json!({"app": "web", "tier": "front", "old": ""})));
-        assert!(LabelSelector::from_object(&json!({"matchExpressions": [{"key": "a", "operator": "Like"}]})).is_err());
+        assert!(
+            LabelSelector::from_object(&json!({"matchExpressions": [{"key": "a", "operator": "Like"}]}))
+                .is_err()
+        );
     }
 
     #[test]

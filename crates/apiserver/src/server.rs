@@ -209,7 +209,9 @@ fn certificate_names(config: &ApiServerConfig, bound: &[SocketAddr], services: &
             .to_vec();
     names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
     names.push(services.nth(1).to_string());
-    names.extend(bound.iter().filter(|address| !address.ip().is_unspecified()).map(|address| address.ip().to_string()));
+    names.extend(
+        bound.iter().filter(|address| !address.ip().is_unspecified()).map(|address| address.ip().to_string()),
+    );
     names.extend(config.extra_sans.iter().cloned());
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
@@ -275,12 +277,10 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: TlsAcceptor) {
         Ok(Err(problem)) => return tracing::debug!(%problem, "TLS handshake failed"),
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
-    let user = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| authn::user_of_certificate(chain.first()?));
-    let service = hyper::service::service_fn(move |request| handle::handle(Arc::clone(&api), user.clone(), request));
+    let user =
+        stream.get_ref().1.peer_certificates().and_then(|chain| authn::user_of_certificate(chain.first()?));
+    let service =
+        hyper::service::service_fn(move |request| handle::handle(Arc::clone(&api), user.clone(), request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_LIMIT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1000);

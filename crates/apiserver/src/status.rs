@@ -90,7 +90,11 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    pub(crate) fn new(code: StatusCode, reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        code: StatusCode,
+        reason: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> Self {
         Self { code, reason: reason.into(), message: message.into(), details: None, retry_after: None }
     }
 
@@ -115,11 +119,8 @@ impl ApiError {
     }
 
     pub(crate) fn no_such_path() -> Self {
-        let mut error = Self::new(
-            StatusCode::NOT_FOUND,
-            "NotFound",
-            "the server could not find the requested resource",
-        );
+        let mut error =
+            Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource");
         error.details = Some(json!({}));
         error
     }
@@ -142,8 +143,7 @@ impl ApiError {
     }
 
     pub(crate) fn conflict(def: &ResourceDef, name: &str, why: &str) -> Self {
-        let message =
-            format!("Operation cannot be fulfilled on {} {name:?}: {why}", def.group_resource());
+        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", def.group_resource());
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(def, name)
     }
 
@@ -198,7 +198,9 @@ impl ApiError {
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format - accepted media types include: {accepted}"),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {accepted}"
+            ),
         )
     }
 
@@ -217,14 +219,14 @@ impl ApiError {
             .iter()
             .map(|e| json!({"reason": e.reason, "message": e.message, "field": e.field}))
             .collect();
-        let kind = if def.group.is_empty() { def.kind.clone() } else { format!("{}.{}", def.kind, def.group) };
+        let kind =
+            if def.group.is_empty() { def.kind.clone() } else { format!("{}.{}", def.kind, def.group) };
         let mut error = Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "Invalid",
             format!("{kind} {name:?} is invalid: {list}"),
         );
-        error.details =
-            Some(json!({"name": name, "group": def.group, "kind": def.kind, "causes": causes}));
+        error.details = Some(json!({"name": name, "group": def.group, "kind": def.kind, "causes": causes}));
         error
     }
 

@@ -161,7 +161,9 @@ impl Store {
         let in_namespace = |key: &ObjectKey| namespace.is_none_or(|n| key.namespace == n);
         let mut objects = Vec::new();
         let mut more = 0;
-        for (_, object) in table.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| in_namespace(key)) {
+        for (_, object) in
+            table.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| in_namespace(key))
+        {
             if !keep(object) {
                 continue;
             }
@@ -174,7 +176,12 @@ impl Store {
         Snapshot { version, objects, more }
     }
 
-    pub(crate) fn create(&self, storage: &StorageKey, key: ObjectKey, object: Value) -> Result<Arc<Value>, CommitError> {
+    pub(crate) fn create(
+        &self,
+        storage: &StorageKey,
+        key: ObjectKey,
+        object: Value,
+    ) -> Result<Arc<Value>, CommitError> {
         let mut inner = self.inner.lock();
         if inner.table(storage).objects.contains_key(&key) {
             return Err(CommitError::Exists);
@@ -305,7 +312,10 @@ impl Inner {
                 storage: storage.to_string(),
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
-                version: object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0),
+                version: object["metadata"]["resourceVersion"]
+                    .as_str()
+                    .and_then(|v| v.parse().ok())
+                    .unwrap_or(0),
                 object: Some(Value::clone(object)),
             })
         });

@@ -51,7 +51,10 @@ pub(crate) fn validate(schema: Schema<'_>, value: &Value, path: &str) -> Vec<Fie
 
 fn check(schema: Schema<'_>, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let node = schema.resolved();
-    if errors.len() > MAX_ERRORS || !node.is_object() || (value.is_null() && (node["nullable"] == true || path.is_empty())) {
+    if errors.len() > MAX_ERRORS
+        || !node.is_object()
+        || (value.is_null() && (node["nullable"] == true || path.is_empty()))
+    {
         return;
     }
     if !type_fits(schema, value) {
@@ -259,7 +262,11 @@ fn check_combinations(schema: Schema<'_>, value: &Value, path: &str, errors: &mu
     if !one.is_empty() {
         let found = one.iter().filter(|a| passes(a)).count();
         if found != 1 {
-            let found = if found == 0 { "Found none valid".to_owned() } else { format!("Found {found} valid alternatives") };
+            let found = if found == 0 {
+                "Found none valid".to_owned()
+            } else {
+                format!("Found {found} valid alternatives")
+            };
             let what = format!("{path:?} must validate one and only one schema (oneOf). {found}");
             errors.push(FieldError::invalid(path, &shown(), &what));
         }
@@ -279,7 +286,10 @@ mod tests {
 
     fn errors(schema: Value, value: &Value) -> Vec<String> {
         let set = SchemaSet::new([("x".to_owned(), schema)].into_iter().collect(), None);
-        validate(set.schema("x"), value, "").into_iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
+        validate(set.schema("x"), value, "")
+            .into_iter()
+            .map(|e| format!("{}: {}", e.field, e.message))
+            .collect()
     }
 
     #[test]
@@ -297,13 +307,28 @@ mod tests {
             (json!({"a": "x", "n": 1, "s": "abc", "p": "http", "l": [true], "o": {"k": ""}}), vec![]),
             (json!({}), vec!["a: Required value"]),
             (json!({"a": "z"}), vec!["a: Unsupported value: \"z\": supported values: \"x\", \"y\""]),
-            (json!({"a": "x", "n": 0}), vec!["n: Invalid value: 0: n in body should be greater than or equal to 1"]),
-            (json!({"a": "x", "n": "1"}), vec!["n: Invalid value: \"string\": n in body must be of type integer: \"string\""]),
+            (
+                json!({"a": "x", "n": 0}),
+                vec!["n: Invalid value: 0: n in body should be greater than or equal to 1"],
+            ),
+            (
+                json!({"a": "x", "n": "1"}),
+                vec!["n: Invalid value: \"string\": n in body must be of type integer: \"string\""],
+            ),
             (json!({"a": "x", "s": "A"}), vec!["s: Invalid value: \"A\": s in body should match '^[a-z]+$'"]),
             (json!({"a": "x", "l": [true, false]}), vec!["l: Too many: 2: must have at most 1 items"]),
-            (json!({"a": "x", "o": {}}), vec!["o: Invalid value: \"object\": \"o\" must validate one and only one schema (oneOf). Found none valid"]),
-            (json!({"a": "x", "o": {"k": "", "m": ""}}),
-                vec!["o: Invalid value: \"object\": \"o\" must validate one and only one schema (oneOf). Found 2 valid alternatives"]),
+            (
+                json!({"a": "x", "o": {}}),
+                vec![
+                    "o: Invalid value: \"object\": \"o\" must validate one and only one schema (oneOf). Found none valid",
+                ],
+            ),
+            (
+                json!({"a": "x", "o": {"k": "", "m": ""}}),
+                vec![
+                    "o: Invalid value: \"object\": \"o\" must validate one and only one schema (oneOf). Found 2 valid alternatives",
+                ],
+            ),
         ];
         for (value, expected) in cases {
             assert_eq!(errors(schema.clone(), &value), expected, "{value}");

@@ -22,15 +22,23 @@ use crate::{
 };
 
 fn backend(api: &Api) -> Result<Arc<dyn PodBackend>, ApiError> {
-    api.pods.read().clone().ok_or_else(|| ApiError::unavailable("no pod runtime is attached to this API server"))
+    api.pods
+        .read()
+        .clone()
+        .ok_or_else(|| ApiError::unavailable("no pod runtime is attached to this API server"))
 }
 
 fn existing_pod(api: &Api, call: &Call) -> Result<Arc<Value>, ApiError> {
-    api.stored(&call.def, &call.namespace, &call.name).ok_or_else(|| ApiError::not_found(&call.def, &call.name))
+    api.stored(&call.def, &call.namespace, &call.name)
+        .ok_or_else(|| ApiError::not_found(&call.def, &call.name))
 }
 
 /// Hands an exec, attach or portforward connection to the runtime.
-pub(crate) async fn stream(api: &Api, call: &Call, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn stream(
+    api: &Api,
+    call: &Call,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
     existing_pod(api, call)?;
     let backend = backend(api)?;
     let (namespace, name) = (call.namespace.as_str(), call.name.as_str());
@@ -48,13 +56,16 @@ pub(crate) async fn log(api: &Api, call: &Call) -> Result<Response<Body>, ApiErr
     let container = log_container(call, &pod)?;
     let number = |name: &str| -> Result<Option<u64>, ApiError> {
         let Some(text) = call.query.text(name) else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| ApiError::bad_request(format!("{name}: {text:?} is not a whole number")))
+        text.parse()
+            .map(Some)
+            .map_err(|_| ApiError::bad_request(format!("{name}: {text:?} is not a whole number")))
     };
     let since_time = match call.query.text("sinceTime") {
         None => None,
         Some(text) => {
-            let time: jiff::Timestamp =
-                text.parse().map_err(|_| ApiError::bad_request(format!("sinceTime: {text:?} is not RFC 3339")))?;
+            let time: jiff::Timestamp = text
+                .parse()
+                .map_err(|_| ApiError::bad_request(format!("sinceTime: {text:?} is not RFC 3339")))?;
             u64::try_from(jiff::Timestamp::now().as_second() - time.as_second()).ok()
         }
     };
@@ -91,8 +102,13 @@ fn log_container(call: &Call, pod: &Value) -> Result<String, ApiError> {
     let bad = |message: String| Err(ApiError::bad_request(message));
     let pod_name = meta(pod, "name");
     if let Some(wanted) = call.query.text("container") {
-        let known = containers.iter().chain(&init).chain(&of("ephemeralContainers")).any(|name| name == wanted);
-        return if known { Ok(wanted.to_owned()) } else { bad(format!("container {wanted} is not valid for pod {pod_name}")) };
+        let known =
+            containers.iter().chain(&init).chain(&of("ephemeralContainers")).any(|name| name == wanted);
+        return if known {
+            Ok(wanted.to_owned())
+        } else {
+            bad(format!("container {wanted} is not valid for pod {pod_name}"))
+        };
     }
     match containers.as_slice() {
         [only] if init.is_empty() => Ok(only.clone()),
@@ -132,17 +148,22 @@ pub(crate) async fn bind(api: &Api, call: &Call) -> Result<Response<Body>, ApiEr
 }
 
 fn success(code: StatusCode) -> Response<Body> {
-    response::json(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16()}))
+    response::json(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16()}),
+    )
 }
 
 /// POST on `eviction`: deletes the pod unless a PodDisruptionBudget forbids it.
 pub(crate) async fn evict(api: &Api, call: &Call) -> Result<Response<Body>, ApiError> {
     let pod = existing_pod(api, call)?;
     let options = Options::of(call)?;
-    let budgets = api.store.list("poddisruptionbudgets.policy", Some(&call.namespace), None, None, |budget| {
-        LabelSelector::from_object(&budget["spec"]["selector"])
-            .is_ok_and(|selector| !budget["spec"]["selector"].is_null() && selector.matches(&pod["metadata"]["labels"]))
-    });
+    let budgets =
+        api.store.list("poddisruptionbudgets.policy", Some(&call.namespace), None, None, |budget| {
+            LabelSelector::from_object(&budget["spec"]["selector"]).is_ok_and(|selector| {
+                !budget["spec"]["selector"].is_null() && selector.matches(&pod["metadata"]["labels"])
+            })
+        });
     for budget in budgets.objects {
         if budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
             let mut error = ApiError::new(

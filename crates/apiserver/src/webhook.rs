@@ -19,7 +19,12 @@ use crate::{ServiceTarget, dial, state::Api};
 const ANSWER_LIMIT: usize = 4 << 20;
 
 /// Posts `review` and gives the answer; errors are sentences as Go's HTTP client words them.
-pub(crate) async fn call(api: &Api, config: &Value, timeout: Duration, review: &Value) -> Result<Value, String> {
+pub(crate) async fn call(
+    api: &Api,
+    config: &Value,
+    timeout: Duration,
+    review: &Value,
+) -> Result<Value, String> {
     let target = Target::of(config)?;
     let shown = format!("{}?timeout={}s", target.url, timeout.as_secs());
     let result = tokio::time::timeout(timeout, post(api, config, &target, &shown, review)).await;
@@ -67,7 +72,13 @@ impl Target {
     }
 }
 
-async fn post(api: &Api, config: &Value, target: &Target, url: &str, review: &Value) -> Result<Value, String> {
+async fn post(
+    api: &Api,
+    config: &Value,
+    target: &Target,
+    url: &str,
+    review: &Value,
+) -> Result<Value, String> {
     let stream: Box<dyn Duplex> = match &target.address {
         Address::Service(service) => dial::service(api, service.clone()).await.map_err(|e| e.to_string())?,
         Address::Host(host, port) => {
@@ -95,7 +106,11 @@ async fn post(api: &Api, config: &Value, target: &Target, url: &str, review: &Va
         .map_err(|e| e.to_string())?;
     let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
     let code = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|e| e.to_string())?.to_bytes();
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT)
+        .collect()
+        .await
+        .map_err(|e| e.to_string())?
+        .to_bytes();
     driver.abort();
     if !code.is_success() {
         let text = String::from_utf8_lossy(&body).trim().chars().take(500).collect::<String>();

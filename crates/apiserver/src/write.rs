@@ -102,7 +102,10 @@ fn check_namespace(api: &Api, call: &Call, name: &str) -> Result<(), ApiError> {
     if meta(&namespace, "deletionTimestamp").is_empty() {
         return Ok(());
     }
-    let why = format!("unable to create new content in namespace {} because it is being terminated", call.namespace);
+    let why = format!(
+        "unable to create new content in namespace {} because it is being terminated",
+        call.namespace
+    );
     let mut error = ApiError::forbidden(&call.def, name, &why);
     if let Some(details) = &mut error.details {
         details["causes"] = json!([{"reason": "NamespaceTerminating",
@@ -231,7 +234,12 @@ async fn admit(
     Ok(warnings)
 }
 
-fn assign(api: &Api, def: &ResourceDef, old: Option<&Value>, object: &mut Value) -> Result<Allocation, ApiError> {
+fn assign(
+    api: &Api,
+    def: &ResourceDef,
+    old: Option<&Value>,
+    object: &mut Value,
+) -> Result<Allocation, ApiError> {
     if !def.is("", "services") {
         return Ok(Allocation::default());
     }
@@ -239,7 +247,13 @@ fn assign(api: &Api, def: &ResourceDef, old: Option<&Value>, object: &mut Value)
 }
 
 /// Validation, managed fields and, for CRDs, acceptance.
-fn finish(call: &Call, old: Option<&Value>, mut object: Value, now: &str, manager: &Manager) -> Result<Value, ApiError> {
+fn finish(
+    call: &Call,
+    old: Option<&Value>,
+    mut object: Value,
+    now: &str,
+    manager: &Manager,
+) -> Result<Value, ApiError> {
     let def = &call.def;
     let mut errors = rules::validate_create(def, &object);
     if let Some(old) = old {
@@ -305,7 +319,12 @@ pub(crate) async fn patch(api: &Api, call: &Call) -> Result<Written, ApiError> {
 }
 
 /// Applies one of the three plain patch types.
-pub(crate) fn apply_change(call: &Call, kind: &str, object: &mut Value, change: &Value) -> Result<(), ApiError> {
+pub(crate) fn apply_change(
+    call: &Call,
+    kind: &str,
+    object: &mut Value,
+    change: &Value,
+) -> Result<(), ApiError> {
     match kind {
         "application/json-patch+json" => patch::json_patch(object, change),
         "application/merge-patch+json" => patch::merge_patch(object, change),
@@ -320,7 +339,9 @@ pub(crate) fn apply_change(call: &Call, kind: &str, object: &mut Value, change: 
 
 async fn apply_patch(api: &Api, call: &Call) -> Result<Written, ApiError> {
     if call.query.text("fieldManager").is_none() {
-        return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        return Err(ApiError::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
     }
     let (mut config, _) = crate::decode::parse_body(&call.body, "application/yaml")?;
     let mut warnings = call.clean(&mut config, Vec::new())?;
@@ -347,7 +368,9 @@ async fn apply_patch(api: &Api, call: &Call) -> Result<Written, ApiError> {
                 other => return other.map(|written| with_warnings(written, &mut warnings)),
             }
         }
-        let result = rewrite(api, call, |old| apply::apply(&call.def, Some(old), &config, &manager, force, &now)).await;
+        let result =
+            rewrite(api, call, |old| apply::apply(&call.def, Some(old), &config, &manager, force, &now))
+                .await;
         match result {
             Err(error) if error.reason == "NotFound" => {}
             other => return other.map(|written| with_warnings(written, &mut warnings)),
@@ -382,7 +405,10 @@ pub(crate) async fn rewrite(
         }
         let unconditional = fixed_version.is_empty() || call.content_type().contains("patch");
         match replace(api, call, &old, new).await {
-            Err(error) if error.reason == "Conflict" && unconditional && error.message.contains("has been modified") => {}
+            Err(error)
+                if error.reason == "Conflict"
+                    && unconditional
+                    && error.message.contains("has been modified") => {}
             other => return other,
         }
     }
@@ -471,7 +497,8 @@ fn same_content(old: &Value, new: &Value) -> bool {
 fn keep_system_fields(def: &ResourceDef, call: &Call, old: &Value, new: &mut Value) -> Result<(), ApiError> {
     let (old_uid, new_uid) = (meta(old, "uid"), meta(new, "uid"));
     if !new_uid.is_empty() && new_uid != old_uid {
-        let why = format!("Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}");
+        let why =
+            format!("Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}");
         return Err(ApiError::conflict(def, &call.name, &why));
     }
     if !new["metadata"].is_object() {

@@ -6,12 +6,16 @@ use futures::{StreamExt, TryStreamExt};
 use http::Request;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    authentication::v1::{TokenRequest as TokenRequestObject, TokenRequestSpec, TokenReview, TokenReviewSpec},
+    authentication::v1::{
+        TokenRequest as TokenRequestObject, TokenRequestSpec, TokenReview, TokenReviewSpec,
+    },
     core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
 };
 use kube::{
     Api, Client, Config, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams},
+    api::{
+        DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams,
+    },
     config::{KubeConfigOptions, Kubeconfig},
 };
 use lateen_apiserver::{ApiServer, ApiServerConfig, StoreConfig, TokenRequest};
@@ -38,7 +42,9 @@ fn config_map(name: &str, data: Value) -> ConfigMap {
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), future).await.unwrap_or_else(|_| panic!("{what} took too long"))
+    tokio::time::timeout(Duration::from_secs(10), future)
+        .await
+        .unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 fn code(error: kube::Error) -> (u16, String) {
@@ -72,16 +78,22 @@ async fn lists_page_and_watches_resume() {
     let initial = WatchParams::default().initial_events();
     let mut events = maps.watch(&initial, "0").await.unwrap().boxed();
     for _ in 0..5 {
-        assert!(matches!(within("the state", events.try_next()).await.unwrap().unwrap(), WatchEvent::Added(_)));
+        assert!(matches!(
+            within("the state", events.try_next()).await.unwrap().unwrap(),
+            WatchEvent::Added(_)
+        ));
     }
     let end = within("the end of the state", events.try_next()).await.unwrap().unwrap();
-    assert!(matches!(&end, WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key("k8s.io/initial-events-end")));
+    assert!(
+        matches!(&end, WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key("k8s.io/initial-events-end"))
+    );
     server.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_watch_from_too_long_ago_is_told() {
-    let server = ApiServer::start(ApiServerConfig { watch_window: 3, ..ApiServerConfig::default() }).await.unwrap();
+    let server =
+        ApiServer::start(ApiServerConfig { watch_window: 3, ..ApiServerConfig::default() }).await.unwrap();
     let maps: Api<ConfigMap> = Api::default_namespaced(client_of(&server).await);
     let first = maps.create(&PostParams::default(), &config_map("m", json!({}))).await.unwrap();
     for index in 0..5 {
@@ -91,7 +103,10 @@ async fn a_watch_from_too_long_ago_is_told() {
     let version = first.resource_version().unwrap();
     let mut events = maps.watch(&WatchParams::default(), &version).await.unwrap().boxed();
     let event = within("the error", events.try_next()).await.unwrap().unwrap();
-    assert!(matches!(&event, WatchEvent::Error(status) if status.code == 410 && status.reason == "Expired"), "{event:?}");
+    assert!(
+        matches!(&event, WatchEvent::Error(status) if status.code == 410 && status.reason == "Expired"),
+        "{event:?}"
+    );
 }
 
 #[tokio::test]
@@ -100,9 +115,14 @@ async fn optimistic_concurrency_and_no_op_updates() {
     let maps: Api<ConfigMap> = Api::default_namespaced(client);
     let one = maps.create(&PostParams::default(), &config_map("m", json!({"a": "1"}))).await.unwrap();
     let same = maps.replace("m", &PostParams::default(), &one).await.unwrap();
-    assert_eq!(same.resource_version(), one.resource_version(), "an update that changes nothing writes nothing");
+    assert_eq!(
+        same.resource_version(),
+        one.resource_version(),
+        "an update that changes nothing writes nothing"
+    );
     let mut changed = one.clone();
-    changed.data = Some(BTreeMap::from([("a".to_owned(), "2".to_owned())])).map(|data| data.into_iter().collect());
+    changed.data =
+        Some(BTreeMap::from([("a".to_owned(), "2".to_owned())])).map(|data| data.into_iter().collect());
     maps.replace("m", &PostParams::default(), &changed).await.unwrap();
     let error = maps.replace("m", &PostParams::default(), &changed).await.unwrap_err();
     assert_eq!(code(error), (409, "Conflict".to_owned()));
@@ -128,7 +148,9 @@ async fn server_side_apply_by_kube_rs() {
 }
 
 fn pod(name: &str) -> Pod {
-    object(json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [{"name": "main", "image": "x"}]}}))
+    object(
+        json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [{"name": "main", "image": "x"}]}}),
+    )
 }
 
 #[tokio::test]
@@ -143,7 +165,9 @@ async fn pods_die_in_two_steps_and_take_their_tokens_along() {
     let mounts = created.spec.unwrap().containers[0].volume_mounts.clone().unwrap_or_default();
     assert_eq!(json!(mounts)[0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web-1"}, "target": {"kind": "Node", "name": "n"}});
-    let request = Request::post("/api/v1/namespaces/default/pods/web-1/binding").body(binding.to_string().into_bytes()).unwrap();
+    let request = Request::post("/api/v1/namespaces/default/pods/web-1/binding")
+        .body(binding.to_string().into_bytes())
+        .unwrap();
     client.request::<Value>(request).await.unwrap();
 
     let request = TokenRequest {
@@ -156,7 +180,7 @@ async fn pods_die_in_two_steps_and_take_their_tokens_along() {
     let token = server.mint_token(&request).unwrap();
     let reviews: Api<TokenReview> = Api::all(client.clone());
     let review = || {
-        let spec = TokenReviewSpec { token: Some(token.clone()), audiences: Some(vec!["istio-ca".into()]) };
+        let spec = TokenReviewSpec { token: token.clone(), audiences: Some(vec!["istio-ca".into()]) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews = reviews.clone();
         async move { reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap() }
@@ -172,10 +196,12 @@ async fn pods_die_in_two_steps_and_take_their_tokens_along() {
     pods.delete("web-1", &DeleteParams::default().grace_period(0)).await.unwrap();
     assert_eq!(code(pods.get("web-1").await.unwrap_err()).0, 404);
     assert_ne!(review().await.authenticated, Some(true));
-    let request = TokenRequestObject { spec: TokenRequestSpec::default(), ..TokenRequestObject::default() };
+    let request =
+        TokenRequestObject { spec: Some(TokenRequestSpec::default()), ..TokenRequestObject::default() };
     let own = accounts.create_token_request("web", &PostParams::default(), &request).await.unwrap();
-    let own = own.status.unwrap().token;
-    let answer = raw(&server, &format!("GET /api/v1/namespaces HTTP/1.1\r\nauthorization: Bearer {own}\r\n")).await;
+    let own = own.status.unwrap().token.unwrap();
+    let answer =
+        raw(&server, &format!("GET /api/v1/namespaces HTTP/1.1\r\nauthorization: Bearer {own}\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
@@ -234,15 +260,20 @@ async fn owners_finalizers_and_namespaces() {
 async fn status_scale_and_generation() {
     let (_server, client) = start().await;
     let deployments: Api<Deployment> = Api::default_namespaced(client.clone());
-    let deployment: Deployment = object(json!({"metadata": {"name": "d"}, "status": {"replicas": 9}, "spec": {"selector": {"matchLabels": {"a": "b"}},
-        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "m", "image": "x"}]}}}}));
+    let deployment: Deployment = object(
+        json!({"metadata": {"name": "d"}, "status": {"replicas": 9}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "m", "image": "x"}]}}}}),
+    );
     let created = deployments.create(&PostParams::default(), &deployment).await.unwrap();
     assert_eq!(created.metadata.generation, Some(1));
     assert!(created.status.unwrap_or_default().replicas.is_none(), "status is not taken on create");
     let status = Patch::Merge(json!({"status": {"replicas": 1}, "spec": {"replicas": 7}}));
     let patched = deployments.patch_status("d", &PatchParams::default(), &status).await.unwrap();
-    assert_eq!((patched.metadata.generation, patched.spec.unwrap().replicas), (Some(1), Some(1)));
-    let scaled = deployments.patch_scale("d", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 3}}))).await.unwrap();
+    assert_eq!((patched.metadata.generation, patched.spec.replicas), (Some(1), Some(1)));
+    let scaled = deployments
+        .patch_scale("d", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 3}})))
+        .await
+        .unwrap();
     assert_eq!(scaled.spec.unwrap().replicas, Some(3));
     assert_eq!(scaled.status.unwrap().selector.as_deref(), Some("a=b"));
     assert_eq!(deployments.get("d").await.unwrap().metadata.generation, Some(2));
@@ -254,7 +285,10 @@ async fn status_scale_and_generation() {
 #[tokio::test]
 async fn a_durable_store_goes_on_where_it_stopped() {
     let directory = tempfile::tempdir().unwrap();
-    let config = || ApiServerConfig { store: StoreConfig::Durable(directory.path().into()), ..ApiServerConfig::default() };
+    let config = || ApiServerConfig {
+        store: StoreConfig::Durable(directory.path().into()),
+        ..ApiServerConfig::default()
+    };
     let server = ApiServer::start(config()).await.unwrap();
     let (ca, token) = (server.ca_pem().to_owned(), server.admin_token().to_owned());
     let maps: Api<ConfigMap> = Api::default_namespaced(client_of(&server).await);
@@ -297,7 +331,11 @@ async fn strangers_and_oversized_bodies() {
     let (server, client) = start().await;
     assert!(raw(&server, "GET /healthz HTTP/1.1\r\n").await.starts_with("HTTP/1.1 200"));
     assert!(raw(&server, "GET /api/v1/pods HTTP/1.1\r\n").await.starts_with("HTTP/1.1 401"));
-    assert!(raw(&server, "GET /api/v1/pods HTTP/1.1\r\nauthorization: Bearer nope\r\n").await.starts_with("HTTP/1.1 401"));
+    assert!(
+        raw(&server, "GET /api/v1/pods HTTP/1.1\r\nauthorization: Bearer nope\r\n")
+            .await
+            .starts_with("HTTP/1.1 401")
+    );
     let jwks = raw(&server, "GET /openid/v1/jwks HTTP/1.1\r\n").await;
     assert!(jwks.contains("\"crv\":\"P-256\""), "{jwks}");
     let maps: Api<ConfigMap> = Api::default_namespaced(client);

@@ -25,13 +25,17 @@ struct Output {
 
 fn kubectl_path() -> PathBuf {
     let path = PathBuf::from("/usr/bin/kubectl");
-    assert!(path.exists(), "KUBECTL IS MISSING: these tests need /usr/bin/kubectl 1.32 (run scripts for the tools first)");
+    assert!(
+        path.exists(),
+        "KUBECTL IS MISSING: these tests need /usr/bin/kubectl 1.32 (run scripts for the tools first)"
+    );
     path
 }
 
 impl Cluster {
     fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let server = runtime.block_on(ApiServer::start(ApiServerConfig::default())).unwrap();
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config"), server.kubeconfig(&server.url()).unwrap()).unwrap();
@@ -128,13 +132,15 @@ fn apply_creates_changes_and_leaves_alone() {
     let changed = DEPLOYMENT.replace("web:1", "web:2");
     let third = cluster.ok_with(&["apply", "-f", "-"], &changed);
     assert_eq!(third, "deployment.apps/web configured\nservice/web unchanged\n");
-    let images = cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[*].image}"]);
+    let images =
+        cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[*].image}"]);
     assert_eq!(images, "web:2 helper:1");
     assert_eq!(cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.metadata.generation}"]), "2");
     // Taking a container out of the manifest takes it out of the object: strategic merge by OpenAPI.
     let smaller = changed.replace("      - name: helper\n        image: helper:1\n", "");
     cluster.ok_with(&["apply", "-f", "-"], &smaller);
-    let names = cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[*].name}"]);
+    let names =
+        cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[*].name}"]);
     assert_eq!(names, "main");
     let diff = cluster.run_with(&["diff", "-f", "-"], &smaller);
     assert!(diff.ok, "{}{}", diff.stdout, diff.stderr);
@@ -145,9 +151,17 @@ fn get_prints_tables_yaml_and_wide() {
     let cluster = Cluster::start();
     cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
     let table = cluster.ok(&["get", "deployments"]);
-    assert!(table.starts_with("NAME   READY   UP-TO-DATE   AVAILABLE   AGE\nweb    0/2     0            0           "), "{table}");
+    assert!(
+        table.starts_with(
+            "NAME   READY   UP-TO-DATE   AVAILABLE   AGE\nweb    0/2     0            0           "
+        ),
+        "{table}"
+    );
     let wide = cluster.ok(&["get", "deploy", "-o", "wide"]);
-    assert!(wide.contains("CONTAINERS") && wide.contains("main,helper") && wide.contains("app=web"), "{wide}");
+    assert!(
+        wide.contains("CONTAINERS") && wide.contains("main,helper") && wide.contains("app=web"),
+        "{wide}"
+    );
     let service = cluster.ok(&["get", "svc", "web", "--no-headers"]);
     assert!(service.contains("ClusterIP   10.96.") && service.contains("80/TCP"), "{service}");
     let all = cluster.ok(&["get", "all"]);
@@ -169,7 +183,10 @@ fn labels_annotations_scale_and_patches() {
     cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
     cluster.ok(&["label", "deploy", "web", "tier=front"]);
     cluster.ok(&["annotate", "deploy", "web", "note=hello"]);
-    assert_eq!(cluster.ok(&["get", "deploy", "-l", "tier in (front)", "-o", "name"]), "deployment.apps/web\n");
+    assert_eq!(
+        cluster.ok(&["get", "deploy", "-l", "tier in (front)", "-o", "name"]),
+        "deployment.apps/web\n"
+    );
     assert_eq!(cluster.ok(&["get", "deploy", "-l", "tier!=front", "-o", "name"]), "");
     cluster.ok(&["label", "deploy", "web", "tier-"]);
     cluster.ok(&["label", "ns", "default", "istio-injection=enabled"]);
@@ -206,9 +223,15 @@ fn delete_waits_and_describe_explains() {
     let cluster = Cluster::start();
     cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
     let description = cluster.ok(&["describe", "deploy", "web"]);
-    assert!(description.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"), "{description}");
+    assert!(
+        description.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"),
+        "{description}"
+    );
     assert!(cluster.ok(&["describe", "svc", "web"]).contains("TargetPort:"));
-    assert!(cluster.ok(&["describe", "ns", "default"]).contains("Status:  Active") || cluster.ok(&["describe", "ns", "default"]).contains("Active"));
+    assert!(
+        cluster.ok(&["describe", "ns", "default"]).contains("Status:  Active")
+            || cluster.ok(&["describe", "ns", "default"]).contains("Active")
+    );
     assert_eq!(cluster.ok(&["delete", "deploy", "web", "--wait"]), "deployment.apps \"web\" deleted\n");
     cluster.ok(&["create", "ns", "temporary"]);
     cluster.ok(&["create", "configmap", "a", "-n", "temporary", "--from-literal=x=y"]);
@@ -216,7 +239,16 @@ fn delete_waits_and_describe_explains() {
     cluster.fails_with(&["get", "ns", "temporary"], "");
     let gone = cluster.fails_with(&["create", "configmap", "a", "-n", "temporary", "--from-literal=x=y"], "");
     assert_eq!(gone, "error: failed to create configmap: namespaces \"temporary\" not found\n");
-    let pod = cluster.ok(&["run", "curl", "--image=curlimages/curl", "--restart=Never", "--command", "--", "sleep", "1"]);
+    let pod = cluster.ok(&[
+        "run",
+        "curl",
+        "--image=curlimages/curl",
+        "--restart=Never",
+        "--command",
+        "--",
+        "sleep",
+        "1",
+    ]);
     assert_eq!(pod, "pod/curl created\n");
     let pods = cluster.ok(&["get", "pods"]);
     assert!(pods.contains("curl   0/1     Pending   0"), "{pods}");
@@ -233,7 +265,10 @@ fn explain_resources_and_identity() {
     assert!(recursive.contains("livenessProbe"), "{recursive}");
     let resources = cluster.ok(&["api-resources"]);
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    for line in ["deployments deploy apps/v1 true Deployment", "endpointslices discovery.k8s.io/v1 true EndpointSlice"] {
+    for line in [
+        "deployments deploy apps/v1 true Deployment",
+        "endpointslices discovery.k8s.io/v1 true EndpointSlice",
+    ] {
         assert!(resources.lines().any(|shown| words(shown) == words(line)), "{line}: {resources}");
     }
     assert!(cluster.ok(&["api-versions"]).contains("apps/v1\n"));
@@ -253,12 +288,23 @@ fn explain_resources_and_identity() {
 fn wait_watch_and_rollout_follow_changes() {
     let cluster = Cluster::start();
     cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
-    let waiting = cluster.command(&["wait", "--for=condition=Available", "deploy/web", "--timeout=20s"]).spawn().unwrap();
+    let waiting = cluster
+        .command(&["wait", "--for=condition=Available", "deploy/web", "--timeout=20s"])
+        .spawn()
+        .unwrap();
     let rollout = cluster.command(&["rollout", "status", "deploy/web", "--timeout=20s"]).spawn().unwrap();
     let watching = cluster.command(&["get", "deploy", "-w", "--request-timeout=4s"]).spawn().unwrap();
     let status = json!({"status": {"observedGeneration": 1, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "availableReplicas": 2,
         "conditions": [{"type": "Available", "status": "True"}]}});
-    cluster.ok(&["patch", "deploy", "web", "--subresource=status", "--type=merge", "-p", &status.to_string()]);
+    cluster.ok(&[
+        "patch",
+        "deploy",
+        "web",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status.to_string(),
+    ]);
     let waited = waiting.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&waited.stdout), "deployment.apps/web condition met\n");
     let rolled = rollout.wait_with_output().unwrap();
@@ -309,15 +355,24 @@ fn custom_resources() {
     let cluster = Cluster::start();
     cluster.ok_with(&["apply", "-f", "-"], WIDGETS);
     cluster.ok(&["wait", "--for=condition=Established", "crd/widgets.example.com", "--timeout=5s"]);
-    assert_eq!(cluster.ok_with(&["apply", "-f", "-"], &widget("{size: 3, hosts: [a, b]}")), "widget.example.com/one created\n");
-    assert_eq!(cluster.ok_with(&["apply", "-f", "-"], &widget("{size: 3, hosts: [a, b]}")), "widget.example.com/one unchanged\n");
+    assert_eq!(
+        cluster.ok_with(&["apply", "-f", "-"], &widget("{size: 3, hosts: [a, b]}")),
+        "widget.example.com/one created\n"
+    );
+    assert_eq!(
+        cluster.ok_with(&["apply", "-f", "-"], &widget("{size: 3, hosts: [a, b]}")),
+        "widget.example.com/one unchanged\n"
+    );
     let table = cluster.ok(&["get", "wd"]);
     assert_eq!(table, "NAME   SIZE   HOSTS\none    3      [\"a\",\"b\"]\n");
     assert_eq!(cluster.ok(&["get", "wd", "one", "-o", "jsonpath={.spec.mode}"]), "A");
     assert!(cluster.ok(&["explain", "widget.spec.size"]).contains("How big it is."));
     let invalid = cluster.fails_with(&["apply", "-f", "-"], &widget("{size: 0, mode: C}"));
     assert!(invalid.contains("spec.size in body should be greater than or equal to 1"), "{invalid}");
-    assert!(invalid.contains("spec.mode: Unsupported value: \"C\": supported values: \"A\", \"B\""), "{invalid}");
+    assert!(
+        invalid.contains("spec.mode: Unsupported value: \"C\": supported values: \"A\", \"B\""),
+        "{invalid}"
+    );
     let unknown = cluster.fails_with(&["apply", "-f", "-"], &widget("{size: 3, colour: red}"));
     assert!(unknown.contains("strict decoding error: unknown field \"spec.colour\""), "{unknown}");
     cluster.ok_with(&["apply", "--server-side", "-f", "-"], &widget("{size: 3, mode: A}"));
@@ -328,8 +383,13 @@ fn custom_resources() {
 #[test]
 fn server_side_apply_and_conflicts() {
     let cluster = Cluster::start();
-    let config = |value: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{a: '{value}'}}\n");
-    assert_eq!(cluster.ok_with(&["apply", "--server-side", "-f", "-"], &config("1")), "configmap/c serverside-applied\n");
+    let config = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{a: '{value}'}}\n")
+    };
+    assert_eq!(
+        cluster.ok_with(&["apply", "--server-side", "-f", "-"], &config("1")),
+        "configmap/c serverside-applied\n"
+    );
     cluster.ok(&["patch", "cm", "c", "--field-manager=editor", "-p", r#"{"data":{"a":"2"}}"#]);
     let conflict = cluster.fails_with(&["apply", "--server-side", "-f", "-"], &config("3"));
     assert!(conflict.contains("conflict with \"editor\"") && conflict.contains(".data.a"), "{conflict}");
@@ -343,12 +403,30 @@ fn server_side_apply_and_conflicts() {
 fn bad_manifests_are_refused_as_kubernetes_does() {
     let cluster = Cluster::start();
     let cases = [
-        (DEPLOYMENT.replace("replicas: 2", "replicass: 2"), "strict decoding error: unknown field \"spec.replicass\""),
-        (DEPLOYMENT.replace("replicas: 2", "replicas: two"), "cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
-        (DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: other}"), "`selector` does not match template `labels`"),
-        (DEPLOYMENT.replace("  name: web\n", "  name: Web_1\n"), "a lowercase RFC 1123 subdomain must consist of"),
-        (DEPLOYMENT.replace("image: web:1", "imagePullPolicy: Always"), "spec.template.spec.containers[0].image: Required value"),
-        (DEPLOYMENT.replace("kind: Deployment", "kind: Deploymint"), "no matches for kind \"Deploymint\" in version \"apps/v1\""),
+        (
+            DEPLOYMENT.replace("replicas: 2", "replicass: 2"),
+            "strict decoding error: unknown field \"spec.replicass\"",
+        ),
+        (
+            DEPLOYMENT.replace("replicas: 2", "replicas: two"),
+            "cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            DEPLOYMENT.replace("matchLabels: {app: web}", "matchLabels: {app: other}"),
+            "`selector` does not match template `labels`",
+        ),
+        (
+            DEPLOYMENT.replace("  name: web\n", "  name: Web_1\n"),
+            "a lowercase RFC 1123 subdomain must consist of",
+        ),
+        (
+            DEPLOYMENT.replace("image: web:1", "imagePullPolicy: Always"),
+            "spec.template.spec.containers[0].image: Required value",
+        ),
+        (
+            DEPLOYMENT.replace("kind: Deployment", "kind: Deploymint"),
+            "no matches for kind \"Deploymint\" in version \"apps/v1\"",
+        ),
         ("apiVersion: v1\nkind: ConfigMap\n metadata: x".to_owned(), "error converting YAML to JSON"),
     ];
     for (manifest, complaint) in cases {

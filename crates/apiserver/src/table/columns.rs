@@ -20,12 +20,16 @@ fn names(def: &ResourceDef) -> &'static str {
         "Secret" => "Name,Type,Data,Age",
         "Namespace" => "Name,Status,Age",
         "ServiceAccount" => "Name,Secrets,Age",
-        "Node" => "Name,Status,Roles,Age,Version|Internal-IP,External-IP,OS-Image,Kernel-Version,Container-Runtime",
+        "Node" => {
+            "Name,Status,Roles,Age,Version|Internal-IP,External-IP,OS-Image,Kernel-Version,Container-Runtime"
+        }
         "Event" => "Last Seen,Type,Reason,Object,Message|Subobject,Source,First Seen,Count,Name",
         "Deployment" => "Name,Ready,Up-to-date,Available,Age|Containers,Images,Selector",
         "ReplicaSet" | "ReplicationController" => "Name,Desired,Current,Ready,Age|Containers,Images,Selector",
         "StatefulSet" => "Name,Ready,Age|Containers,Images",
-        "DaemonSet" => "Name,Desired,Current,Ready,Up-to-date,Available,Node Selector,Age|Containers,Images,Selector",
+        "DaemonSet" => {
+            "Name,Desired,Current,Ready,Up-to-date,Available,Node Selector,Age|Containers,Images,Selector"
+        }
         "ControllerRevision" => "Name,Controller,Revision,Age",
         "Job" => "Name,Status,Completions,Duration,Age|Containers,Images,Selector",
         "CronJob" => "Name,Schedule,Timezone,Suspend,Active,Last Schedule,Age|Containers,Images,Selector",
@@ -100,14 +104,18 @@ fn cell(def: &ResourceDef, object: &Value, column: &str, now: jiff::Timestamp) -
         "Secret" => json!(size(&object["data"])),
         "Namespace" => json!(text(status, "phase")),
         "ServiceAccount" => json!(list(object, "secrets").len()),
-        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" => workload_cell(def, object, column),
+        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" => {
+            workload_cell(def, object, column)
+        }
         "Job" => job_cell(object, column, now),
         "CronJob" => cron_cell(object, column, now),
         "Lease" => json!(text(spec, "holderIdentity")),
         "NetworkPolicy" => json!(or_none(&selector_text(&spec["podSelector"]))),
         "Ingress" => ingress_cell(object, column),
         "IngressClass" if column == "Controller" => json!(text(spec, "controller")),
-        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => json!(list(object, "webhooks").len()),
+        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
+            json!(list(object, "webhooks").len())
+        }
         "RoleBinding" | "ClusterRoleBinding" => binding_cell(object, column),
         "PersistentVolume" | "PersistentVolumeClaim" => volume_cell(object, column),
         _ => other_cell(object, column),
@@ -141,9 +149,15 @@ fn pod_cell(object: &Value, column: &str, now: jiff::Timestamp) -> Value {
         _ => {
             let gates = list(spec, "readinessGates");
             let met = |gate: &&Value| {
-                list(status, "conditions").iter().any(|c| c["type"] == gate["conditionType"] && c["status"] == "True")
+                list(status, "conditions")
+                    .iter()
+                    .any(|c| c["type"] == gate["conditionType"] && c["status"] == "True")
             };
-            if gates.is_empty() { json!("<none>") } else { json!(format!("{}/{}", gates.iter().filter(met).count(), gates.len())) }
+            if gates.is_empty() {
+                json!("<none>")
+            } else {
+                json!(format!("{}/{}", gates.iter().filter(met).count(), gates.len()))
+            }
         }
     }
 }
@@ -178,7 +192,10 @@ fn external_address(object: &Value) -> String {
             let ingress = list(&object["status"]["loadBalancer"], "ingress");
             let mut addresses: Vec<String> = ingress
                 .iter()
-                .map(|one| if text(one, "ip").is_empty() { text(one, "hostname") } else { text(one, "ip") }.to_owned())
+                .map(|one| {
+                    if text(one, "ip").is_empty() { text(one, "hostname") } else { text(one, "ip") }
+                        .to_owned()
+                })
                 .collect();
             addresses.extend(given);
             if addresses.is_empty() { "<pending>".to_owned() } else { addresses.join(",") }
@@ -209,8 +226,11 @@ fn node_cell(object: &Value, column: &str) -> Value {
         }
         "Roles" => {
             let labels = object["metadata"]["labels"].as_object();
-            let roles: Vec<&str> =
-                labels.into_iter().flatten().filter_map(|(k, _)| k.strip_prefix("node-role.kubernetes.io/")).collect();
+            let roles: Vec<&str> = labels
+                .into_iter()
+                .flatten()
+                .filter_map(|(k, _)| k.strip_prefix("node-role.kubernetes.io/"))
+                .collect();
             json!(or_none(&roles.join(",")))
         }
         "Version" => json!(text(info, "kubeletVersion")),
@@ -270,12 +290,15 @@ fn slice_cell(object: &Value, column: &str) -> Value {
     match column {
         "AddressType" => json!(text(object, "addressType")),
         "Ports" => {
-            let ports: Vec<String> = list(object, "ports").iter().map(|p| number(&p["port"]).to_string()).collect();
+            let ports: Vec<String> =
+                list(object, "ports").iter().map(|p| number(&p["port"]).to_string()).collect();
             json!(if ports.is_empty() { "<unset>".to_owned() } else { shortened(&ports) })
         }
         _ => {
-            let addresses: Vec<String> =
-                list(object, "endpoints").iter().flat_map(|endpoint| strings(&endpoint["addresses"])).collect();
+            let addresses: Vec<String> = list(object, "endpoints")
+                .iter()
+                .flat_map(|endpoint| strings(&endpoint["addresses"]))
+                .collect();
             json!(if addresses.is_empty() { "<unset>".to_owned() } else { shortened(&addresses) })
         }
     }
@@ -305,7 +328,8 @@ fn workload_cell(def: &ResourceDef, object: &Value, column: &str) -> Value {
 
 fn job_cell(object: &Value, column: &str, now: jiff::Timestamp) -> Value {
     let (spec, status) = (&object["spec"], &object["status"]);
-    let holds = |kind: &str| list(status, "conditions").iter().any(|c| c["type"] == kind && c["status"] == "True");
+    let holds =
+        |kind: &str| list(status, "conditions").iter().any(|c| c["type"] == kind && c["status"] == "True");
     match column {
         "Status" => json!(match () {
             () if holds("Complete") => "Complete",
@@ -319,8 +343,10 @@ fn job_cell(object: &Value, column: &str, now: jiff::Timestamp) -> Value {
             json!(format!("{}/{wanted}", number(&status["succeeded"])))
         }
         "Duration" => {
-            let time = |key: &str| text(status, key).parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second);
-            let duration = time("startTime").map(|start| time("completionTime").unwrap_or(now.as_second()) - start);
+            let time =
+                |key: &str| text(status, key).parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second);
+            let duration =
+                time("startTime").map(|start| time("completionTime").unwrap_or(now.as_second()) - start);
             json!(duration.map_or_else(String::new, human_duration))
         }
         _ => json!(selector_text(&spec["selector"])),
@@ -334,7 +360,9 @@ fn cron_cell(object: &Value, column: &str, now: jiff::Timestamp) -> Value {
         "Timezone" => json!(or_none(text(spec, "timeZone"))),
         "Suspend" => json!(if spec["suspend"] == true { "True" } else { "False" }),
         "Active" => json!(list(status, "active").len()),
-        "Last Schedule" if status["lastScheduleTime"].is_string() => json!(age_of(text(status, "lastScheduleTime"), now)),
+        "Last Schedule" if status["lastScheduleTime"].is_string() => {
+            json!(age_of(text(status, "lastScheduleTime"), now))
+        }
         "Last Schedule" => json!("<none>"),
         _ => json!(or_none(&selector_text(&spec["jobTemplate"]["spec"]["selector"]))),
     }
@@ -351,8 +379,10 @@ fn ingress_cell(object: &Value, column: &str) -> Value {
         }
         "Address" => {
             let ingress = list(&object["status"]["loadBalancer"], "ingress");
-            let all: Vec<&str> =
-                ingress.iter().map(|i| if text(i, "ip").is_empty() { text(i, "hostname") } else { text(i, "ip") }).collect();
+            let all: Vec<&str> = ingress
+                .iter()
+                .map(|i| if text(i, "ip").is_empty() { text(i, "hostname") } else { text(i, "ip") })
+                .collect();
             json!(all.join(","))
         }
         _ => json!(if list(spec, "tls").is_empty() { "80" } else { "80, 443" }),
@@ -388,16 +418,26 @@ fn volume_cell(object: &Value, column: &str) -> Value {
         "Capacity" => json!(text(if claim { &status["capacity"] } else { &spec["capacity"] }, "storage")),
         "Access Modes" => json!(strings(&spec["accessModes"]).join(",")),
         "Reclaim Policy" => json!(text(spec, "persistentVolumeReclaimPolicy")),
-        "Claim" => json!(format!("{}/{}", text(&spec["claimRef"], "namespace"), text(&spec["claimRef"], "name"))),
+        "Claim" => {
+            json!(format!("{}/{}", text(&spec["claimRef"], "namespace"), text(&spec["claimRef"], "name")))
+        }
         _ => json!(text(spec, "storageClassName")),
     }
 }
 
 fn other_cell(object: &Value, column: &str) -> Value {
     let (spec, status) = (&object["spec"], &object["status"]);
-    let shown = |value: &Value| value.as_str().map_or_else(|| if value.is_null() { "N/A".to_owned() } else { value.to_string() }, str::to_owned);
+    let shown = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| if value.is_null() { "N/A".to_owned() } else { value.to_string() }, str::to_owned)
+    };
     match column {
-        "Reference" => json!(format!("{}/{}", text(&spec["scaleTargetRef"], "kind"), text(&spec["scaleTargetRef"], "name"))),
+        "Reference" => json!(format!(
+            "{}/{}",
+            text(&spec["scaleTargetRef"], "kind"),
+            text(&spec["scaleTargetRef"], "name")
+        )),
         "MinPods" => json!(shown(&spec["minReplicas"])),
         "MaxPods" => json!(shown(&spec["maxReplicas"])),
         "Replicas" => json!(number(&status["currentReplicas"])),
@@ -406,7 +446,10 @@ fn other_cell(object: &Value, column: &str) -> Value {
         "Allowed Disruptions" => json!(number(&status["disruptionsAllowed"])),
         "Controller" => {
             let owner = list(&object["metadata"], "ownerReferences").first();
-            json!(owner.map_or_else(|| "<none>".to_owned(), |o| format!("{}/{}", text(o, "kind").to_lowercase(), text(o, "name"))))
+            json!(owner.map_or_else(
+                || "<none>".to_owned(),
+                |o| format!("{}/{}", text(o, "kind").to_lowercase(), text(o, "name"))
+            ))
         }
         "Revision" => json!(number(&object["revision"])),
         "Provisioner" => json!(text(object, "provisioner")),

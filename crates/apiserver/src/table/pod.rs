@@ -57,7 +57,8 @@ pub(super) fn summarize(pod: &Value, now: jiff::Timestamp) -> Summary {
     let mut ready = 0;
     let mut restarts = 0;
     let mut sidecar_restarts = 0;
-    let finished = |container: &Value| container["lastState"]["terminated"]["finishedAt"].as_str().map(str::to_owned);
+    let finished =
+        |container: &Value| container["lastState"]["terminated"]["finishedAt"].as_str().map(str::to_owned);
     let mut latest = String::new();
     let mut initializing = false;
     for (index, container) in list(status, "initContainerStatuses").iter().enumerate() {
@@ -78,7 +79,9 @@ pub(super) fn summarize(pod: &Value, now: jiff::Timestamp) -> Summary {
         if initializing {
             continue;
         }
-        let word = if state["terminated"].is_object() || !matches!(text(&state["waiting"], "reason"), "" | "PodInitializing") {
+        let word = if state["terminated"].is_object()
+            || !matches!(text(&state["waiting"], "reason"), "" | "PodInitializing")
+        {
             state_word(state)
         } else {
             format!("{index}/{}", list(spec, "initContainers").len())
@@ -144,29 +147,39 @@ mod tests {
         expect(
             json!({"spec": spec, "status": {"phase": "Pending", "initContainerStatuses": [
                 {"name": "i", "state": {"running": {}}}, {"name": "s", "state": {"waiting": {"reason": "PodInitializing"}}}]}}),
-            "0/3", "Init:0/2", "0",
+            "0/3",
+            "Init:0/2",
+            "0",
         );
         expect(
             json!({"spec": spec, "status": {"phase": "Running", "initContainerStatuses": [
                 {"name": "i", "state": {"terminated": {"exitCode": 0}}},
                 {"name": "s", "started": true, "ready": true, "state": {"running": {}}}],
                 "containerStatuses": [running, running]}}),
-            "3/3", "Running", "0",
+            "3/3",
+            "Running",
+            "0",
         );
         expect(
             json!({"spec": {"containers": [{}]}, "status": {"phase": "Running", "containerStatuses": [
                 {"restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}}),
-            "0/1", "CrashLoopBackOff", "3",
+            "0/1",
+            "CrashLoopBackOff",
+            "3",
         );
         expect(
             json!({"metadata": {"deletionTimestamp": "x"}, "spec": {"containers": [{}]},
                 "status": {"phase": "Running", "containerStatuses": [running]}}),
-            "1/1", "Terminating", "0",
+            "1/1",
+            "Terminating",
+            "0",
         );
         expect(
             json!({"spec": {"containers": [{}]}, "status": {"phase": "Succeeded", "containerStatuses": [
                 {"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}}),
-            "0/1", "Completed", "0",
+            "0/1",
+            "Completed",
+            "0",
         );
     }
 }
