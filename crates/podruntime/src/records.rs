@@ -89,12 +89,12 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    fn new(container: &Container, role: Role) -> Self {
+    fn new(container: &Container, role: Role, waiting: &str) -> Self {
         Self {
             name: container.name.clone(),
             image: container.image.clone().unwrap_or_default(),
             role,
-            state: State::Waiting { reason: "PodInitializing".to_owned(), message: None },
+            state: State::Waiting { reason: waiting.to_owned(), message: None },
             last: None,
             instances: 0,
             container_id: None,
@@ -211,7 +211,10 @@ pub(crate) enum Step {
 
 /// The records of a pod that has not started: init containers and sidecars in order, then the main containers.
 pub(crate) fn records(pod: &Pod) -> Vec<Record> {
-    containers(pod).map(|(container, role)| Record::new(container, role)).collect()
+    let init =
+        pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()).is_some_and(|list| !list.is_empty());
+    let waiting = if init { "PodInitializing" } else { "ContainerCreating" };
+    containers(pod).map(|(container, role)| Record::new(container, role, waiting)).collect()
 }
 
 /// The containers in the order of their records.

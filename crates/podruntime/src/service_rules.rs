@@ -61,7 +61,7 @@ fn entry_rules(entry: &ServiceEntry, local: &[Ipv4Addr]) -> Vec<Rule> {
 
 /// The nft script with these rules.
 ///
-/// Connections to a service without backends match nothing and are refused by the `reject` chains, as in Kubernetes.
+/// Connections to a service without backends match nothing and are refused by the `refuse` chains, as in Kubernetes.
 pub(crate) fn script(names: &Names, network: &Network, rules: &[Rule]) -> String {
     let mut virtual_addresses = BTreeMap::new();
     let mut node_ports = BTreeMap::new();
@@ -109,17 +109,17 @@ table ip {table} {{
     ct status dnat ip saddr . ip daddr @hairpin snat to {node_ip}
     ip saddr {pod_cidr} ip daddr != {{ {pod_cidr}, {service_cidr}, {load_balancer_cidr} }} masquerade
   }}
-  chain reject {{
+  chain refuse {{
     meta l4proto tcp reject with tcp reset
     reject with icmp port-unreachable
   }}
-  chain reject-forward {{
+  chain refuse-forward {{
     type filter hook forward priority filter; policy accept;
-    ip daddr {{ {service_cidr}, {load_balancer_cidr} }} goto reject
+    ip daddr {{ {service_cidr}, {load_balancer_cidr} }} goto refuse
   }}
-  chain reject-output {{
+  chain refuse-output {{
     type filter hook output priority filter; policy accept;
-    oifname \"{interface}\" ip daddr {{ {service_cidr}, {load_balancer_cidr} }} goto reject
+    oifname \"{interface}\" ip daddr {{ {service_cidr}, {load_balancer_cidr} }} goto refuse
   }}
 }}
 "

@@ -3,8 +3,12 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     process::{Command, Stdio},
+    sync::mpsc,
 };
 
 use nix::{
@@ -27,12 +31,20 @@ pub(super) fn main() -> Result<i32, RuntimeError> {
     let spec: ContainerSpec = serde_json::from_str(&line)
         .map_err(|error| RuntimeError::Config(format!("the container's specification: {error}")))?;
 
+    let (ours, theirs) = UnixStream::pair().map_err(RuntimeError::system("making a socket pair"))?;
+    let mut to_init = ours.try_clone().map_err(RuntimeError::system("the container's socket"))?;
+    // The kernel allows no new threads once children belong to another PID namespace; these wait for init's number.
+    let (obey_pid, relay_pid) = (mpsc::sync_channel(1), mpsc::sync_channel(1));
+    std::thread::spawn(move || obey_pid.1.recv().map(|pid| obey(from_daemon, Pid::from_raw(pid))));
+    let reports =
+        std::thread::spawn(move || relay_pid.1.recv().map(|pid| relay(BufReader::new(ours), daemon, pid)));
+
     if let Some(netns) = &spec.netns {
         let namespace = File::open(netns).map_err(RuntimeError::file(netns))?;
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
             .map_err(RuntimeError::system(format!("entering {}", netns.display())))?;
     }
-    // The PID namespace begins with the next child; the others with this process.
+    // The PID namespace begins with the next child; the others with this thread.
     unshare(
         CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWUTS
@@ -40,19 +52,17 @@ pub(super) fn main() -> Result<i32, RuntimeError> {
             | CloneFlags::CLONE_NEWPID,
     )
     .map_err(RuntimeError::system("making the container's namespaces"))?;
-
-    let (ours, theirs) = UnixStream::pair().map_err(RuntimeError::system("making a socket pair"))?;
     let mut init = Command::new("/proc/self/exe")
         .args(["container-run", "init"])
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(RuntimeError::system("starting the container's first process"))?;
     let pid = init.id().cast_signed();
-    let mut to_init = ours.try_clone().map_err(RuntimeError::system("the container's socket"))?;
+    for sender in [obey_pid.0, relay_pid.0] {
+        // Both threads are waiting for it.
+        let _ = sender.send(pid);
+    }
     to_init.write_all(line.as_bytes()).map_err(RuntimeError::system("handing on the specification"))?;
-
-    std::thread::spawn(move || obey(from_daemon, Pid::from_raw(pid)));
-    let reports = std::thread::spawn(move || relay(BufReader::new(ours), daemon, pid));
     let status = init.wait().map_err(RuntimeError::system("waiting for the container"))?;
     // The last report must be out before this process ends; init's end closes its side.
     let _ = reports.join();

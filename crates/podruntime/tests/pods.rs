@@ -1,0 +1,349 @@
+//! Real pods on this machine, under a real API server in process. Needs root.
+//!
+//! The program is three things: the test, `container-run`, and what runs inside the pods.
+
+mod world;
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use lateen_podstreams::{ContainerRef, ExecRequest, LogOptions, Output, PodBackend, TerminalSize};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use world::{World, container_waiting, is_ready, restarts, web_pod};
+
+type Test = for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+const TESTS: &[(&str, Test)] = &[
+    ("a_pod_becomes_ready_and_sees_what_it_should", |w| Box::pin(a_pod_becomes_ready(w))),
+    ("exec_with_and_without_a_terminal", |w| Box::pin(exec(w))),
+    ("logs_and_port_forward", |w| Box::pin(logs_and_dial(w))),
+    ("service_addresses_and_dns", |w| Box::pin(services(w))),
+    ("crashes_are_restarted_and_remembered", |w| Box::pin(crashes(w))),
+    ("an_unknown_image_names_the_flag", |w| Box::pin(unknown_image(w))),
+    ("a_user_keeps_the_capability_to_mark_sockets", |w| Box::pin(users(w))),
+    ("config_maps_change_inside", |w| Box::pin(config_changes(w))),
+    ("liveness_and_hooks", |w| Box::pin(liveness_and_hooks(w))),
+    ("jobs_succeed_and_fail", |w| Box::pin(run_to_completion(w))),
+    ("deletion_takes_the_grace_it_needs", |w| Box::pin(deletion(w))),
+];
+
+fn main() {
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_ref().and_then(|arg| arg.to_str()) {
+        Some("container-run") => std::process::exit(lateen_podruntime::container_run_main(args)),
+        Some("inside") => world::inside(args.map(|arg| arg.to_string_lossy().into_owned()).collect()),
+        filter => {
+            let filter = filter.filter(|filter| !filter.starts_with('-')).unwrap_or("").to_owned();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            runtime.block_on(run(&filter));
+        }
+    }
+}
+
+async fn run(filter: &str) {
+    let world = World::start().await;
+    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
+        let begun = std::time::Instant::now();
+        tokio::time::timeout(Duration::from_secs(60), test(&world))
+            .await
+            .unwrap_or_else(|_| panic!("{name}: not done within 60 s"));
+        println!("test {name} ... ok ({} ms)", begun.elapsed().as_millis());
+    }
+    world.stop_and_check_that_nothing_is_left().await;
+    println!("test nothing_is_left ... ok");
+}
+
+async fn a_pod_becomes_ready(world: &World) {
+    let maps: Api<ConfigMap> = world.api();
+    let map = json!({ "metadata": { "name": "settings" }, "data": { "color": "blue" } });
+    maps.create(&Default::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    let pod = json!({
+        "metadata": { "name": "one", "labels": { "app": "one" } },
+        "spec": {
+            "initContainers": [{
+                "name": "init", "image": "busybox", "volumeMounts": [{ "name": "shared", "mountPath": "/shared" }],
+                "command": ["sh", "-c", "echo from-init > /shared/file; echo root > /etc/only-in-init"]
+            }],
+            "containers": [web_pod(8080), {
+                "name": "shell", "image": "busybox", "command": ["sleep", "infinity"],
+                "env": [
+                    { "name": "IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } },
+                    { "name": "COLOR", "valueFrom": { "configMapKeyRef": { "name": "settings", "key": "color" } } },
+                    { "name": "URL", "value": "http://$(IP)/" }
+                ],
+                "volumeMounts": [
+                    { "name": "shared", "mountPath": "/shared" },
+                    { "name": "settings", "mountPath": "/etc/settings" },
+                    { "name": "settings", "mountPath": "/var/run/secrets/color", "subPath": "color" },
+                    { "name": "all", "mountPath": "/var/run/secrets/all" }
+                ]
+            }],
+            "volumes": [
+                { "name": "shared", "emptyDir": {} },
+                { "name": "settings", "configMap": { "name": "settings" } },
+                { "name": "all", "projected": { "sources": [
+                    { "serviceAccountToken": { "path": "token", "audience": "istio-ca" } },
+                    { "downwardAPI": { "items": [{ "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } }] } }
+                ] } }
+            ]
+        }
+    });
+    let pod = world.create_ready(pod).await;
+    let status = pod.status.as_ref().unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert!(status.pod_ip.as_deref().unwrap().starts_with("10.200."));
+    let init = &status.init_container_statuses.as_ref().unwrap()[0];
+    assert_eq!(init.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
+
+    let script = "cat /shared/file; echo $IP $COLOR $URL; cat /etc/settings/color /var/run/secrets/color /var/run/secrets/all/labels; echo; \
+        wc -c < /var/run/secrets/all/token; hostname; ls /etc/only-in-init; cat /etc/resolv.conf; id -u; ps -e | wc -l; touch /etc/settings/x; ls /run/netns";
+    let out = world.exec("one", "shell", &["sh", "-c", script]).await.1;
+    let ip = status.pod_ip.as_deref().unwrap();
+    assert!(out.starts_with(&format!("from-init\n{ip} blue http://{ip}/\nblueblueapp=\"one\"\n")), "{out}");
+    assert!(out.contains("\none\n") && out.contains("search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.200.128.10\noptions ndots:5\n0\n"), "{out}");
+    assert!(
+        out.contains("only-in-init': No such file")
+            && out.contains("Read-only file system")
+            && out.contains("/run/netns': No such file"),
+        "{out}"
+    );
+    let events: Api<Event> = world.api();
+    let reasons: Vec<String> = events
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items
+        .into_iter()
+        .filter_map(|event| event.reason)
+        .collect();
+    for reason in ["Pulled", "Created", "Started"] {
+        assert!(reasons.iter().any(|own| own == reason), "{reasons:?}");
+    }
+}
+
+async fn exec(world: &World) {
+    let (code, out) = world.exec("one", "shell", &["sh", "-c", "echo out; echo err >&2; exit 7"]).await;
+    assert_eq!((code, out.contains("out\n"), out.contains("err\n")), (7, true, true));
+    assert_eq!(world.exec("one", "", &["no-such-program"]).await.0, 127);
+    let target = ContainerRef { namespace: "default".into(), pod: "one".into(), container: "shell".into() };
+
+    let request = ExecRequest { command: vec!["cat".into()], tty: false, stdin: true };
+    let mut session = world.handle.exec(target.clone(), request).await.unwrap();
+    session.stdin.send("hello".into()).await.unwrap();
+    drop(session.stdin);
+    assert!(matches!(session.output.recv().await, Some(Output::Stdout(bytes)) if bytes == "hello"));
+    assert_eq!(session.exit.await, Ok(0));
+
+    let request = ExecRequest { command: vec!["sh".into()], tty: true, stdin: true };
+    let mut session = world.handle.exec(target.clone(), request).await.unwrap();
+    session.resize.send(TerminalSize { width: 91, height: 33 }).await.unwrap();
+    session
+        .stdin
+        .send("until [ \"$(stty size)\" = '33 91' ]; do :; done; tty; ps -o tty= -p $$; exit 3\n".into())
+        .await
+        .unwrap();
+    let mut text = String::new();
+    while let Some(Output::Stdout(bytes)) = session.output.recv().await {
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    assert!(text.contains("/dev/pts/0"), "{text}");
+    assert_eq!(session.exit.await, Ok(3));
+
+    // A client that goes takes its command along.
+    let request = ExecRequest { command: vec!["sleep".into(), "98765".into()], tty: false, stdin: false };
+    let session = world.handle.exec(target.clone(), request).await.unwrap();
+    let count = ["sh", "-c", "ps -eo args | grep -c '^sleep 98765'"];
+    world.until("the command runs", async || world.exec("one", "shell", &count).await.1.trim() == "1").await;
+    drop(session);
+    world
+        .until("the command has gone", async || world.exec("one", "shell", &count).await.1.trim() == "0")
+        .await;
+
+    let unknown = ContainerRef { container: "none".into(), ..target };
+    assert!(
+        world
+            .handle
+            .exec(unknown, ExecRequest { command: vec!["ls".into()], ..Default::default() })
+            .await
+            .is_err()
+    );
+}
+
+async fn logs_and_dial(world: &World) {
+    let target = ContainerRef { namespace: "default".into(), pod: "one".into(), container: "web".into() };
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let mut log = world.handle.logs(target, options).await.unwrap();
+    let first = log.next().await.unwrap().unwrap();
+    assert!(first.starts_with(b"listening on 8080"), "{first:?}");
+
+    let mut stream = world.handle.dial("default", "one", 8080).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("I am one\n"), "{answer}");
+    assert!(world.handle.dial("default", "one", 9).await.is_err());
+    let mut text = String::new();
+    while !text.contains("request from 127.0.0.1") {
+        text.push_str(std::str::from_utf8(&log.next().await.unwrap().unwrap()).unwrap());
+    }
+}
+
+async fn services(world: &World) {
+    for name in ["two", "three"] {
+        world
+            .create_ready(json!({ "metadata": { "name": name }, "spec": { "containers": [web_pod(8080)] } }))
+            .await;
+    }
+    world.service("web", &["two", "three"]).await;
+    let fetch = async |from: &str, url: &str| {
+        let me = world.me();
+        world.exec(from, "web", &[me.as_str(), "inside", "get", url]).await.1
+    };
+    let by_name = "http://web.default.svc.cluster.local/";
+    world.until("the name resolves", async || fetch("one", by_name).await.contains("I am")).await;
+    // Short names by the search path, both backends, the load balancer's address, and the host itself.
+    let mut seen = std::collections::BTreeSet::new();
+    world
+        .until("both backends answer", async || {
+            seen.insert(fetch("one", "http://web/").await);
+            seen.len() == 2
+        })
+        .await;
+    assert!(fetch("one", "http://10.201.0.5/").await.contains("I am"));
+    assert!(
+        world::get("http://10.201.0.5/").contains("I am"),
+        "from the host, by the load balancer's address"
+    );
+    assert!(world::get("http://10.200.0.1:30080/").contains("I am"), "from the host, by the node port");
+    // A pod that is its own backend.
+    world.service("own", &["two"]).await;
+    world
+        .until("a pod reaches itself", async || fetch("two", "http://own/").await.contains("I am two"))
+        .await;
+    world.service("none", &[]).await;
+    let refused = fetch("one", "http://none/").await;
+    assert!(refused.contains("refused"), "{refused}");
+    assert!(world::get("http://10.201.0.99/").contains("refused"), "an address nobody has");
+    let unknown = fetch("one", "http://nobody.default/").await;
+    assert!(unknown.contains("resolv") || unknown.contains("not known"), "{unknown}");
+    // The API server's own address is the host's.
+    let api = world.exec("one", "shell", &["sh", "-c", "echo $KUBERNETES_SERVICE_HOST"]).await.1;
+    assert_eq!(api.trim(), "10.200.128.1");
+}
+
+async fn crashes(world: &World) {
+    let command = json!(["sh", "-c", "echo run; exit 5"]);
+    world.create(json!({ "metadata": { "name": "crash" }, "spec": { "containers": [{ "name": "c", "image": "busybox", "command": command }] } })).await;
+    let pod = world
+        .wait_pod("crash", |pod| restarts(pod) >= 2 && container_waiting(pod) == Some("CrashLoopBackOff"))
+        .await;
+    let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    let last = status.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref(), status.ready), (5, Some("Error"), false));
+    assert_eq!(pod.status.as_ref().unwrap().phase.as_deref(), Some("Running"));
+    let target = ContainerRef { namespace: "default".into(), pod: "crash".into(), container: "c".into() };
+    let options = LogOptions { previous: true, ..LogOptions::default() };
+    let chunks: Vec<_> = world.handle.logs(target, options).await.unwrap().collect().await;
+    assert_eq!(chunks[0].as_ref().unwrap(), "run\n");
+
+    let missing = json!([{ "name": "c", "image": "busybox", "command": ["/no/such/program"] }]);
+    world.create(json!({ "metadata": { "name": "missing" }, "spec": { "containers": missing } })).await;
+    let pod = world.wait_pod("missing", |pod| container_waiting(pod) == Some("CrashLoopBackOff")).await;
+    let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    let last = status.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert!(last.message.as_ref().unwrap().contains("no such file or directory"), "{last:?}");
+}
+
+async fn unknown_image(world: &World) {
+    world.create(json!({ "metadata": { "name": "unknown" }, "spec": { "containers": [{ "name": "c", "image": "example.com/x:1" }] } })).await;
+    let pod = world.wait_pod("unknown", |pod| container_waiting(pod) == Some("ErrImagePull")).await;
+    let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    let message = status.state.as_ref().unwrap().waiting.as_ref().unwrap().message.as_deref().unwrap();
+    assert_eq!(
+        message,
+        "no mapping for image example.com/x:1; map it with `lateen up --image example.com/x=COMMAND`"
+    );
+    assert_eq!(pod.status.as_ref().unwrap().phase.as_deref(), Some("Pending"));
+}
+
+async fn users(world: &World) {
+    let security = json!({ "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] } });
+    let container = json!({ "name": "c", "image": "busybox", "command": ["sleep", "infinity"], "securityContext": security });
+    world
+        .create_ready(json!({ "metadata": { "name": "user" }, "spec": { "containers": [container] } }))
+        .await;
+    let me = world.me();
+    let out = world
+        .exec("user", "c", &["sh", "-c", &format!("id -u; id -g; {me} inside mark; echo x > /dev/stdout")])
+        .await
+        .1;
+    assert_eq!(out, "1337\n1337\nmarked\nx\n");
+}
+
+async fn config_changes(world: &World) {
+    let maps: Api<ConfigMap> = world.api();
+    let patch = Patch::Merge(json!({ "data": { "color": "green" } }));
+    maps.patch("settings", &PatchParams::default(), &patch).await.unwrap();
+    world
+        .until("the file changes", async || {
+            world.exec("one", "shell", &["cat", "/etc/settings/color"]).await.1 == "green"
+        })
+        .await;
+}
+
+async fn liveness_and_hooks(world: &World) {
+    let container = json!({
+        "name": "c", "image": "busybox", "command": ["sh", "-c", "trap 'exit 0' TERM; touch /alive; while :; do sleep 0.1; done"],
+        "startupProbe": { "exec": { "command": ["test", "-e", "/hook"] }, "periodSeconds": 1 },
+        "livenessProbe": { "exec": { "command": ["test", "-e", "/alive"] }, "periodSeconds": 1, "failureThreshold": 1 },
+        "lifecycle": { "postStart": { "exec": { "command": ["touch", "/hook"] } } }
+    });
+    world
+        .create_ready(json!({ "metadata": { "name": "alive" }, "spec": { "containers": [container] } }))
+        .await;
+    world.exec("alive", "c", &["rm", "/alive"]).await;
+    let pod = world.wait_pod("alive", |pod| restarts(pod) == 1 && is_ready(pod)).await;
+    let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    assert_eq!(status.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
+}
+
+async fn run_to_completion(world: &World) {
+    for (name, code, phase) in [("job-ok", 0, "Succeeded"), ("job-bad", 3, "Failed")] {
+        let command = json!(["sh", "-c", format!("exit {code}")]);
+        let sidecar = json!([{ "name": "side", "image": "busybox", "command": ["sleep", "infinity"], "restartPolicy": "Always" }]);
+        world
+            .create(json!({ "metadata": { "name": name }, "spec": {
+            "restartPolicy": "Never", "initContainers": sidecar, "terminationGracePeriodSeconds": 5,
+            "containers": [{ "name": "c", "image": "busybox", "command": command }]
+        } }))
+            .await;
+        world
+            .wait_pod(name, |pod| {
+                pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some(phase)
+            })
+            .await;
+    }
+}
+
+async fn deletion(world: &World) {
+    // Ends when asked to, after its hook; and one that won't.
+    let hook = json!({ "preStop": { "exec": { "command": ["sh", "-c", "echo hook > /proc/1/fd/1"] } } });
+    let polite =
+        json!({ "name": "c", "image": "busybox", "command": ["sleep", "infinity"], "lifecycle": hook });
+    let stubborn =
+        json!({ "name": "c", "image": "busybox", "command": ["sh", "-c", "trap '' TERM; sleep infinity"] });
+    world.create_ready(json!({ "metadata": { "name": "polite" }, "spec": { "containers": [polite] } })).await;
+    world.create_ready(json!({ "metadata": { "name": "stubborn" }, "spec": { "terminationGracePeriodSeconds": 1, "containers": [stubborn] } })).await;
+    let pods: Api<Pod> = world.api();
+    for name in ["polite", "stubborn"] {
+        let begun = std::time::Instant::now();
+        pods.delete(name, &DeleteParams::default()).await.unwrap();
+        world.until("the pod has gone", async || pods.get_opt(name).await.unwrap().is_none()).await;
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(5), "{name} took {took:?}");
+        assert_eq!(took >= Duration::from_secs(1), name == "stubborn", "{name} took {took:?}");
+    }
+}
