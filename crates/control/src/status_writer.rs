@@ -120,7 +120,12 @@ async fn write_kind<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted
         return Ok(());
     }
     let Some(status) = status(object.status.unwrap_or_default(), wanted, &now()) else { return Ok(()) };
-    let patch = json!({ "status": status });
+    // Every field, since a merge patch keeps what it does not name, and empty fields are left out of the JSON form.
+    let patch = json!({ "status": {
+        "conditions": status.conditions,
+        "validationMessages": status.validation_messages,
+        "observedGeneration": status.observed_generation,
+    } });
     match api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
