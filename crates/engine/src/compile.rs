@@ -171,11 +171,56 @@ pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String>
     if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() {
         return Some("filter_chains: at least one is needed".to_owned());
     }
-    None
+    let plain = [
+        (!listener.access_log.is_empty(), "access_log", "put the log into the connection manager or TCP proxy"),
+        (listener.exact_balance, "connection_balance_config.exact_balance", "SO_REUSEPORT spreads connections; leave it out"),
+        (listener.tcp_fast_open_queue_length.is_some(), "tcp_fast_open_queue_length", "leave it out"),
+        (
+            listener.max_connections_to_accept_per_socket_event.is_some(),
+            "max_connections_to_accept_per_socket_event",
+            "leave it out",
+        ),
+    ];
+    if let Some((_, path, advice)) = plain.iter().find(|(set, ..)| *set) {
+        return Some(format!("{path}: is not supported; {advice}"));
+    }
+    listener
+        .filter_chains
+        .iter()
+        .enumerate()
+        .map(|(index, chain)| (format!("filter_chains[{index}]"), chain))
+        .chain(listener.default_filter_chain.iter().map(|chain| ("default_filter_chain".to_owned(), chain)))
+        .find_map(|(path, chain)| Some(format!("{path}.{}: is not supported; leave it out", unsupported_in_chain(chain)?)))
+}
+
+fn unsupported_in_chain(chain: &ir::FilterChain) -> Option<&'static str> {
+    match chain.terminal.as_ref()? {
+        ir::TerminalFilter::Http(hcm) => {
+            let fields = [
+                (hcm.access_log_flush_interval.is_some(), "access_log_options.access_log_flush_interval"),
+                (hcm.flush_access_log_on_new_request, "access_log_options.flush_access_log_on_new_request"),
+                (hcm.proxy_100_continue, "proxy_100_continue"),
+                (hcm.http2.allow_connect, "http2_protocol_options.allow_connect"),
+                (hcm.router().is_some_and(|router| router.respect_expected_rq_timeout), "respect_expected_rq_timeout"),
+            ];
+            fields.iter().find(|(set, _)| *set).map(|(_, path)| *path)
+        }
+        ir::TerminalFilter::Tcp(tcp) => {
+            let fields = [
+                (tcp.access_log_flush_interval.is_some(), "access_log_options.access_log_flush_interval"),
+                (tcp.flush_access_log_on_connected, "access_log_options.flush_access_log_on_connected"),
+            ];
+            fields.iter().find(|(set, _)| *set).map(|(_, path)| *path)
+        }
+        _ => None,
+    }
 }
 
 /// The same for a cluster.
 pub(crate) fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
+    if cluster.connection_pool_per_downstream_connection {
+        return Some("connection_pool_per_downstream_connection: is not supported; leave it out".to_owned());
+    }
     let bind = cluster.bind.as_ref()?;
     let unknown = bind.socket_options.iter().position(|option| !socket_option_supported(option))?;
     Some(format!(

@@ -137,8 +137,6 @@ pub(crate) enum Failure {
     StreamIdleTimeout,
     /// The request did not arrive in time.
     RequestTimeout,
-    /// `max_stream_duration` of the connection manager.
-    DownstreamMaxDuration,
     /// The request is malformed or refused by a check; the text is the detail.
     BadRequest(&'static str),
     /// HTTP/1.0 where it is not accepted.
@@ -200,12 +198,6 @@ impl Failure {
                 Flags::default(),
                 "request_overall_timeout",
             )),
-            Self::DownstreamMaxDuration => Reply::new(
-                S::REQUEST_TIMEOUT,
-                "downstream duration timeout",
-                Flags::DURATION_TIMEOUT,
-                "max_duration_timeout",
-            ),
             Self::BadRequest(details) => {
                 closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, *details))
             }

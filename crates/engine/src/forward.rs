@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header, response};
 use hyper::body::Incoming;
-use lateen_ir::{ClusterSpecifier, Discovery, Forward, HeaderMutations, PickedCluster, RetryPolicy, Route};
+use lateen_ir::{ClusterSpecifier, Discovery, Forward, HeaderMutations, HostRewrite, PickedCluster, RetryPolicy, Route};
 use smallvec::SmallVec;
 
 use crate::body::{RequestBody, RequestSource};
@@ -43,6 +43,8 @@ pub(crate) struct UpstreamStream {
     status: http::StatusCode,
     /// End of the route's time-out.
     pub(crate) deadline: Option<Instant>,
+    /// When the stream must be over.
+    pub(crate) stream_end: Option<Instant>,
     pub(crate) idle_timeout: Option<Duration>,
 }
 
@@ -123,6 +125,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         wanted.is_empty() || wanted.iter().any(|matcher| matcher.is_match(&request_view(context)))
     });
     let idle_timeout = action.idle_timeout.unwrap_or(context.connection.config.hcm.stream_idle_timeout);
+    let stream_end = stream_end(context, action, &cluster);
     let mut trial = Trial {
         context,
         action,
@@ -132,6 +135,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         timeout,
         idle_timeout,
         deadline: None,
+        stream_end,
         tried: SmallVec::new(),
         retry_place: None,
     };
@@ -194,6 +198,42 @@ fn route_timeout(context: &RequestContext, action: &Forward) -> Option<Duration>
     }
 }
 
+/// `max_stream_duration` of the route, the cluster or the connection manager, or a gRPC client's own deadline.
+fn stream_end(context: &RequestContext, action: &Forward, cluster: &LocalCluster) -> Option<Instant> {
+    let manager = context.connection.config.hcm.common.max_stream_duration;
+    let of_route = action.max_stream_duration.unwrap_or(lateen_ir::MaxStreamDuration {
+        max_stream_duration: None,
+        grpc_timeout_header_max: None,
+        grpc_timeout_header_offset: None,
+    });
+    let told = context.head.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+    let limit = match (of_route.grpc_timeout_header_max, told) {
+        (Some(most), Some(told)) => {
+            let told = most.filter(|most| !most.is_zero()).map_or(told, |most| told.min(most));
+            Some(told.saturating_sub(of_route.grpc_timeout_header_offset.unwrap_or_default()))
+        }
+        _ => of_route.max_stream_duration.unwrap_or(manager),
+    };
+    let limits = [limit, cluster.config.ir.http.common.max_stream_duration];
+    limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min().map(|limit| context.started + limit)
+}
+
+/// `grpc-timeout`: up to eight digits and a unit.
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+fn grpc_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let n = digits.parse::<u64>().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
 /// Brings the head into the form in which it is sent.
 fn prepare_head(
     context: &mut RequestContext,
@@ -235,6 +275,7 @@ enum TimedOut {
     Overall,
     PerTry,
     Idle,
+    StreamEnd,
 }
 
 /// The attempts of one request.
@@ -247,6 +288,8 @@ struct Trial<'a> {
     timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
     deadline: Option<Instant>,
+    /// When the stream must be over, whatever it does.
+    stream_end: Option<Instant>,
     tried: SmallVec<[SocketAddr; 4]>,
     retry_place: Option<Admission>,
 }
@@ -257,6 +300,12 @@ impl Trial<'_> {
             self.context.attempts += 1;
             let host = self.pick_host().ok_or(Failure::NoHealthyUpstream)?;
             self.context.host = Some(host.clone());
+            if matches!(self.action.host_rewrite, HostRewrite::Auto) {
+                let name = host.endpoint.borrow().hostname.clone();
+                if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {
+                    rewrite::set_authority(self.context, self.action, name);
+                }
+            }
             let high_priority = self.action.high_priority;
             let Some(place) = breakers::admit(&self.cluster.config, Limited::Request, high_priority) else {
                 self.cluster.stats.upstream_rq_pending_overflow.inc();
@@ -303,6 +352,7 @@ impl Trial<'_> {
             AttemptFailure::Overall => Failure::ResponseTimeout,
             AttemptFailure::PerTry => Failure::PerTryTimeout,
             AttemptFailure::Idle => Failure::StreamIdleTimeout,
+            AttemptFailure::StreamEnd => Failure::MaxStreamDuration,
         }
     }
 
@@ -313,7 +363,7 @@ impl Trial<'_> {
                 retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
             }
             AttemptFailure::PerTry => retry::after_break(policy.on, retry::Broken::PerTryTimeout, true),
-            AttemptFailure::Overall | AttemptFailure::Idle => false,
+            AttemptFailure::Overall | AttemptFailure::Idle | AttemptFailure::StreamEnd => false,
         }
     }
 
@@ -380,9 +430,15 @@ impl Trial<'_> {
     /// One attempt with its time limits.
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), AttemptFailure> {
         let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
-        let (timeout, idle, deadline) = (self.timeout, self.idle_timeout, self.deadline);
+        let limits = Limits {
+            timeout: self.timeout,
+            deadline: self.deadline,
+            per_try,
+            idle: self.idle_timeout,
+            stream_end: self.stream_end,
+        };
         let source = self.source.clone();
-        let waited = wait(&source, timeout, deadline, per_try, idle, self.try_once(host)).await;
+        let waited = wait(&source, limits, self.try_once(host)).await;
         self.deadline = waited.deadline;
         match waited.result {
             Ok(Ok(done)) => Ok(done),
@@ -397,6 +453,10 @@ impl Trial<'_> {
                 Err(AttemptFailure::PerTry)
             }
             Err(TimedOut::Idle) => Err(AttemptFailure::Idle),
+            Err(TimedOut::StreamEnd) => {
+                self.cluster.stats.upstream_rq_max_duration_reached.inc();
+                Err(AttemptFailure::StreamEnd)
+            }
         }
     }
 
@@ -483,6 +543,7 @@ impl Trial<'_> {
             service_time: now.saturating_duration_since(began),
             status: head.status,
             deadline: self.deadline,
+            stream_end: self.stream_end,
             idle_timeout: self.idle_timeout,
         };
         Answer { head, body, stream }
@@ -495,6 +556,16 @@ enum AttemptFailure {
     Overall,
     PerTry,
     Idle,
+    StreamEnd,
+}
+
+/// What bounds an attempt.
+struct Limits {
+    timeout: Option<Duration>,
+    deadline: Option<Instant>,
+    per_try: Option<Duration>,
+    idle: Option<Duration>,
+    stream_end: Option<Instant>,
 }
 
 /// Outcome of [`wait`]; the deadline is set once the request has been received completely.
@@ -506,14 +577,12 @@ struct Waited<T> {
 /// Waits within the limits. Their clocks start when the client has sent the whole request, as Envoy's do.
 async fn wait<T>(
     source: &RequestSource,
-    timeout: Option<Duration>,
-    deadline: Option<Instant>,
-    per_try: Option<Duration>,
-    idle: Option<Duration>,
+    limits: Limits,
     work: impl Future<Output = T>,
 ) -> Waited<T> {
+    let Limits { timeout, deadline, per_try, idle, stream_end } = limits;
     let mut work = pin!(work);
-    if timeout.is_none() && per_try.is_none() && idle.is_none() {
+    if timeout.is_none() && per_try.is_none() && idle.is_none() && stream_end.is_none() {
         return Waited { result: Ok(work.await), deadline };
     }
     if !source.ended() {
@@ -521,6 +590,7 @@ async fn wait<T>(
             biased;
             done = &mut work => return Waited { result: Ok(done), deadline },
             () = source.end() => {}
+            () = until(stream_end) => return Waited { result: Err(TimedOut::StreamEnd), deadline },
         }
     }
     let now = Instant::now();
@@ -529,10 +599,39 @@ async fn wait<T>(
         deadline.map(|at| (at, TimedOut::Overall)),
         per_try.map(|limit| (now + limit, TimedOut::PerTry)),
         idle.map(|limit| (now + limit, TimedOut::Idle)),
+        stream_end.map(|at| (at, TimedOut::StreamEnd)),
     ];
     let result = match limits.into_iter().flatten().min_by_key(|(at, _)| *at) {
         None => Ok(work.await),
         Some((at, kind)) => tokio::time::timeout_at(at.into(), work).await.map_err(|_| kind),
     };
     Waited { result, deadline }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts() {
+        for (value, expected) in [
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("1H", Some(Duration::from_secs(3600))),
+            ("123456789S", None),
+            ("S", None),
+            ("", None),
+            ("5x", None),
+            ("5é", None),
+        ] {
+            assert_eq!(grpc_timeout(value), expected, "{value}");
+        }
+    }
 }

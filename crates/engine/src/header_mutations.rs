@@ -84,7 +84,9 @@ mod tests {
 
     fn run(before: &[&'static str], addition: HeaderToAdd) -> Vec<String> {
         let mut headers = HeaderMap::new();
-        before.iter().for_each(|value| drop(headers.append("x", HeaderValue::from_static(value))));
+        for value in before {
+            headers.append("x", HeaderValue::from_static(value));
+        }
         let mutations = HeaderMutations { remove: vec![], add: vec![addition] };
         apply([&mutations].into_iter(), &mut headers, &Nothing);
         headers.get_all("x").iter().map(|value| value.to_str().unwrap().to_owned()).collect()

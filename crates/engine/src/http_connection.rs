@@ -189,7 +189,8 @@ struct Guarded<C> {
 impl<C: Serving> Guarded<C> {
     fn new(serving: C, connection: Rc<HttpConnection>, drain: Signal) -> Self {
         let idle = connection.config.hcm.common.idle_timeout;
-        let timer = idle.map(|idle| Box::pin(tokio::time::sleep(idle)));
+        let first = idle.into_iter().chain(connection.config.hcm.common.max_connection_duration).min();
+        let timer = first.map(|first| Box::pin(tokio::time::sleep(first)));
         Self { serving: Box::pin(serving), connection, drain, watch: None, finishing: false, timer }
     }
 
@@ -207,7 +208,14 @@ impl<C: Serving> Guarded<C> {
         if self.finishing {
             return true;
         }
-        let Some(idle) = self.connection.config.hcm.common.idle_timeout else { return false };
+        let common = &self.connection.config.hcm.common;
+        let left = common.max_connection_duration.map(|most| most.saturating_sub(self.connection.info.started.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            self.connection.stats.downstream_cx_max_duration_reached.inc();
+            self.finish(cx);
+            return false;
+        }
+        let idle = common.idle_timeout.unwrap_or(Duration::MAX);
         let quiet = self.connection.quiet_since.get().elapsed();
         if self.connection.active.get() == 0 && quiet >= idle {
             self.connection.stats.downstream_cx_idle_timeout.inc();
@@ -215,6 +223,7 @@ impl<C: Serving> Guarded<C> {
             return false;
         }
         let wait = if self.connection.active.get() == 0 { idle.saturating_sub(quiet) } else { idle };
+        let wait = left.map_or(wait, |left| left.min(wait));
         if let Some(timer) = &mut self.timer {
             timer.as_mut().reset(tokio::time::Instant::now() + wait);
             let _ = timer.as_mut().poll(cx);

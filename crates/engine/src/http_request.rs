@@ -2,6 +2,7 @@
 //! Finishing (10: stats, log) happens when the context is dropped.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -24,7 +25,20 @@ pub(crate) async fn serve(connection: Rc<HttpConnection>, mut request: Request<I
     count_request(&connection, &request);
     let upgrade = Upgrade::begin(&mut request);
     let (mut context, body) = ingress::receive(&connection, request);
-    match decide(&mut context, body, upgrade.is_some()).await {
+    let source = RequestSource::new(body, connection.buffer_limit as usize);
+    context.body = Some(source.clone());
+    let decided = match connection.config.hcm.request_timeout.filter(|_| !source.ended()) {
+        None => decide(&mut context, upgrade.is_some()).await,
+        Some(limit) => tokio::select! {
+            biased;
+            decided = decide(&mut context, upgrade.is_some()) => decided,
+            () = late(&source, limit) => {
+                connection.stats.downstream_rq_timeout.inc();
+                Err(Failure::RequestTimeout)
+            }
+        },
+    };
+    match decided {
         Ok(Decision::Forwarded(answer)) => respond(context, *answer, upgrade),
         Ok(Decision::Answered(response)) => local_reply::finish(context, response),
         Err(failure) => local_reply::fail(context, &failure),
@@ -55,11 +69,15 @@ fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
     }
 }
 
-async fn decide(context: &mut RequestContext, body: Incoming, upgrade: bool) -> Result<Decision, Failure> {
-    let normalised = ingress::normalise(context);
-    let limit = context.connection.buffer_limit;
-    context.body = Some(RequestSource::new(body, limit as usize));
-    if let Normalised::Redirect(path) = normalised? {
+/// Ends when the body has not come completely within the limit.
+async fn late(source: &RequestSource, limit: Duration) {
+    if tokio::time::timeout(limit, source.end()).await.is_ok() {
+        std::future::pending().await
+    }
+}
+
+async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision, Failure> {
+    if let Normalised::Redirect(path) = ingress::normalise(context)? {
         return Ok(Decision::Answered(redirect::to_normalised_path(context, &path)));
     }
     find_route(context)?;

@@ -147,7 +147,8 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
     if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().nth(1).is_some() {
         return Err(Failure::BadRequest("http1.codec_error"));
     }
-    // hyper refuses lengths that differ; a list of equal ones is refused here, as other parsers may disagree on it.
+    // hyper refuses lengths that differ, joins equal ones, and lets chunked coding win over a length that it then drops: what
+    // goes upstream is unambiguous. A length that is still here together with a coding came in a way hyper does not know.
     if head.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
         || (head.headers.contains_key(header::CONTENT_LENGTH) && head.headers.contains_key(header::TRANSFER_ENCODING))
     {
@@ -369,9 +370,8 @@ mod tests {
         }
         headers.insert("te", HeaderValue::from_static("gzip, trailers"));
         hop_by_hop(&mut headers, false);
-        let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(left, ["te", "accept"].into_iter().filter(|n| headers.contains_key(*n)).collect::<Vec<_>>());
         assert_eq!(headers["te"], "trailers");
+        assert!(headers.contains_key("accept"));
         assert_eq!(headers.len(), 2);
     }
 

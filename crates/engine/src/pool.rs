@@ -205,11 +205,6 @@ impl Pool {
     pub(crate) fn revive(&self) {
         self.retired.set(false);
     }
-
-    #[cfg(test)]
-    pub(crate) fn idle_count(&self) -> usize {
-        self.idle.borrow().len()
-    }
 }
 
 /// The duty to report how opening a shared connection went. Reports a failure when dropped unfinished, so that waiters

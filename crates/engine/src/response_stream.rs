@@ -84,13 +84,14 @@ impl ResponseStream {
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(open) = &self.open else { return Poll::Pending };
         let (deadline, idle) = (open.stream.deadline, open.stream.idle_timeout);
-        if deadline.is_none() && idle.is_none() {
+        let stream_end = open.stream.stream_end;
+        if deadline.is_none() && idle.is_none() && stream_end.is_none() {
             return Poll::Pending;
         }
         loop {
             let quiet_since = *self.last_frame.get_or_insert_with(Instant::now);
             let idle_end = idle.map(|idle| quiet_since + idle);
-            let Some(next) = [deadline, idle_end].into_iter().flatten().min() else { return Poll::Pending };
+            let Some(next) = [deadline, idle_end, stream_end].into_iter().flatten().min() else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
             if timer.as_mut().poll(cx).is_pending() {
                 // It may fire early, after newer frames; then it is set anew below.
@@ -100,10 +101,11 @@ impl ResponseStream {
                 timer.as_mut().reset(next.into());
                 continue;
             }
-            let overall = deadline == Some(next);
-            let (flag, details) = if overall {
+            let (flag, details) = if deadline == Some(next) {
                 open.stream.timed_out();
                 (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout")
+            } else if stream_end == Some(next) {
+                (Flags::UPSTREAM_MAX_STREAM_DURATION, "upstream_max_stream_duration_reached")
             } else {
                 (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             };

@@ -63,13 +63,6 @@ impl Stream {
         &self.ahead
     }
 
-    /// Puts bytes in front of what will be read.
-    pub(crate) fn unread(&mut self, bytes: &[u8]) {
-        let rest = std::mem::take(&mut self.ahead);
-        self.ahead.extend_from_slice(bytes);
-        self.ahead.extend_from_slice(&rest);
-    }
-
     fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),

@@ -222,6 +222,7 @@ impl Worker {
             let _ = after.clusters[slot].set(local);
         }
         *self.view.borrow_mut() = after;
+        tracing::debug!(version = snapshot.version, "configuration in effect");
         self.configure_listeners(&snapshot, sockets);
     }
 

@@ -1,5 +1,5 @@
 //! A running engine with resources from YAML, scripted upstream services and a plain HTTP/1 client, on real sockets.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "a test helper; each test file uses its own part")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
