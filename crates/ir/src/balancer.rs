@@ -421,6 +421,12 @@ mod tests {
     }
 
     #[test]
+    fn random_takes_any_host() {
+        let hosts = [host(0, 1, Healthy), host(0, 9, Healthy), host(0, 1, Healthy)];
+        assert_eq!(counts(&config(LbPolicy::Random), &hosts, 30), [10, 10, 10], "weights don't matter");
+    }
+
+    #[test]
     fn nothing_to_pick_is_none() {
         let config = config(LbPolicy::RoundRobin);
         assert_eq!(Balancer::new(&config, &[], 0).pick(&mut || 0, &|_| 0), None);
@@ -441,7 +447,7 @@ mod tests {
             let mut hosts: Vec<_> =
                 (0..100).map(|n| host(0, 1, if n < healthy { Healthy } else { Unhealthy })).collect();
             hosts.push(host(1, 1, Healthy));
-            let picks = counts(&config(LbPolicy::Random), &hosts, 10_000);
+            let picks = counts(&config(LbPolicy::RoundRobin), &hosts, 10_000);
             let first: usize = picks[..100].iter().sum();
             assert_eq!(first, expected * 100, "{healthy}% healthy");
         }
@@ -458,7 +464,7 @@ mod tests {
     fn all_in_panic_shares_by_size() {
         let hosts =
             [host(0, 1, Unhealthy), host(0, 1, Unhealthy), host(0, 1, Unhealthy), host(1, 1, Unhealthy)];
-        let picks = counts(&config(LbPolicy::Random), &hosts, 10_000);
+        let picks = counts(&config(LbPolicy::RoundRobin), &hosts, 10_000);
         assert_eq!(picks[3], 2500);
     }
 

@@ -67,10 +67,12 @@ pub(super) fn http1_options(
             allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format, enable_trailers,
             allow_chunked_length, override_stream_error_on_invalid_http_message,
         }
-        inert { use_balsa_parser = "there is one parser" }
+        inert {
+            use_balsa_parser = "there is one parser",
+            allow_custom_methods = "every method that is a token is allowed",
+        }
         rejected {
             send_fully_qualified_url = "absolute URLs towards upstream",
-            allow_custom_methods = "every method that is a token is allowed",
             ignore_http_11_upgrade = "ignoring upgrades",
         }
     });

@@ -414,7 +414,7 @@ fn what_is_not_supported_is_refused_with_its_path() {
 #[test]
 fn bootstraps_are_taken() {
     let yaml = Yaml::new();
-    let text = "{node: {id: n, cluster: c}, admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}, \
+    let text = "{node: {id: sidecar, cluster: c}, admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}, \
         dynamic_resources: {lds_config: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 0s}, cds_config: {ads: {}, initial_fetch_timeout: 0s}, \
         ads_config: {api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds-grpc}, \
         initial_metadata: [{key: x, value: v}]}]}}, \
