@@ -43,9 +43,10 @@ impl FileSource {
     pub(crate) async fn apply(&mut self, engine: &EngineHandle) -> Result<(), AgentError> {
         let bad = |reason: String| AgentError::Bootstrap { origin: self.path.clone(), reason };
         let now = stamp(&self.path).map_err(|error| AgentError::file("read", &self.path, error))?;
-        // The JSON mapping's memory goes back to the system with its thread; see `plain::load`.
-        let read = std::thread::scope(|scope| scope.spawn(|| read(&self.path)).join());
-        let set = read.map_err(|_| bad("the parser has panicked".to_owned()))?.map_err(bad)?;
+        // Away from the control thread, as reading and mapping take a while.
+        let path = self.path.clone();
+        let read = tokio::task::spawn_blocking(move || read(&path)).await;
+        let set = read.map_err(|error| bad(error.to_string()))?.map_err(bad)?;
         let names: BTreeSet<_> = set.iter().filter_map(key).collect();
         let removed = self.applied.difference(&names).cloned().collect();
         let report = engine.apply(ConfigUpdate { set, removed }).await?;

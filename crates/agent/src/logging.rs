@@ -22,7 +22,10 @@ use crate::config::SetLogLevel;
 /// When `level` is none of these.
 pub fn init(level: &str) -> Result<SetLogLevel, String> {
     let (filter, handle) = reload::Layer::new(parse(level)?);
-    let lines = tracing_subscriber::fmt::layer().event_format(IstioLines).with_writer(std::io::stdout);
+    let lines = tracing_subscriber::fmt::layer()
+        .event_format(IstioLines)
+        .with_ansi(false)
+        .with_writer(std::io::stdout);
     // A second logger in one process is refused; the first one stays, which is what a caller wants.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Ok(SetLogLevel(Arc::new(move |level| handle.reload(parse(level)?).map_err(|error| error.to_string()))))

@@ -1,5 +1,6 @@
 //! `lateen-proxy`: the program of the proxy container, and a stand-alone proxy that runs from an Envoy bootstrap.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,6 +29,14 @@ enum Command {
     IstioIptables {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         flags: Vec<String>,
+    },
+    /// Print a bootstrap in its binary form
+    #[command(hide = true)]
+    DecodeBootstrap {
+        #[arg(long)]
+        config_path: Option<PathBuf>,
+        #[arg(long)]
+        config_yaml: Option<String>,
     },
     /// Print the version
     Version,
@@ -111,6 +120,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => run_plain(cli.plain),
+        Some(Command::DecodeBootstrap { config_path, config_yaml }) => {
+            decode_bootstrap(config_path, config_yaml)
+        }
         Some(Command::Fields) => {
             print!("{}", lateen_ir::support_markdown());
             Ok(())
@@ -129,6 +141,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a plain proxy has another process do; see [`PlainConfig::decoder`].
+fn decode_bootstrap(path: Option<PathBuf>, yaml: Option<String>) -> Result<(), AgentError> {
+    let bytes = plain::decode(&PlainConfig { path, yaml, ..PlainConfig::default() })?;
+    let written = std::io::stdout().write_all(&bytes);
+    written.map_err(|source| AgentError::File { action: "write", path: "standard output".into(), source })
 }
 
 /// One thread for everything that isn't traffic; the engine has its own.
@@ -198,6 +217,8 @@ fn run_plain(args: PlainArgs) -> Result<(), AgentError> {
         service_node: args.service_node,
         service_cluster: args.service_cluster,
         set_log_level: Some(set_log_level),
+        // Validation ends right away, whatever memory it took.
+        decoder: (args.mode == Mode::Serve).then(std::env::current_exe).and_then(Result::ok),
     };
     if args.mode == Mode::Validate {
         plain::validate(&config)?;

@@ -1,7 +1,8 @@
 //! Our engine run from a plain Envoy v3 bootstrap, as `envoy -c FILE` is, without a pod or an agent around it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ pub struct PlainConfig {
     pub service_cluster: Option<String>,
     /// Handler behind `/logging`.
     pub set_log_level: Option<SetLogLevel>,
+    /// A program that prints [`decode`]'s result for `decode-bootstrap`, with `--config-path` and `--config-yaml` as here.
+    /// The JSON mapping needs every descriptor of Envoy's API, tens of MiB that a proxy must not keep, so it is best done by a
+    /// process that ends. `None`: this process.
+    pub decoder: Option<PathBuf>,
 }
 
 /// A plain proxy that runs.
@@ -148,19 +153,14 @@ fn refused(config: &PlainConfig, reason: String) -> AgentError {
     AgentError::Bootstrap { origin: origin(config), reason }
 }
 
-/// Reads the bootstrap.
-///
-/// The JSON mapping needs every descriptor of Envoy's API, tens of MiB that a proxy must not keep. A thread of its own has an
-/// allocator arena of its own, which goes back to the system as a whole when the mapping is gone; only the encoded result crosses over.
 fn load(config: &PlainConfig) -> Result<Bootstrap, AgentError> {
     if config.path.is_none() && config.yaml.is_none() {
         return Err(refused(config, "give one with -c FILE or --config-yaml TEXT".to_owned()));
     }
-    let parsed = std::thread::scope(|scope| scope.spawn(|| parse(config)).join());
-    let parsed = parsed.map_err(|_| refused(config, "the parser has panicked".to_owned()))??;
-    // A copy, so that nothing of the thread's arena stays in use.
-    let bytes = parsed.to_vec();
-    drop(parsed);
+    let bytes = match &config.decoder {
+        Some(program) => decode_elsewhere(program, config)?,
+        None => decode(config)?,
+    };
     let mut bootstrap =
         Bootstrap::decode(bytes.as_slice()).map_err(|error| refused(config, error.to_string()))?;
     let node = bootstrap.node.get_or_insert_default();
@@ -173,7 +173,31 @@ fn load(config: &PlainConfig) -> Result<Bootstrap, AgentError> {
     Ok(bootstrap)
 }
 
-fn parse(config: &PlainConfig) -> Result<Vec<u8>, AgentError> {
+fn decode_elsewhere(program: &Path, config: &PlainConfig) -> Result<Vec<u8>, AgentError> {
+    let mut command = Command::new(program);
+    command.arg("decode-bootstrap");
+    if let Some(path) = &config.path {
+        command.arg("--config-path").arg(path);
+    }
+    if let Some(yaml) = &config.yaml {
+        command.arg("--config-yaml").arg(yaml);
+    }
+    let output = command.output().map_err(|error| AgentError::file("run", program, error))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    // It says what this process would say, after its name.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let prefix = format!("bootstrap {}: ", origin(config));
+    let reason = said.split_once(&prefix).map_or(said.as_ref(), |(_, reason)| reason);
+    Err(refused(config, reason.trim().to_owned()))
+}
+
+/// The encoded `Bootstrap` of a configuration's file and text.
+///
+/// # Errors
+/// When it is not YAML or JSON, or has a field that Envoy's API doesn't have; with the field's path.
+pub fn decode(config: &PlainConfig) -> Result<Vec<u8>, AgentError> {
     let bad = |error: &dyn std::fmt::Display| refused(config, error.to_string());
     let mut value = Value::Object(serde_json::Map::new());
     if let Some(path) = &config.path {
