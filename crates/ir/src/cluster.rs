@@ -43,8 +43,6 @@ pub struct Cluster {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Ejection of failing endpoints.
     pub outlier_detection: Option<OutlierDetection>,
-    /// Endpoints removed by discovery stop at once rather than after health checks; without health checks always so.
-    pub close_connections_on_host_health_failure: bool,
     /// A connection pool for each downstream connection.
     pub connection_pool_per_downstream_connection: bool,
     /// The cluster warms before it is used. Default true.
@@ -102,8 +100,6 @@ pub struct Dns {
     pub jitter: Duration,
     /// Pause after a failure, growing; `None`: `refresh_rate`.
     pub failure_refresh: Option<crate::listener::Backoff>,
-    /// The answer's TTL replaces the pause.
-    pub respect_ttl: bool,
     /// Address families.
     pub family: DnsFamily,
 }
@@ -165,8 +161,6 @@ pub struct CircuitBreakers {
     pub max_retries: u32,
     /// Limits retries by a share of the active requests.
     pub retry_budget: Option<RetryBudget>,
-    /// Gauges of what remains.
-    pub track_remaining: bool,
 }
 
 impl Default for CircuitBreakers {
@@ -177,7 +171,6 @@ impl Default for CircuitBreakers {
             max_requests: 1024,
             max_retries: 3,
             retry_budget: None,
-            track_remaining: false,
         }
     }
 }

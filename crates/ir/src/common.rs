@@ -3,18 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Envoy's `core.v3.TrafficDirection`: what a listener's traffic is, from the point of view of the workload beside the proxy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum TrafficDirection {
-    /// Not said.
-    #[default]
-    Unspecified,
-    /// Towards the workload.
-    Inbound,
-    /// From the workload.
-    Outbound,
-}
-
 /// When a socket option is set (Envoy's `SocketOption.SocketState`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SocketState {

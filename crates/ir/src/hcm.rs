@@ -62,21 +62,6 @@ pub enum ForwardClientCert {
     AlwaysForwardOnly,
 }
 
-/// What of the client's certificate goes into `x-forwarded-client-cert` (with `AppendForward` and `SanitizeSet`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ClientCertDetails {
-    /// `Subject`
-    pub subject: bool,
-    /// `Cert`
-    pub cert: bool,
-    /// `Chain`
-    pub chain: bool,
-    /// `DNS`
-    pub dns: bool,
-    /// `URI`
-    pub uri: bool,
-}
-
 /// `path_with_escaped_slashes_action`: what to do with `%2F` and `%5C` in a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EscapedSlashes {
@@ -113,7 +98,7 @@ pub enum Underscores {
 }
 
 /// HTTP/1 codec options.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Http1Options {
     /// Accept HTTP/1.0 requests. Default false: 426.
     pub accept_http_10: bool,
@@ -121,28 +106,6 @@ pub struct Http1Options {
     pub default_host_for_http_10: Option<Box<str>>,
     /// Write header names in `Proper-Case`.
     pub proper_case_headers: bool,
-    /// Forward trailers.
-    pub enable_trailers: bool,
-    /// Accept both `content-length` and `transfer-encoding: chunked`, dropping the former.
-    pub allow_chunked_length: bool,
-    /// Take absolute URLs. Default true.
-    pub allow_absolute_url: bool,
-    /// A malformed message closes only its stream where that is possible.
-    pub stream_error_on_invalid_message: bool,
-}
-
-impl Default for Http1Options {
-    fn default() -> Self {
-        Self {
-            accept_http_10: false,
-            default_host_for_http_10: None,
-            proper_case_headers: false,
-            enable_trailers: false,
-            allow_chunked_length: false,
-            allow_absolute_url: true,
-            stream_error_on_invalid_message: false,
-        }
-    }
 }
 
 /// HTTP/2 codec options; `None` members keep the codec's defaults.
@@ -158,8 +121,6 @@ pub struct Http2Options {
     pub initial_connection_window_size: Option<u32>,
     /// Extended CONNECT (RFC 8441).
     pub allow_connect: bool,
-    /// A malformed message resets only its stream.
-    pub stream_error_on_invalid_message: bool,
     /// PING at an interval.
     pub keepalive: Option<Http2Keepalive>,
 }
@@ -167,12 +128,10 @@ pub struct Http2Options {
 /// PINGs on an HTTP/2 connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Http2Keepalive {
-    /// Between PINGs; `None`: only after idleness.
+    /// Between PINGs; `None`: no PINGs.
     pub interval: Option<Duration>,
     /// How long to wait for the answer.
     pub timeout: Duration,
-    /// PING before the next request when idle for so long.
-    pub connection_idle_interval: Option<Duration>,
 }
 
 /// `core.v3.HttpProtocolOptions`.
@@ -315,10 +274,6 @@ pub struct HttpConnectionManager {
     pub request_timeout: Option<Duration>,
     /// The request's head must have arrived.
     pub request_headers_timeout: Option<Duration>,
-    /// Between the first GOAWAY and the last. Default 5 s.
-    pub drain_timeout: Duration,
-    /// How long to wait for the peer to close. Default 1 s.
-    pub delayed_close_timeout: Option<Duration>,
     /// Logs.
     pub access_log: Vec<AccessLog>,
     /// Extra log line at this interval during a request.
@@ -333,8 +288,6 @@ pub struct HttpConnectionManager {
     pub skip_xff_append: bool,
     /// Networks that count as internal; empty: none (Envoy's default since 1.33).
     pub internal_networks: Vec<IpNet>,
-    /// Unix sockets count as internal.
-    pub internal_unix_sockets: bool,
     /// Adds `x-request-id` when there is none. Default true.
     pub generate_request_id: bool,
     /// Keeps the id that an external client sent.
@@ -343,8 +296,6 @@ pub struct HttpConnectionManager {
     pub always_set_request_id_in_response: bool,
     /// `x-forwarded-client-cert`.
     pub forward_client_cert: ForwardClientCert,
-    /// What of the certificate.
-    pub client_cert_details: ClientCertDetails,
     /// Forwards `expect: 100-continue` instead of answering it.
     pub proxy_100_continue: bool,
     /// Upgrades.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access_log::AccessLog;
-use crate::common::{ClusterRef, SocketOption, TcpKeepalive, TrafficDirection};
+use crate::common::{ClusterRef, SocketOption, TcpKeepalive};
 use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
 use crate::hcm::HttpConnectionManager;
 
@@ -38,8 +38,6 @@ pub struct Listener {
     pub continue_on_listener_filters_timeout: bool,
     /// Soft limit for buffers of a connection, in bytes. Default 1 MiB.
     pub per_connection_buffer_limit_bytes: u32,
-    /// What the traffic is.
-    pub traffic_direction: TrafficDirection,
     /// `SO_REUSEPORT`, one socket for each worker. Default true.
     pub reuse_port: bool,
     /// Spread accepted connections evenly over workers under a lock (`exact_balance`).
@@ -58,8 +56,6 @@ pub struct Listener {
     pub socket_options: Vec<SocketOption>,
     /// Keep-alive of accepted connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Drain only when removed or modified, not on health failure (`drain_type: MODIFY_ONLY`).
-    pub drain_modify_only: bool,
     /// Logs for connections that reach no filter chain and for each connection's end at the listener level.
     pub access_log: Vec<AccessLog>,
 }
@@ -139,8 +135,6 @@ pub struct FilterChain {
     pub matching: FilterChainMatch,
     /// TLS of the downstream connection. Only plaintext for now: anything else is refused by the conversion.
     pub transport: DownstreamTransport,
-    /// How long the handshake may take. Default 0 in the API: no limit.
-    pub transport_socket_connect_timeout: Option<Duration>,
     /// Filters that run before the terminal one. None are supported yet, so this is empty.
     pub filters: Vec<NetworkFilter>,
     /// The last filter, which takes the connection. `None`: an empty chain; the connection is closed at once, as with Envoy.

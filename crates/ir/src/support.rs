@@ -212,7 +212,6 @@ table! {
     hcm::HttpFilter,
     hcm::http_connection_manager::UpgradeConfig,
     hcm::http_connection_manager::InternalAddressConfig,
-    hcm::http_connection_manager::SetCurrentClientCertDetails,
     hcm::http_connection_manager::HcmAccessLogOptions,
     hcm::LocalReplyConfig,
     hcm::ResponseMapper,

@@ -157,9 +157,9 @@ pub(super) fn circuit_breakers(
 fn thresholds(at: &At<'_>, message: Thresholds) -> Converted<(RoutingPriority, CircuitBreakers)> {
     fields!(at, message => Thresholds {
         used {
-            priority, max_connections, max_pending_requests, max_requests, max_retries, retry_budget, track_remaining,
+            priority, max_connections, max_pending_requests, max_requests, max_retries, retry_budget,
         }
-        inert {}
+        inert { track_remaining = "the gauges of what remains are not kept" }
         rejected { max_connection_pools = "a limit on connection pools" }
     });
     let default = CircuitBreakers::default();
@@ -171,7 +171,6 @@ fn thresholds(at: &At<'_>, message: Thresholds) -> Converted<(RoutingPriority, C
         retry_budget: retry_budget
             .map(|budget| self::retry_budget(&at.field("retry_budget"), budget))
             .transpose()?,
-        track_remaining,
     };
     Ok((enumeration(at, "priority", priority)?, limits))
 }

@@ -33,12 +33,12 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             name, alt_stat_name, eds_cluster_config, connect_timeout, per_connection_buffer_limit_bytes, lb_policy,
             load_assignment, max_requests_per_connection, circuit_breakers, common_http_protocol_options,
             http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate,
-            dns_jitter, dns_failure_refresh_rate, respect_dns_ttl, dns_lookup_family, wait_for_warm_on_init,
+            dns_jitter, dns_failure_refresh_rate, dns_lookup_family, wait_for_warm_on_init,
             outlier_detection, cleanup_interval, upstream_bind_config, common_lb_config, transport_socket, metadata,
-            protocol_selection, upstream_connection_options, close_connections_on_host_health_failure,
-            connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
+            protocol_selection, upstream_connection_options, connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
         }
         inert {
+            close_connections_on_host_health_failure = "there are no active health checks",
             ignore_health_on_host_removal = "there are no active health checks; removed endpoints stop at once",
         }
         rejected {
@@ -48,6 +48,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             per_connection_buffer_high_watermark_timeout = "closing connections with full buffers",
             health_checks = "active health checks",
             upstream_http_protocol_options = "SNI from the request",
+            respect_dns_ttl = "the system's resolver does not tell the TTL; use dns_refresh_rate",
             dns_resolvers = "other DNS servers than the system's",
             use_tcp_for_dns_lookups = "DNS over TCP",
             dns_resolution_config = "other DNS servers than the system's",
@@ -73,7 +74,6 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         refresh_rate: positive(at, "dns_refresh_rate", dns_refresh_rate, Duration::from_secs(5))?,
         jitter: duration(at, "dns_jitter", dns_jitter)?.unwrap_or_default(),
         failure_refresh: dns_failure_refresh_rate.map(|rate| dns_failures(at, rate)).transpose()?,
-        respect_ttl: respect_dns_ttl,
         family: match enumeration(at, "dns_lookup_family", dns_lookup_family)? {
             nested::DnsLookupFamily::Auto => DnsFamily::Auto,
             nested::DnsLookupFamily::V4Only => DnsFamily::V4Only,
@@ -161,7 +161,6 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         outlier_detection: outlier_detection
             .map(|detection| self::outlier_detection(&at.field("outlier_detection"), detection))
             .transpose()?,
-        close_connections_on_host_health_failure,
         connection_pool_per_downstream_connection,
         wait_for_warm_on_init: bool_or(wait_for_warm_on_init, true),
         cleanup_interval: positive(at, "cleanup_interval", cleanup_interval, Duration::from_secs(5))?,

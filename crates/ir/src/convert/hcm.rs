@@ -14,15 +14,13 @@ use super::http_options::{common_options, http1_options, http2_options};
 use super::matchers::{header_value, headers_to_add};
 use super::route::route_configuration;
 use super::values::{
-    Converted, bool_or, cidrs, data_source, duration, enumeration, nonempty, number, positive, required,
-    timeout, typed,
+    Converted, bool_or, cidrs, data_source, duration, enumeration, nonempty, number, required, timeout, typed,
 };
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter,
-    HttpFilterKind, LocalReplyConfig, LocalReplyMapper, RouteSource, Router, Scheme, ServerHeader, StripPort,
-    UpgradeConfig,
+    CodecType, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter, HttpFilterKind,
+    LocalReplyConfig, LocalReplyMapper, RouteSource, Router, Scheme, ServerHeader, StripPort, UpgradeConfig,
 };
 
 #[allow(clippy::too_many_lines)] // One entry for each field of the message; there is nothing to split.
@@ -34,16 +32,18 @@ pub(super) fn http_connection_manager(
         used {
             codec_type, stat_prefix, http_filters, add_user_agent, common_http_protocol_options, http_protocol_options,
             http2_protocol_options, server_name, server_header_transformation, scheme_header_transformation,
-            max_request_headers_kb, stream_idle_timeout, request_timeout, request_headers_timeout, drain_timeout,
-            delayed_close_timeout, access_log, access_log_flush_interval, flush_access_log_on_new_request,
+            max_request_headers_kb, stream_idle_timeout, request_timeout, request_headers_timeout, access_log, access_log_flush_interval, flush_access_log_on_new_request,
             access_log_options, use_remote_address, xff_num_trusted_hops, internal_address_config, skip_xff_append,
             via, generate_request_id, preserve_external_request_id, always_set_request_id_in_response,
-            forward_client_cert_details, set_current_client_cert_details, proxy_100_continue, upgrade_configs,
+            forward_client_cert_details, proxy_100_continue, upgrade_configs,
             normalize_path, merge_slashes, path_with_escaped_slashes_action, request_id_extension, local_reply_config,
             strip_matching_host_port, stream_error_on_invalid_http_message, strip_trailing_host_dot,
             append_x_forwarded_port, route_specifier, strip_port_mode,
         }
         inert {
+            set_current_client_cert_details = "there is no TLS yet, so there is no client certificate",
+            drain_timeout = "the last GOAWAY follows the first after a round trip",
+            delayed_close_timeout = "a connection is closed when everything is written",
             append_local_overload = "there is no overload manager",
             add_proxy_protocol_connection_state = "there is no PROXY protocol",
         }
@@ -74,8 +74,11 @@ pub(super) fn http_connection_manager(
             flush_access_log_on_new_request,
         ),
     };
-    let stream_errors = bool_or(stream_error_on_invalid_http_message, false);
-    let (internal_unix_sockets, internal_networks) =
+    if bool_or(stream_error_on_invalid_http_message, false) {
+        let reason = "not supported: a malformed HTTP/1 message closes its connection";
+        return Err(at.error_in("stream_error_on_invalid_http_message", reason));
+    }
+    let internal_networks =
         internal_address_config.map(|config| internal_addresses(at, config)).transpose()?.unwrap_or_default();
     let strip_port = match (strip_matching_host_port, strip_port_mode) {
         (true, None) => StripPort::Matching,
@@ -115,8 +118,6 @@ pub(super) fn http_connection_manager(
         stream_idle_timeout: timeout(at, "stream_idle_timeout", stream_idle_timeout, seconds(300))?,
         request_timeout: timeout(at, "request_timeout", request_timeout, None)?,
         request_headers_timeout: timeout(at, "request_headers_timeout", request_headers_timeout, None)?,
-        drain_timeout: positive(at, "drain_timeout", drain_timeout, Duration::from_secs(5))?,
-        delayed_close_timeout: timeout(at, "delayed_close_timeout", delayed_close_timeout, seconds(1))?,
         access_log: access_logs(at, "access_log", access_log)?,
         access_log_flush_interval: flush_interval,
         flush_access_log_on_new_request: on_new_request,
@@ -124,15 +125,10 @@ pub(super) fn http_connection_manager(
         xff_num_trusted_hops,
         skip_xff_append,
         internal_networks,
-        internal_unix_sockets,
         generate_request_id: bool_or(generate_request_id, true),
         preserve_external_request_id,
         always_set_request_id_in_response,
         forward_client_cert: forward_client_cert(at, forward_client_cert_details)?,
-        client_cert_details: set_current_client_cert_details
-            .map(|details| cert_details(&at.field("set_current_client_cert_details"), details))
-            .transpose()?
-            .unwrap_or_default(),
         proxy_100_continue,
         upgrades: upgrades(at, upgrade_configs)?,
         normalize_path: bool_or(normalize_path, false),
@@ -146,8 +142,8 @@ pub(super) fn http_connection_manager(
             .transpose()?
             .unwrap_or_default(),
         common: common_options(&at.field("common_http_protocol_options"), common_http_protocol_options)?,
-        http1: http1_options(&at.field("http_protocol_options"), http_protocol_options, stream_errors)?,
-        http2: http2_options(&at.field("http2_protocol_options"), http2_protocol_options, stream_errors)?,
+        http1: http1_options(&at.field("http_protocol_options"), http_protocol_options)?,
+        http2: http2_options(&at.field("http2_protocol_options"), http2_protocol_options)?,
     })
 }
 
@@ -172,17 +168,14 @@ fn log_options(at: &At<'_>, options: nested::HcmAccessLogOptions) -> Converted<(
     ))
 }
 
-fn internal_addresses(
-    at: &At<'_>,
-    config: nested::InternalAddressConfig,
-) -> Converted<(bool, Vec<ipnet::IpNet>)> {
+fn internal_addresses(at: &At<'_>, config: nested::InternalAddressConfig) -> Converted<Vec<ipnet::IpNet>> {
     let at = at.field("internal_address_config");
     fields!(&at, config => nested::InternalAddressConfig {
-        used { unix_sockets, cidr_ranges }
-        inert {}
+        used { cidr_ranges }
+        inert { unix_sockets = "listeners have no Unix sockets" }
         rejected {}
     });
-    Ok((unix_sockets, cidrs(&at, "cidr_ranges", cidr_ranges)?))
+    cidrs(&at, "cidr_ranges", cidr_ranges)
 }
 
 fn route_source(at: &At<'_>, specifier: nested::RouteSpecifier) -> Converted<RouteSource> {
@@ -326,18 +319,6 @@ fn forward_client_cert(at: &At<'_>, value: i32) -> Converted<ForwardClientCert> 
         ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
         ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
     })
-}
-
-fn cert_details(at: &At<'_>, details: nested::SetCurrentClientCertDetails) -> Converted<ClientCertDetails> {
-    fields!(at, details => nested::SetCurrentClientCertDetails {
-        used { subject, cert, chain, dns, uri }
-        inert {}
-        rejected {
-            issuer = "the issuer in x-forwarded-client-cert",
-            format = "another format of x-forwarded-client-cert",
-        }
-    });
-    Ok(ClientCertDetails { subject: bool_or(subject, false), cert, chain, dns, uri })
 }
 
 fn upgrades(at: &At<'_>, configs: Vec<nested::UpgradeConfig>) -> Converted<Vec<UpgradeConfig>> {

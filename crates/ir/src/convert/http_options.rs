@@ -49,33 +49,35 @@ pub(super) fn common_options(
     })
 }
 
-/// `stream_errors` is the connection manager's own setting, which the options override.
 pub(super) fn http1_options(
     at: &At<'_>,
     options: Option<core::Http1ProtocolOptions>,
-    stream_errors: bool,
 ) -> Converted<Http1Options> {
     use core::http1_protocol_options::header_key_format::HeaderFormat;
-    let Some(options) = options else {
-        return Ok(Http1Options {
-            stream_error_on_invalid_message: stream_errors,
-            ..Http1Options::default()
-        });
-    };
+    let Some(options) = options else { return Ok(Http1Options::default()) };
     fields!(at, options => core::Http1ProtocolOptions {
         used {
-            allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format, enable_trailers,
-            allow_chunked_length, override_stream_error_on_invalid_http_message,
+            allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format,
+            override_stream_error_on_invalid_http_message,
         }
         inert {
             use_balsa_parser = "there is one parser",
             allow_custom_methods = "every method that is a token is allowed",
         }
         rejected {
+            enable_trailers = "HTTP/1 trailers",
+            allow_chunked_length = "messages with content-length and transfer-encoding",
             send_fully_qualified_url = "absolute URLs towards upstream",
             ignore_http_11_upgrade = "ignoring upgrades",
         }
     });
+    if !bool_or(allow_absolute_url, true) {
+        return Err(at.error_in("allow_absolute_url", "not supported: absolute URLs are always taken"));
+    }
+    if bool_or(override_stream_error_on_invalid_http_message, false) {
+        let reason = "not supported: a malformed HTTP/1 message closes its connection";
+        return Err(at.error_in("override_stream_error_on_invalid_http_message", reason));
+    }
     let proper_case_headers = match header_key_format.and_then(|format| format.header_format) {
         None => false,
         Some(HeaderFormat::ProperCaseWords(_)) => true,
@@ -84,38 +86,23 @@ pub(super) fn http1_options(
             return Err(at.error_in("stateful_formatter", "not supported: formatters by extension"));
         }
     };
+    let host = default_host_for_http_10;
     Ok(Http1Options {
         accept_http_10,
-        default_host_for_http_10: (!default_host_for_http_10.is_empty())
-            .then(|| default_host_for_http_10.into()),
+        default_host_for_http_10: (!host.is_empty()).then(|| host.into()),
         proper_case_headers,
-        enable_trailers,
-        allow_chunked_length,
-        allow_absolute_url: bool_or(allow_absolute_url, true),
-        stream_error_on_invalid_message: bool_or(
-            override_stream_error_on_invalid_http_message,
-            stream_errors,
-        ),
     })
 }
 
-/// `stream_errors` is the connection manager's own setting, which the options override.
 pub(super) fn http2_options(
     at: &At<'_>,
     options: Option<core::Http2ProtocolOptions>,
-    stream_errors: bool,
 ) -> Converted<Http2Options> {
-    let Some(options) = options else {
-        return Ok(Http2Options {
-            stream_error_on_invalid_message: stream_errors,
-            ..Http2Options::default()
-        });
-    };
+    let Some(options) = options else { return Ok(Http2Options::default()) };
     fields!(at, options => core::Http2ProtocolOptions {
         used {
             hpack_table_size, max_concurrent_streams, initial_stream_window_size, initial_connection_window_size,
-            allow_connect, stream_error_on_invalid_http_messaging, override_stream_error_on_invalid_http_message,
-            connection_keepalive,
+            allow_connect, connection_keepalive,
         }
         inert {
             max_outbound_frames = "the codec limits its queues itself",
@@ -126,6 +113,8 @@ pub(super) fn http2_options(
             use_oghttp2_codec = "there is one codec",
             stream_reset_burst = "the codec has its own protection against floods",
             stream_reset_rate = "the codec has its own protection against floods",
+            stream_error_on_invalid_http_messaging = "a malformed message resets its stream",
+            override_stream_error_on_invalid_http_message = "a malformed message resets its stream",
         }
         rejected {
             allow_metadata = "METADATA frames",
@@ -142,7 +131,6 @@ pub(super) fn http2_options(
         }
         size => Ok(size),
     };
-    let stream_errors = stream_errors || stream_error_on_invalid_http_messaging;
     Ok(Http2Options {
         hpack_table_size: number(hpack_table_size),
         max_concurrent_streams: match number(max_concurrent_streams) {
@@ -155,10 +143,6 @@ pub(super) fn http2_options(
             initial_connection_window_size,
         )?,
         allow_connect,
-        stream_error_on_invalid_message: bool_or(
-            override_stream_error_on_invalid_http_message,
-            stream_errors,
-        ),
         keepalive: connection_keepalive
             .map(|keepalive| self::keepalive(&at.field("connection_keepalive"), keepalive))
             .transpose()?,
@@ -167,9 +151,9 @@ pub(super) fn http2_options(
 
 fn keepalive(at: &At<'_>, keepalive: core::KeepaliveSettings) -> Converted<Http2Keepalive> {
     fields!(at, keepalive => core::KeepaliveSettings {
-        used { interval, timeout, connection_idle_interval }
+        used { interval, timeout }
         inert { interval_jitter = "the interval is kept exactly; without it Envoy adds up to 15 %" }
-        rejected {}
+        rejected { connection_idle_interval = "PINGs before the next request" }
     });
     if timeout.is_none() {
         return Err(at.error_in("timeout", "is required"));
@@ -177,6 +161,5 @@ fn keepalive(at: &At<'_>, keepalive: core::KeepaliveSettings) -> Converted<Http2
     Ok(Http2Keepalive {
         interval: duration(at, "interval", interval)?.filter(|interval| *interval > Duration::ZERO),
         timeout: positive(at, "timeout", timeout, Duration::ZERO)?,
-        connection_idle_interval: duration(at, "connection_idle_interval", connection_idle_interval)?,
     })
 }

@@ -21,7 +21,6 @@ use crate::support::fields;
 use crate::{
     AdditionalAddress, ConnectionPredicate, DownstreamTransport, FilterChain, FilterChainIndex,
     FilterChainMatch, Listener, ListenerFilter, ListenerFilterKind, SourceType, TerminalFilter,
-    TrafficDirection,
 };
 
 const BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -31,14 +30,16 @@ pub(super) fn listener(at: &At<'_>, message: proto::Listener) -> Converted<Liste
     fields!(at, message => proto::Listener {
         used {
             name, address, additional_addresses, stat_prefix, filter_chains, use_original_dst, default_filter_chain,
-            per_connection_buffer_limit_bytes, deprecated_v1, drain_type, listener_filters, listener_filters_timeout,
+            per_connection_buffer_limit_bytes, deprecated_v1, listener_filters, listener_filters_timeout,
             continue_on_listener_filters_timeout, transparent, freebind, socket_options, tcp_fast_open_queue_length,
-            traffic_direction, connection_balance_config, enable_reuse_port, access_log, tcp_backlog_size,
+            connection_balance_config, enable_reuse_port, access_log, tcp_backlog_size,
             max_connections_to_accept_per_socket_event, bind_to_port, tcp_keepalive,
         }
         inert {
             metadata = "no supported extension reads a listener's metadata; it stays in config_dump",
             reuse_port = "replaced by enable_reuse_port, as in Envoy",
+            traffic_direction = "it tells apart what drains on a failed health check, and there is no such drain",
+            drain_type = "listeners drain when they change or go; there is no drain on a failed health check",
             ignore_global_conn_limit = "there is no global connection limit",
             bypass_overload_manager = "there is no overload manager",
         }
@@ -75,8 +76,6 @@ pub(super) fn listener(at: &At<'_>, message: proto::Listener) -> Converted<Liste
         .map(|(index, address)| additional_address(&at.index("additional_addresses", index), address))
         .collect::<Converted<Vec<_>>>()?;
     let bind_to_port = bind_to_port.or(deprecated_v1.and_then(|deprecated| deprecated.bind_to_port));
-    let drain_modify_only = enumeration::<proto::listener::DrainType>(at, "drain_type", drain_type)?
-        == proto::listener::DrainType::ModifyOnly;
     Ok(Listener {
         name: nonempty(at, "name", name)?,
         address: socket_address(&at.field("address"), address)?,
@@ -100,11 +99,6 @@ pub(super) fn listener(at: &At<'_>, message: proto::Listener) -> Converted<Liste
         )?,
         continue_on_listener_filters_timeout,
         per_connection_buffer_limit_bytes: number(per_connection_buffer_limit_bytes).unwrap_or(BUFFER_LIMIT),
-        traffic_direction: match enumeration(at, "traffic_direction", traffic_direction)? {
-            core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
-            core::TrafficDirection::Inbound => TrafficDirection::Inbound,
-            core::TrafficDirection::Outbound => TrafficDirection::Outbound,
-        },
         reuse_port: bool_or(enable_reuse_port, true),
         exact_balance: exact_balance(&at.field("connection_balance_config"), connection_balance_config)?,
         tcp_backlog_size: number(tcp_backlog_size),
@@ -114,7 +108,6 @@ pub(super) fn listener(at: &At<'_>, message: proto::Listener) -> Converted<Liste
         freebind: bool_or(freebind, false),
         socket_options: self::socket_options(at, "socket_options", socket_options)?,
         tcp_keepalive: tcp_keepalive.map(self::tcp_keepalive),
-        drain_modify_only,
         access_log: access_logs(at, "access_log", access_log)?,
     })
 }
@@ -233,8 +226,11 @@ fn connection_predicate(
 
 fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain> {
     fields!(at, chain => proto::FilterChain {
-        used { filter_chain_match, filters, transport_socket, transport_socket_connect_timeout, name }
-        inert { metadata = "no supported extension reads a filter chain's metadata; it stays in config_dump" }
+        used { filter_chain_match, filters, transport_socket, name }
+        inert {
+            metadata = "no supported extension reads a filter chain's metadata; it stays in config_dump",
+            transport_socket_connect_timeout = "a plaintext connection has no handshake",
+        }
         rejected { use_proxy_proto = "the PROXY protocol" }
     });
     if let Some(socket) = transport_socket {
@@ -258,12 +254,6 @@ fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain
             .transpose()?
             .unwrap_or_default(),
         transport: DownstreamTransport::Plaintext,
-        transport_socket_connect_timeout: timeout(
-            at,
-            "transport_socket_connect_timeout",
-            transport_socket_connect_timeout,
-            None,
-        )?,
         filters: Vec::new(),
         terminal,
     })

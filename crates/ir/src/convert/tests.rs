@@ -110,7 +110,6 @@ fn connection_manager_options_are_taken() {
     assert_eq!((hcm.server_name.as_bytes(), hcm.server_header), (&b"lateen"[..], ServerHeader::PassThrough));
     assert_eq!((hcm.use_remote_address, hcm.xff_num_trusted_hops), (true, 2));
     assert_eq!(hcm.forward_client_cert, ForwardClientCert::SanitizeSet);
-    assert_eq!(hcm.client_cert_details, ClientCertDetails { uri: true, ..Default::default() });
     assert_eq!((hcm.stream_idle_timeout, hcm.request_timeout), (None, Some(Duration::from_secs(3))));
     assert_eq!((hcm.strip_port, hcm.escaped_slashes), (StripPort::Any, EscapedSlashes::UnescapeAndForward));
     assert_eq!(hcm.upgrades, [UpgradeConfig { upgrade_type: "websocket".into(), enabled: true }]);
@@ -168,10 +167,7 @@ fn an_outbound_listener_of_a_mesh_is_taken() {
     );
     let listener = Yaml::new().listener(&yaml).unwrap();
     assert!(listener.use_original_dst && listener.continue_on_listener_filters_timeout);
-    assert_eq!(
-        (listener.listener_filters_timeout, listener.traffic_direction),
-        (None, TrafficDirection::Outbound)
-    );
+    assert_eq!(listener.listener_filters_timeout, None);
     let kinds: Vec<_> = listener.listener_filters.iter().map(|filter| filter.kind).collect();
     assert_eq!(kinds, [ListenerFilterKind::OriginalDst, ListenerFilterKind::HttpInspector]);
     let disabled = listener.listener_filters[1].disabled.as_ref().unwrap();

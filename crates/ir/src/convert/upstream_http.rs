@@ -56,11 +56,11 @@ pub(super) fn upstream_http(at: &At<'_>, options: Option<Any>, old: Deprecated) 
             let at = at.field("explicit_http_config");
             match required(&at, "protocol_config", config.protocol_config)? {
                 ProtocolConfig::HttpProtocolOptions(options) => {
-                    http.http1 = http1_options(&at.field("http_protocol_options"), Some(options), false)?;
+                    http.http1 = http1_options(&at.field("http_protocol_options"), Some(options))?;
                 }
                 ProtocolConfig::Http2ProtocolOptions(options) => {
                     http.protocol = UpstreamProtocol::Http2;
-                    http.http2 = http2_options(&at.field("http2_protocol_options"), Some(options), false)?;
+                    http.http2 = http2_options(&at.field("http2_protocol_options"), Some(options))?;
                 }
                 ProtocolConfig::Http3ProtocolOptions(_) => {
                     return Err(at.error_in("http3_protocol_options", "not supported: HTTP/3"));
@@ -71,10 +71,8 @@ pub(super) fn upstream_http(at: &At<'_>, options: Option<Any>, old: Deprecated) 
             let at = at.field("use_downstream_protocol_config");
             at.refuse("http3_protocol_options", &config.http3_protocol_options, "HTTP/3")?;
             http.protocol = UpstreamProtocol::Downstream;
-            http.http1 =
-                http1_options(&at.field("http_protocol_options"), config.http_protocol_options, false)?;
-            http.http2 =
-                http2_options(&at.field("http2_protocol_options"), config.http2_protocol_options, false)?;
+            http.http1 = http1_options(&at.field("http_protocol_options"), config.http_protocol_options)?;
+            http.http2 = http2_options(&at.field("http2_protocol_options"), config.http2_protocol_options)?;
         }
         UpstreamProtocolOptions::AutoConfig(_) => {
             return Err(at.error_in("auto_config", "not supported: choosing the version by ALPN"));
@@ -98,7 +96,7 @@ fn deprecated(at: &At<'_>, old: Deprecated) -> Converted<UpstreamHttp> {
     Ok(UpstreamHttp {
         protocol,
         common,
-        http1: http1_options(&at.field("http_protocol_options"), old.http1, false)?,
-        http2: http2_options(&at.field("http2_protocol_options"), old.http2, false)?,
+        http1: http1_options(&at.field("http_protocol_options"), old.http1)?,
+        http2: http2_options(&at.field("http2_protocol_options"), old.http2)?,
     })
 }
