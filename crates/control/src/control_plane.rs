@@ -146,6 +146,9 @@ struct Readiness {
 
 impl Readiness {
     fn missing(&self) -> Option<&'static str> {
+        if self.published.has_changed().is_err() {
+            return Some("the push loop has ended");
+        }
         if !self.published.borrow().complete {
             return Some("the configuration has not been read yet");
         }
@@ -229,6 +232,12 @@ impl ControlPlane {
                 changed = ready.injection.config.changed() => if changed.is_err() { return },
             }
         }
+    }
+
+    /// Waits until the push loop ends by itself, which it does only when it is broken: then a restart is the remedy.
+    pub async fn broken(&self) {
+        let mut published = self.ready.published.clone();
+        while published.changed().await.is_ok() {}
     }
 
     /// Ends the streams, so that proxies go elsewhere or come back later; stops accepting, and drains what is open.

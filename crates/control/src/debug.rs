@@ -215,3 +215,44 @@ fn dump(session: &Session) -> Result<Value, lateen_xds::json::JsonError> {
           "dynamic_endpoint_configs": resources(type_urls::ENDPOINT, "endpoint_config")? },
     ] }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::push::PushLoop;
+    use axum::body::Body;
+    use lateen_model::{Store, StoreOptions};
+    use std::net::SocketAddr;
+    use tower::ServiceExt as _;
+
+    #[tokio::test]
+    async fn only_metrics_are_for_everybody() {
+        let metrics = Metrics::new("1");
+        let push = PushLoop::new(Store::new(StoreOptions::default()), [], metrics.clone());
+        let debug = Debug {
+            name: "istiod".into(),
+            metrics,
+            published: push.subscribe(),
+            connections: Connections::default(),
+            sessions: Sessions::default(),
+        };
+        let router = router(debug);
+        let status = async |path: &str, peer: Option<&str>| {
+            let mut request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            if let Some(peer) = peer {
+                let peer: SocketAddr = peer.parse().unwrap();
+                request.extensions_mut().insert(PeerAddress(peer));
+            }
+            router.clone().oneshot(request).await.unwrap().status()
+        };
+        let paths = ["syncz", "adsz", "configz", "registryz", "endpointz", "config_dump"];
+        for path in paths.map(|name| format!("/debug/{name}")) {
+            assert_eq!(status(&path, Some("10.1.2.3:4")).await, StatusCode::FORBIDDEN, "{path}");
+            assert_eq!(status(&path, None).await, StatusCode::FORBIDDEN, "{path}");
+            for near in ["127.0.0.1:4", "[::1]:4", "[::ffff:127.0.0.1]:4"] {
+                assert_ne!(status(&path, Some(near)).await, StatusCode::FORBIDDEN, "{path} from {near}");
+            }
+        }
+        assert_eq!(status("/metrics", Some("10.1.2.3:4")).await, StatusCode::OK);
+    }
+}

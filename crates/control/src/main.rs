@@ -104,6 +104,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = control_plane.broken() => anyhow::bail!("the push loop ended; see the log above for its panic"),
     }
     tracing::info!("shutting down");
     control_plane.shutdown().await;

@@ -17,6 +17,9 @@ use crate::metrics::Metrics;
 /// Changes taken at a time.
 const BATCH: usize = 4096;
 
+/// Where a proxy's snapshots are answered to.
+pub(crate) type SnapshotsReply = oneshot::Sender<watch::Receiver<Arc<Snapshot>>>;
+
 /// What the loop is told.
 pub(crate) enum Input {
     /// An object changed; when that was seen.
@@ -24,7 +27,7 @@ pub(crate) enum Input {
     /// All objects of a kind have been sent once.
     Listed(&'static str),
     /// A proxy wants to be served. Answered when the configuration is complete.
-    Connect(Arc<Proxy>, oneshot::Sender<watch::Receiver<Arc<Snapshot>>>),
+    Connect(Arc<Proxy>, SnapshotsReply),
     /// The loop is to end, and with it every connection.
     Stop,
 }
@@ -52,7 +55,7 @@ pub(crate) struct PushLoop {
     metrics: Arc<Metrics>,
     published: watch::Sender<Published>,
     unlisted: BTreeSet<&'static str>,
-    waiting: Vec<(Arc<Proxy>, oneshot::Sender<watch::Receiver<Arc<Snapshot>>>)>,
+    waiting: Vec<(Arc<Proxy>, SnapshotsReply)>,
     connected: Vec<Connected>,
     classes: HashMap<Arc<ProxyClass>, Arc<Snapshot>>,
 }
