@@ -36,7 +36,10 @@ impl Body for ResponseBody {
     type Error = BodyError;
 
     #[inline]
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
@@ -74,7 +77,10 @@ impl Body for RequestBody {
     type Error = BodyError;
 
     #[inline]
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Shared(body) => body.poll_frame(cx),
@@ -211,11 +217,11 @@ pub(crate) struct SharedBody {
 impl SharedBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let source = &*self.source;
-        if source.replayable.get() {
-            if let Some(chunk) = source.kept.borrow().get(self.next) {
-                self.next += 1;
-                return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
-            }
+        if source.replayable.get()
+            && let Some(chunk) = source.kept.borrow().get(self.next)
+        {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
         }
         match source.state.get() {
             SourceState::Failed => return Poll::Ready(Some(Err("the client's body broke off".into()))),

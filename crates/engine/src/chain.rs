@@ -41,7 +41,12 @@ impl ChainRuntime {
 }
 
 /// Position of the chain for a connection; `None`: the default chain.
-pub(crate) fn find(listener: &Listener, found: &Inspected, local: SocketAddr, peer: SocketAddr) -> Option<usize> {
+pub(crate) fn find(
+    listener: &Listener,
+    found: &Inspected,
+    local: SocketAddr,
+    peer: SocketAddr,
+) -> Option<usize> {
     let protocols: smallvec::SmallVec<[&str; 4]> = found.application_protocols.iter().map(|p| &**p).collect();
     listener.chain_index.find(&ConnectionView {
         destination: local,

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
-use lateen_ir::{
-    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus,
-};
+use lateen_ir::{Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus};
 
 use crate::host::Host;
 use crate::outlier;
@@ -68,11 +66,23 @@ impl LocalCluster {
             (None, _) => AHashMap::new(),
         };
         let balancer = RefCell::new(make_balancer(&config, &hosts, seed));
-        Self { config, stats, hosts, balancer, seed, destinations: RefCell::new(destinations), retired: Cell::new(false) }
+        Self {
+            config,
+            stats,
+            hosts,
+            balancer,
+            seed,
+            destinations: RefCell::new(destinations),
+            retired: Cell::new(false),
+        }
     }
 
     /// An endpoint for a request. `destination` is the connection's original destination.
-    pub(crate) fn pick(&self, destination: Option<SocketAddr>, random: &mut dyn FnMut() -> u64) -> Option<Rc<Host>> {
+    pub(crate) fn pick(
+        &self,
+        destination: Option<SocketAddr>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Rc<Host>> {
         if let Discovery::OriginalDst { port_override, .. } = &self.config.ir.discovery {
             let mut address = destination?;
             if let Some(port) = port_override {
@@ -137,10 +147,10 @@ impl LocalCluster {
 
     /// Notes how a request ended, for outlier detection.
     pub(crate) fn observe(&self, host: &Host, outcome: outlier::Outcome, random: u64) {
-        if let Some(config) = &self.config.ir.outlier_detection {
-            if outlier::observe(config, &self.hosts, host, outcome, random, Instant::now()) {
-                self.rebalance();
-            }
+        if let Some(config) = &self.config.ir.outlier_detection
+            && outlier::observe(config, &self.hosts, host, outcome, random, Instant::now())
+        {
+            self.rebalance();
         }
     }
 
@@ -162,7 +172,10 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
     let mut locality = 0;
     for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
         for members in localities {
-            let here = members.endpoints.iter().filter(|endpoint| matches!(endpoint.address, EndpointAddress::Socket(_)));
+            let here = members
+                .endpoints
+                .iter()
+                .filter(|endpoint| matches!(endpoint.address, EndpointAddress::Socket(_)));
             for (endpoint, host) in here.zip(&mut hosts) {
                 described.push(BalancerHost {
                     priority: priority as u32,

@@ -11,8 +11,8 @@ use prost::Message;
 
 use crate::dial::socket_option_supported;
 use crate::snapshot::{
-    ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig, Terminal,
-    stat_name,
+    ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig,
+    Terminal, stat_name,
 };
 
 /// Gives every name its slot, for the engine's life.
@@ -137,12 +137,14 @@ fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> HttpConfig {
 pub(crate) fn rds_names(
     listener: &ir::Listener,
 ) -> impl Iterator<Item = (&Arc<str>, Option<std::time::Duration>)> {
-    listener.filter_chains.iter().chain(&listener.default_filter_chain).filter_map(|chain| match &chain.terminal {
-        Some(ir::TerminalFilter::Http(hcm)) => match &hcm.routes {
-            ir::RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
-            ir::RouteSource::Inline(_) => None,
-        },
-        _ => None,
+    listener.filter_chains.iter().chain(&listener.default_filter_chain).filter_map(|chain| {
+        match &chain.terminal {
+            Some(ir::TerminalFilter::Http(hcm)) => match &hcm.routes {
+                ir::RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
+                ir::RouteSource::Inline(_) => None,
+            },
+            _ => None,
+        }
     })
 }
 
@@ -166,14 +168,24 @@ pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<Ro
 pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String> {
     let unknown = listener.socket_options.iter().position(|option| !socket_option_supported(option));
     if let Some(index) = unknown {
-        return Some(format!("socket_options[{index}]: this level and name (or a buffer value) is not supported"));
+        return Some(format!(
+            "socket_options[{index}]: this level and name (or a buffer value) is not supported"
+        ));
     }
     if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() {
         return Some("filter_chains: at least one is needed".to_owned());
     }
     let plain = [
-        (!listener.access_log.is_empty(), "access_log", "put the log into the connection manager or TCP proxy"),
-        (listener.exact_balance, "connection_balance_config.exact_balance", "SO_REUSEPORT spreads connections; leave it out"),
+        (
+            !listener.access_log.is_empty(),
+            "access_log",
+            "put the log into the connection manager or TCP proxy",
+        ),
+        (
+            listener.exact_balance,
+            "connection_balance_config.exact_balance",
+            "SO_REUSEPORT spreads connections; leave it out",
+        ),
         (listener.tcp_fast_open_queue_length.is_some(), "tcp_fast_open_queue_length", "leave it out"),
         (
             listener.max_connections_to_accept_per_socket_event.is_some(),
@@ -190,7 +202,9 @@ pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String>
         .enumerate()
         .map(|(index, chain)| (format!("filter_chains[{index}]"), chain))
         .chain(listener.default_filter_chain.iter().map(|chain| ("default_filter_chain".to_owned(), chain)))
-        .find_map(|(path, chain)| Some(format!("{path}.{}: is not supported; leave it out", unsupported_in_chain(chain)?)))
+        .find_map(|(path, chain)| {
+            Some(format!("{path}.{}: is not supported; leave it out", unsupported_in_chain(chain)?))
+        })
 }
 
 fn unsupported_in_chain(chain: &ir::FilterChain) -> Option<&'static str> {
@@ -201,7 +215,10 @@ fn unsupported_in_chain(chain: &ir::FilterChain) -> Option<&'static str> {
                 (hcm.flush_access_log_on_new_request, "access_log_options.flush_access_log_on_new_request"),
                 (hcm.proxy_100_continue, "proxy_100_continue"),
                 (hcm.http2.allow_connect, "http2_protocol_options.allow_connect"),
-                (hcm.router().is_some_and(|router| router.respect_expected_rq_timeout), "respect_expected_rq_timeout"),
+                (
+                    hcm.router().is_some_and(|router| router.respect_expected_rq_timeout),
+                    "respect_expected_rq_timeout",
+                ),
             ];
             fields.iter().find(|(set, _)| *set).map(|(_, path)| *path)
         }

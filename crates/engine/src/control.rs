@@ -108,7 +108,11 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
         n => n,
     };
     let identity = Arc::new(Identity {
-        hostname: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default().into(),
+        hostname: nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_default()
+            .into(),
         cluster: config.node.cluster.clone().into(),
     });
     let thread_error = |name: &str| {
@@ -130,7 +134,8 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
                 Worker::new(index, identity, mark, drain_time, LogBuffer::new(log)).run(receiver).await;
             });
         };
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(serve).map_err(thread_error(&name))?;
+        let thread =
+            std::thread::Builder::new().name(name.clone()).spawn(serve).map_err(thread_error(&name))?;
         threads.push(thread);
         workers.push(commands);
     }
@@ -157,7 +162,10 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
             let _ = reply.send(());
         }
     };
-    std::thread::Builder::new().name("lateen-control".into()).spawn(run).map_err(thread_error("lateen-control"))?;
+    std::thread::Builder::new()
+        .name("lateen-control".into())
+        .spawn(run)
+        .map_err(thread_error("lateen-control"))?;
     let control = ControlHandle { commands, subscriptions: subscriptions_seen, ready: ready_seen, admin };
     Ok(EngineHandle { control })
 }
@@ -331,10 +339,10 @@ impl Control {
             let send = async move {
                 while results.changed().await.is_ok() {
                     let result: Option<ClusterLoadAssignment> = results.borrow_and_update().clone();
-                    if let Some(result) = result {
-                        if resolved.send((key.clone(), result)).await.is_err() {
-                            return;
-                        }
+                    if let Some(result) = result
+                        && resolved.send((key.clone(), result)).await.is_err()
+                    {
+                        return;
                     }
                 }
             };
@@ -395,17 +403,24 @@ impl Control {
         }
         let mut host_readings = Vec::new();
         for answer in hosts {
-            host_readings.extend(tokio::time::timeout(limit, answer).await.ok().and_then(Result::ok).unwrap_or_default());
+            host_readings.extend(
+                tokio::time::timeout(limit, answer).await.ok().and_then(Result::ok).unwrap_or_default(),
+            );
         }
-        Inspection::new(&self.store, readings, host_readings, crate::inspection::ServerFacts {
-            concurrency: self.workers.len(),
-            uptime: self.started.elapsed(),
-            live: self.live,
-            initialized: self.initialized,
-            draining: self.draining,
-            healthy: self.healthy,
-            updates: self.updates,
-            log_bytes_dropped: self.log.dropped(),
-        })
+        Inspection::new(
+            &self.store,
+            readings,
+            host_readings,
+            crate::inspection::ServerFacts {
+                concurrency: self.workers.len(),
+                uptime: self.started.elapsed(),
+                live: self.live,
+                initialized: self.initialized,
+                draining: self.draining,
+                healthy: self.healthy,
+                updates: self.updates,
+                log_bytes_dropped: self.log.dropped(),
+            },
+        )
     }
 }

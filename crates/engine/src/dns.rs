@@ -40,19 +40,26 @@ fn pause(dns: &Dns, failures: u32, random: u64) -> Duration {
 }
 
 /// The assignment with addresses; false when some name did not resolve.
-async fn resolve(cluster: &DnsCluster, last: Option<&ClusterLoadAssignment>) -> (ClusterLoadAssignment, bool) {
+async fn resolve(
+    cluster: &DnsCluster,
+    last: Option<&ClusterLoadAssignment>,
+) -> (ClusterLoadAssignment, bool) {
     let mut result = cluster.assignment.clone();
     let mut complete = true;
     for (priority, localities) in result.priorities.iter_mut().enumerate() {
         for (position, locality) in localities.iter_mut().enumerate() {
-            let before = last.and_then(|last| last.priorities.get(priority)?.get(position)).map(|l| &l.endpoints);
+            let before =
+                last.and_then(|last| last.priorities.get(priority)?.get(position)).map(|l| &l.endpoints);
             let mut endpoints = Vec::new();
             for endpoint in std::mem::take(&mut locality.endpoints) {
                 match &endpoint.address {
-                    EndpointAddress::Name(name, port) => match addresses(name, *port, cluster.dns.family).await {
+                    EndpointAddress::Name(name, port) => match addresses(name, *port, cluster.dns.family)
+                        .await
+                    {
                         Ok(found) => {
                             let most = if cluster.logical { 1 } else { usize::MAX };
-                            endpoints.extend(found.into_iter().take(most).map(|a| resolved(&endpoint, name, a)));
+                            endpoints
+                                .extend(found.into_iter().take(most).map(|a| resolved(&endpoint, name, a)));
                         }
                         Err(error) => {
                             tracing::debug!(%name, %error, "name does not resolve");
@@ -90,8 +97,20 @@ fn by_family(found: Vec<SocketAddr>, family: DnsFamily) -> Vec<SocketAddr> {
     match family {
         DnsFamily::V4Only => v4,
         DnsFamily::V6Only => v6,
-        DnsFamily::Auto => if v6.is_empty() { v4 } else { v6 },
-        DnsFamily::V4Preferred => if v4.is_empty() { v6 } else { v4 },
+        DnsFamily::Auto => {
+            if v6.is_empty() {
+                v4
+            } else {
+                v6
+            }
+        }
+        DnsFamily::V4Preferred => {
+            if v4.is_empty() {
+                v6
+            } else {
+                v4
+            }
+        }
         DnsFamily::All => found,
     }
 }

@@ -62,7 +62,9 @@ impl Default for EngineConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The admin address is taken or not ours.
-    #[error("admin service: cannot listen on {address}: {source}; choose another address or stop what uses it")]
+    #[error(
+        "admin service: cannot listen on {address}: {source}; choose another address or stop what uses it"
+    )]
     Admin {
         /// The address that was asked for.
         address: SocketAddr,

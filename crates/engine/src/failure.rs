@@ -129,7 +129,10 @@ pub(crate) enum Failure {
     ClusterNotFound(StatusCode),
     NoHealthyUpstream,
     /// An attempt broke before an answer; `retried` when it was not the first.
-    Upstream { reset: Reset, retried: bool },
+    Upstream {
+        reset: Reset,
+        retried: bool,
+    },
     /// The route's time-out.
     ResponseTimeout,
     PerTryTimeout,
@@ -176,9 +179,12 @@ impl Failure {
         match self {
             Self::RouteNotFound => Reply::new(S::NOT_FOUND, "", Flags::NO_ROUTE, "route_not_found"),
             Self::ClusterNotFound(status) => Reply::new(*status, "", Flags::NO_CLUSTER, "cluster_not_found"),
-            Self::NoHealthyUpstream => {
-                Reply::new(S::SERVICE_UNAVAILABLE, "no healthy upstream", Flags::NO_HEALTHY_UPSTREAM, "no_healthy_upstream")
-            }
+            Self::NoHealthyUpstream => Reply::new(
+                S::SERVICE_UNAVAILABLE,
+                "no healthy upstream",
+                Flags::NO_HEALTHY_UPSTREAM,
+                "no_healthy_upstream",
+            ),
             Self::Upstream { reset, retried } => upstream_reply(reset, *retried),
             Self::ResponseTimeout => timeout("response_timeout"),
             Self::PerTryTimeout => timeout("upstream_per_try_timeout"),
@@ -189,9 +195,12 @@ impl Failure {
                 "upstream_max_stream_duration_reached",
             ),
             // RFC 9110 would say 408 when the request is incomplete; Envoy does too.
-            Self::StreamIdleTimeout => {
-                Reply::new(S::REQUEST_TIMEOUT, "stream timeout", Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
-            }
+            Self::StreamIdleTimeout => Reply::new(
+                S::REQUEST_TIMEOUT,
+                "stream timeout",
+                Flags::STREAM_IDLE_TIMEOUT,
+                "stream_idle_timeout",
+            ),
             Self::RequestTimeout => closing(Reply::new(
                 S::REQUEST_TIMEOUT,
                 "request timeout",
@@ -213,7 +222,12 @@ fn closing(mut reply: Reply) -> Reply {
 }
 
 fn timeout(details: &'static str) -> Reply {
-    Reply::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", Flags::UPSTREAM_REQUEST_TIMEOUT, details)
+    Reply::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        "upstream request timeout",
+        Flags::UPSTREAM_REQUEST_TIMEOUT,
+        details,
+    )
 }
 
 fn upstream_reply(reset: &Reset, retried: bool) -> Reply {
@@ -229,7 +243,11 @@ fn upstream_reply(reset: &Reset, retried: bool) -> Reply {
         details.extend(transport.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
     }
     details.push('}');
-    let status = if matches!(reset, Reset::Protocol) { StatusCode::BAD_GATEWAY } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if matches!(reset, Reset::Protocol) {
+        StatusCode::BAD_GATEWAY
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let mut reply = Reply::new(status, body, reset.flag(), details);
     reply.overloaded = matches!(reset, Reset::Overflow);
     reply

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderMap, Version};
 use jiff::Timestamp;
 use lateen_ir::{
-    AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator, TimeFormat,
-    TimePiece, TimePoint,
+    AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator,
+    TimeFormat, TimePiece, TimePoint,
 };
 
 use crate::context::{ConnectionInfo, RequestContext};
@@ -56,7 +56,9 @@ impl FormatValues for TcpFacts<'_> {
                 address(which, *part, out)
             }
             Operator::RequestedServerName => text(out, self.info.server_name.as_deref()),
-            Operator::FilterChainName => text(out, Some(&*self.info.chain_name).filter(|name| !name.is_empty())),
+            Operator::FilterChainName => {
+                text(out, Some(&*self.info.chain_name).filter(|name| !name.is_empty()))
+            }
             Operator::Hostname => text(out, Some(self.hostname)),
             Operator::Environment(value) => text(out, value.as_deref()),
             Operator::ConnectionId => number(out, self.info.id),
@@ -75,10 +77,12 @@ impl FormatValues for RequestContext {
                 true
             }
             Operator::Request(first, second) => {
-                self.request_header(first, out) || second.as_ref().is_some_and(|name| self.request_header(name, out))
+                self.request_header(first, out)
+                    || second.as_ref().is_some_and(|name| self.request_header(name, out))
             }
             Operator::Response(first, second) => {
-                self.response_header(first, out) || second.as_ref().is_some_and(|name| self.response_header(name, out))
+                self.response_header(first, out)
+                    || second.as_ref().is_some_and(|name| self.response_header(name, out))
             }
             Operator::Trailer(first, second) => {
                 let trailers = self.response_trailers.as_ref();
@@ -87,7 +91,9 @@ impl FormatValues for RequestContext {
             Operator::Protocol => text(out, Some(protocol(self.version))),
             Operator::UpstreamProtocol => text(out, self.upstream_version.map(protocol)),
             Operator::ResponseCode => number(out, self.status.map_or(0, |status| u64::from(status.as_u16()))),
-            Operator::ResponseCodeDetails => text(out, Some(&*self.details).filter(|details| !details.is_empty())),
+            Operator::ResponseCodeDetails => {
+                text(out, Some(&*self.details).filter(|details| !details.is_empty()))
+            }
             Operator::ResponseFlags => flags(self.flags, false, out),
             Operator::ResponseFlagsLong => flags(self.flags, true, out),
             Operator::Bytes(Bytes::Received) => number(out, self.bytes_received()),
@@ -95,19 +101,25 @@ impl FormatValues for RequestContext {
             Operator::Duration | Operator::RequestDuration | Operator::RequestTxDuration => {
                 number(out, millis(self.started.elapsed()))
             }
-            Operator::ResponseDuration => {
-                self.first_upstream_byte.is_some_and(|at| number(out, millis(at.saturating_duration_since(self.started))))
+            Operator::ResponseDuration => self
+                .first_upstream_byte
+                .is_some_and(|at| number(out, millis(at.saturating_duration_since(self.started)))),
+            Operator::ResponseTxDuration => {
+                self.first_upstream_byte.is_some_and(|at| number(out, millis(at.elapsed())))
             }
-            Operator::ResponseTxDuration => self.first_upstream_byte.is_some_and(|at| number(out, millis(at.elapsed()))),
             Operator::UpstreamCluster => {
                 let name = self.cluster.as_ref().map(|cluster| &cluster.config.ir);
                 text(out, name.map(|cluster| cluster.alt_stat_name.as_deref().unwrap_or(&cluster.name)))
             }
-            Operator::UpstreamClusterRaw => text(out, self.cluster.as_ref().map(|cluster| &*cluster.config.ir.name)),
+            Operator::UpstreamClusterRaw => {
+                text(out, self.cluster.as_ref().map(|cluster| &*cluster.config.ir.name))
+            }
             Operator::UpstreamHostName => text(out, self.host.as_ref().map(|host| host.name()).as_deref()),
             Operator::UpstreamTransportFailureReason => text(out, self.upstream_failure.as_deref()),
             Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.attempts)),
-            Operator::UpstreamConnectionId => self.upstream.as_ref().is_some_and(|facts| number(out, facts.id)),
+            Operator::UpstreamConnectionId => {
+                self.upstream.as_ref().is_some_and(|facts| number(out, facts.id))
+            }
             Operator::Address(of, part) => {
                 let which = match of {
                     AddressOf::UpstreamLocal => self.upstream.as_ref().and_then(|facts| facts.local.get()),
@@ -117,7 +129,9 @@ impl FormatValues for RequestContext {
                 address(which, *part, out)
             }
             Operator::RequestedServerName => text(out, self.connection.info.server_name.as_deref()),
-            Operator::RouteName => text(out, self.route.as_ref().map(|route| &*route.name).filter(|name| !name.is_empty())),
+            Operator::RouteName => {
+                text(out, self.route.as_ref().map(|route| &*route.name).filter(|name| !name.is_empty()))
+            }
             Operator::FilterChainName => {
                 text(out, Some(&*self.connection.info.chain_name).filter(|name| !name.is_empty()))
             }
@@ -152,7 +166,9 @@ impl RequestContext {
         match name {
             FormatHeader::Method => text(out, Some(self.head.method.as_str())),
             FormatHeader::Scheme => text(out, Some(if self.secure { "https" } else { "http" })),
-            FormatHeader::Authority => text(out, self.authority.to_str().ok().filter(|value| !value.is_empty())),
+            FormatHeader::Authority => {
+                text(out, self.authority.to_str().ok().filter(|value| !value.is_empty()))
+            }
             FormatHeader::Path => text(out, Some(self.path.as_str())),
             FormatHeader::Status => false,
             FormatHeader::Named(_) => named(Some(&self.head.headers), name, out),
@@ -170,7 +186,9 @@ impl RequestContext {
         let find = |headers: &Option<HeaderMap>| -> Option<usize> {
             headers.as_ref()?.get("grpc-status")?.to_str().ok()?.parse().ok()
         };
-        let Some(status) = find(&self.response_trailers).or_else(|| find(&self.response_headers)) else { return false };
+        let Some(status) = find(&self.response_trailers).or_else(|| find(&self.response_headers)) else {
+            return false;
+        };
         match (style, GRPC_STATUSES.get(status)) {
             (GrpcStatusStyle::Camel, Some((camel, _))) => text(out, Some(camel)),
             (GrpcStatusStyle::Snake, Some((_, snake))) => text(out, Some(snake)),
@@ -293,7 +311,8 @@ fn time(start: SystemTime, point: TimePoint, format: &TimeFormat, out: &mut Stri
     let Ok(stamp) = Timestamp::try_from(moment) else { return };
     match format {
         TimeFormat::Iso8601Millis => {
-            let _ = write!(out, "{}.{:03}Z", stamp.strftime("%Y-%m-%dT%H:%M:%S"), since_epoch.subsec_millis());
+            let _ =
+                write!(out, "{}.{:03}Z", stamp.strftime("%Y-%m-%dT%H:%M:%S"), since_epoch.subsec_millis());
         }
         TimeFormat::Pieces(pieces) => {
             for piece in pieces {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header, response};
 use hyper::body::Incoming;
-use lateen_ir::{ClusterSpecifier, Discovery, Forward, HeaderMutations, HostRewrite, PickedCluster, RetryPolicy, Route};
+use lateen_ir::{
+    ClusterSpecifier, Discovery, Forward, HeaderMutations, HostRewrite, PickedCluster, RetryPolicy, Route,
+};
 use smallvec::SmallVec;
 
 use crate::body::{RequestBody, RequestSource};
@@ -37,7 +39,7 @@ pub(crate) struct UpstreamStream {
     lease: Option<Lease>,
     active: ActiveRequest,
     source: Rc<RequestSource>,
-    weighted: Option<(Arc<Route>, usize)>,
+    weighted: Option<WeightedEntry>,
     request_sent: Instant,
     service_time: Duration,
     status: http::StatusCode,
@@ -166,11 +168,14 @@ fn weighted_entry(route: &Route, index: usize) -> Option<&lateen_ir::WeightedClu
     }
 }
 
+/// A weighted cluster: its route, and its position there.
+type WeightedEntry = (Arc<Route>, usize);
+
 /// The cluster of the route, and which weighted entry it was.
 fn pick_cluster(
     context: &RequestContext,
     action: &Forward,
-) -> (Option<Rc<LocalCluster>>, Option<(Arc<Route>, usize)>) {
+) -> (Option<Rc<LocalCluster>>, Option<WeightedEntry>) {
     let worker = &context.connection.worker;
     let picked = action.cluster.pick(&request_view(context), worker.random());
     let cluster = match picked.cluster {
@@ -182,7 +187,9 @@ fn pick_cluster(
         PickedCluster::HeaderMissing => None,
     };
     let entry = match (&action.cluster, picked.weighted) {
-        (ClusterSpecifier::Weighted(all), Some(entry)) => all.clusters.iter().position(|e| std::ptr::eq(e, entry)),
+        (ClusterSpecifier::Weighted(all), Some(entry)) => {
+            all.clusters.iter().position(|e| std::ptr::eq(e, entry))
+        }
         _ => None,
     };
     (cluster, entry.and_then(|index| Some((context.route.clone()?, index))))
@@ -238,17 +245,15 @@ fn grpc_timeout(value: &str) -> Option<Duration> {
 fn prepare_head(
     context: &mut RequestContext,
     action: &Forward,
-    weighted: Option<&(Arc<Route>, usize)>,
+    weighted: Option<&WeightedEntry>,
     timeout: Option<Duration>,
 ) {
     let suppress = context.connection.config.hcm.router().is_some_and(|router| router.suppress_envoy_headers);
-    if !suppress {
-        if let Some(timeout) = timeout {
-            let policy = action.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
-            let expected = policy.filter(|per_try| *per_try < timeout).unwrap_or(timeout);
-            let value = HeaderValue::from(expected.as_millis() as u64);
-            context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
-        }
+    if !suppress && let Some(timeout) = timeout {
+        let policy = action.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
+        let expected = policy.filter(|per_try| *per_try < timeout).unwrap_or(timeout);
+        let value = HeaderValue::from(expected.as_millis() as u64);
+        context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }
     let weighted = weighted.and_then(|(route, index)| weighted_entry(route, *index));
     let (route, host, table) = (context.route.clone(), context.virtual_host.clone(), context.routes.clone());
@@ -295,7 +300,7 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    async fn run(&mut self, weighted: Option<(Arc<Route>, usize)>) -> Result<Answer, Failure> {
+    async fn run(&mut self, weighted: Option<WeightedEntry>) -> Result<Answer, Failure> {
         loop {
             self.context.attempts += 1;
             let host = self.pick_host().ok_or(Failure::NoHealthyUpstream)?;
@@ -317,8 +322,13 @@ impl Trial<'_> {
                     let status = response.status();
                     let failed = status.is_server_error();
                     if failed { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
-                    self.cluster.observe(&host, Outcome::Answered(status), self.context.connection.worker.random());
-                    let wanted = |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
+                    self.cluster.observe(
+                        &host,
+                        Outcome::Answered(status),
+                        self.context.connection.worker.random(),
+                    );
+                    let wanted =
+                        |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
                     if self.policy.is_some_and(wanted) && self.may_retry().await {
                         continue;
                     }
@@ -329,7 +339,11 @@ impl Trial<'_> {
                 }
                 Err(failure) => {
                     host.stats.rq_error.inc();
-                    self.cluster.observe(&host, Outcome::LocalFailure, self.context.connection.worker.random());
+                    self.cluster.observe(
+                        &host,
+                        Outcome::LocalFailure,
+                        self.context.connection.worker.random(),
+                    );
                     drop(active);
                     if !self.retriable(&failure) || !self.may_retry().await {
                         return Err(self.final_failure(failure));
@@ -381,7 +395,8 @@ impl Trial<'_> {
             return false;
         }
         self.retry_place = None;
-        let Some(place) = breakers::admit(&self.cluster.config, Limited::Retry, self.action.high_priority) else {
+        let Some(place) = breakers::admit(&self.cluster.config, Limited::Retry, self.action.high_priority)
+        else {
             self.context.flags.insert(Flags::UPSTREAM_OVERFLOW);
             stats.upstream_rq_retry_overflow.inc();
             return false;
@@ -389,7 +404,8 @@ impl Trial<'_> {
         self.retry_place = Some(place);
         stats.upstream_rq_retry.inc();
         stats.upstream_rq_retry_backoff_exponential.inc();
-        let pause = retry::pause(policy.backoff, self.context.attempts, self.context.connection.worker.random());
+        let pause =
+            retry::pause(policy.backoff, self.context.attempts, self.context.connection.worker.random());
         let until = Instant::now() + pause;
         if self.deadline.is_some_and(|deadline| until >= deadline) {
             return false;
@@ -510,7 +526,8 @@ impl Trial<'_> {
         if version == Version::HTTP_2 {
             headers.remove(header::HOST);
             let mut parts = http::uri::Parts::default();
-            parts.scheme = Some(if self.context.secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+            parts.scheme =
+                Some(if self.context.secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
             parts.authority = http::uri::Authority::try_from(self.context.authority.as_bytes()).ok();
             parts.path_and_query = Some(path);
             // Without a valid authority the path alone goes, and the server refuses it.
@@ -529,7 +546,7 @@ impl Trial<'_> {
         response: Response<Incoming>,
         lease: Lease,
         active: ActiveRequest,
-        weighted: Option<(Arc<Route>, usize)>,
+        weighted: Option<WeightedEntry>,
     ) -> Answer {
         let (head, body) = response.into_parts();
         let began = self.context.started;
@@ -575,11 +592,7 @@ struct Waited<T> {
 }
 
 /// Waits within the limits. Their clocks start when the client has sent the whole request, as Envoy's do.
-async fn wait<T>(
-    source: &RequestSource,
-    limits: Limits,
-    work: impl Future<Output = T>,
-) -> Waited<T> {
+async fn wait<T>(source: &RequestSource, limits: Limits, work: impl Future<Output = T>) -> Waited<T> {
     let Limits { timeout, deadline, per_try, idle, stream_end } = limits;
     let mut work = pin!(work);
     if timeout.is_none() && per_try.is_none() && idle.is_none() && stream_end.is_none() {

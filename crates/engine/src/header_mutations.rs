@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn absent_values_add_nothing_unless_empty_ones_are_kept() {
-        let operator = || vec![Part::Operator(Substitution { operator: Operator::RouteName, max_length: None })];
+        let operator =
+            || vec![Part::Operator(Substitution { operator: Operator::RouteName, max_length: None })];
         assert!(run(&[], header(operator(), AppendAction::AppendIfExistsOrAdd, false)).is_empty());
         assert_eq!(run(&[], header(operator(), AppendAction::AppendIfExistsOrAdd, true)), [""]);
     }

@@ -62,7 +62,11 @@ impl Host {
 
     /// Health with ejection taken into account.
     pub(crate) fn health(&self) -> HealthStatus {
-        if self.failures.ejected_until.get().is_some() { HealthStatus::Unhealthy } else { self.endpoint.borrow().health }
+        if self.failures.ejected_until.get().is_some() {
+            HealthStatus::Unhealthy
+        } else {
+            self.endpoint.borrow().health
+        }
     }
 
     /// `hostname` of the endpoint, or its address.

@@ -209,7 +209,9 @@ impl<C: Serving> Guarded<C> {
             return true;
         }
         let common = &self.connection.config.hcm.common;
-        let left = common.max_connection_duration.map(|most| most.saturating_sub(self.connection.info.started.elapsed()));
+        let left = common
+            .max_connection_duration
+            .map(|most| most.saturating_sub(self.connection.info.started.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             self.connection.stats.downstream_cx_max_duration_reached.inc();
             self.finish(cx);

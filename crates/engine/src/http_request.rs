@@ -21,7 +21,10 @@ pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-
 const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// Serves one request.
-pub(crate) async fn serve(connection: Rc<HttpConnection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+pub(crate) async fn serve(
+    connection: Rc<HttpConnection>,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
     count_request(&connection, &request);
     let upgrade = Upgrade::begin(&mut request);
     let (mut context, body) = ingress::receive(&connection, request);
@@ -122,7 +125,8 @@ fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
         }
         Err(_) => return Err(no_route(context)),
     }
-    let https = context.virtual_host.as_ref().and_then(|host| redirect::required_https(context, host.require_tls));
+    let https =
+        context.virtual_host.as_ref().and_then(|host| redirect::required_https(context, host.require_tls));
     match https {
         None => Ok(()),
         Some(forced) => {
@@ -165,7 +169,10 @@ fn respond(
     let hcm = &connection.config.hcm;
     let suppress = hcm.router().is_some_and(|router| router.suppress_envoy_headers);
     if !suppress {
-        head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(stream.service_time().as_millis() as u64));
+        head.headers.insert(
+            X_ENVOY_UPSTREAM_SERVICE_TIME,
+            HeaderValue::from(stream.service_time().as_millis() as u64),
+        );
     }
     if context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response) {
         head.headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
@@ -193,7 +200,10 @@ pub(crate) fn mutate_response(
     weighted: Option<&lateen_ir::HeaderMutations>,
     headers: &mut HeaderMap,
 ) {
-    let (Some(route), Some(host), Some(table)) = (&context.route, &context.virtual_host, &context.routes) else { return };
+    let (Some(route), Some(host), Some(table)) = (&context.route, &context.virtual_host, &context.routes)
+    else {
+        return;
+    };
     let levels = [
         weighted,
         Some(&route.response_headers),
@@ -222,7 +232,11 @@ pub(crate) fn apply_levels(
 }
 
 /// Headers of every response.
-pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut HeaderMap, from_upstream: bool) {
+pub(crate) fn general_response_headers(
+    context: &RequestContext,
+    headers: &mut HeaderMap,
+    from_upstream: bool,
+) {
     let hcm = &context.connection.config.hcm;
     match hcm.server_header {
         ServerHeader::Overwrite => {
@@ -239,10 +253,10 @@ pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut H
             }
         }
     }
-    if hcm.always_set_request_id_in_response {
-        if let Some(id) = context.head.headers.get(X_REQUEST_ID) {
-            headers.insert(X_REQUEST_ID, id.clone());
-        }
+    if hcm.always_set_request_id_in_response
+        && let Some(id) = context.head.headers.get(X_REQUEST_ID)
+    {
+        headers.insert(X_REQUEST_ID, id.clone());
     }
     if let Some(via) = &hcm.via {
         headers.append(header::VIA, via.clone());

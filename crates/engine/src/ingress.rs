@@ -23,7 +23,8 @@ pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
-const X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
+const X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER: HeaderName =
+    HeaderName::from_static("x-envoy-downstream-service-cluster");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -55,7 +56,10 @@ const NOT_FROM_CLIENTS: [&str; 5] = [
 ];
 
 /// Makes the context of a request. The head is as received; [`normalise`] does the rest.
-pub(crate) fn receive(connection: &Rc<HttpConnection>, request: Request<Incoming>) -> (Box<RequestContext>, Incoming) {
+pub(crate) fn receive(
+    connection: &Rc<HttpConnection>,
+    request: Request<Incoming>,
+) -> (Box<RequestContext>, Incoming) {
     let (mut head, body) = request.into_parts();
     let authority = match head.uri.authority() {
         // An absolute URL and HTTP/2's :authority win over `host` (RFC 9112, section 3.2.2).
@@ -135,10 +139,10 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
         if !hcm.http1.accept_http_10 {
             return Err(Failure::Http10);
         }
-        if context.authority.is_empty() {
-            if let Some(Ok(host)) = hcm.http1.default_host_for_http_10.as_deref().map(HeaderValue::from_str) {
-                context.authority = host;
-            }
+        if context.authority.is_empty()
+            && let Some(Ok(host)) = hcm.http1.default_host_for_http_10.as_deref().map(HeaderValue::from_str)
+        {
+            context.authority = host;
         }
     }
     if context.authority.is_empty() {
@@ -150,7 +154,8 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
     // hyper refuses lengths that differ, joins equal ones, and lets chunked coding win over a length that it then drops: what
     // goes upstream is unambiguous. A length that is still here together with a coding came in a way hyper does not know.
     if head.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
-        || (head.headers.contains_key(header::CONTENT_LENGTH) && head.headers.contains_key(header::TRANSFER_ENCODING))
+        || (head.headers.contains_key(header::CONTENT_LENGTH)
+            && head.headers.contains_key(header::TRANSFER_ENCODING))
     {
         return Err(Failure::BadRequest("http1.content_length_and_chunked_not_allowed"));
     }
@@ -176,7 +181,9 @@ fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     }
     let Ok(text) = context.authority.to_str() else { return };
     let (mut host, mut port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => (host, Some(port)),
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+            (host, Some(port))
+        }
         _ => (text, None),
     };
     let listener_port = context.connection.info.local.port();
@@ -198,7 +205,10 @@ fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
 pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
     head.version == Version::HTTP_11
         && head.headers.contains_key(header::UPGRADE)
-        && head.headers.get(header::CONNECTION).is_some_and(|value| contains_token(value.as_bytes(), b"upgrade"))
+        && head
+            .headers
+            .get(header::CONNECTION)
+            .is_some_and(|value| contains_token(value.as_bytes(), b"upgrade"))
 }
 
 fn contains_token(list: &[u8], token: &[u8]) -> bool {
@@ -230,10 +240,10 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     context.client = client_address(&context.head.headers, hcm, peer);
     let headers = &mut context.head.headers;
     if hcm.use_remote_address {
-        if !hcm.skip_xff_append {
-            if let Some(text) = connection.peer_text.get(peer.ip()) {
-                append_forwarded_for(headers, text);
-            }
+        if !hcm.skip_xff_append
+            && let Some(text) = connection.peer_text.get(peer.ip())
+        {
+            append_forwarded_for(headers, text);
         }
         if hcm.xff_num_trusted_hops == 0 || !headers.contains_key(X_FORWARDED_PROTO) {
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -257,12 +267,13 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     } else {
         remove_untrusted(headers, edge);
     }
-    if edge {
-        if let Some(text) = connection.peer_text.get(context.client.ip()).filter(|_| context.client.ip() == peer.ip()) {
-            // Envoy sets it only when it differs from what upstream can see anyway: with trusted hops.
-            if hcm.xff_num_trusted_hops > 0 {
-                headers.insert(X_ENVOY_EXTERNAL_ADDRESS, text);
-            }
+    if edge
+        && let Some(text) =
+            connection.peer_text.get(context.client.ip()).filter(|_| context.client.ip() == peer.ip())
+    {
+        // Envoy sets it only when it differs from what upstream can see anyway: with trusted hops.
+        if hcm.xff_num_trusted_hops > 0 {
+            headers.insert(X_ENVOY_EXTERNAL_ADDRESS, text);
         }
     }
     if hcm.add_user_agent {
@@ -313,7 +324,8 @@ fn new_request_id(high: u64, low: u64) -> HeaderValue {
     let bytes = ((u128::from(high) << 64) | u128::from(low)).to_be_bytes();
     let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
     let mut buffer = uuid::Uuid::encode_buffer();
-    HeaderValue::from_str(id.hyphenated().encode_lower(&mut buffer)).unwrap_or_else(|_| HeaderValue::from_static(""))
+    HeaderValue::from_str(id.hyphenated().encode_lower(&mut buffer))
+        .unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn append_forwarded_for(headers: &mut HeaderMap, address: HeaderValue) {

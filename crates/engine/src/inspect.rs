@@ -90,7 +90,8 @@ fn http_version(bytes: &[u8]) -> Guess<Option<&'static str>> {
     let Some(end) = bytes.iter().position(|&b| b == b'\n') else {
         // A request line starts with a method token; anything else is not HTTP and must not be waited for.
         let method = bytes.split(|&b| b == b' ').next().unwrap_or_default();
-        let plausible = method.len() <= 32 && method.iter().all(|b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(b));
+        let plausible = method.len() <= 32
+            && method.iter().all(|b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(b));
         return if plausible { Guess::NeedMore } else { Guess::Known(None) };
     };
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);

@@ -128,8 +128,11 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
         }
         // What is left are original destinations.
         if matches!(config.ir.discovery, lateen_ir::Discovery::OriginalDst { .. }) {
-            let own: Vec<SocketAddr> =
-                sums.keys().filter(|(name, _)| *name == config.ir.name).map(|(_, address)| *address).collect();
+            let own: Vec<SocketAddr> = sums
+                .keys()
+                .filter(|(name, _)| *name == config.ir.name)
+                .map(|(_, address)| *address)
+                .collect();
             for address in own {
                 let (numbers, ejected) = sums.remove(&(config.ir.name.clone(), address)).unwrap_or_default();
                 hosts.push(HostView {

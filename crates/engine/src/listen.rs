@@ -84,7 +84,12 @@ impl LocalListener {
     }
 
     /// Accepts on a socket until the listener is closed.
-    pub(crate) fn take_socket(this: &Rc<Self>, position: usize, socket: std::net::TcpListener, worker: &Rc<Worker>) {
+    pub(crate) fn take_socket(
+        this: &Rc<Self>,
+        position: usize,
+        socket: std::net::TcpListener,
+        worker: &Rc<Worker>,
+    ) {
         let (listener, worker) = (this.clone(), worker.clone());
         let closed = this.closed.borrow().clone();
         tokio::task::spawn_local(async move {
@@ -96,7 +101,13 @@ impl LocalListener {
         });
     }
 
-    async fn accept_all(self: &Rc<Self>, socket: &TcpListener, position: usize, closed: &Signal, worker: &Rc<Worker>) {
+    async fn accept_all(
+        self: &Rc<Self>,
+        socket: &TcpListener,
+        position: usize,
+        closed: &Signal,
+        worker: &Rc<Worker>,
+    ) {
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -128,7 +139,13 @@ impl LocalListener {
     }
 
     /// Steps 2 and 3: finds the destination, the protocol, the listener that is really meant, and its chain.
-    async fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, direct_local: SocketAddr, worker: &Rc<Worker>) {
+    async fn admit(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        direct_local: SocketAddr,
+        worker: &Rc<Worker>,
+    ) {
         let own = self.config.borrow().clone();
         let restore = own.ir.use_original_dst
             || own.ir.listener_filters.iter().any(|filter| filter.kind == ListenerFilterKind::OriginalDst);
@@ -145,7 +162,7 @@ impl LocalListener {
         let _active = Active::new(stats);
         let mut stream = Stream::new(Transport::Tcp(stream));
         let config = listener.config.borrow().clone();
-        let Some(found) = peek(&mut stream, &config, &self.config.borrow().clone(), local.port(), stats).await else {
+        let Some(found) = peek(&mut stream, &config, &own, local.port(), stats).await else {
             return;
         };
         let chain = {
@@ -188,7 +205,8 @@ async fn peek(
             .filter(|filter| filter.kind == kind)
             .any(|filter| !filter.disabled.as_ref().is_some_and(|rule| rule.holds(port)))
     };
-    let (want_tls, want_http) = (wants(ListenerFilterKind::TlsInspector), wants(ListenerFilterKind::HttpInspector));
+    let (want_tls, want_http) =
+        (wants(ListenerFilterKind::TlsInspector), wants(ListenerFilterKind::HttpInspector));
     if !want_tls && !want_http {
         return Some(Inspected::default());
     }
@@ -237,7 +255,8 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 fn prepare(stream: &TcpStream, config: &ListenerConfig, position: usize) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let additional = position.checked_sub(1).and_then(|i| config.ir.additional_addresses.get(i));
-    let keepalive = additional.and_then(|address| address.tcp_keepalive.as_ref()).or(config.ir.tcp_keepalive.as_ref());
+    let keepalive =
+        additional.and_then(|address| address.tcp_keepalive.as_ref()).or(config.ir.tcp_keepalive.as_ref());
     keepalive.map_or(Ok(()), |keepalive| set_keepalive(&SockRef::from(stream), keepalive))
 }
 
@@ -271,12 +290,14 @@ pub(crate) fn open_sockets(
         if config.freebind {
             raw.set_freebind_v4(true)?;
         }
-        let own = position.checked_sub(1).and_then(|i| config.additional_addresses[i].socket_options.as_ref());
+        let own =
+            position.checked_sub(1).and_then(|i| config.additional_addresses[i].socket_options.as_ref());
         for option in own.unwrap_or(&config.socket_options) {
             set_socket_option(&raw, option)?;
         }
         socket.bind(&bound.into())?;
-        socket.listen(config.tcp_backlog_size.map_or(4096, |size| i32::try_from(size).unwrap_or(i32::MAX)))?;
+        socket
+            .listen(config.tcp_backlog_size.map_or(4096, |size| i32::try_from(size).unwrap_or(i32::MAX)))?;
         let socket: std::net::TcpListener = socket.into();
         bound = socket.local_addr()?;
         sockets.push(socket);

@@ -40,7 +40,10 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
 }
 
 /// Adds what every reply has, and notes the end of the request.
-pub(crate) fn finish(mut context: Box<RequestContext>, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+pub(crate) fn finish(
+    mut context: Box<RequestContext>,
+    mut response: Response<ResponseBody>,
+) -> Response<ResponseBody> {
     context.status = Some(response.status());
     mutate_response(&context, None, response.headers_mut());
     map_reply(&mut context, &mut response);
@@ -98,10 +101,10 @@ fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(GRPC_STATUS, HeaderValue::from(code));
-    if !message.is_empty() {
-        if let Ok(value) = HeaderValue::try_from(percent_encode(message)) {
-            headers.insert(GRPC_MESSAGE, value);
-        }
+    if !message.is_empty()
+        && let Ok(value) = HeaderValue::try_from(percent_encode(message))
+    {
+        headers.insert(GRPC_MESSAGE, value);
     }
     *response.body_mut() = ResponseBody::Empty;
 }
@@ -139,7 +142,11 @@ fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>
     }
 }
 
-fn apply_mapper(context: &mut RequestContext, mapper: &LocalReplyMapper, response: &mut Response<ResponseBody>) {
+fn apply_mapper(
+    context: &mut RequestContext,
+    mapper: &LocalReplyMapper,
+    response: &mut Response<ResponseBody>,
+) {
     if let Some(status) = mapper.status.and_then(|status| StatusCode::from_u16(status).ok()) {
         *response.status_mut() = status;
         context.status = Some(status);

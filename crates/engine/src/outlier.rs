@@ -165,7 +165,7 @@ mod tests {
         let (config, hosts, now) = (config(), hosts(2), Instant::now());
         let bad = Outcome::Answered(StatusCode::BAD_GATEWAY);
         let ejected: Vec<bool> =
-            hosts.iter().map(|host| (0..3).map(|_| observe(&config, &hosts, host, bad, 0, now)).any(|e| e)).collect();
+            hosts.iter().map(|host| (0..3).any(|_| observe(&config, &hosts, host, bad, 0, now))).collect();
         assert_eq!(ejected, [true, false]);
     }
 }

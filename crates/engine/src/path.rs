@@ -17,7 +17,10 @@ pub(crate) struct Changed {
 }
 
 /// `Ok(None)`: nothing to change, the usual case, in which nothing is copied.
-pub(crate) fn normalise(path: &PathAndQuery, hcm: &HttpConnectionManager) -> Result<Option<Changed>, PathProblem> {
+pub(crate) fn normalise(
+    path: &PathAndQuery,
+    hcm: &HttpConnectionManager,
+) -> Result<Option<Changed>, PathProblem> {
     let original = path.path();
     let escaped = hcm.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(original);
     let dotted = hcm.normalize_path && needs_dots_removed(original);

@@ -178,7 +178,8 @@ impl Pool {
 
     /// Closes idle connections older than `idle_timeout`, and those that died. Returns how many were closed for age.
     pub(crate) fn sweep(&self, idle_timeout: Option<Duration>, now: Instant) -> usize {
-        let expired = |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
+        let expired =
+            |since: Instant| idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
         let mut closed = 0;
         self.idle.borrow_mut().retain(|connection| {
             let old = expired(connection.idle_since);

@@ -24,14 +24,21 @@ pub(crate) fn direct(context: &mut RequestContext, action: &DirectResponse) -> R
 }
 
 /// Answers with a redirect.
-pub(crate) fn redirect(context: &mut RequestContext, route: &Route, action: &Redirect) -> Response<ResponseBody> {
+pub(crate) fn redirect(
+    context: &mut RequestContext,
+    route: &Route,
+    action: &Redirect,
+) -> Response<ResponseBody> {
     context.details = "direct_response".into();
     let location = action.location(&route.matching.path, &request_view(context));
     moved(action.status, &location)
 }
 
 /// 307 to the normalised path (`UNESCAPE_AND_REDIRECT`).
-pub(crate) fn to_normalised_path(context: &mut RequestContext, path: &PathAndQuery) -> Response<ResponseBody> {
+pub(crate) fn to_normalised_path(
+    context: &mut RequestContext,
+    path: &PathAndQuery,
+) -> Response<ResponseBody> {
     context.details = "path_normalization_failed".into();
     context.connection.stats.downstream_rq_redirected_with_normalized_path.inc();
     moved(StatusCode::TEMPORARY_REDIRECT, path.as_str())

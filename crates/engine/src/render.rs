@@ -41,16 +41,18 @@ pub(crate) fn json(format: &JsonFormat, omit: bool, values: &dyn FormatValues) -
                 .collect();
             Some(Json::Object(object))
         }
-        JsonFormat::Array(members) => Some(Json::Array(members.iter().filter_map(|m| json(m, omit, values)).collect())),
+        JsonFormat::Array(members) => {
+            Some(Json::Array(members.iter().filter_map(|m| json(m, omit, values)).collect()))
+        }
         JsonFormat::Value(substitution) => {
             let mut out = String::new();
             if !substitute(substitution, values, &mut out) {
                 return (!omit).then_some(Json::Null);
             }
-            if is_number(&substitution.operator) {
-                if let Ok(number) = out.parse::<u64>() {
-                    return Some(Json::from(number));
-                }
+            if is_number(&substitution.operator)
+                && let Ok(number) = out.parse::<u64>()
+            {
+                return Some(Json::from(number));
             }
             Some(Json::String(out))
         }
@@ -69,14 +71,14 @@ fn substitute(substitution: &Substitution, values: &dyn FormatValues, out: &mut 
         out.truncate(start);
         return false;
     }
-    if let Some(longest) = substitution.max_length {
-        if out.len() - start > longest {
-            let mut end = start + longest;
-            while !out.is_char_boundary(end) {
-                end -= 1;
-            }
-            out.truncate(end);
+    if let Some(longest) = substitution.max_length
+        && out.len() - start > longest
+    {
+        let mut end = start + longest;
+        while !out.is_char_boundary(end) {
+            end -= 1;
         }
+        out.truncate(end);
     }
     true
 }

@@ -49,13 +49,18 @@ impl ResponseStream {
         self.timer = None;
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(open) = &mut self.open {
                     if let Some(data) = frame.data_ref() {
                         open.context.bytes_sent += data.len() as u64;
-                    } else if let Some(trailers) = frame.trailers_ref().filter(|_| open.context.connection.config.logs) {
+                    } else if let Some(trailers) =
+                        frame.trailers_ref().filter(|_| open.context.connection.config.logs)
+                    {
                         open.context.response_trailers = Some(trailers.clone());
                     }
                     if open.stream.idle_timeout.is_some() {
@@ -91,7 +96,9 @@ impl ResponseStream {
         loop {
             let quiet_since = *self.last_frame.get_or_insert_with(Instant::now);
             let idle_end = idle.map(|idle| quiet_since + idle);
-            let Some(next) = [deadline, idle_end, stream_end].into_iter().flatten().min() else { return Poll::Pending };
+            let Some(next) = [deadline, idle_end, stream_end].into_iter().flatten().min() else {
+                return Poll::Pending;
+            };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
             if timer.as_mut().poll(cx).is_pending() {
                 // It may fire early, after newer frames; then it is set anew below.

@@ -65,7 +65,10 @@ pub(crate) fn after_answer(policy: &RetryPolicy, status: StatusCode, headers: &H
 
 /// Whether a request may be sent again although the endpoint may have begun to process it (RFC 9110, section 9.2.2).
 pub(crate) fn idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
 }
 
 /// Pause before the n-th repetition (from 1): exponential with full jitter, as Envoy's `JitteredExponentialBackOffStrategy`.

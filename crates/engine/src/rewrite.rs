@@ -54,10 +54,8 @@ pub(crate) fn path(context: &mut RequestContext, action: &Forward, matcher: &Rou
     let Some(new) = action.path_rewrite.apply(&matcher.path, context.path.as_str(), render) else { return };
     // A rewrite that makes no path leaves the request as it was.
     let Ok(new) = PathAndQuery::try_from(new) else { return };
-    if !suppress {
-        if let Ok(original) = HeaderValue::from_str(context.path.as_str()) {
-            context.head.headers.insert(X_ENVOY_ORIGINAL_PATH, original);
-        }
+    if !suppress && let Ok(original) = HeaderValue::from_str(context.path.as_str()) {
+        context.head.headers.insert(X_ENVOY_ORIGINAL_PATH, original);
     }
     context.path = new;
 }

@@ -135,7 +135,11 @@ impl Snapshot {
 
 /// Envoy's `sanitizeStatsName`.
 pub(crate) fn stat_name(name: &str) -> Arc<str> {
-    if name.contains([':', '\0']) { name.replace("://", "_").replace(":/", "_").replace([':', '\0'], "_").into() } else { name.into() }
+    if name.contains([':', '\0']) {
+        name.replace("://", "_").replace(":/", "_").replace([':', '\0'], "_").into()
+    } else {
+        name.into()
+    }
 }
 
 #[cfg(test)]

@@ -164,7 +164,8 @@ impl Store {
         match result {
             Ok(()) => {
                 let Resource { version, body, is_static, .. } = resource;
-                self.raw.insert(key, Raw { version, body, is_static, updated: SystemTime::now(), refused: None });
+                self.raw
+                    .insert(key, Raw { version, body, is_static, updated: SystemTime::now(), refused: None });
                 Ok(())
             }
             Err(reason) => {
@@ -178,7 +179,8 @@ impl Store {
 
     /// A cluster on its way out that comes back must be set anew.
     fn is_going(&self, (kind, name): &(ResourceKind, String)) -> bool {
-        *kind == ResourceKind::Cluster && self.clusters.get(&**name).is_some_and(|entry| entry.gone_since.is_some())
+        *kind == ResourceKind::Cluster
+            && self.clusters.get(&**name).is_some_and(|entry| entry.gone_since.is_some())
     }
 
     fn set_cluster(&mut self, name: &str, bytes: &[u8], now: Instant) -> Result<(), String> {
@@ -216,8 +218,16 @@ impl Store {
         self.names.clusters.of(&cluster.name);
         let key = cluster.name.clone();
         let warm_until = limit.map(|limit| now + limit);
-        let entry =
-            ClusterEntry { ir: cluster, fingerprint, breakers, bind, active, warm_until, warm, gone_since: None };
+        let entry = ClusterEntry {
+            ir: cluster,
+            fingerprint,
+            breakers,
+            bind,
+            active,
+            warm_until,
+            warm,
+            gone_since: None,
+        };
         self.clusters.insert(key.clone(), entry);
         if warm {
             self.activate_cluster(&key);
@@ -225,7 +235,13 @@ impl Store {
         Ok(())
     }
 
-    fn look_up(&mut self, name: &Arc<str>, assignment: &ir::ClusterLoadAssignment, dns: ir::Dns, logical: bool) {
+    fn look_up(
+        &mut self,
+        name: &Arc<str>,
+        assignment: &ir::ClusterLoadAssignment,
+        dns: ir::Dns,
+        logical: bool,
+    ) {
         let cluster = DnsCluster { assignment: assignment.clone(), dns, logical };
         self.dns_changes.push((name.clone(), Some(cluster)));
     }
@@ -238,7 +254,9 @@ impl Store {
         let assignment = match &entry.ir.discovery {
             ir::Discovery::Static(assignment) => Some(Arc::new(assignment.clone())),
             ir::Discovery::Eds { service_name, .. } => self.endpoints.get(service_name).cloned(),
-            ir::Discovery::StrictDns { .. } | ir::Discovery::LogicalDns { .. } => self.endpoints.get(&dns_key(name)).cloned(),
+            ir::Discovery::StrictDns { .. } | ir::Discovery::LogicalDns { .. } => {
+                self.endpoints.get(&dns_key(name)).cloned()
+            }
             ir::Discovery::OriginalDst { .. } => None,
         };
         let endpoints = assignment.unwrap_or_else(|| Arc::new(no_endpoints(&entry.ir.name)));
@@ -302,7 +320,10 @@ impl Store {
         }
         let entry = self.listeners.remove(&listener.name);
         let serving = entry.as_ref().and_then(|entry| entry.active.clone());
-        let latest = entry.as_ref().and_then(|entry| entry.warming.as_ref().map(|w| w.config.clone())).or(serving.clone());
+        let latest = entry
+            .as_ref()
+            .and_then(|entry| entry.warming.as_ref().map(|w| w.config.clone()))
+            .or(serving.clone());
         let bound = match &latest {
             Some(latest) if same_sockets(&latest.ir, &listener) => Ok(latest.bound.clone()),
             _ => self.open(&listener),
@@ -370,7 +391,9 @@ impl Store {
             ResourceKind::Endpoints | ResourceKind::Routes => {}
             ResourceKind::Listener => {
                 self.listeners.remove(name);
-                self.new_sockets.iter_mut().for_each(|sockets| sockets.retain(|(listener, ..)| &**listener != name));
+                self.new_sockets
+                    .iter_mut()
+                    .for_each(|sockets| sockets.retain(|(listener, ..)| &**listener != name));
             }
         }
     }
@@ -515,7 +538,8 @@ impl Store {
             routes[self.names.routes.of(name) as usize] = Some(config.clone());
         }
         let listeners: Vec<_> = self.listeners.values().filter_map(|entry| entry.active.clone()).collect();
-        let is_active = |name: &Arc<str>| listeners.iter().any(|config: &Arc<ListenerConfig>| config.ir.name == *name);
+        let is_active =
+            |name: &Arc<str>| listeners.iter().any(|config: &Arc<ListenerConfig>| config.ir.name == *name);
         // Sockets of a listener that warms wait with it: nobody is accepted before it can serve.
         let mut handed = Vec::with_capacity(self.workers);
         for sockets in &mut self.new_sockets {
@@ -535,7 +559,11 @@ impl Store {
 }
 
 fn same_name(told: &str, inside: &str) -> Result<(), String> {
-    if told == inside { Ok(()) } else { Err(format!("name: is {inside:?} but the resource was sent as {told:?}")) }
+    if told == inside {
+        Ok(())
+    } else {
+        Err(format!("name: is {inside:?} but the resource was sent as {told:?}"))
+    }
 }
 
 fn same_sockets(a: &ir::Listener, b: &ir::Listener) -> bool {

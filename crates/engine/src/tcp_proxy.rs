@@ -100,10 +100,10 @@ async fn connect(
         _ => None,
     };
     for attempt in 1..=config.ir.max_connect_attempts.max(1) {
-        if attempt > 1 {
-            if let Some(backoff) = config.ir.backoff {
-                tokio::time::sleep(retry::pause(backoff, attempt - 1, worker.random())).await;
-            }
+        if attempt > 1
+            && let Some(backoff) = config.ir.backoff
+        {
+            tokio::time::sleep(retry::pause(backoff, attempt - 1, worker.random())).await;
         }
         let Some(host) = cluster.pick(destination, &mut || worker.random()) else {
             cluster.stats.upstream_cx_none_healthy.inc();
@@ -131,7 +131,13 @@ async fn connect(
     None
 }
 
-fn note_failure(cluster: &LocalCluster, host: &Host, reset: &Reset, worker: &Worker, outcomes: &mut Outcomes) {
+fn note_failure(
+    cluster: &LocalCluster,
+    host: &Host,
+    reset: &Reset,
+    worker: &Worker,
+    outcomes: &mut Outcomes,
+) {
     cluster.observe(host, Outcome::LocalFailure, worker.random());
     outcomes.flags.insert(Flags::UPSTREAM_CONNECTION_FAILURE);
     outcomes.failure = reset.transport_reason().map(Into::into);
@@ -251,7 +257,15 @@ impl<'a> Mover<'a> {
     ) -> Self {
         let idle = idle.map(|idle| (idle, Box::pin(tokio::time::sleep(idle))));
         let now = Instant::now();
-        Self { client, server, up: Direction::default(), down: Direction::default(), idle, last_moved: now, outcomes }
+        Self {
+            client,
+            server,
+            up: Direction::default(),
+            down: Direction::default(),
+            idle,
+            last_moved: now,
+            outcomes,
+        }
     }
 }
 

@@ -32,7 +32,8 @@ impl Upgrade {
         }
         let upgrade = request.extensions_mut().remove::<OnUpgrade>()?;
         let asked = request.headers().get(header::CONNECTION)?;
-        let asked = asked.as_bytes().split(|&b| b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+        let asked =
+            asked.as_bytes().split(|&b| b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
         asked.then_some(Self(upgrade))
     }
 }

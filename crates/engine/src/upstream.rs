@@ -86,12 +86,13 @@ pub(crate) async fn lease(target: Target<'_>, downstream: Version, fresh: bool) 
 }
 
 async fn lease_http1(target: Target<'_>, fresh: bool) -> Result<Lease, Reset> {
-    while !fresh {
-        let Some(mut connection) = target.host.pool.take_idle() else { break };
+    let mut kept = if fresh { None } else { target.host.pool.take_idle() };
+    while let Some(mut connection) = kept {
         // Usually ready at once; right after an exchange its task may not have run yet.
         if connection.sender.is_ready() || connection.sender.ready().await.is_ok() {
             return Ok(Lease::Http1 { connection, reused: true });
         }
+        kept = target.host.pool.take_idle();
     }
     let _pending = pending(target)?;
     let Some(place) = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority)
@@ -150,7 +151,8 @@ async fn lease_http2(target: Target<'_>) -> Result<Lease, Reset> {
             SharedTurn::Connect => {
                 let turn = ConnectTurn::new(&target.host.pool);
                 let _pending = pending(target)?;
-                let place = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority);
+                let place =
+                    breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority);
                 if place.is_none() {
                     target.cluster.stats.upstream_cx_overflow.inc();
                 }
@@ -269,13 +271,22 @@ pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result
         ended: Cell::new(false),
     });
     // From here on the drop of `opened` takes the counts back.
-    let opened =
-        Opened { facts: facts.clone(), cluster: cluster.clone(), host: host.clone(), since: began, _place: place };
+    let opened = Opened {
+        facts: facts.clone(),
+        cluster: cluster.clone(),
+        host: host.clone(),
+        since: began,
+        _place: place,
+    };
     let options = DialOptions {
         mark: worker.mark,
         bind: config.bind.as_deref(),
         keepalive: config.ir.tcp_keepalive.as_ref(),
-        timeout: if config.ir.connect_timeout.is_zero() { Duration::from_secs(5) } else { config.ir.connect_timeout },
+        timeout: if config.ir.connect_timeout.is_zero() {
+            Duration::from_secs(5)
+        } else {
+            config.ir.connect_timeout
+        },
     };
     let tcp = match dial(host.address, options).await {
         Ok(tcp) => tcp,
@@ -296,7 +307,10 @@ pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result
 }
 
 /// Sends a request and waits for the head of the answer.
-pub(crate) async fn exchange(lease: &mut Lease, request: Request<RequestBody>) -> Result<Response<Incoming>, Broken> {
+pub(crate) async fn exchange(
+    lease: &mut Lease,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, Broken> {
     let facts = lease.facts();
     facts.requests.set(facts.requests.get() + 1);
     let result = match lease {

@@ -243,7 +243,8 @@ impl Worker {
                 }
             }
         }
-        *self.by_address.borrow_mut() = listeners.values().map(|listener| (listener.address(), listener.clone())).collect();
+        *self.by_address.borrow_mut() =
+            listeners.values().map(|listener| (listener.address(), listener.clone())).collect();
         for (name, position, socket) in sockets {
             if let Some(listener) = listeners.get(&name) {
                 LocalListener::take_socket(listener, position, socket, self);
@@ -326,7 +327,9 @@ impl Worker {
                 ],
             }
         };
-        view.used().flat_map(|cluster| cluster.hosts().into_iter().map(move |host| read(cluster, &host))).collect()
+        view.used()
+            .flat_map(|cluster| cluster.hosts().into_iter().map(move |host| read(cluster, &host)))
+            .collect()
     }
 }
 

@@ -11,7 +11,11 @@ async fn bed() -> (Bed, Upstream) {
     let upstream = Upstream::start(&[OK]).await;
     let node = NodeInfo { id: "sidecar~1".into(), cluster: "web.default".into(), ..NodeInfo::default() };
     let mut bed = Bed::with(EngineConfig { node, ..EngineConfig::default() });
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener("", &all_to_c("")))]).await;
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("", &all_to_c(""))),
+    ])
+    .await;
     bed.client("web").await.get("/").await;
     (bed, upstream)
 }
@@ -123,7 +127,8 @@ async fn access_logs_say_what_happened() {
     let routes = "routes:
 - {match: {path: /gone}, route: {cluster: nowhere}}
 - {match: {prefix: /ok}, route: {cluster: c}}";
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener(&log, routes))]).await;
+    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener(&log, routes))])
+        .await;
     let mut client = bed.client("web").await;
     for path in ["/ok?q", "/gone", "/none"] {
         client.get(path).await;

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 async fn bed(more: &str, routes: &str, script: &[Act]) -> (Bed, Upstream) {
     let upstream = Upstream::start(script).await;
     let mut bed = Bed::start().await;
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener(more, routes))]).await;
+    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener(more, routes))])
+        .await;
     (bed, upstream)
 }
 
@@ -26,7 +27,12 @@ async fn a_request_is_forwarded_with_envoys_headers() {
     assert!(answer.header("x-envoy-upstream-service-time").unwrap().parse::<u64>().is_ok());
     let seen = &upstream.seen()[0];
     assert!(seen.starts_with("GET /a?b=c HTTP/1.1\r\n"), "{seen}");
-    for line in ["host: shop.example\r\n", "x-forwarded-proto: http\r\n", "x-own: 1\r\n", "x-envoy-expected-rq-timeout-ms: 15000\r\n"] {
+    for line in [
+        "host: shop.example\r\n",
+        "x-forwarded-proto: http\r\n",
+        "x-own: 1\r\n",
+        "x-envoy-expected-rq-timeout-ms: 15000\r\n",
+    ] {
         assert!(seen.contains(line), "{line} not in {seen}");
     }
     assert!(seen.contains("x-request-id: "), "{seen}");
@@ -200,11 +206,16 @@ async fn a_request_that_does_not_come_in_time_is_408() {
 #[tokio::test]
 async fn fields_the_engine_cannot_honour_are_refused_with_their_path() {
     let mut bed = Bed::start().await;
-    let listener = http_listener("access_log_options: {flush_access_log_on_new_request: true}", &all_to_c(""));
-    let report = bed.apply(&[(Listener, &listener), (Cluster, "{name: c, type: STATIC, lb_policy: MAGLEV}")]).await;
+    let listener =
+        http_listener("access_log_options: {flush_access_log_on_new_request: true}", &all_to_c(""));
+    let report =
+        bed.apply(&[(Listener, &listener), (Cluster, "{name: c, type: STATIC, lb_policy: MAGLEV}")]).await;
     let reasons: Vec<String> = report.rejected.iter().map(ToString::to_string).collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
-    assert!(reasons.iter().any(|reason| reason.contains("filter_chains[0]") && reason.contains("new_request")), "{reasons:?}");
+    assert!(
+        reasons.iter().any(|reason| reason.contains("filter_chains[0]") && reason.contains("new_request")),
+        "{reasons:?}"
+    );
     assert!(reasons.iter().any(|reason| reason.starts_with("cluster c: lb_policy")), "{reasons:?}");
 }
 
@@ -234,9 +245,12 @@ async fn header_operations_and_rewrites_apply() {
 
 #[tokio::test]
 async fn websockets_pass_when_allowed() {
-    let switch = Act::Reply("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello");
+    let switch = Act::Reply(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello",
+    );
     let request = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
-    let (allowed, upstream) = bed("upgrade_configs: [{upgrade_type: websocket}]", &all_to_c(""), &[switch.clone()]).await;
+    let (allowed, upstream) =
+        bed("upgrade_configs: [{upgrade_type: websocket}]", &all_to_c(""), std::slice::from_ref(&switch)).await;
     let mut client = allowed.client("web").await;
     let answer = client.send(request).await;
     assert_eq!((answer.status, answer.header("upgrade")), (101, Some("websocket")));

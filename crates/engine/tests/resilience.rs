@@ -116,7 +116,9 @@ async fn an_open_circuit_breaker_says_overloaded() {
     let limits = "circuit_breakers: {thresholds: [{max_requests: 1}]}";
     let (bed, _upstreams) = bed("", limits, &[&[Act::Silence]]).await;
     let mut first = bed.client("web").await;
-    tokio::io::AsyncWriteExt::write_all(&mut first.stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut first.stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
     bed.until_stat("cluster.c.upstream_rq_active", 1).await;
     let answer = bed.client("web").await.get("/").await;
     assert_eq!((answer.status, answer.header("x-envoy-overloaded")), (503, Some("true")));
@@ -153,7 +155,8 @@ async fn requests_wait_for_a_connection_when_no_more_may_be_opened() {
 
 #[tokio::test]
 async fn a_failing_host_is_ejected() {
-    let outliers = "outlier_detection: {consecutive_5xx: 2, base_ejection_time: 100s, max_ejection_percent: 50}";
+    let outliers =
+        "outlier_detection: {consecutive_5xx: 2, base_ejection_time: 100s, max_ejection_percent: 50}";
     let (bed, upstreams) = bed("", outliers, &[&[BAD], &[OK]]).await;
     let mut client = bed.client("web").await;
     for _ in 0..12 {

@@ -32,7 +32,8 @@ filter_chains:
 async fn tcp_bytes_pass_both_ways_with_half_close() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut bed = Bed::start().await;
-    bed.accept(&[(Cluster, &cluster(&[server.local_addr().unwrap()], "")), (Listener, &tcp_listener(""))]).await;
+    bed.accept(&[(Cluster, &cluster(&[server.local_addr().unwrap()], "")), (Listener, &tcp_listener(""))])
+        .await;
     let mut client = TcpStream::connect(bed.address("tcp").await).await.unwrap();
     let (mut upstream, _) = within(server.accept()).await.unwrap();
     let payload = vec![7; 1_000_000];
@@ -100,7 +101,8 @@ async fn http2_service() -> std::net::SocketAddr {
                 Ok(http::Response::builder().header("x-authority", authority).body(body).unwrap())
             });
             tokio::spawn(
-                hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service),
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
             );
         }
     });
@@ -109,7 +111,8 @@ async fn http2_service() -> std::net::SocketAddr {
 
 async fn http2_client(address: std::net::SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(address).await.unwrap();
-    let (sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, driver) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(driver);
     sender
 }
@@ -118,13 +121,15 @@ async fn http2_client(address: std::net::SocketAddr) -> hyper::client::conn::htt
 async fn http2_passes_with_trailers_and_shares_one_connection() {
     let mut bed = Bed::start().await;
     let service = http2_service().await;
-    bed.accept(&[(Cluster, &cluster(&[service], HTTP2)), (Listener, &http_listener("", &all_to_c("")))]).await;
+    bed.accept(&[(Cluster, &cluster(&[service], HTTP2)), (Listener, &http_listener("", &all_to_c("")))])
+        .await;
     let sender = http2_client(bed.address("web").await).await;
     let calls = (0..20).map(|n| {
         let mut sender = sender.clone();
         async move {
             let body = Full::new(Bytes::from(format!("call {n}")));
-            let request = http::Request::post("http://shop.example/echo").header("te", "trailers").body(body).unwrap();
+            let request =
+                http::Request::post("http://shop.example/echo").header("te", "trailers").body(body).unwrap();
             let answer = sender.send_request(request).await.unwrap();
             assert_eq!(answer.headers()["x-authority"], "shop.example");
             assert_eq!(answer.headers()["server"], "envoy");
@@ -142,7 +147,8 @@ async fn http2_passes_with_trailers_and_shares_one_connection() {
 async fn protocols_are_translated() {
     let mut bed = Bed::start().await;
     let service = http2_service().await;
-    bed.accept(&[(Cluster, &cluster(&[service], HTTP2)), (Listener, &http_listener("", &all_to_c("")))]).await;
+    bed.accept(&[(Cluster, &cluster(&[service], HTTP2)), (Listener, &http_listener("", &all_to_c("")))])
+        .await;
     let mut client = bed.client("web").await;
     let answer = client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi").await;
     assert_eq!((answer.status, answer.body(), answer.header("x-authority")), (200, "hi", Some("a")));
@@ -176,12 +182,19 @@ async fn a_grpc_failure_is_a_grpc_status() {
 async fn workers_share_the_load_and_their_numbers_add_up() {
     let upstream = Upstream::start(&[OK]).await;
     let mut bed = Bed::with(EngineConfig { concurrency: 2, ..EngineConfig::default() });
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener("", &all_to_c("")))]).await;
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("", &all_to_c(""))),
+    ])
+    .await;
     for _ in 0..40 {
         assert_eq!(bed.client("web").await.get("/").await.status, 200);
     }
     assert_eq!(bed.stat("cluster.c.upstream_rq_total").await, Some(40));
-    assert!(bed.stat("cluster.c.upstream_cx_total").await.unwrap() >= 2, "both workers have a pool of their own");
+    assert!(
+        bed.stat("cluster.c.upstream_cx_total").await.unwrap() >= 2,
+        "both workers have a pool of their own"
+    );
 }
 
 #[tokio::test]
@@ -189,7 +202,11 @@ async fn the_http_inspector_chooses_between_http_and_tcp() {
     let web = Upstream::start(&[OK]).await;
     let raw = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = http_listener("", &all_to_c(""));
-    let http_chain = http[http.find("filter_chains:\n").unwrap() + 15..].replacen("- filters:", "- filter_chain_match: {application_protocols: [http/1.1, h2c]}\n  filters:", 1);
+    let http_chain = http[http.find("filter_chains:\n").unwrap() + 15..].replacen(
+        "- filters:",
+        "- filter_chain_match: {application_protocols: [http/1.1, h2c]}\n  filters:",
+        1,
+    );
     let tcp = tcp_listener("").replace("cluster: c", "cluster: raw");
     let tcp_chain = &tcp[tcp.find("filter_chains:\n").unwrap() + 15..];
     let listener = format!(
@@ -202,8 +219,11 @@ filter_chains:
 {http_chain}{tcp_chain}"
     );
     let mut bed = Bed::start().await;
-    let raw_cluster = cluster(&[raw.local_addr().unwrap()], "").replacen("name: c", "name: raw", 1).replace("cluster_name: c", "cluster_name: raw");
-    bed.accept(&[(Cluster, &cluster(&[web.address], "")), (Cluster, &raw_cluster), (Listener, &listener)]).await;
+    let raw_cluster = cluster(&[raw.local_addr().unwrap()], "")
+        .replacen("name: c", "name: raw", 1)
+        .replace("cluster_name: c", "cluster_name: raw");
+    bed.accept(&[(Cluster, &cluster(&[web.address], "")), (Cluster, &raw_cluster), (Listener, &listener)])
+        .await;
     assert_eq!(bed.client("web").await.get("/").await.status, 200);
     let mut client = TcpStream::connect(bed.address("web").await).await.unwrap();
     client.write_all(b"\x01\x02raw").await.unwrap();
@@ -222,7 +242,8 @@ async fn a_dns_cluster_is_resolved_before_it_serves() {
         upstream.address.port()
     );
     let mut bed = Bed::start().await;
-    bed.accept(&[(Cluster, &dns), (Listener, &http_listener("", &all_to_c("auto_host_rewrite: true")))]).await;
+    bed.accept(&[(Cluster, &dns), (Listener, &http_listener("", &all_to_c("auto_host_rewrite: true")))])
+        .await;
     bed.engine.initialized().await.unwrap();
     within(bed.engine.ready_watch().wait_for(|ready| *ready)).await.unwrap();
     assert_eq!(bed.client("web").await.get("/").await.status, 200);

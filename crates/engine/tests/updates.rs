@@ -9,7 +9,8 @@ use support::{Act, Bed, OK, Upstream, all_to_c, cluster, http_listener};
 const V2: Act = Act::Reply("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv2");
 
 fn rds_listener() -> String {
-    let inline = http_listener("rds: {route_config_name: r, config_source: {ads: {}, resource_api_version: V3}}", "");
+    let inline =
+        http_listener("rds: {route_config_name: r, config_source: {ads: {}, resource_api_version: V3}}", "");
     inline[..inline.find("      route_config:").unwrap()].to_owned()
 }
 
@@ -20,13 +21,20 @@ fn routes(cluster: &str) -> String {
 }
 
 fn eds_cluster(name: &str) -> String {
-    format!("{{name: {name}, type: EDS, eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}}}")
+    format!(
+        "{{name: {name}, type: EDS, eds_cluster_config: {{eds_config: {{ads: {{}}, resource_api_version: V3}}}}}}"
+    )
 }
 
 fn endpoints(name: &str, upstreams: &[&Upstream]) -> String {
     let list: Vec<String> = upstreams
         .iter()
-        .map(|u| format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}", u.address.port()))
+        .map(|u| {
+            format!(
+                "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}",
+                u.address.port()
+            )
+        })
         .collect();
     format!("{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}", list.join(", "))
 }
@@ -77,7 +85,12 @@ async fn route_and_endpoint_changes_apply_to_the_next_request_on_the_same_connec
 async fn a_cluster_that_routes_still_name_serves_a_little_longer() {
     let upstream = Upstream::start(&[OK]).await;
     let mut bed = Bed::start().await;
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &rds_listener()), (Routes, &routes("c"))]).await;
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &rds_listener()),
+        (Routes, &routes("c")),
+    ])
+    .await;
     let mut client = bed.client("web").await;
     bed.remove(Cluster, "c").await;
     assert_eq!(client.get("/").await.status, 200);
@@ -112,7 +125,9 @@ async fn a_request_under_way_survives_the_change_of_its_chain() {
     let slow = all_to_c("timeout: 0.1s");
     bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener("", &slow))]).await;
     let mut client = bed.client("web").await;
-    tokio::io::AsyncWriteExt::write_all(&mut client.stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut client.stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
     bed.until_stat("cluster.c.upstream_rq_active", 1).await;
     bed.accept(&[(Listener, &http_listener("server_name: other", &slow))]).await;
     let answer = client.send("").await;
@@ -124,7 +139,11 @@ async fn a_request_under_way_survives_the_change_of_its_chain() {
 async fn a_rejected_listener_leaves_the_old_one_and_the_rest_applies() {
     let upstream = Upstream::start(&[OK]).await;
     let mut bed = Bed::start().await;
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener("", &all_to_c("")))]).await;
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("", &all_to_c(""))),
+    ])
+    .await;
     let bad = http_listener("", &all_to_c("")) + "tcp_fast_open_queue_length: 5\n";
     let report = bed.apply(&[(Listener, &bad), (Cluster, "{name: new, type: STATIC}")]).await;
     assert_eq!(report.rejected.len(), 1);
@@ -162,7 +181,11 @@ async fn an_address_is_taken_once() {
 async fn drain_finishes_connections_and_then_returns() {
     let upstream = Upstream::start(&[OK]).await;
     let mut bed = Bed::start().await;
-    bed.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener("", &all_to_c("")))]).await;
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("", &all_to_c(""))),
+    ])
+    .await;
     bed.engine.initialized().await.unwrap();
     let mut client = bed.client("web").await;
     client.get("/").await;
@@ -179,7 +202,11 @@ async fn drain_finishes_connections_and_then_returns() {
 async fn two_engines_do_not_know_each_other() {
     let upstream = Upstream::start(&[OK]).await;
     let (mut one, two) = (Bed::start().await, Bed::start().await);
-    one.accept(&[(Cluster, &cluster(&[upstream.address], "")), (Listener, &http_listener("", &all_to_c("")))]).await;
+    one.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("", &all_to_c(""))),
+    ])
+    .await;
     assert_eq!(one.client("web").await.get("/").await.status, 200);
     assert_eq!(two.stat("cluster_manager.active_clusters").await, Some(0));
     two.engine.shutdown().await;

@@ -144,7 +144,9 @@ fn host_json(host: &HostView) -> Json {
     }
     let locality = &host.locality;
     let mut place = json!({});
-    for (key, value) in [("region", &locality.region), ("zone", &locality.zone), ("sub_zone", &locality.sub_zone)] {
+    for (key, value) in
+        [("region", &locality.region), ("zone", &locality.zone), ("sub_zone", &locality.sub_zone)]
+    {
         if !value.is_empty() {
             place[key] = json!(&**value);
         }

@@ -66,7 +66,13 @@ fn dump(bootstrap: Option<&Any>, resources: &[RawView], include_eds: bool) -> Re
         )?);
     }
     configs.push(listeners(&codec, of(ResourceKind::Listener))?);
-    configs.push(section(&codec, "RoutesConfigDump", "route_configs", "route_config", of(ResourceKind::Routes))?);
+    configs.push(section(
+        &codec,
+        "RoutesConfigDump",
+        "route_configs",
+        "route_config",
+        of(ResourceKind::Routes),
+    )?);
     Ok(json!({ "configs": configs }))
 }
 
@@ -78,7 +84,8 @@ fn without_type(mut value: Json) -> Json {
 }
 
 fn time(at: SystemTime) -> Json {
-    Timestamp::try_from(at).map_or(Json::Null, |stamp| Json::String(stamp.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()))
+    Timestamp::try_from(at)
+        .map_or(Json::Null, |stamp| Json::String(stamp.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()))
 }
 
 /// A section whose static and dynamic entries look alike: `static_X` and `dynamic_X` (`dynamic_active_clusters` for clusters).
@@ -110,10 +117,13 @@ fn section<'a>(
     if plural == "clusters" {
         out["version_info"] = json!(version);
     }
-    let active_name = if plural == "clusters" { "dynamic_active_clusters".to_owned() } else { format!("dynamic_{plural}") };
-    for (name, list) in
-        [(format!("static_{plural}"), fixed), (active_name, active), (format!("dynamic_warming_{plural}"), warming)]
-    {
+    let active_name =
+        if plural == "clusters" { "dynamic_active_clusters".to_owned() } else { format!("dynamic_{plural}") };
+    for (name, list) in [
+        (format!("static_{plural}"), fixed),
+        (active_name, active),
+        (format!("dynamic_warming_{plural}"), warming),
+    ] {
         if !list.is_empty() {
             out[name] = Json::Array(list);
         }

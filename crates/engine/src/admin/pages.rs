@@ -44,11 +44,12 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Reply {
         "/runtime" => json(&json!({ "layers": [], "entries": {} })),
         "/memory" => memory(),
         "/logging" => logging(admin, &method, &query),
-        "/drain_listeners" | "/healthcheck/fail" | "/healthcheck/ok" | "/quitquitquit" | "/reset_counters" => {
+        "/drain_listeners" | "/healthcheck/fail" | "/healthcheck/ok" | "/quitquitquit"
+        | "/reset_counters" => {
             if is_post(&method) {
                 command(admin, &path).await
             } else {
-                text(StatusCode::METHOD_NOT_ALLOWED, format!("Method GET not allowed, POST required.\n"))
+                text(StatusCode::METHOD_NOT_ALLOWED, "Method GET not allowed, POST required.\n")
             }
         }
         _ => match inspect(admin).await {

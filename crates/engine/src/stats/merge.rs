@@ -81,7 +81,10 @@ fn add(total: &mut BlockReading, part: BlockReading) {
 }
 
 /// Sums the readings of all workers; `known` scopes appear with zeros when no worker has used them yet.
-pub(crate) fn merge(readings: Vec<ArenaReading>, known: impl Iterator<Item = (Scope, Arc<str>)>) -> Vec<Stat> {
+pub(crate) fn merge(
+    readings: Vec<ArenaReading>,
+    known: impl Iterator<Item = (Scope, Arc<str>)>,
+) -> Vec<Stat> {
     let mut totals = Totals::new();
     for (scope, name) in known {
         totals.entry((scope, name)).or_insert_with(|| zeros(scope));

@@ -105,7 +105,12 @@ mod tests {
             block.upstream_rq_time.record(3);
         }
         let mut stats = merge(vec![one.read(), two.read()], [(Scope::Cluster, "idle".into())].into_iter());
-        stats.push(Stat::scoped(Scope::Cluster, "c".into(), "circuit_breakers_default_cx_open", Value::Gauge(1)));
+        stats.push(Stat::scoped(
+            Scope::Cluster,
+            "c".into(),
+            "circuit_breakers_default_cx_open",
+            Value::Gauge(1),
+        ));
         let text = text(&stats);
         for line in [
             "cluster.c.upstream_rq_total: 2\n",

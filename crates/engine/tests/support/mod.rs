@@ -1,5 +1,10 @@
 //! A running engine with resources from YAML, scripted upstream services and a plain HTTP/1 client, on real sockets.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "a test helper; each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test helper; each test file uses its own part"
+)]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -132,7 +137,13 @@ pub fn all_to_c(more: &str) -> String {
 pub fn cluster(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = endpoints
         .iter()
-        .map(|a| format!("{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}", a.ip(), a.port()))
+        .map(|a| {
+            format!(
+                "{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}",
+                a.ip(),
+                a.port()
+            )
+        })
         .collect();
     format!(
         "name: c\nconnect_timeout: 1s\ntype: STATIC\nload_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{}]}}]}}\n{more}\n",
@@ -195,7 +206,11 @@ impl Upstream {
     }
 }
 
-async fn serve_script(mut stream: TcpStream, script: Arc<Mutex<VecDeque<Act>>>, seen: Arc<Mutex<Vec<String>>>) {
+async fn serve_script(
+    mut stream: TcpStream,
+    script: Arc<Mutex<VecDeque<Act>>>,
+    seen: Arc<Mutex<Vec<String>>>,
+) {
     while let Some(message) = read_message(&mut stream, true).await {
         seen.lock().unwrap().push(message.raw);
         let act = {
