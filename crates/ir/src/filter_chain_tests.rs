@@ -144,6 +144,9 @@ fn chains_that_take_the_same_are_refused() {
     assert_eq!(FilterChainIndex::new(vec![any(), any()]).unwrap_err(), (0, 1));
 }
 
+/// Whether a chain has a key.
+type Fits = Box<dyn Fn(&FilterChainMatch) -> bool>;
+
 /// Envoy's algorithm as it is written there: nested maps, looked up from the most specific key to the least, without a way back.
 fn reference(chains: &[FilterChainMatch], connection: &ConnectionView<'_>) -> Option<usize> {
     let mut left: Vec<usize> = (0..chains.len()).collect();
@@ -151,7 +154,7 @@ fn reference(chains: &[FilterChainMatch], connection: &ConnectionView<'_>) -> Op
     let specific = left.iter().any(|i| chains[*i].destination_port == port);
     left.retain(|i| chains[*i].destination_port == if specific { port } else { None });
 
-    let mut step = |keys: Vec<Box<dyn Fn(&FilterChainMatch) -> bool>>| {
+    let mut step = |keys: Vec<Fits>| {
         for key in keys {
             let kept: Vec<usize> = left.iter().copied().filter(|i| key(&chains[*i])).collect();
             if !kept.is_empty() {
@@ -162,7 +165,7 @@ fn reference(chains: &[FilterChainMatch], connection: &ConnectionView<'_>) -> Op
         None
     };
     let prefixes = |address: IpAddr, of: fn(&FilterChainMatch) -> &Vec<IpNet>| {
-        let mut keys: Vec<Box<dyn Fn(&FilterChainMatch) -> bool>> = Vec::new();
+        let mut keys: Vec<Fits> = Vec::new();
         for length in (0..=32u8).rev() {
             keys.push(Box::new(move |chain| {
                 (length == 0 && of(chain).is_empty())
@@ -173,7 +176,7 @@ fn reference(chains: &[FilterChainMatch], connection: &ConnectionView<'_>) -> Op
     };
     step(prefixes(connection.destination.ip(), |chain| &chain.prefix_ranges))?;
 
-    let mut keys: Vec<Box<dyn Fn(&FilterChainMatch) -> bool>> = Vec::new();
+    let mut keys: Vec<Fits> = Vec::new();
     let mut names = vec![connection.server_name.to_owned()];
     for (at, _) in connection.server_name.match_indices('.').filter(|(at, _)| *at > 0) {
         names.push(format!("*{}", &connection.server_name[at..]));

@@ -278,7 +278,7 @@ fn clusters_are_taken() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_with_its_path() {
+fn listeners_are_refused_with_the_fields_path() {
     let yaml = Yaml::new();
     let manager = "filter_chains[0].filters[0].typed_config";
     let listeners = [
@@ -324,6 +324,11 @@ fn what_is_not_supported_is_refused_with_its_path() {
         let error = yaml.listener(&text).expect_err(&text);
         assert_eq!(error.path, path, "{error}\n{text}");
     }
+}
+
+#[test]
+fn routes_are_refused_with_the_fields_path() {
+    let yaml = Yaml::new();
     let route = "virtual_hosts[0].routes[0]";
     let routes = [
         (one_route("{prefix: /}", "route: {cluster: ''}"), format!("{route}.route.cluster")),
@@ -374,6 +379,11 @@ fn what_is_not_supported_is_refused_with_its_path() {
         let error = yaml.routes(&text).expect_err(&text);
         assert_eq!(error.path, path, "{error}\n{text}");
     }
+}
+
+#[test]
+fn clusters_are_refused_with_the_fields_path() {
+    let yaml = Yaml::new();
     let clusters = [
         ("{name: a, type: EDS}", "eds_cluster_config"),
         (
