@@ -188,7 +188,7 @@ fn denied(name: &str, response: &Value) -> ApiError {
     let code = status["code"].as_u64().and_then(|code| u16::try_from(code).ok()).filter(|code| *code >= 400);
     let code = code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
     let mut error = ApiError::new(code, text("reason").unwrap_or_default().to_owned(), message);
-    error.details = status.get("details").cloned();
+    error.details = status.get("details").cloned().map(Box::new);
     error
 }
 

@@ -288,7 +288,7 @@ fn check_conflicts(
         "Conflict",
         format!("Apply failed with {} {plural}: {text}", causes.len()),
     );
-    error.details = Some(json!({"causes": causes}));
+    error.details = Some(Box::new(json!({"causes": causes})));
     Err(error)
 }
 

@@ -229,7 +229,7 @@ fn attempt(
         return Ok(Deleted::Pending(Arc::new(object)));
     }
     let pending = api.store.replace(&def.storage, key, &expected, object)?;
-    after_write(api, def, &pending);
+    after_write(api, def, &pending, false);
     Ok(Deleted::Pending(pending))
 }
 

@@ -53,6 +53,7 @@ mod service_account;
 mod state;
 mod status;
 mod store;
+mod strategy;
 mod structural;
 mod subresources;
 mod table;

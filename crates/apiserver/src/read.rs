@@ -120,9 +120,9 @@ fn from_the_future(api: &Api, wanted: u64) -> Result<(), ApiError> {
         "Timeout",
         format!("Timeout: Too large resource version: {wanted}, current: {current}"),
     );
-    error.details = Some(
+    error.details = Some(Box::new(
         json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]}),
-    );
+    ));
     error.retry_after = Some(1);
     Err(error)
 }

@@ -85,7 +85,7 @@ pub(crate) struct ApiError {
     pub(crate) code: StatusCode,
     pub(crate) reason: Cow<'static, str>,
     pub(crate) message: String,
-    pub(crate) details: Option<Value>,
+    pub(crate) details: Option<Box<Value>>,
     pub(crate) retry_after: Option<u32>,
 }
 
@@ -99,7 +99,7 @@ impl ApiError {
     }
 
     fn about(mut self, def: &ResourceDef, name: &str) -> Self {
-        self.details = Some(details(&def.group, &def.plural, name));
+        self.details = Some(Box::new(details(&def.group, &def.plural, name)));
         self
     }
 
@@ -114,14 +114,14 @@ impl ApiError {
             "InternalError",
             format!("Internal error occurred: {message}"),
         );
-        error.details = Some(json!({"causes": [{"message": message}]}));
+        error.details = Some(Box::new(json!({"causes": [{"message": message}]})));
         error
     }
 
     pub(crate) fn no_such_path() -> Self {
         let mut error =
             Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource");
-        error.details = Some(json!({}));
+        error.details = Some(Box::new(json!({})));
         error
     }
 
@@ -133,7 +133,7 @@ impl ApiError {
     pub(crate) fn namespace_not_found(name: &str) -> Self {
         let mut error =
             Self::new(StatusCode::NOT_FOUND, "NotFound", format!("namespaces {name:?} not found"));
-        error.details = Some(details("", "namespaces", name));
+        error.details = Some(Box::new(details("", "namespaces", name)));
         error
     }
 
@@ -166,7 +166,7 @@ impl ApiError {
             "MethodNotAllowed",
             "the server does not allow this method on the requested resource",
         );
-        error.details = Some(json!({}));
+        error.details = Some(Box::new(json!({})));
         error
     }
 
@@ -226,7 +226,8 @@ impl ApiError {
             "Invalid",
             format!("{kind} {name:?} is invalid: {list}"),
         );
-        error.details = Some(json!({"name": name, "group": def.group, "kind": def.kind, "causes": causes}));
+        error.details =
+            Some(Box::new(json!({"name": name, "group": def.group, "kind": def.kind, "causes": causes})));
         error
     }
 
@@ -241,7 +242,7 @@ impl ApiError {
             "reason": self.reason,
         });
         if let Some(details) = &self.details {
-            status["details"] = details.clone();
+            status["details"] = Value::clone(details);
         }
         if let Some(seconds) = self.retry_after {
             if status.get("details").is_none() {

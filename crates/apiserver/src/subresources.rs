@@ -171,8 +171,8 @@ pub(crate) async fn evict(api: &Api, call: &Call) -> Result<Response<Body>, ApiE
                 "TooManyRequests",
                 "Cannot evict pod as it would violate the pod's disruption budget.",
             );
-            error.details = Some(json!({"causes": [{"reason": "DisruptionBudget",
-                "message": format!("The disruption budget {} does not allow evictions now", meta(&budget, "name"))}]}));
+            error.details = Some(Box::new(json!({"causes": [{"reason": "DisruptionBudget",
+                "message": format!("The disruption budget {} does not allow evictions now", meta(&budget, "name"))}]})));
             return Err(error);
         }
     }

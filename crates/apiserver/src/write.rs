@@ -9,13 +9,13 @@ use crate::{
     admission::{self, Operation},
     apply::{self, Manager},
     call::Call,
-    convert, crd, defaults, names, patch,
+    convert, crd, names, patch,
     resources::{ResourceDef, meta},
     rules, scale, service_account,
     state::{self, Api},
-    status::{ApiError, FieldError},
+    status::ApiError,
     store::{CommitError, ObjectKey},
-    structural,
+    strategy::{bump_generation, complete, keep_system_fields, same_content, start_pod},
 };
 
 /// How often a write without a resource version is tried again when somebody else was faster.
@@ -162,44 +162,9 @@ async fn create_named(api: &Api, call: &Call, mut object: Value) -> Result<Writt
     }
     let stored = result?;
     if !dry_run {
-        after_write(api, def, &stored);
+        after_write(api, def, &stored, stored["metadata"]["ownerReferences"].is_array());
     }
     Ok(Written { object: convert::to_served(def, &stored), created: true, warnings })
-}
-
-/// Defaults, built-in or of the schema.
-fn complete(def: &ResourceDef, object: &mut Value) {
-    if def.custom {
-        structural::default_fields(def.schemas.schema(&def.schema_name), object);
-    } else {
-        defaults::apply(def, object);
-    }
-    if def.is("", "namespaces") && meta(object, "deletionTimestamp").is_empty() {
-        object["spec"]["finalizers"] = json!(["kubernetes"]);
-    }
-}
-
-/// The status a pod is born with.
-fn start_pod(pod: &mut Value) {
-    let resources = |pod: &Value, list: &str| -> Vec<Value> {
-        pod["spec"][list].as_array().into_iter().flatten().map(|c| c["resources"].clone()).collect()
-    };
-    let mut all = resources(pod, "containers");
-    all.extend(resources(pod, "initContainers"));
-    let set = |r: &Value, name: &str| r[name].as_object().is_some_and(|map| !map.is_empty());
-    let guaranteed = all.iter().all(|r| {
-        set(r, "limits")
-            && r["limits"] == r["requests"]
-            && ["cpu", "memory"].iter().all(|name| r["limits"].get(name).is_some())
-    });
-    let class = if !all.iter().any(|r| set(r, "limits") || set(r, "requests")) {
-        "BestEffort"
-    } else if guaranteed {
-        "Guaranteed"
-    } else {
-        "Burstable"
-    };
-    pod["status"] = json!({"phase": "Pending", "qosClass": class});
 }
 
 /// Mutating and validating admission; what webhooks changed is cleaned and defaulted again.
@@ -276,13 +241,13 @@ fn finish(
     Ok(object)
 }
 
-/// What follows from a committed write.
-pub(crate) fn after_write(api: &Api, def: &ResourceDef, stored: &Value) {
+/// What follows from a committed write; `new_owners` says whether it set owner references.
+pub(crate) fn after_write(api: &Api, def: &ResourceDef, stored: &Value, new_owners: bool) {
     if def.is("apiextensions.k8s.io", "customresourcedefinitions") {
         let (name, versions) = crd::definitions(stored);
         api.registry.set_custom(&name, versions);
     }
-    if stored["metadata"]["ownerReferences"].is_array() || !meta(stored, "deletionTimestamp").is_empty() {
+    if new_owners || !meta(stored, "deletionTimestamp").is_empty() {
         api.garbage.look_at(stored);
     }
 }
@@ -453,7 +418,8 @@ async fn replace(api: &Api, call: &Call, old: &Value, mut new: Value) -> Result<
         if finished {
             crate::delete::after_delete(api, def, &stored);
         } else {
-            after_write(api, def, &stored);
+            let owners = |object: &Value| object["metadata"]["ownerReferences"].clone();
+            after_write(api, def, &stored, owners(old) != owners(&stored));
         }
         Ok((convert::to_served(def, &stored), true))
     });
@@ -477,125 +443,6 @@ async fn replace(api: &Api, call: &Call, old: &Value, mut new: Value) -> Result<
 fn release_dropped(api: &Api, old: &Value, new: &Value) {
     api.addresses.release(old);
     api.addresses.note(new);
-}
-
-/// Equal apart from the managers' time stamps.
-fn same_content(old: &Value, new: &Value) -> bool {
-    let stripped = |object: &Value| {
-        let mut object = object.clone();
-        for entry in defaults::each(&mut object["metadata"], "managedFields") {
-            if let Some(map) = entry.as_object_mut() {
-                map.shift_remove("time");
-            }
-        }
-        object
-    };
-    stripped(old) == stripped(new)
-}
-
-/// Puts back what a write through this path can't change.
-fn keep_system_fields(def: &ResourceDef, call: &Call, old: &Value, new: &mut Value) -> Result<(), ApiError> {
-    let (old_uid, new_uid) = (meta(old, "uid"), meta(new, "uid"));
-    if !new_uid.is_empty() && new_uid != old_uid {
-        let why =
-            format!("Precondition failed: UID in precondition: {new_uid}, UID in object meta: {old_uid}");
-        return Err(ApiError::conflict(def, &call.name, &why));
-    }
-    if !new["metadata"].is_object() {
-        new["metadata"] = json!({});
-    }
-    if meta(new, "name") != call.name {
-        let error = FieldError::invalid("metadata.name", &new["metadata"]["name"], "field is immutable");
-        return Err(ApiError::invalid(def, &call.name, &[error]));
-    }
-    let status_only = call.subresource == "status";
-    if status_only {
-        let status = new.get("status").cloned();
-        let metadata = new["metadata"].clone();
-        *new = old.clone();
-        match status {
-            Some(status) => new["status"] = status,
-            None => {
-                if let Some(map) = new.as_object_mut() {
-                    map.shift_remove("status");
-                }
-            }
-        }
-        if let Some(managed) = metadata.get("managedFields") {
-            new["metadata"]["managedFields"] = managed.clone();
-        }
-        if !def.custom {
-            for field in ["labels", "annotations"] {
-                if let Some(value) = metadata.get(field) {
-                    new["metadata"][field] = value.clone();
-                }
-            }
-        }
-    } else if def.has_status
-        && let Some(map) = new.as_object_mut()
-    {
-        map.shift_remove("status");
-        if let Some(status) = old.get("status") {
-            map.insert("status".to_owned(), status.clone());
-        }
-    }
-    for field in [
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-        "selfLink",
-    ] {
-        let kept = old["metadata"].get(field).cloned();
-        if let Some(map) = new["metadata"].as_object_mut() {
-            match kept {
-                Some(value) => map.insert(field.to_owned(), value),
-                None => map.shift_remove(field),
-            };
-        }
-    }
-    if call.subresource == "ephemeralcontainers" {
-        let added = new["spec"]["ephemeralContainers"].clone();
-        *new = old.clone();
-        new["spec"]["ephemeralContainers"] = added;
-    }
-    if !meta(old, "deletionTimestamp").is_empty() {
-        let known = crate::schema::strings(&old["metadata"]["finalizers"]);
-        if crate::schema::strings(&new["metadata"]["finalizers"]).iter().any(|one| !known.contains(one)) {
-            let error = FieldError::forbidden(
-                "metadata.finalizers",
-                "no new finalizers can be added if the object is being deleted",
-            );
-            return Err(ApiError::invalid(def, &call.name, &[error]));
-        }
-    }
-    Ok(())
-}
-
-/// Everything but metadata and status counts.
-fn bump_generation(def: &ResourceDef, old: &Value, new: &mut Value) {
-    if !def.has_generation() {
-        return;
-    }
-    let desired = |object: &Value| {
-        let mut object = object.clone();
-        if let Some(map) = object.as_object_mut() {
-            map.shift_remove("metadata");
-            // Without the subresource, status is a field like any other.
-            if def.has_status || !def.custom {
-                map.shift_remove("status");
-            }
-        }
-        object
-    };
-    if desired(old) != desired(new) {
-        let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
-        new["metadata"]["generation"] = json!(generation + 1);
-    }
 }
 
 /// PUT or PATCH on `scale`: the change goes to the object's replicas.

@@ -6,7 +6,13 @@ use std::{
     process::{Command, Stdio},
 };
 
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use lateen_apiserver::{ApiServer, ApiServerConfig};
+use lateen_podstreams::{
+    BoxFuture, ContainerRef, Duplex, ExecRequest, ExecSession, LogOptions, Output as ExecOutput, PodBackend,
+    PodError,
+};
 use serde_json::{Value, json};
 
 /// A server and a kubeconfig for it.
@@ -441,4 +447,84 @@ fn bad_manifests_are_refused_as_kubernetes_does() {
     let dry = cluster.ok_with(&["apply", "--dry-run=server", "-f", "-"], DEPLOYMENT);
     assert!(dry.contains("created (server dry run)"), "{dry}");
     cluster.fails_with(&["get", "deploy", "web"], "");
+}
+
+/// Runs nothing: `exec` echoes its command, logs say where they are from, ports answer one HTTP request.
+struct Echo;
+
+impl PodBackend for Echo {
+    fn exec(
+        &self,
+        _target: ContainerRef,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecSession, PodError>> {
+        Box::pin(async move {
+            let (stdin, _) = tokio::sync::mpsc::channel(1);
+            let (resize, _) = tokio::sync::mpsc::channel(1);
+            let (sender, output) = tokio::sync::mpsc::channel(1);
+            let (exit_sender, exit) = tokio::sync::oneshot::channel();
+            sender.send(ExecOutput::Stdout(Bytes::from(request.command.join(" ")))).await.unwrap();
+            exit_sender.send(0).unwrap();
+            Ok(ExecSession { stdin, output, resize, exit })
+        })
+    }
+
+    fn logs(
+        &self,
+        target: ContainerRef,
+        options: LogOptions,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, PodError>>, PodError>> {
+        Box::pin(async move {
+            let line = format!(
+                "{}/{}/{} {:?}\n",
+                target.namespace, target.pod, target.container, options.tail_lines
+            );
+            Ok(Box::pin(futures::stream::iter([Ok(Bytes::from(line))])) as BoxStream<'static, _>)
+        })
+    }
+
+    fn dial(
+        &self,
+        _namespace: &str,
+        _pod: &str,
+        port: u16,
+    ) -> BoxFuture<'_, Result<Box<dyn Duplex>, PodError>> {
+        Box::pin(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (near, mut far) = tokio::io::duplex(4096);
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                let length = far.read(&mut request).await.unwrap();
+                let path = String::from_utf8_lossy(&request[..length]).split(' ').nth(1).unwrap().to_owned();
+                let body = format!("{path} on {port}");
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                far.write_all(answer.as_bytes()).await.unwrap();
+            });
+            Ok(Box::new(near) as Box<dyn Duplex>)
+        })
+    }
+}
+
+#[test]
+fn logs_exec_and_proxy_reach_the_runtime() {
+    let cluster = Cluster::start();
+    cluster.ok(&["run", "web", "--image=web", "--port=8080"]);
+    let nobody = cluster.fails_with(&["logs", "web"], "");
+    assert!(nobody.contains("no pod runtime is attached"), "{nobody}");
+    cluster.server.as_ref().unwrap().set_pod_backend(std::sync::Arc::new(Echo));
+    assert_eq!(cluster.ok(&["logs", "web", "--tail=3"]), "default/web/web Some(3)\n");
+    assert!(
+        cluster
+            .fails_with(&["logs", "web", "-c", "nope"], "")
+            .contains("container nope is not valid for pod web")
+    );
+    assert_eq!(cluster.ok(&["exec", "web", "--", "echo", "hi"]), "echo hi");
+    assert_eq!(
+        cluster.ok(&["get", "--raw", "/api/v1/namespaces/default/pods/web/proxy/a/b?c=d"]),
+        "/a/b?c=d on 8080"
+    );
+    assert_eq!(
+        cluster.ok(&["get", "--raw", "/api/v1/namespaces/default/pods/http:web:81/proxy/"]),
+        "/ on 81"
+    );
 }
