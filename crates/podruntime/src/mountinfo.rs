@@ -47,6 +47,8 @@ fn unescape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -59,6 +61,6 @@ mod tests {
             assert_eq!(parse(line), Some(Mount { target: PathBuf::from(target), kind: kind.to_owned() }));
         }
         assert_eq!(parse("garbage"), None);
-        assert!(read().unwrap().iter().any(|mount| mount.target == PathBuf::from("/")));
+        assert!(read().unwrap().iter().any(|mount| mount.target == Path::new("/")));
     }
 }

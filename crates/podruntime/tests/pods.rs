@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use lateen_podstreams::{ContainerRef, ExecRequest, LogOptions, Output, PodBackend, TerminalSize};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use world::{World, container_waiting, is_ready, restarts, web_pod};
 
 type Test = for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -34,6 +34,10 @@ fn main() {
     let mut args = std::env::args_os().skip(1);
     match args.next().as_ref().and_then(|arg| arg.to_str()) {
         Some("container-run") => std::process::exit(lateen_podruntime::container_run_main(args)),
+        Some("crash") => {
+            let state = args.next().expect("the state directory").into();
+            tokio::runtime::Runtime::new().unwrap().block_on(until_killed(state));
+        }
         Some("inside") => world::inside(args.map(|arg| arg.to_string_lossy().into_owned()).collect()),
         filter => {
             let filter = filter.filter(|filter| !filter.starts_with('-')).unwrap_or("").to_owned();
@@ -44,7 +48,8 @@ fn main() {
 }
 
 async fn run(filter: &str) {
-    let world = World::start().await;
+    let state = tempfile::Builder::new().prefix("lateen-pods-").tempdir().unwrap();
+    let world = World::start(state.path().to_path_buf()).await;
     for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
         let begun = std::time::Instant::now();
         tokio::time::timeout(Duration::from_secs(60), test(&world))
@@ -52,8 +57,44 @@ async fn run(filter: &str) {
             .unwrap_or_else(|_| panic!("{name}: not done within 60 s"));
         println!("test {name} ... ok ({} ms)", begun.elapsed().as_millis());
     }
-    world.stop_and_check_that_nothing_is_left().await;
+    world.stop().await;
     println!("test nothing_is_left ... ok");
+    after_a_crash(state.path()).await;
+    println!("test nothing_is_left_after_a_crash ... ok");
+}
+
+/// Runs pods until this process is killed.
+async fn until_killed(state: std::path::PathBuf) {
+    let world = World::start(state).await;
+    world
+        .create_ready(json!({ "metadata": { "name": "web" }, "spec": { "containers": [web_pod(8080)] } }))
+        .await;
+    let memory = json!({ "name": "c", "image": "busybox", "command": ["sh", "-c", "trap '' TERM; sleep 98765"],
+        "volumeMounts": [{ "name": "m", "mountPath": "/m" }] });
+    let volumes = json!([{ "name": "m", "emptyDir": { "medium": "Memory" } }]);
+    world
+        .create_ready(
+            json!({ "metadata": { "name": "m" }, "spec": { "containers": [memory], "volumes": volumes } }),
+        )
+        .await;
+    println!("ready");
+    std::future::pending::<()>().await;
+}
+
+async fn after_a_crash(state: &std::path::Path) {
+    let mut daemon = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .arg("crash")
+        .arg(state)
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut output = tokio::io::BufReader::new(daemon.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).await.unwrap();
+    assert_eq!(line, "ready\n");
+    daemon.kill().await.unwrap();
+    world::clean_up(state).await;
 }
 
 async fn a_pod_becomes_ready(world: &World) {

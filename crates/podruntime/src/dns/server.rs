@@ -160,7 +160,7 @@ impl DnsServer {
                 }
                 Answer::Alias { alias, target } => {
                     response.metadata.authoritative = true;
-                    response.answers.push(alias);
+                    response.answers.push(*alias);
                     name = target;
                 }
                 Answer::NotOurs if response.answers.is_empty() => {

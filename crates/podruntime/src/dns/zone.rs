@@ -18,7 +18,7 @@ pub(super) enum Answer {
     /// The name exists; records of the type asked for, perhaps none, and further ones that save a query.
     Found { answers: Vec<Record>, additionals: Vec<Record> },
     /// Another name stands for it; `alias` is the record that says so.
-    Alias { alias: Record, target: Name },
+    Alias { alias: Box<Record>, target: Name },
     /// The name is in our zone and doesn't exist.
     Missing,
     /// Somebody else's name.
@@ -129,7 +129,7 @@ impl Zone<'_> {
                         if kind == RecordType::CNAME {
                             found(vec![alias])
                         } else {
-                            Answer::Alias { alias, target }
+                            Answer::Alias { alias: Box::new(alias), target }
                         }
                     }
                     Err(_) => Answer::Missing,

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream, ToSocketAddrs},
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -29,8 +30,7 @@ pub(crate) struct World {
     pub(crate) handle: RuntimeHandle,
     client: Client,
     api: ApiServer,
-    state: tempfile::TempDir,
-    names: Names,
+    state: PathBuf,
 }
 
 /// A container that serves its pod's name.
@@ -57,8 +57,8 @@ pub(crate) fn container_waiting(pod: &Pod) -> Option<&str> {
 }
 
 impl World {
-    pub(crate) async fn start() -> Self {
-        let state = tempfile::Builder::new().prefix("lateen-pods-").tempdir().unwrap();
+    /// A cluster with its state in this directory.
+    pub(crate) async fn start(state: PathBuf) -> Self {
         let names = Names::new(PREFIX).unwrap();
         let network = Network {
             node_ip: [10, 200, 0, 1].into(),
@@ -68,16 +68,16 @@ impl World {
             cluster_domain: "cluster.local".to_owned(),
         };
         // Whatever a former run has left.
-        host_teardown(&names, state.path()).await.unwrap();
-        host_setup(&names, &network, state.path()).await.unwrap();
+        host_teardown(&names, &state).await.unwrap();
+        host_setup(&names, &network, &state).await.unwrap();
         let executable = std::env::current_exe().unwrap();
         let mut images = ImageMap::new(executable.parent().unwrap().to_path_buf());
         images.add(&format!("test/inside={} inside", executable.display())).unwrap();
         let config = RuntimeConfig {
             node_name: "node-1".to_owned(),
-            names: names.clone(),
+            names,
             network: network.clone(),
-            state_dir: state.path().to_path_buf(),
+            state_dir: state.clone(),
             executable,
             images,
         };
@@ -92,7 +92,7 @@ impl World {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
         let handle = runtime.start(client.clone()).await.unwrap();
-        let world = Self { handle, client, api, state, names };
+        let world = Self { handle, client, api, state };
         let account = json!({ "metadata": { "name": "default" } });
         let accounts: Api<ServiceAccount> = world.api();
         // There is no controller here that makes it; some API servers do so themselves.
@@ -191,35 +191,37 @@ impl World {
         std::env::current_exe().unwrap().display().to_string()
     }
 
-    pub(crate) async fn stop_and_check_that_nothing_is_left(self) {
-        let me = self.me();
+    pub(crate) async fn stop(self) {
         self.handle.stop().await;
         self.api.shutdown().await;
-        host_teardown(&self.names, self.state.path()).await.unwrap();
-        let output = |program: &str, args: &[&str]| {
-            String::from_utf8(Command::new(program).args(args).output().unwrap().stdout).unwrap()
-        };
-        assert!(!output("ip", &["link"]).contains(PREFIX));
-        assert!(!output("ip", &["route"]).contains("10.200."));
-        assert!(!output("nft", &["list", "tables"]).contains(PREFIX));
-        let namespaces = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-        assert!(!namespaces.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)));
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(
-            !mounts.contains(self.state.path().to_str().unwrap())
-                && !mounts.contains(&format!("netns/{PREFIX}"))
-        );
-        assert!(!self.state.path().join("pods").exists());
-        let marks = ["container-run", "98765", "inside serve"];
-        let left: Vec<String> = std::fs::read_dir("/proc")
-            .unwrap()
-            .flatten()
-            .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
-            .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-            .filter(|line| line.contains(&me) && marks.iter().any(|mark| line.contains(mark)))
-            .collect();
-        assert!(left.is_empty(), "{left:?}");
+        clean_up(&self.state).await;
     }
+}
+
+/// What `lateen down` does, and a look whether it did.
+pub(crate) async fn clean_up(state: &Path) {
+    host_teardown(&Names::new(PREFIX).unwrap(), state).await.unwrap();
+    let output = |program: &str, args: &[&str]| {
+        String::from_utf8(Command::new(program).args(args).output().unwrap().stdout).unwrap()
+    };
+    assert!(!output("ip", &["link"]).contains(PREFIX));
+    assert!(!output("ip", &["route"]).contains("10.200."));
+    assert!(!output("nft", &["list", "tables"]).contains(PREFIX));
+    let namespaces = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    assert!(!namespaces.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(state.to_str().unwrap()) && !mounts.contains(&format!("netns/{PREFIX}")));
+    assert!(!state.join("pods").exists());
+    let me = std::env::current_exe().unwrap().display().to_string();
+    let marks = ["container-run", "98765", "inside serve"];
+    let left: Vec<String> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(&me) && marks.iter().any(|mark| line.contains(mark)))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// The programs inside pods.
