@@ -164,6 +164,12 @@ pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<Ro
     (clusters, routes)
 }
 
+/// A listener's log that tells of nothing but connections without a filter chain, as Istio's does. A wider one would have to
+/// tell of every connection, which the engine leaves to the filters.
+fn only_unmatched(log: &ir::AccessLog) -> bool {
+    matches!(&log.filter, Some(ir::LogFilter::ResponseFlags(flags)) if flags.iter().map(|flag| &**flag).eq(["NR"]))
+}
+
 /// What `ir` accepts and the engine can't do, with the path.
 pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String> {
     let unknown = listener.socket_options.iter().position(|option| !socket_option_supported(option));
@@ -177,9 +183,9 @@ pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String>
     }
     let plain = [
         (
-            !listener.access_log.is_empty(),
+            !listener.access_log.iter().all(only_unmatched),
             "access_log",
-            "put the log into the connection manager or TCP proxy",
+            "give it a response_flag_filter with NR alone (connections without a filter chain), and put other logs into the connection manager or TCP proxy",
         ),
         (
             listener.exact_balance,

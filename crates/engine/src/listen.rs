@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::chain::{self, ChainRuntime};
 use crate::context::ConnectionInfo;
 use crate::dial::{set_keepalive, set_socket_option};
+use crate::failure::Flags;
+use crate::format_values::TcpFacts;
 use crate::inspect::{Inspected, inspect};
 use crate::original_dst::original_destination;
 use crate::signal::Signal;
@@ -21,6 +23,7 @@ use crate::snapshot::ListenerConfig;
 use crate::stats::blocks::ListenerStats;
 use crate::stream::{Stream, Transport};
 use crate::worker::Worker;
+use crate::{log_filter, render};
 
 /// Pause after running out of file descriptors or memory; accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -172,10 +175,6 @@ impl LocalListener {
                 .or(chains.default.as_ref())
                 .cloned()
         };
-        let Some(chain) = chain else {
-            stats.no_filter_chain_match.inc();
-            return;
-        };
         let info = ConnectionInfo {
             id: worker.connection_id(),
             peer,
@@ -183,10 +182,38 @@ impl LocalListener {
             local,
             restored: original.is_some(),
             server_name: found.server_name,
-            chain_name: chain.config.ir.name.clone(),
+            chain_name: chain.as_ref().map_or_else(Default::default, |chain| chain.config.ir.name.clone()),
             started: Instant::now(),
         };
+        let Some(chain) = chain else {
+            stats.no_filter_chain_match.inc();
+            log_unmatched(&config.ir, &info, worker);
+            return;
+        };
         chain::serve(&chain, stream, info, worker, config.ir.per_connection_buffer_limit_bytes).await;
+    }
+}
+
+/// The listener's own access log tells of connections that no filter chain takes (flag `NR`).
+fn log_unmatched(listener: &lateen_ir::Listener, info: &ConnectionInfo, worker: &Rc<Worker>) {
+    let flags = Flags::NO_ROUTE;
+    let facts = TcpFacts {
+        info,
+        hostname: &worker.identity.hostname,
+        flags,
+        details: "",
+        received: 0,
+        sent: 0,
+        cluster: None,
+        host: None,
+        upstream_local: None,
+        failure: None,
+    };
+    for log in &listener.access_log {
+        if log.filter.as_ref().is_some_and(|filter| log_filter::passes_tcp(filter, flags, 0, worker.random()))
+        {
+            worker.log_line(&log.sink, |line| render::line(&log.format, &facts, line));
+        }
     }
 }
 
