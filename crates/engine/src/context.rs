@@ -53,7 +53,10 @@ pub(crate) struct HttpConnection {
     pub(crate) quiet_since: Cell<Instant>,
     /// Set when the next response must end the connection.
     pub(crate) closing: Cell<bool>,
+    /// The peer's address as a header value.
     pub(crate) peer_text: PeerText,
+    /// What this hop adds to `x-forwarded-for`.
+    pub(crate) forwarded_text: PeerText,
 }
 
 /// One request, from its head to the last byte of the answer. Finishes (counts, logs) when dropped.

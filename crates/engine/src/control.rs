@@ -114,6 +114,7 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
             .unwrap_or_default()
             .into(),
         cluster: config.node.cluster.clone().into(),
+        address: own_address(),
     });
     let thread_error = |name: &str| {
         let name = name.to_owned();
@@ -168,6 +169,15 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
         .map_err(thread_error("lateen-control"))?;
     let control = ControlHandle { commands, subscriptions: subscriptions_seen, ready: ready_seen, admin };
     Ok(EngineHandle { control })
+}
+
+/// Envoy's "local address": the first IPv4 address that is not loopback.
+fn own_address() -> Option<std::net::IpAddr> {
+    let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    interfaces.find_map(|interface| {
+        let address = std::net::IpAddr::V4(interface.address?.as_sockaddr_in()?.ip());
+        (!address.is_loopback()).then_some(address)
+    })
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -20,6 +20,8 @@ macro_rules! flags {
 }
 
 flags! {
+    // Envoy prints flags in the order they were set, and this one is set before the last attempt's own.
+    UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";
     NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
     UPSTREAM_REQUEST_TIMEOUT = 1, "UT", "UpstreamRequestTimeout";
     LOCAL_RESET = 2, "LR", "LocalReset";
@@ -28,7 +30,6 @@ flags! {
     UPSTREAM_CONNECTION_TERMINATION = 5, "UC", "UpstreamConnectionTermination";
     UPSTREAM_OVERFLOW = 6, "UO", "UpstreamOverflow";
     NO_ROUTE = 7, "NR", "NoRouteFound";
-    UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";
     DOWNSTREAM_TERMINATION = 9, "DC", "DownstreamConnectionTermination";
     STREAM_IDLE_TIMEOUT = 10, "SI", "StreamIdleTimeout";
     DOWNSTREAM_PROTOCOL_ERROR = 11, "DPE", "DownstreamProtocolError";
@@ -137,7 +138,7 @@ pub(crate) enum Failure {
     ResponseTimeout,
     PerTryTimeout,
     MaxStreamDuration,
-    StreamIdleTimeout,
+    StreamIdleTimeout { request_complete: bool },
     /// The request did not arrive in time.
     RequestTimeout,
     /// The request is malformed or refused by a check; the text is the detail.
@@ -189,14 +190,14 @@ impl Failure {
             Self::ResponseTimeout => timeout("response_timeout"),
             Self::PerTryTimeout => timeout("upstream_per_try_timeout"),
             Self::MaxStreamDuration => Reply::new(
-                S::REQUEST_TIMEOUT,
-                "upstream max stream duration reached",
-                Flags::UPSTREAM_MAX_STREAM_DURATION,
-                "upstream_max_stream_duration_reached",
+                S::GATEWAY_TIMEOUT,
+                "downstream duration timeout",
+                Flags::default(),
+                "max_duration_timeout",
             ),
-            // RFC 9110 would say 408 when the request is incomplete; Envoy does too.
-            Self::StreamIdleTimeout => Reply::new(
-                S::REQUEST_TIMEOUT,
+            // 408 when it was the client that said nothing for too long.
+            Self::StreamIdleTimeout { request_complete } => Reply::new(
+                if *request_complete { S::GATEWAY_TIMEOUT } else { S::REQUEST_TIMEOUT },
                 "stream timeout",
                 Flags::STREAM_IDLE_TIMEOUT,
                 "stream_idle_timeout",
@@ -207,11 +208,14 @@ impl Failure {
                 Flags::default(),
                 "request_overall_timeout",
             )),
-            Self::BadRequest(details) => {
-                closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, *details))
-            }
-            Self::Http10 => closing(Reply::new(S::UPGRADE_REQUIRED, "", Flags::default(), "low_version")),
-            Self::UpgradeFailed => Reply::new(S::FORBIDDEN, "", Flags::default(), "upgrade_failed"),
+            Self::BadRequest(details) => closing(Reply::new(S::BAD_REQUEST, "", Flags::default(), *details)),
+            Self::Http10 => closing(Reply::new(
+                S::UPGRADE_REQUIRED,
+                "Upgrade Required",
+                Flags::DOWNSTREAM_PROTOCOL_ERROR,
+                "low_version",
+            )),
+            Self::UpgradeFailed => closing(Reply::new(S::FORBIDDEN, "", Flags::default(), "upgrade_failed")),
         }
     }
 }
@@ -230,6 +234,11 @@ fn timeout(details: &'static str) -> Reply {
     )
 }
 
+/// A text as it may stand in details and logs: without spaces.
+pub(crate) fn underscored(text: &str) -> String {
+    text.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect()
+}
+
 fn upstream_reply(reset: &Reset, retried: bool) -> Reply {
     let (reason, transport) = (reset.reason(), reset.transport_reason());
     let mut body = String::from("upstream connect error or disconnect/reset before headers. ");
@@ -237,10 +246,9 @@ fn upstream_reply(reset: &Reset, retried: bool) -> Reply {
     body.push_str(reason);
     let mut details = format!("upstream_reset_before_response_started{{{}", reason.replace(' ', "_"));
     if let Some(transport) = transport {
-        body.push_str(", transport failure reason: ");
-        body.push_str(transport);
+        // Clients are not told why; the log is.
         details.push('|');
-        details.extend(transport.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
+        details.push_str(&underscored(transport));
     }
     details.push('}');
     let status = if matches!(reset, Reset::Protocol) {
@@ -264,8 +272,7 @@ mod tests {
         assert_eq!(reply.status, 503);
         assert_eq!(
             reply.body,
-            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, \
-             transport failure reason: delayed connect error: Connection refused"
+            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
         );
         assert_eq!(
             reply.details,
@@ -291,7 +298,7 @@ mod tests {
         flags.insert(Flags::UPSTREAM_CONNECTION_FAILURE);
         let mut text = String::new();
         flags.write(false, &mut text);
-        assert_eq!(text, "UF,URX");
+        assert_eq!(text, "URX,UF");
         assert_eq!(Flags::named("UF"), Some(Flags::UPSTREAM_CONNECTION_FAILURE));
         assert_eq!(Flags::named("XX"), None);
     }

@@ -17,7 +17,7 @@ use crate::body::{RequestBody, RequestSource};
 use crate::breakers::{self, Admission, Limited};
 use crate::cluster::LocalCluster;
 use crate::context::RequestContext;
-use crate::failure::{Failure, Flags, Reset};
+use crate::failure::{Failure, Flags, Reset, underscored};
 use crate::host::Host;
 use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, apply_levels, request_view};
 use crate::outlier::Outcome;
@@ -241,6 +241,11 @@ fn grpc_timeout(value: &str) -> Option<Duration> {
     })
 }
 
+/// Whether the router keeps its `x-envoy-*` headers to itself.
+fn suppresses(context: &RequestContext) -> bool {
+    context.connection.config.hcm.router().is_some_and(|router| router.suppress_envoy_headers)
+}
+
 /// Brings the head into the form in which it is sent.
 fn prepare_head(
     context: &mut RequestContext,
@@ -248,7 +253,7 @@ fn prepare_head(
     weighted: Option<&WeightedEntry>,
     timeout: Option<Duration>,
 ) {
-    let suppress = context.connection.config.hcm.router().is_some_and(|router| router.suppress_envoy_headers);
+    let suppress = suppresses(context);
     if !suppress && let Some(timeout) = timeout {
         let policy = action.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
         let expected = policy.filter(|per_try| *per_try < timeout).unwrap_or(timeout);
@@ -308,7 +313,8 @@ impl Trial<'_> {
             if matches!(self.action.host_rewrite, HostRewrite::Auto) {
                 let name = host.endpoint.borrow().hostname.clone();
                 if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {
-                    rewrite::set_authority(self.context, self.action, name);
+                    let suppress = suppresses(self.context);
+                    rewrite::set_authority(self.context, self.action, name, suppress);
                 }
             }
             let high_priority = self.action.high_priority;
@@ -360,12 +366,12 @@ impl Trial<'_> {
     fn final_failure(&mut self, failure: AttemptFailure) -> Failure {
         match failure {
             AttemptFailure::Broken(broken) => {
-                self.context.upstream_failure = broken.reset.transport_reason().map(Into::into);
+                self.context.upstream_failure = broken.reset.transport_reason().map(|reason| underscored(reason).into());
                 self.broken(broken.reset)
             }
             AttemptFailure::Overall => Failure::ResponseTimeout,
             AttemptFailure::PerTry => Failure::PerTryTimeout,
-            AttemptFailure::Idle => Failure::StreamIdleTimeout,
+            AttemptFailure::Idle => Failure::StreamIdleTimeout { request_complete: self.source.ended() },
             AttemptFailure::StreamEnd => Failure::MaxStreamDuration,
         }
     }
@@ -603,6 +609,7 @@ async fn wait<T>(source: &RequestSource, limits: Limits, work: impl Future<Outpu
             biased;
             done = &mut work => return Waited { result: Ok(done), deadline },
             () = source.end() => {}
+            () = silence(source, idle) => return Waited { result: Err(TimedOut::Idle), deadline },
             () = until(stream_end) => return Waited { result: Err(TimedOut::StreamEnd), deadline },
         }
     }
@@ -619,6 +626,18 @@ async fn wait<T>(source: &RequestSource, limits: Limits, work: impl Future<Outpu
         Some((at, kind)) => tokio::time::timeout_at(at.into(), work).await.map_err(|_| kind),
     };
     Waited { result, deadline }
+}
+
+/// Ends when no byte of the request came for so long.
+async fn silence(source: &RequestSource, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    loop {
+        let before = source.received();
+        tokio::time::sleep(limit).await;
+        if source.received() == before {
+            return;
+        }
+    }
 }
 
 async fn until(at: Option<Instant>) {

@@ -74,6 +74,7 @@ pub(crate) async fn serve(
         quiet_since: Cell::new(Instant::now()),
         closing: Cell::new(false),
         peer_text: PeerText::default(),
+        forwarded_text: PeerText::default(),
     });
     let served = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -302,7 +303,7 @@ impl Drop for Counted {
     }
 }
 
-/// The value of `x-forwarded-for` for a peer, kept because most connections carry many requests.
+/// An address as a header value, kept because most connections carry many requests.
 #[derive(Debug, Default)]
 pub(crate) struct PeerText(RefCell<Option<http::HeaderValue>>);
 

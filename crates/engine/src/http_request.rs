@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use lateen_ir::{Action, RequestView, ServerHeader};
 
@@ -108,6 +108,10 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
 /// Step 6.
 fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
     let connection = context.connection.clone();
+    // No route can ask for CONNECT yet.
+    if context.head.method == Method::CONNECT {
+        return Err(no_route(context));
+    }
     let routes = match &connection.config.routes {
         crate::snapshot::RoutesRef::Inline(routes) => Some(routes.clone()),
         crate::snapshot::RoutesRef::Rds(slot) => context.view.snapshot.route_config(*slot).cloned(),

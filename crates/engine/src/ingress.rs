@@ -145,7 +145,7 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
             context.authority = host;
         }
     }
-    if context.authority.is_empty() {
+    if context.authority.is_empty() && !head.headers.contains_key(header::HOST) {
         return Err(Failure::BadRequest("missing_host_header"));
     }
     if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().nth(1).is_some() {
@@ -217,18 +217,33 @@ fn contains_token(list: &[u8], token: &[u8]) -> bool {
 
 /// Headers that concern one connection only (RFC 9110, section 7.6.1), as Envoy removes them.
 pub(crate) fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    remove_nominated(headers);
     if !upgrade {
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
     }
     headers.remove(header::TRANSFER_ENCODING);
     headers.remove(KEEP_ALIVE);
+    // The server side answers `100-continue` itself when the body is wanted.
+    headers.remove(header::EXPECT);
     headers.remove(PROXY_CONNECTION);
     if let Some(te) = headers.get(header::TE) {
         if contains_token(te.as_bytes(), b"trailers") {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         } else {
             headers.remove(header::TE);
+        }
+    }
+}
+
+/// Headers that `connection` names go too. Those that carry trust stay, or a client could make a proxy in front disappear.
+fn remove_nominated(headers: &mut HeaderMap) {
+    let Some(list) = headers.get(header::CONNECTION).cloned() else { return };
+    for token in list.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+        let Ok(name) = HeaderName::from_bytes(token) else { continue };
+        let keeps = [header::UPGRADE, header::TE, header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+        if !keeps.contains(&name) && name != header::CONNECTION && !name.as_str().starts_with("x-forwarded-") {
+            headers.remove(name);
         }
     }
 }
@@ -240,8 +255,10 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     context.client = client_address(&context.head.headers, hcm, peer);
     let headers = &mut context.head.headers;
     if hcm.use_remote_address {
+        // A client on this machine is known to others by the machine's address.
+        let own = connection.worker.identity.address.filter(|_| peer.ip().is_loopback());
         if !hcm.skip_xff_append
-            && let Some(text) = connection.peer_text.get(peer.ip())
+            && let Some(text) = connection.forwarded_text.get(own.unwrap_or(peer.ip()))
         {
             append_forwarded_for(headers, text);
         }
@@ -252,7 +269,8 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         let scheme = if context.secure { "https" } else { "http" };
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    if hcm.append_x_forwarded_port && !headers.contains_key(X_FORWARDED_PORT) {
+    let distrusted = hcm.use_remote_address && hcm.xff_num_trusted_hops == 0;
+    if hcm.append_x_forwarded_port && (distrusted || !headers.contains_key(X_FORWARDED_PORT)) {
         headers.insert(X_FORWARDED_PORT, HeaderValue::from(connection.info.local.port()));
     }
     if let Some(scheme) = hcm.scheme_to_overwrite {
@@ -267,12 +285,10 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     } else {
         remove_untrusted(headers, edge);
     }
-    if edge
-        && let Some(text) =
-            connection.peer_text.get(context.client.ip()).filter(|_| context.client.ip() == peer.ip())
-    {
-        // Envoy sets it only when it differs from what upstream can see anyway: with trusted hops.
-        if hcm.xff_num_trusted_hops > 0 {
+    if edge {
+        let client = context.client.ip();
+        let kept = (client == peer.ip()).then(|| connection.peer_text.get(client)).flatten();
+        if let Some(text) = kept.or_else(|| HeaderValue::try_from(client.to_string()).ok()) {
             headers.insert(X_ENVOY_EXTERNAL_ADDRESS, text);
         }
     }
@@ -370,7 +386,9 @@ mod tests {
     fn connection_headers_go_and_trailers_stay_announced() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
-            ("connection", "keep-alive, x"),
+            ("connection", "keep-alive, x-nominated, x-forwarded-for"),
+            ("x-nominated", "1"),
+            ("x-forwarded-for", "1.2.3.4"),
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "close"),
             ("te", "gzip, trailers;q=1"),
@@ -384,7 +402,8 @@ mod tests {
         hop_by_hop(&mut headers, false);
         assert_eq!(headers["te"], "trailers");
         assert!(headers.contains_key("accept"));
-        assert_eq!(headers.len(), 2);
+        assert!(headers.contains_key("x-forwarded-for"));
+        assert_eq!(headers.len(), 3);
     }
 
     #[test]

@@ -44,8 +44,9 @@ pub(crate) fn finish(
     mut context: Box<RequestContext>,
     mut response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
-    context.status = Some(response.status());
+    // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
     mutate_response(&context, None, response.headers_mut());
+    context.status = Some(response.status());
     map_reply(&mut context, &mut response);
     if is_grpc(&context.head.headers) && context.local_reply.is_some() {
         as_grpc(&context, &mut response);

@@ -5,14 +5,16 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::body::BodyError;
 use crate::context::RequestContext;
-use crate::failure::Flags;
+use crate::failure::{Flags, Reset};
 use crate::forward::UpstreamStream;
+use crate::upstream;
 
 /// See the module. Dropped before the end, it cancels the exchange and logs that the client went away.
 pub(crate) struct ResponseStream {
@@ -73,8 +75,22 @@ impl ResponseStream {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                let details = "upstream_reset_after_response_started{connection_termination}";
-                self.end(Some((Flags::UPSTREAM_CONNECTION_TERMINATION, details)));
+                let http2 = self.open.as_ref().is_some_and(|open| open.context.upstream_version == Some(Version::HTTP_2));
+                let trouble = match upstream::classify(&error, false) {
+                    // A length or chunk that is not fulfilled is a breach of HTTP/1.
+                    Reset::Terminated if !http2 => {
+                        (Flags::UPSTREAM_PROTOCOL_ERROR, "upstream_reset_after_response_started{protocol_error}")
+                    }
+                    Reset::Terminated => (
+                        Flags::UPSTREAM_CONNECTION_TERMINATION,
+                        "upstream_reset_after_response_started{connection_termination}",
+                    ),
+                    Reset::Protocol => {
+                        (Flags::UPSTREAM_PROTOCOL_ERROR, "upstream_reset_after_response_started{protocol_error}")
+                    }
+                    _ => (Flags::UPSTREAM_REMOTE_RESET, "upstream_reset_after_response_started{remote_reset}"),
+                };
+                self.end(Some(trouble));
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(None) => {

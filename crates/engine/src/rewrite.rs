@@ -8,6 +8,7 @@ use crate::context::RequestContext;
 use crate::render;
 
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const X_ENVOY_ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The authority. `literal`: that of the weighted cluster, which wins.
@@ -15,7 +16,7 @@ pub(crate) fn authority(
     context: &mut RequestContext,
     action: &Forward,
     literal: Option<&HeaderValue>,
-    _suppress_envoy_headers: bool,
+    suppress: bool,
 ) {
     let new = match (literal, &action.host_rewrite) {
         (Some(literal), _) | (None, HostRewrite::Literal(literal)) => Some(literal.clone()),
@@ -32,13 +33,16 @@ pub(crate) fn authority(
         }
     };
     if let Some(new) = new {
-        set_authority(context, action, new);
+        set_authority(context, action, new, suppress);
     }
 }
 
 /// Sets the authority, keeping the old one where the route wants that.
-pub(crate) fn set_authority(context: &mut RequestContext, action: &Forward, new: HeaderValue) {
+pub(crate) fn set_authority(context: &mut RequestContext, action: &Forward, new: HeaderValue, suppress: bool) {
     let old = std::mem::replace(&mut context.authority, new);
+    if !suppress {
+        context.head.headers.insert(X_ENVOY_ORIGINAL_HOST, old.clone());
+    }
     if action.append_x_forwarded_host && old != context.authority {
         context.head.headers.append(X_FORWARDED_HOST, old);
     }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::breakers::{self, Limited};
 use crate::cluster::LocalCluster;
 use crate::context::ConnectionInfo;
-use crate::failure::{Flags, Reset};
+use crate::failure::{Flags, Reset, underscored};
 use crate::format_values::TcpFacts;
 use crate::host::Host;
 use crate::outlier::Outcome;
@@ -140,7 +140,7 @@ fn note_failure(
 ) {
     cluster.observe(host, Outcome::LocalFailure, worker.random());
     outcomes.flags.insert(Flags::UPSTREAM_CONNECTION_FAILURE);
-    outcomes.failure = reset.transport_reason().map(Into::into);
+    outcomes.failure = reset.transport_reason().map(|reason| underscored(reason).into());
 }
 
 fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes: &Outcomes) {

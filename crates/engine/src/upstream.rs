@@ -326,7 +326,7 @@ pub(crate) async fn exchange(
 }
 
 /// What an error of hyper means for the request.
-fn classify(error: &hyper::Error, unsent: bool) -> Reset {
+pub(crate) fn classify(error: &hyper::Error, unsent: bool) -> Reset {
     if unsent {
         return Reset::Terminated;
     }

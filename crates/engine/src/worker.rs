@@ -30,6 +30,8 @@ pub(crate) struct Identity {
     pub(crate) hostname: Box<str>,
     /// `node.cluster`.
     pub(crate) cluster: Box<str>,
+    /// First IPv4 address of the machine that is not loopback.
+    pub(crate) address: Option<std::net::IpAddr>,
 }
 
 /// A socket for a worker: listener name, position among the listener's addresses, the socket.
