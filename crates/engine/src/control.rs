@@ -27,8 +27,8 @@ pub(crate) enum Command {
     Apply(ConfigUpdate, oneshot::Sender<ApplyReport>),
     Initialized(oneshot::Sender<()>),
     ListenerAddress(String, oneshot::Sender<Option<SocketAddr>>),
-    /// Everything the admin service shows.
-    Inspect(oneshot::Sender<Inspection>),
+    /// Everything the admin service shows; true: the resources too.
+    Inspect(bool, oneshot::Sender<Inspection>),
     /// `/healthcheck/fail` (true) and `/healthcheck/ok`.
     FailHealth(bool),
     ResetCounters,
@@ -75,7 +75,7 @@ impl ControlHandle {
     }
 
     pub(crate) async fn prometheus(&self) -> Result<String, EngineError> {
-        let inspection = self.ask(Command::Inspect).await?;
+        let inspection = self.ask(|reply| Command::Inspect(false, reply)).await?;
         Ok(crate::stats::prometheus::text(&inspection.stats))
     }
 
@@ -294,8 +294,8 @@ impl Control {
             Command::ListenerAddress(name, reply) => {
                 let _ = reply.send(self.store.bound_address(&name));
             }
-            Command::Inspect(reply) => {
-                let _ = reply.send(self.inspect().await);
+            Command::Inspect(with_resources, reply) => {
+                let _ = reply.send(self.inspect(with_resources).await);
             }
             Command::FailHealth(failed) => {
                 self.healthy = !failed;
@@ -395,7 +395,7 @@ impl Control {
         });
     }
 
-    async fn inspect(&mut self) -> Inspection {
+    async fn inspect(&mut self, with_resources: bool) -> Inspection {
         let (mut stats, mut hosts) = (Vec::new(), Vec::new());
         for worker in &self.workers {
             let (reply, answer) = oneshot::channel();
@@ -431,6 +431,7 @@ impl Control {
                 updates: self.updates,
                 log_bytes_dropped: self.log.dropped(),
             },
+            with_resources,
         )
     }
 }

@@ -138,7 +138,9 @@ pub(crate) enum Failure {
     ResponseTimeout,
     PerTryTimeout,
     MaxStreamDuration,
-    StreamIdleTimeout { request_complete: bool },
+    StreamIdleTimeout {
+        request_complete: bool,
+    },
     /// The request did not arrive in time.
     RequestTimeout,
     /// The request is malformed or refused by a check; the text is the detail.

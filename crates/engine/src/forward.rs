@@ -1,7 +1,7 @@
 //! Steps 7 to 9: sends a request to a cluster, with retries and time-outs, until there is an answer or a failure.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -335,7 +335,7 @@ impl Trial<'_> {
                     );
                     let wanted =
                         |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
-                    if self.policy.is_some_and(wanted) && self.may_retry().await {
+                    if self.policy.is_some_and(wanted) && Box::pin(self.may_retry()).await {
                         continue;
                     }
                     if self.context.attempts > 1 && !failed {
@@ -351,7 +351,7 @@ impl Trial<'_> {
                         self.context.connection.worker.random(),
                     );
                     drop(active);
-                    if !self.retriable(&failure) || !self.may_retry().await {
+                    if !self.retriable(&failure) || !Box::pin(self.may_retry()).await {
                         return Err(self.final_failure(failure));
                     }
                 }
@@ -366,7 +366,8 @@ impl Trial<'_> {
     fn final_failure(&mut self, failure: AttemptFailure) -> Failure {
         match failure {
             AttemptFailure::Broken(broken) => {
-                self.context.upstream_failure = broken.reset.transport_reason().map(|reason| underscored(reason).into());
+                self.context.upstream_failure =
+                    broken.reset.transport_reason().map(|reason| underscored(reason).into());
                 self.broken(broken.reset)
             }
             AttemptFailure::Overall => Failure::ResponseTimeout,
@@ -605,12 +606,11 @@ async fn wait<T>(source: &RequestSource, limits: Limits, work: impl Future<Outpu
         return Waited { result: Ok(work.await), deadline };
     }
     if !source.ended() {
-        tokio::select! {
-            biased;
-            done = &mut work => return Waited { result: Ok(done), deadline },
-            () = source.end() => {}
-            () = silence(source, idle) => return Waited { result: Err(TimedOut::Idle), deadline },
-            () = until(stream_end) => return Waited { result: Err(TimedOut::StreamEnd), deadline },
+        let first = first_of(work.as_mut(), source.end());
+        match before_silence(Box::pin(first), source, idle, stream_end).await {
+            Ok(Some(done)) => return Waited { result: Ok(done), deadline },
+            Ok(None) => {}
+            Err(kind) => return Waited { result: Err(kind), deadline },
         }
     }
     let now = Instant::now();
@@ -626,6 +626,32 @@ async fn wait<T>(source: &RequestSource, limits: Limits, work: impl Future<Outpu
         Some((at, kind)) => tokio::time::timeout_at(at.into(), work).await.map_err(|_| kind),
     };
     Waited { result, deadline }
+}
+
+/// The work's result, or `None` when the request's end comes first.
+async fn first_of<T>(work: Pin<&mut impl Future<Output = T>>, end: impl Future<Output = ()>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = end => None,
+    }
+}
+
+/// Waits while the client still sends: it must not fall silent, nor the stream last too long.
+fn before_silence<'a, T>(
+    work: Pin<Box<impl Future<Output = T> + 'a>>,
+    source: &'a RequestSource,
+    idle: Option<Duration>,
+    stream_end: Option<Instant>,
+) -> Pin<Box<impl Future<Output = Result<T, TimedOut>> + 'a>> {
+    Box::pin(async move {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = silence(source, idle) => Err(TimedOut::Idle),
+            () = until(stream_end) => Err(TimedOut::StreamEnd),
+        }
+    })
 }
 
 /// Ends when no byte of the request came for so long.

@@ -32,14 +32,7 @@ pub(crate) async fn serve(
     context.body = Some(source.clone());
     let decided = match connection.config.hcm.request_timeout.filter(|_| !source.ended()) {
         None => decide(&mut context, upgrade.is_some()).await,
-        Some(limit) => tokio::select! {
-            biased;
-            decided = decide(&mut context, upgrade.is_some()) => decided,
-            () = late(&source, limit) => {
-                connection.stats.downstream_rq_timeout.inc();
-                Err(Failure::RequestTimeout)
-            }
-        },
+        Some(limit) => Box::pin(decide_in_time(&mut context, upgrade.is_some(), &source, limit)).await,
     };
     match decided {
         Ok(Decision::Forwarded(answer)) => respond(context, *answer, upgrade),
@@ -69,6 +62,24 @@ fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
     let limit = connection.config.hcm.common.max_requests_per_connection;
     if limit.is_some_and(|most| connection.requests.get() >= most) && !connection.closing.replace(true) {
         stats.downstream_cx_max_requests_reached.inc();
+    }
+}
+
+/// [`decide`] with a limit on how long the request may take to arrive.
+async fn decide_in_time(
+    context: &mut RequestContext,
+    upgrade: bool,
+    source: &RequestSource,
+    limit: Duration,
+) -> Result<Decision, Failure> {
+    let stats = context.connection.stats.clone();
+    tokio::select! {
+        biased;
+        decided = decide(context, upgrade) => decided,
+        () = late(source, limit) => {
+            stats.downstream_rq_timeout.inc();
+            Err(Failure::RequestTimeout)
+        }
     }
 }
 
@@ -267,5 +278,23 @@ pub(crate) fn general_response_headers(
     }
     if context.connection.closing.get() && context.version != http::Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_size<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// hyper moves the future of every request into place, so its size is paid for with each of them.
+    #[test]
+    fn the_future_of_a_request_stays_small() {
+        let size = future_size(serve);
+        assert!(size <= 1024, "{size} bytes; box what is rare");
+        let size = size_of::<RequestContext>();
+        assert!(size <= 1024, "{size} bytes");
     }
 }

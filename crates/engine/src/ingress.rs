@@ -117,6 +117,7 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     check(context, hcm)?;
     strip_authority(context, hcm);
     let upgrade = is_upgrade(&context.head);
+    remove_nominated(&mut context.head.headers);
     hop_by_hop(&mut context.head.headers, upgrade);
     trusted_headers(context, hcm);
     if context.head.method != Method::CONNECT {
@@ -217,7 +218,6 @@ fn contains_token(list: &[u8], token: &[u8]) -> bool {
 
 /// Headers that concern one connection only (RFC 9110, section 7.6.1), as Envoy removes them.
 pub(crate) fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    remove_nominated(headers);
     if !upgrade {
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
@@ -241,8 +241,10 @@ fn remove_nominated(headers: &mut HeaderMap) {
     let Some(list) = headers.get(header::CONNECTION).cloned() else { return };
     for token in list.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii) {
         let Ok(name) = HeaderName::from_bytes(token) else { continue };
-        let keeps = [header::UPGRADE, header::TE, header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-        if !keeps.contains(&name) && name != header::CONNECTION && !name.as_str().starts_with("x-forwarded-") {
+        let keeps =
+            [header::UPGRADE, header::TE, header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+        if !keeps.contains(&name) && name != header::CONNECTION && !name.as_str().starts_with("x-forwarded-")
+        {
             headers.remove(name);
         }
     }
@@ -399,6 +401,7 @@ mod tests {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         headers.insert("te", HeaderValue::from_static("gzip, trailers"));
+        remove_nominated(&mut headers);
         hop_by_hop(&mut headers, false);
         assert_eq!(headers["te"], "trailers");
         assert!(headers.contains_key("accept"));

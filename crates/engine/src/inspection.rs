@@ -71,6 +71,7 @@ impl Inspection {
         readings: Vec<ArenaReading>,
         hosts: Vec<HostReading>,
         server: ServerFacts,
+        with_resources: bool,
     ) -> Self {
         let clusters = cluster_views(store, hosts);
         let known = clusters
@@ -80,9 +81,11 @@ impl Inspection {
         let mut stats = merge(readings, known);
         clusters.iter().for_each(|cluster| cluster_gauges(cluster, &mut stats));
         server_stats(store, &server, &mut stats);
-        let resources = store
-            .raw
-            .iter()
+        // Thousands of resources are copied only for the one page that shows them.
+        let raw = with_resources.then_some(&store.raw);
+        let resources = raw
+            .into_iter()
+            .flatten()
             .map(|((kind, name), raw)| RawView {
                 kind: *kind,
                 name: name.clone(),

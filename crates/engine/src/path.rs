@@ -99,7 +99,8 @@ fn decode_unreserved(path: &str) -> Result<String, PathProblem> {
     let mut rest = path;
     while let Some(position) = rest.find('%') {
         out.push_str(&rest[..position]);
-        let escape = rest.get(position + 1..position + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let escape =
+            rest.get(position + 1..position + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
         match escape {
             Some(0) => return Err(PathProblem),
             Some(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {

@@ -139,13 +139,24 @@ impl Pool {
         self.idle.borrow_mut().push(connection);
     }
 
-    /// Asks for a place on a shared connection.
-    pub(crate) fn shared(&self, max_streams: Option<u32>, max_requests: Option<u32>) -> SharedTurn {
+    /// A place on an open shared connection.
+    pub(crate) fn ready_shared(
+        &self,
+        max_streams: Option<u32>,
+        max_requests: Option<u32>,
+    ) -> Option<StreamPlace> {
         let limit = max_streams.unwrap_or(STREAMS_PER_CONNECTION);
-        let mut shared = self.shared.borrow_mut();
-        shared.retain(|connection| !connection.sender.is_closed() && !connection.facts.ended.get());
-        if let Some(connection) = shared.iter().find(|connection| connection.usable(limit, max_requests)) {
-            return SharedTurn::Ready(StreamPlace::take(connection));
+        let shared = self.shared.borrow();
+        shared.iter().find(|connection| connection.usable(limit, max_requests)).map(StreamPlace::take)
+    }
+
+    /// Asks for a place on a shared connection, open or to be opened.
+    pub(crate) fn shared(&self, max_streams: Option<u32>, max_requests: Option<u32>) -> SharedTurn {
+        self.shared
+            .borrow_mut()
+            .retain(|connection| !connection.sender.is_closed() && !connection.facts.ended.get());
+        if let Some(place) = self.ready_shared(max_streams, max_requests) {
+            return SharedTurn::Ready(place);
         }
         if self.connecting.get() {
             let (tell, hear) = oneshot::channel();

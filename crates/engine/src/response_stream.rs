@@ -75,20 +75,27 @@ impl ResponseStream {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                let http2 = self.open.as_ref().is_some_and(|open| open.context.upstream_version == Some(Version::HTTP_2));
+                let http2 = self
+                    .open
+                    .as_ref()
+                    .is_some_and(|open| open.context.upstream_version == Some(Version::HTTP_2));
                 let trouble = match upstream::classify(&error, false) {
                     // A length or chunk that is not fulfilled is a breach of HTTP/1.
-                    Reset::Terminated if !http2 => {
-                        (Flags::UPSTREAM_PROTOCOL_ERROR, "upstream_reset_after_response_started{protocol_error}")
-                    }
+                    Reset::Terminated if !http2 => (
+                        Flags::UPSTREAM_PROTOCOL_ERROR,
+                        "upstream_reset_after_response_started{protocol_error}",
+                    ),
                     Reset::Terminated => (
                         Flags::UPSTREAM_CONNECTION_TERMINATION,
                         "upstream_reset_after_response_started{connection_termination}",
                     ),
-                    Reset::Protocol => {
-                        (Flags::UPSTREAM_PROTOCOL_ERROR, "upstream_reset_after_response_started{protocol_error}")
+                    Reset::Protocol => (
+                        Flags::UPSTREAM_PROTOCOL_ERROR,
+                        "upstream_reset_after_response_started{protocol_error}",
+                    ),
+                    _ => {
+                        (Flags::UPSTREAM_REMOTE_RESET, "upstream_reset_after_response_started{remote_reset}")
                     }
-                    _ => (Flags::UPSTREAM_REMOTE_RESET, "upstream_reset_after_response_started{remote_reset}"),
                 };
                 self.end(Some(trouble));
                 Poll::Ready(Some(Err(error.into())))

@@ -38,7 +38,12 @@ pub(crate) fn authority(
 }
 
 /// Sets the authority, keeping the old one where the route wants that.
-pub(crate) fn set_authority(context: &mut RequestContext, action: &Forward, new: HeaderValue, suppress: bool) {
+pub(crate) fn set_authority(
+    context: &mut RequestContext,
+    action: &Forward,
+    new: HeaderValue,
+    suppress: bool,
+) {
     let old = std::mem::replace(&mut context.authority, new);
     if !suppress {
         context.head.headers.insert(X_ENVOY_ORIGINAL_HOST, old.clone());

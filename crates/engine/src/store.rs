@@ -69,6 +69,8 @@ pub(crate) struct Store {
     pub(crate) raw: BTreeMap<(ResourceKind, String), Raw>,
     pub(crate) clusters: BTreeMap<Arc<str>, ClusterEntry>,
     endpoints: AHashMap<Arc<str>, Arc<ir::ClusterLoadAssignment>>,
+    /// Clusters by the EDS resource they use; may name clusters that have changed since.
+    eds_users: AHashMap<Arc<str>, BTreeSet<Arc<str>>>,
     listeners: BTreeMap<Arc<str>, ListenerEntry>,
     routes: AHashMap<Arc<str>, Arc<RouteConfig>>,
     names: Names,
@@ -89,6 +91,7 @@ impl Store {
             raw: BTreeMap::new(),
             clusters: BTreeMap::new(),
             endpoints: AHashMap::new(),
+            eds_users: AHashMap::new(),
             listeners: BTreeMap::new(),
             routes: AHashMap::new(),
             names: Names::default(),
@@ -198,6 +201,7 @@ impl Store {
         let (warm, limit) = match &cluster.discovery {
             ir::Discovery::Static(_) | ir::Discovery::OriginalDst { .. } => (true, None),
             ir::Discovery::Eds { service_name, initial_fetch_timeout } => {
+                self.eds_users.entry(service_name.clone()).or_default().insert(cluster.name.clone());
                 (self.endpoints.contains_key(service_name), *initial_fetch_timeout)
             }
             ir::Discovery::StrictDns { assignment, dns } => {
@@ -276,12 +280,7 @@ impl Store {
         same_name(name, &assignment.cluster_name)?;
         let name = assignment.cluster_name.clone();
         self.endpoints.insert(name.clone(), Arc::new(assignment));
-        let users: Vec<Arc<str>> = self
-            .clusters
-            .iter()
-            .filter(|(_, entry)| matches!(&entry.ir.discovery, ir::Discovery::Eds { service_name, .. } if *service_name == name))
-            .map(|(cluster, _)| cluster.clone())
-            .collect();
+        let users: Vec<Arc<str>> = self.eds_users.get(&name).into_iter().flatten().cloned().collect();
         users.iter().for_each(|cluster| self.activate_cluster(cluster));
         Ok(())
     }
@@ -451,6 +450,7 @@ impl Store {
     fn forget_unused(&mut self) {
         let wanted = self.subscriptions();
         let dns: BTreeSet<Arc<str>> = self.clusters.keys().map(|name| dns_key(name)).collect();
+        self.eds_users.retain(|name, _| wanted.endpoints.contains(&**name));
         self.endpoints.retain(|name, _| wanted.endpoints.contains(&**name) || dns.contains(name));
         let statics = &self.raw;
         self.routes.retain(|name, _| {

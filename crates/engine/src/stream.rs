@@ -5,10 +5,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, BytesMut};
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::stats::slots::ByteCounter;
+
+/// Writes up to this size are joined into one buffer.
+const SMALL_WRITE: usize = 2048;
 
 /// What carries the bytes.
 #[derive(Debug)]
@@ -113,6 +117,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // A head and a small body: one copy is cheaper than the kernel's walk over a list of buffers.
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if bufs.len() > 1 && total <= SMALL_WRITE {
+            let mut joined = SmallVec::<[u8; SMALL_WRITE]>::new();
+            bufs.iter().for_each(|buf| joined.extend_from_slice(buf));
+            return self.poll_write(cx, &joined);
+        }
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             #[cfg(test)]

@@ -82,10 +82,14 @@ pub(crate) async fn lease(target: Target<'_>, downstream: Version, fresh: bool) 
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Downstream => downstream == Version::HTTP_2,
     };
-    if http2 { lease_http2(target).await } else { lease_http1(target, fresh).await }
-}
-
-async fn lease_http1(target: Target<'_>, fresh: bool) -> Result<Lease, Reset> {
+    if http2 {
+        let options = &target.cluster.config.ir.http;
+        let limits = (options.http2.max_concurrent_streams, options.common.max_requests_per_connection);
+        return match target.host.pool.ready_shared(limits.0, limits.1) {
+            Some(place) => Ok(Lease::Http2 { place }),
+            None => Box::pin(connect_http2_once(target)).await,
+        };
+    }
     let mut kept = if fresh { None } else { target.host.pool.take_idle() };
     while let Some(mut connection) = kept {
         // Usually ready at once; right after an exchange its task may not have run yet.
@@ -94,6 +98,11 @@ async fn lease_http1(target: Target<'_>, fresh: bool) -> Result<Lease, Reset> {
         }
         kept = target.host.pool.take_idle();
     }
+    // Boxed, as everything that is rare: the future of a request is moved, so its size costs every request.
+    Box::pin(open_http1(target)).await
+}
+
+async fn open_http1(target: Target<'_>) -> Result<Lease, Reset> {
     let _pending = pending(target)?;
     let Some(place) = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority)
         .filter(|_| below_host_limit(target))
@@ -133,7 +142,8 @@ async fn connect_http1(target: Target<'_>, place: Option<Admission>) -> Result<L
     Ok(Lease::Http1 { connection: Http1::new(sender, facts), reused: false })
 }
 
-async fn lease_http2(target: Target<'_>) -> Result<Lease, Reset> {
+/// Opens a shared connection, or waits for whoever is opening one.
+async fn connect_http2_once(target: Target<'_>) -> Result<Lease, Reset> {
     let options = &target.cluster.config.ir.http;
     loop {
         let turn = target

@@ -230,8 +230,10 @@ impl Worker {
 
     fn configure_listeners(self: &Rc<Self>, snapshot: &Snapshot, sockets: Vec<NewSocket>) {
         let mut listeners = self.listeners.borrow_mut();
+        let wanted: ahash::AHashSet<&Arc<str>> =
+            snapshot.listeners.iter().map(|config| &config.ir.name).collect();
         listeners.retain(|name, listener| {
-            let stays = snapshot.listeners.iter().any(|config| config.ir.name == *name);
+            let stays = wanted.contains(name);
             if !stays {
                 listener.close();
             }

@@ -49,7 +49,11 @@ async fn an_edge_proxy_trusts_nothing_from_outside() {
     bed.client("web").await.send(request).await;
     let seen = &upstream.seen()[0];
     // A client on this machine shows as the machine's own address, where it has one.
-    assert!(seen.contains("x-forwarded-for: 9.9.9.9,") && seen.contains("x-envoy-external-address: 127.0.0.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("x-forwarded-for: 9.9.9.9,")
+            && seen.contains("x-envoy-external-address: 127.0.0.1\r\n"),
+        "{seen}"
+    );
     assert!(seen.contains("x-forwarded-proto: http\r\n"), "{seen}");
     assert!(!seen.contains("mine") && !seen.contains("x-envoy-original-path"), "{seen}");
 }
@@ -238,7 +242,12 @@ async fn header_operations_and_rewrites_apply() {
     assert_eq!((answer.header("x-code"), answer.header("x-inner")), (Some("200"), None));
     let seen = &upstream.seen()[0];
     assert!(seen.starts_with("GET /new/a?b HTTP/1.1\r\n"), "{seen}");
-    for line in ["host: inner\r\n", "x-envoy-original-host: outer\r\n", "x-path: was /old/a?b\r\n", "x-envoy-original-path: /old/a?b\r\n"] {
+    for line in [
+        "host: inner\r\n",
+        "x-envoy-original-host: outer\r\n",
+        "x-path: was /old/a?b\r\n",
+        "x-envoy-original-path: /old/a?b\r\n",
+    ] {
         assert!(seen.contains(line), "{line} not in {seen}");
     }
     assert!(!seen.contains("x-secret"));
@@ -251,7 +260,8 @@ async fn websockets_pass_when_allowed() {
     );
     let request = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
     let (allowed, upstream) =
-        bed("upgrade_configs: [{upgrade_type: websocket}]", &all_to_c(""), std::slice::from_ref(&switch)).await;
+        bed("upgrade_configs: [{upgrade_type: websocket}]", &all_to_c(""), std::slice::from_ref(&switch))
+            .await;
     let mut client = allowed.client("web").await;
     let answer = client.send(request).await;
     assert_eq!((answer.status, answer.header("upgrade")), (101, Some("websocket")));

@@ -52,15 +52,15 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Reply {
                 text(StatusCode::METHOD_NOT_ALLOWED, "Method GET not allowed, POST required.\n")
             }
         }
-        _ => match inspect(admin).await {
+        _ => match inspect(admin, path == "/config_dump").await {
             None => text(StatusCode::SERVICE_UNAVAILABLE, "the engine is stopping\n"),
             Some(inspection) => page(admin, &path, &query, inspection).await,
         },
     }
 }
 
-async fn inspect(admin: &Admin) -> Option<Inspection> {
-    ask(&admin.commands.upgrade()?, Command::Inspect).await
+async fn inspect(admin: &Admin, with_resources: bool) -> Option<Inspection> {
+    ask(&admin.commands.upgrade()?, |reply| Command::Inspect(with_resources, reply)).await
 }
 
 async fn page(admin: &Admin, path: &str, query: &Query, inspection: Inspection) -> Reply {
