@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{self, Bootstrap};
 use crate::config::{Addresses, Config, Drain, EngineKind};
 use crate::envoy::{self, Envoy, EnvoyConfig};
 use crate::error::AgentError;
@@ -99,7 +99,7 @@ fn engine_config(config: &Config, node: &Node) -> EngineConfig {
             metadata: node.metadata.clone(),
             version: format!("{VERSION}/lateen"),
         },
-        bootstrap: None,
+        bootstrap: Some(bootstrap::of_our_engine(node, config.addresses.admin, &config.discovery.address)),
         mark: config.mark,
         drain_time: config.drain.limit,
         set_log_level: config.set_log_level.clone().map(|set| set.0),

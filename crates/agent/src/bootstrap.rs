@@ -1,11 +1,63 @@
-//! The bootstrap an Envoy child starts from: who it is, where its xDS comes from, its admin and its metrics.
+//! What an engine starts from: who it is, where its xDS comes from, its admin and its metrics. An Envoy child reads it from a
+//! file; our engine is started with the same facts directly and shows them in `/config_dump`.
 
 use std::net::SocketAddr;
 use std::path::Path;
 
+use lateen_xds::pb::envoy::config::bootstrap::v3 as pb;
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use prost::Message;
+use prost_types::Any;
 use serde_json::{Value, json};
 
 use crate::node::Node;
+
+/// Type URL of Envoy's bootstrap.
+pub(crate) const TYPE_URL: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
+
+/// What our engine in a pod is started with, as Envoy would be told: it speaks delta ADS to the control plane itself, and the
+/// agent serves its metrics. Built from messages, since mapping JSON to them takes memory that a sidecar should not need.
+pub(crate) fn of_our_engine(node: &Node, admin: SocketAddr, control_plane: &str) -> Any {
+    use core::grpc_service::{GoogleGrpc, TargetSpecifier};
+    let ads = || core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(core::AggregatedConfigSource {})),
+        ..Default::default()
+    };
+    let control_plane = core::GrpcService {
+        target_specifier: Some(TargetSpecifier::GoogleGrpc(GoogleGrpc {
+            target_uri: control_plane.to_owned(),
+            stat_prefix: "xds-grpc".to_owned(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let admin = core::SocketAddress {
+        address: admin.ip().to_string(),
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(admin.port().into())),
+        ..Default::default()
+    };
+    let admin = core::Address { address: Some(core::address::Address::SocketAddress(admin)) };
+    let bootstrap = pb::Bootstrap {
+        node: Some(node.to_proto()),
+        admin: Some(pb::Admin { address: Some(admin), ..Default::default() }),
+        dynamic_resources: Some(pb::bootstrap::DynamicResources {
+            lds_config: Some(ads()),
+            cds_config: Some(ads()),
+            ads_config: Some(core::ApiConfigSource {
+                api_type: core::api_config_source::ApiType::DeltaGrpc.into(),
+                transport_api_version: core::ApiVersion::V3.into(),
+                set_node_on_first_message_only: true,
+                grpc_services: vec![control_plane],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Any { type_url: TYPE_URL.to_owned(), value: bootstrap.encode_to_vec() }
+}
 
 /// What an Envoy bootstrap depends on.
 #[derive(Clone, Debug)]

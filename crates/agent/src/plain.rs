@@ -101,7 +101,10 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
         concurrency: config.concurrency,
         admin: checked.admin,
         node: node_info(&bootstrap),
-        bootstrap: Some(Any { type_url: BOOTSTRAP_TYPE.to_owned(), value: bootstrap.encode_to_vec() }),
+        bootstrap: Some(Any {
+            type_url: crate::bootstrap::TYPE_URL.to_owned(),
+            value: bootstrap.encode_to_vec(),
+        }),
         mark: mark(&bootstrap),
         drain_time: config.drain_time,
         set_log_level: config.set_log_level.clone().map(|set| set.0),
@@ -142,8 +145,6 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
     }
     Ok(running)
 }
-
-const BOOTSTRAP_TYPE: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 
 fn origin(config: &PlainConfig) -> String {
     config.path.as_ref().map_or_else(|| "--config-yaml".to_owned(), |path| path.display().to_string())

@@ -34,6 +34,9 @@ async fn serves_and_ends_well(engine: EngineKind) {
         assert!(metrics.contains("# TYPE "), "{metrics}");
     }
 
+    let dump = get_until(addresses.admin, "/config_dump", "admin.v3.BootstrapConfigDump").await;
+    assert!(dump.contains(&id) && dump.contains("DELTA_GRPC"), "{dump}");
+
     control_plane.set(world(port, second.address));
     get_until(loopback(port), "/", "second").await;
 

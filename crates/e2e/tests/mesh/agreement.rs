@@ -167,10 +167,10 @@ fn shown(reply: &Reply) -> String {
     normalised_text(&text)
 }
 
-/// Pod names, addresses, ids and times that differ from mesh to mesh.
+/// Pod names, addresses, ids and times that differ from mesh to mesh; the order of header fields, which means nothing.
 fn normalised_text(text: &str) -> String {
     let mut out = String::new();
-    for line in text.lines() {
+    for line in with_sorted_head(text) {
         let key = line
             .trim_start_matches([' ', '"'])
             .split([':', '"'])
@@ -187,6 +187,17 @@ fn normalised_text(text: &str) -> String {
         }
     }
     out
+}
+
+/// The lines, those of the header fields (from the status line of `curl -i` to the first empty line) sorted.
+fn with_sorted_head(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    if let Some(status) = lines.iter().position(|line| line.starts_with("HTTP/")) {
+        let fields = &mut lines[status + 1..];
+        let end = fields.iter().position(|line| line.is_empty()).unwrap_or(fields.len());
+        fields[..end].sort_unstable();
+    }
+    lines
 }
 
 /// The echo's description of what reached it, sorted and without what is volatile.

@@ -35,10 +35,12 @@ impl Shared {
             mesh.kubectl(&["label", "namespace", "default", "istio-injection=enabled", "--overwrite"])?;
             *slot = Some(mesh);
         }
-        match slot.as_ref() {
-            Some(mesh) => trial(mesh).inspect_err(|_| diagnose(mesh)),
-            None => Ok(()),
+        let outcome = slot.as_ref().map_or(Ok(()), |mesh| trial(mesh).inspect_err(|_| diagnose(mesh)));
+        if outcome.is_err() {
+            // What a failed trial leaves behind must not fail the next.
+            *slot = None;
         }
+        outcome
     }
 
     fn down(&self) {
