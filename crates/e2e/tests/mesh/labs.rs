@@ -151,6 +151,7 @@ fn lab6_header_routing(mesh: &Mesh) -> Result<()> {
     mesh.lab("lab6", "kubectl delete -f gateway.yaml -f web-frontend.yaml -f customers.yaml").map(drop)
 }
 
+/// The course's walk from listener to endpoint, with its own `istioctl` lines.
 fn envoy_hands_on(mesh: &Mesh) -> Result<()> {
     for file in ["gateway", "web-frontend", "web-frontend-vs", "customers-v1", "customers-vs", "customers-dr"]
     {
@@ -158,51 +159,50 @@ fn envoy_hands_on(mesh: &Mesh) -> Result<()> {
     }
     mesh.lab("lab5", "kubectl wait --for=condition=Available deploy --all --timeout=30s")?;
     let pod = mesh.pod("default", "app=web-frontend")?;
+    let istioctl = |line: &str| mesh.lab("lab5", &format!("istioctl {}", line.replace("POD", &pod)));
     let cluster = "outbound|80|v1|customers.default.svc.cluster.local";
-    eventually("the proxy knows v1", SOON, || {
-        let all = mesh.lateen(&["proxy-config", "endpoints", &pod, "--cluster", cluster])?;
-        all.contains(":3000").then_some(()).context(all)
+    let ask_endpoints = format!("proxy-config endpoints POD --cluster \"{cluster}\"");
+    let endpoints = eventually("the proxy knows v1", SOON, || {
+        let all = istioctl(&ask_endpoints)?;
+        all.contains(":3000").then_some(all.clone()).context(all)
     })?;
-    let listeners = mesh.lateen(&["proxy-config", "listeners", &pod])?;
+    let listeners = istioctl("proxy-config listeners POD")?;
     ensure!(listeners.starts_with("ADDRESSES"), "{listeners}");
-    let listener = mesh.lateen(&[
-        "proxy-config",
-        "listeners",
-        &pod,
-        "--address",
-        "0.0.0.0",
-        "--port",
-        "80",
-        "-o",
-        "json",
-    ])?;
-    ensure!(
-        listener.contains("\"routeConfigName\": \"80\"") && listener.contains("\"ads\": {}"),
-        "{listener}"
-    );
-    let routes = mesh.lateen(&["proxy-config", "routes", &pod, "--name", "80", "-o", "json"])?;
+    for row in ["0.0.0.0 80 ", "0.0.0.0 15001 ", "0.0.0.0 15006 "] {
+        let shown = listeners.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "));
+        ensure!(shown.clone().any(|l| l.starts_with(row)), "no {row} in {listeners}");
+    }
+    let listener = istioctl("proxy-config listeners POD --address 0.0.0.0 --port 80 -o json")?;
+    for part in ["\"rds\": {", "\"ads\": {}", "\"resourceApiVersion\": \"V3\"", "\"routeConfigName\": \"80\""]
+    {
+        ensure!(listener.contains(part), "no {part} in {listener}");
+    }
+    let routes = istioctl("proxy-config routes POD --name 80 -o json")?;
     let host = "\"name\": \"customers.default.svc.cluster.local:80\"";
-    for part in [host, "\"prefix\": \"/\"", &format!("\"cluster\": \"{cluster}\"")] {
+    for part in [host, "\"customers\"", "\"prefix\": \"/\"", &format!("\"cluster\": \"{cluster}\"")] {
         ensure!(routes.contains(part), "no {part} in {routes}");
     }
-    let clusters =
-        mesh.lateen(&["proxy-config", "clusters", &pod, "--fqdn", "customers.default.svc.cluster.local"])?;
-    let row = clusters.lines().find(|l| l.contains(" v1 ")).with_context(|| clusters.clone())?;
-    let row: Vec<_> = row.split_whitespace().collect();
-    ensure!(
-        row == ["customers.default.svc.cluster.local", "80", "v1", "outbound", "EDS", "customers.default"],
-        "{clusters}"
-    );
-    let endpoints = mesh.lateen(&["proxy-config", "endpoints", &pod, "--cluster", cluster])?;
+    let clusters = istioctl("proxy-config clusters POD --fqdn customers.default.svc.cluster.local")?;
+    let rows: Vec<Vec<_>> = clusters.lines().map(|l| l.split_whitespace().collect()).collect();
+    let row = |subset| {
+        vec!["customers.default.svc.cluster.local", "80", subset, "outbound", "EDS", "customers.default"]
+    };
+    for subset in ["-", "v1"] {
+        ensure!(rows.contains(&row(subset)), "no subset {subset} in {clusters}");
+    }
     let ip =
         mesh.kubectl(&["get", "pods", "-l", "app=customers", "-o", "jsonpath={.items[0].status.podIP}"])?;
     let row = endpoints.lines().nth(1).with_context(|| endpoints.clone())?;
     let row: Vec<_> = row.split_whitespace().collect();
     ensure!(row == [format!("{ip}:3000").as_str(), "HEALTHY", "OK", cluster], "{endpoints}");
-    let bootstrap = mesh.lateen(&["proxy-config", "bootstrap", &pod])?;
+    let bootstrap = istioctl("proxy-config bootstrap POD")?;
     ensure!(bootstrap.contains("\"bootstrap\"") && bootstrap.contains("\"node\""), "{bootstrap}");
-    let status = mesh.lateen(&["proxy-status"])?;
+    let status = istioctl("proxy-status")?;
     ensure!(status.lines().any(|l| l.starts_with(&format!("{pod}.default"))), "{status}");
+    for command in ["listener", "route", "cluster", "endpoint", "bootstrap"] {
+        let said = istioctl(&format!("proxy-config {command} POD -n default"))?;
+        ensure!(said.lines().count() > 1, "proxy-config {command}: {said}");
+    }
     mesh.lab("lab5", "kubectl delete -f gateway.yaml -f web-frontend.yaml -f web-frontend-vs.yaml -f customers-v1.yaml -f customers-vs.yaml -f customers-dr.yaml")
         .map(drop)
 }

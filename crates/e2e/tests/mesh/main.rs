@@ -11,7 +11,7 @@ mod loss;
 
 use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lateen_e2e::{Engine, Mesh};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -35,7 +35,9 @@ impl Shared {
             mesh.kubectl(&["label", "namespace", "default", "istio-injection=enabled", "--overwrite"])?;
             *slot = Some(mesh);
         }
-        let outcome = slot.as_ref().map_or(Ok(()), |mesh| trial(mesh).inspect_err(|_| diagnose(mesh)));
+        let outcome = slot.as_ref().map_or(Ok(()), |mesh| {
+            trial(mesh).and_then(|()| everything_acknowledged(mesh)).inspect_err(|_| diagnose(mesh))
+        });
         if outcome.is_err() {
             // What a failed trial leaves behind must not fail the next.
             *slot = None;
@@ -46,6 +48,17 @@ impl Shared {
     fn down(&self) {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
+}
+
+/// No proxy has ever refused a resource of the control plane that runs now.
+fn everything_acknowledged(mesh: &Mesh) -> Result<()> {
+    let ask = "kubectl exec -n istio-system deploy/istiod -- curl -s localhost:15014/metrics";
+    let metrics = mesh.lab("", ask)?;
+    ensure!(metrics.contains("pilot_xds_pushes"), "these are not the control plane's metrics: {metrics}");
+    let rejects: Vec<_> =
+        metrics.lines().filter(|line| line.starts_with("pilot_total_xds_rejects")).collect();
+    ensure!(rejects.is_empty(), "{rejects:?}\n{}", mesh.lateen(&["proxy-status"])?);
+    Ok(())
 }
 
 /// What a person would look at first when a trial has failed.
