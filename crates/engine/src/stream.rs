@@ -117,9 +117,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // A head and a small body: one copy is cheaper than the kernel's walk over a list of buffers.
+        // The kernel's walk over a list of buffers costs more than a plain write, and more than one copy of a head and a small
+        // body.
+        if let [buf] = bufs {
+            return self.poll_write(cx, buf);
+        }
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-        if bufs.len() > 1 && total <= SMALL_WRITE {
+        if total <= SMALL_WRITE {
             let mut joined = SmallVec::<[u8; SMALL_WRITE]>::new();
             bufs.iter().for_each(|buf| joined.extend_from_slice(buf));
             return self.poll_write(cx, &joined);
