@@ -66,14 +66,16 @@ fn weights_change_under_load(mesh: &Mesh) -> Result<()> {
 fn pods_restart_under_load(mesh: &Mesh) -> Result<()> {
     let ask = demo(mesh)?;
     let load = Load::start(ask, RATE, version);
-    for deployment in ["customers-v1", "web-frontend"] {
-        mesh.kubectl(&["rollout", "restart", &format!("deploy/{deployment}")])?;
-        mesh.kubectl(&["rollout", "status", &format!("deploy/{deployment}"), "--timeout=60s"])?;
+    let deployments = [
+        ("default", "deploy/customers-v1"),
+        ("default", "deploy/web-frontend"),
+        ("istio-system", "deploy/istio-ingressgateway"),
+        ("default", "deploy/customers-v1"),
+    ];
+    for (namespace, deployment) in deployments {
+        mesh.kubectl(&["rollout", "restart", "-n", namespace, deployment])?;
+        mesh.kubectl(&["rollout", "status", "-n", namespace, deployment, "--timeout=60s"])?;
     }
-    let gateway = "deploy/istio-ingressgateway";
-    mesh.kubectl(&["rollout", "restart", "deploy/customers-v1"])?;
-    mesh.kubectl(&["rollout", "status", "deploy/customers-v1", "--timeout=60s"])?;
-    mesh.kubectl(&["get", "-n", "istio-system", gateway])?;
     pause(Duration::from_secs(3));
     let report = load.stop()?;
     report.lossless()?;
