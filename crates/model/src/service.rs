@@ -41,7 +41,7 @@ pub enum Resolution {
     ClientSide,
     /// Headless: the caller chose an address, which is kept.
     Passthrough,
-    /// `ExternalName`: an alias of this DNS name.
+    /// `ExternalName`: an alias of this DNS name, in lower case without a final dot.
     Alias(String),
 }
 
@@ -80,7 +80,8 @@ impl Service {
             .filter_map(|ip| ip.parse().ok())
             .collect();
         let resolution = if spec.type_.as_deref() == Some("ExternalName") {
-            Resolution::Alias(spec.external_name.unwrap_or_default())
+            let name = spec.external_name.unwrap_or_default();
+            Resolution::Alias(name.trim_end_matches('.').to_ascii_lowercase())
         } else if addresses.is_empty() {
             Resolution::Passthrough
         } else {
@@ -113,6 +114,14 @@ impl Service {
     /// Ports the mesh carries: everything but UDP.
     pub fn mesh_ports(&self) -> impl Iterator<Item = &ServicePort> {
         self.ports.iter().filter(|port| port.protocol != Protocol::Udp)
+    }
+
+    /// The DNS name it stands for, in lower case without a final dot, when it is an alias (`ExternalName`).
+    pub fn alias_of(&self) -> Option<&str> {
+        match &self.resolution {
+            Resolution::Alias(name) => Some(name),
+            Resolution::ClientSide | Resolution::Passthrough => None,
+        }
     }
 
     /// Whether it has no virtual address and callers connect to its pods directly.

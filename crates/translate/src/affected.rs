@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 
 use lateen_model::{Delta, Hostname};
 
+use crate::listeners_outbound::listens_at_endpoints;
 use crate::proxy::ProxyKind;
 use crate::resource::ResourceType;
 use crate::scope::Scope;
@@ -92,6 +93,10 @@ pub fn affected(delta: &Delta, scope: &Scope) -> Affected {
     }
     let mut affected = Affected::default();
     affected.endpoints.add(delta.endpoints.iter().cloned());
+    let listens_at = |host: &Hostname| scope.service(host).is_some_and(|service| listens_at_endpoints(service));
+    if scope.class.kind == ProxyKind::Sidecar && delta.endpoints.iter().any(listens_at) {
+        affected.listeners = Extent::All;
+    }
     if !delta.services.is_empty() {
         affected.clusters.add(delta.services.iter().cloned());
         affected.endpoints.add(delta.services.iter().cloned());

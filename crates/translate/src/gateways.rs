@@ -102,6 +102,10 @@ fn add_hosts(
             continue;
         }
         let rules = AppliedRules::new(scope, service, &gateway.name.to_string(), server_port);
+        // None of its rules is for this gateway: its hosts are left to whoever else has them.
+        if rules.rules.is_empty() {
+            continue;
+        }
         for domain in domains {
             let served = hosts.entry(domain).or_default();
             served.https_redirect |= https_redirect;

@@ -35,7 +35,7 @@ pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
     let manager = filters::http(
         settings,
         HttpRole::Gateway,
-        &format!("outbound_{name}"),
+        &format!("outbound_{name};"),
         Routes::Rds(route_name.clone()),
     );
     let message = listener::Listener {

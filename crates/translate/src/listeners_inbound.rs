@@ -29,7 +29,7 @@ pub(crate) fn inputs(scope: &Scope) -> InboundInputs {
     InboundInputs { settings: scope.settings.clone(), ports: workload_ports(&scope.class.inbound) }
 }
 
-/// One entry per port of the workload; where several services lead to the same port, the first counts.
+/// One entry per port of the workload; where several services lead to the same port, the oldest counts.
 pub(crate) fn workload_ports(inbound: &[InboundPort]) -> Vec<InboundPort> {
     let mut ports = inbound.to_vec();
     ports.dedup_by_key(|port| port.port);
@@ -50,7 +50,7 @@ pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
     }];
     chains.extend(ports.iter().flat_map(|port| port_chains(settings, port)));
     chains.push(listener::FilterChain {
-        name: "virtualInbound-catchall-tcp".to_owned(),
+        name: "virtualInbound".to_owned(),
         filters: vec![filters::tcp(settings, INBOUND_PASSTHROUGH)],
         ..Default::default()
     });
@@ -79,6 +79,7 @@ pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
 
 fn port_chains(settings: &Settings, port: &InboundPort) -> Vec<listener::FilterChain> {
     let cluster = inbound_cluster(port.port);
+    let name = format!("0.0.0.0_{}", port.port);
     let http_match = listener::FilterChainMatch {
         application_protocols: match port.protocol {
             Protocol::Unsupported => HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
@@ -87,18 +88,18 @@ fn port_chains(settings: &Settings, port: &InboundPort) -> Vec<listener::FilterC
         ..port_match(port.port)
     };
     let http = || listener::FilterChain {
-        name: cluster.clone(),
+        name: name.clone(),
         filter_chain_match: Some(http_match),
         filters: vec![filters::http(
             settings,
             HttpRole::Inbound,
-            &format!("inbound_0.0.0.0_{};", port.port),
+            &format!("inbound_{name};"),
             Routes::Inline(Box::new(route_config(&cluster, &port.hostname, port.service_port))),
         )],
         ..Default::default()
     };
-    let tcp = |name: String| listener::FilterChain {
-        name,
+    let tcp = || listener::FilterChain {
+        name: name.clone(),
         filter_chain_match: Some(port_match(port.port)),
         filters: vec![filters::tcp(settings, &cluster)],
         ..Default::default()
@@ -106,9 +107,9 @@ fn port_chains(settings: &Settings, port: &InboundPort) -> Vec<listener::FilterC
     if port.protocol.is_http() {
         vec![http()]
     } else if port.protocol.is_sniffed() {
-        vec![http(), tcp(format!("{cluster}-tcp"))]
+        vec![http(), tcp()]
     } else {
-        vec![tcp(cluster.clone())]
+        vec![tcp()]
     }
 }
 

@@ -1,16 +1,18 @@
 //! Outbound listeners of sidecars.
 //!
-//! Connections captured on 15001 go to the listener of their original destination: `VIP_PORT` if there is one, else
-//! `0.0.0.0_PORT`, else they stay on `virtualOutbound`.
+//! Connections captured on 15001 go to the listener of their original destination: `ADDRESS_PORT` if there is one, else
+//! `0.0.0.0_PORT`, else they stay on `virtualOutbound`. As in Istio, ports declared HTTP share `0.0.0.0_PORT` and its routes;
+//! every other port listens at the service's address, or at its pods' when it is headless.
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lateen_model::{Service, ServicePort};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
-use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
+use crate::names::{BLACK_HOLE, PASSTHROUGH, detected_routes, outbound_cluster};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
@@ -33,8 +35,8 @@ pub(crate) struct AddressInputs {
     address: IpAddr,
     port: u16,
     cluster: String,
-    /// Whether HTTP among it is routed (the port's protocol is undeclared).
-    detect: bool,
+    /// The routes of the HTTP among it, when the port's protocol is undeclared.
+    http_routes: Option<String>,
 }
 
 /// Everything `virtualOutbound` depends on.
@@ -53,28 +55,28 @@ pub(crate) struct OutboundInputs {
 pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
     let mut http: BTreeSet<u16> = BTreeSet::new();
-    let mut addresses: BTreeMap<(IpAddr, u16), (String, bool)> = BTreeMap::new();
+    let mut addresses: BTreeMap<(IpAddr, u16), (String, Option<String>)> = BTreeMap::new();
     for service in &scope.services {
         for port in service.mesh_ports() {
-            let detect = port.protocol.is_sniffed();
-            if detect || port.protocol.is_http() {
+            if port.protocol.is_http() {
                 http.insert(port.port);
+                continue;
             }
-            if !port.protocol.is_http() {
-                let cluster = outbound_cluster(&service.hostname, port.port, "");
-                for address in &service.addresses {
-                    addresses.entry((*address, port.port)).or_insert_with(|| (cluster.clone(), detect));
-                }
+            let cluster = outbound_cluster(&service.hostname, port.port, "");
+            let routes =
+                port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
+            for address in addresses_of(scope, service, port) {
+                addresses.entry((address, port.port)).or_insert_with(|| (cluster.clone(), routes.clone()));
             }
         }
     }
     let http = http.into_iter().map(|port| HttpPortInputs { settings: settings.clone(), port });
-    let addresses = addresses.into_iter().map(|((address, port), (cluster, detect))| AddressInputs {
+    let addresses = addresses.into_iter().map(|((address, port), (cluster, http_routes))| AddressInputs {
         settings: settings.clone(),
         address,
         port,
         cluster,
-        detect,
+        http_routes,
     });
     OutboundInputs {
         http: http.collect(),
@@ -83,12 +85,28 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     }
 }
 
+/// The addresses callers of a service port connect to: the service's own; of a headless service (a StatefulSet's, mostly)
+/// those of its pods, ready or not, since members of a set find each other before they are ready.
+fn addresses_of(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<IpAddr> {
+    if !service.is_headless() {
+        return service.addresses.clone();
+    }
+    let endpoints = scope.world.endpoints(&service.hostname);
+    let of_port = endpoints.map(|endpoints| endpoints.of_port(&port.name)).unwrap_or_default();
+    of_port.iter().map(|endpoint| endpoint.address).collect()
+}
+
+/// Whether listeners of a service follow its endpoints.
+pub(crate) fn listens_at_endpoints(service: &Service) -> bool {
+    service.is_headless() && service.mesh_ports().any(|port| !port.protocol.is_http())
+}
+
 /// `0.0.0.0_PORT`: HTTP to any address goes by the routes named after the port, everything else is unknown to the mesh.
 pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
     let HttpPortInputs { settings, port } = inputs;
     let name = format!("0.0.0.0_{port}");
     let message = listener::Listener {
-        filter_chains: vec![http_chain(settings, &name, *port)],
+        filter_chains: vec![http_chain(settings, &name, port.to_string())],
         default_filter_chain: Some(listener::FilterChain {
             name: "PassthroughFilterChain".to_owned(),
             filters: vec![filters::tcp(settings, catch_all_cluster(settings))],
@@ -99,21 +117,18 @@ pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
     encode(name, &message)
 }
 
-/// `VIP_PORT`: bytes go to the service; where the port's protocol is undeclared, HTTP goes by the port's routes.
-///
-/// Differs from Istio in the name of those routes: Istio gives each such listener its own (`HOST:PORT`); here they are the
-/// port's, so that an undeclared port 80 shows and behaves like one that is named `http`, and no route is held twice.
+/// `ADDRESS_PORT`: bytes go to the service; where the port's protocol is undeclared, HTTP goes by routes of the service.
 pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
-    let AddressInputs { settings, address, port, cluster, detect } = inputs;
+    let AddressInputs { settings, address, port, cluster, http_routes } = inputs;
     let name = format!("{address}_{port}");
     let bytes = listener::FilterChain {
         name: cluster.clone(),
         filters: vec![filters::tcp(settings, cluster)],
         ..Default::default()
     };
-    let message = if *detect {
+    let message = if let Some(routes) = http_routes {
         listener::Listener {
-            filter_chains: vec![http_chain(settings, &name, *port)],
+            filter_chains: vec![http_chain(settings, &name, routes.clone())],
             default_filter_chain: Some(bytes),
             ..detecting_listener(settings, &name, &address.to_string(), *port)
         }
@@ -126,11 +141,12 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
     encode(name, &message)
 }
 
-/// What http_inspector found to be HTTP, by the routes of the port.
-fn http_chain(settings: &Settings, listener: &str, port: u16) -> listener::FilterChain {
-    let routes = Routes::Rds(port.to_string());
+/// What http_inspector found to be HTTP, by the routes of this name.
+fn http_chain(settings: &Settings, listener: &str, routes: String) -> listener::FilterChain {
+    let routes = Routes::Rds(routes);
     listener::FilterChain {
         filter_chain_match: Some(listener::FilterChainMatch {
+            transport_protocol: "raw_buffer".to_owned(),
             application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
             ..Default::default()
         }),

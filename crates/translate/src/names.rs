@@ -12,6 +12,11 @@ pub fn outbound_cluster(host: &str, port: u16, subset: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
+/// `HOST:PORT`: the routes of a service port of undeclared protocol, whose listener is its own.
+pub(crate) fn detected_routes(host: &str, port: u16) -> String {
+    format!("{host}:{port}")
+}
+
 /// `inbound|PORT||`, where the port is the workload's.
 pub fn inbound_cluster(port: u16) -> String {
     format!("inbound|{port}||")

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lateen_model::{Delta, Hostname, Labels, Protocol, Workload, World};
+use lateen_model::{Delta, Hostname, Labels, Protocol, ServiceTarget, Workload, World};
 use serde_json::Value;
 
 /// What a proxy is.
@@ -144,7 +144,7 @@ pub struct ProxyClass {
     pub namespace: Arc<str>,
     /// Labels.
     pub labels: Labels,
-    /// The service ports that lead to the workload, by port.
+    /// The service ports that lead to the workload, by port; of one port, the oldest service's first.
     pub inbound: Vec<InboundPort>,
 }
 
@@ -172,8 +172,13 @@ impl ProxyClass {
                 workload.labels = pod.labels.clone();
             }
         }
-        let mut inbound: Vec<InboundPort> = world
-            .targets_of(&workload)
+        let mut targets = world.targets_of(&workload);
+        // Where services disagree about a port, the oldest has its way.
+        targets.sort_by(|a, b| {
+            let key = |target: &ServiceTarget| (target.target_port, target.service.created);
+            key(a).cmp(&key(b)).then_with(|| a.service.hostname.cmp(&b.service.hostname))
+        });
+        let inbound = targets
             .into_iter()
             .map(|target| InboundPort {
                 port: target.target_port,
@@ -182,7 +187,6 @@ impl ProxyClass {
                 service_port: target.port.port,
             })
             .collect();
-        inbound.sort();
         Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, inbound }
     }
 }

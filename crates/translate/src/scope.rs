@@ -1,7 +1,8 @@
 //! What one class of proxies may see.
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lateen_model::{Resolution, Service, VirtualService, World};
+use lateen_model::{Hostname, ObjectName, Service, VirtualService, World};
 
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
@@ -14,8 +15,10 @@ pub struct Scope {
     pub world: Arc<World>,
     /// The class.
     pub class: Arc<ProxyClass>,
-    /// The services it may see, by host name; aliases (`ExternalName`) are left to DNS.
+    /// The services it may see, by host name, without those that are aliases (`ExternalName`).
     pub services: Vec<Arc<Service>>,
+    /// The aliases it may see, by the service they mean; aliases of what is outside the mesh are left to DNS.
+    aliases: BTreeMap<Hostname, Vec<ObjectName>>,
     /// For sidecars: the VirtualServices that apply to it, oldest first.
     pub virtual_services: Vec<Arc<VirtualService>>,
     pub(crate) settings: Settings,
@@ -25,15 +28,27 @@ impl Scope {
     /// The part of a world that a class may see.
     pub fn new(world: Arc<World>, class: Arc<ProxyClass>) -> Self {
         let visible = |service: &&Arc<Service>| {
-            service.visibility.allows(&class.namespace) && !matches!(service.resolution, Resolution::Alias(_))
+            service.visibility.allows(&class.namespace) && service.alias_of().is_none()
         };
         let services = world.services().filter(visible).cloned().collect();
+        let aliases = aliases(&world, &class.namespace);
         let virtual_services = match class.kind {
             ProxyKind::Sidecar => world.mesh_virtual_services(&class.namespace),
             ProxyKind::Router => Vec::new(),
         };
         let settings = Settings::new(world.mesh());
-        Self { world, class, services, virtual_services, settings }
+        Self { world, class, services, aliases, virtual_services, settings }
+    }
+
+    /// The service of this host, if the class may see it.
+    pub(crate) fn service(&self, host: &str) -> Option<&Arc<Service>> {
+        let index = self.services.binary_search_by(|service| service.hostname.as_ref().cmp(host)).ok()?;
+        self.services.get(index)
+    }
+
+    /// The names of `ExternalName` services that mean this service.
+    pub(crate) fn aliases_of(&self, host: &str) -> Vec<ObjectName> {
+        self.aliases.get(host).cloned().unwrap_or_default()
     }
 
     /// The services within an extent.
@@ -41,16 +56,25 @@ impl Scope {
         match extent {
             Extent::None => Vec::new(),
             Extent::All => self.services.iter().collect(),
-            Extent::Services(hosts) => hosts
-                .iter()
-                .filter_map(|host| {
-                    let index = self
-                        .services
-                        .binary_search_by(|service| service.hostname.as_ref().cmp(host.as_ref()))
-                        .ok()?;
-                    self.services.get(index)
-                })
-                .collect(),
+            Extent::Services(hosts) => hosts.iter().filter_map(|host| self.service(host)).collect(),
         }
     }
+}
+
+/// How many aliases of aliases are followed.
+const ALIAS_DEPTH: usize = 10;
+
+fn aliases(world: &World, namespace: &str) -> BTreeMap<Hostname, Vec<ObjectName>> {
+    let mut aliases: BTreeMap<Hostname, Vec<ObjectName>> = BTreeMap::new();
+    for alias in world.services().filter(|service| service.visibility.allows(namespace)) {
+        let mut meant = alias;
+        for _ in 0..ALIAS_DEPTH {
+            let Some(next) = meant.alias_of().and_then(|host| world.service(host)) else { break };
+            meant = next;
+        }
+        if !Arc::ptr_eq(meant, alias) && meant.alias_of().is_none() {
+            aliases.entry(meant.hostname.clone()).or_default().push(alias.name.clone());
+        }
+    }
+    aliases
 }

@@ -63,6 +63,23 @@ fn endpoints_touch_endpoints_of_their_service_only() {
 }
 
 #[test]
+fn endpoints_of_headless_services_touch_listeners() {
+    let mut mesh = Mesh::course();
+    mesh.service("default", "db", "None", json!([{"name": "tcp", "port": 5432}]), json!({"app": "db"}));
+    let before = mesh.sidecar("default", "web-frontend-1");
+    let before = versions(&mesh, &before, &Affected::all());
+    let delta = mesh.endpoints("default", "db", "tcp", 5432, &[("db-0", "10.244.0.50", true)]);
+    let scope = mesh.sidecar("default", "web-frontend-1");
+    let named = affected(&delta, &scope);
+    assert_eq!(named.listeners, Extent::All);
+    let mut patched = before;
+    patched.retain(|(kind, name), _| !named.of(*kind).covers(name));
+    patched.extend(versions(&mesh, &scope, &named));
+    assert_eq!(patched, versions(&mesh, &scope, &Affected::all()));
+    assert!(affected(&delta, &mesh.gateway()).listeners.is_none(), "gateways do not listen for services");
+}
+
+#[test]
 fn virtual_services_touch_routes_and_listeners() {
     let (sidecar, gateway) = check(|mesh| mesh.course_file("lab5/customers-50-50.yaml"));
     assert!(sidecar.clusters.is_none() && sidecar.endpoints.is_none());
@@ -120,6 +137,10 @@ fn services_gateways_pods_and_mesh_config_are_covered() {
             &[("web-frontend-1", "10.0.0.1", true)],
         ));
         delta
+    });
+    check(|mesh| {
+        mesh.service_of(json!({"metadata": {"namespace": "default", "name": "clients"},
+            "spec": {"type": "ExternalName", "externalName": "customers.default.svc.cluster.local"}}))
     });
     check(|mesh| mesh.mesh_config("{accessLogFile: /dev/stdout, connectTimeout: 1s}"));
 }

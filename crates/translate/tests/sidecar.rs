@@ -20,6 +20,7 @@ fn the_courses_walk_from_listener_to_endpoint() {
     let host = virtual_host(resources.get(Route, "80"), "customers.default.svc.cluster.local:80");
     let domains = json!([
         "customers.default.svc.cluster.local",
+        "customers.default.svc.cluster.local.",
         "customers",
         "customers.default.svc",
         "customers.default",
@@ -61,22 +62,30 @@ fn addresses(assignment: &Value) -> Vec<String> {
 }
 
 #[test]
-fn ports_of_undeclared_protocol_share_routes_and_keep_their_tcp_cluster() {
+fn ports_of_undeclared_protocol_have_routes_of_their_own_and_keep_their_tcp_cluster() {
     let mut mesh = Mesh::course();
     let resources = mesh.sidecar_resources("default", "web-frontend-1");
-    for (name, bytes) in [
-        ("0.0.0.0_80", "PassthroughCluster"),
-        ("10.96.0.20_80", "outbound|80||web-frontend.default.svc.cluster.local"),
-        ("10.96.0.30_80", "outbound|80||customers.default.svc.cluster.local"),
+    for (name, routes, bytes) in [
+        ("0.0.0.0_80", "80", "PassthroughCluster"),
+        (
+            "10.96.0.20_80",
+            "web-frontend.default.svc.cluster.local:80",
+            "outbound|80||web-frontend.default.svc.cluster.local",
+        ),
+        (
+            "10.96.0.30_80",
+            "customers.default.svc.cluster.local:80",
+            "outbound|80||customers.default.svc.cluster.local",
+        ),
     ] {
         let listener = resources.get(Listener, name);
         let http = &listener["filter_chains"][0];
         assert_eq!(
             http["filter_chain_match"],
-            json!({"application_protocols": ["http/1.1", "h2c"]}),
+            json!({"application_protocols": ["http/1.1", "h2c"], "transport_protocol": "raw_buffer"}),
             "{name}"
         );
-        assert_eq!(filter(http)["rds"]["route_config_name"], "80", "{name}");
+        assert_eq!(filter(http)["rds"]["route_config_name"], routes, "{name}");
         assert_eq!(filter(&listener["default_filter_chain"])["cluster"], bytes, "{name}");
         assert_eq!(
             listener["listener_filters"][0]["name"], "envoy.filters.listener.http_inspector",
@@ -84,6 +93,15 @@ fn ports_of_undeclared_protocol_share_routes_and_keep_their_tcp_cluster() {
         );
         assert_eq!(listener["listener_filters_timeout"], "0s", "{name}: the client may take its time");
     }
+    // Whoever connects to the service's address means the service, whatever host it names.
+    let own = resources.get(Route, "customers.default.svc.cluster.local:80");
+    let hosts = own["virtual_hosts"].as_array().expect("virtual hosts");
+    assert_eq!(hosts.len(), 1, "no catch-all: {own}");
+    assert_eq!(
+        (&hosts[0]["name"], &hosts[0]["domains"]),
+        (&json!("customers.default.svc.cluster.local:80"), &json!(["*"]))
+    );
+    assert_eq!(hosts[0]["routes"][0]["route"]["cluster"], "outbound|80|v1|customers.default.svc.cluster.local");
     let declared = resources.get(Listener, "10.96.0.1_443");
     assert!(declared.get("listener_filters").is_none(), "the server may speak first");
 }
@@ -96,7 +114,6 @@ fn other_services_have_listeners_of_their_own_and_the_rest_passes_through() {
     assert_eq!(
         names,
         [
-            "0.0.0.0_15021",
             "0.0.0.0_80",
             "10.96.0.1_443",
             "10.96.0.20_80",
@@ -137,7 +154,7 @@ fn inbound_has_a_chain_per_port_of_the_workload() {
     let names: Vec<_> = chains.iter().map(|chain| chain["name"].as_str().unwrap_or_default()).collect();
     assert_eq!(
         names,
-        ["virtualInbound-blackhole", "inbound|3000||", "inbound|3000||-tcp", "virtualInbound-catchall-tcp"]
+        ["virtualInbound-blackhole", "0.0.0.0_3000", "0.0.0.0_3000", "virtualInbound"]
     );
     let manager = filter(&chains[1]);
     assert_eq!(
@@ -231,6 +248,104 @@ fn headless_services_keep_the_address_the_caller_chose() {
     let gateway = mesh.scope("router~10.0.0.9~gw.default~default.svc.cluster.local");
     let resources = mesh.resources(&gateway);
     assert_eq!(resources.get(Cluster, "outbound|8000||db.default.svc.cluster.local")["type"], "EDS");
+}
+
+#[test]
+fn undeclared_ports_make_nothing_else_wait_for_its_first_bytes() {
+    let mut mesh = Mesh::empty();
+    mesh.service("default", "any", "10.96.0.5", json!([{"port": 5000}]), json!({"app": "any"}));
+    mesh.pod("default", "any-1", "10.244.0.5", json!({"app": "any"}));
+    let resources = mesh.sidecar_resources("default", "any-1");
+    let names = ["10.96.0.5_5000", "virtualInbound", "virtualOutbound"];
+    assert_eq!(resources.names(Listener), names, "other addresses on port 5000 pass through");
+    assert_eq!(resources.names(Route), ["any.default.svc.cluster.local:5000"]);
+}
+
+#[test]
+fn pods_of_headless_services_have_listeners_for_what_is_not_http() {
+    let mut mesh = Mesh::empty();
+    mesh.mesh_config("outboundTrafficPolicy: {mode: REGISTRY_ONLY}");
+    let ports = json!([{"name": "tcp-db", "port": 5432}, {"name": "any", "port": 81}, {"name": "http", "port": 80}]);
+    mesh.service("default", "db", "None", ports, json!({"app": "db"}));
+    mesh.pod("default", "db-0", "10.244.0.5", json!({"app": "db"}));
+    mesh.pod("default", "client", "10.244.0.9", json!({}));
+    mesh.endpoints("default", "db", "tcp-db", 5432, &[("db-0", "10.244.0.5", true), ("db-1", "10.244.0.6", false)]);
+    let resources = mesh.sidecar_resources("default", "client");
+    let names = ["0.0.0.0_80", "10.244.0.5_5432", "10.244.0.6_5432", "virtualInbound", "virtualOutbound"];
+    assert_eq!(resources.names(Listener), names);
+    let cluster = "outbound|5432||db.default.svc.cluster.local";
+    let listener = resources.get(Listener, "10.244.0.6_5432");
+    assert_eq!(filter(&listener["filter_chains"][0])["cluster"], cluster);
+    assert_eq!(resources.get(Cluster, cluster)["type"], "ORIGINAL_DST", "the member the caller chose");
+
+    mesh.endpoints("default", "db", "any", 81, &[("db-0", "10.244.0.5", true)]);
+    let resources = mesh.sidecar_resources("default", "client");
+    let rds = &filter(&resources.get(Listener, "10.244.0.5_81")["filter_chains"][0])["rds"];
+    assert_eq!(rds["route_config_name"], "db.default.svc.cluster.local:81");
+}
+
+#[test]
+fn udp_ports_are_none_of_the_meshs_business() {
+    let mut mesh = Mesh::empty();
+    let ports = json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]);
+    mesh.service("default", "dns", "10.96.0.10", ports, json!({"app": "dns"}));
+    let resources = mesh.sidecar_resources("default", "client");
+    assert_eq!(resources.names(Listener), ["10.96.0.10_53", "virtualInbound", "virtualOutbound"]);
+    let listener = resources.get(Listener, "10.96.0.10_53");
+    assert!(listener.get("listener_filters").is_none(), "a well-known port of servers that speak first");
+}
+
+#[test]
+fn one_port_may_be_http_for_some_services_and_bytes_for_others() {
+    let mut mesh = Mesh::empty();
+    mesh.service("default", "web", "10.96.0.1", json!([{"name": "http", "port": 9000}]), json!({"app": "web"}));
+    mesh.service("default", "db", "10.96.0.2", json!([{"name": "tcp", "port": 9000}]), json!({"app": "db"}));
+    mesh.service("default", "any", "10.96.0.3", json!([{"name": "any", "port": 9000}]), json!({"app": "any"}));
+    let resources = mesh.sidecar_resources("default", "client");
+    let names = ["0.0.0.0_9000", "10.96.0.2_9000", "10.96.0.3_9000", "virtualInbound", "virtualOutbound"];
+    assert_eq!(resources.names(Listener), names);
+    let shared = resources.get(Route, "9000");
+    virtual_host(shared, "web.default.svc.cluster.local:9000");
+    virtual_host(shared, "any.default.svc.cluster.local:9000");
+    let hosts = shared["virtual_hosts"].as_array().expect("virtual hosts");
+    assert!(!hosts.iter().any(|host| host["name"].as_str().is_some_and(|name| name.starts_with("db."))));
+}
+
+#[test]
+fn the_oldest_service_says_what_a_port_of_the_workload_speaks() {
+    for (http, tcp, chains) in [("2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z", 1), ("2025-01-01T00:00:00Z", "2024-01-01T00:00:00Z", 0)] {
+        let mut mesh = Mesh::empty();
+        for (name, ip, created, port) in [("b", "10.96.0.1", http, "http"), ("a", "10.96.0.2", tcp, "tcp")] {
+            mesh.service_of(json!({"metadata": {"namespace": "default", "name": name, "creationTimestamp": created},
+                "spec": {"clusterIP": ip, "ports": [{"name": port, "port": 8080}], "selector": {"app": "x"}}}));
+        }
+        mesh.pod("default", "x-1", "10.244.0.5", json!({"app": "x"}));
+        let resources = mesh.sidecar_resources("default", "x-1");
+        let inbound = resources.get(Listener, "virtualInbound").to_string();
+        assert_eq!(inbound.matches("\"inbound_0.0.0.0_8080;\"").count(), chains, "{inbound}");
+    }
+}
+
+#[test]
+fn aliases_are_other_names_of_the_service_they_mean() {
+    let mut mesh = Mesh::course();
+    mesh.service_of(json!({"metadata": {"namespace": "default", "name": "clients"},
+        "spec": {"type": "ExternalName", "externalName": "Customers.default.svc.cluster.local."}}));
+    mesh.service_of(json!({"metadata": {"namespace": "shop", "name": "people"},
+        "spec": {"type": "ExternalName", "externalName": "clients.default.svc.cluster.local"}}));
+    for (name, target) in [("away", "example.com"), ("self", "self.default.svc.cluster.local")] {
+        mesh.service_of(json!({"metadata": {"namespace": "default", "name": name},
+            "spec": {"type": "ExternalName", "externalName": target}}));
+    }
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let host = virtual_host(resources.get(Route, "80"), "customers.default.svc.cluster.local:80");
+    let domains = host["domains"].as_array().expect("domains");
+    for domain in ["clients", "clients.default", "clients.default.svc.cluster.local", "people.shop"] {
+        assert!(domains.contains(&json!(domain)), "{domain}: {domains:?}");
+    }
+    assert!(!domains.contains(&json!("people")), "short names are those of the proxy's own namespace");
+    let names = resources.names(Cluster);
+    assert!(!names.iter().any(|name| name.contains("clients") || name.contains("away")), "{names:?}");
 }
 
 #[test]

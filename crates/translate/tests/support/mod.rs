@@ -125,8 +125,11 @@ impl Mesh {
         ports: Value,
         selector: Value,
     ) -> Delta {
-        let service = json!({"metadata": {"namespace": namespace, "name": name},
-            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": ports, "selector": selector}});
+        self.service_of(json!({"metadata": {"namespace": namespace, "name": name},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": ports, "selector": selector}}))
+    }
+
+    pub(crate) fn service_of(&mut self, service: Value) -> Delta {
         self.store.apply(Event::Applied(Object::Service(serde_json::from_value(service).expect("a Service"))))
     }
 
