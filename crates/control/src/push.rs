@@ -57,7 +57,7 @@ pub(crate) struct PushLoop {
     unlisted: BTreeSet<&'static str>,
     waiting: Vec<(Arc<Proxy>, SnapshotsReply)>,
     connected: Vec<Connected>,
-    classes: HashMap<Arc<ProxyClass>, Arc<Snapshot>>,
+    classes: HashMap<Arc<ProxyClass>, Class>,
 }
 
 impl PushLoop {
@@ -148,6 +148,9 @@ impl PushLoop {
         self.connected.retain(|connected| !connected.snapshots.is_closed());
         if !delta.is_empty() {
             for connected in &mut self.connected {
+                if !connected.proxy.class_may_change(delta, &world) {
+                    continue;
+                }
                 let class = ProxyClass::of(&connected.proxy, &world);
                 if class != *connected.class {
                     connected.class = Arc::new(class);
@@ -155,10 +158,8 @@ impl PushLoop {
             }
             let used: HashSet<Arc<ProxyClass>> = self.connected.iter().map(|one| one.class.clone()).collect();
             self.classes.retain(|class, _| used.contains(class));
-            for (class, snapshot) in &mut self.classes {
-                if let Some(next) = refresh(&world, class, Some(snapshot), delta, changed, &self.cache) {
-                    *snapshot = next;
-                }
+            for known in self.classes.values_mut() {
+                known.follow(&world, delta, changed, &self.cache);
             }
         }
         for connected in &mut self.connected {
@@ -191,56 +192,81 @@ fn touches_config(delta: &Delta) -> bool {
 }
 
 fn snapshot_of(
-    classes: &mut HashMap<Arc<ProxyClass>, Arc<Snapshot>>,
+    classes: &mut HashMap<Arc<ProxyClass>, Class>,
     world: &Arc<World>,
     class: &Arc<ProxyClass>,
     changed: Instant,
     cache: &Cache,
 ) -> Arc<Snapshot> {
-    if let Some(snapshot) = classes.get(class) {
-        return snapshot.clone();
+    if let Some(known) = classes.get(class) {
+        return known.snapshot.clone();
     }
-    let empty = || Arc::new(Snapshot::new(world.version(), changed));
-    let snapshot = refresh(world, class, None, &Delta::default(), changed, cache).unwrap_or_else(empty);
-    classes.insert(class.clone(), snapshot.clone());
+    let new = Class::new(world, class, changed, cache);
+    let snapshot = new.snapshot.clone();
+    classes.insert(class.clone(), new);
     snapshot
 }
 
-/// The class's snapshot after a change, or none when the change does not touch it. Types that did not change keep their
-/// set, which is how connections know at a glance.
-fn refresh(
-    world: &Arc<World>,
-    class: &Arc<ProxyClass>,
-    before: Option<&Arc<Snapshot>>,
+/// What is known of a class in use.
+struct Class {
+    scope: Scope,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Class {
+    fn new(world: &Arc<World>, class: &Arc<ProxyClass>, changed: Instant, cache: &Cache) -> Self {
+        let scope = Scope::new(world.clone(), class.clone());
+        let mut snapshot = Snapshot::new(world.version(), changed);
+        for kind in ResourceType::ALL {
+            let set: ResourceSet = generate(&scope, cache, kind, &Extent::All).into_iter().collect();
+            snapshot = snapshot.with(kind.type_url(), Arc::new(set));
+        }
+        Self { scope, snapshot: Arc::new(snapshot) }
+    }
+
+    /// Brings it up to date. A snapshot that the change does not touch stays, and so does every set of one type, which is
+    /// how connections know at a glance.
+    fn follow(&mut self, world: &Arc<World>, delta: &Delta, changed: Instant, cache: &Cache) {
+        self.scope = self.scope.follow(world.clone(), delta);
+        let affected = affected(delta, &self.scope);
+        let mut next = None;
+        for kind in ResourceType::ALL {
+            let old = self.snapshot.set(kind.type_url());
+            if let Some(set) = refreshed(old, &self.scope, kind, affected.of(kind), delta, cache) {
+                let start = || Snapshot::clone_at(&self.snapshot, world.version(), changed);
+                next = Some(next.unwrap_or_else(start).with(kind.type_url(), Arc::new(set)));
+            }
+        }
+        if let Some(next) = next {
+            self.snapshot = Arc::new(next);
+        }
+    }
+}
+
+/// The set of one type after a change, or none when it stays as it is.
+fn refreshed(
+    old: &ResourceSet,
+    scope: &Scope,
+    kind: ResourceType,
+    extent: &Extent,
     delta: &Delta,
-    changed: Instant,
     cache: &Cache,
-) -> Option<Arc<Snapshot>> {
-    let scope = Scope::new(world.clone(), class.clone());
-    let affected = if before.is_some() { affected(delta, &scope) } else { Affected::all() };
-    if affected.is_none() {
+) -> Option<ResourceSet> {
+    if extent.is_none() {
         return None;
     }
-    let mut differs = before.is_none();
-    let mut next = Snapshot::new(world.version(), changed);
-    for kind in ResourceType::ALL {
-        let old = before.map(|snapshot| snapshot.set(kind.type_url()).clone());
-        let set = match (affected.of(kind), old) {
-            (Extent::None, Some(old)) => old,
-            (extent, old) => {
-                let kept =
-                    old.iter().flat_map(|old| old.iter()).filter(|resource| !extent.covers(&resource.name));
-                let set: ResourceSet = kept.cloned().chain(generate(&scope, cache, kind, extent)).collect();
-                match old.clone() {
-                    Some(old) if old.same_content(&set) => old,
-                    _ => {
-                        differs = true;
-                        Arc::new(set)
-                    }
-                }
-            }
-        };
-        next = next.with(kind.type_url(), set);
-    }
-    differs.then(|| Arc::new(next))
+    let now = generate(scope, cache, kind, extent);
+    // Endpoints that come and go change assignments but never which there are.
+    let only_endpoints = matches!(extent, Extent::Services(_))
+        && delta.services.is_empty()
+        && delta.destination_rule_hosts.is_empty();
+    let gone: Vec<Arc<str>> = if only_endpoints {
+        Vec::new()
+    } else {
+        let names: HashSet<&str> = now.iter().map(|resource| &*resource.name).collect();
+        let covered = old.iter().map(|resource| &resource.name).filter(|name| extent.covers(name));
+        covered.filter(|name| !names.contains(&***name)).cloned().collect()
+    };
+    let without = old.without(gone.iter().map(|name| &**name));
+    without.as_ref().unwrap_or(old).with(now).or(without)
 }

@@ -77,6 +77,8 @@ fn describe_type(status: &TypeStatus) -> Value {
     if let Some(nacked) = &status.nacked {
         fields["nacked"] = stamp(&nacked.stamp);
         fields["error"] = json!(nacked.message);
+        let rejected: Vec<&str> = status.rejected.iter().map(|name| &**name).collect();
+        fields["rejected"] = json!(rejected);
     }
     fields
 }

@@ -1,4 +1,6 @@
 //! Listeners of gateways.
+use std::sync::Arc;
+
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
@@ -12,14 +14,14 @@ use crate::wire;
 /// Everything a gateway's HTTP listener depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GatewayListenerInputs {
-    settings: Settings,
+    settings: Arc<Settings>,
     bind: String,
     port: u16,
     name: String,
     route_name: String,
 }
 
-pub(crate) fn inputs(settings: &Settings, server: &HttpServer) -> GatewayListenerInputs {
+pub(crate) fn inputs(settings: &Arc<Settings>, server: &HttpServer) -> GatewayListenerInputs {
     GatewayListenerInputs {
         settings: settings.clone(),
         bind: server.bind.clone(),

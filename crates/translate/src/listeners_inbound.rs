@@ -1,4 +1,6 @@
 //! The inbound listener of sidecars.
+use std::sync::Arc;
+
 use lateen_model::{Hostname, Protocol};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
@@ -21,7 +23,7 @@ pub(crate) const INBOUND_PORT: u16 = 15006;
 /// Everything `virtualInbound` depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct InboundInputs {
-    settings: Settings,
+    settings: Arc<Settings>,
     ports: Vec<InboundPort>,
 }
 

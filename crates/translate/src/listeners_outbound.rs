@@ -5,6 +5,7 @@
 //! every other port listens at the service's address, or at its pods' when it is headless.
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use lateen_model::{Service, ServicePort};
 use lateen_xds::pb::envoy::config::core::v3 as core;
@@ -24,14 +25,14 @@ pub(crate) const OUTBOUND_PORT: u16 = 15001;
 /// Everything an HTTP port's listener depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HttpPortInputs {
-    settings: Settings,
+    settings: Arc<Settings>,
     port: u16,
 }
 
 /// Everything the listener of a service's address and port depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AddressInputs {
-    settings: Settings,
+    settings: Arc<Settings>,
     address: IpAddr,
     port: u16,
     cluster: String,
@@ -42,7 +43,7 @@ pub(crate) struct AddressInputs {
 /// Everything `virtualOutbound` depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct VirtualInputs {
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 /// The inputs of a sidecar's outbound listeners.
@@ -56,7 +57,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
     let mut http: BTreeSet<u16> = BTreeSet::new();
     let mut addresses: BTreeMap<(IpAddr, u16), (String, Option<String>)> = BTreeMap::new();
-    for service in &scope.services {
+    for service in scope.services.iter() {
         for port in service.mesh_ports() {
             if port.protocol.is_http() {
                 http.insert(port.port);

@@ -61,7 +61,7 @@ struct PortServices<'a> {
 
 pub(crate) fn inputs(scope: &Scope) -> Vec<SidecarRouteInputs> {
     let mut ports: BTreeMap<u16, PortServices<'_>> = BTreeMap::new();
-    for service in &scope.services {
+    for service in scope.services.iter() {
         for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed()) {
             let found = ports.entry(port.port).or_default();
             found.shared |= port.protocol.is_http();

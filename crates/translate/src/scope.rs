@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lateen_model::{Hostname, ObjectName, Service, VirtualService, World};
+use lateen_model::{Delta, Hostname, ObjectName, Service, VirtualService, World};
 
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
@@ -16,12 +16,12 @@ pub struct Scope {
     /// The class.
     pub class: Arc<ProxyClass>,
     /// The services it may see, by host name, without those that are aliases (`ExternalName`).
-    pub services: Vec<Arc<Service>>,
+    pub services: Arc<[Arc<Service>]>,
     /// The aliases it may see, by the service they mean; aliases of what is outside the mesh are left to DNS.
-    aliases: BTreeMap<Hostname, Vec<ObjectName>>,
+    aliases: Arc<BTreeMap<Hostname, Vec<ObjectName>>>,
     /// For sidecars: the VirtualServices that apply to it, oldest first.
-    pub virtual_services: Vec<Arc<VirtualService>>,
-    pub(crate) settings: Settings,
+    pub virtual_services: Arc<[Arc<VirtualService>]>,
+    pub(crate) settings: Arc<Settings>,
 }
 
 impl Scope {
@@ -31,13 +31,24 @@ impl Scope {
             service.visibility.allows(&class.namespace) && service.alias_of().is_none()
         };
         let services = world.services().filter(visible).cloned().collect();
-        let aliases = aliases(&world, &class.namespace);
-        let virtual_services = match class.kind {
-            ProxyKind::Sidecar => world.mesh_virtual_services(&class.namespace),
-            ProxyKind::Router => Vec::new(),
-        };
-        let settings = Settings::new(world.mesh());
+        let aliases = Arc::new(aliases(&world, &class.namespace));
+        let virtual_services = virtual_services(&world, &class);
+        let settings = Arc::new(Settings::new(world.mesh()));
         Self { world, class, services, aliases, virtual_services, settings }
+    }
+
+    /// The same class's view of the world after a change. What the change cannot touch is taken over.
+    #[must_use]
+    pub fn follow(&self, world: Arc<World>, delta: &Delta) -> Self {
+        // Mesh config has defaults of visibility.
+        if delta.mesh || !delta.services.is_empty() {
+            return Self::new(world, self.class.clone());
+        }
+        let virtual_services = match delta.virtual_services.is_empty() {
+            true => self.virtual_services.clone(),
+            false => virtual_services(&world, &self.class),
+        };
+        Self { world, virtual_services, ..self.clone() }
     }
 
     /// The service of this host, if the class may see it.
@@ -58,6 +69,13 @@ impl Scope {
             Extent::All => self.services.iter().collect(),
             Extent::Services(hosts) => hosts.iter().filter_map(|host| self.service(host)).collect(),
         }
+    }
+}
+
+fn virtual_services(world: &World, class: &ProxyClass) -> Arc<[Arc<VirtualService>]> {
+    match class.kind {
+        ProxyKind::Sidecar => world.mesh_virtual_services(&class.namespace).into(),
+        ProxyKind::Router => Arc::default(),
     }
 }
 

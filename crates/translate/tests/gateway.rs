@@ -95,3 +95,18 @@ fn https_redirect_needs_no_virtual_service() {
     let resources = mesh.gateway_resources();
     assert_eq!(virtual_host(resources.get(Route, "http.8080"), "a.com:80")["require_tls"], "ALL");
 }
+
+#[test]
+fn rules_of_other_gateways_take_no_host_away() {
+    let mut mesh = Mesh::empty();
+    mesh.pod("istio-system", "istio-ingressgateway-1", "10.244.0.9", json!({"istio": "ingressgateway"}));
+    for (name, selected) in [("one", "ingressgateway"), ("two", "other")] {
+        mesh.config(&format!("{{kind: Gateway, metadata: {{name: {name}}}, spec: {{selector: {{istio: {selected}}}, servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ['*']}}]}}}}"));
+    }
+    mesh.config("{kind: VirtualService, metadata: {name: a}, spec: {hosts: [a.com], gateways: [one, two], http: [{match: [{gateways: [two]}], directResponse: {status: 201}}]}}");
+    mesh.config("{kind: VirtualService, metadata: {name: any}, spec: {hosts: ['*'], gateways: [one], http: [{directResponse: {status: 202}}]}}");
+    let resources = mesh.gateway_resources();
+    let hosts = resources.get(Route, "http.80")["virtual_hosts"].as_array().cloned().unwrap_or_default();
+    let domains: Vec<_> = hosts.iter().map(|host| host["domains"][0].clone()).collect();
+    assert_eq!(domains, ["*"], "a.com has no rule here: everybody's rule is its too");
+}

@@ -194,6 +194,49 @@ fn hosts_that_are_no_services_are_served_on_port_80() {
 }
 
 #[test]
+fn other_hosts_are_served_on_the_ports_of_the_services_beside_them() {
+    let mut mesh = Mesh::course();
+    mesh.service("default", "api", "10.96.0.70", json!([{"name": "http", "port": 8080}]), json!({"app": "api"}));
+    mesh.config("{kind: VirtualService, metadata: {name: api}, spec: {hosts: [api, api.example.com], http: [{route: [{destination: {host: customers}}]}]}}");
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let cluster = |port: &str, host: &str| {
+        let route = resources.get(Route, port);
+        virtual_host(route, &format!("{host}:{port}"))["routes"][0]["route"]["cluster"].clone()
+    };
+    let customers = "outbound|80||customers.default.svc.cluster.local";
+    assert_eq!(cluster("8080", "api.default.svc.cluster.local"), customers, "the destination's only port");
+    assert_eq!(cluster("8080", "api.example.com"), customers);
+    // Port 80 is for every host, the service's that is not on it among them.
+    assert_eq!(cluster("80", "api.example.com"), customers);
+    assert_eq!(cluster("80", "api.default.svc.cluster.local"), customers);
+}
+
+#[test]
+fn explicit_hosts_go_before_the_other_names_of_services() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: VirtualService, metadata: {name: short}, spec: {hosts: [customers.default], http: [{directResponse: {status: 418}}]}}");
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let route = resources.get(Route, "80");
+    assert_eq!(virtual_host(route, "customers.default:80")["domains"], json!(["customers.default"]));
+    let service = &virtual_host(route, "customers.default.svc.cluster.local:80")["domains"];
+    assert!(service.as_array().is_some_and(|domains| !domains.contains(&json!("customers.default"))), "{service}");
+}
+
+#[test]
+fn a_virtual_service_without_a_rule_for_the_proxy_leaves_the_service_as_it_is() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: VirtualService, metadata: {name: customers}, spec: {hosts: [customers, x.example.com], http: [
+      {match: [{sourceLabels: {app: nobody}}], directResponse: {status: 418}}, {match: [{port: 81}], directResponse: {status: 419}}]}}");
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    for name in ["80", "customers.default.svc.cluster.local:80"] {
+        let route = resources.get(Route, name);
+        let host = virtual_host(route, "customers.default.svc.cluster.local:80");
+        assert_eq!(host["routes"][0]["route"]["cluster"], "outbound|80||customers.default.svc.cluster.local", "{name}");
+        assert!(!route.to_string().contains("x.example.com"), "{name}");
+    }
+}
+
+#[test]
 fn policies_apply_by_port_and_subset() {
     let mut mesh = Mesh::course();
     mesh.config(

@@ -4,6 +4,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 /// One encoded resource, shared by every client that gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,10 +19,20 @@ pub struct Resource {
 }
 
 /// All resources of one type, by name. Immutable: a change makes a new set, and an unchanged type keeps its set, which
-/// is how a connection sees at once that there is nothing to do.
+/// is how a connection sees at once that there is nothing to do. Sets share their structure with those they were made from,
+/// so that both making one and finding what changed cost what changed, not what there is.
 #[derive(Clone, Debug, Default)]
 pub struct ResourceSet {
-    by_name: BTreeMap<Arc<str>, Arc<Resource>>,
+    by_name: OrdMap<Arc<str>, Arc<Resource>>,
+}
+
+/// A resource that differs between two sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Difference<'a> {
+    /// It is new or has another version.
+    Set(&'a Arc<Resource>),
+    /// It is gone.
+    Gone(&'a Arc<Resource>),
 }
 
 impl ResourceSet {
@@ -44,10 +56,37 @@ impl ResourceSet {
         self.by_name.is_empty()
     }
 
-    /// Whether both hold the same names at the same versions.
-    pub fn same_content(&self, other: &Self) -> bool {
-        self.len() == other.len()
-            && self.iter().zip(other.iter()).all(|(a, b)| a.name == b.name && a.version == b.version)
+    /// What differs between an older set and this one, by name.
+    pub(super) fn differences<'a>(&'a self, older: &'a Self) -> impl Iterator<Item = Difference<'a>> {
+        older.by_name.diff(&self.by_name).filter_map(|item| match item {
+            DiffItem::Add(_, new) => Some(Difference::Set(new)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                (old.version != new.version).then_some(Difference::Set(new))
+            }
+            DiffItem::Remove(_, old) => Some(Difference::Gone(old)),
+        })
+    }
+
+    /// This set with `resources` in place of those of the same names; none when it holds them already.
+    pub fn with(&self, resources: impl IntoIterator<Item = Arc<Resource>>) -> Option<Self> {
+        let mut next = None;
+        for resource in resources {
+            if self.get(&resource.name).is_none_or(|held| held.version != resource.version) {
+                let next: &mut Self = next.get_or_insert_with(|| self.clone());
+                next.by_name.insert(resource.name.clone(), resource);
+            }
+        }
+        next
+    }
+
+    /// This set without the resources of these names; none when it has none of them.
+    pub fn without<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut next = None;
+        for name in names.into_iter().filter(|name| self.by_name.contains_key(*name)) {
+            let next: &mut Self = next.get_or_insert_with(|| self.clone());
+            next.by_name.remove(name);
+        }
+        next
     }
 }
 
@@ -73,6 +112,11 @@ impl Snapshot {
     /// A snapshot without resources.
     pub fn new(version: u64, changed: Instant) -> Self {
         Self { version, changed, types: BTreeMap::new() }
+    }
+
+    /// The same resources for a later change.
+    pub fn clone_at(&self, version: u64, changed: Instant) -> Self {
+        Self { version, changed, types: self.types.clone() }
     }
 
     /// Sets the resources of a type.

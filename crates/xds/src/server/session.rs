@@ -4,13 +4,14 @@
 //! - Changes go out in the order clusters, endpoints, listeners, routes, each when the one before is acknowledged, and
 //!   clusters and endpoints are removed only after the listeners and routes that could refer to them ("make before
 //!   break", Envoy's "Eventual consistency considerations"). What a client asks for by name is answered at once.
-//! - A rejected response counts as delivered: the same versions are not sent again until something changes.
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+//! - What of a rejected response is good must still arrive: a client may refuse a response whole for one resource in it. The
+//!   response is sent again in parts until the bad one stands alone. That counts as delivered: its version is not sent again.
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::interest::Interest;
-use super::resource::{Resource, ResourceSet, Snapshot};
+use super::resource::{Difference, Resource, ResourceSet, Snapshot};
 use crate::type_urls;
 
 /// Variant of the protocol a client speaks.
@@ -26,6 +27,8 @@ pub enum Protocol {
 const MAX_NAMES: usize = 200_000;
 /// More types than this on one stream are refused.
 const MAX_TYPES: usize = 64;
+/// So many rejections of parts of one response are tried; a client that refuses more refuses everything.
+const MAX_SPLITS: u32 = 64;
 
 /// What a client says in one request, either variant.
 #[derive(Debug, Default)]
@@ -70,6 +73,8 @@ pub(super) struct Answer {
     /// When the change it carried arrived; none for what the client got because it asked.
     pub(super) changed: Option<Instant>,
     pub(super) error: Option<String>,
+    /// The resources it is about, unless what was rejected is sent again in parts.
+    pub(super) names: Vec<Arc<str>>,
 }
 
 /// One response to be sent.
@@ -89,6 +94,36 @@ struct InFlight {
     nonce: String,
     sent: Instant,
     changed: Option<Instant>,
+    content: Part,
+}
+
+/// What a response carries.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    resources: Vec<Arc<Resource>>,
+    removed: Vec<Arc<str>>,
+}
+
+impl Part {
+    fn names(self) -> Vec<Arc<str>> {
+        self.resources.iter().map(|resource| resource.name.clone()).chain(self.removed).collect()
+    }
+
+    /// Divides what was rejected with these words: what they mention from the rest, else in halves. None when there is
+    /// nothing to divide.
+    fn divide(&self, message: &str) -> Option<[Self; 2]> {
+        if self.resources.len() + usize::from(!self.removed.is_empty()) < 2 {
+            return None;
+        }
+        let (mentioned, rest): (Vec<_>, Vec<_>) =
+            self.resources.iter().cloned().partition(|resource| message.contains(&*resource.name));
+        let removed = self.removed.clone();
+        if !mentioned.is_empty() && (!rest.is_empty() || !removed.is_empty()) {
+            return Some([Self { resources: rest, removed }, Self { resources: mentioned, removed: Vec::new() }]);
+        }
+        let (first, second) = self.resources.split_at(self.resources.len() / 2);
+        Some([Self { resources: first.to_vec(), removed }, Self { resources: second.to_vec(), removed: Vec::new() }])
+    }
 }
 
 /// How much of a type may be sent now.
@@ -115,6 +150,9 @@ struct TypeState {
     /// Whether a response is due even if there is nothing to say.
     answer_due: bool,
     in_flight: Option<InFlight>,
+    /// Parts of a rejected response, to be sent one by one.
+    parts: VecDeque<Part>,
+    splits: u32,
 }
 
 /// Place in the order of sending; types without one are sent whenever they change.
@@ -140,6 +178,8 @@ impl TypeState {
             asked: BTreeSet::new(),
             answer_due: false,
             in_flight: None,
+            parts: VecDeque::new(),
+            splits: 0,
         }
     }
 
@@ -179,21 +219,75 @@ impl TypeState {
             }
             return (added, removed);
         }
-        let differs = |resource: &&Arc<Resource>| {
-            asked.contains(&resource.name)
-                || self.held(&resource.name).is_none_or(|held| held.version != resource.version)
-        };
-        let added: Vec<_> = self.wanted(set).filter(differs).cloned().collect();
-        let had = self.sent.iter().flat_map(|sent| self.wanted(sent)).chain(self.ahead.values());
-        let gone: Vec<_> = had
-            .filter(|held| set.get(&held.name).is_none() && !asked.contains(&held.name))
-            .cloned()
-            .collect();
+        let mut added: BTreeMap<Arc<str>, Arc<Resource>> = BTreeMap::new();
+        let mut gone: Vec<Arc<Resource>> = self.ahead.values().cloned().collect();
+        match &self.sent {
+            None => added.extend(self.wanted(set).map(|resource| (resource.name.clone(), resource.clone()))),
+            Some(sent) => {
+                for difference in set.differences(sent) {
+                    match difference {
+                        Difference::Set(new) if self.interest.covers(&new.name) => {
+                            added.insert(new.name.clone(), new.clone());
+                        }
+                        Difference::Gone(old) if self.interest.covers(&old.name) => gone.push(old.clone()),
+                        Difference::Set(_) | Difference::Gone(_) => {}
+                    }
+                }
+                // Where the client has something else than `sent` says.
+                let other = self.ahead.keys().chain(self.stale.keys()).chain(&asked);
+                let other = other.filter(|name| self.interest.covers(name)).filter_map(|name| set.get(name));
+                added.extend(other.map(|resource| (resource.name.clone(), resource.clone())));
+            }
+        }
+        added.retain(|name, resource| {
+            asked.contains(name) || self.held(name).is_none_or(|held| held.version != resource.version)
+        });
+        gone.retain(|held| set.get(&held.name).is_none() && !asked.contains(&held.name));
         self.stale.extend(gone.into_iter().map(|resource| (resource.name.clone(), resource)));
         self.stale.retain(|name, _| set.get(name).is_none());
         self.ahead.clear();
         self.sent = Some(set.clone());
-        (added, removed)
+        (added.into_values().collect(), removed)
+    }
+
+    /// Takes the answer to the response in flight, if it is one.
+    fn answer(&mut self, nonce: &str, error: Option<String>, divisible: bool) -> Option<Answer> {
+        let flight = self.in_flight.take_if(|flight| flight.nonce == nonce)?;
+        let mut names = Vec::new();
+        let parts = error.as_ref().filter(|_| divisible && self.splits < MAX_SPLITS);
+        match parts.and_then(|message| flight.content.divide(message)) {
+            Some(parts) => {
+                self.splits += 1;
+                // The parts of a part go before the other parts, so that there are never many.
+                parts.into_iter().rev().for_each(|part| self.parts.push_front(part));
+            }
+            None => names = flight.content.names(),
+        }
+        Some(Answer {
+            type_url: self.url.clone(),
+            nonce: flight.nonce,
+            sent: flight.sent,
+            changed: flight.changed,
+            error,
+            names,
+        })
+    }
+
+    /// The next part of a rejected response; what changed meanwhile is not part of it any more.
+    fn take_part(&mut self, set: &ResourceSet) -> Option<Part> {
+        while let Some(mut part) = self.parts.pop_front() {
+            let interest = &self.interest;
+            part.resources.retain(|resource| {
+                interest.covers(&resource.name)
+                    && set.get(&resource.name).is_some_and(|now| now.version == resource.version)
+            });
+            part.removed.retain(|name| interest.covers(name) && set.get(name).is_none());
+            if !part.resources.is_empty() || !part.removed.is_empty() {
+                return Some(part);
+            }
+        }
+        self.splits = 0;
+        None
     }
 
     /// Takes the names whose removal was put off.
@@ -210,11 +304,13 @@ pub(super) struct Session {
     snapshot: Arc<Snapshot>,
     types: Vec<TypeState>,
     nonces: u64,
+    /// Clusters sent before the client spoke of endpoints.
+    early_clusters: BTreeSet<Arc<str>>,
 }
 
 impl Session {
     pub(super) fn new(protocol: Protocol, snapshot: Arc<Snapshot>) -> Self {
-        Self { protocol, snapshot, types: Vec::new(), nonces: 0 }
+        Self { protocol, snapshot, types: Vec::new(), nonces: 0, early_clusters: BTreeSet::new() }
     }
 
     /// Takes over a newer snapshot; what was not sent of the one before is forgotten.
@@ -229,16 +325,10 @@ impl Session {
         }
         let (index, first) = self.type_index(&request.type_url)?;
         let state = &mut self.types[index];
-        let answer = match &state.in_flight {
-            Some(flight) if flight.nonce == request.nonce => state.in_flight.take().map(|flight| Answer {
-                type_url: state.url.clone(),
-                nonce: flight.nonce,
-                sent: flight.sent,
-                changed: flight.changed,
-                error: request.error,
-            }),
-            _ => None,
-        };
+        // Where responses are the whole state there are no parts.
+        let divisible = self.protocol == Protocol::Delta || !is_whole(&request.type_url);
+        let answer = state.answer(&request.nonce, request.error, divisible);
+        let was_wildcard = state.interest.is_wildcard();
         match request.change {
             Change::Delta { subscribe, unsubscribe, initial } => {
                 state.change(subscribe, unsubscribe, initial, first);
@@ -252,6 +342,13 @@ impl Session {
                 state.answer_due |= first || !asked.is_empty();
                 state.asked.extend(asked);
             }
+        }
+        if !first && !was_wildcard && state.interest.is_wildcard() {
+            state.widen();
+        }
+        if first && request.type_url == type_urls::ENDPOINT {
+            let early = std::mem::take(&mut self.early_clusters);
+            state.asked.extend(early.into_iter().filter(|name| state.interest.names().contains(name)));
         }
         if state.interest.names().len() > MAX_NAMES {
             return Err(RequestError::TooManyNames(request.type_url));
@@ -283,6 +380,9 @@ impl Session {
                 earlier_settled &= !ordered;
                 continue;
             }
+            if let Some(part) = state.take_part(snapshot.set(&state.url)) {
+                return Some(self.push(index, part, None));
+            }
             let is_first = state.sent.is_none();
             let extent = if earlier_settled || !ordered || is_first { Extent::All } else { Extent::Asked };
             let (added, mut removed) = state.take(snapshot.set(&state.url), extent);
@@ -295,7 +395,7 @@ impl Session {
             let silent = self.protocol == Protocol::Sotw && !is_whole(&state.url);
             if due || !added.is_empty() || (!removed.is_empty() && !silent) {
                 let changed = (!is_first).then_some(snapshot.changed);
-                return Some(self.push(index, added, removed, changed));
+                return Some(self.push(index, Part { resources: added, removed }, changed));
             }
         }
         if !earlier_settled {
@@ -308,33 +408,29 @@ impl Session {
             }
             let removed = state.take_stale();
             if !removed.is_empty() && (self.protocol == Protocol::Delta || is_whole(&state.url)) {
-                return Some(self.push(index, Vec::new(), removed, Some(snapshot.changed)));
+                let part = Part { resources: Vec::new(), removed };
+                return Some(self.push(index, part, Some(snapshot.changed)));
             }
         }
         None
     }
 
-    fn push(
-        &mut self,
-        index: usize,
-        added: Vec<Arc<Resource>>,
-        removed: Vec<Arc<str>>,
-        changed: Option<Instant>,
-    ) -> Push {
+    fn push(&mut self, index: usize, mut content: Part, changed: Option<Instant>) -> Push {
         self.nonces += 1;
         let state = &self.types[index];
-        let mut resources = added;
         if self.protocol == Protocol::Sotw && is_whole(&state.url) {
             // The whole state: what is new, what is unchanged, and what may not be removed yet.
             let set = self.snapshot.set(&state.url);
-            resources = state.wanted(set).chain(state.stale.values()).cloned().collect();
+            content.resources = state.wanted(set).chain(state.stale.values()).cloned().collect();
         }
         let url = state.url.clone();
         if *url == *type_urls::CLUSTER {
-            self.rewarm(&resources);
+            self.rewarm(&content.resources);
         }
         let nonce = self.nonces.to_string();
-        self.types[index].in_flight = Some(InFlight { nonce: nonce.clone(), sent: Instant::now(), changed });
+        let Part { resources, removed } = content.clone();
+        self.types[index].in_flight =
+            Some(InFlight { nonce: nonce.clone(), sent: Instant::now(), changed, content });
         Push {
             protocol: self.protocol,
             type_url: url,
@@ -349,6 +445,8 @@ impl Session {
     /// therefore does not ask for. Endpoints go by the cluster's name.
     fn rewarm(&mut self, clusters: &[Arc<Resource>]) {
         let Some(endpoints) = self.types.iter_mut().find(|state| *state.url == *type_urls::ENDPOINT) else {
+            // A returning client may claim to have their endpoints.
+            self.early_clusters.extend(clusters.iter().map(|cluster| cluster.name.clone()));
             return;
         };
         for cluster in clusters {
@@ -372,6 +470,15 @@ fn is_whole(type_url: &str) -> bool {
 }
 
 impl TypeState {
+    /// The client, which had named some resources, wants all of them now: it has only those it had named.
+    fn widen(&mut self) {
+        self.answer_due = true;
+        if let Some(sent) = &self.sent {
+            let had = self.interest.names().iter().filter_map(|name| sent.get(name)).cloned();
+            self.sent = Some(Arc::new(had.collect()));
+        }
+    }
+
     fn change(
         &mut self,
         subscribe: Vec<String>,

@@ -287,3 +287,92 @@ fn requests_beyond_the_limits_end_the_stream() {
     let one_more = Request { type_url: "more".into(), ..Request::default() };
     assert_eq!(session.request(one_more), Err(RequestError::TooManyTypes));
 }
+
+#[test]
+fn wanting_all_after_some_brings_the_rest() {
+    let content: Content<'_> = &[(CLUSTER, &[("a", "1"), ("b", "1")])];
+    let mut client = Client::delta(content);
+    client.subscribe(CLUSTER, &["a"]);
+    assert_eq!(client.settle(), ["Cluster +a=1"]);
+    client.subscribe(CLUSTER, &["*"]);
+    assert_eq!(client.settle(), ["Cluster +b=1"], "it was never given b");
+    client.set(&[(CLUSTER, &[("a", "2"), ("b", "1")])]);
+    assert_eq!(client.settle(), ["Cluster +a=2"]);
+}
+
+#[test]
+fn a_returning_client_gets_the_endpoints_of_clusters_that_changed_meanwhile() {
+    let mut client = Client::delta(&[(CLUSTER, &[("a", "2"), ("b", "1")]), (ENDPOINT, &[("a", "1"), ("b", "1")])]);
+    client.request(CLUSTER, &[], &[], &[("a", "1"), ("b", "1")]);
+    let clusters = client.receive().unwrap();
+    assert_eq!(client.log, ["Cluster +a=2"]);
+    // Envoy warms the new a and waits for endpoints that it says it has.
+    client.request(ENDPOINT, &["a", "b"], &[], &[("a", "1"), ("b", "1")]);
+    client.answer(&clusters, None);
+    assert_eq!(client.settle(), ["Cluster +a=2", "ClusterLoadAssignment +a=1"]);
+}
+
+/// A client that refuses a response whole when it carries what it does not like.
+fn refuse_whole(client: &mut Client, bad: &[&str], mention: bool) -> (Vec<String>, usize) {
+    let mut accepted = Vec::new();
+    let mut refusals = 0;
+    while let Some(push) = client.session.next() {
+        let found: Vec<_> =
+            push.resources.iter().filter(|resource| bad.contains(&&*resource.name)).collect();
+        if let Some(first) = found.first() {
+            refusals += 1;
+            let message = if mention { format!("I do not like {}", first.name) } else { "no".to_owned() };
+            let answer = client.answer(&push, Some(&message));
+            assert!(answer.names.is_empty() || found.len() == push.resources.len(), "{answer:?}");
+        } else {
+            accepted.extend(push.resources.iter().map(|resource| resource.name.to_string()));
+            accepted.extend(push.removed.iter().map(|name| format!("-{name}")));
+            client.answer(&push, None);
+        }
+    }
+    accepted.sort();
+    (accepted, refusals)
+}
+
+#[test]
+fn one_bad_resource_keeps_no_other_from_arriving() {
+    let names: Vec<String> = (0..100).map(|index| format!("r{index:02}")).collect();
+    let all: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let asked: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (mention, most) in [(true, 4), (false, 20)] {
+        let mut client = Client::delta(&[(ROUTE, &all)]);
+        client.subscribe(ROUTE, &asked);
+        let (accepted, refusals) = refuse_whole(&mut client, &["r42", "r77"], mention);
+        assert_eq!(accepted.len(), 98, "mention: {mention}");
+        assert!(refusals <= most, "mention: {mention}: {refusals}");
+        assert!(client.session.next().is_none(), "what was refused alone is not sent again");
+        // What changes is sent, the bad one too.
+        let changed: Vec<(&str, &str)> =
+            all.iter().map(|(name, _)| (*name, if *name == "r42" { "2" } else { "1" })).collect();
+        client.set(&[(ROUTE, &changed)]);
+        assert_eq!(client.settle(), ["RouteConfiguration +r42=2"]);
+    }
+}
+
+#[test]
+fn removals_of_a_refused_response_arrive_too() {
+    let mut client = Client::delta(&[(ROUTE, &[("a", "1"), ("b", "1")])]);
+    client.subscribe(ROUTE, &["a", "b"]);
+    client.settle();
+    client.set(&[(ROUTE, &[("a", "2")])]);
+    assert_eq!(refuse_whole(&mut client, &["a"], true), (vec!["-b".to_owned()], 2));
+}
+
+#[test]
+fn a_client_that_refuses_everything_is_not_asked_for_ever() {
+    let names: Vec<String> = (0..5000).map(|index| format!("r{index}")).collect();
+    let all: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let mut client = Client::delta(&[(CLUSTER, &all)]);
+    client.subscribe(CLUSTER, &[]);
+    let mut refusals = 0;
+    while let Some(push) = client.session.next() {
+        refusals += 1;
+        client.answer(&push, Some("no"));
+    }
+    assert!(refusals <= 2 * MAX_SPLITS as usize + 1, "{refusals}");
+}

@@ -1,5 +1,5 @@
 //! What every connected client was sent and what it said about it.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,8 +35,10 @@ pub struct TypeStatus {
     pub sent: Option<Stamp>,
     /// The last response that was accepted.
     pub acked: Option<Stamp>,
-    /// The rejection of the last response, until another one is accepted.
+    /// The last rejection, as long as something is rejected.
     pub nacked: Option<Nack>,
+    /// The resources whose current version the client rejected.
+    pub rejected: BTreeSet<Arc<str>>,
     /// Resources the client is subscribed to.
     pub subscribed: usize,
 }
@@ -44,9 +46,9 @@ pub struct TypeStatus {
 /// Where a client stands with one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncState {
-    /// The client acknowledged the last response.
+    /// The client accepted everything it was sent.
     Synced,
-    /// The last response is not acknowledged, or was rejected.
+    /// The last response is not acknowledged, or something was rejected.
     Stale,
     /// Nothing was sent.
     NotSent,
@@ -57,7 +59,9 @@ impl TypeStatus {
     pub fn state(&self) -> SyncState {
         match (&self.sent, &self.acked) {
             (None, _) => SyncState::NotSent,
-            (Some(sent), Some(acked)) if sent.nonce == acked.nonce => SyncState::Synced,
+            (Some(sent), Some(acked)) if sent.nonce == acked.nonce && self.rejected.is_empty() => {
+                SyncState::Synced
+            }
             _ => SyncState::Stale,
         }
     }
@@ -152,9 +156,70 @@ impl Entry {
         match &answer.error {
             None => {
                 of_type.acked = Some(stamp);
-                of_type.nacked = None;
+                for name in &answer.names {
+                    of_type.rejected.remove(name);
+                }
+                if of_type.rejected.is_empty() {
+                    of_type.nacked = None;
+                }
             }
-            Some(message) => of_type.nacked = Some(Nack { stamp, message: message.clone() }),
+            Some(message) => {
+                of_type.nacked = Some(Nack { stamp, message: message.clone() });
+                of_type.rejected.extend(answer.names.iter().cloned());
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::type_urls::ROUTE;
+    use std::time::Instant;
+
+    fn answer(nonce: &str, error: Option<&str>, names: &[&str]) -> Answer {
+        Answer {
+            type_url: ROUTE.into(),
+            nonce: nonce.to_owned(),
+            sent: Instant::now(),
+            changed: None,
+            error: error.map(str::to_owned),
+            names: names.iter().map(|&name| name.into()).collect(),
+        }
+    }
+
+    fn push(nonce: &str) -> Push {
+        Push {
+            protocol: Protocol::Delta,
+            type_url: ROUTE.into(),
+            nonce: nonce.to_owned(),
+            version: 1,
+            resources: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_rejection_is_told_until_the_rejected_resource_is_accepted_or_gone() {
+        let connections = Connections::default();
+        let entry = connections.insert(ConnectionStatus {
+            id: 1,
+            node: Arc::default(),
+            peer: None,
+            protocol: Protocol::Delta,
+            connected: SystemTime::now(),
+            types: BTreeMap::new(),
+        });
+        let now = || connections.list()[0].types[ROUTE].clone();
+        entry.pushed(&push("1"), 2);
+        entry.answered(&answer("1", Some("bad bad"), &["bad"]));
+        assert_eq!(now().state(), SyncState::Stale);
+        entry.pushed(&push("2"), 2);
+        entry.answered(&answer("2", None, &["good"]));
+        assert_eq!(now().nacked.as_ref().map(|nack| nack.message.as_str()), Some("bad bad"));
+        assert_eq!(now().state(), SyncState::Stale, "the other resource is still rejected");
+        entry.pushed(&push("3"), 2);
+        entry.answered(&answer("3", None, &["bad"]));
+        assert_eq!((now().state(), now().nacked), (SyncState::Synced, None));
     }
 }
