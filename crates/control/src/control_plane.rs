@@ -25,9 +25,11 @@ use crate::injection_webhook::{self, Injector};
 use crate::mesh_objects::{self, InjectionState, MeshObjects};
 use crate::metrics::Metrics;
 use crate::push::{Input, Published, PushLoop};
+use crate::refused::Refused;
 use crate::serve::Server;
 use crate::serving_cert::{ServingCert, ServingCertError};
 use crate::source::{ProxySource, Sessions};
+use crate::validation_webhook::Validator;
 use crate::{Config, root_cert, status_writer, validation_webhook, watch as watches, webhook_patch};
 
 /// Changes on their way from the watches to the push loop.
@@ -188,7 +190,8 @@ impl ControlPlane {
             .name("push".to_owned())
             .spawn(move || push.run(receiver))
             .map_err(StartError::Thread)?;
-        watches::start(&client, &inputs, &stop);
+        let refused = Refused::default();
+        watches::start(&client, &inputs, &refused, &stop);
         let (mesh_objects, injection) = MeshObjects::new(inputs.clone(), &config.suffix());
         let following = mesh_objects.run(client.clone(), config.namespace.clone());
         let until = stop.clone();
@@ -197,7 +200,7 @@ impl ControlPlane {
         let background = TaskTracker::new();
         background.spawn(certificate.clone().renew(authority, stop.clone()));
         background.spawn(root_cert::distribute(client.clone(), root_certificate.clone(), stop.clone()));
-        background.spawn(status_writer::run(client.clone(), published.clone(), stop.clone()));
+        background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
         let revision =
             if config.revision.is_empty() { "default".to_owned() } else { config.revision.clone() };
         let trust = webhook_patch::keep(client.clone(), revision, root_certificate.clone(), stop.clone());
@@ -334,11 +337,12 @@ impl Parts<'_> {
         };
         let injector =
             Injector { state: self.ready.injection.clone(), revision, metrics: self.metrics.clone() };
+        let validator = Validator { metrics: self.metrics.clone(), published: self.ready.published.clone() };
         let inject = post(injection_webhook::handle).with_state(injector);
         Router::new()
             .route("/inject", inject.clone())
             .route("/inject/{*parameters}", inject)
-            .route("/validate", post(validation_webhook::handle).with_state(self.metrics.clone()))
+            .route("/validate", post(validation_webhook::handle).with_state(validator))
             .layer(DefaultBodyLimit::max(REVIEW_BYTES))
     }
 }

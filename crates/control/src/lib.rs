@@ -17,6 +17,7 @@ mod metrics;
 mod node;
 mod process_metrics;
 mod push;
+mod refused;
 mod root_cert;
 mod serve;
 mod serving_cert;

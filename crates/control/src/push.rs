@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lateen_model::{Delta, Event, Store, World};
-use lateen_translate::{Affected, Cache, Extent, Proxy, ProxyClass, ResourceType, Scope, affected, generate};
+use lateen_translate::{Cache, Extent, Proxy, ProxyClass, ResourceType, Scope, affected, generate};
 use lateen_xds::server::{ResourceSet, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 

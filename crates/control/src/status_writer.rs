@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::push::Published;
+use crate::refused::{Key, Refusal, Refused};
 
 /// Writes at a time.
 const WRITERS: usize = 4;
@@ -26,26 +27,29 @@ const RECONCILED: &str = "Reconciled";
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     generation: i64,
+    /// Why this generation is not used.
+    refused: Option<String>,
     warnings: Vec<Warning>,
 }
 
-/// Identifies an object among all kinds.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    kind: &'static str,
-    name: ObjectName,
-}
-
 /// Follows the world and writes until told to stop.
-pub(crate) async fn run(client: Client, mut published: watch::Receiver<Published>, stop: CancellationToken) {
+pub(crate) async fn run(
+    client: Client,
+    mut published: watch::Receiver<Published>,
+    refused: Refused,
+    stop: CancellationToken,
+) {
+    let mut refused = refused.subscribe();
     let mut written: BTreeMap<Key, Wanted> = BTreeMap::new();
     let mut seen = None;
     loop {
         let now = published.borrow_and_update().clone();
+        let refusals = refused.borrow_and_update().clone();
         let mut failed = false;
-        if now.complete && seen != Some(now.config_version) {
-            seen = Some(now.config_version);
-            let wanted = wanted(&now.world);
+        let current = (now.config_version, refusals);
+        if now.complete && seen.as_ref() != Some(&current) {
+            let wanted = wanted(&now.world, &current.1);
+            seen = Some(current);
             written.retain(|key, _| wanted.contains_key(key));
             let changed: Vec<_> =
                 wanted.into_iter().filter(|(key, wanted)| written.get(key) != Some(wanted)).collect();
@@ -78,15 +82,16 @@ pub(crate) async fn run(client: Client, mut published: watch::Receiver<Published
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RETRY), if failed => {}
             changed = published.changed() => if changed.is_err() { return },
+            changed = refused.changed() => if changed.is_err() { return },
         }
     }
 }
 
 /// The statuses all objects should have.
-fn wanted(world: &World) -> BTreeMap<Key, Wanted> {
+fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Wanted> {
     fn add<S: Kind>(map: &mut BTreeMap<Key, Wanted>, config: &Config<S>, warnings: Vec<Warning>) {
         let key = Key { kind: S::KIND, name: config.name.clone() };
-        map.insert(key, Wanted { generation: config.generation, warnings });
+        map.insert(key, Wanted { generation: config.generation, refused: None, warnings });
     }
     let mut map = BTreeMap::new();
     for service in world.virtual_services() {
@@ -97,6 +102,11 @@ fn wanted(world: &World) -> BTreeMap<Key, Wanted> {
     }
     for gateway in world.gateways() {
         add(&mut map, gateway, check_gateway(gateway, world));
+    }
+    // Over what is said of the last good state, which goes on being used.
+    for (key, Refusal { generation, reason }) in refused {
+        let warnings = vec![Warning::invalid(reason)];
+        map.insert(key.clone(), Wanted { generation: *generation, refused: Some(reason.clone()), warnings });
     }
     map
 }
@@ -140,16 +150,17 @@ fn now() -> String {
 /// The status to write in place of `current`, or none when that says the same. Conditions of others stay.
 fn status(current: Status, wanted: &Wanted, now: &str) -> Option<Status> {
     let messages: Vec<ValidationMessage> = wanted.warnings.iter().map(message).collect();
-    let (reason, text) = match wanted.warnings.len() {
-        0 => ("Reconciled", "taken over by the control plane".to_owned()),
-        1 => ("Warnings", "taken over by the control plane with 1 warning".to_owned()),
-        count => ("Warnings", format!("taken over by the control plane with {count} warnings")),
+    let (state, reason, text) = match (&wanted.refused, wanted.warnings.len()) {
+        (Some(reason), _) => ("False", "Invalid", format!("not used, the last good state stays in force: {reason}")),
+        (None, 0) => ("True", "Reconciled", "taken over by the control plane".to_owned()),
+        (None, 1) => ("True", "Warnings", "taken over by the control plane with 1 warning".to_owned()),
+        (None, count) => ("True", "Warnings", format!("taken over by the control plane with {count} warnings")),
     };
     let old = current.conditions.iter().find(|condition| condition.r#type == RECONCILED);
-    let changed_at = old.filter(|old| old.status == "True").and_then(|old| old.last_transition_time.clone());
+    let changed_at = old.filter(|old| old.status == state).and_then(|old| old.last_transition_time.clone());
     let condition = Condition {
         r#type: RECONCILED.to_owned(),
-        status: "True".to_owned(),
+        status: state.to_owned(),
         last_probe_time: None,
         last_transition_time: Some(changed_at.unwrap_or_else(|| now.to_owned())),
         reason: reason.to_owned(),
@@ -198,12 +209,12 @@ mod tests {
 
     #[test]
     fn a_status_is_written_only_when_it_says_something_new() {
-        let good = Wanted { generation: 1, warnings: vec![] };
+        let good = Wanted { generation: 1, refused: None, warnings: vec![] };
         let first = status(Status::default(), &good, "T1").unwrap();
         assert_eq!(first.conditions[0].status, "True");
         assert_eq!(first.observed_generation, Some(1));
         assert_eq!(status(first.clone(), &good, "T2"), None, "time alone is no news");
-        let bad = Wanted { generation: 2, warnings: vec![missing("x")] };
+        let bad = Wanted { generation: 2, refused: None, warnings: vec![missing("x")] };
         let second = status(first, &bad, "T3").unwrap();
         assert_eq!(second.validation_messages[0].message, "Referenced host not found: \"x\"");
         assert_eq!(second.validation_messages[0].r#type.code, "IST0101");
@@ -216,11 +227,24 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_object_is_not_reconciled() {
+        let good = Wanted { generation: 1, refused: None, warnings: vec![] };
+        let first = status(Status::default(), &good, "T1").unwrap();
+        let reason = "spec.http: bad".to_owned();
+        let warnings = vec![Warning::invalid(&reason)];
+        let second = status(first, &Wanted { generation: 2, refused: Some(reason), warnings }, "T2").unwrap();
+        let condition = &second.conditions[0];
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "Invalid"));
+        assert_eq!(condition.last_transition_time.as_deref(), Some("T2"));
+        assert_eq!(second.validation_messages[0].r#type.code, "IST0106");
+    }
+
+    #[test]
     fn conditions_of_others_stay() {
         let theirs =
             Condition { r#type: "Programmed".into(), status: "False".into(), ..Condition::default() };
         let current = Status { conditions: vec![theirs.clone()], ..Status::default() };
-        let next = status(current, &Wanted { generation: 1, warnings: vec![] }, "T").unwrap();
+        let next = status(current, &Wanted { generation: 1, refused: None, warnings: vec![] }, "T").unwrap();
         assert_eq!(next.conditions.len(), 2);
         assert!(next.conditions.contains(&theirs));
     }

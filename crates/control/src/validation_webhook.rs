@@ -5,18 +5,30 @@ use axum::Json;
 use axum::extract::State;
 use lateen_api::stored::STORED_KINDS;
 use lateen_api::validate::{Findings, validate_destination_rule, validate_gateway, validate_virtual_service};
-use serde::de::DeserializeOwned;
+use lateen_api::Kind;
+use lateen_model::{Config, World};
+use lateen_translate::{Warning, check_destination_rule, check_gateway, check_virtual_service};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::metrics::Metrics;
+use crate::push::Published;
+
+/// What the webhook works with.
+#[derive(Clone)]
+pub(crate) struct Validator {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) published: watch::Receiver<Published>,
+}
 
 /// Answers an AdmissionReview.
-pub(crate) async fn handle(State(metrics): State<Arc<Metrics>>, Json(review): Json<Value>) -> Json<Value> {
+pub(crate) async fn handle(State(validator): State<Validator>, Json(review): Json<Value>) -> Json<Value> {
     let request = &review["request"];
     let text = |pointer: &str| request.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let verdict = validate(&request["object"]);
+    let world = validator.published.borrow().world.clone();
+    let verdict = validate(&request["object"], &world);
     let passed = verdict.error.is_none();
-    metrics.validation(
+    validator.metrics.validation(
         text("/resource/group"),
         text("/resource/version"),
         text("/resource/resource"),
@@ -40,16 +52,22 @@ struct Verdict {
     warnings: Vec<String>,
 }
 
-fn validate(object: &Value) -> Verdict {
+fn validate(object: &Value, world: &World) -> Verdict {
     let kind = object["kind"].as_str().unwrap_or_default();
     let group = object["apiVersion"]
         .as_str()
         .and_then(|version| version.split_once('/'))
         .map_or("", |(group, _)| group);
     match (group, kind) {
-        ("networking.istio.io", "Gateway") => checked(object, validate_gateway),
-        ("networking.istio.io", "VirtualService") => checked(object, validate_virtual_service),
-        ("networking.istio.io", "DestinationRule") => checked(object, validate_destination_rule),
+        ("networking.istio.io", "Gateway") => {
+            checked(object, validate_gateway, |config| check_gateway(config, world))
+        }
+        ("networking.istio.io", "VirtualService") => {
+            checked(object, validate_virtual_service, |config| check_virtual_service(config, world))
+        }
+        ("networking.istio.io", "DestinationRule") => {
+            checked(object, validate_destination_rule, |config| check_destination_rule(config, world))
+        }
         _ => {
             let stored = STORED_KINDS.iter().find(|stored| stored.group == group && stored.kind == kind);
             let warnings = stored.map(|stored| stored.no_effect_warning()).into_iter().collect();
@@ -58,7 +76,13 @@ fn validate(object: &Value) -> Verdict {
     }
 }
 
-fn checked<S: DeserializeOwned>(object: &Value, check: fn(&S) -> Findings) -> Verdict {
+/// Refuses what is invalid and warns of what has no effect. References that lead nowhere are not worth a word yet: what they
+/// mean may be about to be applied. The status tells of them.
+fn checked<S: Kind>(
+    object: &Value,
+    check: fn(&S) -> Findings,
+    warnings: impl Fn(&Config<S>) -> Vec<Warning>,
+) -> Verdict {
     // An object without a spec has an empty one, in which everything required is missing.
     let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
     let spec: S = match serde_json::from_value(spec) {
@@ -81,12 +105,23 @@ fn checked<S: DeserializeOwned>(object: &Value, check: fn(&S) -> Findings) -> Ve
             Some(format!("configuration is invalid: {} errors occurred:\n\t* {list}\n\n", several.len()))
         }
     };
-    Verdict { error, warnings: findings.warnings.iter().map(ToString::to_string).collect() }
+    let mut said: Vec<String> = findings.warnings.iter().map(ToString::to_string).collect();
+    if error.is_none() {
+        let metadata = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
+        let config = Config::new(lateen_api::Object { metadata, spec, status: None });
+        said.extend(warnings(&config).into_iter().filter(Warning::is_about_effect).map(|warning| warning.message));
+    }
+    Verdict { error, warnings: said }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lateen_model::{Store, StoreOptions};
+
+    fn validate(object: &Value) -> Verdict {
+        super::validate(object, &Store::new(StoreOptions::default()).world())
+    }
 
     fn object(group: &str, kind: &str, spec: Value) -> Value {
         json!({ "apiVersion": format!("{group}/v1"), "kind": kind, "metadata": { "name": "x" }, "spec": spec })
@@ -126,5 +161,14 @@ mod tests {
         let verdict = validate(&object("security.istio.io", "PeerAuthentication", json!({})));
         assert_eq!(verdict.error, None);
         assert!(verdict.warnings[0].contains("no effect yet"), "{verdict:?}");
+    }
+
+    #[test]
+    fn fields_without_effect_are_told_and_missing_hosts_are_not() {
+        let http = json!([{ "fault": { "abort": { "httpStatus": 500 } }, "route": [{ "destination": { "host": "nobody" } }] }]);
+        let spec = json!({ "hosts": ["a"], "http": http });
+        let verdict = validate(&object("networking.istio.io", "VirtualService", spec));
+        assert_eq!(verdict.error, None);
+        assert_eq!(verdict.warnings, ["spec.http[0].fault has no effect yet"]);
     }
 }

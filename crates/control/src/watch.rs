@@ -13,6 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use lateen_api::validate::{
+    Findings, validate_destination_rule, validate_gateway, validate_virtual_service,
+};
 use lateen_api::{DestinationRuleSpec, GatewaySpec, Kind, VirtualServiceSpec};
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;
@@ -20,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::push::Input;
+use crate::refused::{Refusal, Refused};
 
 /// Pauses after an error: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -32,21 +36,27 @@ pub(crate) const KINDS: [&str; 8] =
     ["Service", "EndpointSlice", "Pod", "Namespace", "Node", "Gateway", "VirtualService", "DestinationRule"];
 
 /// Starts following every kind.
-pub(crate) fn start(client: &Client, inputs: &mpsc::Sender<Input>, stop: &CancellationToken) {
-    let core = Watches { client, inputs, stop };
+pub(crate) fn start(
+    client: &Client,
+    inputs: &mpsc::Sender<Input>,
+    refused: &Refused,
+    stop: &CancellationToken,
+) {
+    let core = Watches { client, inputs, refused, stop };
     core.typed::<Service>(KINDS[0], Object::Service);
     core.typed::<EndpointSlice>(KINDS[1], Object::EndpointSlice);
     core.typed::<Pod>(KINDS[2], Object::Pod);
     core.typed::<Namespace>(KINDS[3], Object::Namespace);
     core.typed::<Node>(KINDS[4], Object::Node);
-    core.custom::<GatewaySpec>(KINDS[5], Object::Gateway);
-    core.custom::<VirtualServiceSpec>(KINDS[6], Object::VirtualService);
-    core.custom::<DestinationRuleSpec>(KINDS[7], Object::DestinationRule);
+    core.custom::<GatewaySpec>(KINDS[5], Object::Gateway, validate_gateway);
+    core.custom::<VirtualServiceSpec>(KINDS[6], Object::VirtualService, validate_virtual_service);
+    core.custom::<DestinationRuleSpec>(KINDS[7], Object::DestinationRule, validate_destination_rule);
 }
 
 struct Watches<'a> {
     client: &'a Client,
     inputs: &'a mpsc::Sender<Input>,
+    refused: &'a Refused,
     stop: &'a CancellationToken,
 }
 
@@ -64,13 +74,25 @@ impl Watches<'_> {
         self.spawn(Api::<K>::all(self.client.clone()), kind, convert, tombstone);
     }
 
-    /// Custom resources are read field by field, so that one object that does not parse stops only itself.
-    fn custom<S: Kind + Default>(&self, kind: &'static str, wrap: fn(Box<lateen_api::Object<S>>) -> Object) {
+    /// Custom resources are read field by field, so that one object that does not parse stops only itself. They are validated
+    /// again, since one may have been written while no webhook answered, and a proxy would refuse all routes of a port for a
+    /// field it cannot read.
+    fn custom<S: Kind + Default>(
+        &self,
+        kind: &'static str,
+        wrap: fn(Box<lateen_api::Object<S>>) -> Object,
+        validate: fn(&S) -> Findings,
+    ) {
         let resource = ApiResource::erase::<lateen_api::Object<S>>(&());
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
         let convert = move |mut object: DynamicObject| {
             let spec =
                 serde_json::from_value::<S>(object.data["spec"].take()).map_err(|error| error.to_string())?;
+            let findings = validate(&spec);
+            if !findings.is_valid() {
+                let errors: Vec<String> = findings.errors.iter().map(ToString::to_string).collect();
+                return Err(errors.join("; "));
+            }
             Ok(wrap(Box::new(lateen_api::Object { metadata: object.metadata, spec, status: None })))
         };
         let tombstone = move |metadata: ObjectMeta| {
@@ -88,8 +110,8 @@ impl Watches<'_> {
     ) where
         K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
-        let follower =
-            Follower { kind, inputs: self.inputs.clone(), convert, tombstone, known: BTreeSet::new() };
+        let (inputs, refused) = (self.inputs.clone(), self.refused.clone());
+        let follower = Follower { kind, inputs, refused, convert, tombstone, known: BTreeSet::new() };
         let stop = self.stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(follower.run(api)).await });
     }
@@ -98,6 +120,7 @@ impl Watches<'_> {
 struct Follower<C, T> {
     kind: &'static str,
     inputs: mpsc::Sender<Input>,
+    refused: Refused,
     convert: C,
     tombstone: T,
     /// What the store holds of this kind.
@@ -172,13 +195,16 @@ impl<C, T> Follower<C, T> {
         C: Fn(K) -> Result<Object, String>,
     {
         let name = ObjectName::of(object.meta());
+        let generation = object.meta().generation.unwrap_or_default();
         match (self.convert)(object) {
             Ok(object) => {
+                self.refused.set(self.kind, &name, None);
                 self.known.insert(name);
                 self.send(Input::Object(Event::Applied(object), Instant::now())).await
             }
             Err(reason) => {
                 tracing::warn!("{} {name} is not used, its last good state stays: {reason}", self.kind);
+                self.refused.set(self.kind, &name, Some(Refusal { generation, reason }));
                 Ok(())
             }
         }
@@ -189,6 +215,7 @@ impl<C, T> Follower<C, T> {
         T: Fn(ObjectMeta) -> Object,
     {
         self.known.remove(&name);
+        self.refused.set(self.kind, &name, None);
         let metadata = ObjectMeta {
             name: Some(name.name.to_string()),
             namespace: (!name.namespace.is_empty()).then(|| name.namespace.to_string()),
@@ -203,6 +230,7 @@ impl<C, T> Follower<C, T> {
     where
         T: Fn(ObjectMeta) -> Object,
     {
+        self.refused.retain(self.kind, |name| listed.contains(name));
         let gone: Vec<ObjectName> =
             self.known.iter().filter(|name| !listed.contains(name)).cloned().collect();
         for name in gone {

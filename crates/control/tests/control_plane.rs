@@ -90,16 +90,24 @@ async fn what_a_proxy_says_is_seen() {
     let token = cluster.token("web", AUDIENCE).await;
     cluster.apply(service("web", 80)).await;
     let mut proxy = Proxy::connect(&control_plane, Introduction::web(&token), CLUSTER).await.unwrap();
-    let response = proxy.receive().await;
-    proxy.answer(&response, Some("clusters[0].foo is not supported")).await;
     proxy.subscribe(LISTENER, &[]).await;
-    proxy.until(|response| response.type_url == LISTENER).await;
+    // It refuses one cluster, alone or with others; everything else it takes.
+    let words = format!("{WEB}: foo is not supported");
+    let (mut alone, mut listeners) = (false, false);
+    while !(alone && listeners) {
+        let response = proxy.receive().await;
+        proxy.answer(&response, carries(&response, WEB).then_some(words.as_str())).await;
+        alone |= carries(&response, WEB) && response.resources.len() == 1;
+        listeners |= response.type_url == LISTENER;
+    }
+    let cluster_count = proxy.held.keys().filter(|(type_url, _)| type_url == CLUSTER).count();
+    assert!(cluster_count > 1, "the other clusters have come");
 
     let state = loop {
         let (code, body) = debug(&control_plane, "/debug/syncz").await;
         assert_eq!(code, 200);
         let list: Value = serde_json::from_str(&body).unwrap();
-        if list[0]["types"]["LDS"]["status"] == "SYNCED" && list[0]["types"]["CDS"]["error"].is_string() {
+        if list[0]["types"]["LDS"]["status"] == "SYNCED" && list[0]["types"]["CDS"]["rejected"][0].is_string() {
             break list[0].clone();
         }
         tokio::task::yield_now().await;
@@ -107,7 +115,8 @@ async fn what_a_proxy_says_is_seen() {
     assert_eq!(state["proxy"], "web-1.default");
     assert_eq!(state["istio_version"], "1.24.0");
     assert_eq!(state["types"]["CDS"]["status"], "STALE");
-    assert_eq!(state["types"]["CDS"]["error"], "clusters[0].foo is not supported");
+    assert_eq!(state["types"]["CDS"]["error"], words);
+    assert_eq!(state["types"]["CDS"]["rejected"], json!([WEB]));
     assert_eq!(state["types"]["RDS"]["status"], "NOT SENT");
     assert_eq!(state["listener_sent"], state["listener_acked"]);
 
@@ -117,7 +126,8 @@ async fn what_a_proxy_says_is_seen() {
     let (code, _) = debug(&control_plane, "/debug/config_dump?proxyID=nobody.default").await;
     assert_eq!(code, 404);
     let (_, metrics) = debug(&control_plane, "/metrics").await;
-    for line in ["pilot_xds{version=\"1.24.0\"} 1", "pilot_xds_cds_reject{node=\"web-1.default\"} 1"] {
+    // Once beside others, once alone.
+    for line in ["pilot_xds{version=\"1.24.0\"} 1", "pilot_xds_cds_reject{node=\"web-1.default\"} 2"] {
         assert!(metrics.contains(line), "{line} not in\n{metrics}");
     }
     for path in ["/debug/adsz", "/debug/configz", "/debug/registryz", "/debug/endpointz"] {
@@ -272,4 +282,35 @@ async fn configuration_is_judged_when_applied_and_in_its_status() {
                 .then_some(())
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_while_no_webhook_answered_is_refused_in_its_status() {
+    let cluster = Cluster::start().await;
+    cluster.apply(service("web", 80)).await;
+    // A proxy would refuse all routes of port 80 for this.
+    let mut bad = virtual_service("web", "web");
+    bad["spec"]["http"][0]["match"] = json!([{ "uri": { "regex": "(" } }]);
+    cluster.apply(bad.clone()).await;
+    let control_plane = cluster.control_plane().await;
+    let (state, reason) = cluster
+        .until("a refusal", bad.clone(), |now| {
+            let condition = &now["status"]["conditions"][0];
+            let code = now["status"]["validationMessages"][0]["type"]["code"] == "IST0106";
+            code.then(|| (condition["status"].clone(), condition["message"].to_string()))
+        })
+        .await;
+    assert_eq!(state, "False");
+    assert!(reason.contains("spec.http[0].match[0].uri.regex"), "{reason}");
+    let token = cluster.token("web", AUDIENCE).await;
+    let mut proxy = Proxy::connect(&control_plane, Introduction::web(&token), ROUTE).await.unwrap();
+    proxy.subscribe(ROUTE, &["80"]).await;
+    let response = proxy.until(|response| carries(response, "80")).await;
+    let body = &response.resources[0].resource.as_ref().unwrap().value;
+    let body = String::from_utf8_lossy(body);
+    assert!(body.contains(WEB) && !body.contains("virtual-service/web"), "the service is as if there were none");
+
+    cluster.apply(virtual_service("web", "web")).await;
+    let taken = |now: &Value| (now["status"]["conditions"][0]["status"] == "True").then_some(());
+    cluster.until("the mended object", bad, taken).await;
 }

@@ -32,6 +32,21 @@ impl Warning {
         Self { code: None, name: "NoEffectYet", message: format!("{path} has no effect yet: {reason}"), path }
     }
 
+    /// The whole object is not used, for this reason.
+    pub fn invalid(reason: &str) -> Self {
+        Self {
+            code: Some("IST0106"),
+            name: "SchemaValidationError",
+            path: "spec".to_owned(),
+            message: format!("Schema validation error: {reason}"),
+        }
+    }
+
+    /// Whether it is about something that has no effect, whatever else there is in the mesh.
+    pub fn is_about_effect(&self) -> bool {
+        self.code.is_none()
+    }
+
     fn not_found(path: String, kind: &str, what: &str) -> Self {
         let message = format!("Referenced {kind} not found: {what:?}");
         Self { code: Some("IST0101"), name: "ReferencedResourceNotFound", path, message }
@@ -121,6 +136,15 @@ fn check_destination(
         warnings.push(Warning::not_found(format!("{path}.host"), "host", &destination.host));
         return;
     };
+    if let Some(meant) = service.alias_of() {
+        let message = format!(
+            "{path}.host: {:?} is an alias (ExternalName) of {meant:?}, which nothing can be sent to; name the service it means",
+            destination.host
+        );
+        let path = format!("{path}.host");
+        warnings.push(Warning { code: Some("IST0101"), name: "ReferencedResourceNotFound", path, message });
+        return;
+    }
     if let Some(port) = &destination.port
         && u16::try_from(port.number).ok().and_then(|port| service.port(port)).is_none()
     {
