@@ -10,15 +10,15 @@ pub enum DurationError {
     /// Below zero.
     #[error("invalid duration {0:?}: must not be negative")]
     Negative(String),
-    /// Beyond what a protobuf duration holds.
-    #[error("invalid duration {0:?}: longer than 315576000000s")]
+    /// Beyond what Go and Envoy hold: 64 bits of nanoseconds.
+    #[error("invalid duration {0:?}: longer than 9223372036s")]
     TooLong(String),
 }
 
 /// Parses a duration in Go's notation (`ns us ms s m h`, may be combined), of which the proto JSON form is a subset.
 ///
 /// # Errors
-/// When the text is no duration, is negative, or is longer than protobuf allows.
+/// When the text is no duration, is negative, or is longer than 9223372036s: proxies refuse that.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
     let malformed = || DurationError::Malformed(text.to_owned());
     if text.starts_with('-') {
@@ -49,7 +49,7 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
         nanos += number * unit;
         rest = &rest[letters..];
     }
-    if nanos > 315_576_000_000e9 {
+    if nanos > 9_223_372_036e9 {
         return Err(DurationError::TooLong(text.to_owned()));
     }
     let seconds = (nanos / 1e9).floor();
@@ -83,6 +83,9 @@ mod tests {
             assert!(matches!(parse(text), Err(DurationError::Malformed(_))), "{text:?}");
         }
         assert!(matches!(parse("-1s"), Err(DurationError::Negative(_))));
-        assert!(matches!(parse("999999999999999s"), Err(DurationError::TooLong(_))));
+        assert!(parse("9223372036s").is_ok());
+        for text in ["9223372037s", "999999999999999s"] {
+            assert!(matches!(parse(text), Err(DurationError::TooLong(_))), "{text}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::duration::{self, DurationError};
+use crate::validate::header_value::check_commands;
 
 /// Name of the ConfigMap that holds the mesh config.
 pub const CONFIG_MAP: &str = "istio";
@@ -134,6 +135,9 @@ impl MeshConfig {
             let reason = "connectTimeout must be greater than zero".to_owned();
             return Err(MeshConfigError::Parse(reason));
         }
+        // Every listener has it: a proxy would refuse them all.
+        check_commands(&config.access_log_format)
+            .map_err(|problem| MeshConfigError::Parse(format!("accessLogFormat: {problem}")))?;
         Ok(config)
     }
 
@@ -309,5 +313,16 @@ mod tests {
         assert!(error.to_string().contains("connectTimeout"), "{error}");
         assert!(MeshConfig::parse("accessLogFile: [").is_err());
         assert!(MeshConfig::parse("connectTimeout: 0s").is_err(), "proxies refuse clusters with it");
+    }
+
+    #[test]
+    fn a_log_format_that_proxies_cannot_read_is_refused() {
+        for format in ["%FOO%", "100%", "%REQ%"] {
+            let error = MeshConfig::parse(&format!("accessLogFormat: '{format}'")).unwrap_err().to_string();
+            assert!(error.contains("accessLogFormat"), "{error}");
+        }
+        for format in ["[%START_TIME%] %REQ(:METHOD)%", "{\"a\": \"%RESPONSE_CODE%\"}"] {
+            assert!(MeshConfig::parse(&format!("accessLogFormat: '{format}'")).is_ok(), "{format}");
+        }
     }
 }

@@ -32,10 +32,10 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [flag, url, root, token, proxies] = &arguments[..]
+    if let [flag, url, proxies] = &arguments[..]
         && flag == "--proxies"
     {
-        return proxies_of(url, root, token, proxies.parse()?).await;
+        return proxies_of(url, &std::env::var("ROOT")?, &std::env::var("TOKEN")?, proxies.parse()?).await;
     }
     let number = |index: usize, default| arguments.get(index).map_or(Ok(default), |text| text.parse());
     let (services, endpoints, proxies) = (number(0, 1000)?, number(1, 10)?, number(2, 200)?);
@@ -59,7 +59,9 @@ async fn measure(services: usize, endpoints: usize, proxies: usize) -> Result<()
     let token = cluster.token("web", "istio-ca").await;
     let url = format!("https://{}", control_plane.addresses().xds);
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--proxies", &url, control_plane.root_certificate(), &token, &proxies.to_string()])
+        .args(["--proxies", &url, &proxies.to_string()])
+        .env("ROOT", control_plane.root_certificate())
+        .env("TOKEN", &token)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
@@ -69,7 +71,7 @@ async fn measure(services: usize, endpoints: usize, proxies: usize) -> Result<()
     const ROUNDS: usize = 10;
     let before = Sample::now()?;
     for round in 0..ROUNDS {
-        let addresses = addresses(0, endpoints - round % 2);
+        let addresses = addresses(0, endpoints - 1 + round % 2);
         cluster.apply(slice("s0", &addresses.iter().map(String::as_str).collect::<Vec<_>>())).await;
         until(&mut lines, &mut child, ENDPOINT).await?;
     }
@@ -86,7 +88,11 @@ async fn measure(services: usize, endpoints: usize, proxies: usize) -> Result<()
 }
 
 /// Waits for the child's word that every proxy has had a response.
-async fn until(lines: &mut Lines<BufReader<ChildStdout>>, child: &mut Child, what: &str) -> Result<(), Error> {
+async fn until(
+    lines: &mut Lines<BufReader<ChildStdout>>,
+    child: &mut Child,
+    what: &str,
+) -> Result<(), Error> {
     let found = async {
         while let Some(line) = lines.next_line().await? {
             if line == what {
@@ -222,9 +228,12 @@ fn node(index: usize) -> Node {
         ("LABELS".to_owned(), labels),
     ]);
     Node {
-        id: format!("sidecar~10.9.{}.{}~p{index}.default~default.svc.cluster.local", index / 250, index % 250),
+        id: format!(
+            "sidecar~10.9.{}.{}~p{index}.default~default.svc.cluster.local",
+            index / 250,
+            index % 250
+        ),
         metadata: Some(Struct { fields }),
         ..Node::default()
     }
 }
-

@@ -151,10 +151,14 @@ fn now() -> String {
 fn status(current: Status, wanted: &Wanted, now: &str) -> Option<Status> {
     let messages: Vec<ValidationMessage> = wanted.warnings.iter().map(message).collect();
     let (state, reason, text) = match (&wanted.refused, wanted.warnings.len()) {
-        (Some(reason), _) => ("False", "Invalid", format!("not used, the last good state stays in force: {reason}")),
+        (Some(reason), _) => {
+            ("False", "Invalid", format!("not used, the last good state stays in force: {reason}"))
+        }
         (None, 0) => ("True", "Reconciled", "taken over by the control plane".to_owned()),
         (None, 1) => ("True", "Warnings", "taken over by the control plane with 1 warning".to_owned()),
-        (None, count) => ("True", "Warnings", format!("taken over by the control plane with {count} warnings")),
+        (None, count) => {
+            ("True", "Warnings", format!("taken over by the control plane with {count} warnings"))
+        }
     };
     let old = current.conditions.iter().find(|condition| condition.r#type == RECONCILED);
     let changed_at = old.filter(|old| old.status == state).and_then(|old| old.last_transition_time.clone());

@@ -3,9 +3,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use lateen_api::Kind;
 use lateen_api::stored::STORED_KINDS;
 use lateen_api::validate::{Findings, validate_destination_rule, validate_gateway, validate_virtual_service};
-use lateen_api::Kind;
 use lateen_model::{Config, World};
 use lateen_translate::{Warning, check_destination_rule, check_gateway, check_virtual_service};
 use serde_json::{Value, json};
@@ -109,7 +109,9 @@ fn checked<S: Kind>(
     if error.is_none() {
         let metadata = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
         let config = Config::new(lateen_api::Object { metadata, spec, status: None });
-        said.extend(warnings(&config).into_iter().filter(Warning::is_about_effect).map(|warning| warning.message));
+        said.extend(
+            warnings(&config).into_iter().filter(Warning::is_about_effect).map(|warning| warning.message),
+        );
     }
     Verdict { error, warnings: said }
 }

@@ -13,9 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
-use lateen_api::validate::{
-    Findings, validate_destination_rule, validate_gateway, validate_virtual_service,
-};
+use lateen_api::validate::{Findings, validate_destination_rule, validate_gateway, validate_virtual_service};
 use lateen_api::{DestinationRuleSpec, GatewaySpec, Kind, VirtualServiceSpec};
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;

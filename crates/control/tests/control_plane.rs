@@ -107,7 +107,8 @@ async fn what_a_proxy_says_is_seen() {
         let (code, body) = debug(&control_plane, "/debug/syncz").await;
         assert_eq!(code, 200);
         let list: Value = serde_json::from_str(&body).unwrap();
-        if list[0]["types"]["LDS"]["status"] == "SYNCED" && list[0]["types"]["CDS"]["rejected"][0].is_string() {
+        if list[0]["types"]["LDS"]["status"] == "SYNCED" && list[0]["types"]["CDS"]["rejected"][0].is_string()
+        {
             break list[0].clone();
         }
         tokio::task::yield_now().await;
@@ -308,7 +309,10 @@ async fn what_was_written_while_no_webhook_answered_is_refused_in_its_status() {
     let response = proxy.until(|response| carries(response, "80")).await;
     let body = &response.resources[0].resource.as_ref().unwrap().value;
     let body = String::from_utf8_lossy(body);
-    assert!(body.contains(WEB) && !body.contains("virtual-service/web"), "the service is as if there were none");
+    assert!(
+        body.contains(WEB) && !body.contains("virtual-service/web"),
+        "the service is as if there were none"
+    );
 
     cluster.apply(virtual_service("web", "web")).await;
     let taken = |now: &Value| (now["status"]["conditions"][0]["status"] == "True").then_some(());

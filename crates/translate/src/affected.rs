@@ -93,7 +93,8 @@ pub fn affected(delta: &Delta, scope: &Scope) -> Affected {
     }
     let mut affected = Affected::default();
     affected.endpoints.add(delta.endpoints.iter().cloned());
-    let listens_at = |host: &Hostname| scope.service(host).is_some_and(|service| listens_at_endpoints(service));
+    let listens_at =
+        |host: &Hostname| scope.service(host).is_some_and(|service| listens_at_endpoints(service));
     if scope.class.kind == ProxyKind::Sidecar && delta.endpoints.iter().any(listens_at) {
         affected.listeners = Extent::All;
     }

@@ -64,8 +64,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
                 continue;
             }
             let cluster = outbound_cluster(&service.hostname, port.port, "");
-            let routes =
-                port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
+            let routes = port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
             for address in addresses_of(scope, service, port) {
                 addresses.entry((address, port.port)).or_insert_with(|| (cluster.clone(), routes.clone()));
             }

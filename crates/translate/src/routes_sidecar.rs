@@ -62,7 +62,8 @@ struct PortServices<'a> {
 pub(crate) fn inputs(scope: &Scope) -> Vec<SidecarRouteInputs> {
     let mut ports: BTreeMap<u16, PortServices<'_>> = BTreeMap::new();
     for service in scope.services.iter() {
-        for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed()) {
+        for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed())
+        {
             let found = ports.entry(port.port).or_default();
             found.shared |= port.protocol.is_http();
             found.services.push((service, port.protocol.is_sniffed()));
@@ -97,7 +98,8 @@ pub(crate) fn inputs(scope: &Scope) -> Vec<SidecarRouteInputs> {
 }
 
 fn service_host(scope: &Scope, rules: &Rules, service: &Service, port: u16) -> HostInputs {
-    let rules = rules.find(&service.hostname).map(|found| AppliedRules::new(scope, found, MESH_GATEWAY, port));
+    let rules =
+        rules.find(&service.hostname).map(|found| AppliedRules::new(scope, found, MESH_GATEWAY, port));
     HostInputs {
         host: service.hostname.to_string(),
         service: Some(ServiceHost {
@@ -155,13 +157,18 @@ impl Rules {
         };
         let mut others = Vec::new();
         for (service, hosts) in &self.all {
-            let (known, other): (Vec<&String>, Vec<&String>) = hosts.iter().partition(|host| is_service(host));
+            let (known, other): (Vec<&String>, Vec<&String>) =
+                hosts.iter().partition(|host| is_service(host));
             if other.is_empty() || (known.is_empty() && port != 80) {
                 continue;
             }
             let rules = AppliedRules::new(scope, service, MESH_GATEWAY, port);
             if !rules.rules.is_empty() {
-                let host = |host: &String| HostInputs { host: host.clone(), service: None, rules: Some(rules.clone()) };
+                let host = |host: &String| HostInputs {
+                    host: host.clone(),
+                    service: None,
+                    rules: Some(rules.clone()),
+                };
                 others.extend(other.into_iter().map(host));
             }
         }

@@ -196,7 +196,13 @@ fn hosts_that_are_no_services_are_served_on_port_80() {
 #[test]
 fn other_hosts_are_served_on_the_ports_of_the_services_beside_them() {
     let mut mesh = Mesh::course();
-    mesh.service("default", "api", "10.96.0.70", json!([{"name": "http", "port": 8080}]), json!({"app": "api"}));
+    mesh.service(
+        "default",
+        "api",
+        "10.96.0.70",
+        json!([{"name": "http", "port": 8080}]),
+        json!({"app": "api"}),
+    );
     mesh.config("{kind: VirtualService, metadata: {name: api}, spec: {hosts: [api, api.example.com], http: [{route: [{destination: {host: customers}}]}]}}");
     let resources = mesh.sidecar_resources("default", "web-frontend-1");
     let cluster = |port: &str, host: &str| {
@@ -219,7 +225,10 @@ fn explicit_hosts_go_before_the_other_names_of_services() {
     let route = resources.get(Route, "80");
     assert_eq!(virtual_host(route, "customers.default:80")["domains"], json!(["customers.default"]));
     let service = &virtual_host(route, "customers.default.svc.cluster.local:80")["domains"];
-    assert!(service.as_array().is_some_and(|domains| !domains.contains(&json!("customers.default"))), "{service}");
+    assert!(
+        service.as_array().is_some_and(|domains| !domains.contains(&json!("customers.default"))),
+        "{service}"
+    );
 }
 
 #[test]
@@ -231,7 +240,10 @@ fn a_virtual_service_without_a_rule_for_the_proxy_leaves_the_service_as_it_is() 
     for name in ["80", "customers.default.svc.cluster.local:80"] {
         let route = resources.get(Route, name);
         let host = virtual_host(route, "customers.default.svc.cluster.local:80");
-        assert_eq!(host["routes"][0]["route"]["cluster"], "outbound|80||customers.default.svc.cluster.local", "{name}");
+        assert_eq!(
+            host["routes"][0]["route"]["cluster"], "outbound|80||customers.default.svc.cluster.local",
+            "{name}"
+        );
         assert!(!route.to_string().contains("x.example.com"), "{name}");
     }
 }

@@ -101,7 +101,10 @@ fn ports_of_undeclared_protocol_have_routes_of_their_own_and_keep_their_tcp_clus
         (&hosts[0]["name"], &hosts[0]["domains"]),
         (&json!("customers.default.svc.cluster.local:80"), &json!(["*"]))
     );
-    assert_eq!(hosts[0]["routes"][0]["route"]["cluster"], "outbound|80|v1|customers.default.svc.cluster.local");
+    assert_eq!(
+        hosts[0]["routes"][0]["route"]["cluster"],
+        "outbound|80|v1|customers.default.svc.cluster.local"
+    );
     let declared = resources.get(Listener, "10.96.0.1_443");
     assert!(declared.get("listener_filters").is_none(), "the server may speak first");
 }
@@ -152,10 +155,7 @@ fn inbound_has_a_chain_per_port_of_the_workload() {
     let inbound = resources.get(Listener, "virtualInbound");
     let chains = inbound["filter_chains"].as_array().expect("chains");
     let names: Vec<_> = chains.iter().map(|chain| chain["name"].as_str().unwrap_or_default()).collect();
-    assert_eq!(
-        names,
-        ["virtualInbound-blackhole", "0.0.0.0_3000", "0.0.0.0_3000", "virtualInbound"]
-    );
+    assert_eq!(names, ["virtualInbound-blackhole", "0.0.0.0_3000", "0.0.0.0_3000", "virtualInbound"]);
     let manager = filter(&chains[1]);
     assert_eq!(
         manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["cluster"],
@@ -265,11 +265,18 @@ fn undeclared_ports_make_nothing_else_wait_for_its_first_bytes() {
 fn pods_of_headless_services_have_listeners_for_what_is_not_http() {
     let mut mesh = Mesh::empty();
     mesh.mesh_config("outboundTrafficPolicy: {mode: REGISTRY_ONLY}");
-    let ports = json!([{"name": "tcp-db", "port": 5432}, {"name": "any", "port": 81}, {"name": "http", "port": 80}]);
+    let ports =
+        json!([{"name": "tcp-db", "port": 5432}, {"name": "any", "port": 81}, {"name": "http", "port": 80}]);
     mesh.service("default", "db", "None", ports, json!({"app": "db"}));
     mesh.pod("default", "db-0", "10.244.0.5", json!({"app": "db"}));
     mesh.pod("default", "client", "10.244.0.9", json!({}));
-    mesh.endpoints("default", "db", "tcp-db", 5432, &[("db-0", "10.244.0.5", true), ("db-1", "10.244.0.6", false)]);
+    mesh.endpoints(
+        "default",
+        "db",
+        "tcp-db",
+        5432,
+        &[("db-0", "10.244.0.5", true), ("db-1", "10.244.0.6", false)],
+    );
     let resources = mesh.sidecar_resources("default", "client");
     let names = ["0.0.0.0_80", "10.244.0.5_5432", "10.244.0.6_5432", "virtualInbound", "virtualOutbound"];
     assert_eq!(resources.names(Listener), names);
@@ -298,9 +305,21 @@ fn udp_ports_are_none_of_the_meshs_business() {
 #[test]
 fn one_port_may_be_http_for_some_services_and_bytes_for_others() {
     let mut mesh = Mesh::empty();
-    mesh.service("default", "web", "10.96.0.1", json!([{"name": "http", "port": 9000}]), json!({"app": "web"}));
+    mesh.service(
+        "default",
+        "web",
+        "10.96.0.1",
+        json!([{"name": "http", "port": 9000}]),
+        json!({"app": "web"}),
+    );
     mesh.service("default", "db", "10.96.0.2", json!([{"name": "tcp", "port": 9000}]), json!({"app": "db"}));
-    mesh.service("default", "any", "10.96.0.3", json!([{"name": "any", "port": 9000}]), json!({"app": "any"}));
+    mesh.service(
+        "default",
+        "any",
+        "10.96.0.3",
+        json!([{"name": "any", "port": 9000}]),
+        json!({"app": "any"}),
+    );
     let resources = mesh.sidecar_resources("default", "client");
     let names = ["0.0.0.0_9000", "10.96.0.2_9000", "10.96.0.3_9000", "virtualInbound", "virtualOutbound"];
     assert_eq!(resources.names(Listener), names);
@@ -313,7 +332,10 @@ fn one_port_may_be_http_for_some_services_and_bytes_for_others() {
 
 #[test]
 fn the_oldest_service_says_what_a_port_of_the_workload_speaks() {
-    for (http, tcp, chains) in [("2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z", 1), ("2025-01-01T00:00:00Z", "2024-01-01T00:00:00Z", 0)] {
+    for (http, tcp, chains) in [
+        ("2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z", 1),
+        ("2025-01-01T00:00:00Z", "2024-01-01T00:00:00Z", 0),
+    ] {
         let mut mesh = Mesh::empty();
         for (name, ip, created, port) in [("b", "10.96.0.1", http, "http"), ("a", "10.96.0.2", tcp, "tcp")] {
             mesh.service_of(json!({"metadata": {"namespace": "default", "name": name, "creationTimestamp": created},

@@ -222,7 +222,8 @@ fn cluster(name: &str, timeout: &str) -> Value {
 }
 
 fn endpoints(cluster: &str, address: SocketAddr) -> Value {
-    let address = json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
+    let address =
+        json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
     json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]})
 }
 
@@ -250,7 +251,8 @@ fn says(name: &str, text: &str) -> Value {
 
 /// Routes that lead to clusters by path.
 fn to(name: &str, clusters: &[&str]) -> Value {
-    let route = |cluster: &&str| json!({"match": {"prefix": format!("/{cluster}")}, "route": {"cluster": cluster}});
+    let route =
+        |cluster: &&str| json!({"match": {"prefix": format!("/{cluster}")}, "route": {"cluster": cluster}});
     routes(name, clusters.iter().map(route).collect())
 }
 

@@ -1,4 +1,5 @@
 //! Validation of a VirtualService's HTTP rules.
+use super::header_value::{check_header_value, check_text};
 use super::hosts::is_dns_label;
 use super::virtual_service::{check_destination, check_gateway_names, check_weights};
 use super::{Findings, check_duration, check_labels, check_port, check_regex, check_string_match};
@@ -33,13 +34,45 @@ pub(super) fn check_http_route(findings: &mut Findings, path: &str, route: &Http
     check_mirrors(findings, path, route);
     if let Some(rewrite) = &route.rewrite {
         let path = format!("{path}.rewrite");
+        check_text(findings, format!("{path}.uri"), &rewrite.uri);
+        check_text(findings, format!("{path}.authority"), &rewrite.authority);
         if let Some(regex) = &rewrite.uri_regex_rewrite {
             if !rewrite.uri.is_empty() {
                 findings.error(&path, "rewrite may only contain one of uri or uriRegexRewrite");
             }
             check_regex(findings, format!("{path}.uriRegexRewrite.match"), &regex.r#match);
+            check_substitution(
+                findings,
+                format!("{path}.uriRegexRewrite.rewrite"),
+                &regex.r#match,
+                &regex.rewrite,
+            );
         } else if rewrite.uri.is_empty() && rewrite.authority.is_empty() {
             findings.error(&path, "rewrite must specify uri, uriRegexRewrite, or authority");
+        }
+    }
+}
+
+/// A substitution may name the groups of its expression, `\0` to `\9`, and `\\` for a backslash.
+fn check_substitution(findings: &mut Findings, path: String, expression: &str, substitution: &str) {
+    check_text(findings, path.clone(), substitution);
+    let groups = regex::Regex::new(expression).map_or(0, |regex| regex.captures_len());
+    let mut characters = substitution.chars();
+    while let Some(character) = characters.next() {
+        if character != '\\' {
+            continue;
+        }
+        let named = match characters.next() {
+            Some('\\') => true,
+            Some(digit) => digit.to_digit(10).is_some_and(|index| (index as usize) < groups),
+            None => false,
+        };
+        if !named {
+            findings.error(
+                path,
+                format!("{substitution:?} has a backslash that names no group of {expression:?}"),
+            );
+            return;
         }
     }
 }
@@ -76,6 +109,8 @@ fn check_outcome(findings: &mut Findings, path: &str, route: &HttpRoute, in_dele
         findings.error(path, "HTTP route, redirect or direct_response is required");
     }
     if let Some(redirect) = &route.redirect {
+        check_text(findings, format!("{path}.redirect.uri"), &redirect.uri);
+        check_text(findings, format!("{path}.redirect.authority"), &redirect.authority);
         if redirect.port.is_some() && redirect.derive_port.is_some() {
             findings.error(format!("{path}.redirect"), "only one of port and derivePort may be set");
         }
@@ -132,6 +167,8 @@ fn check_match(findings: &mut Findings, path: &str, condition: &HttpMatchRequest
         let path = format!("{path}.queryParams[{name}]");
         if name.is_empty() {
             findings.error(&path, "query parameter name cannot be empty");
+        } else if name.len() > 1024 {
+            findings.error(&path, "query parameter name may have 1024 bytes at most");
         }
         if let Some(matcher) = matcher {
             check_string_match(findings, &path, matcher);
@@ -179,46 +216,6 @@ fn check_headers(findings: &mut Findings, path: &str, headers: Option<&Headers>)
             }
         }
     }
-}
-
-/// Proxies read `%COMMAND%` in header values, and refuse all routes of a port for one value they cannot read.
-fn check_header_value(findings: &mut Findings, path: String, value: &str) {
-    if value.bytes().any(|c| (c < 0x20 && c != b'\t') || c == 0x7f) {
-        findings.error(path, format!("header value {value:?} has control characters"));
-    } else if !has_paired_percents(value) {
-        findings.error(
-            path,
-            format!("header value {value:?} has a % that begins no %COMMAND%; write %% for a percent sign"),
-        );
-    }
-}
-
-/// Whether every `%` is doubled or part of a command operator: `%NAME%`, `%NAME(ARGUMENT)%`, `%NAME(ARGUMENT):LENGTH%`.
-fn has_paired_percents(value: &str) -> bool {
-    let mut rest = value;
-    while let Some(start) = rest.find('%') {
-        rest = &rest[start + 1..];
-        if let Some(after) = rest.strip_prefix('%') {
-            rest = after;
-            continue;
-        }
-        let name =
-            rest.bytes().take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == b'_').count();
-        if name == 0 {
-            return false;
-        }
-        rest = &rest[name..];
-        if let Some(arguments) = rest.strip_prefix('(') {
-            let Some(end) = arguments.find(')') else { return false };
-            rest = &arguments[end + 1..];
-        }
-        if let Some(length) = rest.strip_prefix(':') {
-            rest = length.trim_start_matches(|c: char| c.is_ascii_digit());
-        }
-        let Some(after) = rest.strip_prefix('%') else { return false };
-        rest = after;
-    }
-    true
 }
 
 fn check_retries(findings: &mut Findings, path: &str, retries: &HttpRetry) {
@@ -367,21 +364,4 @@ fn check_mirrors(findings: &mut Findings, path: &str, route: &HttpRoute) {
         format!("{path}.mirrorPercentage"),
         route.mirror_percentage.as_ref().map(|percent| percent.value),
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percents_must_pair() {
-        for value in
-            ["", "plain", "100%%", "%START_TIME%", "a%REQ(x-a?b):10%b", "%DOWNSTREAM_REMOTE_ADDRESS%%%"]
-        {
-            assert!(has_paired_percents(value), "{value}");
-        }
-        for value in ["100%", "%", "%REQ(x%", "%start%", "% %", "%A%%"] {
-            assert!(!has_paired_percents(value), "{value}");
-        }
-    }
 }

@@ -1,8 +1,10 @@
 //! Validation of Istio's kinds, as done by the admission webhook, in Istio's words where it has some.
 mod destination_rule;
 mod gateway;
+pub(crate) mod header_value;
 mod hosts;
 mod http_route;
+mod re2;
 mod virtual_service;
 
 pub use destination_rule::validate_destination_rule;
@@ -84,9 +86,11 @@ fn check_string_match(findings: &mut Findings, path: &str, matcher: &StringMatch
 }
 
 fn check_regex(findings: &mut Findings, path: String, expression: &str) {
-    if let Err(error) = regex::Regex::new(expression) {
-        let reason = error.to_string();
-        let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
+    let reason = re2::problem(expression).or_else(|| {
+        let error = regex::Regex::new(expression).err()?.to_string();
+        Some(error.lines().last().unwrap_or_default().trim().to_owned())
+    });
+    if let Some(reason) = reason {
         findings.error(path, format!("{reason}: invalid regex {expression:?}; RE2 syntax is required"));
     }
 }

@@ -185,6 +185,8 @@ fn capture_is_set_by_annotations() {
         "traffic.sidecar.istio.io/excludeInboundPorts": "9000",
         "traffic.sidecar.istio.io/excludeOutboundPorts": "3306",
         "traffic.sidecar.istio.io/includeOutboundPorts": "8080",
+        "traffic.sidecar.istio.io/excludeInterfaces": "eth1",
+        "traffic.sidecar.istio.io/kubevirtInterfaces": "vm0",
     })));
     for (flag, value) in [
         ("-i", "10.0.0.0/8"),
@@ -193,6 +195,8 @@ fn capture_is_set_by_annotations() {
         ("-d", "15090,15021,15020,9000"),
         ("-o", "3306"),
         ("-q", "8080"),
+        ("-c", "eth1"),
+        ("-k", "vm0"),
     ] {
         assert_eq!(init_flag(&pod, flag).as_deref(), Some(value), "{flag}");
     }

@@ -119,10 +119,16 @@ impl Part {
             self.resources.iter().cloned().partition(|resource| message.contains(&*resource.name));
         let removed = self.removed.clone();
         if !mentioned.is_empty() && (!rest.is_empty() || !removed.is_empty()) {
-            return Some([Self { resources: rest, removed }, Self { resources: mentioned, removed: Vec::new() }]);
+            return Some([
+                Self { resources: rest, removed },
+                Self { resources: mentioned, removed: Vec::new() },
+            ]);
         }
         let (first, second) = self.resources.split_at(self.resources.len() / 2);
-        Some([Self { resources: first.to_vec(), removed }, Self { resources: second.to_vec(), removed: Vec::new() }])
+        Some([
+            Self { resources: first.to_vec(), removed },
+            Self { resources: second.to_vec(), removed: Vec::new() },
+        ])
     }
 }
 

@@ -302,7 +302,8 @@ fn wanting_all_after_some_brings_the_rest() {
 
 #[test]
 fn a_returning_client_gets_the_endpoints_of_clusters_that_changed_meanwhile() {
-    let mut client = Client::delta(&[(CLUSTER, &[("a", "2"), ("b", "1")]), (ENDPOINT, &[("a", "1"), ("b", "1")])]);
+    let mut client =
+        Client::delta(&[(CLUSTER, &[("a", "2"), ("b", "1")]), (ENDPOINT, &[("a", "1"), ("b", "1")])]);
     client.request(CLUSTER, &[], &[], &[("a", "1"), ("b", "1")]);
     let clusters = client.receive().unwrap();
     assert_eq!(client.log, ["Cluster +a=2"]);
@@ -317,8 +318,7 @@ fn refuse_whole(client: &mut Client, bad: &[&str], mention: bool) -> (Vec<String
     let mut accepted = Vec::new();
     let mut refusals = 0;
     while let Some(push) = client.session.next() {
-        let found: Vec<_> =
-            push.resources.iter().filter(|resource| bad.contains(&&*resource.name)).collect();
+        let found: Vec<_> = push.resources.iter().filter(|resource| bad.contains(&&*resource.name)).collect();
         if let Some(first) = found.first() {
             refusals += 1;
             let message = if mention { format!("I do not like {}", first.name) } else { "no".to_owned() };
