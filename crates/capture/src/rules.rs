@@ -11,6 +11,9 @@ use crate::{CaptureConfig, InboundPorts, IpRanges, PROXY_MARK};
 /// The meaning is that of Istio's REDIRECT mode. Only the first packet of a connection is looked at, so connections that exist
 /// already go on as they are. Captured inbound ports lead to the proxy only: when it isn't up, they are refused.
 ///
+/// IPv6 is captured like IPv4. Proxies listen on IPv4 only so far, so in a pod with IPv6 addresses captured IPv6 connections are
+/// refused, in both directions, rather than pass by the mesh's policies; callers that know an IPv4 address as well use that one.
+///
 /// | chain | what happens there |
 /// |---|---|
 /// | `prerouting` | captured ports of connections from outside go to the inbound port |

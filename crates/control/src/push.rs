@@ -115,7 +115,11 @@ impl PushLoop {
                 Input::Listed(kind) => {
                     self.unlisted.remove(kind);
                 }
-                Input::Connect(proxy, reply) => self.waiting.push((proxy, reply)),
+                Input::Connect(proxy, reply) => {
+                    // Those that gave up come again, as often as it takes.
+                    self.waiting.retain(|(_, reply)| !reply.is_closed());
+                    self.waiting.push((proxy, reply));
+                }
                 // Looked for before.
                 Input::Stop => {}
             }
@@ -269,4 +273,73 @@ fn refreshed(
     };
     let without = old.without(gone.iter().map(|name| &**name));
     without.as_ref().unwrap_or(old).with(now).or(without)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lateen_model::{Object, StoreOptions};
+    use serde_json::json;
+
+    fn proxy() -> Arc<Proxy> {
+        let id = "sidecar~10.0.0.1~a.default~default.svc.cluster.local";
+        Arc::new(Proxy::parse(id, &json!({})).unwrap())
+    }
+
+    #[test]
+    fn proxies_that_gave_up_waiting_are_forgotten() {
+        let store = Store::new(StoreOptions::default());
+        let mut push = PushLoop::new(store, ["Service"], Metrics::new("test"));
+        for _ in 0..100 {
+            let (reply, answer) = oneshot::channel();
+            push.take([Input::Connect(proxy(), reply)].into_iter());
+            drop(answer);
+        }
+        let (reply, mut answer) = oneshot::channel();
+        push.take([Input::Connect(proxy(), reply)].into_iter());
+        assert_eq!(push.waiting.len(), 1);
+        assert!(answer.try_recv().is_err(), "nobody is served from half a configuration");
+        push.take([Input::Listed("Service")].into_iter());
+        assert!(answer.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_change_makes_only_what_it_changes() {
+        let mut push = PushLoop::new(Store::new(StoreOptions::default()), ["Service"], Metrics::new("test"));
+        let apply = |object: Object| Input::Object(Event::Applied(object), Instant::now());
+        let service = |name: String| {
+            let service = json!({"metadata": {"namespace": "default", "name": name},
+                "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}], "selector": {"app": "a"}}});
+            apply(Object::Service(serde_json::from_value(service).unwrap()))
+        };
+        let slice = |address: &str| {
+            let slice = json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 80}],
+                "metadata": {"namespace": "default", "name": "s7-a", "labels": {"kubernetes.io/service-name": "s7"}},
+                "endpoints": [{"addresses": [address]}]});
+            apply(Object::EndpointSlice(serde_json::from_value(slice).unwrap()))
+        };
+        let (reply, mut answer) = oneshot::channel();
+        let services = (0..200).map(|index| service(format!("s{index}")));
+        push.take(services.chain([
+            slice("10.0.0.1"),
+            Input::Listed("Service"),
+            Input::Connect(proxy(), reply),
+        ]));
+        let snapshots = answer.try_recv().unwrap();
+        let before = snapshots.borrow().clone();
+        let cached = push.cache.len();
+        push.take([slice("10.0.0.2")].into_iter());
+        let after = snapshots.borrow().clone();
+        assert_eq!(push.cache.len(), cached + 1, "one resource is generated");
+        for (type_url, set) in after.types() {
+            let old = before.set(type_url);
+            let changed = set.iter().zip(old.iter()).filter(|(new, old)| !Arc::ptr_eq(new, old)).count();
+            let is_endpoints = type_url == ResourceType::Endpoint.type_url();
+            assert_eq!(
+                (changed, Arc::ptr_eq(set, old)),
+                (usize::from(is_endpoints), !is_endpoints),
+                "{type_url}"
+            );
+        }
+    }
 }

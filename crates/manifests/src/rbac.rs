@@ -30,7 +30,11 @@ pub(crate) fn objects(options: &Options) -> Vec<Value> {
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
             "metadata": { "name": istiod, "namespace": namespace, "labels": { "app": "istiod" } },
             "rules": [
-                { "apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "get", "watch", "list", "update"] },
+                // The CA: made once, read at every start.
+                { "apiGroups": [""], "resources": ["secrets"], "verbs": ["create"] },
+                { "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["istio-ca-secret"], "verbs": ["get"] },
+                // Mesh configuration and injection templates.
+                { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"] },
             ]
         }),
         json!({
@@ -46,17 +50,19 @@ fn cluster_rules() -> Value {
     json!([
         { "apiGroups": [""], "resources": ["services", "pods", "namespaces", "nodes"], "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
-        // Istio's own kinds: read everything, write only the status.
-        { "apiGroups": ["networking.istio.io"], "resources": ["*"], "verbs": ["get", "list", "watch"] },
+        // Istio's own kinds that have an effect: read them, write only their status.
+        { "apiGroups": ["networking.istio.io"], "resources": ["gateways", "virtualservices", "destinationrules"],
+          "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["networking.istio.io"],
           "resources": ["gateways/status", "virtualservices/status", "destinationrules/status"],
           "verbs": ["patch", "update"] },
-        // istio-ca-root-cert is written to every namespace; the mesh configuration is read.
-        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "list", "watch", "patch", "update"] },
+        // The root certificate is written to every namespace; what is to be created has no name to restrict it by.
+        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"] },
+        { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["istio-ca-root-cert"],
+          "verbs": ["get", "list", "watch", "patch", "update"] },
         { "apiGroups": ["admissionregistration.k8s.io"],
           "resources": ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
           "verbs": ["get", "list", "watch", "patch"] },
         { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
-        { "apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["get", "list", "watch"] },
     ])
 }

@@ -79,10 +79,27 @@ fn config_maps_parse_back_to_what_was_rendered() {
 }
 
 #[test]
-fn roles_name_no_wildcard_verb() {
+fn roles_give_what_is_used_and_no_more() {
     for object in render(&Options::default()) {
+        let cluster_wide = object["kind"] == "ClusterRole";
         for rule in object["rules"].as_array().into_iter().flatten() {
-            assert!(!rule["verbs"].to_string().contains('*'), "{rule}");
+            assert!(
+                !rule["verbs"].to_string().contains('*') && !rule["resources"].to_string().contains('*'),
+                "{rule}"
+            );
+            let about = |resource: &str| {
+                rule["resources"].as_array().is_some_and(|list| list.contains(&resource.into()))
+            };
+            let only_creates = rule["verbs"] == serde_json::json!(["create"]);
+            if about("secrets") && cluster_wide {
+                panic!("secrets of other namespaces are nobody's business: {rule}");
+            }
+            if about("secrets") && !only_creates && object["metadata"]["name"] == "istiod" {
+                assert_eq!(rule["resourceNames"], serde_json::json!(["istio-ca-secret"]), "{rule}");
+            }
+            if about("configmaps") && cluster_wide && !only_creates {
+                assert_eq!(rule["resourceNames"], serde_json::json!(["istio-ca-root-cert"]), "{rule}");
+            }
         }
     }
 }

@@ -106,9 +106,9 @@ impl Service {
         }
     }
 
-    /// The port with this number.
+    /// The port with this number, of those the mesh carries: a UDP port may have the same.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
-        self.ports.iter().find(|port| port.port == number)
+        self.mesh_ports().find(|port| port.port == number)
     }
 
     /// Ports the mesh carries: everything but UDP.

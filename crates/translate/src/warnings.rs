@@ -151,6 +151,15 @@ fn check_destination(
         let what = format!("{}:{}", destination.host, port.number);
         warnings.push(Warning::not_found(format!("{path}.port.number"), "host:port", &what));
     }
+    let ports: Vec<u16> = service.mesh_ports().map(|port| port.port).collect();
+    if destination.port.is_none() && ports.len() > 1 {
+        let message = format!(
+            "This VirtualService routes to a service {:?} that exposes multiple ports {ports:?}. Specifying a port in the destination is required to disambiguate.",
+            destination.host
+        );
+        let name = "VirtualServiceDestinationPortSelectorRequired";
+        warnings.push(Warning { code: Some("IST0112"), name, path: format!("{path}.port"), message });
+    }
     if !destination.subset.is_empty() {
         let rule = world.destination_rule(&service.hostname, own, &service.name.namespace);
         let known =

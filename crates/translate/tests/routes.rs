@@ -316,6 +316,28 @@ fn missing_hosts_and_subsets_are_routed_to_nowhere_and_said() {
     assert_eq!(check_gateway(&gateway, &healthy), []);
 }
 
+#[test]
+fn ambiguous_and_alias_destinations_are_said() {
+    let mut mesh = Mesh::course();
+    let ports = json!([{"name": "http", "port": 80}, {"name": "http-alt", "port": 81}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+    mesh.service("default", "two", "10.96.0.71", ports, json!({"app": "two"}));
+    mesh.service_of(json!({"metadata": {"namespace": "default", "name": "alias"},
+        "spec": {"type": "ExternalName", "externalName": "customers.default.svc.cluster.local"}}));
+    apply_customers(
+        &mut mesh,
+        "[{route: [{destination: {host: two}}, {destination: {host: two, port: {number: 81}}}, {destination: {host: alias}}]}]",
+    );
+    let world = mesh.world();
+    let service =
+        world.virtual_services().find(|service| &*service.name.name == "customers").expect("exists");
+    let found: Vec<_> = check_virtual_service(service, &world)
+        .into_iter()
+        .map(|warning| (warning.code.unwrap_or_default(), warning.path))
+        .collect();
+    let at = |index: usize, field: &str| format!("spec.http[0].route[{index}].destination.{field}");
+    assert_eq!(found, [("IST0112", at(0, "port")), ("IST0101", at(2, "host"))]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
 

@@ -296,10 +296,13 @@ fn udp_ports_are_none_of_the_meshs_business() {
     let mut mesh = Mesh::empty();
     let ports = json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]);
     mesh.service("default", "dns", "10.96.0.10", ports, json!({"app": "dns"}));
+    mesh.endpoints("default", "dns", "dns-tcp", 5353, &[("dns-1", "10.244.0.8", true)]);
     let resources = mesh.sidecar_resources("default", "client");
     assert_eq!(resources.names(Listener), ["10.96.0.10_53", "virtualInbound", "virtualOutbound"]);
     let listener = resources.get(Listener, "10.96.0.10_53");
     assert!(listener.get("listener_filters").is_none(), "a well-known port of servers that speak first");
+    let endpoints = resources.get(Endpoint, "outbound|53||dns.default.svc.cluster.local");
+    assert_eq!(addresses(endpoints), ["10.244.0.8:5353"], "those of the TCP port");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //!
 //! Source of the behaviour: Envoy's "xDS REST and gRPC protocol" page.
 mod interest;
+mod part;
 mod resource;
 mod service;
 mod session;

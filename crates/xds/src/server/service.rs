@@ -267,13 +267,12 @@ impl<S: Source> AdsServer<S> {
                 Status::invalid_argument("the first request on a stream must carry the node")
             })?);
         let connection = self.connections.number();
-        let hello = Hello {
-            connection,
-            node: node.clone(),
-            headers: metadata.into_headers(),
-            peer,
-            protocol: R::PROTOCOL,
-        };
+        let mut headers = metadata.into_headers();
+        // Tokens must not show where headers are printed.
+        if let Some(credentials) = headers.get_mut(http::header::AUTHORIZATION) {
+            credentials.set_sensitive(true);
+        }
+        let hello = Hello { connection, node: node.clone(), headers, peer, protocol: R::PROTOCOL };
         let Opened { mut snapshots, guard } = self.source.open(hello).await?;
         let entry = self.connections.insert(ConnectionStatus {
             id: connection,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::interest::Interest;
+use super::part::Part;
 use super::resource::{Difference, Resource, ResourceSet, Snapshot};
 use crate::type_urls;
 
@@ -95,41 +96,6 @@ struct InFlight {
     sent: Instant,
     changed: Option<Instant>,
     content: Part,
-}
-
-/// What a response carries.
-#[derive(Clone, Debug, Default)]
-struct Part {
-    resources: Vec<Arc<Resource>>,
-    removed: Vec<Arc<str>>,
-}
-
-impl Part {
-    fn names(self) -> Vec<Arc<str>> {
-        self.resources.iter().map(|resource| resource.name.clone()).chain(self.removed).collect()
-    }
-
-    /// Divides what was rejected with these words: what they mention from the rest, else in halves. None when there is
-    /// nothing to divide.
-    fn divide(&self, message: &str) -> Option<[Self; 2]> {
-        if self.resources.len() + usize::from(!self.removed.is_empty()) < 2 {
-            return None;
-        }
-        let (mentioned, rest): (Vec<_>, Vec<_>) =
-            self.resources.iter().cloned().partition(|resource| message.contains(&*resource.name));
-        let removed = self.removed.clone();
-        if !mentioned.is_empty() && (!rest.is_empty() || !removed.is_empty()) {
-            return Some([
-                Self { resources: rest, removed },
-                Self { resources: mentioned, removed: Vec::new() },
-            ]);
-        }
-        let (first, second) = self.resources.split_at(self.resources.len() / 2);
-        Some([
-            Self { resources: first.to_vec(), removed },
-            Self { resources: second.to_vec(), removed: Vec::new() },
-        ])
-    }
 }
 
 /// How much of a type may be sent now.

@@ -28,9 +28,11 @@ struct Shared {
 impl Source for Shared {
     fn open(&self, hello: Hello) -> BoxFuture<'_, Result<Opened, Status>> {
         Box::pin(async move {
-            if hello.headers.get("authorization").is_none() {
+            let Some(token) = hello.headers.get("authorization") else {
                 return Err(Status::unauthenticated("no token"));
-            }
+            };
+            let printed = format!("{hello:?}");
+            assert!(!printed.contains(token.to_str().unwrap()), "{printed}");
             Ok(Opened { snapshots: self.snapshots.subscribe(), guard: Box::new(()) })
         })
     }
@@ -190,6 +192,25 @@ async fn a_client_that_does_not_read_finds_the_latest_state() {
     }
     client.answer(&first, None).await;
     assert_eq!(names(&client.receive().await), ["a=1999"], "what was in between is not sent");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_delays_nobody_and_piles_nothing_up() {
+    let (shared, server, channel) = start(clusters(1, &[("a", "1")])).await;
+    let mut stuck = Delta::open(channel.clone(), of_type(CLUSTER)).await.unwrap();
+    stuck.receive().await;
+    let mut quick = Delta::open(channel, of_type(CLUSTER)).await.unwrap();
+    let first = quick.receive().await;
+    quick.answer(&first, None).await;
+    for version in 2..50 {
+        let text = version.to_string();
+        shared.snapshots.send_replace(clusters(version, &[("a", &text)]));
+        let response = quick.receive().await;
+        assert_eq!(names(&response), [format!("a={text}")]);
+        quick.answer(&response, None).await;
+    }
+    let sent = server.connections().list()[0].types[CLUSTER].sent.clone().unwrap();
+    assert_eq!((sent.nonce.as_str(), sent.version), ("1", 1), "one response is in flight");
 }
 
 #[tokio::test]
