@@ -328,7 +328,6 @@ fn other_subresources(kind: &str) -> Vec<(&'static str, &'static str, &'static [
         "Pod" => vec![
             ("attach", "PodAttachOptions", CONNECT),
             ("binding", "Binding", &["create"]),
-            ("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
             ("eviction", "Eviction", &["create"]),
             ("exec", "PodExecOptions", CONNECT),
             ("log", "Pod", &["get"]),

@@ -1,6 +1,6 @@
 //! What an API server is started with.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::Ipv4Net;
 use lateen_podstreams::{BoxFuture, Duplex, PodBackend};
@@ -40,6 +40,13 @@ pub struct ApiServerConfig {
     pub service_resolver: Option<Arc<dyn ServiceResolver>>,
     /// How many changes of each resource a watch can go back; older ones are answered with 410. Default 4096.
     pub watch_window: usize,
+    /// How long a client may take from one answer to the headers of its next request. Default 120 s: longer than the 90 s that
+    /// clients (client-go, hyper) keep idle connections, because the side that closes first must be theirs, or a request meets a
+    /// closing connection.
+    pub idle_limit: Duration,
+    /// How long a request's body may take to come, and then its answer; watches, logs and the like are answered at once and go
+    /// on. Late ones are answered with 504. Default 60 s, as kube-apiserver's.
+    pub request_limit: Duration,
 }
 
 impl Default for ApiServerConfig {
@@ -54,6 +61,8 @@ impl Default for ApiServerConfig {
             pki_dir: None,
             service_resolver: None,
             watch_window: 4096,
+            idle_limit: Duration::from_secs(120),
+            request_limit: Duration::from_secs(60),
         }
     }
 }

@@ -122,8 +122,9 @@ fn websocket_bearer(headers: &HeaderMap) -> Option<String> {
     String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()
 }
 
-async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
-    match Limited::new(body, BODY_LIMIT).collect().await {
+async fn read_body(api: &Api, body: Incoming) -> Result<Bytes, ApiError> {
+    let read = tokio::time::timeout(api.request_limit, Limited::new(body, BODY_LIMIT).collect()).await;
+    match read.map_err(|_| ApiError::out_of_time())? {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::too_large()),
         Err(error) => Err(ApiError::bad_request(format!("error reading the request body: {error}"))),
@@ -145,13 +146,13 @@ async fn resource(
         }
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let content_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().to_owned();
-        let body = read_body(request.into_body()).await?;
+        let body = read_body(api, request.into_body()).await?;
         return reviews::answer(api, &user, review, &body, &content_type);
     }
     let def = api
         .registry
         .find(&target.group, &target.version, &target.resource)
-        .ok_or_else(ApiError::no_such_path)?;
+        .ok_or_else(|| ApiError::no_such_version(&target.group, &target.version))?;
     let named = target.name.is_some();
     if def.namespaced != target.namespace.is_some()
         && (named || !def.namespaced || request.method() == Method::POST)
@@ -178,12 +179,16 @@ async fn resource(
         ("Pod" | "Service", "proxy") => return proxy::pass(api, &call, &target.rest, request).await,
         _ => {}
     }
-    call.body = read_body(request.into_body()).await?;
-    if named {
-        on_object(api, call, &method, target.watch).await
-    } else {
-        on_collection(api, call, &method, target.watch).await
-    }
+    call.body = read_body(api, request.into_body()).await?;
+    let answer = async {
+        if named {
+            on_object(api, call, &method, target.watch).await
+        } else {
+            on_collection(api, call, &method, target.watch).await
+        }
+    };
+    // Dropping a request at its deadline is safe: nothing waits between the start of a commit and its end.
+    tokio::time::timeout(api.request_limit, answer).await.unwrap_or_else(|_| Err(ApiError::out_of_time()))
 }
 
 async fn on_collection(
@@ -216,7 +221,6 @@ async fn on_object(
     let main_or_status = match call.subresource.as_str() {
         "" => true,
         "status" => call.def.has_status,
-        "ephemeralcontainers" => call.def.is("", "pods"),
         "approval" => call.def.kind == "CertificateSigningRequest",
         _ => false,
     };
@@ -267,6 +271,7 @@ async fn other_subresource(api: &Arc<Api>, call: Call, method: &Method) -> Resul
         ("Pod", "binding", &Method::POST) => subresources::bind(api, &call).await,
         ("Pod", "eviction", &Method::POST) => subresources::evict(api, &call).await,
         ("ServiceAccount", "token", &Method::POST) => reviews::token_request(api, &call),
+        ("Pod", "ephemeralcontainers", _) => Err(ApiError::no_ephemeral_containers()),
         // The garbage collector finishes namespaces by itself.
         ("Namespace", "finalize", &Method::PUT) => read::get(api, &call),
         _ => Err(ApiError::no_such_path()),

@@ -6,6 +6,8 @@
 //! What differs from kube-apiserver, on purpose:
 //! - RBAC objects are stored and never consulted: whoever is authenticated may do everything.
 //! - CEL rules (`x-kubernetes-validations`, ValidatingAdmissionPolicy, `matchConditions`) are not evaluated.
+//! - Kinds that nothing acts on (`inert`) are stored, and writing one is answered with a warning.
+//! - Ephemeral containers are refused.
 //! - CRD conversion is `None` only; built-in kinds have one version each (events two).
 //! - Answers are JSON or YAML; protobuf is understood in request bodies only (client-go accepts JSON in return).
 //! - A list continued with `continue` is not a snapshot: later pages show the state at the time they are read.
@@ -30,6 +32,7 @@ mod discovery;
 mod fieldset;
 mod gc;
 mod handle;
+mod inert;
 mod journal;
 mod jsonpath;
 mod merge_keys;

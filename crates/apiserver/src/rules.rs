@@ -22,9 +22,14 @@ pub(crate) fn validate_create(def: &ResourceDef, object: &Value) -> Vec<FieldErr
     }
     required(schema, object, "", &mut errors);
     match def.kind.as_str() {
-        "Pod" => pod_spec(&object["spec"], "spec", &mut errors),
+        "Pod" => {
+            pod_spec(&object["spec"], "spec", &mut errors);
+            if !list(&object["spec"], "ephemeralContainers").is_empty() {
+                errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+            }
+        }
         "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => workload(&object["spec"], &mut errors),
-        "Job" => pod_spec(&object["spec"]["template"]["spec"], "spec.template.spec", &mut errors),
+        "Job" => job(&object["spec"], &mut errors),
         "Service" => service(&object["spec"], &mut errors),
         "ConfigMap" | "Secret" => data_keys(object, &mut errors),
         "CustomResourceDefinition" => errors.extend(crate::crd::validate_crd(object)),
@@ -89,13 +94,9 @@ pub(crate) fn validate_update(def: &ResourceDef, old: &Value, new: &Value) -> Ve
 fn pod_frozen(pod: &Value) -> Value {
     let mut spec = pod["spec"].clone();
     if let Some(map) = spec.as_object_mut() {
-        for free in [
-            "activeDeadlineSeconds",
-            "tolerations",
-            "terminationGracePeriodSeconds",
-            "ephemeralContainers",
-            "schedulingGates",
-        ] {
+        for free in
+            ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates"]
+        {
             map.shift_remove(free);
         }
         // Assigning a node once is the binding.
@@ -200,6 +201,17 @@ fn workload(spec: &Value, errors: &mut Vec<FieldError>) {
     let pod = &spec["template"]["spec"];
     pod_spec(pod, "spec.template.spec", errors);
     one_of(&pod["restartPolicy"], "spec.template.spec.restartPolicy", &["Always"], errors);
+}
+
+fn job(spec: &Value, errors: &mut Vec<FieldError>) {
+    let (pod, path) = (&spec["template"]["spec"], "spec.template.spec");
+    pod_spec(pod, path, errors);
+    if pod["restartPolicy"] == "Always" {
+        errors.push(FieldError::required_because(
+            format!("{path}.restartPolicy"),
+            "valid values: \"OnFailure\", \"Never\"",
+        ));
+    }
 }
 
 fn pod_spec(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {

@@ -26,7 +26,7 @@ use crate::{
     store::{ObjectKey, Store},
 };
 
-/// How long a client may take for its TLS handshake and its request headers.
+/// How long a client may take for its TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the server could not be started.
@@ -116,6 +116,8 @@ impl ApiServer {
             pods: RwLock::new(config.pod_backend.clone()),
             resolver: config.service_resolver.clone(),
             stop: CancellationToken::new(),
+            idle_limit: config.idle_limit,
+            request_limit: config.request_limit,
         });
         api.adopt_stored();
         create_basics(&api, addresses.first().map_or(6443, SocketAddr::port));
@@ -279,10 +281,11 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: TlsAcceptor) {
     };
     let user =
         stream.get_ref().1.peer_certificates().and_then(|chain| authn::user_of_certificate(chain.first()?));
+    let idle_limit = api.idle_limit;
     let service =
         hyper::service::service_fn(move |request| handle::handle(Arc::clone(&api), user.clone(), request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_LIMIT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(idle_limit);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1000);
     if let Err(problem) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         tracing::debug!(%problem, "connection ended");

@@ -1,6 +1,6 @@
 //! What all requests share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lateen_podstreams::PodBackend;
 use parking_lot::RwLock;
@@ -27,6 +27,9 @@ pub(crate) struct Api {
     pub(crate) pods: RwLock<Option<Arc<dyn PodBackend>>>,
     pub(crate) resolver: Option<Arc<dyn ServiceResolver>>,
     pub(crate) stop: CancellationToken,
+    /// See [`crate::ApiServerConfig`].
+    pub(crate) idle_limit: Duration,
+    pub(crate) request_limit: Duration,
 }
 
 impl Api {

@@ -107,6 +107,12 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }
 
+    /// The request's deadline has passed.
+    pub(crate) fn out_of_time() -> Self {
+        let message = "Timeout: request did not complete within the allotted timeout";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message)
+    }
+
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         let message = message.into();
         let mut error = Self::new(
@@ -122,6 +128,24 @@ impl ApiError {
         let mut error =
             Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource");
         error.details = Some(Box::new(json!({})));
+        error
+    }
+
+    /// A path of a group version that isn't served.
+    pub(crate) fn no_such_version(group: &str, version: &str) -> Self {
+        let mut error = Self::no_such_path();
+        if let Some(why) = crate::inert::refusal(group, version) {
+            why.clone_into(&mut error.message);
+        }
+        error
+    }
+
+    /// `kubectl debug` shows the sentence.
+    pub(crate) fn no_ephemeral_containers() -> Self {
+        let mut error = Self::no_such_path();
+        "this runtime starts no containers in running pods; use `kubectl exec -it POD -c CONTAINER -- sh`: \
+         every container has the machine's tools"
+            .clone_into(&mut error.message);
         error
     }
 

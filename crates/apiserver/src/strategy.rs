@@ -22,6 +22,22 @@ pub(crate) fn complete(def: &ResourceDef, object: &mut Value) {
     }
 }
 
+/// The selector and labels that tell a Job's pods from everybody else's (`batch/job/strategy.go`), unless its author chose them.
+pub(crate) fn select_own_pods(job: &mut Value) {
+    if job["spec"]["manualSelector"] == true || !job["spec"].is_object() {
+        return;
+    }
+    let (name, uid) = (meta(job, "name").to_owned(), meta(job, "uid").to_owned());
+    for (prefix, value) in [("job-name", name), ("controller-uid", uid)] {
+        for key in [prefix.to_owned(), format!("batch.kubernetes.io/{prefix}")] {
+            job["spec"]["template"]["metadata"]["labels"][key] = json!(value);
+        }
+        if prefix == "controller-uid" {
+            job["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = json!(value);
+        }
+    }
+}
+
 /// The status a pod is born with.
 pub(crate) fn start_pod(pod: &mut Value) {
     let resources = |pod: &Value, list: &str| -> Vec<Value> {
@@ -128,11 +144,6 @@ pub(crate) fn keep_system_fields(
                 None => map.shift_remove(field),
             };
         }
-    }
-    if call.subresource == "ephemeralcontainers" {
-        let added = new["spec"]["ephemeralContainers"].clone();
-        *new = old.clone();
-        new["spec"]["ephemeralContainers"] = added;
     }
     if !meta(old, "deletionTimestamp").is_empty() {
         let known = crate::schema::strings(&old["metadata"]["finalizers"]);

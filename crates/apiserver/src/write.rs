@@ -9,13 +9,13 @@ use crate::{
     admission::{self, Operation},
     apply::{self, Manager},
     call::Call,
-    convert, crd, names, patch,
+    convert, crd, inert, names, patch,
     resources::{ResourceDef, meta},
     rules, scale, service_account,
     state::{self, Api},
     status::ApiError,
     store::{CommitError, ObjectKey},
-    strategy::{bump_generation, complete, keep_system_fields, same_content, start_pod},
+    strategy::{bump_generation, complete, keep_system_fields, same_content, select_own_pods, start_pod},
 };
 
 /// How often a write without a resource version is tried again when somebody else was faster.
@@ -77,6 +77,7 @@ pub(crate) async fn create(api: &Api, call: &Call) -> Result<Written, ApiError> 
             Err(error) => return Err(error),
             Ok(mut written) => {
                 warnings.append(&mut written.warnings);
+                warnings.extend(inert::warning(&call.def));
                 written.warnings = warnings;
                 return Ok(written);
             }
@@ -139,6 +140,9 @@ async fn create_named(api: &Api, call: &Call, mut object: Value) -> Result<Writt
     if def.is("", "pods") {
         service_account::admit(api, &mut object)?;
     }
+    if def.is("batch", "jobs") {
+        select_own_pods(&mut object);
+    }
     let warnings = admit(api, call, Operation::Create, &mut object, None).await?;
     if def.is("", "pods") {
         start_pod(&mut object);
@@ -167,7 +171,8 @@ async fn create_named(api: &Api, call: &Call, mut object: Value) -> Result<Writt
     Ok(Written { object: convert::to_served(def, &stored), created: true, warnings })
 }
 
-/// Mutating and validating admission; what webhooks changed is cleaned and defaulted again.
+/// Mutating admission, validation, validating admission: a webhook is asked about valid objects only. What webhooks changed is
+/// cleaned and defaulted again.
 async fn admit(
     api: &Api,
     call: &Call,
@@ -195,7 +200,15 @@ async fn admit(
             service_account::admit(api, object)?;
         }
     }
+    // Services are not whole before they have their addresses.
+    if !call.def.is("", "services") {
+        check(call, old, object)?;
+    }
     warnings.extend(admission::validate(api, call, operation, Some(object), old).await?);
+    // A namespace may have gone while webhooks were asked.
+    if operation == Operation::Create {
+        check_namespace(api, call, meta(object, "name"))?;
+    }
     Ok(warnings)
 }
 
@@ -211,7 +224,21 @@ fn assign(
     api.addresses.assign(old, object).map_err(|e| ApiError::invalid(def, meta(object, "name"), &[e]))
 }
 
-/// Validation, managed fields and, for CRDs, acceptance.
+/// Whether an object may be as it is, and may become so from `old`.
+fn check(call: &Call, old: Option<&Value>, object: &Value) -> Result<(), ApiError> {
+    let def = &call.def;
+    let mut errors = rules::validate_create(def, object);
+    if let Some(old) = old {
+        // Objects stored before a rule existed may still be changed elsewhere.
+        if call.subresource == "status" || !meta(old, "deletionTimestamp").is_empty() {
+            errors.retain(|error| error.field.starts_with("metadata") || def.custom);
+        }
+        errors.extend(rules::validate_update(def, old, object));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(def, meta(object, "name"), &errors)) }
+}
+
+/// Validation of Services, managed fields and, for CRDs, acceptance.
 fn finish(
     call: &Call,
     old: Option<&Value>,
@@ -220,16 +247,8 @@ fn finish(
     manager: &Manager,
 ) -> Result<Value, ApiError> {
     let def = &call.def;
-    let mut errors = rules::validate_create(def, &object);
-    if let Some(old) = old {
-        // Objects stored before a rule existed may still be changed elsewhere.
-        if call.subresource == "status" || !meta(old, "deletionTimestamp").is_empty() {
-            errors.retain(|error| error.field.starts_with("metadata") || def.custom);
-        }
-        errors.extend(rules::validate_update(def, old, &object));
-    }
-    if !errors.is_empty() {
-        return Err(ApiError::invalid(def, meta(&object, "name"), &errors));
+    if def.is("", "services") {
+        check(call, old, &object)?;
     }
     if def.is("apiextensions.k8s.io", "customresourcedefinitions") {
         crd::accept(&mut object, now);
@@ -328,6 +347,7 @@ async fn apply_patch(api: &Api, call: &Call) -> Result<Written, ApiError> {
                 return Err(ApiError::not_found(&call.def, &call.name));
             }
             let object = apply::apply(&call.def, None, &config, &manager, force, &now)?;
+            warnings.extend(inert::warning(&call.def));
             match create_named(api, call, object).await {
                 Err(error) if error.reason == "AlreadyExists" => continue,
                 other => return other.map(|written| with_warnings(written, &mut warnings)),

@@ -222,3 +222,19 @@ async fn services_are_reached_through_endpoint_slices() {
     let mutated = maps.create(&PostParams::default(), &map("x", json!({}))).await.unwrap();
     assert_eq!(json!(mutated.data)["calls"], "1");
 }
+
+#[tokio::test]
+async fn a_validating_webhook_is_asked_about_valid_objects_only() {
+    let hook = Hook::start().await;
+    let (_server, client) = start(None).await;
+    let url = json!({"url": format!("https://{}/deny", hook.address), "caBundle": hook.ca_bundle});
+    configure(&client, "ValidatingWebhookConfiguration", "hook", url, json!({})).await;
+    let maps: Api<ConfigMap> = Api::default_namespaced(client);
+    let mut bad = map("x", json!({}));
+    bad.data.as_mut().unwrap().insert("a/b".to_owned(), String::new());
+    let kube::Error::Api(status) = maps.create(&PostParams::default(), &bad).await.unwrap_err() else {
+        panic!("not an answer")
+    };
+    assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
+    assert!(status.message.contains("data[a/b]"), "{}", status.message);
+}

@@ -528,3 +528,44 @@ fn logs_exec_and_proxy_reach_the_runtime() {
         "/ on 81"
     );
 }
+
+#[test]
+fn what_nothing_acts_on_is_said() {
+    let cluster = Cluster::start();
+    cluster.ok_with(&["apply", "-f", "-"], DEPLOYMENT);
+    let output = cluster.run_with(&["create", "cronjob", "c", "--image=x", "--schedule=* * * * *"], "");
+    assert!(
+        output.ok && output.stderr.contains("Warning: CronJob objects are only stored"),
+        "{}",
+        output.stderr
+    );
+    let output = cluster.run_with(&["create", "deploy", "d", "--image=x"], "");
+    assert!(output.ok && output.stderr.is_empty(), "{}", output.stderr);
+    let refused = cluster.fails_with(&["autoscale", "deploy", "web", "--max=3"], "");
+    assert!(refused.contains("no autoscaler") && refused.contains("kubectl scale"), "{refused}");
+    cluster.ok(&["run", "web", "--image=web"]);
+    let refused = cluster.fails_with(&["debug", "web", "--image=busybox", "--profile=general"], "");
+    assert!(refused.contains("use `kubectl exec -it POD"), "{refused}");
+    let refused = cluster.fails_with(&["top", "pods"], "");
+    assert!(refused.contains("Metrics API not available"), "{refused}");
+}
+
+#[test]
+fn a_jobs_pods_are_its_own() {
+    let cluster = Cluster::start();
+    cluster.ok(&["create", "job", "once", "--image=x", "--", "true"]);
+    let job: Value = serde_json::from_str(&cluster.ok(&["get", "job", "once", "-o", "json"])).unwrap();
+    let uid = &job["metadata"]["uid"];
+    let labels = &job["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(job["spec"]["selector"]["matchLabels"], json!({"batch.kubernetes.io/controller-uid": uid}));
+    assert_eq!((&labels["job-name"], &labels["controller-uid"]), (&json!("once"), uid));
+    // Without a selector, this takes any pod there is.
+    cluster.ok(&["run", "stranger", "--image=x"]);
+    let none = cluster.fails_with(&["logs", "job/once", "--pod-running-timeout=1s"], "");
+    assert!(!none.contains("stranger"), "{none}");
+    let wrong = cluster.fails_with(
+        &["create", "-f", "-"],
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: j}\nspec: {template: {spec: {containers: [{name: a, image: x}]}}}\n",
+    );
+    assert!(wrong.contains("spec.template.spec.restartPolicy: Required value: valid values"), "{wrong}");
+}

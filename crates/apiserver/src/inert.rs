@@ -1,0 +1,31 @@
+//! Kinds that are kept for tools that bring them along, and that nothing in a cluster of ours acts on: whoever writes one is told.
+
+use crate::resources::ResourceDef;
+
+/// What writing an object of this kind is answered with besides the object (a `Warning` header, which kubectl prints).
+pub(crate) fn warning(def: &ResourceDef) -> Option<String> {
+    let lacking = match def.kind.as_str() {
+        _ if def.custom => return None,
+        "HorizontalPodAutoscaler" => "there is no autoscaler (use `kubectl scale`)",
+        "CronJob" => "no Job is made by the clock (use `kubectl create job --from=cronjob/NAME`)",
+        "Ingress" | "IngressClass" => "there is no ingress controller (use a Gateway of the mesh)",
+        "NetworkPolicy" => "connections are not restricted (use an AuthorizationPolicy of the mesh)",
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => "authorization is not enforced",
+        "PersistentVolume" | "PersistentVolumeClaim" | "StorageClass" => {
+            "there are no persistent volumes (use emptyDir or hostPath)"
+        }
+        "ReplicationController" => "no pods are made (use a Deployment)",
+        "ResourceQuota" | "LimitRange" => "resources are not limited",
+        "PriorityClass" => "pods have no priorities",
+        "CertificateSigningRequest" => "there is no signer",
+        _ => return None,
+    };
+    Some(format!("{} objects are only stored in this cluster: {lacking}", def.kind))
+}
+
+/// What a client that asks for a group version we leave out is told, where a bare "not found" would puzzle.
+pub(crate) fn refusal(group: &str, version: &str) -> Option<&'static str> {
+    // `kubectl autoscale` posts this version.
+    (group == "autoscaling" && version == "v1")
+        .then_some("this cluster has no autoscaler: set the number of replicas with `kubectl scale`")
+}
