@@ -85,7 +85,7 @@ pub enum Command {
         /// Ask the cluster too
         #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
         remote: bool,
-        /// Print only the version number of this program
+        /// With --remote=false, print only the number
         #[arg(short, long)]
         short: bool,
         /// json or yaml

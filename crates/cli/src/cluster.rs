@@ -68,19 +68,23 @@ impl ClusterArgs {
                 "lateen kubeconfig",
             )
         };
-        // $KUBECONFIG may be a list of files; kube reads and merges it itself.
-        let kubeconfig = if file.exists() {
-            Kubeconfig::read_from(&file).map_err(|error| broken(&error))?
-        } else {
-            Kubeconfig::from_env()
-                .map_err(|error| broken(&error))?
-                .ok_or_else(|| broken(&"there is no such file"))?
-        };
+        let kubeconfig = read(&file).map_err(|error| broken(&error))?;
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let config =
             Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| broken(&error))?;
         Ok(Client::try_from(config).map_err(|error| broken(&error))?)
     }
+}
+
+/// Reads a kubeconfig. `$KUBECONFIG` may be a list of files, of which kubectl merges those that exist.
+fn read(file: &Path) -> Result<Kubeconfig, kube::config::KubeconfigError> {
+    let files: Vec<PathBuf> = std::env::split_paths(file).filter(|file| file.exists()).collect();
+    let Some((first, others)) = files.split_first().filter(|_| !file.exists()) else {
+        return Kubeconfig::read_from(file);
+    };
+    others
+        .iter()
+        .try_fold(Kubeconfig::read_from(first)?, |merged, file| merged.merge(Kubeconfig::read_from(file)?))
 }
 
 /// An error of the Kubernetes API, with advice.
@@ -90,10 +94,13 @@ pub fn api_failure(doing: &str, error: &kube::Error) -> Failure {
             Failure::new(format!("Cannot {doing}: {}.", status.message), "lateen status")
         }
         other => {
-            let cause =
-                std::error::Error::source(other).map(|cause| format!(": {cause}")).unwrap_or_default();
+            // The layers between say the same in other words.
+            let mut cause: &dyn std::error::Error = other;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
             Failure::new(
-                format!("Cannot {doing}: the cluster does not answer ({other}{cause})."),
+                format!("Cannot {doing}: the cluster does not answer ({cause})."),
                 "lateen status, or lateen up if it is not running",
             )
         }

@@ -11,6 +11,7 @@ use lateen_local::{DownOptions, Engine, LifecycleError, Progress, UpOptions, UpS
 
 use crate::args::{EngineArg, UpArgs};
 use crate::error::Failure;
+use crate::output;
 use crate::style::Style;
 
 /// Starts the cluster and says how to use it.
@@ -32,8 +33,7 @@ pub(crate) async fn up(state: &Path, args: &UpArgs) -> Result<()> {
     let result = lateen_local::up(&options, &mut |progress| lines.show(&progress)).await;
     lines.end();
     let summary = result.map_err(advise)?;
-    print!("{}", describe(&summary, Style::stdout()));
-    Ok(())
+    output::text(&describe(&summary, Style::stdout()))
 }
 
 /// Removes the cluster.
@@ -46,19 +46,15 @@ pub(crate) async fn down(state: &Path, keep: bool) -> Result<()> {
     let result = lateen_local::down(&options, &mut |progress| lines.show(&progress)).await;
     lines.end();
     let summary = result.map_err(advise)?;
-    for leftover in &summary.removed {
-        println!("removed {leftover}");
-    }
-    println!(
-        "{}",
-        match (summary.was_running, keep) {
-            (true, true) => "The cluster is down; its objects are kept for the next lateen up.",
-            (true, false) => "The cluster is down; nothing is left behind.",
-            (false, _) if summary.removed.is_empty() => "No cluster was running.",
-            (false, _) => "What a crash had left behind is removed.",
-        }
-    );
-    Ok(())
+    let mut said: String = summary.removed.iter().map(|leftover| format!("removed {leftover}\n")).collect();
+    said.push_str(match (summary.was_running, keep) {
+        (true, true) => "The cluster is down; its objects are kept for the next lateen up.",
+        (true, false) => "The cluster is down; nothing is left behind.",
+        (false, _) if summary.removed.is_empty() => "No cluster was running.",
+        (false, _) => "What a crash had left behind is removed.",
+    });
+    said.push('\n');
+    output::text(&said)
 }
 
 /// Prints the line to put into a shell, or the file itself.
@@ -70,11 +66,10 @@ pub(crate) fn kubeconfig(state: &Path, raw: bool) -> Result<()> {
     if raw {
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        print!("{text}");
+        output::text(&text)
     } else {
-        println!("{}", export_line(&file));
+        output::text(&format!("{}\n", export_line(&file)))
     }
-    Ok(())
 }
 
 fn export_line(file: &Path) -> String {

@@ -58,8 +58,8 @@ async fn daemon(cluster: &ClusterArgs, args: &LogsArgs) -> Result<()> {
 
 /// The container that kubectl would take: the annotated one, else the first.
 fn default_container(pod: &Pod) -> Option<String> {
-    let annotated =
-        pod.metadata.annotations.as_ref()?.get("kubectl.kubernetes.io/default-container").cloned();
+    let annotations = pod.metadata.annotations.as_ref();
+    let annotated = annotations.and_then(|all| all.get("kubectl.kubernetes.io/default-container")).cloned();
     annotated.or_else(|| Some(pod.spec.as_ref()?.containers.first()?.name.clone()))
 }
 
@@ -75,5 +75,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(default_container(&pod).as_deref(), Some("web"));
+        let pod = Pod { metadata: kube::api::ObjectMeta::default(), ..pod };
+        assert_eq!(default_container(&pod).as_deref(), Some("istio-proxy"), "no annotations at all");
     }
 }

@@ -1,6 +1,6 @@
 //! `lateen`; as `istioctl` (a link to it) it is the same.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use lateen_cli::args::{Cli, Command};
@@ -24,9 +24,13 @@ fn main() -> ExitCode {
             return if answer.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let default = if matches!(cli.command, Command::ClusterDaemon) { "info" } else { "error" };
+    // What the Kubernetes client says there is in the commands' own errors.
+    let default =
+        if matches!(cli.command, Command::ClusterDaemon) { "info" } else { "error,kube_client=off" };
     let filter = EnvFilter::try_from_env("LATEEN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // The daemon's standard error is its log file.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

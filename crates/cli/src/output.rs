@@ -1,6 +1,8 @@
 //! Structured output: JSON indented as istioctl's, or YAML.
 
-use anyhow::Result;
+use std::io::Write;
+
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::args::Output;
@@ -11,10 +13,21 @@ use crate::args::Output;
 /// When it can't be written in that form.
 pub fn print(value: &impl Serialize, output: Output) -> Result<()> {
     match output {
-        Output::Yaml => print!("{}", serde_saphyr::to_string(value)?),
-        Output::Json | Output::Short => println!("{}", json(value)?),
+        Output::Yaml => text(&serde_saphyr::to_string(value)?),
+        Output::Json | Output::Short => text(&format!("{}\n", json(value)?)),
     }
-    Ok(())
+}
+
+/// Prints text as it is. A reader that has seen enough (`head`, a pager) is no error.
+///
+/// # Errors
+/// When standard output can't be written.
+pub fn text(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
 }
 
 /// JSON with istioctl's four blanks.

@@ -32,8 +32,9 @@ pub async fn run(cli: Cli) -> Result<()> {
         }
         Command::ProxyConfig { part } => proxy_config(cluster, part).await,
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lateen", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lateen", &mut script);
+            output::text(&String::from_utf8_lossy(&script))
         }
         Command::ClusterDaemon => Ok(lateen_local::run_daemon(&cluster.state).await?),
     }
@@ -76,7 +77,7 @@ async fn proxy_config(cluster: &ClusterArgs, part: ProxyConfigPart) -> Result<()
         ProxyConfigPart::All { source } => {
             let dump = config_dump(cluster, &source).await?;
             match source.output.unwrap_or(Output::Short) {
-                Output::Short => print!("{}", summary(&dump)?),
+                Output::Short => output::text(&summary(&dump)?)?,
                 structured => output::print(dump.value(), structured)?,
             }
             Ok(())
@@ -86,7 +87,7 @@ async fn proxy_config(cluster: &ClusterArgs, part: ProxyConfigPart) -> Result<()
 
 fn show(source: &Source, found: &[&Value], table: impl Fn() -> String) -> Result<()> {
     match source.output.unwrap_or(Output::Short) {
-        Output::Short => print!("{}", table()),
+        Output::Short => output::text(&table())?,
         structured => output::print(
             &found.iter().map(|resource| without_type(resource)).collect::<Vec<_>>(),
             structured,

@@ -69,7 +69,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, output: Output) -> Result<()> {
     let client = cluster.client().await?;
     let report = gather(cluster, &client).await?;
     match output {
-        Output::Short => print!("{}", describe(&report, Style::stdout())),
+        Output::Short => crate::output::text(&describe(&report, Style::stdout()))?,
         structured => crate::output::print(&report, structured)?,
     }
     Ok(())

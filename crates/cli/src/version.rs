@@ -18,8 +18,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// When the cluster is asked and does not answer.
 pub(crate) async fn run(cluster: &ClusterArgs, remote: bool, short: bool, output: Output) -> Result<()> {
     if short && !remote {
-        println!("{VERSION}");
-        return Ok(());
+        return crate::output::text(&format!("{VERSION}\n"));
     }
     let asked = if remote { ask(cluster).await } else { Ok(None) };
     let (versions, problem) = match asked {
@@ -27,7 +26,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, remote: bool, short: bool, output
         Err(error) => (None, Some(error)),
     };
     match output {
-        Output::Short => print!("{}", text(versions.as_ref())),
+        Output::Short => crate::output::text(&text(versions.as_ref()))?,
         structured => crate::output::print(&document(versions.as_ref()), structured)?,
     }
     problem.map_or(Ok(()), Err)

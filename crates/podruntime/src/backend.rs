@@ -13,7 +13,8 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use lateen_podstreams::{
-    BoxFuture, ContainerRef, Duplex, ExecRequest, ExecSession, LogOptions, PodBackend, PodError,
+    AttachedInput, BoxFuture, ContainerRef, Duplex, ExecRequest, ExecSession, LogOptions, PodBackend,
+    PodError, attach_to_log,
 };
 use parking_lot::RwLock;
 use tokio::net::TcpStream;
@@ -50,6 +51,8 @@ struct ContainerAccess {
     running: Option<(RunningContainer, ExecSpec)>,
     log: Option<Arc<ContainerLog>>,
     previous: Option<Arc<ContainerLog>>,
+    /// Somebody has attached to this instance.
+    attached: bool,
 }
 
 impl PodAccess {
@@ -76,6 +79,7 @@ impl PodAccess {
         let access = containers.entry(container.to_owned()).or_default();
         access.previous = access.log.replace(Arc::clone(log));
         access.running = None;
+        access.attached = false;
     }
 
     /// The new instance runs.
@@ -83,11 +87,36 @@ impl PodAccess {
         self.containers.write().entry(container.to_owned()).or_default().running = Some((running, exec));
     }
 
+    /// The log of the last instance.
+    pub(crate) fn last_log(&self, container: &str) -> Option<Arc<ContainerLog>> {
+        self.containers.read().get(container)?.log.clone()
+    }
+
     /// What commands in the container are run with, while it runs.
     pub(crate) fn exec_spec(&self, container: &str) -> Option<ExecSpec> {
         let containers = self.containers.read();
         let (running, exec) = containers.get(container)?.running.as_ref()?;
         (!running.has_exited()).then(|| exec.clone())
+    }
+
+    /// A client's share of a container's input, its log, and whether this is the first client.
+    fn attach(
+        &self,
+        container: &str,
+        pod: &str,
+        stdin: bool,
+    ) -> Result<(AttachedInput, Arc<ContainerLog>, bool), PodError> {
+        let mut containers = self.containers.write();
+        let access = containers.get_mut(container);
+        let Some((access, log)) = access.and_then(|access| access.log.clone().map(|log| (access, log)))
+        else {
+            return Err(PodError::BadRequest(format!(
+                "container {container} of pod {pod} is not running yet"
+            )));
+        };
+        // One that has just ended still has something to say.
+        let input = access.running.as_ref().map(|(running, _)| running.attach(stdin)).unwrap_or_default();
+        Ok((input, log, !std::mem::replace(&mut access.attached, true)))
     }
 
     /// Lets go of the containers, which ends them.
@@ -139,7 +168,10 @@ impl RuntimeHandle {
         if request.command.is_empty() {
             return Err(PodError::BadRequest("you must specify a command for the container".to_owned()));
         }
-        let spec = ExecSpec { command: request.command, tty: request.tty, ..spec };
+        let mut spec = ExecSpec { command: request.command, tty: request.tty, ..spec };
+        if request.tty {
+            spec.set_terminal_type();
+        }
         let mut command = exec_command(&self.config().executable, &spec).map_err(internal)?;
         if request.tty {
             return exec_session::with_terminal(command, spec.init).map_err(internal);
@@ -157,6 +189,22 @@ impl PodBackend for RuntimeHandle {
         request: ExecRequest,
     ) -> BoxFuture<'_, Result<ExecSession, PodError>> {
         Box::pin(self.start_exec(target, request))
+    }
+
+    /// Output since the attaching, or since the start for the first client: `kubectl run -it` attaches to what runs already.
+    fn attach(
+        &self,
+        target: ContainerRef,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecSession, PodError>> {
+        Box::pin(async move {
+            let pod = self.pod(&target.namespace, &target.pod)?;
+            let container = pod.name(&target.container, &target.pod)?;
+            let (input, log, first) = pod.attach(container, &target.pod, request.stdin)?;
+            let tail_lines = if first { None } else { Some(0) };
+            let options = LogOptions { follow: true, tail_lines, ..LogOptions::default() };
+            Ok(attach_to_log(log.read(options), input))
+        })
     }
 
     fn logs(

@@ -8,17 +8,20 @@ use std::{
     time::Duration,
 };
 
+use lateen_podstreams::AttachedInput;
 use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
     process::{Child, Command},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::timeout,
 };
 
 use crate::{
     RuntimeError,
+    console::Console,
     container_log::ContainerLog,
     container_run::{ContainerSpec, EXEC_VARIABLE, EXIT_INTERNAL, ExecSpec, Instruction, Report},
 };
@@ -39,6 +42,8 @@ pub(crate) struct RunningContainer {
     pub(crate) init: i32,
     signals: mpsc::Sender<Signal>,
     exit: watch::Receiver<Option<i32>>,
+    /// For those who attach, when its program can be talked to.
+    console: Option<Arc<Console>>,
 }
 
 impl RunningContainer {
@@ -63,10 +68,9 @@ impl RunningContainer {
             .process_group(0)
             .spawn()
             .map_err(RuntimeError::file(executable))?;
-        let copies = [
-            child.stdout.take().map(|stream| tokio::spawn(copy_log(Arc::clone(log), stream))),
-            child.stderr.take().map(|stream| tokio::spawn(copy_log(Arc::clone(log), stream))),
-        ];
+        let mut copies: Vec<JoinHandle<()>> = Vec::new();
+        copies.extend(child.stdout.take().map(|stream| tokio::spawn(copy_log(Arc::clone(log), stream))));
+        copies.extend(child.stderr.take().map(|stream| tokio::spawn(copy_log(Arc::clone(log), stream))));
         let (read, mut write) = ours.into_split();
         let mut line = serde_json::to_vec(spec)
             .map_err(|error| RuntimeError::Config(format!("the container's specification: {error}")))?;
@@ -75,25 +79,41 @@ impl RunningContainer {
         let report = timeout(START_PATIENCE, first_report(read)).await;
 
         let (exit_sender, mut exit) = watch::channel(None);
-        tokio::spawn(wait(child, copies, Arc::clone(log), exit_sender));
-        match report {
+        let (code_sender, code) = oneshot::channel();
+        let started = match report {
             Ok(Some(Report::Started { init })) => {
                 let (signals, receiver) = mpsc::channel(SIGNALS);
                 tokio::spawn(send_signals(receiver, write));
-                Ok(Self { init, signals, exit })
+                let console = match Console::open(executable, spec, init) {
+                    Ok(None) => Ok(None),
+                    Ok(Some((console, program))) => {
+                        let signals = signals.downgrade();
+                        copies.push(tokio::spawn(program.run(Arc::clone(log), code_sender, signals)));
+                        Ok(Some(Arc::new(console)))
+                    }
+                    Err(error) => Err(RuntimeError::Pod(error.to_string())),
+                };
+                console.map(|console| Self { init, signals, exit: exit.clone(), console })
             }
             Ok(Some(Report::Failed { message })) => Err(RuntimeError::Pod(message)),
-            // What went wrong is in the container's log then.
             Ok(None) => {
                 // What went wrong is in the container's log then, once the process has ended.
                 drop(write);
+                tokio::spawn(wait(child, copies, Arc::clone(log), code, exit_sender));
                 let _ = timeout(OUTPUT_PATIENCE * 2, exit.wait_for(Option::is_some)).await;
-                Err(RuntimeError::Pod(format!("its first process failed: {}", log.last_line())))
+                return Err(RuntimeError::Pod(format!("its first process failed: {}", log.last_line())));
             }
             Err(_) => {
                 Err(RuntimeError::Pod(format!("the container did not start within {START_PATIENCE:?}")))
             }
-        }
+        };
+        tokio::spawn(wait(child, copies, Arc::clone(log), code, exit_sender));
+        started
+    }
+
+    /// What a client that attaches may have of its input; a container nobody can talk to has none.
+    pub(crate) fn attach(&self, stdin: bool) -> AttachedInput {
+        self.console.as_ref().map(|console| console.attach(stdin)).unwrap_or_default()
     }
 
     /// Sends a signal to the container's program; SIGKILL ends the whole container.
@@ -137,14 +157,17 @@ async fn send_signals(mut signals: mpsc::Receiver<Signal>, mut socket: OwnedWrit
     }
 }
 
+/// `code` is that of a program that was started from outside.
 async fn wait(
     mut child: Child,
-    copies: [Option<tokio::task::JoinHandle<()>>; 2],
+    copies: Vec<JoinHandle<()>>,
     log: Arc<ContainerLog>,
+    mut code: oneshot::Receiver<i32>,
     exit: watch::Sender<Option<i32>>,
 ) {
-    let code = child.wait().await.ok().and_then(exit_code).unwrap_or(EXIT_INTERNAL);
-    for copy in copies.into_iter().flatten() {
+    let own = child.wait().await.ok().and_then(exit_code).unwrap_or(EXIT_INTERNAL);
+    let code = code.try_recv().unwrap_or(own);
+    for copy in copies {
         let abort = copy.abort_handle();
         if timeout(OUTPUT_PATIENCE, copy).await.is_err() {
             abort.abort();

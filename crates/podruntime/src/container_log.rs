@@ -123,9 +123,14 @@ impl ContainerLog {
 
     /// The last line, for messages.
     pub(crate) fn last_line(&self) -> String {
+        String::from_utf8_lossy(&self.last_lines(1)).trim().to_owned()
+    }
+
+    /// The last lines of the current file.
+    pub(crate) fn last_lines(&self, lines: usize) -> Vec<u8> {
         let stored = fs::read(&self.path).unwrap_or_default();
-        let tail = LogOptions { tail_lines: Some(1), ..LogOptions::default() };
-        String::from_utf8_lossy(&View::new(&tail).past(&stored)).trim().to_owned()
+        let tail = LogOptions { tail_lines: Some(lines), ..LogOptions::default() };
+        View::new(&tail).past(&stored)
     }
 
     fn rotate(&self) -> std::io::Result<File> {

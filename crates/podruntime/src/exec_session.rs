@@ -6,7 +6,9 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
+    pin::pin,
     process::Stdio,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -27,6 +29,8 @@ use crate::{RuntimeError, container::exit_code, container_run::EXIT_INTERNAL};
 /// Chunks waiting in each direction.
 const QUEUE: usize = 16;
 const CHUNK: usize = 16 * 1024;
+/// How long output may still come after the command ended: processes it left behind may hold its streams for ever.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The ends of a session that stay here.
 struct Ends {
@@ -63,11 +67,10 @@ pub(crate) fn with_pipes(mut command: Command) -> Result<ExecSession, RuntimeErr
     let err = child.stderr.take().map(|pipe| tokio::spawn(copy(pipe, output.clone(), Output::Stderr)));
     tokio::spawn(async move {
         let code = wait(&mut child, &output).await;
-        // What the command wrote before it ended is still in the pipes. A process it left behind may hold them open for
-        // ever; the exit code doesn't wait for that.
+        // What the command wrote before it ended is still in the pipes.
         for copy in [out, err].into_iter().flatten() {
             let abort = copy.abort_handle();
-            if tokio::time::timeout(std::time::Duration::from_secs(1), copy).await.is_err() {
+            if tokio::time::timeout(OUTPUT_PATIENCE, copy).await.is_err() {
                 abort.abort();
             }
         }
@@ -102,7 +105,18 @@ pub(crate) fn with_terminal(mut command: Command, init: i32) -> Result<ExecSessi
     let (session, ends) = session();
     let Ends { stdin, output, resize, exit } = ends;
     tokio::spawn(async move {
-        let (code, ()) = tokio::join!(wait(&mut child, &output), drive(master, stdin, &output, resize));
+        let code = {
+            let mut drive = pin!(drive(master, stdin, &output, resize));
+            let mut wait = pin!(wait(&mut child, &output));
+            tokio::select! {
+                code = &mut wait => {
+                    // Late output is lost, which only the processes left behind could have written.
+                    let _ = tokio::time::timeout(OUTPUT_PATIENCE, drive).await;
+                    code
+                }
+                () = &mut drive => wait.await,
+            }
+        };
         drop(output);
         let _ = exit.send(code);
     });

@@ -26,8 +26,9 @@ pub struct Invocation {
 enum Mapping {
     /// One of our own programs with fixed first arguments; the container's `command` only matters if the image has a shell.
     Ours { program: &'static str, arguments: &'static [&'static str], tag_flag: bool, shell: bool },
-    /// The host's tools; the default command when the container has none.
-    Host { default: &'static [&'static str] },
+    /// The host's tools; the default command when the container has none. Arguments alone that are no program of their own (an
+    /// option or an address) are for `entrypoint`.
+    Host { default: &'static [&'static str], entrypoint: Option<&'static str> },
     /// A command line given by the user; the container's arguments are appended.
     Custom { command: Vec<String> },
 }
@@ -105,8 +106,13 @@ impl ImageMap {
                 line.extend(args.iter().cloned());
                 line
             }
-            Mapping::Host { default } if command.is_empty() && args.is_empty() => {
+            Mapping::Host { default, .. } if command.is_empty() && args.is_empty() => {
                 default.iter().map(|word| (*word).to_owned()).collect()
+            }
+            Mapping::Host { entrypoint: Some(program), .. }
+                if command.is_empty() && (args[0].starts_with('-') || args[0].contains("://")) =>
+            {
+                [&[program.to_owned()], args].concat()
             }
             Mapping::Host { .. } => [command, args].concat(),
             Mapping::Custom { command: mut line } => {
@@ -131,6 +137,7 @@ impl ImageMap {
 
 fn built_in(name: &str) -> Option<Mapping> {
     let ours = |program, arguments, tag_flag, shell| Mapping::Ours { program, arguments, tag_flag, shell };
+    let host = |default| Mapping::Host { default, entrypoint: None };
     // Repositories of the course's images appear under several registries; the last two parts tell them apart.
     let mut parts = name.rsplit('/');
     let last = parts.next()?;
@@ -146,12 +153,14 @@ fn built_in(name: &str) -> Option<Mapping> {
         ("mccutchen", "go-httpbin") => {
             ours("lateen-samples", &["httpbin", "--port", "8080", "--style", "go"], false, true)
         }
-        ("curlimages", "curl") | ("radial", "busyboxplus") | ("governmentpaas", "curl-ssl") => {
-            Mapping::Host { default: &["sleep", "infinity"] }
+        ("curlimages", "curl") | ("governmentpaas", "curl-ssl") => {
+            Mapping::Host { default: &["sleep", "infinity"], entrypoint: Some("curl") }
         }
-        ("", "busybox" | "alpine" | "debian" | "ubuntu" | "bash") => Mapping::Host { default: &["sh"] },
-        ("", "nginx") => Mapping::Host { default: &["nginx", "-g", "daemon off;"] },
-        ("", "python") => Mapping::Host { default: &["python3"] },
+        ("radial", "busyboxplus") | ("", "busybox" | "alpine" | "debian" | "ubuntu" | "bash") => {
+            host(&["sh"])
+        }
+        ("", "nginx") => host(&["nginx", "-g", "daemon off;"]),
+        ("", "python") => host(&["python3"]),
         _ => return None,
     })
 }
@@ -234,6 +243,10 @@ mod tests {
             ),
             ("curlimages/curl:latest", "/bin/sleep infinity", "", "/bin/sleep infinity"),
             ("curlimages/curl@sha256:0123", "", "", "sleep infinity"),
+            ("curlimages/curl", "", "-s http://web/", "curl -s http://web/"),
+            ("curlimages/curl", "", "http://web/", "curl http://web/"),
+            ("curlimages/curl", "", "sleep infinity", "sleep infinity"),
+            ("radial/busyboxplus:curl", "", "", "sh"),
             ("localhost:5000/library/nginx", "", "", ""),
             ("docker.io/library/busybox:1.36", "", "ls /", "ls /"),
         ];

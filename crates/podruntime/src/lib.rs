@@ -11,6 +11,7 @@ mod backend;
 mod cluster_index;
 mod command;
 mod config;
+mod console;
 mod container;
 mod container_log;
 mod container_run;

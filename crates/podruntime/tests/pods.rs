@@ -27,6 +27,8 @@ const TESTS: &[(&str, Test)] = &[
     ("config_maps_change_inside", |w| Box::pin(config_changes(w))),
     ("liveness_and_hooks", |w| Box::pin(liveness_and_hooks(w))),
     ("jobs_succeed_and_fail", |w| Box::pin(run_to_completion(w))),
+    ("containers_that_can_be_talked_to", |w| Box::pin(attach(w))),
+    ("last_words_and_deadlines", |w| Box::pin(last_words(w))),
     ("deletion_takes_the_grace_it_needs", |w| Box::pin(deletion(w))),
 ];
 
@@ -253,7 +255,9 @@ async fn services(world: &World) {
             seen.len() == 2
         })
         .await;
-    assert!(fetch("one", "http://10.201.0.5/").await.contains("I am"));
+    // Its rule comes with the Service's status, which may be seen after the endpoints.
+    let by_balancer = "http://10.201.0.5/";
+    world.until("the balancer's address", async || fetch("one", by_balancer).await.contains("I am")).await;
     assert!(
         world::get("http://10.201.0.5/").contains("I am"),
         "from the host, by the load balancer's address"
@@ -349,6 +353,100 @@ async fn liveness_and_hooks(world: &World) {
     let pod = world.wait_pod("alive", |pod| restarts(pod) == 1 && is_ready(pod)).await;
     let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
     assert_eq!(status.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
+}
+
+/// What `kubectl run -it` needs: a shell on a terminal, input that ends, exit codes.
+async fn attach(world: &World) {
+    let exit_code = |pod: &Pod| {
+        let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        Some(status.state.as_ref()?.terminated.as_ref()?.exit_code)
+    };
+    let target =
+        |pod: &str| ContainerRef { namespace: "default".into(), pod: pod.into(), ..Default::default() };
+    let request = |stdin, tty| ExecRequest { command: Vec::new(), tty, stdin };
+    let interactive = |name: &str, tty: bool, once: bool| {
+        let container =
+            json!({ "name": "c", "image": "busybox", "stdin": true, "stdinOnce": once, "tty": tty });
+        json!({ "metadata": { "name": name }, "spec": { "restartPolicy": "Never", "containers": [container] } })
+    };
+    // Input through a pipe; its end ends the shell.
+    world.create_ready(interactive("pipe", false, true)).await;
+    let mut session = world.handle.attach(target("pipe"), request(true, false)).await.unwrap();
+    session.stdin.send("echo from-the-pipe; cat; exit 3\n".into()).await.unwrap();
+    drop(session.stdin);
+    let mut text = String::new();
+    while let Some(Output::Stdout(bytes)) = session.output.recv().await {
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    assert_eq!(text, "from-the-pipe\n");
+    world.wait_pod("pipe", |pod| exit_code(pod) == Some(3)).await;
+    // Who comes too late still reads it.
+    let mut late = world.handle.attach(target("pipe"), request(false, false)).await.unwrap();
+    assert_eq!((late.output.recv().await.is_none(), late.exit.await), (true, Ok(0)));
+
+    // A terminal, with its size; input that survives its client.
+    world.create_ready(interactive("terminal", true, false)).await;
+    let session = world.handle.attach(target("terminal"), request(true, true)).await.unwrap();
+    session.stdin.send("first=yes\n".into()).await.unwrap();
+    drop(session);
+    let mut session = world.handle.attach(target("terminal"), request(true, true)).await.unwrap();
+    session.resize.send(TerminalSize { width: 91, height: 33 }).await.unwrap();
+    let script =
+        "until [ \"$(stty size)\" = '33 91' ]; do :; done; tty; echo $first$TERM; (sleep 98765 &); exit 4\n";
+    session.stdin.send(script.into()).await.unwrap();
+    let mut text = String::new();
+    while let Some(Output::Stdout(bytes)) = session.output.recv().await {
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    assert!(text.contains("/dev/pts/0\r\nyesxterm\r\n"), "{text:?}");
+    // What it left behind goes with the container.
+    world.wait_pod("terminal", |pod| exit_code(pod) == Some(4)).await;
+
+    // The usual signals reach its program.
+    let script = "trap 'exit 6' TERM; echo on; while :; do sleep 0.05; done";
+    let container =
+        json!({ "name": "c", "image": "busybox", "stdin": true, "command": ["sh", "-c", script] });
+    world
+        .create_ready(json!({ "metadata": { "name": "signals" }, "spec": {
+        "restartPolicy": "Never", "activeDeadlineSeconds": 1, "containers": [container] } }))
+        .await;
+    world.wait_pod("signals", |pod| exit_code(pod) == Some(6)).await;
+}
+
+async fn last_words(world: &World) {
+    let ended = |pod: &Pod| {
+        let status = pod.status.clone()?;
+        let ended = status.container_statuses?.first()?.state.clone()?.terminated?;
+        Some((
+            status.phase?,
+            status.reason.unwrap_or_default(),
+            ended.exit_code,
+            ended.message.unwrap_or_default(),
+        ))
+    };
+    let run = async |name: &str, script: &str, more: serde_json::Value| {
+        let mut container = json!({ "name": "c", "image": "busybox", "command": ["sh", "-c", script] });
+        let mut spec = json!({ "restartPolicy": "Never", "terminationGracePeriodSeconds": 1 });
+        for (key, value) in more.as_object().unwrap() {
+            let place = if key == "activeDeadlineSeconds" { &mut spec } else { &mut container };
+            place[key] = value.clone();
+        }
+        spec["containers"] = json!([container]);
+        world.create(json!({ "metadata": { "name": name }, "spec": spec })).await;
+        ended(&world.wait_pod(name, |pod| ended(pod).is_some()).await).unwrap()
+    };
+    let (failed, succeeded, none) = ("Failed".to_owned(), "Succeeded".to_owned(), String::new());
+    let user = json!({ "securityContext": { "runAsUser": 1000 } });
+    let words = run("words", "echo -n bye > /dev/termination-log; exit 2", user).await;
+    assert_eq!(words, (failed.clone(), none.clone(), 2, "bye".to_owned()));
+    let elsewhere = json!({ "terminationMessagePath": "/tmp/last" });
+    let words = run("elsewhere", "echo -n bye > /tmp/last", elsewhere).await;
+    assert_eq!(words, (succeeded, none.clone(), 0, "bye".to_owned()));
+    let from_log = json!({ "terminationMessagePolicy": "FallbackToLogsOnError" });
+    let words = run("logged", "echo to the log; exit 1", from_log).await;
+    assert_eq!(words, (failed.clone(), none, 1, "to the log\n".to_owned()));
+    let late = run("late", "sleep infinity", json!({ "activeDeadlineSeconds": 1 })).await;
+    assert_eq!((late.0, late.1.as_str(), late.2), (failed, "DeadlineExceeded", 143));
 }
 
 async fn run_to_completion(world: &World) {

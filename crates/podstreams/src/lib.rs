@@ -33,6 +33,7 @@ mod status;
 mod tunnel;
 mod upgrade;
 
+pub use attach::{AttachedInput, attach_to_log};
 pub use query::{ExecQuery, parse_ports};
 pub use serve::{error_response, serve_attach, serve_exec, serve_port_forward};
 
@@ -45,7 +46,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// Which container is meant. `container` empty means the pod's default one
 /// (annotation `kubectl.kubernetes.io/default-container`, else the first).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ContainerRef {
     /// Namespace of the pod.
     pub namespace: String,
@@ -139,7 +140,7 @@ pub trait PodBackend: Send + Sync {
     ) -> BoxFuture<'_, Result<ExecSession, PodError>>;
     /// Joins the container's own process: its output from now on, and its standard input and terminal if it has them.
     ///
-    /// The default follows the log from its end, without input, which is right for containers that have no `stdin`.
+    /// The default follows the log, without input, which is right for containers that have no `stdin`.
     fn attach(
         &self,
         target: ContainerRef,
@@ -147,7 +148,7 @@ pub trait PodBackend: Send + Sync {
     ) -> BoxFuture<'_, Result<ExecSession, PodError>> {
         Box::pin(async move {
             let options = LogOptions { follow: true, ..LogOptions::default() };
-            Ok(attach::follow_log(self.logs(target, options).await?))
+            Ok(attach_to_log(self.logs(target, options).await?, AttachedInput::default()))
         })
     }
     /// The container's log as chunks of bytes.

@@ -43,9 +43,13 @@ pub(super) fn main() -> Result<i32, RuntimeError> {
     }
 }
 
-/// Everything up to the running program. Signals of its own are not blocked yet: the program would inherit that.
-fn start(spec: &ContainerSpec) -> Result<Pid, (i32, String)> {
+/// Everything up to the running program; `None` when somebody else starts that. Signals of its own are not blocked yet: the
+/// program would inherit that.
+fn start(spec: &ContainerSpec) -> Result<Option<Pid>, (i32, String)> {
     prepare(spec).map_err(|error| (EXIT_INTERNAL, error.to_string()))?;
+    if spec.interaction.is_some() {
+        return Ok(None);
+    }
     let (program, arguments) =
         spec.command.split_first().ok_or((EXIT_INTERNAL, "the container has no command".to_owned()))?;
     let child = Command::new(program)
@@ -56,7 +60,7 @@ fn start(spec: &ContainerSpec) -> Result<Pid, (i32, String)> {
         .stdin(Stdio::null())
         .spawn()
         .map_err(|error| start_failure(program, &error))?;
-    Ok(Pid::from_raw(child.id().cast_signed()))
+    Ok(Some(Pid::from_raw(child.id().cast_signed())))
 }
 
 fn prepare(spec: &ContainerSpec) -> Result<(), RuntimeError> {
@@ -85,23 +89,27 @@ fn block_signals() -> Result<SigSet, RuntimeError> {
     Ok(signals)
 }
 
-/// Reaps children and forwards signals until the program ends; the result is its exit code.
-fn reap(program: Pid, signals: &SigSet) -> i32 {
+/// Reaps children and forwards signals until the program ends; the result is its exit code. Without a program of its own it goes
+/// on until it is killed.
+fn reap(program: Option<Pid>, signals: &SigSet) -> i32 {
     loop {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == program => return code,
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == program => return 128 + signal as i32,
+                Ok(WaitStatus::Exited(pid, code)) if Some(pid) == program => return code,
+                Ok(WaitStatus::Signaled(pid, signal, _)) if Some(pid) == program => {
+                    return 128 + signal as i32;
+                }
                 Ok(WaitStatus::StillAlive) => break,
+                Err(Errno::ECHILD) if program.is_none() => break,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return EXIT_INTERNAL,
             }
         }
         match signals.wait() {
             Ok(Signal::SIGCHLD) | Err(_) => {}
-            // It may be gone; then the next round sees it.
+            // It may be gone; then the next round sees it. Whatever else runs in this PID namespace was started from outside.
             Ok(signal) => {
-                let _ = kill(program, signal);
+                let _ = kill(program.unwrap_or(Pid::from_raw(-1)), signal);
             }
         }
     }

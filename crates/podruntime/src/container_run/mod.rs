@@ -8,7 +8,8 @@
 //! | `exec-child` | inside | becomes the command of an exec or a probe |
 //!
 //! The first stage talks to the daemon over a socket that is its standard input: the specification comes in, reports go out,
-//! signals come in. When the socket closes (the daemon died, or wants it so) the container is killed: init is the first process
+//! signals come in. A container somebody can talk to (`stdin`, `tty`) is only held by `init`; its program is started by `exec`, so
+//! that the daemon has the other ends of its streams. When the socket closes (the daemon died, or wants it so) the container is killed: init is the first process
 //! of a PID namespace, so nothing survives it.
 
 mod enter;
@@ -21,7 +22,7 @@ mod supervise;
 use std::ffi::OsString;
 
 pub(crate) use enter::EXEC_VARIABLE;
-pub(crate) use spec::{ContainerSpec, ExecSpec, Identity, Instruction, MountSpec, Report};
+pub(crate) use spec::{ContainerSpec, ExecSpec, Identity, Instruction, Interaction, MountSpec, Report};
 
 /// Exit code of a container or exec that could not be started for a reason of ours.
 pub(crate) const EXIT_INTERNAL: i32 = 125;

@@ -23,6 +23,16 @@ pub(crate) struct MountSpec {
     pub(crate) read_only: bool,
 }
 
+/// How a container's program can be talked to (`stdin`, `stdinOnce`, `tty`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Interaction {
+    pub(crate) stdin: bool,
+    /// Input ends with the first client that had it.
+    pub(crate) once: bool,
+    /// The streams are one terminal.
+    pub(crate) tty: bool,
+}
+
 /// A container to be started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ContainerSpec {
@@ -39,6 +49,9 @@ pub(crate) struct ContainerSpec {
     pub(crate) mounts: Vec<MountSpec>,
     /// Program and arguments.
     pub(crate) command: Vec<String>,
+    /// Who can talk to the program; `None` is nobody. Otherwise the container is only prepared, and the daemon starts the program
+    /// in it, which keeps the other ends of its streams.
+    pub(crate) interaction: Option<Interaction>,
     pub(crate) environment: Vec<(String, String)>,
     /// Absolute; made if missing.
     pub(crate) working_dir: PathBuf,
@@ -57,6 +70,15 @@ pub(crate) struct ExecSpec {
     pub(crate) identity: Identity,
     /// Standard input is a terminal that becomes the controlling one.
     pub(crate) tty: bool,
+}
+
+impl ExecSpec {
+    /// Tells the command what terminal it has, unless the container does already.
+    pub(crate) fn set_terminal_type(&mut self) {
+        if !self.environment.iter().any(|(name, _)| name == "TERM") {
+            self.environment.push(("TERM".to_owned(), "xterm".to_owned()));
+        }
+    }
 }
 
 /// From a container to the daemon.

@@ -5,6 +5,7 @@ mod hooks;
 mod start;
 mod status_writer;
 mod stop;
+mod termination;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -96,6 +97,8 @@ pub(crate) struct PodTask {
     events: mpsc::Receiver<ContainerEvent>,
     started_at: Timestamp,
     finished: Option<bool>,
+    /// Why the pod as a whole has ended, if not by its containers.
+    reason: Option<(String, String)>,
     last_status: Option<PodStatus>,
     status: StatusWriter,
 }
@@ -126,6 +129,7 @@ impl PodTask {
             events,
             started_at: Timestamp::now(),
             finished: None,
+            reason: None,
             last_status: pod.status.clone(),
             status: StatusWriter::new(shared.client.clone(), &pod),
             updates,
@@ -202,6 +206,7 @@ impl PodTask {
 
     /// Network and volumes, tried until they succeed; false when the pod is ending before.
     async fn set_up(&mut self) -> bool {
+        let mut told = String::new();
         loop {
             self.take_update();
             if self.is_ending() {
@@ -217,8 +222,13 @@ impl PodTask {
                     }
                 },
             };
-            tracing::info!(pod = %self.label(), %error, "pod not set up yet");
-            self.shared.events.record(&self.pod, None, EventKind::Warning, reason, error.to_string());
+            // A pod may wait for days; the daemon's log has room for other things.
+            let error = error.to_string();
+            if told != error {
+                tracing::info!(pod = %self.label(), error, "pod not set up yet");
+                told.clone_from(&error);
+            }
+            self.shared.events.record(&self.pod, None, EventKind::Warning, reason, error);
             self.publish();
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
@@ -271,12 +281,32 @@ impl PodTask {
         }
     }
 
+    /// When the pod has been active for long enough (`activeDeadlineSeconds`).
+    fn deadline(&self) -> Option<Timestamp> {
+        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
+        self.started_at.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()
+    }
+
     /// Starts and restarts containers until the pod is ending.
     async fn live_on(&mut self) {
         while !self.is_ending() {
+            let now = Timestamp::now();
+            let deadline = self.deadline().filter(|_| self.finished.is_none());
             let step = match self.finished {
                 Some(_) => Step::Wait(None),
-                None => records::next_step(&self.records, self.policy, Timestamp::now()),
+                None if deadline.is_some_and(|deadline| deadline <= now) => {
+                    let message = "Pod was active on the node longer than the specified deadline".to_owned();
+                    self.shared.events.record(
+                        &self.pod,
+                        None,
+                        EventKind::Normal,
+                        "DeadlineExceeded",
+                        message.clone(),
+                    );
+                    self.reason = Some(("DeadlineExceeded".to_owned(), message));
+                    Step::Finished { succeeded: false }
+                }
+                None => records::next_step(&self.records, self.policy, now),
             };
             let wake = match step {
                 Step::Start(indices) => {
@@ -295,7 +325,7 @@ impl PodTask {
                     self.stop_all().await;
                     None
                 }
-                Step::Wait(until) => until,
+                Step::Wait(until) => [until, deadline].into_iter().flatten().min(),
             };
             self.publish();
             self.wait_for_something(wake).await;
@@ -358,12 +388,13 @@ impl PodTask {
     fn ended(&mut self, index: usize, exit_code: i32) {
         let label = self.label();
         let no_restart = self.is_ending() || self.finished.is_some();
+        let message = self.termination_message(index, exit_code);
         let record = &mut self.records[index];
         let started_at = if let State::Running { since } = record.state { Some(since) } else { None };
         let ended = Ended {
             exit_code,
             reason: if exit_code == 0 { "Completed" } else { "Error" }.to_owned(),
-            message: None,
+            message,
             started_at,
             finished_at: Timestamp::now(),
             container_id: record.container_id.clone().unwrap_or_default(),
@@ -377,6 +408,18 @@ impl PodTask {
             let (name, message) = (record.name.clone(), message.clone());
             self.shared.events.record(&self.pod, Some(&name), EventKind::Warning, "BackOff", message);
         }
+    }
+
+    fn termination_message(&self, index: usize, exit_code: i32) -> Option<String> {
+        let (container, _) = records::containers(&self.pod).nth(index)?;
+        let instance = self.records[index].instances.checked_sub(1)?;
+        let directory = self.container_directory(&container.name, instance);
+        termination::message(
+            &directory,
+            container,
+            exit_code,
+            self.access.last_log(&container.name).as_deref(),
+        )
     }
 
     /// The pod in messages: `NAME_NAMESPACE(UID)`, as the kubelet writes it.
@@ -407,7 +450,7 @@ impl PodTask {
                 host_ip: self.shared.config.network.node_ip,
                 started_at: self.started_at,
                 finished: self.finished,
-                reason: None,
+                reason: self.reason.clone(),
                 now: Timestamp::now(),
             },
             Some(&previous),

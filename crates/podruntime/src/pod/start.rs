@@ -11,12 +11,12 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ContainerChange, ContainerEvent, Live, PodTask, files, hooks};
+use super::{ContainerChange, ContainerEvent, Live, PodTask, files, hooks, termination};
 use crate::{
     Invocation, RuntimeError,
     container::RunningContainer,
     container_log::ContainerLog,
-    container_run::{ContainerSpec, ExecSpec, Identity},
+    container_run::{ContainerSpec, ExecSpec, Identity, Interaction},
     environment::{environment, expand_with, hostname},
     events::EventKind,
     netns, probing,
@@ -81,6 +81,7 @@ impl PodTask {
             std::fs::remove_dir_all(parent).map_err(RuntimeError::file(parent))?;
         }
         std::fs::create_dir_all(&spec.directory).map_err(RuntimeError::file(&spec.directory))?;
+        termination::prepare(&spec.directory)?;
         self.access.set_log(&container.name, &log);
         self.event(
             pod,
@@ -225,16 +226,19 @@ impl PodTask {
         let invocation = self.resolve(index, container, &expand(command), &expand(args))?;
         let mut mounts = files::mounts(&self.directory);
         mounts.extend(self.volumes.mounts(container, &self.pod, &environment).map_err(bad)?);
+        let directory = self.container_directory(&container.name, self.records[index].instances);
+        mounts.push(termination::mount(&directory, container));
         let working_dir = container.working_dir.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
         let security = container.security_context.as_ref();
         Ok(ContainerSpec {
             netns: self.sandbox.as_ref().map(|sandbox| netns::path(&sandbox.netns)),
             hostname: hostname(&self.pod),
-            directory: self.container_directory(&container.name, self.records[index].instances),
+            directory,
             hidden: config.state_dir.clone(),
             binaries: config.images.binaries().to_path_buf(),
             mounts,
             command: invocation.command,
+            interaction: interaction(container),
             environment,
             working_dir: Path::new("/").join(working_dir),
             identity: identity(&self.pod, container),
@@ -261,7 +265,7 @@ impl PodTask {
         })
     }
 
-    fn container_directory(&self, container: &str, instance: u32) -> PathBuf {
+    pub(super) fn container_directory(&self, container: &str, instance: u32) -> PathBuf {
         self.directory.join("containers").join(container).join(instance.to_string())
     }
 
@@ -287,6 +291,12 @@ fn exec_spec(spec: &ContainerSpec, init: i32) -> ExecSpec {
         identity: spec.identity,
         tty: false,
     }
+}
+
+/// Who can talk to the container's program.
+fn interaction(container: &Container) -> Option<Interaction> {
+    let (stdin, tty) = (container.stdin.unwrap_or(false), container.tty.unwrap_or(false));
+    (stdin || tty).then_some(Interaction { stdin, once: container.stdin_once.unwrap_or(false), tty })
 }
 
 /// The user by `securityContext`, the container's before the pod's; root otherwise.
