@@ -14,6 +14,9 @@ TOOLS=${LATEEN_TOOLS:-/var/cache/lateen/tools}
 say() { printf 'install-tools: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
+[ "$(uname -s)" = Linux ] ||
+  die "this is $(uname -s), and Lateen runs on Linux only (pods are Linux network namespaces): use a Linux virtual machine"
+
 # need COMMAND PACKAGE: remembers the package of a missing command.
 missing=()
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing+=("$2"); }

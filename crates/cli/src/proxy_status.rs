@@ -35,9 +35,9 @@ pub(crate) async fn run(
     }
     match output {
         Output::Short if pod.is_some() || verbosity > 0 => {
-            output::text(&format!("{}{}", wide_table(&statuses, Timestamp::now()), errors(&statuses)))?
+            crate::output::text(&format!("{}{}", wide_table(&statuses, Timestamp::now()), errors(&statuses)))?
         }
-        Output::Short => output::text(&format!("{}{}", table(&statuses), errors(&statuses)))?,
+        Output::Short => crate::output::text(&format!("{}{}", table(&statuses), errors(&statuses)))?,
         structured => crate::output::print(&document(&statuses), structured)?,
     }
     Ok(())

@@ -9,6 +9,8 @@ use lateen_e2e::{Engine, Mesh, mesh, web::Ask};
 pub(crate) const TRIALS: &[Alone] = &[
     ("demo_answers_within_ten_seconds", demo_answers_within_ten_seconds),
     ("down_after_a_crash_leaves_nothing", down_after_a_crash_leaves_nothing),
+    ("up_after_a_crash_starts_afresh", up_after_a_crash_starts_afresh),
+    ("a_shell_in_a_pod", a_shell_in_a_pod),
     ("kept_objects_return", kept_objects_return),
 ];
 
@@ -40,6 +42,41 @@ fn down_after_a_crash_leaves_nothing() -> Result<()> {
     let pid = std::fs::read_to_string(mesh::state_dir().join("daemon.pid"))?;
     let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status()?;
     ensure!(killed.success(), "no daemon with pid {pid}");
+    mesh.down()?;
+    nothing_left()
+}
+
+/// SIGKILL of the daemon, then `up`: what the crash left is no obstacle, and the objects are there again.
+fn up_after_a_crash_starts_afresh() -> Result<()> {
+    let mesh = Mesh::up(Engine::Lateen, &[])?;
+    mesh.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+    let pid = std::fs::read_to_string(mesh::state_dir().join("daemon.pid"))?;
+    let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status()?;
+    ensure!(killed.success(), "no daemon with pid {pid}");
+    std::mem::forget(mesh);
+    let mesh = Mesh::up(Engine::Lateen, &[])?;
+    ensure!(mesh.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b");
+    let page = Ask::get(format!("http://{}/", mesh.gateway()?)).send()?;
+    ensure!(page.status == 200, "{page:?}");
+    mesh.down()?;
+    nothing_left()
+}
+
+/// `kubectl run -i --rm`, as the course uses it to look around: input, output, exit code, and the pod is gone.
+fn a_shell_in_a_pod() -> Result<()> {
+    let mesh = Mesh::up(Engine::Lateen, &["--no-sample"])?;
+    let image = "--image=radial/busyboxplus:curl";
+    let said = mesh.lab(
+        "",
+        &format!(
+            "echo 'hostname; exit 3' | kubectl run shell {image} -i --rm --restart=Never || echo code $?"
+        ),
+    )?;
+    ensure!(said.contains("shell\n") && said.contains("code 3\n"), "{said}");
+    // With a terminal, which `script` makes.
+    let run = format!("kubectl run tty {image} -it --rm --restart=Never -- tty");
+    let said = mesh.lab("", &format!("script -qec '{run}' /dev/null </dev/null"))?;
+    ensure!(said.contains("/dev/pts/0"), "{said}");
     mesh.down()?;
     nothing_left()
 }

@@ -59,11 +59,11 @@ impl Recorder {
         answer: Option<&Object>,
     ) {
         self.last_failure.remove(key);
-        if let Some(Story { reason, mut message, unnamed }) = story {
+        if let Some(Story { reason, mut message, unnamed, warning }) = story {
             if unnamed {
                 message.push_str(answer.map_or("", |object| name(object.metadata())));
             }
-            self.record(cache, key, "Normal", reason, message);
+            self.record(cache, key, if warning { "Warning" } else { "Normal" }, reason, message);
         }
     }
 
@@ -151,6 +151,7 @@ pub(crate) struct Story {
     message: String,
     /// The server chooses the name, which ends the message.
     unnamed: bool,
+    warning: bool,
 }
 
 /// The story of a write that is about to be made, if it is worth telling.
@@ -168,9 +169,15 @@ pub(crate) fn story(cache: &Cache, key: &Key, write: &Write) -> Option<Story> {
             let before = cache.replica_sets.get(&write.namespace, &write.name)?.spec.replicas.unwrap_or(1);
             ("ScalingReplicaSet", scaled(&write.name, before.into(), patch["spec"]["replicas"].as_i64()?)?)
         }
+        // The scheduler writes a status only to say why a pod fits nowhere.
+        (Action::MergeStatus(patch), Kind::Pod) if key.controller == Controller::Scheduler => {
+            let condition = patch["status"]["conditions"].as_array()?.last()?;
+            ("FailedScheduling", condition["message"].as_str()?.to_owned())
+        }
         _ => return None,
     };
-    Some(Story { reason, message, unnamed: write.name.is_empty() })
+    let warning = reason == "FailedScheduling";
+    Some(Story { reason, message, unnamed: write.name.is_empty(), warning })
 }
 
 fn scaled(set: &str, from: i64, to: i64) -> Option<String> {
@@ -182,6 +189,23 @@ fn scaled(set: &str, from: i64, to: i64) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pod_that_fits_nowhere_is_warned_about() {
+        let status = json!({"status": {"conditions": [{"type": "PodScheduled", "message": "0/1 nodes"}]}});
+        let write = |controller| {
+            let key = Key { controller, namespace: "shop".to_owned(), name: "web".to_owned() };
+            let (namespace, name) = (key.namespace.clone(), key.name.clone());
+            let action = Action::MergeStatus(status.clone());
+            story(&Cache::default(), &key, &Write { kind: Kind::Pod, namespace, name, action })
+        };
+        let told = write(Controller::Scheduler).unwrap();
+        assert_eq!(
+            (told.reason, told.message.as_str(), told.warning),
+            ("FailedScheduling", "0/1 nodes", true)
+        );
+        assert!(write(Controller::ReplicaSet).is_none());
+    }
 
     #[test]
     fn what_is_told() {
