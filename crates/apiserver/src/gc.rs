@@ -1,6 +1,6 @@
-//! Garbage collection: dependents of deleted owners, foreground deletion, contents of terminating namespaces.
+//! Garbage collection: dependents of deleted owners, foreground deletion, contents of terminating namespaces, old events.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -16,8 +16,13 @@ use crate::{
     route::Query,
     schema::strings,
     state::Api,
-    store::ObjectKey,
+    store::{ObjectKey, Store},
 };
+
+/// How long an event is kept after it was last seen (kube-apiserver's `--event-ttl`).
+const EVENT_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+/// How often old events are looked for.
+const EVENT_ROUND: Duration = Duration::from_secs(60);
 
 /// What waits to be collected.
 #[derive(Default)]
@@ -43,10 +48,24 @@ impl Garbage {
 
 /// Collects until the server stops.
 pub(crate) async fn run(api: Arc<Api>) {
+    // A former process may have ended in the middle of it.
+    for def in api.registry.storages() {
+        let unfinished = |object: &Value| {
+            object["metadata"]["ownerReferences"].is_array() || !meta(object, "deletionTimestamp").is_empty()
+        };
+        for object in api.store.list(&def.storage, None, None, None, unfinished).objects {
+            api.garbage.look_at(&object);
+        }
+    }
+    let mut round = tokio::time::interval(EVENT_ROUND);
     loop {
         tokio::select! {
             () = api.stop.cancelled() => return,
             () = api.garbage.wake.notified() => {}
+            _ = round.tick() => {
+                expire_events(&api.store, jiff::Timestamp::now());
+                continue;
+            }
         }
         let suspects = std::mem::take(&mut *api.garbage.gone.lock());
         if !suspects.is_empty() {
@@ -54,6 +73,22 @@ pub(crate) async fn run(api: Arc<Api>) {
         }
         finish_foreground(&api).await;
         finish_namespaces(&api).await;
+    }
+}
+
+/// Removes the events that nothing has been added to for long.
+fn expire_events(store: &Store, now: jiff::Timestamp) {
+    let old = |event: &Value| {
+        let moments = [&event["lastTimestamp"], &event["eventTime"], &event["series"]["lastObservedTime"]];
+        let moments = moments.into_iter().chain([&event["metadata"]["creationTimestamp"]]);
+        let moments = moments.filter_map(|time| time.as_str()?.parse::<jiff::Timestamp>().ok());
+        moments.max().is_none_or(|last| now.duration_since(last) > EVENT_LIFE)
+    };
+    for event in store.list("events", None, None, None, old).objects {
+        let key = ObjectKey::new(meta(&event, "namespace"), meta(&event, "name"));
+        let version = meta(&event, "resourceVersion").to_owned();
+        // One that has just been written to is not old.
+        let _ = store.delete(&"events".into(), key, &version, Value::clone(&event));
     }
 }
 
@@ -229,5 +264,28 @@ async fn finish_namespaces(api: &Api) {
             Ok(gone) => delete::after_delete(api, &namespaces, &gone),
             Err(_) => api.garbage.wake.notify_one(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_kept_for_an_hour_after_they_were_last_seen() {
+        let store = Store::ephemeral(10);
+        let create = |name: &str, seen: Value| {
+            let mut event = json!({"metadata": {"name": name, "namespace": "a", "creationTimestamp": "2026-01-01T00:00:00Z"}});
+            event.as_object_mut().unwrap().extend(seen.as_object().unwrap().clone());
+            store.create(&"events".into(), ObjectKey::new("a", name), event).unwrap();
+        };
+        create("old", json!({"lastTimestamp": "2026-01-01T00:30:00Z"}));
+        create("again", json!({"lastTimestamp": "2026-01-01T00:30:01Z"}));
+        create("series", json!({"series": {"lastObservedTime": "2026-01-01T01:00:00.000001Z"}}));
+        create("never", json!({"lastTimestamp": null}));
+        expire_events(&store, "2026-01-01T01:30:01Z".parse().unwrap());
+        let left = store.list("events", None, None, None, |_| true).objects;
+        let left: Vec<_> = left.iter().map(|event| meta(event, "name")).collect();
+        assert_eq!(left, ["again", "series"]);
     }
 }

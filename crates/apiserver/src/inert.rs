@@ -1,11 +1,17 @@
 //! Kinds that are kept for tools that bring them along, and that nothing in a cluster of ours acts on: whoever writes one is told.
 
+use serde_json::Value;
+
 use crate::resources::ResourceDef;
 
 /// What writing an object of this kind is answered with besides the object (a `Warning` header, which kubectl prints).
-pub(crate) fn warning(def: &ResourceDef) -> Option<String> {
+pub(crate) fn warning(def: &ResourceDef, object: &Value) -> Option<String> {
     let lacking = match def.kind.as_str() {
         _ if def.custom => return None,
+        "CustomResourceDefinition" => {
+            let rules = has_rules(object);
+            return rules.then(|| "x-kubernetes-validations are not evaluated in this cluster".to_owned());
+        }
         "HorizontalPodAutoscaler" => "there is no autoscaler (use `kubectl scale`)",
         "CronJob" => "no Job is made by the clock (use `kubectl create job --from=cronjob/NAME`)",
         "Ingress" | "IngressClass" => "there is no ingress controller (use a Gateway of the mesh)",
@@ -21,6 +27,14 @@ pub(crate) fn warning(def: &ResourceDef) -> Option<String> {
         _ => return None,
     };
     Some(format!("{} objects are only stored in this cluster: {lacking}", def.kind))
+}
+
+fn has_rules(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.contains_key("x-kubernetes-validations") || map.values().any(has_rules),
+        Value::Array(items) => items.iter().any(has_rules),
+        _ => false,
+    }
 }
 
 /// What a client that asks for a group version we leave out is told, where a bare "not found" would puzzle.

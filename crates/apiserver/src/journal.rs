@@ -1,11 +1,14 @@
 //! The durable store's files: `snapshot` and `journal`, lines of checksummed JSON.
 //!
+//! Secrets are among the objects: only the owner can read the files.
+//!
 //! A record is in the kernel's hands before its write is answered, so it survives the process; it is forced to the disk
 //! by snapshots and on shutdown. The journal ends at the first record that is torn or damaged.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -52,7 +55,7 @@ impl Journal {
             let path = path.to_owned();
             move |source: io::Error| StartError::File { path, source }
         };
-        fs::create_dir_all(directory).map_err(at(directory))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at(directory))?;
         let snapshot_path = directory.join("snapshot");
         let journal_path = directory.join("journal");
         let mut records = Vec::new();
@@ -77,6 +80,7 @@ impl Journal {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&journal_path)
             .map_err(at(&journal_path))?;
         let mut journaled = Vec::new();
@@ -116,7 +120,8 @@ impl Journal {
     /// Replaces the snapshot by `records` (the whole state at `version`) and empties the journal.
     pub(crate) fn snapshot(&mut self, version: u64, records: impl Iterator<Item = Record>) -> io::Result<()> {
         let temporary = self.directory.join("snapshot.new");
-        let mut writer = BufWriter::new(File::create(&temporary)?);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut writer = BufWriter::new(file);
         // The version itself, for when the last write was a deletion.
         let mark = RecordRef { storage: "", namespace: "", name: "", version, object: None };
         let mut length = 0;
@@ -177,6 +182,19 @@ mod tests {
     use super::*;
     use crate::store::{ObjectKey, Store};
     use serde_json::json;
+
+    #[test]
+    fn only_the_owner_can_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("store");
+        let (mut journal, _) = Journal::open(&directory).unwrap();
+        journal.snapshot(1, std::iter::empty()).unwrap();
+        for (name, expected) in [("", 0o700), ("journal", 0o600), ("snapshot", 0o600)] {
+            let mode = fs::metadata(directory.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, expected, "{name:?}");
+        }
+    }
 
     #[test]
     fn a_torn_tail_is_dropped_and_versions_go_on() {

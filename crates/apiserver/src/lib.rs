@@ -5,7 +5,8 @@
 //!
 //! What differs from kube-apiserver, on purpose:
 //! - RBAC objects are stored and never consulted: whoever is authenticated may do everything.
-//! - CEL rules (`x-kubernetes-validations`, ValidatingAdmissionPolicy, `matchConditions`) are not evaluated.
+//! - CEL rules are not evaluated: `x-kubernetes-validations` are accepted with a warning, webhooks' `matchConditions` are
+//!   refused, ValidatingAdmissionPolicy is not served.
 //! - Kinds that nothing acts on (`inert`) are stored, and writing one is answered with a warning.
 //! - Ephemeral containers are refused.
 //! - CRD conversion is `None` only; built-in kinds have one version each (events two).

@@ -415,6 +415,12 @@ fn webhooks(object: &Value, errors: &mut Vec<FieldError>) {
                 "the timeout value must be between 1 and 30 seconds",
             ));
         }
+        if !list(webhook, "matchConditions").is_empty() {
+            errors.push(FieldError::forbidden(
+                format!("{at}.matchConditions"),
+                "this API server does not evaluate CEL expressions: use rules, namespaceSelector or objectSelector",
+            ));
+        }
         let config = &webhook["clientConfig"];
         if config["url"].is_null() == config["service"].is_null() {
             errors.push(FieldError::required_because(
@@ -477,6 +483,25 @@ mod tests {
             problems("ConfigMap", json!({"metadata": {"name": "Bad_Name"}}))[0]
                 .contains("RFC 1123 subdomain")
         );
+    }
+
+    #[test]
+    fn webhooks_with_conditions_are_refused() {
+        let webhook = |more: Value| {
+            let mut webhook = json!({"name": "a.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+                "clientConfig": {"url": "https://a/"}});
+            webhook.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"metadata": {"name": "x"}, "webhooks": [webhook]})
+        };
+        assert_eq!(problems("ValidatingWebhookConfiguration", webhook(json!({}))), Vec::<String>::new());
+        let conditions = json!({"matchConditions": [{"name": "c", "expression": "true"}]});
+        for kind in ["ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"] {
+            let found = problems(kind, webhook(conditions.clone()));
+            assert!(
+                found[0].starts_with("webhooks[0].matchConditions: Forbidden: this API server does not"),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]

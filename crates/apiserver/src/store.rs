@@ -20,6 +20,10 @@ use crate::{
     server::StartError,
 };
 
+/// How much of each resource's recent changes is kept for watches, in bytes of JSON (roughly); fewer than `watch_window`
+/// changes stay when they are large.
+const WINDOW_BYTES: usize = 32 << 20;
+
 /// Where an object is within its resource; cluster-scoped objects have an empty namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
@@ -79,6 +83,8 @@ pub(crate) struct Snapshot {
 struct Table {
     objects: BTreeMap<ObjectKey, Arc<Value>>,
     changes: VecDeque<Change>,
+    /// Together, see [`WINDOW_BYTES`].
+    changes_bytes: usize,
     /// Changes up to and including this version have left the window.
     floor: u64,
     latest: watch::Sender<u64>,
@@ -236,15 +242,12 @@ impl Store {
             ChangeKind::Deleted => table.objects.remove(&key),
             _ => table.objects.insert(key, Arc::clone(&object)),
         };
-        if table.changes.len() >= self.window
-            && let Some(dropped) = table.changes.pop_front()
+        table.remember(Change { version, kind, object: Arc::clone(&object), previous }, self.window);
+        if inner.journal.as_ref().is_some_and(Journal::wants_snapshot)
+            && let Err(problem) = inner.snapshot()
         {
-            table.floor = dropped.version;
-        }
-        table.changes.push_back(Change { version, kind, object: Arc::clone(&object), previous });
-        table.latest.send_replace(version);
-        if inner.journal.as_ref().is_some_and(Journal::wants_snapshot) {
-            inner.snapshot()?;
+            // The write itself is in the journal, which goes on growing until there is room.
+            tracing::warn!(%problem, "the journal could not be folded into a snapshot; check the state directory's free space");
         }
         Ok(object)
     }
@@ -283,12 +286,37 @@ impl Store {
     }
 }
 
+impl Table {
+    /// Adds a change and drops the oldest ones beyond the bounds.
+    fn remember(&mut self, change: Change, window: usize) {
+        self.latest.send_replace(change.version);
+        self.changes_bytes += size(&change.object);
+        self.changes.push_back(change);
+        while self.changes.len() > window || (self.changes_bytes > WINDOW_BYTES && self.changes.len() > 1) {
+            let Some(dropped) = self.changes.pop_front() else { return };
+            self.changes_bytes -= size(&dropped.object);
+            self.floor = dropped.version;
+        }
+    }
+}
+
+/// About as many bytes as the value's JSON has.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => 2 + items.iter().map(|item| size(item) + 1).sum::<usize>(),
+        Value::Object(map) => 2 + map.iter().map(|(key, item)| key.len() + 4 + size(item)).sum::<usize>(),
+    }
+}
+
 impl Inner {
     fn table(&mut self, storage: &str) -> &mut Table {
         if !self.tables.contains_key(storage) {
             let table = Table {
                 objects: BTreeMap::new(),
                 changes: VecDeque::new(),
+                changes_bytes: 0,
                 floor: self.loaded_version,
                 latest: watch::channel(0).0,
             };
@@ -360,6 +388,35 @@ mod tests {
         assert_eq!((changes.len(), reached), (2, store.version()));
         let (changes, reached) = store.changes_after(&pods(), start + 1, 1).unwrap();
         assert_eq!((changes.len(), reached), (1, start + 2));
+    }
+
+    #[test]
+    fn the_window_is_bounded_in_bytes_too() {
+        let store = Store::ephemeral(1000);
+        let start = store.version();
+        for index in 0..5 {
+            let mut large = pod("x");
+            large["data"] = json!("x".repeat(WINDOW_BYTES / 3));
+            store.create(&pods(), ObjectKey::new("a", index.to_string()), large).unwrap();
+        }
+        assert_eq!(store.changes_after(&pods(), start, 10).unwrap_err(), TooOld);
+        assert_eq!(store.changes_after(&pods(), start + 3, 10).unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn a_snapshot_that_fails_fails_no_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::durable(directory.path(), 10).unwrap();
+        // In the way of the snapshot.
+        std::fs::create_dir(directory.path().join("snapshot.new")).unwrap();
+        for index in 0..12 {
+            let mut large = pod("x");
+            large["data"] = json!("x".repeat(2 << 20));
+            store.create(&pods(), ObjectKey::new("a", index.to_string()), large).unwrap();
+        }
+        drop(store);
+        let again = Store::durable(directory.path(), 10).unwrap();
+        assert_eq!(again.list("pods", None, None, None, |_| true).objects.len(), 12);
     }
 
     #[test]

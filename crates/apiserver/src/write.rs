@@ -77,7 +77,7 @@ pub(crate) async fn create(api: &Api, call: &Call) -> Result<Written, ApiError> 
             Err(error) => return Err(error),
             Ok(mut written) => {
                 warnings.append(&mut written.warnings);
-                warnings.extend(inert::warning(&call.def));
+                warnings.extend(inert::warning(&call.def, &object));
                 written.warnings = warnings;
                 return Ok(written);
             }
@@ -347,7 +347,7 @@ async fn apply_patch(api: &Api, call: &Call) -> Result<Written, ApiError> {
                 return Err(ApiError::not_found(&call.def, &call.name));
             }
             let object = apply::apply(&call.def, None, &config, &manager, force, &now)?;
-            warnings.extend(inert::warning(&call.def));
+            warnings.extend(inert::warning(&call.def, &config));
             match create_named(api, call, object).await {
                 Err(error) if error.reason == "AlreadyExists" => continue,
                 other => return other.map(|written| with_warnings(written, &mut warnings)),

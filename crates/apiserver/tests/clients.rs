@@ -303,6 +303,35 @@ async fn a_durable_store_goes_on_where_it_stopped() {
     assert!(number(&after) > number(&before));
 }
 
+/// A crash between an owner's deletion and its dependents' leaves nothing for ever.
+#[tokio::test]
+async fn garbage_of_a_former_process_is_collected() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = || ApiServerConfig {
+        store: StoreConfig::Durable(directory.path().into()),
+        ..ApiServerConfig::default()
+    };
+    let server = ApiServer::start(config()).await.unwrap();
+    let maps: Api<ConfigMap> = Api::default_namespaced(client_of(&server).await);
+    let owner = maps.create(&PostParams::default(), &config_map("owner", json!({}))).await.unwrap();
+    let mut child = config_map("child", json!({}));
+    child.metadata.owner_references = Some(vec![object(json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "name": "owner", "uid": owner.uid().unwrap()}))]);
+    maps.create(&PostParams::default(), &child).await.unwrap();
+    server.shutdown().await;
+    // The state such a crash leaves: the owner's last record never was, its dependent's is there.
+    let journal = directory.path().join("journal");
+    let lines = std::fs::read_to_string(&journal).unwrap();
+    let kept: String =
+        lines.split_inclusive('\n').filter(|line| !line.contains("\"name\":\"owner\",\"version\"")).collect();
+    assert_ne!(kept, lines);
+    std::fs::write(&journal, kept).unwrap();
+    let server = ApiServer::start(config()).await.unwrap();
+    let maps: Api<ConfigMap> = Api::default_namespaced(client_of(&server).await);
+    let gone = kube::runtime::wait::await_condition(maps, "child", |map: Option<&ConfigMap>| map.is_none());
+    within("the dependent's end", gone).await.unwrap();
+}
+
 /// A connection over TLS without a client certificate.
 async fn connect(server: &ApiServer) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};

@@ -539,6 +539,16 @@ fn what_nothing_acts_on_is_said() {
         "{}",
         output.stderr
     );
+    let ruled = WIDGETS.replace(
+        "required: [size]",
+        "required: [size]\n            x-kubernetes-validations: [{rule: 'true'}]",
+    );
+    for (crd, warned) in [(WIDGETS, false), (&ruled, true)] {
+        cluster.run_with(&["delete", "crd", "widgets.example.com", "--ignore-not-found"], "");
+        let output = cluster.run_with(&["create", "-f", "-"], crd);
+        let said = output.stderr.contains("x-kubernetes-validations are not evaluated");
+        assert!(output.ok && said == warned, "{}", output.stderr);
+    }
     let output = cluster.run_with(&["create", "deploy", "d", "--image=x"], "");
     assert!(output.ok && output.stderr.is_empty(), "{}", output.stderr);
     let refused = cluster.fails_with(&["autoscale", "deploy", "web", "--max=3"], "");

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -167,46 +167,37 @@ pub(crate) async fn client(kubeconfig: &str) -> Result<Client, ClusterError> {
     Ok(Client::try_from(config)?)
 }
 
-/// Pods of a former run are gone with its processes: those that nobody makes anew are made anew here, under the same
-/// names, and all old ones are removed.
+/// Pods of a former run are gone with its processes: those that nobody makes anew begin again, the others are removed.
+///
+/// A pod that begins again stays the same object, as on a node that was rebooted: to create it would ask admission webhooks,
+/// whose servers are pods that don't run yet.
 async fn renew_pods(client: &Client) -> Result<(), ClusterError> {
     let old = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await?;
-    for pod in old {
+    for mut pod in old {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let pods = Api::<Pod>::namespaced(client.clone(), &namespace);
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::background() };
-        match pods.delete(&name, &at_once).await {
-            Ok(_) => {}
+        let done = if begins_again(&pod) {
+            pod.status = Some(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() });
+            pods.replace_status(&name, &PostParams::default(), &pod).await.map(drop)
+        } else {
+            let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::background() };
+            pods.delete(&name, &at_once).await.map(drop)
+        };
+        match done {
+            Ok(()) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error.into()),
-        }
-        if let Some(fresh) = renewed(&pod)
-            && let Err(error) = pods.create(&PostParams::default(), &fresh).await
-        {
-            warn!(namespace, name, %error, "a pod of the former run could not be created again");
         }
     }
     Ok(())
 }
 
-/// The pod to be created in place of `pod`; `None` when a controller does it, or when it was being deleted or had ended.
-fn renewed(pod: &Pod) -> Option<Pod> {
+/// Not when a controller makes a new one, and not when it was being deleted or had ended.
+fn begins_again(pod: &Pod) -> bool {
     let owned = pod.metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty());
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if owned || pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")) {
-        return None;
-    }
-    let mut fresh = Pod { spec: pod.spec.clone(), ..Pod::default() };
-    fresh.metadata.name.clone_from(&pod.metadata.name);
-    fresh.metadata.namespace.clone_from(&pod.metadata.namespace);
-    fresh.metadata.labels.clone_from(&pod.metadata.labels);
-    fresh.metadata.annotations.clone_from(&pod.metadata.annotations);
-    fresh.metadata.finalizers.clone_from(&pod.metadata.finalizers);
-    if let Some(spec) = &mut fresh.spec {
-        spec.node_name = None;
-    }
-    Some(fresh)
+    !owned && pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 #[cfg(test)]
@@ -215,7 +206,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_lone_living_pods_are_renewed() {
+    fn only_lone_living_pods_begin_again() {
         let pod = |metadata, phase: &str| -> Pod {
             serde_json::from_value(json!({
                 "metadata": metadata, "spec": {"nodeName": "lateen", "containers": []}, "status": {"phase": phase},
@@ -231,12 +222,7 @@ mod tests {
             (json!({"name": "curl", "deletionTimestamp": "2026-01-01T00:00:00Z"}), "Running", false),
         ];
         for (metadata, phase, expected) in cases {
-            let fresh = renewed(&pod(metadata.clone(), phase));
-            assert_eq!(fresh.is_some(), expected, "{metadata} {phase}");
-            if let Some(fresh) = fresh {
-                assert_eq!(fresh.metadata.uid, None);
-                assert_eq!(fresh.spec.unwrap().node_name, None);
-            }
+            assert_eq!(begins_again(&pod(metadata.clone(), phase)), expected, "{metadata} {phase}");
         }
     }
 }

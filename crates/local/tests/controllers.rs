@@ -4,12 +4,14 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
+use lateen_local::{Cluster, ClusterConfig};
 use serde_json::json;
 use support::{World, deployment, service};
 use tokio::process::Command;
@@ -212,4 +214,45 @@ async fn kubectl_rolls_out() {
         "{described}"
     );
     world.stop().await;
+}
+
+/// After a restart a lone pod is the same object and begins again, even where the webhook that was asked about it is down.
+#[tokio::test]
+async fn a_lone_pod_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        || ClusterConfig { durable: true, state_dir: dir.path().to_owned(), ..ClusterConfig::in_memory() };
+    let cluster = Cluster::start(config()).await.unwrap();
+    let pods = Api::<Pod>::default_namespaced(cluster.client());
+    let pod = json!({"metadata": {"name": "curl"}, "spec": {"serviceAccountName": "own", "containers": [{"name": "c", "image": "x"}]}});
+    let accounts = Api::<ServiceAccount>::default_namespaced(cluster.client());
+    accounts
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(json!({"metadata": {"name": "own"}})).unwrap(),
+        )
+        .await
+        .unwrap();
+    let created = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    let running = json!({"status": {"phase": "Running", "podIP": "10.244.0.9"}});
+    pods.patch_status("curl", &PatchParams::default(), &Patch::Merge(running)).await.unwrap();
+    let webhook = json!({
+        "metadata": {"name": "down"},
+        "webhooks": [{
+            "name": "down.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": "https://127.0.0.1:1/"},
+            "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}],
+        }],
+    });
+    Api::<MutatingWebhookConfiguration>::all(cluster.client())
+        .create(&PostParams::default(), &serde_json::from_value(webhook).unwrap())
+        .await
+        .unwrap();
+    cluster.shutdown().await;
+    let cluster = Cluster::start(config()).await.unwrap();
+    let pod = Api::<Pod>::default_namespaced(cluster.client()).get("curl").await.unwrap();
+    assert_eq!(pod.metadata.uid, created.metadata.uid);
+    let status = pod.status.unwrap();
+    assert_eq!((status.phase.as_deref(), status.pod_ip), (Some("Pending"), None));
+    cluster.shutdown().await;
 }

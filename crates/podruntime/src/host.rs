@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -54,7 +54,11 @@ pub fn host_check() -> Result<(), RuntimeError> {
 pub async fn host_setup(names: &Names, network: &Network, state_dir: &Path) -> Result<(), RuntimeError> {
     host_check()?;
     network.validate()?;
-    fs::create_dir_all(state_dir).map_err(RuntimeError::file(state_dir))?;
+    // Tokens and Secrets are among the pods' files, and whatever they print among the logs.
+    for directory in [state_dir, &state_dir.join("pods"), &state_dir.join("logs")] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(RuntimeError::file(directory))?;
+    }
     let interface = names.node_interface();
     add_interface(&interface).await?;
     let (node, api, dns) = (network.node_ip, network.api_ip(), network.dns_ip());

@@ -153,6 +153,7 @@ async fn a_pod_becomes_ready(world: &World) {
             && out.contains("/run/netns': No such file"),
         "{out}"
     );
+    world.only_root_can_read(&["pods", "logs"]);
     let events: Api<Event> = world.api();
     let reasons: Vec<String> = events
         .list(&ListParams::default())

@@ -191,6 +191,15 @@ mod tests {
         let (_, page) = get(app(echo), &sent).await;
         assert!(page.contains("x-request-id traceparent user"), "{page}");
         assert!(!page.contains("cookie"), "{page}");
+        // Everything a trace needs, whichever of the propagation formats it comes in.
+        let echo = upstream(Router::new().fallback(names)).await;
+        let sent = FORWARDED.map(|name| (name, "1"));
+        let (_, page) = get(app(echo), &sent).await;
+        for needed in
+            ["b3", "x-b3-traceid", "x-b3-spanid", "x-b3-sampled", "traceparent", "tracestate", "end-user"]
+        {
+            assert!(page.split([' ', '<', '>']).any(|word| word == needed), "{needed}: {page}");
+        }
     }
 
     #[tokio::test]

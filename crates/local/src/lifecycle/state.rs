@@ -133,7 +133,7 @@ impl State {
     /// Creates the directory, for root only: it holds keys.
     pub(crate) fn create(&self) -> Result<(), LifecycleError> {
         use std::os::unix::fs::DirBuilderExt;
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&self.dir).map_err(file_error(&self.dir))
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(file_error(&self.dir))
     }
 
     pub(crate) fn write_config(&self, config: &DaemonConfig) -> Result<(), LifecycleError> {
@@ -255,6 +255,8 @@ mod tests {
         state.write_config(&config).unwrap();
         assert_eq!(state.read_config().unwrap(), config);
         assert_eq!(config.engine(), Engine::Envoy);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(state.dir()).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o700, "it holds keys and Secrets");
         fs::create_dir_all(state.dir().join("store/deep")).unwrap();
         fs::write(state.dir().join("notes.txt"), "mine").unwrap();
         state.remove().unwrap();

@@ -186,6 +186,14 @@ impl World {
         slices.create(&Default::default(), &serde_json::from_value(slice).unwrap()).await.unwrap();
     }
 
+    pub(crate) fn only_root_can_read(&self, directories: &[&str]) {
+        use std::os::unix::fs::PermissionsExt;
+        for directory in directories {
+            let mode = std::fs::metadata(self.state.join(directory)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{directory}");
+        }
+    }
+
     /// This program's path, the same inside pods.
     pub(crate) fn me(&self) -> String {
         std::env::current_exe().unwrap().display().to_string()
