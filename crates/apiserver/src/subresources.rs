@@ -158,14 +158,16 @@ fn success(code: StatusCode) -> Response<Body> {
 pub(crate) async fn evict(api: &Api, call: &Call) -> Result<Response<Body>, ApiError> {
     let pod = existing_pod(api, call)?;
     let options = Options::of(call)?;
-    let budgets =
-        api.store.list("poddisruptionbudgets.policy", Some(&call.namespace), None, None, |budget| {
-            LabelSelector::from_object(&budget["spec"]["selector"]).is_ok_and(|selector| {
-                !budget["spec"]["selector"].is_null() && selector.matches(&pod["metadata"]["labels"])
-            })
-        });
+    let covers = |budget: &Value, pod: &Value| {
+        let selector = &budget["spec"]["selector"];
+        LabelSelector::from_object(selector)
+            .is_ok_and(|wanted| !selector.is_null() && wanted.matches(&pod["metadata"]["labels"]))
+    };
+    let namespace = Some(call.namespace.as_str());
+    let budgets = api.store.list("poddisruptionbudgets.policy", namespace, None, None, |b| covers(b, &pod));
     for budget in budgets.objects {
-        if budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
+        let covered = api.store.list("pods", namespace, None, None, |pod| covers(&budget, pod)).objects;
+        if !allows_eviction(&budget["spec"], &pod, &covered) {
             let mut error = ApiError::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "TooManyRequests",
@@ -179,4 +181,56 @@ pub(crate) async fn evict(api: &Api, call: &Call) -> Result<Response<Body>, ApiE
     tracing::debug!(pod = call.name, at = state::now(), "evicting");
     delete::delete(api, call, &options).await?;
     Ok(success(StatusCode::CREATED))
+}
+
+/// Whether enough pods stay healthy without this one. All pods that are covered count as wanted; one that isn't healthy itself
+/// may go while the budget holds.
+fn allows_eviction(budget: &Value, pod: &Value, covered: &[Arc<Value>]) -> bool {
+    let healthy = |pod: &Value| {
+        let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        let ready = conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        ready && meta(pod, "deletionTimestamp").is_empty()
+    };
+    // A percentage is of the covered pods, rounded up.
+    let number = |value: &Value| -> Option<usize> {
+        let Some(text) = value.as_str() else { return usize::try_from(value.as_u64()?).ok() };
+        let percent: usize = text.strip_suffix('%')?.parse().ok()?;
+        Some((covered.len() * percent).div_ceil(100))
+    };
+    let needed = match (number(&budget["minAvailable"]), number(&budget["maxUnavailable"])) {
+        (Some(least), _) => least,
+        (None, Some(most)) => covered.len().saturating_sub(most),
+        (None, None) => covered.len(),
+    };
+    let well = covered.iter().filter(|pod| healthy(pod)).count();
+    if healthy(pod) { well > needed } else { well >= needed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_allow_what_leaves_enough() {
+        let pod =
+            |ready: &str| Arc::new(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}));
+        let (well, ill) = (pod("True"), pod("False"));
+        let pods = |healthy: usize, all: usize| -> Vec<_> {
+            (0..all).map(|n| Arc::clone(if n < healthy { &well } else { &ill })).collect()
+        };
+        let cases = [
+            (json!({"minAvailable": 1}), &well, pods(2, 2), true),
+            (json!({"minAvailable": 1}), &well, pods(1, 1), false),
+            (json!({"minAvailable": "50%"}), &well, pods(2, 3), false),
+            (json!({"minAvailable": "50%"}), &well, pods(3, 3), true),
+            (json!({"maxUnavailable": 1}), &well, pods(3, 3), true),
+            (json!({"maxUnavailable": 1}), &well, pods(2, 3), false),
+            (json!({"maxUnavailable": 1}), &ill, pods(2, 3), true),
+            (json!({"maxUnavailable": 0}), &ill, pods(2, 3), false),
+            (json!({}), &well, pods(3, 3), false),
+        ];
+        for (budget, pod, covered, expected) in cases {
+            assert_eq!(allows_eviction(&budget, pod, &covered), expected, "{budget} {covered:?}");
+        }
+    }
 }

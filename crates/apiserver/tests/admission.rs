@@ -19,7 +19,8 @@ use lateen_apiserver::{ApiServer, ApiServerConfig, ServiceResolver, ServiceTarge
 use lateen_podstreams::{BoxFuture, Duplex};
 use serde_json::{Value, json};
 
-/// A webhook server: `/mutate` adds a data key counting its calls, `/deny` refuses, `/broken` answers nonsense.
+/// A webhook server: `/mutate` adds a data key counting its calls, `/deny` refuses, `/broken` answers nonsense, `/hang`
+/// nothing.
 struct Hook {
     address: SocketAddr,
     ca_bundle: String,
@@ -48,6 +49,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
             response["allowed"] = json!(false);
             response["status"] = json!({"message": format!("no {} by {}", review["request"]["operation"], review["request"]["userInfo"]["username"])});
         }
+        "/hang" => std::future::pending().await,
         _ => return Ok(Response::new(Full::new(Bytes::from_static(b"nonsense")))),
     }
     let review =
@@ -237,4 +239,30 @@ async fn a_validating_webhook_is_asked_about_valid_objects_only() {
     };
     assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
     assert!(status.message.contains("data[a/b]"), "{}", status.message);
+}
+
+#[tokio::test]
+async fn webhooks_that_hang_or_are_somebody_else() {
+    let hook = Hook::start().await;
+    let (server, client) = start(None).await;
+    let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let url =
+        |path: &str| json!({"url": format!("https://{}{path}", hook.address), "caBundle": hook.ca_bundle});
+    let validating = "ValidatingWebhookConfiguration";
+    configure(&client, validating, "hook", url("/hang"), json!({"timeoutSeconds": 1})).await;
+    let begun = std::time::Instant::now();
+    let failed = message(maps.create(&PostParams::default(), &map("x", json!({}))).await.unwrap_err());
+    assert!(failed.contains("?timeout=1s\": context deadline exceeded"), "{failed}");
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(8),
+        "not the default of 10 s: {:?}",
+        begun.elapsed()
+    );
+    // The right address with another's certificate.
+    let mut stranger = url("/mutate");
+    stranger["caBundle"] = json!(BASE64.encode(server.ca_pem()));
+    configure(&client, validating, "hook", stranger, json!({})).await;
+    let failed = message(maps.create(&PostParams::default(), &map("x", json!({}))).await.unwrap_err());
+    assert!(failed.contains("tls: ") && failed.contains("certificate"), "{failed}");
+    assert!(maps.get_opt("x").await.unwrap().is_none());
 }

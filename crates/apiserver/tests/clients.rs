@@ -412,3 +412,21 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
     assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("allotted timeout"), "{answer}");
 }
+
+/// Two servers of one process are two clusters, and neither takes long to start.
+#[tokio::test]
+async fn two_servers_in_one_process() {
+    let begun = std::time::Instant::now();
+    let (one, two) = (start().await, start().await);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let maps: Api<ConfigMap> = Api::default_namespaced(one.1);
+    maps.create(&PostParams::default(), &config_map("m", json!({}))).await.unwrap();
+    let others: Api<ConfigMap> = Api::default_namespaced(two.1);
+    assert!(others.get_opt("m").await.unwrap().is_none());
+    let token = one.0.admin_token();
+    let head = format!("GET /api/v1/pods HTTP/1.1\r\nauthorization: Bearer {token}\r\n");
+    assert!(raw(&one.0, &head).await.starts_with("HTTP/1.1 200"));
+    assert!(raw(&two.0, &head).await.starts_with("HTTP/1.1 401"), "a token of another cluster");
+    one.0.shutdown().await;
+    assert!(others.list(&ListParams::default()).await.is_ok());
+}

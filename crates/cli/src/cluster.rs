@@ -101,7 +101,7 @@ pub fn api_failure(doing: &str, error: &kube::Error) -> Failure {
             }
             Failure::new(
                 format!("Cannot {doing}: the cluster does not answer ({cause})."),
-                "lateen status, or lateen up if it is not running",
+                "lateen up, if it is not running",
             )
         }
     }

@@ -297,3 +297,34 @@ async fn errors_are_a_sentence_and_a_command_to_try() {
     let said = cluster.fails("lateen kubeconfig").await;
     assert!(said.contains("No cluster is running") && said.contains("try: lateen up"), "{said}");
 }
+
+/// Somebody's kubeconfig in the environment: a list with a file that isn't there, and a cluster that has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_kubeconfig() {
+    let cluster = Cluster::start().await;
+    let real = cluster.kubeconfig.display();
+    let run = |kubeconfig: String, line: &'static str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lateen"));
+        command.args(line.split(' ')).env("KUBECONFIG", kubeconfig).env("LATEEN_HOME", "/nonexistent");
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    let output = run(format!("/nonexistent/config:{real}"), "ps").await.unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains(POD), "{output:?}");
+
+    let gone = cluster.folder.path().join("gone");
+    let text = std::fs::read_to_string(&cluster.kubeconfig).unwrap();
+    let text: Value = serde_json::from_str(&text).unwrap();
+    let mut text = text.clone();
+    text["clusters"][0]["cluster"]["server"] = json!("http://127.0.0.1:1");
+    std::fs::write(&gone, text.to_string()).unwrap();
+    for line in ["status", "ps", "pc routes deploy/web", "logs istiod"] {
+        let output = run(gone.display().to_string(), line).await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 2), "{line}: {said}");
+        assert!(
+            said.contains("the cluster does not answer (Connection refused")
+                && said.contains("try: lateen up"),
+            "{line}: {said}"
+        );
+    }
+}
