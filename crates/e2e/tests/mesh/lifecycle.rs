@@ -10,6 +10,7 @@ pub(crate) const TRIALS: &[Alone] = &[
     ("demo_answers_within_ten_seconds", demo_answers_within_ten_seconds),
     ("down_after_a_crash_leaves_nothing", down_after_a_crash_leaves_nothing),
     ("up_after_a_crash_starts_afresh", up_after_a_crash_starts_afresh),
+    ("up_goes_on_where_an_earlier_one_was_stopped", up_goes_on_where_an_earlier_one_was_stopped),
     ("a_shell_in_a_pod", a_shell_in_a_pod),
     ("kept_objects_return", kept_objects_return),
 ];
@@ -56,6 +57,30 @@ fn up_after_a_crash_starts_afresh() -> Result<()> {
     std::mem::forget(mesh);
     let mesh = Mesh::up(Engine::Lateen, &[])?;
     ensure!(mesh.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"])? == "b");
+    let page = Ask::get(format!("http://{}/", mesh.gateway()?)).send()?;
+    ensure!(page.status == 200, "{page:?}");
+    mesh.down()?;
+    nothing_left()
+}
+
+/// Ctrl-C once the API server is up: the next `up` finishes the work.
+fn up_goes_on_where_an_earlier_one_was_stopped() -> Result<()> {
+    use std::io::BufRead;
+    let mut up = std::process::Command::new(lateen_e2e::mesh::bin_dir()?.join("lateen"))
+        .args(["up", "--no-sample"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let said = up.stderr.take().map(std::io::BufReader::new);
+    for line in said.into_iter().flat_map(BufRead::lines) {
+        if line?.contains("API server is up") {
+            break;
+        }
+    }
+    up.kill()?;
+    up.wait()?;
+    let mesh = Mesh::up(Engine::Lateen, &[])?;
+    ensure!(!mesh.up_said.contains("already"), "{}", mesh.up_said);
     let page = Ask::get(format!("http://{}/", mesh.gateway()?)).send()?;
     ensure!(page.status == 200, "{page:?}");
     mesh.down()?;

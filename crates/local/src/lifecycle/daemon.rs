@@ -135,7 +135,7 @@ mod tests {
         let program = dir.path().join("lateen");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let config = DaemonConfig { images: vec![], engine: "lateen".to_owned(), executable: program };
+        let config = DaemonConfig { images: vec![], executable: program };
         start(&State::new(&dir.path().join("state")), &config, Duration::from_secs(20)).await
     }
 

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use lateen_manifests::Engine;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -26,19 +25,13 @@ pub(crate) struct State {
 pub(crate) struct DaemonConfig {
     /// Additional images, `REF=COMMAND`.
     pub(crate) images: Vec<String>,
-    /// The engine of the mesh, `lateen` or `envoy`.
-    pub(crate) engine: String,
     /// The `lateen` program.
     pub(crate) executable: PathBuf,
 }
 
 impl DaemonConfig {
     pub(crate) fn new(options: &UpOptions, executable: PathBuf) -> Self {
-        Self { images: options.images.clone(), engine: options.engine.as_str().to_owned(), executable }
-    }
-
-    pub(crate) fn engine(&self) -> Engine {
-        if self.engine == Engine::Envoy.as_str() { Engine::Envoy } else { Engine::Lateen }
+        Self { images: options.images.clone(), executable }
     }
 }
 
@@ -247,14 +240,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::new(&dir.path().join("state"));
         state.create().unwrap();
-        let config = DaemonConfig {
-            images: vec!["a=b".to_owned()],
-            engine: "envoy".to_owned(),
-            executable: "/x".into(),
-        };
+        let config = DaemonConfig { images: vec!["a=b".to_owned()], executable: "/x".into() };
         state.write_config(&config).unwrap();
         assert_eq!(state.read_config().unwrap(), config);
-        assert_eq!(config.engine(), Engine::Envoy);
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(state.dir()).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o700, "it holds keys and Secrets");
         fs::create_dir_all(state.dir().join("store/deep")).unwrap();

@@ -17,6 +17,11 @@ use super::state::{DaemonConfig, State};
 use super::status::{GATEWAY, MESH_NAMESPACE, address, connect, gateway};
 use super::{LifecycleError, Progress, UpOptions, UpSummary, daemon, http, preflight, sample};
 
+/// How long a cluster that runs already may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked.
+const ANSWER_POLL: Duration = Duration::from_millis(50);
+
 type Tell<'a> = &'a mut (dyn FnMut(Progress) + Send);
 
 /// Starts the daemon, the mesh and the demo, and waits until the gateway answers. Cleans up after a crash first.
@@ -31,8 +36,12 @@ pub async fn up(
     let begun = Instant::now();
     let deadline = begun + options.timeout;
     let state = State::new(&options.state);
-    if state.running().is_some() {
-        return already_running(options, &state, begun).await;
+    if let Some(client) = running_cluster(&state).await? {
+        // Without a gateway, an earlier `up` was stopped half-way: this one goes on where that ended.
+        if let Some(gateway) = gateway(&client).await.unwrap_or_default() {
+            return Ok(summary(options, &state, Some(gateway), begun.elapsed(), true));
+        }
+        return install(options, &state, &client, begun, deadline, progress).await;
     }
     preflight(options)?;
     let executable = executable(options).map_err(|problem| LifecycleError::Preflight(vec![problem]))?;
@@ -42,12 +51,23 @@ pub async fn up(
     daemon::start(&state, &config, options.timeout).await?;
     let client = connect(&state).await?;
     step.done("API server is up", progress);
+    install(options, &state, &client, begun, deadline, progress).await
+}
 
-    let mesh = Options { engine: config.engine(), ..Options::default() };
+/// Puts the mesh and the demo into a cluster, and waits until the gateway answers. What is there already is brought up to date.
+async fn install(
+    options: &UpOptions,
+    state: &State,
+    client: &Client,
+    begun: Instant,
+    deadline: Instant,
+    progress: Tell<'_>,
+) -> Result<UpSummary, LifecycleError> {
+    let mesh = Options { engine: options.engine, ..Options::default() };
     let step = Step::begin("install the mesh", progress);
     let objects = lateen_manifests::render(&mesh);
     let webhooks = names_of(&objects, "MutatingWebhookConfiguration");
-    apply(&client, objects, Existing::Update, deadline).await?;
+    apply(client, objects, Existing::Update, deadline).await?;
     step.done("mesh is installed", progress);
 
     // The gateway comes up beside the control plane and the demo.
@@ -56,18 +76,18 @@ pub async fn up(
         async move { available(&client, MESH_NAMESPACE, GATEWAY, deadline).await }
     });
     let step = Step::begin("wait for the control plane", progress);
-    available(&client, MESH_NAMESPACE, &mesh.istiod(), deadline).await?;
+    available(client, MESH_NAMESPACE, &mesh.istiod(), deadline).await?;
     for webhook in &webhooks {
-        webhook_ready(&client, webhook, MESH_NAMESPACE, deadline).await?;
+        webhook_ready(client, webhook, MESH_NAMESPACE, deadline).await?;
     }
     step.done("control plane is ready", progress);
 
     if options.sample {
-        deploy_sample(&client, deadline, progress).await?;
+        deploy_sample(client, deadline, progress).await?;
     }
     let step = Step::begin("wait for the ingress gateway", progress);
     gateway_ready.await.map_err(|error| LifecycleError::Cleanup(error.to_string()))??;
-    let gateway = gateway_address(&client, deadline).await?;
+    let gateway = gateway_address(client, deadline).await?;
     if options.sample {
         http::wait_for_ok(gateway, 80, deadline).await?;
     }
@@ -75,7 +95,7 @@ pub async fn up(
         if options.sample { "the gateway answers with the demo" } else { "the gateway is ready" },
         progress,
     );
-    Ok(summary(options, &state, Some(gateway), begun.elapsed(), false))
+    Ok(summary(options, state, Some(gateway), begun.elapsed(), false))
 }
 
 /// A step for the person who waits.
@@ -92,17 +112,25 @@ impl Step {
     }
 }
 
-async fn already_running(
-    options: &UpOptions,
-    state: &State,
-    begun: Instant,
-) -> Result<UpSummary, LifecycleError> {
-    // It may be just starting: then there is no kubeconfig yet.
-    let gateway = match connect(state).await {
-        Ok(client) => gateway(&client).await.unwrap_or_default(),
-        Err(_) => None,
-    };
-    Ok(summary(options, state, gateway, begun.elapsed(), true))
+/// A client of the cluster that runs already. One that is just starting is waited for; one that is just dying is none.
+async fn running_cluster(state: &State) -> Result<Option<Client>, LifecycleError> {
+    let give_up = Instant::now() + ANSWER_PATIENCE;
+    while state.running().is_some() {
+        if let Ok(client) = connect(state).await
+            && gateway(&client).await.is_ok()
+        {
+            return Ok(Some(client));
+        }
+        if Instant::now() > give_up {
+            return Err(LifecycleError::Timeout {
+                waiting_for: format!("an answer of the cluster running from {}", state.dir().display()),
+                after: ANSWER_PATIENCE,
+                hint: "see `lateen logs`, or stop it with `lateen down`".to_owned(),
+            });
+        }
+        tokio::time::sleep(ANSWER_POLL).await;
+    }
+    Ok(None)
 }
 
 async fn deploy_sample(client: &Client, deadline: Instant, progress: Tell<'_>) -> Result<(), LifecycleError> {
