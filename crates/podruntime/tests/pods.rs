@@ -387,8 +387,14 @@ async fn attach(world: &World) {
 
     // A terminal, with its size; input that survives its client.
     world.create_ready(interactive("terminal", true, false)).await;
-    let session = world.handle.attach(target("terminal"), request(true, true)).await.unwrap();
+    let mut session = world.handle.attach(target("terminal"), request(true, true)).await.unwrap();
     session.stdin.send("first=yes\n".into()).await.unwrap();
+    // Until the terminal echoes it: what a client that goes has not got through is nobody's.
+    let mut text = String::new();
+    while !text.contains("first=yes") {
+        let Some(Output::Stdout(bytes)) = session.output.recv().await else { panic!("ended: {text:?}") };
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
     drop(session);
     let mut session = world.handle.attach(target("terminal"), request(true, true)).await.unwrap();
     session.resize.send(TerminalSize { width: 91, height: 33 }).await.unwrap();

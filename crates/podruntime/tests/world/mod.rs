@@ -256,8 +256,14 @@ fn serve(port: &str) {
         if let Ok(peer) = stream.peer_addr() {
             println!("request from {}", peer.ip());
         }
-        let mut request = [0; 4096];
-        let _ = stream.read(&mut request);
+        // All of it: what is left unread when the connection closes resets it, and the answer is lost.
+        let (mut request, mut piece) = (Vec::new(), [0; 4096]);
+        while !request.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut piece) {
+                Ok(length) if length > 0 => request.extend_from_slice(&piece[..length]),
+                _ => break,
+            }
+        }
         let body = format!("I am {name}");
         let _ = write!(
             stream,
