@@ -140,7 +140,9 @@ impl LocalCluster {
             let used = host.stats.cx_active.get() > 0 || host.stats.rq_active.get() > 0;
             used || now.saturating_duration_since(host.last_used.get()) < forget_after
         });
-        if self.config.ir.outlier_detection.is_some() && outlier::sweep(&self.hosts, now) {
+        if let Some(config) = &self.config.ir.outlier_detection
+            && outlier::sweep(config, &self.hosts, now)
+        {
             self.rebalance();
         }
     }

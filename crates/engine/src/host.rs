@@ -19,6 +19,7 @@ pub(crate) struct HostStats {
     pub(crate) cx_total: Counter,
     pub(crate) rq_active: Gauge,
     pub(crate) rq_error: Counter,
+    pub(crate) rq_pending_active: Gauge,
     pub(crate) rq_success: Counter,
     pub(crate) rq_timeout: Counter,
     pub(crate) rq_total: Counter,
@@ -34,6 +35,8 @@ pub(crate) struct FailureRun {
     pub(crate) ejected_until: Cell<Option<Instant>>,
     /// How often it was ejected, less one for each quiet interval.
     pub(crate) ejections: Cell<u32>,
+    /// Begin of the interval that is to be quiet.
+    pub(crate) quiet_since: Cell<Option<Instant>>,
 }
 
 /// One endpoint of a cluster.

@@ -80,8 +80,8 @@ fn may_eject(config: &OutlierDetection, hosts: &[Rc<Host>]) -> bool {
     if config.always_eject_one_host && ejected == 0 {
         return true;
     }
-    // Envoy checks the share before the ejection, so that a small cluster can lose one host.
-    ejected * 100 < hosts.len() * config.max_ejection_percent as usize
+    // The share with this host: Envoy ejects none of three at 10 %, unless `always_eject_one_host` says so.
+    (ejected + 1) * 100 <= hosts.len() * config.max_ejection_percent as usize
 }
 
 /// Whether the host is out of the rotation now.
@@ -89,13 +89,26 @@ pub(crate) fn is_ejected(host: &Host) -> bool {
     host.failures.ejected_until.get().is_some()
 }
 
-/// Returns hosts whose time is over; true when there were any.
-pub(crate) fn sweep(hosts: &[Rc<Host>], now: Instant) -> bool {
+/// Returns hosts whose time is over; true when there were any. One that stays in for an interval is forgiven one ejection.
+pub(crate) fn sweep(config: &OutlierDetection, hosts: &[Rc<Host>], now: Instant) -> bool {
     let mut changed = false;
     for host in hosts {
-        if host.failures.ejected_until.get().is_some_and(|until| until <= now) {
-            host.failures.ejected_until.set(None);
-            changed = true;
+        let run = &host.failures;
+        match run.ejected_until.get() {
+            Some(until) if until <= now => {
+                run.ejected_until.set(None);
+                run.quiet_since.set(Some(now));
+                changed = true;
+            }
+            Some(_) => {}
+            None if run.ejections.get() == 0 => {}
+            None => {
+                let since = run.quiet_since.get().unwrap_or(now);
+                if now.saturating_duration_since(since) >= config.interval {
+                    run.ejections.set(run.ejections.get() - 1);
+                    run.quiet_since.set(Some(now));
+                }
+            }
         }
     }
     changed
@@ -155,9 +168,14 @@ mod tests {
         }
         assert!(observe(&config, &hosts, &hosts[0], Outcome::LocalFailure, 0, now));
         assert_eq!(hosts[0].health(), HealthStatus::Unhealthy);
-        assert!(!sweep(&hosts, now + Duration::from_secs(29)));
-        assert!(sweep(&hosts, now + Duration::from_secs(30)));
+        assert!(!sweep(&config, &hosts, now + Duration::from_secs(29)));
+        assert!(sweep(&config, &hosts, now + Duration::from_secs(30)));
         assert_eq!(hosts[0].health(), HealthStatus::Healthy);
+        assert_eq!(hosts[0].failures.ejections.get(), 1, "the next time would be twice as long");
+        assert!(!sweep(&config, &hosts, now + Duration::from_secs(39)));
+        assert_eq!(hosts[0].failures.ejections.get(), 1);
+        assert!(!sweep(&config, &hosts, now + Duration::from_secs(40)));
+        assert_eq!(hosts[0].failures.ejections.get(), 0, "forgiven after a quiet interval");
     }
 
     #[test]
