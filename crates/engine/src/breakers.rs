@@ -92,7 +92,7 @@ pub(crate) fn admit(cluster: &ClusterConfig, what: Limited, high_priority: bool)
 }
 
 /// Whether the limit is reached now (the `…_open` gauges).
-pub(crate) fn is_open(cluster: &ClusterConfig, what: Limited) -> bool {
-    let counts = &cluster.breakers.default;
-    counter(counts, what).load(Relaxed) >= limit(&cluster.ir.circuit_breakers, counts, what)
+pub(crate) fn is_open(cluster: &ClusterConfig, what: Limited, high_priority: bool) -> bool {
+    let counts = counts(&cluster.breakers, high_priority);
+    counter(counts, what).load(Relaxed) >= limit(limits(&cluster.ir, high_priority), counts, what)
 }

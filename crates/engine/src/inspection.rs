@@ -45,6 +45,8 @@ pub(crate) struct HostView {
 /// A cluster with its hosts.
 pub(crate) struct ClusterView {
     pub(crate) config: Arc<ClusterConfig>,
+    /// It came over xDS, not with the bootstrap.
+    pub(crate) added_via_api: bool,
     pub(crate) hosts: Vec<HostView>,
 }
 
@@ -150,7 +152,9 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                 });
             }
         }
-        views.push(ClusterView { config: config.clone(), hosts });
+        let key = (ResourceKind::Cluster, config.ir.name.to_string());
+        let added_via_api = !store.raw.get(&key).is_some_and(|raw| raw.is_static);
+        views.push(ClusterView { config: config.clone(), added_via_api, hosts });
     }
     views
 }
@@ -159,7 +163,8 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &cluster.config;
     let healthy = |host: &&HostView| host.health == HealthStatus::Healthy && !host.ejected;
     let count = |n: usize| Value::Gauge(n as u64);
-    let open = |what| Value::Gauge(u64::from(is_open(config, what)));
+    let open = |what| Value::Gauge(u64::from(is_open(config, what, false)));
+    let high = |what| Value::Gauge(u64::from(is_open(config, what, true)));
     for (leaf, value) in [
         ("membership_total", count(cluster.hosts.len())),
         ("membership_healthy", count(cluster.hosts.iter().filter(healthy).count())),
@@ -176,6 +181,10 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
         ("circuit_breakers_default_rq_open", open(Limited::Request)),
         ("circuit_breakers_default_rq_pending_open", open(Limited::Pending)),
         ("circuit_breakers_default_rq_retry_open", open(Limited::Retry)),
+        ("circuit_breakers_high_cx_open", high(Limited::Connection)),
+        ("circuit_breakers_high_rq_open", high(Limited::Request)),
+        ("circuit_breakers_high_rq_pending_open", high(Limited::Pending)),
+        ("circuit_breakers_high_rq_retry_open", high(Limited::Retry)),
     ] {
         stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
     }

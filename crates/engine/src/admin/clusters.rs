@@ -28,7 +28,7 @@ pub(super) fn text(inspection: &Inspection) -> String {
                 let _ = writeln!(out, "{name}::{priority}_priority::{limit}::{value}");
             }
         }
-        let _ = writeln!(out, "{name}::added_via_api::true");
+        let _ = writeln!(out, "{name}::added_via_api::{}", cluster.added_via_api);
         for host in &cluster.hosts {
             let prefix = format!("{name}::{}", host.address);
             for ((stat, _), value) in HOST_STATS.iter().zip(host.numbers) {
@@ -77,10 +77,10 @@ pub(super) fn json(inspection: &Inspection) -> Json {
 
 fn cluster_json(cluster: &ClusterView) -> Json {
     let hosts: Vec<Json> = cluster.hosts.iter().map(host_json).collect();
-    let mut out = json!({
-        "name": &*cluster.config.ir.name,
-        "added_via_api": true,
-    });
+    let mut out = json!({ "name": &*cluster.config.ir.name });
+    if cluster.added_via_api {
+        out["added_via_api"] = json!(true);
+    }
     if !hosts.is_empty() {
         out["host_statuses"] = Json::Array(hosts);
     }

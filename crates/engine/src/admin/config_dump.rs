@@ -5,6 +5,11 @@ use std::time::SystemTime;
 use http::StatusCode;
 use jiff::Timestamp;
 use lateen_xds::json::{JsonCodec, JsonError};
+use lateen_xds::pb::envoy::config::listener::v3::Listener;
+use lateen_xds::pb::envoy::config::listener::v3::filter::ConfigType;
+use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use prost::Message;
 use prost_types::Any;
 use serde_json::{Value as Json, json};
 
@@ -26,7 +31,9 @@ pub(super) async fn answer(admin: &Admin, query: &Query, inspection: Inspection)
         resources.retain(|resource| filter.is_match(&resource.name));
     }
     // Converting thousands of resources takes a while; other admin requests and configuration go on meanwhile.
-    let built = tokio::task::spawn_blocking(move || dump(bootstrap.as_ref(), &resources, include_eds)).await;
+    let started = SystemTime::now() - inspection.server.uptime;
+    let build = move || dump(bootstrap.as_ref(), started, &resources, include_eds);
+    let built = tokio::task::spawn_blocking(build).await;
     match built {
         Ok(Ok(mut dump)) => match query.get("resource") {
             None => json(&dump),
@@ -45,7 +52,12 @@ fn only(dump: &mut Json, wanted: &str) -> Option<Json> {
     dump["configs"].as_array_mut()?.iter_mut().find_map(|section| section.get_mut(wanted)).map(Json::take)
 }
 
-fn dump(bootstrap: Option<&Any>, resources: &[RawView], include_eds: bool) -> Result<Json, JsonError> {
+fn dump(
+    bootstrap: Option<&Any>,
+    started: SystemTime,
+    resources: &[RawView],
+    include_eds: bool,
+) -> Result<Json, JsonError> {
     let codec = JsonCodec::new()?;
     let of = |kind| resources.iter().filter(move |resource| resource.kind == kind);
     let mut configs = Vec::new();
@@ -53,6 +65,7 @@ fn dump(bootstrap: Option<&Any>, resources: &[RawView], include_eds: bool) -> Re
         configs.push(json!({
             "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
             "bootstrap": without_type(codec.any_to_value(&bootstrap.type_url, &bootstrap.value)?),
+            "last_updated": time(started),
         }));
     }
     configs.push(section(&codec, "ClustersConfigDump", "clusters", "cluster", of(ResourceKind::Cluster))?);
@@ -66,14 +79,38 @@ fn dump(bootstrap: Option<&Any>, resources: &[RawView], include_eds: bool) -> Re
         )?);
     }
     configs.push(listeners(&codec, of(ResourceKind::Listener))?);
-    configs.push(section(
-        &codec,
-        "RoutesConfigDump",
-        "route_configs",
-        "route_config",
-        of(ResourceKind::Routes),
-    )?);
+    let mut routes =
+        section(&codec, "RoutesConfigDump", "route_configs", "route_config", of(ResourceKind::Routes))?;
+    let inline = inline_routes(&codec, of(ResourceKind::Listener))?;
+    if !inline.is_empty() {
+        routes["static_route_configs"] = Json::Array(inline);
+    }
+    configs.push(routes);
     Ok(json!({ "configs": configs }))
+}
+
+/// Routes that stand in listeners. Envoy calls them static wherever the listener came from.
+fn inline_routes<'a>(
+    codec: &JsonCodec,
+    listeners: impl Iterator<Item = &'a RawView>,
+) -> Result<Vec<Json>, JsonError> {
+    let mut out = Vec::new();
+    for resource in listeners {
+        let Ok(listener) = Listener::decode(&*resource.raw.body.value) else { continue };
+        let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+        for filter in chains.flat_map(|chain| &chain.filters) {
+            let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { continue };
+            if !any.type_url.ends_with(".HttpConnectionManager") {
+                continue;
+            }
+            let Ok(manager) = HttpConnectionManager::decode(&*any.value) else { continue };
+            if let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier {
+                let value = codec.any_to_value(ResourceKind::Routes.type_url(), &routes.encode_to_vec())?;
+                out.push(json!({ "route_config": value, "last_updated": time(resource.raw.updated) }));
+            }
+        }
+    }
+    Ok(out)
 }
 
 fn without_type(mut value: Json) -> Json {
@@ -114,7 +151,7 @@ fn section<'a>(
     }
     let [fixed, active, warming] = lists;
     let mut out = json!({ "@type": format!("type.googleapis.com/envoy.admin.v3.{message}") });
-    if plural == "clusters" {
+    if plural == "clusters" && !version.is_empty() {
         out["version_info"] = json!(version);
     }
     let active_name =
@@ -152,10 +189,10 @@ fn listeners<'a>(codec: &JsonCodec, resources: impl Iterator<Item = &'a RawView>
         }
         dynamic.push(entry);
     }
-    let mut out = json!({
-        "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
-        "version_info": version,
-    });
+    let mut out = json!({ "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump" });
+    if !version.is_empty() {
+        out["version_info"] = json!(version);
+    }
     for (name, list) in [("static_listeners", fixed), ("dynamic_listeners", dynamic)] {
         if !list.is_empty() {
             out[name] = Json::Array(list);

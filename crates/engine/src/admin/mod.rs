@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -25,6 +25,9 @@ use crate::engine::EngineConfig;
 
 /// Admin connections at a time; more wait in the socket's queue.
 const MOST_CONNECTIONS: usize = 64;
+
+/// How long a connection may say nothing.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What the service works with. Holding no strong sender, it does not keep the engine alive.
 pub(crate) struct Admin {
@@ -62,7 +65,10 @@ pub(crate) async fn serve(
                 async move { Ok::<_, Infallible>(pages::answer(&admin, request).await) }
             });
             // A client that goes away is no concern.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            // One that says nothing gives its place back.
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(SILENCE);
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
             drop(place);
         });
     }

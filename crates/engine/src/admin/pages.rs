@@ -39,7 +39,7 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Reply {
     let path = request.uri().path().trim_end_matches('/').to_owned();
     match path.as_str() {
         "" | "/help" => help(),
-        "/ready" => ready(admin),
+        "/ready" => ready(admin).await,
         "/certs" => json(&json!({ "certificates": [] })),
         "/runtime" => json(&json!({ "layers": [], "entries": {} })),
         "/memory" => memory(),
@@ -85,12 +85,12 @@ fn help() -> Reply {
     text(StatusCode::OK, help_text())
 }
 
-fn ready(admin: &Admin) -> Reply {
+async fn ready(admin: &Admin) -> Reply {
     if *admin.ready.borrow() {
-        text(StatusCode::OK, "LIVE\n")
-    } else {
-        text(StatusCode::SERVICE_UNAVAILABLE, "PRE_INITIALIZING\n")
+        return text(StatusCode::OK, "LIVE\n");
     }
+    let state = inspect(admin, false).await.map_or("DRAINING", |inspection| state(&inspection.server));
+    text(StatusCode::SERVICE_UNAVAILABLE, format!("{state}\n"))
 }
 
 fn memory() -> Reply {

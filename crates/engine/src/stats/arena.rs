@@ -59,6 +59,10 @@ fn find_or_make<T: Default>(blocks: &Blocks<T>, name: &Arc<str>) -> Rc<T> {
     if let Some(block) = blocks.get(name).and_then(Weak::upgrade) {
         return block;
     }
+    if blocks.len() == blocks.capacity() {
+        // Names come and go with configuration, and nobody may ever read the numbers.
+        blocks.retain(|_, block| block.strong_count() > 0);
+    }
     let block = Rc::new(T::default());
     blocks.insert(name.clone(), Rc::downgrade(&block));
     block

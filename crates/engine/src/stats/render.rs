@@ -14,10 +14,13 @@ pub(crate) fn name(stat: &Stat) -> String {
         let _ = write!(out, "{}.{instance}.", scope.prefix());
     }
     let _ = match &stat.leaf {
-        Leaf::Name(leaf) => match leaf.strip_prefix("circuit_breakers_default_") {
-            Some(breaker) => write!(out, "circuit_breakers.default.{breaker}"),
-            None => write!(out, "{leaf}"),
-        },
+        Leaf::Name(leaf) => {
+            let breaker = leaf.strip_prefix("circuit_breakers_").and_then(|rest| rest.split_once('_'));
+            match breaker {
+                Some((priority, breaker)) => write!(out, "circuit_breakers.{priority}.{breaker}"),
+                None => write!(out, "{leaf}"),
+            }
+        }
         Leaf::Class(class) => write!(out, "upstream_rq_{class}xx"),
         Leaf::Status(status) => write!(out, "upstream_rq_{status}"),
     };
