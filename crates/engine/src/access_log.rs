@@ -47,14 +47,17 @@ impl LogWriter {
 }
 
 fn write_all(work: &Receiver<Batch>) {
-    let mut files: AHashMap<Arc<str>, Option<File>> = AHashMap::new();
+    let mut files: AHashMap<Arc<str>, File> = AHashMap::new();
     while let Ok((sink, text)) = work.recv() {
         let result = match &sink {
             LogSink::Stdout => io::stdout().lock().write_all(&text).and_then(|()| io::stdout().flush()),
             LogSink::Stderr => io::stderr().lock().write_all(&text),
             LogSink::File(path) => {
-                let file = files.entry(path.clone()).or_insert_with(|| open(path));
-                file.as_mut().map_or(Ok(()), |file| file.write_all(&text))
+                if !files.contains_key(path) {
+                    // When it can't be had, it is tried anew with the next lines.
+                    files.extend(open(path).map(|file| (path.clone(), file)));
+                }
+                files.get_mut(path).map_or(Ok(()), |file| file.write_all(&text))
             }
         };
         if let Err(error) = result {

@@ -3,13 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::failure::Failure;
 use crate::response_stream::ResponseStream;
 
 /// Error of a body: the other side's stream broke.
@@ -112,13 +113,17 @@ pub(crate) struct RequestSource {
     kept: RefCell<Vec<Bytes>>,
     trailers: RefCell<Option<HeaderMap>>,
     kept_bytes: Cell<usize>,
-    limit: usize,
+    limit: Cell<usize>,
     /// False once bytes were forgotten.
     replayable: Cell<bool>,
     received: Cell<u64>,
     state: Cell<SourceState>,
+    /// The client is there and its body is not proper HTTP.
+    malformed: Cell<bool>,
     /// Who waits for the end of the body.
     end_waker: RefCell<Option<Waker>>,
+    /// Who waits for more of it.
+    attempt_waker: RefCell<Option<Waker>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,12 +142,19 @@ impl RequestSource {
             kept: RefCell::default(),
             trailers: RefCell::default(),
             kept_bytes: Cell::new(0),
-            limit,
+            limit: Cell::new(limit),
             replayable: Cell::new(true),
             received: Cell::new(0),
             state: Cell::new(if ended { SourceState::Ended } else { SourceState::Open }),
+            malformed: Cell::new(false),
             end_waker: RefCell::default(),
+            attempt_waker: RefCell::default(),
         })
+    }
+
+    /// Lowers how many bytes are kept from here on.
+    pub(crate) fn keep_at_most(&self, limit: usize) {
+        self.limit.set(self.limit.get().min(limit));
     }
 
     /// True while another attempt could send the whole body.
@@ -155,6 +167,30 @@ impl RequestSource {
         self.state.get() == SourceState::Ended
     }
 
+    /// True once the body broke off.
+    pub(crate) fn failed(&self) -> bool {
+        self.state.get() == SourceState::Failed
+    }
+
+    /// What a body that broke off means for its request.
+    pub(crate) fn failure(&self) -> Failure {
+        if self.malformed.get() {
+            Failure::Malformed(StatusCode::BAD_REQUEST, "http1.codec_error")
+        } else {
+            Failure::ClientGone
+        }
+    }
+
+    /// Nobody wants the rest: whoever sends it on ends, and with it the connection it goes over.
+    pub(crate) fn abandon(&self) {
+        if self.state.get() == SourceState::Open {
+            self.close(SourceState::Failed);
+            if let Some(waker) = self.attempt_waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// True when the body ended without trailers.
     pub(crate) fn no_trailers(&self) -> bool {
         self.trailers.borrow().is_none()
@@ -163,6 +199,11 @@ impl RequestSource {
     /// Body bytes received so far.
     pub(crate) fn received(&self) -> u64 {
         self.received.get()
+    }
+
+    /// Bytes that came after an upgrade belong to the request, too.
+    pub(crate) fn count(&self, bytes: u64) {
+        self.received.set(self.received.get() + bytes);
     }
 
     /// Waits for the end of the body (or its failure).
@@ -196,7 +237,7 @@ impl RequestSource {
             return;
         }
         let total = self.kept_bytes.get() + data.len();
-        if total > self.limit {
+        if total > self.limit.get() {
             self.replayable.set(false);
             self.kept.borrow_mut().clear();
         } else {
@@ -204,6 +245,14 @@ impl RequestSource {
             self.kept.borrow_mut().push(data.clone());
         }
     }
+}
+
+/// Whether the client's bytes are wrong, as against missing.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| {
+        matches!(cause.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData)
+    })
 }
 
 /// One attempt's view of a [`RequestSource`].
@@ -234,7 +283,10 @@ impl SharedBody {
         }
         let polled = {
             let mut incoming = source.incoming.borrow_mut();
-            let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+            let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+                *source.attempt_waker.borrow_mut() = Some(cx.waker().clone());
+                return Poll::Pending;
+            };
             (frame, incoming.is_end_stream())
         };
         match polled {
@@ -243,6 +295,7 @@ impl SharedBody {
                 Poll::Ready(None)
             }
             (Some(Err(error)), _) => {
+                source.malformed.set(is_malformed(&error));
                 source.close(SourceState::Failed);
                 Poll::Ready(Some(Err(error.into())))
             }
@@ -254,7 +307,8 @@ impl SharedBody {
                     *source.trailers.borrow_mut() = Some(trailers.clone());
                     self.trailers_sent = true;
                 }
-                if ended {
+                // Nothing follows trailers.
+                if ended || frame.is_trailers() {
                     source.close(SourceState::Ended);
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -17,6 +17,7 @@ use crate::finish;
 use crate::host::Host;
 use crate::http_connection::PeerText;
 use crate::pool::ConnectionFacts;
+use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
 use crate::stats::blocks::HttpStats;
 use crate::worker::{View, Worker};
@@ -45,6 +46,8 @@ pub(crate) struct HttpConnection {
     pub(crate) config: Arc<HttpConfig>,
     pub(crate) stats: Rc<HttpStats>,
     pub(crate) buffer_limit: u32,
+    /// Fired when the connection is to finish.
+    pub(crate) drain: Signal,
     /// Requests in progress.
     pub(crate) active: Cell<u32>,
     /// Requests so far.
@@ -53,6 +56,10 @@ pub(crate) struct HttpConnection {
     pub(crate) quiet_since: Cell<Instant>,
     /// Set when the next response must end the connection.
     pub(crate) closing: Cell<bool>,
+    /// HTTP/1: when more of the answer must have been taken at the latest, while the client is slower than upstream.
+    pub(crate) take_by: Cell<Option<Instant>>,
+    /// The client took nothing for too long.
+    pub(crate) stalled: Cell<bool>,
     /// The peer's address as a header value.
     pub(crate) peer_text: PeerText,
     /// What this hop adds to `x-forwarded-for`.

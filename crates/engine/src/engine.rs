@@ -142,7 +142,8 @@ impl EngineHandle {
         self.control.prometheus().await
     }
 
-    /// Drains: HTTP/1 connections get `connection: close` with their next response, HTTP/2 ones GOAWAY; listeners keep
+    /// Drains: HTTP/1 connections get `connection: close` with their next response (idle ones wait half a second for it, so that
+    /// a request on its way is not lost), HTTP/2 ones GOAWAY; listeners keep
     /// accepting until the end, as Envoy's do, because the orchestrator needs time to stop sending. Returns when no connection is left or
     /// the drain time is over.
     pub async fn drain(&self) -> Result<(), EngineError> {

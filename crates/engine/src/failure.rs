@@ -37,6 +37,8 @@ flags! {
     UPSTREAM_MAX_STREAM_DURATION = 13, "UMSDR", "UpstreamMaxStreamDurationReached";
     DURATION_TIMEOUT = 14, "DT", "DurationTimeout";
     NO_CLUSTER = 15, "NC", "NoClusterFound";
+    // TCP's: set after the last attempt's own, and so printed after it.
+    CONNECT_ATTEMPTS = 16, "URX", "UpstreamRetryLimitExceeded";
 }
 
 impl Flags {
@@ -52,9 +54,9 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
-    /// The flag with this short name.
-    pub(crate) fn named(short: &str) -> Option<Flags> {
-        Self::ALL.iter().find(|(_, name, _)| *name == short).map(|(flag, _, _)| *flag)
+    /// True when some flag has this short name.
+    pub(crate) fn has(self, short: &str) -> bool {
+        Self::ALL.iter().any(|(flag, name, _)| *name == short && self.contains(*flag))
     }
 
     /// Appends the names, separated by commas.
@@ -122,6 +124,9 @@ impl Reset {
     }
 }
 
+/// Detail of a request whose client went away.
+pub(crate) const CLIENT_GONE: &str = "downstream_remote_disconnect";
+
 /// Why a request is answered by the proxy itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -143,8 +148,14 @@ pub(crate) enum Failure {
     },
     /// The request did not arrive in time.
     RequestTimeout,
-    /// The request is malformed or refused by a check; the text is the detail.
+    /// The request is refused by a check; the text is the detail.
     BadRequest(&'static str),
+    /// The request is not proper HTTP; status and detail.
+    Malformed(StatusCode, &'static str),
+    /// The client's body broke off: it is gone or cannot be answered.
+    ClientGone,
+    /// A path that is not one (`*`), which no route can match.
+    NotAPath,
     /// HTTP/1.0 where it is not accepted.
     Http10,
     /// An upgrade that is not configured.
@@ -211,6 +222,17 @@ impl Failure {
                 "request_overall_timeout",
             )),
             Self::BadRequest(details) => closing(Reply::new(S::BAD_REQUEST, "", Flags::default(), *details)),
+            Self::Malformed(status, details) => closing(Reply::new(
+                *status,
+                status.canonical_reason().unwrap_or_default(),
+                Flags::DOWNSTREAM_PROTOCOL_ERROR,
+                *details,
+            )),
+            // Nobody reads it; the connection ends with it.
+            Self::ClientGone => {
+                closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_TERMINATION, CLIENT_GONE))
+            }
+            Self::NotAPath => Reply::new(S::NOT_FOUND, "", Flags::default(), "absolute_path_rejected"),
             Self::Http10 => closing(Reply::new(
                 S::UPGRADE_REQUIRED,
                 "Upgrade Required",
@@ -301,7 +323,8 @@ mod tests {
         let mut text = String::new();
         flags.write(false, &mut text);
         assert_eq!(text, "URX,UF");
-        assert_eq!(Flags::named("UF"), Some(Flags::UPSTREAM_CONNECTION_FAILURE));
-        assert_eq!(Flags::named("XX"), None);
+        assert!(Flags::UPSTREAM_CONNECTION_FAILURE.has("UF"));
+        assert!(Flags::CONNECT_ATTEMPTS.has("URX") && Flags::UPSTREAM_RETRY_LIMIT.has("URX"));
+        assert!(!Flags::UPSTREAM_CONNECTION_FAILURE.has("XX"));
     }
 }

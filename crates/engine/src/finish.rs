@@ -1,15 +1,19 @@
 //! Step 10: a request's end. Runs once for every request, whatever became of it.
 
 use crate::context::RequestContext;
-use crate::failure::Flags;
+use crate::failure::{CLIENT_GONE, Flags};
 use crate::{log_filter, render};
 
 /// Counts and logs.
 pub(crate) fn finish(context: &mut RequestContext) {
+    if context.connection.stalled.get() && !context.complete {
+        context.flags.insert(Flags::STREAM_IDLE_TIMEOUT);
+        context.details = "stream_idle_timeout".into();
+    }
     if !context.complete && context.flags.is_empty() {
         context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
         if context.status.is_none() || context.details == "via_upstream" {
-            context.details = "downstream_remote_disconnect".into();
+            context.details = CLIENT_GONE.into();
         }
     }
     let connection = context.connection.clone();

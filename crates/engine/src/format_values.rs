@@ -28,6 +28,25 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) failure: Option<&'a str>,
 }
 
+/// What formats may read of a message that is too malformed to be a request.
+pub(crate) struct RefusedFacts<'a> {
+    pub(crate) connection: TcpFacts<'a>,
+    pub(crate) status: u16,
+}
+
+impl FormatValues for RefusedFacts<'_> {
+    fn value(&self, operator: &Operator, out: &mut String) -> bool {
+        match operator {
+            Operator::ResponseCode => number(out, u64::from(self.status)),
+            Operator::ResponseCodeDetails => text(out, Some(self.connection.details)),
+            Operator::Protocol => text(out, Some(protocol(Version::HTTP_11))),
+            Operator::UpstreamRequestAttemptCount => number(out, 0),
+            Operator::AccessLogType => text(out, Some("DownstreamEnd")),
+            other => self.connection.value(other, out),
+        }
+    }
+}
+
 impl FormatValues for TcpFacts<'_> {
     fn value(&self, operator: &Operator, out: &mut String) -> bool {
         match operator {
@@ -167,7 +186,8 @@ impl RequestContext {
             FormatHeader::Method => text(out, Some(self.head.method.as_str())),
             FormatHeader::Scheme => text(out, Some(if self.secure { "https" } else { "http" })),
             FormatHeader::Authority => {
-                text(out, self.authority.to_str().ok().filter(|value| !value.is_empty()))
+                let there = !self.authority.is_empty() || self.head.headers.contains_key("host");
+                text(out, self.authority.to_str().ok().filter(|_| there))
             }
             FormatHeader::Path => text(out, Some(self.path.as_str())),
             FormatHeader::Status => false,

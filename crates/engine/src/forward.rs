@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header, response};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header, response};
 use hyper::body::Incoming;
 use lateen_ir::{
     ClusterSpecifier, Discovery, Forward, HeaderMutations, HostRewrite, PickedCluster, RetryPolicy, Route,
@@ -21,11 +21,15 @@ use crate::failure::{Failure, Flags, Reset, underscored};
 use crate::host::Host;
 use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, apply_levels, request_view};
 use crate::outlier::Outcome;
+use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::{retry, rewrite};
 
 const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+
+/// Bytes of a body kept where no policy repeats requests: enough to send most again when a kept connection turns out to be dead.
+const KEPT_WITHOUT_RETRIES: usize = 16 * 1024;
 
 /// Upstream's answer: the head came, the body follows.
 pub(crate) struct Answer {
@@ -51,6 +55,11 @@ pub(crate) struct UpstreamStream {
 }
 
 impl UpstreamStream {
+    /// True when the client had sent its whole request.
+    pub(crate) fn request_ended(&self) -> bool {
+        self.source.ended()
+    }
+
     /// From the end of the request to the head of the answer.
     pub(crate) fn service_time(&self) -> Duration {
         self.service_time
@@ -79,9 +88,11 @@ impl UpstreamStream {
         cluster.stats.upstream_rq_completed.inc();
         cluster.stats.upstream_rq_time.record(self.request_sent.elapsed().as_millis() as u64);
         cluster.stats.statuses.inc(self.status.as_u16());
-        // A connection on which the request is still being sent cannot carry another.
-        if let Some(lease) = lease.filter(|_| self.source.ended()) {
-            lease.finished(cluster, &self.active.host);
+        // A connection on which the request is still being sent cannot carry another, and nobody wants the rest.
+        if self.source.ended() {
+            lease.into_iter().for_each(|lease| lease.finished(cluster, &self.active.host));
+        } else {
+            self.source.abandon();
         }
     }
 }
@@ -126,6 +137,9 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         let wanted = &policy.retriable_request_headers;
         wanted.is_empty() || wanted.iter().any(|matcher| matcher.is_match(&request_view(context)))
     });
+    if policy.is_none() {
+        source.keep_at_most(KEPT_WITHOUT_RETRIES);
+    }
     let idle_timeout = action.idle_timeout.unwrap_or(context.connection.config.hcm.stream_idle_timeout);
     let stream_end = stream_end(context, action, &cluster);
     let mut trial = Trial {
@@ -152,6 +166,7 @@ fn charge_failure(cluster: &LocalCluster, failure: &Failure) {
     match failure {
         Failure::ResponseTimeout => cluster.stats.upstream_rq_timeout.inc(),
         Failure::NoHealthyUpstream => cluster.stats.upstream_cx_none_healthy.inc(),
+        Failure::ClientGone => return,
         _ => {}
     }
     cluster.stats.upstream_rq_completed.inc();
@@ -343,6 +358,10 @@ impl Trial<'_> {
                     }
                     return Ok(self.answer(response, lease, active, weighted));
                 }
+                Err(AttemptFailure::Client) => {
+                    self.cluster.stats.upstream_rq_tx_reset.inc();
+                    return Err(self.source.failure());
+                }
                 Err(failure) => {
                     host.stats.rq_error.inc();
                     self.cluster.observe(
@@ -370,6 +389,7 @@ impl Trial<'_> {
                     broken.reset.transport_reason().map(|reason| underscored(reason).into());
                 self.broken(broken.reset)
             }
+            AttemptFailure::Client => self.source.failure(),
             AttemptFailure::Overall => Failure::ResponseTimeout,
             AttemptFailure::PerTry => Failure::PerTryTimeout,
             AttemptFailure::Idle => Failure::StreamIdleTimeout { request_complete: self.source.ended() },
@@ -384,7 +404,10 @@ impl Trial<'_> {
                 retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
             }
             AttemptFailure::PerTry => retry::after_break(policy.on, retry::Broken::PerTryTimeout, true),
-            AttemptFailure::Overall | AttemptFailure::Idle | AttemptFailure::StreamEnd => false,
+            AttemptFailure::Client
+            | AttemptFailure::Overall
+            | AttemptFailure::Idle
+            | AttemptFailure::StreamEnd => false,
         }
     }
 
@@ -465,6 +488,7 @@ impl Trial<'_> {
         self.deadline = waited.deadline;
         match waited.result {
             Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) if source.failed() => Err(AttemptFailure::Client),
             Ok(Err(broken)) => Err(AttemptFailure::Broken(broken)),
             Err(TimedOut::Overall) => {
                 host.stats.rq_timeout.inc();
@@ -499,6 +523,9 @@ impl Trial<'_> {
             let request = self.request(lease.version());
             match upstream::exchange(&mut lease, request).await {
                 Ok(response) => {
+                    if lease.version() < Version::HTTP_2 && !proper_answer(response.headers()) {
+                        return Err(Broken { reset: Reset::Protocol, sent: true });
+                    }
                     self.context.first_upstream_byte = Some(Instant::now());
                     return Ok((lease, response));
                 }
@@ -516,11 +543,8 @@ impl Trial<'_> {
 
     /// The message for one attempt.
     fn request(&mut self, version: Version) -> Request<RequestBody> {
-        let body = if self.source.ended() && self.source.received() == 0 && self.source.no_trailers() {
-            RequestBody::Empty
-        } else {
-            RequestBody::Shared(self.source.attempt())
-        };
+        let empty = self.source.ended() && self.source.received() == 0 && self.source.no_trailers();
+        let body = if empty { RequestBody::Empty } else { RequestBody::Shared(self.source.attempt()) };
         let mut request = Request::new(body);
         *request.method_mut() = self.context.head.method.clone();
         *request.version_mut() = version;
@@ -542,6 +566,14 @@ impl Trial<'_> {
         } else {
             if headers.get(header::HOST) != Some(&self.context.authority) {
                 headers.insert(header::HOST, self.context.authority.clone());
+            }
+            // hyper would drop a body of unknown length from a GET.
+            if !empty && !headers.contains_key(header::CONTENT_LENGTH) {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            // Some services answer 411 to a method that may have a body and doesn't say how long it is (RFC 9110, section 8.6).
+            if empty && !has_no_body(&self.context.head.method) {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
             }
             *request.uri_mut() = Uri::from(path);
         }
@@ -574,9 +606,16 @@ impl Trial<'_> {
     }
 }
 
+/// Methods whose requests nobody expects a body of.
+fn has_no_body(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
+}
+
 /// How an attempt failed.
 enum AttemptFailure {
     Broken(Broken),
+    /// The client's body broke off; the endpoint is not to blame.
+    Client,
     Overall,
     PerTry,
     Idle,

@@ -1,14 +1,13 @@
 //! Step 4: a downstream HTTP connection, HTTP/1 or HTTP/2.
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -18,6 +17,8 @@ use tokio::time::Sleep;
 
 use crate::body::ResponseBody;
 use crate::context::{ConnectionInfo, HttpConnection};
+use crate::failure::Flags;
+use crate::format_values::{RefusedFacts, TcpFacts};
 use crate::http_request;
 use crate::inspect::speaks_http2;
 use crate::signal::{Signal, Watch};
@@ -25,6 +26,7 @@ use crate::snapshot::HttpConfig;
 use crate::stats::blocks::HttpStats;
 use crate::stream::Stream;
 use crate::worker::Worker;
+use crate::{log_filter, render};
 
 /// Runs hyper's helper futures on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,12 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
         });
     }
 }
+
+/// How long an idle HTTP/1 connection may still bring a request when it drains.
+const IDLE_GRACE: Duration = Duration::from_millis(500);
+
+/// How long a connection that was idle for too long may take to end.
+const IDLE_END: Duration = Duration::from_secs(1);
 
 /// Envoy's limit on streams of a downstream HTTP/2 connection.
 const MOST_STREAMS: u32 = 1024;
@@ -69,37 +77,70 @@ pub(crate) async fn serve(
         config,
         stats,
         buffer_limit,
+        drain,
         active: Cell::new(0),
         requests: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
         closing: Cell::new(false),
+        take_by: Cell::new(None),
+        stalled: Cell::new(false),
         peer_text: PeerText::default(),
         forwarded_text: PeerText::default(),
     });
     let served = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = served.clone();
-        async move { Ok::<Response<ResponseBody>, Infallible>(http_request::serve(connection, request).await) }
+        async move { http_request::serve(connection, request).await }
     });
     let io = TokioIo::new(stream);
     let result = if http2 {
         let serving = http2_builder(&hcm).serve_connection(io, service);
-        Guarded::new(serving, connection.clone(), drain).await
+        Guarded::new(serving, connection.clone(), http2).await
     } else {
         let serving = http1_builder(&hcm).serve_connection(io, service).with_upgrades();
-        Guarded::new(serving, connection.clone(), drain).await
+        Guarded::new(serving, connection.clone(), http2).await
     };
     match result {
         Ok(()) => {}
-        Err(error) if error.is_parse() => {
-            connection.stats.downstream_cx_protocol_error.inc();
-            if error.is_parse_too_large() {
-                connection.stats.downstream_rq_too_large.inc();
-            }
-            // hyper answered by itself (400, 414, 431); Envoy counts such requests too.
-            connection.stats.downstream_rq_4xx.inc();
-        }
+        Err(error) if error.is_parse() => refused(&connection, error.is_parse_too_large()),
+        Err(error) if error.is_timeout() => connection.stats.downstream_rq_header_timeout.inc(),
         Err(error) => tracing::trace!(%error, "downstream connection ended"),
+    }
+}
+
+/// Counts and logs bytes that are no request. hyper has answered them by itself (400, 414, 431).
+fn refused(connection: &HttpConnection, too_large: bool) {
+    let stats = &connection.stats;
+    stats.downstream_cx_protocol_error.inc();
+    if too_large {
+        stats.downstream_rq_too_large.inc();
+    }
+    stats.downstream_rq_total.inc();
+    stats.downstream_rq_completed.inc();
+    stats.downstream_rq_4xx.inc();
+    let worker = &connection.worker;
+    let flags = Flags::DOWNSTREAM_PROTOCOL_ERROR;
+    let facts = RefusedFacts {
+        connection: TcpFacts {
+            info: &connection.info,
+            hostname: &worker.identity.hostname,
+            flags,
+            details: if too_large { "http1.headers_too_large" } else { "http1.codec_error" },
+            received: 0,
+            sent: 0,
+            cluster: None,
+            host: None,
+            upstream_local: None,
+            failure: None,
+        },
+        status: if too_large { 431 } else { 400 },
+    };
+    for log in &connection.config.hcm.access_log {
+        let passes =
+            |filter| log_filter::passes_without_request(filter, flags, facts.status, 0, worker.random());
+        if log.filter.as_ref().is_none_or(passes) {
+            worker.log_line(&log.sink, |line| render::line(&log.format, &facts, line));
+        }
     }
 }
 
@@ -180,28 +221,82 @@ where
 struct Guarded<C> {
     serving: Pin<Box<C>>,
     connection: Rc<HttpConnection>,
-    drain: Signal,
     watch: Option<Watch>,
     finishing: bool,
     /// Next look at idleness; while finishing: the end.
     timer: Option<Pin<Box<Sleep>>>,
+    /// HTTP/2.
+    multiplexed: bool,
+    /// How much longer an idle connection is kept although it drains.
+    grace: Option<Pin<Box<Sleep>>>,
+    /// Next look at a client that takes nothing.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C: Serving> Guarded<C> {
-    fn new(serving: C, connection: Rc<HttpConnection>, drain: Signal) -> Self {
+    fn new(serving: C, connection: Rc<HttpConnection>, multiplexed: bool) -> Self {
         let idle = connection.config.hcm.common.idle_timeout;
         let first = idle.into_iter().chain(connection.config.hcm.common.max_connection_duration).min();
         let timer = first.map(|first| Box::pin(tokio::time::sleep(first)));
-        Self { serving: Box::pin(serving), connection, drain, watch: None, finishing: false, timer }
+        Self {
+            serving: Box::pin(serving),
+            connection,
+            watch: None,
+            finishing: false,
+            timer,
+            multiplexed,
+            grace: None,
+            stall: None,
+        }
     }
 
-    fn finish(&mut self, cx: &mut Context<'_>) {
+    /// `limit`: when it is cut, finished or not.
+    fn finish(&mut self, limit: Duration, cx: &mut Context<'_>) {
         self.finishing = true;
         self.serving.as_mut().finish();
-        let mut timer = Box::pin(tokio::time::sleep(self.connection.worker.drain_time));
+        let mut timer = Box::pin(tokio::time::sleep(limit));
         // Registers the waker; it can't have elapsed.
         let _ = timer.as_mut().poll(cx);
         self.timer = Some(timer);
+    }
+
+    /// Whether no more requests are to be taken. A draining HTTP/1 connection on which nothing goes on is left alone for a moment: a
+    /// request may be on its way, and would be lost. One that comes is served and ends the connection with its answer.
+    fn is_to_finish(&mut self, cx: &mut Context<'_>) -> bool {
+        let connection = &self.connection;
+        if !connection.drain.is_fired() {
+            return connection.closing.get();
+        }
+        if self.multiplexed || connection.active.get() > 0 {
+            connection.stats.downstream_cx_drain_close.inc();
+            return true;
+        }
+        let grace = IDLE_GRACE.min(connection.worker.drain_time);
+        let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(grace)));
+        let over = grace.as_mut().poll(cx).is_ready();
+        if over {
+            connection.stats.downstream_cx_drain_close.inc();
+        }
+        over
+    }
+
+    /// True when the client has not taken what is there for it in time. hyper asks for more of an answer only when there is room,
+    /// so that the answer itself can't notice.
+    fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            let Some(by) = self.connection.take_by.get() else { return false };
+            let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(by.into())));
+            if stall.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if by <= Instant::now() {
+                self.connection.stalled.set(true);
+                self.connection.stats.downstream_rq_idle_timeout.inc();
+                return true;
+            }
+            // Something was taken since it was set.
+            stall.as_mut().reset(by.into());
+        }
     }
 
     /// True when the connection is to be cut.
@@ -215,14 +310,15 @@ impl<C: Serving> Guarded<C> {
             .map(|most| most.saturating_sub(self.connection.info.started.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             self.connection.stats.downstream_cx_max_duration_reached.inc();
-            self.finish(cx);
+            self.finish(self.connection.worker.drain_time, cx);
             return false;
         }
         let idle = common.idle_timeout.unwrap_or(Duration::MAX);
         let quiet = self.connection.quiet_since.get().elapsed();
         if self.connection.active.get() == 0 && quiet >= idle {
             self.connection.stats.downstream_cx_idle_timeout.inc();
-            self.finish(cx);
+            // Nothing goes on that could be waited for, a head that never ends at most.
+            self.finish(IDLE_END.min(self.connection.worker.drain_time), cx);
             return false;
         }
         let wait = if self.connection.active.get() == 0 { idle.saturating_sub(quiet) } else { idle };
@@ -242,7 +338,7 @@ impl<C: Serving> Future for Guarded<C> {
         let this = &mut *self;
         if this.watch.is_none() {
             // First poll: from here on drain and time wake this task.
-            this.watch = Some(this.drain.watch(cx.waker()));
+            this.watch = Some(this.connection.drain.watch(cx.waker()));
             if let Some(timer) = &mut this.timer {
                 let _ = timer.as_mut().poll(cx);
             }
@@ -251,11 +347,8 @@ impl<C: Serving> Future for Guarded<C> {
             if let Poll::Ready(result) = this.serving.as_mut().poll(cx) {
                 return Poll::Ready(result);
             }
-            if !this.finishing && (this.drain.is_fired() || this.connection.closing.get()) {
-                if this.drain.is_fired() {
-                    this.connection.stats.downstream_cx_drain_close.inc();
-                }
-                this.finish(cx);
+            if !this.finishing && this.is_to_finish(cx) {
+                this.finish(this.connection.worker.drain_time, cx);
                 continue; // an idle connection ends now
             }
             if this.timer.as_ref().is_some_and(|timer| timer.is_elapsed()) {
@@ -266,7 +359,7 @@ impl<C: Serving> Future for Guarded<C> {
                     continue;
                 }
             }
-            return Poll::Pending;
+            return if this.is_stalled(cx) { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
     }
 }

@@ -8,16 +8,18 @@ use std::time::Instant;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Version, request};
+use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
 use lateen_ir::{ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Underscores};
 
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::path::{self, PathProblem};
+use crate::syntax;
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -60,15 +62,17 @@ pub(crate) fn receive(
     connection: &Rc<HttpConnection>,
     request: Request<Incoming>,
 ) -> (Box<RequestContext>, Incoming) {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     let authority = match head.uri.authority() {
-        // An absolute URL and HTTP/2's :authority win over `host` (RFC 9112, section 3.2.2).
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        // An absolute URL and HTTP/2's :authority win over `host` (RFC 9112, section 3.2.2). Who the client says it is stays here.
+        Some(authority) => {
+            let text = authority.as_str();
+            HeaderValue::from_str(text.rsplit_once('@').map_or(text, |(_, host)| host)).ok()
+        }
         None => head.headers.get(header::HOST).cloned(),
     };
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let secure = head.uri.scheme_str() == Some("https") && head.version == Version::HTTP_2;
-    head.uri = http::Uri::default();
     let context = Box::new(RequestContext {
         connection: connection.clone(),
         view: connection.worker.view(),
@@ -114,10 +118,15 @@ pub(crate) enum Normalised {
 pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Failure> {
     let connection = context.connection.clone();
     let hcm = &*connection.config.hcm;
+    syntax::check(&context.head, &context.authority, &context.path)?;
     check(context, hcm)?;
+    context.head.uri = http::Uri::default();
+    if context.version == Version::HTTP_2 {
+        join_cookies(&mut context.head.headers);
+    }
     strip_authority(context, hcm);
     let upgrade = is_upgrade(&context.head);
-    remove_nominated(&mut context.head.headers);
+    remove_nominated(&mut context.head.headers)?;
     hop_by_hop(&mut context.head.headers, upgrade);
     trusted_headers(context, hcm);
     if context.head.method != Method::CONNECT {
@@ -149,22 +158,16 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
     if context.authority.is_empty() && !head.headers.contains_key(header::HOST) {
         return Err(Failure::BadRequest("missing_host_header"));
     }
-    if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().nth(1).is_some() {
-        return Err(Failure::BadRequest("http1.codec_error"));
-    }
-    // hyper refuses lengths that differ, joins equal ones, and lets chunked coding win over a length that it then drops: what
-    // goes upstream is unambiguous. A length that is still here together with a coding came in a way hyper does not know.
-    if head.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
-        || (head.headers.contains_key(header::CONTENT_LENGTH)
-            && head.headers.contains_key(header::TRANSFER_ENCODING))
-    {
-        return Err(Failure::BadRequest("http1.content_length_and_chunked_not_allowed"));
-    }
     match hcm.common.underscores {
         Underscores::Allow => {}
         Underscores::Reject => {
             if head.headers.keys().any(|name| name.as_str().contains('_')) {
-                return Err(Failure::BadRequest("unexpected_underscore"));
+                let details = if head.version == Version::HTTP_2 {
+                    "http2.unexpected_underscore"
+                } else {
+                    "http1.unexpected_underscore"
+                };
+                return Err(Failure::Malformed(StatusCode::BAD_REQUEST, details));
             }
         }
         Underscores::Drop => {
@@ -208,11 +211,17 @@ pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
         && head.headers.contains_key(header::UPGRADE)
         && head
             .headers
-            .get(header::CONNECTION)
-            .is_some_and(|value| contains_token(value.as_bytes(), b"upgrade"))
+            .get_all(header::CONNECTION)
+            .iter()
+            .any(|value| contains_token(value.as_bytes(), b"upgrade"))
 }
 
-fn contains_token(list: &[u8], token: &[u8]) -> bool {
+/// Whether an HTTP/1.0 client asks for a connection that lasts.
+pub(crate) fn keeps_alive(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONNECTION).iter().any(|value| contains_token(value.as_bytes(), b"keep-alive"))
+}
+
+pub(crate) fn contains_token(list: &[u8], token: &[u8]) -> bool {
     list.split(|&b| b == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token))
 }
 
@@ -225,7 +234,10 @@ pub(crate) fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     headers.remove(header::TRANSFER_ENCODING);
     headers.remove(KEEP_ALIVE);
     // The server side answers `100-continue` itself when the body is wanted.
-    headers.remove(header::EXPECT);
+    if headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        headers.remove(header::EXPECT);
+    }
     headers.remove(PROXY_CONNECTION);
     if let Some(te) = headers.get(header::TE) {
         if contains_token(te.as_bytes(), b"trailers") {
@@ -236,18 +248,41 @@ pub(crate) fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-/// Headers that `connection` names go too. Those that carry trust stay, or a client could make a proxy in front disappear.
-fn remove_nominated(headers: &mut HeaderMap) {
-    let Some(list) = headers.get(header::CONNECTION).cloned() else { return };
-    for token in list.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+/// HTTP/2 may split `cookie` into many fields; whoever comes next must see one (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Names `connection` may hold. Envoy's limit.
+const MOST_NOMINATED: usize = 10;
+
+/// Headers that `connection` names go too. Naming one that carries trust is refused, or a client could make a proxy in front
+/// disappear.
+fn remove_nominated(headers: &mut HeaderMap) -> Result<(), Failure> {
+    if !headers.contains_key(header::CONNECTION) {
+        return Ok(());
+    }
+    let lists: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+    let tokens = lists.iter().flat_map(|list| list.as_bytes().split(|&b| b == b','));
+    for (position, token) in tokens.map(<[u8]>::trim_ascii).enumerate() {
         let Ok(name) = HeaderName::from_bytes(token) else { continue };
+        let trusted = [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name);
+        if trusted || position >= MOST_NOMINATED {
+            return Err(Failure::Malformed(StatusCode::BAD_REQUEST, "http1.connection_header_rejected"));
+        }
         let keeps =
             [header::UPGRADE, header::TE, header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-        if !keeps.contains(&name) && name != header::CONNECTION && !name.as_str().starts_with("x-forwarded-")
-        {
+        if !keeps.contains(&name) && name != header::CONNECTION {
             headers.remove(name);
         }
     }
+    Ok(())
 }
 
 fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
@@ -388,7 +423,7 @@ mod tests {
     fn connection_headers_go_and_trailers_stay_announced() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
-            ("connection", "keep-alive, x-nominated, x-forwarded-for"),
+            ("connection", "keep-alive, x-nominated"),
             ("x-nominated", "1"),
             ("x-forwarded-for", "1.2.3.4"),
             ("keep-alive", "timeout=5"),
@@ -401,12 +436,16 @@ mod tests {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         headers.insert("te", HeaderValue::from_static("gzip, trailers"));
-        remove_nominated(&mut headers);
+        headers.append("connection", HeaderValue::from_static("X-Second"));
+        headers.insert("x-second", HeaderValue::from_static("1"));
+        remove_nominated(&mut headers).unwrap();
         hop_by_hop(&mut headers, false);
         assert_eq!(headers["te"], "trailers");
         assert!(headers.contains_key("accept"));
         assert!(headers.contains_key("x-forwarded-for"));
         assert_eq!(headers.len(), 3);
+        headers.insert("connection", HeaderValue::from_static("close, X-Forwarded-For"));
+        assert!(remove_nominated(&mut headers).is_err());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::original_dst::original_destination;
 use crate::signal::Signal;
 use crate::snapshot::ListenerConfig;
 use crate::stats::blocks::ListenerStats;
-use crate::stream::{Stream, Transport};
+use crate::stream::Stream;
 use crate::worker::Worker;
 use crate::{log_filter, render};
 
@@ -163,7 +163,7 @@ impl LocalListener {
         let stats = &listener.stats;
         stats.downstream_cx_total.inc();
         let _active = Active::new(stats);
-        let mut stream = Stream::new(Transport::Tcp(stream));
+        let mut stream = Stream::of_client(stream);
         let config = listener.config.borrow().clone();
         let Some(found) = peek(&mut stream, &config, &own, local.port(), stats).await else {
             return;

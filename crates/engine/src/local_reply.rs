@@ -59,8 +59,10 @@ pub(crate) fn finish(
         }
         *response.body_mut() = ResponseBody::Empty;
     }
-    // What is left of a body that nobody will read must not be taken for the next request.
-    if context.version < Version::HTTP_2 && context.body.as_ref().is_some_and(|body| !body.ended()) {
+    // What is left of a body that nobody will read must not be taken for the next request, nor what was meant for a tunnel.
+    let rest =
+        context.body.as_ref().is_some_and(|body| !body.ended()) || context.head.method == Method::CONNECT;
+    if context.version < Version::HTTP_2 && rest {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     context.status = Some(response.status());

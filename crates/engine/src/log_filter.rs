@@ -31,13 +31,30 @@ pub(crate) fn passes(filter: &LogFilter, context: &RequestContext) -> bool {
 
 /// The same for a TCP connection, which has flags and a duration only.
 pub(crate) fn passes_tcp(filter: &LogFilter, flags: Flags, millis: u64, random: u64) -> bool {
+    passes_without_request(filter, flags, 0, millis, random)
+}
+
+/// The same where there is no request to look at.
+pub(crate) fn passes_without_request(
+    filter: &LogFilter,
+    flags: Flags,
+    status: u16,
+    millis: u64,
+    random: u64,
+) -> bool {
     match filter {
         LogFilter::DurationMillis(comparison, wanted) => compare(*comparison, millis, *wanted),
-        LogFilter::StatusCode(comparison, wanted) => compare(*comparison, 0, u64::from(*wanted)),
+        LogFilter::StatusCode(comparison, wanted) => {
+            compare(*comparison, u64::from(status), u64::from(*wanted))
+        }
         LogFilter::NotHealthCheck => true,
         LogFilter::Sampled(fraction) => fraction.includes(random),
-        LogFilter::All(filters) => filters.iter().all(|filter| passes_tcp(filter, flags, millis, random)),
-        LogFilter::Any(filters) => filters.iter().any(|filter| passes_tcp(filter, flags, millis, random)),
+        LogFilter::All(filters) => {
+            filters.iter().all(|filter| passes_without_request(filter, flags, status, millis, random))
+        }
+        LogFilter::Any(filters) => {
+            filters.iter().any(|filter| passes_without_request(filter, flags, status, millis, random))
+        }
         LogFilter::ResponseFlags(names) => has_flag(names, flags),
         LogFilter::Header(_) => false,
         LogFilter::GrpcStatus { exclude, .. } => *exclude,
@@ -48,7 +65,7 @@ fn has_flag(names: &[Box<str>], flags: Flags) -> bool {
     if names.is_empty() {
         return !flags.is_empty();
     }
-    names.iter().any(|name| Flags::named(name).is_some_and(|flag| flags.contains(flag)))
+    names.iter().any(|name| flags.has(name))
 }
 
 fn compare(comparison: Comparison, value: u64, wanted: u64) -> bool {

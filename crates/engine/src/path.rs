@@ -77,9 +77,11 @@ fn remove_dots(path: &str) -> Result<String, PathProblem> {
     let mut parts = decoded.strip_prefix('/').ok_or(PathProblem)?.split('/').peekable();
     while let Some(part) = parts.next() {
         let last = parts.peek().is_none();
-        match part {
+        // A parameter does not make another name of them: some servers cut it off and go up (`/a/..;x/b`).
+        let name = part.split_once(';').map_or(part, |(name, _)| name);
+        match name {
             "." | ".." => {
-                if part == ".." {
+                if name == ".." {
                     // Above the root stays the root.
                     segments.pop();
                 }
@@ -134,6 +136,10 @@ mod tests {
             ("/a%zz%", "/a%zz%"),
             ("/a\\b", "/a/b"),
             ("/.hidden", "/.hidden"),
+            ("/a/..;/b", "/b"),
+            ("/a/.;x=1/b", "/a/b"),
+            ("/a/..;", "/"),
+            ("/a;x/b", "/a;x/b"),
         ] {
             assert_eq!(remove_dots(path).as_deref(), Ok(expected), "{path}");
         }

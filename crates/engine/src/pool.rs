@@ -49,7 +49,8 @@ pub(crate) struct Http2 {
 #[derive(Default)]
 pub(crate) struct Pool {
     idle: RefCell<Vec<Http1>>,
-    waiting: RefCell<VecDeque<oneshot::Sender<Http1>>>,
+    /// Requests that may not open a connection; `None` in place of one: try again, there may be room now.
+    waiting: RefCell<VecDeque<oneshot::Sender<Option<Http1>>>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     connecting: Cell<bool>,
     waiting_for_shared: RefCell<Vec<oneshot::Sender<Result<(), Reset>>>>,
@@ -115,8 +116,8 @@ impl Pool {
         None
     }
 
-    /// Waits for the next connection given back (used when no more may be opened).
-    pub(crate) fn wait_for_idle(&self) -> oneshot::Receiver<Http1> {
+    /// Waits for the next connection given back or ended (used when no more may be opened).
+    pub(crate) fn wait_for_idle(&self) -> oneshot::Receiver<Option<Http1>> {
         let (hand, take) = oneshot::channel();
         self.waiting.borrow_mut().push_back(hand);
         take
@@ -125,18 +126,37 @@ impl Pool {
     /// Gives a connection back after a complete exchange.
     pub(crate) fn give_back(&self, mut connection: Http1, max_requests: Option<u32>) {
         let worn_out = max_requests.is_some_and(|most| connection.facts.requests.get() >= most);
-        if worn_out || self.retired.get() || connection.sender.is_closed() || connection.facts.ended.get() {
+        let nobody_waits = self.waiting.borrow().is_empty();
+        if worn_out
+            || (self.retired.get() && nobody_waits)
+            || connection.sender.is_closed()
+            || connection.facts.ended.get()
+        {
             return;
         }
         let mut waiting = self.waiting.borrow_mut();
         while let Some(hand) = waiting.pop_front() {
-            match hand.send(connection) {
+            match hand.send(Some(connection)) {
                 Ok(()) => return,
-                Err(back) => connection = back,
+                Err(Some(back)) => connection = back,
+                Err(None) => return,
             }
+        }
+        if self.retired.get() {
+            return;
         }
         connection.idle_since = Instant::now();
         self.idle.borrow_mut().push(connection);
+    }
+
+    /// A connection ended: one of those that wait may open another.
+    pub(crate) fn ended(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        while let Some(hand) = waiting.pop_front() {
+            if hand.send(None).is_ok() {
+                return;
+            }
+        }
     }
 
     /// A place on an open shared connection.
@@ -205,12 +225,12 @@ impl Pool {
         closed
     }
 
-    /// The host is gone: idle connections close now, busy ones when their exchange ends.
+    /// The host is gone: idle connections close now, busy ones when their exchange ends. Requests that wait were promised
+    /// this host: they get what they wait for.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
-        self.waiting.borrow_mut().clear();
     }
 
     /// The address is back.

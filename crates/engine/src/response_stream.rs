@@ -42,6 +42,7 @@ impl ResponseStream {
     /// The answer is over: cleanly, or with a flag and detail.
     fn end(&mut self, trouble: Option<(Flags, &'static str)>) {
         let Some(mut open) = self.open.take() else { return };
+        open.context.connection.take_by.set(None);
         open.stream.end(trouble.is_none());
         if let Some((flag, details)) = trouble {
             open.context.flags.insert(flag);
@@ -65,11 +66,16 @@ impl ResponseStream {
                     {
                         open.context.response_trailers = Some(trailers.clone());
                     }
-                    if open.stream.idle_timeout.is_some() {
-                        self.last_frame = Some(Instant::now());
+                    if let Some(idle) = open.stream.idle_timeout {
+                        let now = Instant::now();
+                        self.last_frame = Some(now);
+                        if open.context.version < Version::HTTP_2 {
+                            open.context.connection.take_by.set(Some(now + idle));
+                        }
                     }
                 }
-                if self.body.is_end_stream() {
+                // Nothing follows trailers, and a client that doesn't take them is not asked for more.
+                if frame.is_trailers() || self.body.is_end_stream() {
                     self.end(None);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -111,6 +117,8 @@ impl ResponseStream {
     /// Nothing to send now: has a time limit passed?
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(open) = &self.open else { return Poll::Pending };
+        // The client has taken everything; it is upstream that is waited for.
+        open.context.connection.take_by.set(None);
         let (deadline, idle) = (open.stream.deadline, open.stream.idle_timeout);
         let stream_end = open.stream.stream_end;
         if deadline.is_none() && idle.is_none() && stream_end.is_none() {

@@ -353,6 +353,9 @@ impl Store {
 
     /// Opens the sockets of a listener, one for each worker and address.
     fn open(&mut self, listener: &ir::Listener) -> Result<Vec<SocketAddr>, String> {
+        // Sockets of an earlier version that never came to serve.
+        let name = &listener.name;
+        self.new_sockets.iter_mut().for_each(|sockets| sockets.retain(|(known, ..)| known != name));
         let mut bound = Vec::new();
         if !listener.bind_to_port {
             return Ok(bound);

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
@@ -14,10 +15,15 @@ use crate::stats::slots::ByteCounter;
 /// Writes up to this size are joined into one buffer.
 const SMALL_WRITE: usize = 2048;
 
+/// How long a client may take to notice that its connection was closed: Envoy's `delayed_close_timeout`.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What carries the bytes.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
+    /// Nothing any more.
+    Closed,
     /// In-memory pipe, for tests without sockets.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
@@ -31,6 +37,31 @@ pub(crate) struct Stream {
     ahead: BytesMut,
     received: ByteCounter,
     sent: ByteCounter,
+    /// A client's: see [`linger`].
+    lingers: bool,
+    /// This side has finished sending.
+    half_closed: bool,
+}
+
+/// Reads what a client still sends, for a while. A socket that is closed with bytes unread is reset, and a reset can overtake the
+/// answer (RFC 9112, section 9.6).
+async fn linger(mut tcp: TcpStream) {
+    let mut ignored = [0; 4096];
+    let reading = async { while tcp.read(&mut ignored).await.is_ok_and(|n| n > 0) {} };
+    // When the time is over the reset is right.
+    let _ = tokio::time::timeout(LINGER, reading).await;
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.lingers
+            && self.half_closed
+            && let Transport::Tcp(tcp) = std::mem::replace(&mut self.transport, Transport::Closed)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(linger(tcp));
+        }
+    }
 }
 
 impl Stream {
@@ -40,7 +71,16 @@ impl Stream {
             ahead: BytesMut::new(),
             received: ByteCounter::default(),
             sent: ByteCounter::default(),
+            lingers: false,
+            half_closed: false,
         }
+    }
+
+    /// A client's stream, which is closed with care.
+    pub(crate) fn of_client(tcp: TcpStream) -> Self {
+        let mut stream = Self::new(Transport::Tcp(tcp));
+        stream.lingers = true;
+        stream
     }
 
     /// Counts into these from now on; bytes read ahead count as received.
@@ -57,6 +97,7 @@ impl Stream {
         let mut limited = (&mut self.ahead).limit(wanted);
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp.read_buf(&mut limited).await,
+            Transport::Closed => Ok(0),
             #[cfg(test)]
             Transport::Memory(pipe) => pipe.read_buf(&mut limited).await,
         }
@@ -70,6 +111,7 @@ impl Stream {
     fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_read(cx, buf),
         }
@@ -94,7 +136,11 @@ impl AsyncRead for Stream {
         }
         let before = buf.filled().len();
         ready!(self.poll_transport_read(cx, buf))?;
-        self.received.add((buf.filled().len() - before) as u64);
+        let n = buf.filled().len() - before;
+        if n == 0 {
+            self.lingers = false; // the peer has finished
+        }
+        self.received.add(n as u64);
         Poll::Ready(Ok(()))
     }
 }
@@ -104,6 +150,7 @@ impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Closed => Poll::Ready(Ok(0)),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
         })?;
@@ -130,6 +177,7 @@ impl AsyncWrite for Stream {
         }
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Transport::Closed => Poll::Ready(Ok(0)),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
         })?;
@@ -140,6 +188,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
             Transport::Tcp(tcp) => tcp.is_write_vectored(),
+            Transport::Closed => false,
             #[cfg(test)]
             Transport::Memory(pipe) => pipe.is_write_vectored(),
         }
@@ -148,14 +197,17 @@ impl AsyncWrite for Stream {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.half_closed = true;
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_shutdown(cx),
         }

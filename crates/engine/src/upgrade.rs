@@ -3,18 +3,17 @@
 use http::header::{self, HeaderName};
 use http::{Extensions, Request};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use lateen_ir::Forward;
-use tokio::io::copy_bidirectional_with_sizes;
 
 use crate::context::RequestContext;
+use crate::failure::{CLIENT_GONE, Flags};
 use crate::forward::UpstreamStream;
+use crate::ingress::contains_token;
+use crate::mover::{Moved, Mover};
 
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-
-/// Bytes in flight each way on an upgraded connection.
-const BUFFER: usize = 16 * 1024;
 
 /// The client's side of an upgrade that was asked for.
 pub(crate) struct Upgrade(OnUpgrade);
@@ -31,10 +30,8 @@ impl Upgrade {
             return None;
         }
         let upgrade = request.extensions_mut().remove::<OnUpgrade>()?;
-        let asked = request.headers().get(header::CONNECTION)?;
-        let asked =
-            asked.as_bytes().split(|&b| b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
-        asked.then_some(Self(upgrade))
+        let mut lists = request.headers().get_all(header::CONNECTION).iter();
+        lists.any(|list| contains_token(list.as_bytes(), b"upgrade")).then_some(Self(upgrade))
     }
 }
 
@@ -58,20 +55,62 @@ pub(crate) fn join(
     mut stream: UpstreamStream,
 ) {
     let upstream = answered.remove::<OnUpgrade>();
+    let counted = context.connection.worker.connection_began();
     tokio::task::spawn_local(async move {
+        let _counted = counted;
         let stats = context.connection.stats.clone();
         if let (Some(Upgrade(client)), Some(upstream)) = (client, upstream) {
             stats.downstream_cx_upgrades_total.inc();
             stats.downstream_cx_upgrades_active.inc();
             if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
-                let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                // Either side may break off; the other is closed and the counts below still hold.
-                let copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await;
-                context.bytes_sent = copied.map_or(0, |(_, to_client)| to_client);
+                exchange(client, upstream, &mut context, &stream).await;
             }
             stats.downstream_cx_upgrades_active.dec();
         }
         stream.end(true);
         context.completed();
     });
+}
+
+/// Moves bytes until both sides have ended, nothing moved for the stream's idle time-out, the stream's time is over, or draining
+/// took too long.
+async fn exchange(
+    client: Upgraded,
+    upstream: Upgraded,
+    context: &mut RequestContext,
+    stream: &UpstreamStream,
+) {
+    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    let moved = Moved::default();
+    let connection = context.connection.clone();
+    let drained = async {
+        connection.drain.fired().await;
+        tokio::time::sleep(connection.worker.drain_time).await;
+    };
+    let over = async {
+        match stream.stream_end {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        ended = Mover::new(&mut client, &mut upstream, stream.idle_timeout, &moved) => ended.err(),
+        () = drained => None,
+        () = over => {
+            context.flags.insert(Flags::UPSTREAM_MAX_STREAM_DURATION);
+            None
+        }
+    };
+    if ended.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
+        context.flags.insert(Flags::STREAM_IDLE_TIMEOUT);
+        context.details = "stream_idle_timeout".into();
+    } else if moved.client_first.get() {
+        context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
+        context.details = CLIENT_GONE.into();
+    }
+    context.bytes_sent = moved.sent.get();
+    if let Some(body) = &context.body {
+        body.count(moved.received.get());
+    }
 }

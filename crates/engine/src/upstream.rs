@@ -104,19 +104,21 @@ pub(crate) async fn lease(target: Target<'_>, downstream: Version, fresh: bool) 
 
 async fn open_http1(target: Target<'_>) -> Result<Lease, Reset> {
     let _pending = pending(target)?;
-    let Some(place) = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority)
-        .filter(|_| below_host_limit(target))
-    else {
+    loop {
+        let place = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority)
+            .filter(|_| below_host_limit(target));
+        if let Some(place) = place {
+            return connect_http1(target, Some(place)).await;
+        }
         target.cluster.stats.upstream_cx_overflow.inc();
-        if target.host.stats.cx_active.get() > 0 {
-            let waiting = target.host.pool.wait_for_idle();
-            let connection = waiting.await.map_err(|_| Reset::Overflow)?;
+        if target.host.stats.cx_active.get() == 0 {
+            // Envoy lets every host have one connection, so that a full cluster cannot starve a host.
+            return connect_http1(target, None).await;
+        }
+        if let Some(connection) = target.host.pool.wait_for_idle().await.ok().flatten() {
             return Ok(Lease::Http1 { connection, reused: true });
         }
-        // Envoy lets every host have one connection, so that a full cluster cannot starve a host.
-        return connect_http1(target, None).await;
-    };
-    connect_http1(target, Some(place)).await
+    }
 }
 
 fn below_host_limit(target: Target<'_>) -> bool {
@@ -126,7 +128,7 @@ fn below_host_limit(target: Target<'_>) -> bool {
 
 async fn connect_http1(target: Target<'_>, place: Option<Admission>) -> Result<Lease, Reset> {
     let (stream, opened) = open(target, place).await?;
-    let head_limit = 60 * 1024; // Envoy's limit for response heads
+    let head_limit = 80 * 1024; // Envoy's limit for response heads of HTTP/1
     let handshake = http1::Builder::new()
         .max_header_size(head_limit)
         .max_buf_size(128 * 1024)
@@ -213,6 +215,7 @@ async fn connect_http2(target: Target<'_>, place: Option<Admission>) -> Result<H
 /// Counts a request that waits for a connection.
 struct Pending<'a> {
     cluster: &'a LocalCluster,
+    host: &'a Host,
     _place: Admission,
 }
 
@@ -224,12 +227,14 @@ fn pending(target: Target<'_>) -> Result<Pending<'_>, Reset> {
     };
     stats.upstream_rq_pending_total.inc();
     stats.upstream_rq_pending_active.inc();
-    Ok(Pending { cluster: target.cluster, _place: place })
+    target.host.stats.rq_pending_active.inc();
+    Ok(Pending { cluster: target.cluster, host: target.host, _place: place })
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         self.cluster.stats.upstream_rq_pending_active.dec();
+        self.host.stats.rq_pending_active.dec();
     }
 }
 
@@ -239,7 +244,7 @@ pub(crate) struct Opened {
     cluster: Rc<LocalCluster>,
     host: Rc<Host>,
     since: Instant,
-    _place: Option<Admission>,
+    place: Option<Admission>,
 }
 
 impl Opened {
@@ -261,6 +266,9 @@ impl Drop for Opened {
         stats.upstream_cx_destroy.inc();
         stats.upstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
         self.host.stats.cx_active.dec();
+        // The place has to be free before somebody is told so.
+        drop(self.place.take());
+        self.host.pool.ended();
     }
 }
 
@@ -281,13 +289,8 @@ pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result
         ended: Cell::new(false),
     });
     // From here on the drop of `opened` takes the counts back.
-    let opened = Opened {
-        facts: facts.clone(),
-        cluster: cluster.clone(),
-        host: host.clone(),
-        since: began,
-        _place: place,
-    };
+    let opened =
+        Opened { facts: facts.clone(), cluster: cluster.clone(), host: host.clone(), since: began, place };
     let options = DialOptions {
         mark: worker.mark,
         bind: config.bind.as_deref(),

@@ -62,12 +62,13 @@ pub(crate) struct HostReading {
 }
 
 /// Names and kinds (true: gauge) of a host's numbers in `/clusters`.
-pub(crate) const HOST_STATS: [(&str, bool); 8] = [
+pub(crate) const HOST_STATS: [(&str, bool); 9] = [
     ("cx_active", true),
     ("cx_connect_fail", false),
     ("cx_total", false),
     ("rq_active", true),
     ("rq_error", false),
+    ("rq_pending_active", true),
     ("rq_success", false),
     ("rq_timeout", false),
     ("rq_total", false),
@@ -325,6 +326,7 @@ impl Worker {
                     stats.cx_total.get(),
                     stats.rq_active.get(),
                     stats.rq_error.get(),
+                    stats.rq_pending_active.get(),
                     stats.rq_success.get(),
                     stats.rq_timeout.get(),
                     stats.rq_total.get(),

@@ -4,8 +4,10 @@ mod support;
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use lateen_engine::EngineConfig;
 use lateen_engine::ResourceKind::{Cluster, Listener};
 use support::{Act, Bed, OK, Upstream, all_to_c, cluster, http_listener, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const BAD: Act = Act::Reply("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy");
 
@@ -166,4 +168,119 @@ async fn a_failing_host_is_ejected() {
     let clusters = bed.admin("GET /clusters").await.text();
     assert!(clusters.contains("health_flags::/failed_outlier_check"), "{clusters}");
     assert_eq!(bed.stat("cluster.c.membership_healthy").await, Some(1));
+}
+
+/// Reads a request's head from a connection.
+async fn head(stream: &mut tokio::net::TcpStream) {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        read.push(stream.read_u8().await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_connection_gets_on_when_one_ends() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut bed = Bed::start().await;
+    let limit = "circuit_breakers: {thresholds: [{max_connections: 1}]}";
+    bed.accept(&[
+        (Cluster, &cluster(&[listener.local_addr().unwrap()], limit)),
+        (Listener, &http_listener("", &all_to_c("timeout: 0s"))),
+    ])
+    .await;
+    let (mut one, mut two) = (bed.client("web").await, bed.client("web").await);
+    let service = async {
+        let (mut first, _) = listener.accept().await.unwrap();
+        head(&mut first).await;
+        bed.until_stat("cluster.c.upstream_rq_pending_active", 1).await;
+        let last = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
+        first.write_all(last).await.unwrap();
+        drop(first);
+        let (mut second, _) = listener.accept().await.unwrap();
+        head(&mut second).await;
+        second.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        second
+    };
+    let (_kept, one, two) = within(async { tokio::join!(service, one.get("/"), two.get("/")) }).await;
+    assert_eq!((one.status, two.status), (200, 200));
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_its_body_is_not_held_against_the_endpoint() {
+    let upstream = Upstream::start(&[OK]).await;
+    let mut bed = Bed::start().await;
+    let detection = "outlier_detection: {consecutive_5xx: 1, max_ejection_percent: 100}";
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], detection)),
+        (Listener, &http_listener("", &all_to_c("retry_policy: {retry_on: reset}"))),
+    ])
+    .await;
+    let mut client = bed.client("web").await;
+    let answer = client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n").await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(bed.stat("cluster.c.upstream_rq_retry").await, Some(0));
+    let clusters = bed.admin("GET /clusters").await.text();
+    assert!(clusters.contains("health_flags::healthy") && clusters.contains("rq_error::0"), "{clusters}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_nothing_for_long() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut bed = Bed::start().await;
+    bed.accept(&[
+        (Cluster, &cluster(&[listener.local_addr().unwrap()], "")),
+        (Listener, &http_listener("stream_idle_timeout: 0.3s", &all_to_c("timeout: 0s"))),
+    ])
+    .await;
+    let mut client = bed.client("web").await;
+    client.stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let endless = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+        while stream.write_all(chunk.as_bytes()).await.is_ok() {}
+    };
+    within(endless).await;
+    assert_eq!(bed.stat("http.web.downstream_rq_idle_timeout").await, Some(1));
+}
+
+#[tokio::test]
+async fn draining_waits_for_upgraded_connections() {
+    let upstream = Upstream::start(&[Act::Reply(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    )])
+    .await;
+    let drain_time = std::time::Duration::from_secs(600);
+    let mut bed = Bed::with(EngineConfig { drain_time, ..EngineConfig::default() });
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("upgrade_configs: [{upgrade_type: websocket}]", &all_to_c(""))),
+    ])
+    .await;
+    let mut client = bed.client("web").await;
+    let asked = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    assert_eq!(client.send(asked).await.status, 101);
+    bed.until_stat("http.web.downstream_cx_upgrades_active", 1).await;
+    bed.engine.initialized().await.unwrap();
+    assert_eq!(bed.stat("server.live").await, Some(1));
+    let mut drained = std::pin::pin!(bed.engine.drain());
+    assert!(futures::poll!(&mut drained).is_pending());
+    // The workers have heard of it before they are asked for the numbers after these.
+    bed.until_stat("server.live", 0).await;
+    assert_eq!(bed.stat("http.web.downstream_cx_upgrades_active").await, Some(1));
+    assert!(futures::poll!(&mut drained).is_pending(), "the upgraded connection was forgotten");
+    drop(client);
+    within(drained).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_not_waited_for() {
+    let drain_time = std::time::Duration::from_secs(600);
+    let mut bed = Bed::with(EngineConfig { drain_time, ..EngineConfig::default() });
+    let idle = "common_http_protocol_options: {idle_timeout: 0.2s}";
+    bed.accept(&[(Listener, &http_listener(idle, &all_to_c("")))]).await;
+    let mut client = bed.client("web").await;
+    client.stream.write_all(b"GET / HTTP/1.1\r\nho").await.unwrap();
+    assert!(client.is_closed().await);
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use lateen_engine::ResourceKind::{Cluster, Endpoints, Listener, Routes};
-use lateen_engine::{ConfigUpdate, Subscriptions};
+use lateen_engine::{ConfigUpdate, EngineConfig, Subscriptions};
 use support::{Act, Bed, OK, Upstream, all_to_c, cluster, http_listener};
 
 const V2: Act = Act::Reply("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nv2");
@@ -211,4 +211,23 @@ async fn two_engines_do_not_know_each_other() {
     assert_eq!(two.stat("cluster_manager.active_clusters").await, Some(0));
     two.engine.shutdown().await;
     assert_eq!(one.client("web").await.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_request_on_its_way_to_a_draining_connection_is_served() {
+    let upstream = Upstream::start(&[OK]).await;
+    let drain_time = std::time::Duration::from_secs(600);
+    let mut bed = Bed::with(EngineConfig { drain_time, ..EngineConfig::default() });
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &http_listener("", &all_to_c(""))),
+    ])
+    .await;
+    let mut client = bed.client("web").await;
+    assert_eq!(client.get("/").await.status, 200);
+    // From here on the connection's filter chain is gone, and the client can't know.
+    bed.accept(&[(Listener, &http_listener("server_name: other", &all_to_c("")))]).await;
+    let answer = client.get("/").await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(client.is_closed().await);
 }
