@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Upstream, eventually, free_port, get_until};
+use support::{ControlPlane, Upstream, eventually, free_port, get, get_until, world};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_lateen-proxy");
 
@@ -96,6 +96,56 @@ async fn a_bootstrap_serves_and_its_listener_file_is_followed() {
         async move { ended }
     });
     assert!(status.await.success());
+}
+
+/// From a management server, by either variant of the protocol.
+async fn follows_a_management_server(api_type: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start("dynamic").await;
+    let (first, second) = (free_port(), free_port());
+    let server = ControlPlane::start(world(first, upstream.address)).await;
+    let mut boot = bootstrap(server.address, json!({ "ads": {}, "resource_api_version": "V3" }));
+    boot["node"] = json!({ "id": "me", "cluster": "here" });
+    boot["dynamic_resources"]["cds_config"] = json!({ "ads": {}, "resource_api_version": "V3" });
+    boot["dynamic_resources"]["ads_config"] = json!({
+        "api_type": api_type, "transport_api_version": "V3",
+        "grpc_services": [{ "envoy_grpc": { "cluster_name": "app" } }],
+    });
+    boot["static_resources"]["clusters"][0]["typed_extension_protocol_options"] = json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http2_protocol_options": {} },
+        },
+    });
+    let file = folder.path().join("boot.json");
+    std::fs::write(&file, boot.to_string()).unwrap();
+    let mut command = Command::new(PROXY);
+    command.arg("-c").arg(&file).args(["--concurrency", "2"]);
+    let _proxy = Proxy(command.stdout(Stdio::null()).spawn().unwrap());
+
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    assert!(get_until(loopback(first), "/", "200 OK").await.ends_with("dynamic"));
+    assert!(server.heard(|heard| heard.node_ids.contains(&"me".to_owned())));
+    server.set(world(second, upstream.address));
+    assert!(get_until(loopback(second), "/", "200 OK").await.ends_with("dynamic"));
+    if api_type == "GRPC" {
+        // The new state of the world has no such listener.
+        eventually("the first listener's end", || async {
+            get(loopback(first), "/").await.is_err().then_some(())
+        })
+        .await;
+    }
+    assert_eq!(server.heard(|heard| heard.nacks.clone()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_management_server_is_followed_by_deltas() {
+    follows_a_management_server("DELTA_GRPC").await;
+}
+
+#[tokio::test]
+async fn a_management_server_is_followed_by_states_of_the_world() {
+    follows_a_management_server("GRPC").await;
 }
 
 #[test]

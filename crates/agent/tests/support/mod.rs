@@ -56,9 +56,12 @@ impl AggregatedDiscoveryService for Ads {
 
     async fn stream_aggregated_resources(
         &self,
-        _: Request<Streaming<DiscoveryRequest>>,
+        request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("delta only"))
+        let (answers, stream) = mpsc::channel(16);
+        let ads = self.clone();
+        tokio::spawn(async move { ads.converse_in_full(request.into_inner(), answers).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn delta_aggregated_resources(
@@ -113,6 +116,55 @@ impl Ads {
                             return;
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// State of the world: every answer holds all that is wanted of a type, so what it lacks is gone.
+    async fn converse_in_full(
+        &self,
+        mut requests: Streaming<DiscoveryRequest>,
+        answers: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+    ) {
+        let mut wanted: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut world = self.world.subscribe();
+        let mut version = 0;
+        loop {
+            let types: Vec<String> = tokio::select! {
+                request = requests.message() => {
+                    let Ok(Some(request)) = request else { return };
+                    let mut heard = self.heard.lock().unwrap();
+                    heard.node_ids.extend(request.node.iter().map(|node| node.id.clone()));
+                    heard.nacks.extend(request.error_detail.iter().map(|error| error.message.clone()));
+                    let before = wanted.insert(request.type_url.clone(), request.resource_names.clone());
+                    // An acknowledgement wants what was wanted before.
+                    if before.as_ref() == Some(&request.resource_names) {
+                        continue;
+                    }
+                    vec![request.type_url]
+                }
+                changed = world.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    wanted.keys().cloned().collect()
+                }
+            };
+            for type_url in types {
+                version += 1;
+                let all = self.world.borrow().get(&type_url).cloned().unwrap_or_default();
+                let names = &wanted[&type_url];
+                let resources = all.into_iter().filter(|(name, _)| names.is_empty() || names.contains(name));
+                let answer = DiscoveryResponse {
+                    version_info: version.to_string(),
+                    nonce: version.to_string(),
+                    resources: resources.map(|(_, any)| any).collect(),
+                    type_url,
+                    ..Default::default()
+                };
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
                 }
             }
         }

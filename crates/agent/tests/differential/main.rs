@@ -1,0 +1,130 @@
+//! The same bootstraps and the same bytes for Envoy and for `lateen-proxy -c`: what a client, the service behind and the access
+//! log see must be the same. A case that differs for a good reason says so beside it.
+
+mod cases;
+mod h2;
+mod pages;
+mod proxies;
+mod service;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use cases::{Case, Compare, Step};
+use futures::StreamExt as _;
+use proxies::Pair;
+use tokio::net::TcpStream;
+use wire::Wire;
+
+/// What one client saw.
+struct Seen {
+    text: String,
+    /// The connection's ends, by which the access log's lines are found.
+    ends: String,
+    /// Kept, so that no other connection has the same ends.
+    _wire: Wire,
+}
+
+async fn play(case: &Case, address: std::net::SocketAddr) -> Seen {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let ends = format!("{address}-{}", stream.local_addr().unwrap());
+    let mut wire = Wire::new(stream);
+    let mut text = String::new();
+    for step in &case.steps {
+        match step {
+            Step::Send(bytes) => wire.send(bytes).await,
+            Step::Answers(methods) => {
+                for method in methods {
+                    let answer = wire.answer(method).await;
+                    let ended = answer.is_none();
+                    text.push_str(&answer.unwrap_or_else(|| "END\n".to_owned()));
+                    if ended {
+                        return Seen { text, ends, _wire: wire };
+                    }
+                }
+            }
+            Step::HalfClose => wire.half_close().await,
+            Step::Raw(n) => writeln!(text, "{:?}", String::from_utf8_lossy(&wire.raw(*n).await)).unwrap(),
+            Step::Ended => writeln!(text, "{}", wire.ended().await).unwrap(),
+            Step::Probe => writeln!(text, "then {}", wire.probe().await).unwrap(),
+        }
+    }
+    Seen { text, ends, _wire: wire }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_fare_the_same() {
+    let pair = Pair::start().await;
+    let only = std::env::var("CASE").ok();
+    let cases: Vec<Case> = cases::all()
+        .into_iter()
+        .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
+        .collect();
+    let played: Vec<(Case, [Seen; 2])> = futures::stream::iter(cases)
+        .map(|case| {
+            let [envoy, lateen] = pair.addresses(case.listener);
+            async move {
+                let seen = tokio::join!(play(&case, envoy), play(&case, lateen));
+                (case, seen.into())
+            }
+        })
+        .buffer_unordered(8)
+        .collect()
+        .await;
+    let logs = pair.logs().await;
+    let mut complaints = String::new();
+    for (case, seen) in &played {
+        let whole = [0, 1].map(|i| format!("{}{}", seen[i].text, logs[i].lines(&seen[i].ends)));
+        let same = whole[0] == whole[1];
+        let complaint = match case.compare {
+            Compare::Everything if same => None,
+            Compare::Outcome(_) if !same && outcome(&whole[0]) == outcome(&whole[1]) => None,
+            Compare::Nothing(_) if !same => None,
+            Compare::Everything | Compare::Outcome(_) if !same => Some("differs"),
+            Compare::Outcome(reason) | Compare::Nothing(reason) => Some(reason),
+            Compare::Everything => None,
+        };
+        if let Some(complaint) = complaint {
+            let (name, [envoy, lateen]) = (case.name, &whole);
+            writeln!(complaints, "=== {name}: {complaint}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// Statuses, ends of connections, and status and flags in the log.
+fn outcome(text: &str) -> Vec<String> {
+    let telling = |line: &str| match line.split_once(' ') {
+        Some((version, rest)) if version.starts_with("HTTP/") => rest.split(' ').next().map(str::to_owned),
+        Some(("then", end)) => Some(end.to_owned()),
+        // From the status on, but for the details.
+        Some(("log", rest)) => {
+            let words: Vec<&str> = rest.split(' ').collect();
+            let flags = words.iter().position(|word| word.starts_with("flags="))?;
+            Some(format!("log {} {}", words[flags - 1], words[flags]))
+        }
+        _ if line == "END" || line == "ended" || line == "silent" => Some(line.to_owned()),
+        _ => None,
+    };
+    text.lines().filter_map(telling).collect()
+}
+
+/// Lines of an access log by the connection's ends, which each line begins with.
+struct Log(BTreeMap<String, Vec<String>>);
+
+impl Log {
+    fn of(text: &str) -> Self {
+        let mut lines = BTreeMap::<String, Vec<String>>::new();
+        // Probes take whatever connection is idle, so what they are told varies.
+        for line in text.lines().filter(|line| !line.contains(" probe /probe ")) {
+            let (ends, rest) = line.split_once(' ').unwrap_or((line, ""));
+            lines.entry(ends.to_owned()).or_default().push(format!("log {rest}\n"));
+        }
+        Self(lines)
+    }
+
+    fn lines(&self, ends: &str) -> String {
+        self.0.get(ends).map(|lines| lines.concat()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,333 @@
+//! Envoy and our proxy, each a process with the same bootstrap but for its ports and log.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::Log;
+use crate::service;
+use crate::wire::Wire;
+
+const PROXY: &str = env!("CARGO_BIN_EXE_lateen-proxy");
+
+/// Nothing takes longer than this.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Listeners by name, and what each adds to the connection manager.
+pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
+    vec![
+        ("plain", json!({})),
+        ("strict", json!({ "normalize_path": true, "merge_slashes": true })),
+        (
+            "reject-escaped",
+            json!({ "normalize_path": true, "path_with_escaped_slashes_action": "REJECT_REQUEST" }),
+        ),
+        (
+            "unescape",
+            json!({ "normalize_path": true, "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD" }),
+        ),
+        (
+            "unescape-redirect",
+            json!({ "normalize_path": true, "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT" }),
+        ),
+        (
+            "http10",
+            json!({ "http_protocol_options": { "accept_http_10": true, "default_host_for_http_10": "ten" } }),
+        ),
+        ("edge", json!({ "use_remote_address": true })),
+        ("hops", json!({ "use_remote_address": true, "xff_num_trusted_hops": 1 })),
+        (
+            "no-underscores",
+            json!({ "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" } }),
+        ),
+        (
+            "drop-underscores",
+            json!({ "common_http_protocol_options": { "headers_with_underscores_action": "DROP_HEADER" } }),
+        ),
+        ("upgrades", json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }] })),
+        ("one-request", json!({ "common_http_protocol_options": { "max_requests_per_connection": 2 } })),
+        (
+            "idle",
+            json!({ "common_http_protocol_options": { "idle_timeout": "0.5s" }, "stream_idle_timeout": "1s" }),
+        ),
+        ("slow-head", json!({ "request_headers_timeout": "0.5s" })),
+        ("slow-request", json!({ "request_timeout": "0.5s" })),
+        ("strip-port", json!({ "strip_any_host_port": true })),
+        ("small-heads", json!({ "max_request_headers_kb": 8 })),
+        ("few-headers", json!({ "common_http_protocol_options": { "max_headers_count": 10 } })),
+        ("http2-only", json!({ "codec_type": "HTTP2" })),
+    ]
+}
+
+fn address(port: u16) -> Value {
+    json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
+}
+
+fn cluster(name: &str, more: Value, endpoints: &[SocketAddr]) -> Value {
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|endpoint| json!({ "endpoint": { "address": address(endpoint.port()) } }))
+        .collect();
+    let mut cluster = json!({
+        "name": name, "type": "STATIC", "connect_timeout": "2s",
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] },
+    });
+    merge(&mut cluster, more);
+    cluster
+}
+
+fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over,
+    }
+}
+
+/// Begins with the ports of both ends, by which lines are found.
+const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
+
+fn logs(path: &Path) -> Value {
+    json!([{
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": path,
+            "log_format": { "text_format_source": { "inline_string": LOG } },
+        },
+    }])
+}
+
+fn routes() -> Value {
+    json!({
+        "name": "routes", "validate_clusters": false,
+        "virtual_hosts": [{
+            "name": "all", "domains": ["*"],
+            "routes": [
+                { "name": "direct", "match": { "path": "/direct" }, "direct_response": { "status": 202, "body": { "inline_string": "direct" } } },
+                { "name": "moved", "match": { "path": "/moved" }, "redirect": { "host_redirect": "elsewhere", "path_redirect": "/there" } },
+                { "name": "https", "match": { "path": "/https" }, "redirect": { "https_redirect": true } },
+                { "name": "missing", "match": { "prefix": "/missing" }, "route": { "cluster": "none" } },
+                { "name": "dead", "match": { "prefix": "/dead" }, "route": { "cluster": "dead" } },
+                { "name": "empty", "match": { "prefix": "/empty-cluster" }, "route": { "cluster": "empty" } },
+                { "name": "timeout", "match": { "prefix": "/timeout" }, "route": { "cluster": "service", "timeout": "0.5s" } },
+                { "name": "retry", "match": { "prefix": "/retry" }, "route": {
+                    "cluster": "service", "retry_policy": { "retry_on": "5xx", "num_retries": 1 },
+                } },
+                { "name": "rewrite", "match": { "prefix": "/old/" }, "route": { "cluster": "service", "prefix_rewrite": "/new/", "host_rewrite_literal": "rewritten" } },
+                { "name": "no-route-below", "match": { "prefix": "/only-get", "headers": [{ "name": ":method", "string_match": { "exact": "GET" } }] }, "route": { "cluster": "service" } },
+                { "name": "http2", "match": { "prefix": "/http2" }, "route": { "cluster": "http2" } },
+                { "name": "admin", "match": { "prefix": "/admin" }, "direct_response": { "status": 403 } },
+                { "name": "service", "match": { "prefix": "/" }, "route": { "cluster": "service" } },
+            ],
+        }],
+    })
+}
+
+fn listener(name: &str, port: u16, more: Value, log: &Path) -> Value {
+    let mut manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "route_config": routes(),
+        "access_log": logs(log),
+        "http_filters": [{
+            "name": "envoy.filters.http.router",
+            "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+        }],
+    });
+    merge(&mut manager, more);
+    json!({
+        "name": name, "address": address(port),
+        "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }] }],
+    })
+}
+
+fn tcp_listener(name: &str, port: u16, cluster: &str, log: &Path) -> Value {
+    json!({
+        "name": name, "address": address(port),
+        "filter_chains": [{ "filters": [{
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                "stat_prefix": name, "cluster": cluster, "access_log": logs(log),
+            },
+        }] }],
+    })
+}
+
+/// One proxy.
+struct Proxy {
+    child: Child,
+    ports: BTreeMap<&'static str, u16>,
+    admin: u16,
+    log: PathBuf,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ports that are free now; all are held until all are chosen.
+fn free_ports(n: usize) -> Vec<u16> {
+    let held: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+impl Proxy {
+    /// How many ports one needs.
+    fn ports() -> usize {
+        listeners().len() + 3
+    }
+
+    async fn start(
+        envoy: bool,
+        mut free: Vec<u16>,
+        folder: &Path,
+        service: SocketAddr,
+        http2: SocketAddr,
+    ) -> Self {
+        let kind = if envoy { "envoy" } else { "lateen" };
+        let (boot, log) = (folder.join(format!("{kind}.json")), folder.join(format!("{kind}.log")));
+        let wanted = listeners();
+        let (admin, tcp, dead) = (free.pop().unwrap(), free.pop().unwrap(), free.pop().unwrap());
+        let mut ports: BTreeMap<_, _> = wanted.iter().map(|(name, _)| *name).zip(free).collect();
+        let mut all: Vec<Value> =
+            wanted.into_iter().map(|(name, more)| listener(name, ports[name], more, &log)).collect();
+        all.push(tcp_listener("tcp", tcp, "service", &log));
+        all.push(tcp_listener("tcp-dead", dead, "dead", &log));
+        ports.extend([("tcp", tcp), ("tcp-dead", dead)]);
+        let h2 = json!({ "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http2_protocol_options": {} },
+        } } });
+        let bootstrap = json!({
+            "node": { "id": "differential", "cluster": "tests" },
+            "admin": { "address": address(admin) },
+            "static_resources": {
+                "listeners": all,
+                "clusters": [
+                    cluster("service", json!({}), &[service]),
+                    cluster("http2", h2, &[http2]),
+                    cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
+                    cluster("empty", json!({}), &[]),
+                ],
+            },
+        });
+        std::fs::write(&boot, bootstrap.to_string()).unwrap();
+        let mut command = if envoy {
+            let path =
+                std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
+            let mut command = Command::new(path);
+            command.args(["--disable-hot-restart", "--file-flush-interval-msec", "50", "-l", "error"]);
+            command
+        } else {
+            Command::new(PROXY)
+        };
+        command.arg("-c").arg(&boot).args(["--concurrency", "1"]);
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.join(format!("{kind}.err"))).unwrap())
+            .spawn()
+            .unwrap();
+        let mut proxy = Self { child, ports, admin, log };
+        let began = Instant::now();
+        while !proxy.admin("/ready").await.is_some_and(|text| {
+            text.contains(
+                "LIVE
+",
+            )
+        }) {
+            let ended = proxy.child.try_wait().unwrap().is_some() || began.elapsed() > LIMIT;
+            let said = || std::fs::read_to_string(folder.join(format!("{kind}.err"))).unwrap_or_default();
+            assert!(!ended, "{kind} does not become ready: {}", said());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        proxy
+    }
+
+    /// An admin page; `None` when it can't be had.
+    async fn admin(&self, path: &str) -> Option<String> {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin)).await.ok()?;
+        let mut wire = Wire::new(stream).whole();
+        wire.send(format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n").as_bytes()).await;
+        wire.answer("GET").await
+    }
+
+    /// Waits until as many lines as requests the proxy has finished are in its log, and reads it.
+    async fn log(&self) -> String {
+        let began = Instant::now();
+        let mut before = usize::MAX;
+        loop {
+            let stats = self.admin("/stats?filter=downstream_rq_active").await.unwrap_or_default();
+            let busy: u64 = stats
+                .lines()
+                .filter(|line| line.starts_with("http.") && !line.starts_with("http.admin"))
+                .filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok())
+                .sum();
+            let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            // Nothing goes on, and nothing was added for longer than either proxy keeps lines.
+            if (busy == 0 && before == text.len()) || began.elapsed() > LIMIT {
+                return text;
+            }
+            before = text.len();
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+    }
+}
+
+/// Envoy and ours.
+pub(crate) struct Pair {
+    proxies: [Proxy; 2],
+    _folder: tempfile::TempDir,
+}
+
+impl Pair {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (service, http2) = (service::start().await, crate::h2::start_service().await);
+        // At once, as both proxies would share a port without a word (`SO_REUSEPORT`).
+        let mut ports = free_ports(2 * Proxy::ports());
+        let others = ports.split_off(Proxy::ports());
+        let (envoy, lateen) = tokio::join!(
+            Proxy::start(true, ports, folder.path(), service, http2),
+            Proxy::start(false, others, folder.path(), service, http2)
+        );
+        Self { proxies: [envoy, lateen], _folder: folder }
+    }
+
+    /// Where a listener is, with Envoy and with ours.
+    pub(crate) fn addresses(&self, listener: &str) -> [SocketAddr; 2] {
+        [0, 1].map(|i| SocketAddr::from(([127, 0, 0, 1], self.proxies[i].ports[listener])))
+    }
+
+    /// Lets both have served something, so that pages have numbers.
+    pub(crate) async fn warm(&self) {
+        for address in self.addresses("plain") {
+            let mut wire = Wire::new(tokio::net::TcpStream::connect(address).await.unwrap());
+            assert_eq!(wire.probe().await, "open");
+        }
+    }
+
+    /// An admin page of both.
+    pub(crate) async fn pages(&self, path: &str) -> [String; 2] {
+        let [envoy, lateen] = &self.proxies;
+        let (envoy, lateen) = tokio::join!(envoy.admin(path), lateen.admin(path));
+        [envoy.expect("Envoy's page"), lateen.expect("our page")]
+    }
+
+    /// Both access logs.
+    pub(crate) async fn logs(&self) -> [Log; 2] {
+        let (envoy, lateen) = tokio::join!(self.proxies[0].log(), self.proxies[1].log());
+        [Log::of(&envoy), Log::of(&lateen)]
+    }
+}

@@ -1,0 +1,245 @@
+//! The service behind both proxies. The request's `act` header says what it does; without one it tells what it was sent.
+
+use std::net::SocketAddr;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::wire::comparable;
+
+/// A request as it came.
+struct Request {
+    line: String,
+    headers: Vec<String>,
+}
+
+impl Request {
+    fn value(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find_map(|line| {
+            let (known, value) = line.split_once(':')?;
+            known.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
+/// Serves until the test ends.
+pub(crate) async fn start() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            // A proxy that goes away ends it.
+            tokio::spawn(async move { drop(serve(stream).await) });
+        }
+    });
+    address
+}
+
+async fn head(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        if reader.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(None);
+        }
+        let line = String::from_utf8_lossy(&line).trim_end_matches("\r\n").to_owned();
+        if line.is_empty() {
+            break;
+        }
+        lines.push(line);
+    }
+    let line = lines.remove(0);
+    Ok(Some(Request { line, headers: lines }))
+}
+
+async fn body(reader: &mut BufReader<TcpStream>, request: &Request) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    let mut trailers = String::new();
+    if request.value("transfer-encoding").is_some() {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).await?;
+            let size = usize::from_str_radix(line.trim(), 16).map_err(std::io::Error::other)?;
+            if size == 0 {
+                break;
+            }
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk).await?;
+            bytes.extend_from_slice(&chunk[..size]);
+        }
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).await?;
+            if line.trim().is_empty() {
+                break;
+            }
+            trailers.push_str(&format!("\ntrailer {}", line.trim()));
+        }
+    } else if let Some(length) = request.value("content-length") {
+        bytes = vec![0; length.parse().map_err(std::io::Error::other)?];
+        reader.read_exact(&mut bytes).await?;
+    }
+    let text = if bytes.len() > 4096 {
+        format!("{} bytes", bytes.len())
+    } else {
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Ok(text + &trailers)
+}
+
+fn reset(stream: &TcpStream) -> std::io::Result<()> {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(stream, sockopt::Linger, &linger).map_err(std::io::Error::from)
+}
+
+/// Answers that are the same bytes whatever was asked; `true`: then the connection closes.
+fn fixed(act: &str) -> Option<(Vec<u8>, bool)> {
+    let text = |text: &str, close: bool| Some((text.as_bytes().to_vec(), close));
+    match act {
+        "empty" => text("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", false),
+        "close" => text("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok", true),
+        "close-silently" => text("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", true),
+        "until-close" => text("HTTP/1.1 200 OK\r\n\r\nall of it", true),
+        "http10" => text("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", true),
+        "http10-keep-alive" => {
+            text("HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok", false)
+        }
+        "garbage" => text("what is this?\r\n\r\n", true),
+        "version-2" => text("HTTP/2.0 200 OK\r\ncontent-length: 2\r\n\r\nok", true),
+        "short" => text("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789", true),
+        "short-head" => text("HTTP/1.1 200 OK\r\ncontent-le", true),
+        "bad-chunk" => text("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\nxyz\r\n", true),
+        "cut-chunks" => text("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n", true),
+        "chunks" => text(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n",
+            false,
+        ),
+        "trailers" => text(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
+            false,
+        ),
+        "length-and-chunked" => text(
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            true,
+        ),
+        "two-lengths" => text("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok", true),
+        "same-lengths" => text("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok", true),
+        "bad-length" => text("HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\nok", true),
+        "gzip-coding" => text("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nok", true),
+        "204" => text("HTTP/1.1 204 No Content\r\n\r\n", false),
+        "204-length" => text("HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n", false),
+        "304" => text("HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\n\r\n", false),
+        "304-length" => text("HTTP/1.1 304 Not Modified\r\ncontent-length: 10\r\n\r\n", false),
+        "205" => text("HTTP/1.1 205 Reset Content\r\ncontent-length: 0\r\n\r\n", false),
+        "head-length" => text("HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n", false),
+        "head-chunked" => text("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false),
+        "100-200" => {
+            text("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", false)
+        }
+        "102-200" => {
+            text("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", false)
+        }
+        "103-200" => text(
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            false,
+        ),
+        "101" => text("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", true),
+        "500" => text("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 3\r\n\r\nbad", false),
+        "600" => text("HTTP/1.1 600 Odd\r\ncontent-length: 2\r\n\r\nok", false),
+        "999" => text("HTTP/1.1 999 Odd\r\ncontent-length: 2\r\n\r\nok", false),
+        "099" => text("HTTP/1.1 099 Odd\r\ncontent-length: 2\r\n\r\nok", true),
+        "no-reason" => text("HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok", false),
+        "other-reason" => text("HTTP/1.1 200 Fine\r\ncontent-length: 2\r\n\r\nok", false),
+        "bare-lf" => text("HTTP/1.1 200 OK\ncontent-length: 2\n\nok", true),
+        "folded" => text("HTTP/1.1 200 OK\r\nx-a: b\r\n c\r\ncontent-length: 2\r\n\r\nok", true),
+        "space-before-colon" => text("HTTP/1.1 200 OK\r\nx-a : b\r\ncontent-length: 2\r\n\r\nok", true),
+        "headers" => text(
+            "HTTP/1.1 200 OK\r\nServer: mine\r\nKeep-Alive: timeout=5\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Two: a\r\nX-Two: b\r\nProxy-Connection: close\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Empty:\r\nContent-Length: 2\r\n\r\nok",
+            false,
+        ),
+        "upgrade-header" => text(
+            "HTTP/1.1 200 OK\r\nupgrade: h2\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\nok",
+            false,
+        ),
+        "trailing" => text("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n", true),
+        "big" => {
+            let mut bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n".to_vec();
+            bytes.extend((0..3_000_000u32).map(|i| (i % 251) as u8));
+            Some((bytes, false))
+        }
+        "big-head" => {
+            let filler = "x".repeat(70 * 1024);
+            text(&format!("HTTP/1.1 200 OK\r\nx-big: {filler}\r\ncontent-length: 2\r\n\r\nok"), true)
+        }
+        "head-50k" => {
+            let filler = "x".repeat(50 * 1024);
+            text(&format!("HTTP/1.1 200 OK\r\nx-big: {filler}\r\ncontent-length: 2\r\n\r\nok"), false)
+        }
+        "101-headers" => {
+            let many: String = (0..101).map(|n| format!("x-{n}: {n}\r\n")).collect();
+            text(&format!("HTTP/1.1 200 OK\r\n{many}content-length: 2\r\n\r\nok"), true)
+        }
+        "90-headers" => {
+            let many: String = (0..90).map(|n| format!("x-{n}: {n}\r\n")).collect();
+            text(&format!("HTTP/1.1 200 OK\r\n{many}content-length: 2\r\n\r\nok"), false)
+        }
+        _ => None,
+    }
+}
+
+async fn serve(stream: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    while let Some(request) = head(&mut reader).await? {
+        let act = request.value("act").unwrap_or_default().to_owned();
+        match act.as_str() {
+            // Before the body is read.
+            "early-close" => return Ok(()),
+            "early-reset" => return reset(reader.get_ref()),
+            "early-413" => {
+                reader.write_all(b"HTTP/1.1 413 Too Big\r\ncontent-length: 3\r\n\r\nbig").await?;
+                // The proxy ends it.
+                while reader.read(&mut [0; 4096]).await? > 0 {}
+                return Ok(());
+            }
+            "silence" => {
+                while reader.read(&mut [0; 4096]).await? > 0 {}
+                return Ok(());
+            }
+            "websocket" => {
+                let answer =
+                    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\nhello";
+                reader.write_all(answer).await?;
+                let mut buffer = [0; 4096];
+                loop {
+                    let n = reader.read(&mut buffer).await?;
+                    if n == 0 {
+                        return Ok(());
+                    }
+                    reader.write_all(&buffer[..n]).await?;
+                }
+            }
+            _ => {}
+        }
+        let sent = body(&mut reader, &request).await?;
+        if let Some((answer, close)) = fixed(&act) {
+            reader.write_all(&answer).await?;
+            if close {
+                return Ok(());
+            }
+            continue;
+        }
+        let mut headers: Vec<String> = request.headers.iter().map(|line| comparable(line)).collect();
+        headers.sort_unstable();
+        let text = format!("> {}\n> {}\n{sent}", request.line, headers.join("\n> "));
+        let bytes = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+        let bytes = if request.line.starts_with("HEAD ") {
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", text.len())
+        } else {
+            bytes
+        };
+        reader.write_all(bytes.as_bytes()).await?;
+    }
+    Ok(())
+}
