@@ -20,6 +20,7 @@ use crate::pool::ConnectionFacts;
 use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
 use crate::stats::blocks::HttpStats;
+use crate::stream::Heard;
 use crate::worker::{View, Worker};
 
 /// Facts of a downstream connection.
@@ -56,6 +57,8 @@ pub(crate) struct HttpConnection {
     pub(crate) quiet_since: Cell<Instant>,
     /// Set when the next response must end the connection.
     pub(crate) closing: Cell<bool>,
+    /// Something came from the client since the last request ended.
+    pub(crate) heard: Heard,
     /// HTTP/1: when more of the answer must have been taken at the latest, while the client is slower than upstream.
     pub(crate) take_by: Cell<Option<Instant>>,
     /// The client took nothing for too long.

@@ -36,6 +36,7 @@ pub(crate) fn finish(context: &mut RequestContext) {
     connection.active.set(connection.active.get() - 1);
     if connection.active.get() == 0 {
         connection.quiet_since.set(std::time::Instant::now());
+        connection.heard.set(false);
     }
     if connection.config.logs {
         log(context);

@@ -69,6 +69,7 @@ pub(crate) async fn serve(
             _ => return,
         },
     };
+    let heard = stream.heard();
     stream.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
     let _counted = Counted::new(stats.clone(), http2);
     let connection = Rc::new(HttpConnection {
@@ -82,6 +83,7 @@ pub(crate) async fn serve(
         requests: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
         closing: Cell::new(false),
+        heard,
         take_by: Cell::new(None),
         stalled: Cell::new(false),
         peer_text: PeerText::default(),
@@ -103,7 +105,6 @@ pub(crate) async fn serve(
     match result {
         Ok(()) => {}
         Err(error) if error.is_parse() => refused(&connection, error.is_parse_too_large()),
-        Err(error) if error.is_timeout() => connection.stats.downstream_rq_header_timeout.inc(),
         Err(error) => tracing::trace!(%error, "downstream connection ended"),
     }
 }
@@ -159,7 +160,8 @@ fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(hcm.request_headers_timeout)
+        // hyper's clock also runs while nothing is asked; see `Guarded::head_is_late`.
+        .header_read_timeout(None)
         .title_case_headers(hcm.http1.proper_case_headers)
         .max_header_size(head_limit(hcm))
         .max_buf_size(head_limit(hcm).max(16 * 1024));
@@ -229,6 +231,8 @@ struct Guarded<C> {
     multiplexed: bool,
     /// How much longer an idle connection is kept although it drains.
     grace: Option<Pin<Box<Sleep>>>,
+    /// When a head that has begun must have come.
+    head: Option<Pin<Box<Sleep>>>,
     /// Next look at a client that takes nothing.
     stall: Option<Pin<Box<Sleep>>>,
 }
@@ -246,6 +250,7 @@ impl<C: Serving> Guarded<C> {
             timer,
             multiplexed,
             grace: None,
+            head: None,
             stall: None,
         }
     }
@@ -278,6 +283,26 @@ impl<C: Serving> Guarded<C> {
             connection.stats.downstream_cx_drain_close.inc();
         }
         over
+    }
+
+    /// True when the head of an HTTP/1 request has begun and not come in time. A stream's idle time-out begins with the head, too.
+    fn head_is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let connection = &self.connection;
+        let hcm = &connection.config.hcm;
+        let limits = hcm.request_headers_timeout.into_iter().chain(hcm.stream_idle_timeout);
+        let Some(limit) = limits.min() else { return false };
+        if self.multiplexed || connection.active.get() > 0 || !connection.heard.get() {
+            self.head = None;
+            return false;
+        }
+        let head = self.head.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        let late = head.as_mut().poll(cx).is_ready();
+        if late && hcm.request_headers_timeout == Some(limit) {
+            connection.stats.downstream_rq_header_timeout.inc();
+        } else if late {
+            connection.stats.downstream_rq_idle_timeout.inc();
+        }
+        late
     }
 
     /// True when the client has not taken what is there for it in time. hyper asks for more of an answer only when there is room,
@@ -359,7 +384,11 @@ impl<C: Serving> Future for Guarded<C> {
                     continue;
                 }
             }
-            return if this.is_stalled(cx) { Poll::Ready(Ok(())) } else { Poll::Pending };
+            return if this.is_stalled(cx) || this.head_is_late(cx) {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            };
         }
     }
 }

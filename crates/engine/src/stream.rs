@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,10 +39,26 @@ pub(crate) struct Stream {
     ahead: BytesMut,
     received: ByteCounter,
     sent: ByteCounter,
+    /// Set whenever something is read.
+    heard: Heard,
     /// A client's: see [`linger`].
     lingers: bool,
     /// This side has finished sending.
     half_closed: bool,
+}
+
+/// Whether something was read since this was last cleared. Atomic only because sockets must be `Send` for hyper's upgrades.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heard(Arc<AtomicBool>);
+
+impl Heard {
+    pub(crate) fn set(&self, heard: bool) {
+        self.0.store(heard, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Relaxed)
+    }
 }
 
 /// Reads what a client still sends, for a while. A socket that is closed with bytes unread is reset, and a reset can overtake the
@@ -71,6 +89,7 @@ impl Stream {
             ahead: BytesMut::new(),
             received: ByteCounter::default(),
             sent: ByteCounter::default(),
+            heard: Heard::default(),
             lingers: false,
             half_closed: false,
         }
@@ -103,6 +122,11 @@ impl Stream {
         }
     }
 
+    /// Tells of everything that is read from here on.
+    pub(crate) fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
     /// The bytes read ahead so far.
     pub(crate) fn ahead(&self) -> &[u8] {
         &self.ahead
@@ -126,6 +150,7 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.ahead.has_remaining() {
+            self.heard.set(true);
             let n = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead[..n]);
             self.ahead.advance(n);
@@ -139,6 +164,8 @@ impl AsyncRead for Stream {
         let n = buf.filled().len() - before;
         if n == 0 {
             self.lingers = false; // the peer has finished
+        } else {
+            self.heard.set(true);
         }
         self.received.add(n as u64);
         Poll::Ready(Ok(()))

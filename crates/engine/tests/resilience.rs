@@ -278,9 +278,15 @@ async fn draining_waits_for_upgraded_connections() {
 async fn a_head_that_never_ends_is_not_waited_for() {
     let drain_time = std::time::Duration::from_secs(600);
     let mut bed = Bed::with(EngineConfig { drain_time, ..EngineConfig::default() });
-    let idle = "common_http_protocol_options: {idle_timeout: 0.2s}";
-    bed.accept(&[(Listener, &http_listener(idle, &all_to_c("")))]).await;
-    let mut client = bed.client("web").await;
-    client.stream.write_all(b"GET / HTTP/1.1\r\nho").await.unwrap();
-    assert!(client.is_closed().await);
+    for (limit, stat) in [
+        ("common_http_protocol_options: {idle_timeout: 0.2s}", "downstream_cx_idle_timeout"),
+        ("stream_idle_timeout: 0.2s", "downstream_rq_idle_timeout"),
+        ("request_headers_timeout: 0.2s", "downstream_rq_header_timeout"),
+    ] {
+        bed.accept(&[(Listener, &http_listener(limit, &all_to_c("")))]).await;
+        let mut client = bed.client("web").await;
+        client.stream.write_all(b"GET / HTTP/1.1\r\nho").await.unwrap();
+        assert!(client.is_closed().await, "{limit}");
+        assert_eq!(bed.stat(&format!("http.web.{stat}")).await, Some(1), "{limit}");
+    }
 }

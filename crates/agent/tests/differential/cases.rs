@@ -24,6 +24,8 @@ pub(crate) enum Step {
     /// Reads an answer to each of these methods.
     Answers(Vec<&'static str>),
     HalfClose,
+    /// Lets time pass, where time is what it is about.
+    Pause(std::time::Duration),
     /// So many bytes, shown as they are.
     Raw(usize),
     /// Waits until the proxy ends the connection.
@@ -654,6 +656,16 @@ fn connections() -> Vec<Case> {
             send("GET / HTTP/1.1\r\nhost: a\r\nact: silence\r\n\r\n"), Step::Answers(vec!["GET"]), Step::Ended,
         ]).on("idle"),
         steps("slow head", vec![send("GET / HTTP/1.1\r\nho"), Step::Answers(vec!["GET"]), Step::Ended]).on("slow-head"),
+        steps(
+            "idle where heads must come soon",
+            vec![
+                send("GET / HTTP/1.1\r\nhost: a\r\n\r\n"),
+                Step::Answers(vec!["GET"]),
+                Step::Pause(std::time::Duration::from_millis(1500)),
+                Step::Probe,
+            ],
+        )
+        .on("slow-head"),
         steps("slow request", vec![
             send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc"), Step::Answers(vec!["POST"]), Step::Ended,
         ]).on("slow-request"),

@@ -44,6 +44,7 @@ async fn play(case: &Case, address: std::net::SocketAddr) -> Seen {
                     }
                 }
             }
+            Step::Pause(time) => tokio::time::sleep(*time).await,
             Step::HalfClose => wire.half_close().await,
             Step::Raw(n) => writeln!(text, "{:?}", String::from_utf8_lossy(&wire.raw(*n).await)).unwrap(),
             Step::Ended => writeln!(text, "{}", wire.ended().await).unwrap(),
