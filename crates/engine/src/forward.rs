@@ -1,7 +1,6 @@
 //! Steps 7 to 9: sends a request to a cluster, with retries and time-outs, until there is an answer or a failure.
 
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reset, underscored};
 use crate::host::Host;
 use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, apply_levels, request_view};
+use crate::limits::{Limits, TimedOut, wait};
 use crate::outlier::Outcome;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
@@ -293,14 +293,6 @@ fn prepare_head(
         rewrite::authority(context, action, literal, suppress);
         rewrite::path(context, action, &route.matching, suppress);
     }
-}
-
-/// How a wait ended without a result.
-enum TimedOut {
-    Overall,
-    PerTry,
-    Idle,
-    StreamEnd,
 }
 
 /// The attempts of one request.
@@ -620,96 +612,6 @@ enum AttemptFailure {
     PerTry,
     Idle,
     StreamEnd,
-}
-
-/// What bounds an attempt.
-struct Limits {
-    timeout: Option<Duration>,
-    deadline: Option<Instant>,
-    per_try: Option<Duration>,
-    idle: Option<Duration>,
-    stream_end: Option<Instant>,
-}
-
-/// Outcome of [`wait`]; the deadline is set once the request has been received completely.
-struct Waited<T> {
-    result: Result<T, TimedOut>,
-    deadline: Option<Instant>,
-}
-
-/// Waits within the limits. Their clocks start when the client has sent the whole request, as Envoy's do.
-async fn wait<T>(source: &RequestSource, limits: Limits, work: impl Future<Output = T>) -> Waited<T> {
-    let Limits { timeout, deadline, per_try, idle, stream_end } = limits;
-    let mut work = pin!(work);
-    if timeout.is_none() && per_try.is_none() && idle.is_none() && stream_end.is_none() {
-        return Waited { result: Ok(work.await), deadline };
-    }
-    if !source.ended() {
-        let first = first_of(work.as_mut(), source.end());
-        match before_silence(Box::pin(first), source, idle, stream_end).await {
-            Ok(Some(done)) => return Waited { result: Ok(done), deadline },
-            Ok(None) => {}
-            Err(kind) => return Waited { result: Err(kind), deadline },
-        }
-    }
-    let now = Instant::now();
-    let deadline = deadline.or(timeout.map(|timeout| now + timeout));
-    let limits = [
-        deadline.map(|at| (at, TimedOut::Overall)),
-        per_try.map(|limit| (now + limit, TimedOut::PerTry)),
-        idle.map(|limit| (now + limit, TimedOut::Idle)),
-        stream_end.map(|at| (at, TimedOut::StreamEnd)),
-    ];
-    let result = match limits.into_iter().flatten().min_by_key(|(at, _)| *at) {
-        None => Ok(work.await),
-        Some((at, kind)) => tokio::time::timeout_at(at.into(), work).await.map_err(|_| kind),
-    };
-    Waited { result, deadline }
-}
-
-/// The work's result, or `None` when the request's end comes first.
-async fn first_of<T>(work: Pin<&mut impl Future<Output = T>>, end: impl Future<Output = ()>) -> Option<T> {
-    tokio::select! {
-        biased;
-        done = work => Some(done),
-        () = end => None,
-    }
-}
-
-/// Waits while the client still sends: it must not fall silent, nor the stream last too long.
-fn before_silence<'a, T>(
-    work: Pin<Box<impl Future<Output = T> + 'a>>,
-    source: &'a RequestSource,
-    idle: Option<Duration>,
-    stream_end: Option<Instant>,
-) -> Pin<Box<impl Future<Output = Result<T, TimedOut>> + 'a>> {
-    Box::pin(async move {
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            () = silence(source, idle) => Err(TimedOut::Idle),
-            () = until(stream_end) => Err(TimedOut::StreamEnd),
-        }
-    })
-}
-
-/// Ends when no byte of the request came for so long.
-async fn silence(source: &RequestSource, limit: Option<Duration>) {
-    let Some(limit) = limit else { return std::future::pending().await };
-    loop {
-        let before = source.received();
-        tokio::time::sleep(limit).await;
-        if source.received() == before {
-            return;
-        }
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

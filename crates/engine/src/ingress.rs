@@ -118,7 +118,7 @@ pub(crate) enum Normalised {
 pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Failure> {
     let connection = context.connection.clone();
     let hcm = &*connection.config.hcm;
-    syntax::check(&context.head, &context.authority, &context.path)?;
+    syntax::check(&context.head, &context.authority, &context.path, hcm.http1.allow_custom_methods)?;
     check(context, hcm)?;
     context.head.uri = http::Uri::default();
     if context.version == Version::HTTP_2 {

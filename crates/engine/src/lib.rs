@@ -39,6 +39,7 @@ mod http_request;
 mod ingress;
 mod inspect;
 mod inspection;
+mod limits;
 mod listen;
 mod local_reply;
 mod log_filter;

@@ -39,11 +39,12 @@ fn malformed(details: &'static str) -> Failure {
     Failure::Malformed(StatusCode::BAD_REQUEST, details)
 }
 
-/// Checks a head as it came. `authority` is that of the URL or else of `host`.
+/// Checks a head as it came. `authority` is that of the URL or else of `host`; `custom_methods`: any method is taken.
 pub(crate) fn check(
     head: &request::Parts,
     authority: &HeaderValue,
     path: &PathAndQuery,
+    custom_methods: bool,
 ) -> Result<(), Failure> {
     if !authority.as_bytes().iter().all(|byte| AUTHORITY[usize::from(*byte)]) {
         return Err(malformed("http.invalid_authority"));
@@ -51,7 +52,7 @@ pub(crate) fn check(
     if head.version == Version::HTTP_2 {
         return Ok(());
     }
-    if !known_method(&head.method) || !path.as_str().is_ascii() {
+    if !(custom_methods || known_method(&head.method)) || !path.as_str().is_ascii() {
         return Err(malformed("http1.codec_error"));
     }
     if head.headers.get_all(header::HOST).iter().nth(1).is_some() {
@@ -146,7 +147,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let authority = head.headers.get("host").cloned().unwrap_or_else(|| HeaderValue::from_static(""));
         let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match check(&head, &authority, &path) {
+        match check(&head, &authority, &path, false) {
             Ok(()) => None,
             Err(Failure::Malformed(_, details)) => Some(details),
             Err(other) => panic!("{other:?}"),

@@ -106,6 +106,8 @@ pub struct Http1Options {
     pub default_host_for_http_10: Option<Box<str>>,
     /// Write header names in `Proper-Case`.
     pub proper_case_headers: bool,
+    /// Take methods that no RFC knows. Default false: 400.
+    pub allow_custom_methods: bool,
 }
 
 /// HTTP/2 codec options; `None` members keep the codec's defaults.

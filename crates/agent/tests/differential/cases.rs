@@ -694,6 +694,7 @@ fn options() -> Vec<Case> {
         ten("1.0", ""),
         ten("1.0 with host", "host: a\r\n"),
         ten("1.0 keep-alive", "host: a\r\nconnection: keep-alive\r\n"),
+        one("custom method allowed", "BREW / HTTP/1.1\r\nhost: a\r\n\r\n").on("methods"),
         get("edge", "").on("edge"),
         get("edge forwarded", "x-forwarded-for: 1.2.3.4\r\nx-forwarded-proto: https\r\nx-request-id: mine\r\nx-envoy-internal: true\r\nx-envoy-retry-on: 5xx\r\n").on("edge"),
         get("hops", "x-forwarded-for: 1.2.3.4, 5.6.7.8\r\nx-forwarded-proto: https\r\n").on("hops"),

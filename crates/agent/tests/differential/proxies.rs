@@ -38,6 +38,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
             "http10",
             json!({ "http_protocol_options": { "accept_http_10": true, "default_host_for_http_10": "ten" } }),
         ),
+        ("methods", json!({ "http_protocol_options": { "allow_custom_methods": true } })),
         ("edge", json!({ "use_remote_address": true })),
         ("hops", json!({ "use_remote_address": true, "xff_num_trusted_hops": 1 })),
         (

@@ -43,7 +43,7 @@ pub(super) fn http_connection_manager(
         inert {
             set_current_client_cert_details = "there is no TLS yet, so there is no client certificate",
             drain_timeout = "the last GOAWAY follows the first after a round trip",
-            delayed_close_timeout = "a connection is closed when everything is written",
+            delayed_close_timeout = "what a client still sends is read for a second after its connection was closed",
             append_local_overload = "there is no overload manager",
             add_proxy_protocol_connection_state = "there is no PROXY protocol",
         }

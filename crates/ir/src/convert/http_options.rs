@@ -58,12 +58,9 @@ pub(super) fn http1_options(
     fields!(at, options => core::Http1ProtocolOptions {
         used {
             allow_absolute_url, accept_http_10, default_host_for_http_10, header_key_format,
-            override_stream_error_on_invalid_http_message,
+            override_stream_error_on_invalid_http_message, allow_custom_methods,
         }
-        inert {
-            use_balsa_parser = "there is one parser",
-            allow_custom_methods = "every method that is a token is allowed",
-        }
+        inert { use_balsa_parser = "there is one parser" }
         rejected {
             enable_trailers = "HTTP/1 trailers",
             allow_chunked_length = "messages with content-length and transfer-encoding",
@@ -91,6 +88,7 @@ pub(super) fn http1_options(
         accept_http_10,
         default_host_for_http_10: (!host.is_empty()).then(|| host.into()),
         proper_case_headers,
+        allow_custom_methods,
     })
 }
 
