@@ -15,8 +15,9 @@ use crate::cluster::LocalCluster;
 use crate::failure::Flags;
 use crate::finish;
 use crate::host::Host;
-use crate::http_connection::PeerText;
+use crate::http_connection::{MillisText, PeerText};
 use crate::pool::ConnectionFacts;
+use crate::presence::Present;
 use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
 use crate::stats::blocks::HttpStats;
@@ -67,6 +68,8 @@ pub(crate) struct HttpConnection {
     pub(crate) peer_text: PeerText,
     /// What this hop adds to `x-forwarded-for`.
     pub(crate) forwarded_text: PeerText,
+    /// The last `x-envoy-expected-rq-timeout-ms`.
+    pub(crate) expected_text: MillisText,
 }
 
 /// One request, from its head to the last byte of the answer. Finishes (counts, logs) when dropped.
@@ -78,6 +81,8 @@ pub(crate) struct RequestContext {
     pub(crate) version: Version,
     /// The request's head after normalisation; authority in `authority`, path in `path`.
     pub(crate) head: request::Parts,
+    /// What the head had as it came; a header may have gone since.
+    pub(crate) present: Present,
     pub(crate) authority: http::HeaderValue,
     /// Path with query, as routed (before rewrites).
     pub(crate) path: http::uri::PathAndQuery,

@@ -21,6 +21,7 @@ use crate::host::Host;
 use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, apply_levels, request_view};
 use crate::limits::{Limits, TimedOut, wait};
 use crate::outlier::Outcome;
+use crate::presence::Present;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::{retry, rewrite};
@@ -122,7 +123,7 @@ impl Drop for ActiveRequest {
 }
 
 /// Sends the request on and waits for the head of the answer.
-pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> Result<Answer, Failure> {
+pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> Result<Box<Answer>, Failure> {
     let (cluster, weighted) = pick_cluster(context, action);
     let Some(cluster) = cluster else {
         context.connection.stats.no_cluster.inc();
@@ -211,7 +212,11 @@ fn pick_cluster(
 }
 
 fn route_timeout(context: &RequestContext, action: &Forward) -> Option<Duration> {
-    let told = context.head.headers.get(X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
+    let told = if context.present.any(Present::ENVOY) {
+        context.head.headers.get(X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS)
+    } else {
+        None
+    };
     match told.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
         // Only internal clients get here with this header; others had it removed.
         Some(0) => None,
@@ -228,7 +233,11 @@ fn stream_end(context: &RequestContext, action: &Forward, cluster: &LocalCluster
         grpc_timeout_header_max: None,
         grpc_timeout_header_offset: None,
     });
-    let told = context.head.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+    let told = if context.present.any(Present::GRPC_TIMEOUT) {
+        context.head.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?))
+    } else {
+        None
+    };
     let limit = match (of_route.grpc_timeout_header_max, told) {
         (Some(most), Some(told)) => {
             let told = most.filter(|most| !most.is_zero()).map_or(told, |most| told.min(most));
@@ -272,7 +281,7 @@ fn prepare_head(
     if !suppress && let Some(timeout) = timeout {
         let policy = action.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
         let expected = policy.filter(|per_try| *per_try < timeout).unwrap_or(timeout);
-        let value = HeaderValue::from(expected.as_millis() as u64);
+        let value = context.connection.expected_text.get(expected);
         context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }
     let weighted = weighted.and_then(|(route, index)| weighted_entry(route, *index));
@@ -312,7 +321,7 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    async fn run(&mut self, weighted: Option<WeightedEntry>) -> Result<Answer, Failure> {
+    async fn run(&mut self, weighted: Option<WeightedEntry>) -> Result<Box<Answer>, Failure> {
         loop {
             self.context.attempts += 1;
             let host = self.pick_host().ok_or(Failure::NoHealthyUpstream)?;
@@ -578,7 +587,7 @@ impl Trial<'_> {
         lease: Lease,
         active: ActiveRequest,
         weighted: Option<WeightedEntry>,
-    ) -> Answer {
+    ) -> Box<Answer> {
         let (head, body) = response.into_parts();
         let began = self.context.started;
         let now = self.context.first_upstream_byte.unwrap_or(began);
@@ -594,7 +603,8 @@ impl Trial<'_> {
             stream_end: self.stream_end,
             idle_timeout: self.idle_timeout,
         };
-        Answer { head, body, stream }
+        // Boxed here, since what follows passes it on several times.
+        Box::new(Answer { head, body, stream })
     }
 }
 

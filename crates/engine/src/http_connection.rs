@@ -88,6 +88,7 @@ pub(crate) async fn serve(
         stalled: Cell::new(false),
         peer_text: PeerText::default(),
         forwarded_text: PeerText::default(),
+        expected_text: MillisText::default(),
     });
     let served = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -436,5 +437,19 @@ impl PeerText {
             *text = http::HeaderValue::try_from(peer.to_string()).ok();
         }
         text.clone()
+    }
+}
+
+/// A time in milliseconds as a header value, kept because the requests of a connection mostly have the same.
+#[derive(Debug, Default)]
+pub(crate) struct MillisText(RefCell<Option<(Duration, http::HeaderValue)>>);
+
+impl MillisText {
+    pub(crate) fn get(&self, time: Duration) -> http::HeaderValue {
+        let mut kept = self.0.borrow_mut();
+        match &*kept {
+            Some((known, text)) if *known == time => text.clone(),
+            _ => kept.insert((time, http::HeaderValue::from(time.as_millis() as u64))).1.clone(),
+        }
     }
 }

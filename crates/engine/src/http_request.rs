@@ -14,6 +14,7 @@ use crate::body::{RequestSource, ResponseBody};
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::Failure;
 use crate::ingress::{self, Normalised, X_REQUEST_ID};
+use crate::presence::Present;
 use crate::response_stream::ResponseStream;
 use crate::upgrade::{self, Upgrade};
 use crate::{forward, header_mutations, local_reply, redirect};
@@ -120,7 +121,7 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
                 context.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
                 return Err(Failure::UpgradeFailed);
             }
-            Ok(Decision::Forwarded(Box::new(forward::forward(context, action).await?)))
+            Ok(Decision::Forwarded(forward::forward(context, action).await?))
         }
         Action::Redirect(action) => {
             context.connection.stats.rq_redirect.inc();
@@ -193,7 +194,8 @@ fn respond(
 ) -> Response<ResponseBody> {
     let forward::Answer { mut head, body, stream } = answer;
     let switching = head.status == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
-    ingress::hop_by_hop(&mut head.headers, switching);
+    let present = Present::of(&head.headers);
+    ingress::hop_by_hop(&mut head.headers, present, switching);
     context.status = Some(head.status);
     if context.details.is_empty() {
         context.details = "via_upstream".into();
@@ -208,10 +210,8 @@ fn respond(
             connection.closing.set(true);
         }
     } else if !suppress && !switching {
-        head.headers.insert(
-            X_ENVOY_UPSTREAM_SERVICE_TIME,
-            HeaderValue::from(stream.service_time().as_millis() as u64),
-        );
+        let millis = small_number(stream.service_time().as_millis() as u64);
+        head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, millis);
     }
     if context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response) {
         head.headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
@@ -234,6 +234,15 @@ fn respond(
     let stream = ResponseStream::new(body, stream, context);
     *response.body_mut() = ResponseBody::Stream(Box::new(stream));
     response
+}
+
+/// A number as a header value; the common ones are not formatted.
+fn small_number(number: u64) -> HeaderValue {
+    const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    match DIGITS.get(number as usize) {
+        Some(digit) => HeaderValue::from_static(digit),
+        None => HeaderValue::from(number),
+    }
 }
 
 /// The route's changes to response headers, in Envoy's order.

@@ -15,6 +15,7 @@ use lateen_ir::{ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Und
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::path::{self, PathProblem};
+use crate::presence::Present;
 use crate::syntax;
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -82,6 +83,7 @@ pub(crate) fn receive(
         path,
         secure,
         client: connection.info.peer,
+        present: Present::of(&head.headers),
         head,
         routes: None,
         virtual_host: None,
@@ -118,16 +120,21 @@ pub(crate) enum Normalised {
 pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Failure> {
     let connection = context.connection.clone();
     let hcm = &*connection.config.hcm;
-    syntax::check(&context.head, &context.authority, &context.path, hcm.http1.allow_custom_methods)?;
+    let present = context.present;
+    syntax::check(&context.head, &context.authority, &context.path, present, hcm.http1.allow_custom_methods)?;
     check(context, hcm)?;
     context.head.uri = http::Uri::default();
-    if context.version == Version::HTTP_2 {
+    if context.version == Version::HTTP_2 && present.any(Present::COOKIE) {
         join_cookies(&mut context.head.headers);
     }
     strip_authority(context, hcm);
-    let upgrade = is_upgrade(&context.head);
-    remove_nominated(&mut context.head.headers)?;
-    hop_by_hop(&mut context.head.headers, upgrade);
+    let upgrade = present.any(Present::UPGRADE) && is_upgrade(&context.head);
+    if present.any(Present::CONNECTION) {
+        remove_nominated(&mut context.head.headers)?;
+        context.present = Present::of(&context.head.headers);
+    }
+    let present = context.present;
+    hop_by_hop(&mut context.head.headers, present, upgrade);
     trusted_headers(context, hcm);
     if context.head.method != Method::CONNECT {
         match path::normalise(&context.path, hcm) {
@@ -155,7 +162,7 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
             context.authority = host;
         }
     }
-    if context.authority.is_empty() && !head.headers.contains_key(header::HOST) {
+    if context.authority.is_empty() && !context.present.any(Present::HOST) {
         return Err(Failure::BadRequest("missing_host_header"));
     }
     match hcm.common.underscores {
@@ -226,24 +233,44 @@ pub(crate) fn contains_token(list: &[u8], token: &[u8]) -> bool {
 }
 
 /// Headers that concern one connection only (RFC 9110, section 7.6.1), as Envoy removes them.
-pub(crate) fn hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+pub(crate) fn hop_by_hop(headers: &mut HeaderMap, present: Present, upgrade: bool) {
     if !upgrade {
-        headers.remove(header::CONNECTION);
-        headers.remove(header::UPGRADE);
+        let names = [(Present::CONNECTION, header::CONNECTION), (Present::UPGRADE, header::UPGRADE)];
+        remove_present(headers, present, names);
     }
-    headers.remove(header::TRANSFER_ENCODING);
-    headers.remove(KEEP_ALIVE);
+    let names = [
+        (Present::TRANSFER_ENCODING, header::TRANSFER_ENCODING),
+        (Present::KEEP_ALIVE, KEEP_ALIVE),
+        (Present::PROXY_CONNECTION, PROXY_CONNECTION),
+    ];
+    remove_present(headers, present, names);
     // The server side answers `100-continue` itself when the body is wanted.
-    if headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    if present.any(Present::EXPECT)
+        && headers
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         headers.remove(header::EXPECT);
     }
-    headers.remove(PROXY_CONNECTION);
-    if let Some(te) = headers.get(header::TE) {
+    if present.any(Present::TE)
+        && let Some(te) = headers.get(header::TE)
+    {
         if contains_token(te.as_bytes(), b"trailers") {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         } else {
             headers.remove(header::TE);
+        }
+    }
+}
+
+fn remove_present<const N: usize>(
+    headers: &mut HeaderMap,
+    present: Present,
+    names: [(Present, HeaderName); N],
+) {
+    for (one, name) in names {
+        if present.any(one) {
+            headers.remove(name);
         }
     }
 }
@@ -288,8 +315,11 @@ fn remove_nominated(headers: &mut HeaderMap) -> Result<(), Failure> {
 fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     let connection = context.connection.clone();
     let peer = connection.info.peer;
-    let single_hop = !context.head.headers.contains_key(X_FORWARDED_FOR);
-    context.client = client_address(&context.head.headers, hcm, peer);
+    let present = context.present;
+    let single_hop = !present.any(Present::FORWARDED_FOR);
+    if !single_hop {
+        context.client = client_address(&context.head.headers, hcm, peer);
+    }
     let headers = &mut context.head.headers;
     if hcm.use_remote_address {
         // A client on this machine is known to others by the machine's address.
@@ -299,10 +329,10 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         {
             append_forwarded_for(headers, text);
         }
-        if hcm.xff_num_trusted_hops == 0 || !headers.contains_key(X_FORWARDED_PROTO) {
+        if hcm.xff_num_trusted_hops == 0 || !present.any(Present::FORWARDED_PROTO) {
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
-    } else if !headers.contains_key(X_FORWARDED_PROTO) {
+    } else if !present.any(Present::FORWARDED_PROTO) {
         let scheme = if context.secure { "https" } else { "http" };
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
@@ -319,7 +349,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     let edge = !internal && hcm.use_remote_address;
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
-    } else {
+    } else if present.any(Present::ENVOY) {
         remove_untrusted(headers, edge);
     }
     if edge {
@@ -332,9 +362,9 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     if hcm.add_user_agent {
         add_user_agent(headers, &connection);
     }
-    request_id(headers, hcm, edge, &connection);
+    request_id(headers, hcm, edge, present, &connection);
     // Without mTLS only "always forward" keeps it.
-    if hcm.forward_client_cert != ForwardClientCert::AlwaysForwardOnly {
+    if present.any(Present::CLIENT_CERT) && hcm.forward_client_cert != ForwardClientCert::AlwaysForwardOnly {
         headers.remove(X_FORWARDED_CLIENT_CERT);
     }
     if let Some(via) = &hcm.via {
@@ -343,10 +373,6 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
 }
 
 fn remove_untrusted(headers: &mut HeaderMap, edge: bool) {
-    // Most requests have none of these, and one pass over the names is cheaper than a look-up for each.
-    if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
-        return;
-    }
     headers.remove(X_ENVOY_INTERNAL);
     NOT_FOR_OUTSIDERS.iter().for_each(|name| drop(headers.remove(*name)));
     if edge {
@@ -362,12 +388,18 @@ fn add_user_agent(headers: &mut HeaderMap, connection: &HttpConnection) {
     headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster);
 }
 
-fn request_id(headers: &mut HeaderMap, hcm: &HttpConnectionManager, edge: bool, connection: &HttpConnection) {
+fn request_id(
+    headers: &mut HeaderMap,
+    hcm: &HttpConnectionManager,
+    edge: bool,
+    present: Present,
+    connection: &HttpConnection,
+) {
     if !hcm.generate_request_id {
         return;
     }
     let replace = edge && !hcm.preserve_external_request_id;
-    if replace || !headers.contains_key(X_REQUEST_ID) {
+    if replace || !present.any(Present::REQUEST_ID) {
         headers.insert(X_REQUEST_ID, new_request_id(connection.worker.random(), connection.worker.random()));
     }
 }
@@ -439,7 +471,8 @@ mod tests {
         headers.append("connection", HeaderValue::from_static("X-Second"));
         headers.insert("x-second", HeaderValue::from_static("1"));
         remove_nominated(&mut headers).unwrap();
-        hop_by_hop(&mut headers, false);
+        let present = Present::of(&headers);
+        hop_by_hop(&mut headers, present, false);
         assert_eq!(headers["te"], "trailers");
         assert!(headers.contains_key("accept"));
         assert!(headers.contains_key("x-forwarded-for"));

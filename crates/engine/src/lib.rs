@@ -48,6 +48,7 @@ mod original_dst;
 mod outlier;
 mod path;
 mod pool;
+mod presence;
 mod redirect;
 mod render;
 mod response_stream;

@@ -6,6 +6,7 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version, request};
 
 use crate::failure::Failure;
+use crate::presence::Present;
 
 /// Methods an HTTP/1 request may have besides those with a constant. Others are refused, as policies can't know what they mean.
 const RARE_METHODS: [&str; 24] = [
@@ -44,6 +45,7 @@ pub(crate) fn check(
     head: &request::Parts,
     authority: &HeaderValue,
     path: &PathAndQuery,
+    present: Present,
     custom_methods: bool,
 ) -> Result<(), Failure> {
     if !authority.as_bytes().iter().all(|byte| AUTHORITY[usize::from(*byte)]) {
@@ -55,11 +57,15 @@ pub(crate) fn check(
     if !(custom_methods || known_method(&head.method)) || !path.as_str().is_ascii() {
         return Err(malformed("http1.codec_error"));
     }
-    if head.headers.get_all(header::HOST).iter().nth(1).is_some() {
+    let repeated = present.any(Present::REPEATED);
+    if repeated && head.headers.get_all(header::HOST).iter().nth(1).is_some() {
         return Err(malformed("http1.codec_error"));
     }
     target(head)?;
-    framing(&head.headers)
+    if present.any(Present::TRANSFER_ENCODING) || (repeated && present.any(Present::CONTENT_LENGTH)) {
+        framing(&head.headers)?;
+    }
+    Ok(())
 }
 
 fn known_method(method: &Method) -> bool {
@@ -111,6 +117,8 @@ fn framing(headers: &HeaderMap) -> Result<(), Failure> {
 
 /// Whether the transfer coding is `chunked` and nothing else; `None`: there is none.
 fn only_chunked(headers: &HeaderMap) -> Option<bool> {
+    // Most messages have none, and this look-up is the cheaper one.
+    headers.get(header::TRANSFER_ENCODING)?;
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let first = codings.next()?;
     Some(codings.next().is_none() && first.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -147,7 +155,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let authority = head.headers.get("host").cloned().unwrap_or_else(|| HeaderValue::from_static(""));
         let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match check(&head, &authority, &path, false) {
+        match check(&head, &authority, &path, Present::of(&head.headers), false) {
             Ok(()) => None,
             Err(Failure::Malformed(_, details)) => Some(details),
             Err(other) => panic!("{other:?}"),
