@@ -83,6 +83,8 @@ pub(crate) struct RequestContext {
     pub(crate) head: request::Parts,
     /// What the head had as it came; a header may have gone since.
     pub(crate) present: Present,
+    /// What upstream's last answer had.
+    pub(crate) answered: Present,
     pub(crate) authority: http::HeaderValue,
     /// Path with query, as routed (before rewrites).
     pub(crate) path: http::uri::PathAndQuery,

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header, response};
 use hyper::body::Incoming;
 use lateen_ir::{
-    ClusterSpecifier, Discovery, Forward, HeaderMutations, HostRewrite, PickedCluster, RetryPolicy, Route,
+    ClusterSpecifier, Discovery, Forward, HeaderMutations, HostRewrite, PathRewrite, PickedCluster,
+    RetryPolicy, Route,
 };
 use smallvec::SmallVec;
 
@@ -285,23 +286,35 @@ fn prepare_head(
         context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }
     let weighted = weighted.and_then(|(route, index)| weighted_entry(route, *index));
-    let (route, host, table) = (context.route.clone(), context.virtual_host.clone(), context.routes.clone());
-    if let (Some(route), Some(host), Some(table)) = (&route, &host, &table) {
-        let levels = [
-            weighted.map(|entry| &entry.request_headers),
-            Some(&route.request_headers),
-            Some(&host.request_headers),
-            Some(&table.ir.request_headers),
-        ];
-        if levels.iter().flatten().any(|mutations| !mutations.is_empty()) {
-            let mut headers = context.head.headers.clone();
-            apply_levels(levels, table.ir.most_specific_header_mutations_wins, &mut headers, context);
-            context.head.headers = headers;
-        }
-        let literal = weighted.and_then(|entry| entry.host_rewrite.as_ref());
-        rewrite::authority(context, action, literal, suppress);
+    if let Some(levels) = request_mutations(context, weighted) {
+        let mut headers = context.head.headers.clone();
+        apply_levels(levels.0, levels.1, &mut headers, context);
+        context.head.headers = headers;
+    }
+    let literal = weighted.and_then(|entry| entry.host_rewrite.as_ref());
+    rewrite::authority(context, action, literal, suppress);
+    if !matches!(action.path_rewrite, PathRewrite::None)
+        && let Some(route) = context.route.clone()
+    {
         rewrite::path(context, action, &route.matching, suppress);
     }
+}
+
+/// Changes to request headers from the most specific level to the least, and whether the most specific wins; `None`: there are none.
+fn request_mutations<'a>(
+    context: &'a RequestContext,
+    weighted: Option<&'a lateen_ir::WeightedCluster>,
+) -> Option<([Option<&'a HeaderMutations>; 4], bool)> {
+    let (route, host, table) =
+        (context.route.as_ref()?, context.virtual_host.as_ref()?, context.routes.as_ref()?);
+    let levels = [
+        weighted.map(|entry| &entry.request_headers),
+        Some(&route.request_headers),
+        Some(&host.request_headers),
+        Some(&table.ir.request_headers),
+    ];
+    let any = levels.iter().flatten().any(|mutations| !mutations.is_empty());
+    any.then_some((levels, table.ir.most_specific_header_mutations_wins))
 }
 
 /// The attempts of one request.
@@ -524,7 +537,11 @@ impl Trial<'_> {
             let request = self.request(lease.version());
             match upstream::exchange(&mut lease, request).await {
                 Ok(response) => {
-                    if lease.version() < Version::HTTP_2 && !proper_answer(response.headers()) {
+                    self.context.answered = Present::of(response.headers());
+                    if lease.version() < Version::HTTP_2
+                        && self.context.answered.any(Present::TRANSFER_ENCODING)
+                        && !proper_answer(response.headers())
+                    {
                         return Err(Broken { reset: Reset::Protocol, sent: true });
                     }
                     self.context.first_upstream_byte = Some(Instant::now());
@@ -550,7 +567,9 @@ impl Trial<'_> {
         *request.method_mut() = self.context.head.method.clone();
         *request.version_mut() = version;
         let headers = request.headers_mut();
-        *headers = self.context.head.headers.clone();
+        // The copy stays: it has room for what it holds only, and hyper reads the answer into the map it has sent.
+        let kept = self.context.head.headers.clone();
+        *headers = std::mem::replace(&mut self.context.head.headers, kept);
         if self.context.virtual_host.as_ref().is_some_and(|host| host.include_request_attempt_count) {
             headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(self.context.attempts));
         }

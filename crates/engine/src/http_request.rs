@@ -31,8 +31,9 @@ pub(crate) async fn serve(
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Gone> {
     count_request(&connection, &request);
-    let upgrade = Upgrade::begin(&mut request);
-    let (mut context, body) = ingress::receive(&connection, request);
+    let present = Present::of(request.headers());
+    let upgrade = if present.any(Present::UPGRADE) { Upgrade::begin(&mut request) } else { None };
+    let (mut context, body) = ingress::receive(&connection, request, present);
     let source = RequestSource::new(body, connection.buffer_limit as usize);
     context.body = Some(source.clone());
     let decided = match connection.config.hcm.request_timeout.filter(|_| !source.ended()) {
@@ -194,8 +195,7 @@ fn respond(
 ) -> Response<ResponseBody> {
     let forward::Answer { mut head, body, stream } = answer;
     let switching = head.status == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
-    let present = Present::of(&head.headers);
-    ingress::hop_by_hop(&mut head.headers, present, switching);
+    ingress::hop_by_hop(&mut head.headers, context.answered, switching);
     context.status = Some(head.status);
     if context.details.is_empty() {
         context.details = "via_upstream".into();

@@ -62,6 +62,7 @@ const NOT_FROM_CLIENTS: [&str; 5] = [
 pub(crate) fn receive(
     connection: &Rc<HttpConnection>,
     request: Request<Incoming>,
+    present: Present,
 ) -> (Box<RequestContext>, Incoming) {
     let (head, body) = request.into_parts();
     let authority = match head.uri.authority() {
@@ -83,7 +84,8 @@ pub(crate) fn receive(
         path,
         secure,
         client: connection.info.peer,
-        present: Present::of(&head.headers),
+        present,
+        answered: Present::default(),
         head,
         routes: None,
         virtual_host: None,
@@ -344,7 +346,11 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         let scheme = if scheme == Scheme::Https { "https" } else { "http" };
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    context.secure = headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme.as_bytes() == b"https");
+    if present.any(Present::FORWARDED_PROTO) || hcm.scheme_to_overwrite.is_some() {
+        context.secure = headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme.as_bytes() == b"https");
+    } else if hcm.use_remote_address {
+        context.secure = false;
+    }
     let internal = single_hop && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
     let edge = !internal && hcm.use_remote_address;
     if internal {
