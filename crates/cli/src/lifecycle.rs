@@ -1,5 +1,6 @@
 //! `lateen up`, `down` and `kubeconfig`: the embedded cluster's life, with its progress shown.
 
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,8 +33,27 @@ pub(crate) async fn up(state: &Path, args: &UpArgs) -> Result<()> {
     let mut lines = ProgressLines::start();
     let result = lateen_local::up(&options, &mut |progress| lines.show(&progress)).await;
     lines.end();
-    let summary = result.map_err(advise)?;
+    let mut summary = result.map_err(advise)?;
+    let own = own_command(&std::env::current_exe().unwrap_or_default(), std::env::var_os("PATH").as_deref());
+    for (command, _) in &mut summary.try_next {
+        if let Some(arguments) = command.strip_prefix("lateen ") {
+            *command = format!("{own} {arguments}");
+        }
+    }
     output::text(&describe(&summary, Style::stdout()))
+}
+
+/// How a shell can call this program: by its name where that finds it, else by its path.
+fn own_command(executable: &Path, path: Option<&OsStr>) -> String {
+    let found = path.and_then(|path| {
+        let candidates = std::env::split_paths(path).map(|folder| folder.join("lateen"));
+        candidates.into_iter().find_map(|candidate| candidate.canonicalize().ok())
+    });
+    if found.is_some_and(|found| executable.canonicalize().is_ok_and(|own| own == found)) {
+        "lateen".to_owned()
+    } else {
+        shell_word(&executable.to_string_lossy())
+    }
 }
 
 /// Removes the cluster.
@@ -215,6 +235,20 @@ mod tests {
         assert!(text.contains("http://10.97.0.1/\n"), "{text}");
         assert!(text.contains("export KUBECONFIG=/var/lib/lateen/kubeconfig\n"), "{text}");
         assert!(text.contains("  kubectl get pods         the sample\n"), "{text}");
+    }
+
+    #[test]
+    fn commands_to_try_work_where_the_program_is_not_on_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, other) = (folder.path().join("lateen"), folder.path().join("other"));
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(&program, "").unwrap();
+        let path = |folders: &[&Path]| std::env::join_paths(folders).unwrap();
+        assert_eq!(own_command(&program, Some(&path(&[&other, folder.path()]))), "lateen");
+        assert_eq!(own_command(&program, Some(&path(&[&other]))), program.to_string_lossy());
+        assert_eq!(own_command(&program, None), program.to_string_lossy());
+        std::fs::write(other.join("lateen"), "").unwrap();
+        assert_eq!(own_command(&program, Some(&path(&[&other, folder.path()]))), program.to_string_lossy());
     }
 
     #[test]

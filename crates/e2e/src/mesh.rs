@@ -5,6 +5,7 @@ use std::{
     fmt,
     path::PathBuf,
     process::{Command, Output},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,7 @@ pub struct Mesh {
     bin: PathBuf,
     /// A folder in which `istioctl` is `lateen`.
     aliases: tempfile::TempDir,
+    gateway: OnceLock<String>,
 }
 
 /// Folder of the programs under test: `LATEEN_BIN`, which `make` sets.
@@ -69,7 +71,7 @@ impl Mesh {
             .output()?;
         let said = text(&out);
         ensure!(out.status.success(), "lateen up failed:\n{said}");
-        Ok(Self { engine, up_took: start.elapsed(), up_said: said, bin, aliases })
+        Ok(Self { engine, up_took: start.elapsed(), up_said: said, bin, aliases, gateway: OnceLock::new() })
     }
 
     /// Runs `lateen ARGS` and returns its standard output.
@@ -143,11 +145,14 @@ impl Mesh {
         self.kubectl(&["apply", "-f", &path.display().to_string()])
     }
 
-    /// The address of the ingress gateway.
+    /// The address of the ingress gateway; asked for once, as it stays.
     ///
     /// # Errors
     /// When the service has none.
     pub fn gateway(&self) -> Result<String> {
+        if let Some(known) = self.gateway.get() {
+            return Ok(known.clone());
+        }
         let ip = self.kubectl(&[
             "get",
             "svc",
@@ -158,7 +163,7 @@ impl Mesh {
             "jsonpath={.status.loadBalancer.ingress[0].ip}",
         ])?;
         ensure!(!ip.is_empty(), "the gateway has no address yet");
-        Ok(ip)
+        Ok(self.gateway.get_or_init(|| ip).clone())
     }
 
     /// The name of the one ready pod with this label that is not being deleted.
