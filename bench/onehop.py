@@ -143,14 +143,16 @@ def seconds_of(text):
 def load(port, seconds, connections):
     out = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{port}/"],
                          capture_output=True, text=True, check=True).stdout
+    if not re.search(r"^\s+99%\s+[\d.]+(us|ms|s)", out, re.M):
+        sys.exit(f"wrk measured nothing on port {port}:\n{out}")
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
     failed = (int(bad.group(1)) if bad else 0) + (sum(map(int, errors.groups())) if errors else 0)
     return {
         "requests": int(re.search(r"(\d+) requests in", out).group(1)),
         "rps": float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1)),
-        "p50": seconds_of(re.search(r"50%\s+(\S+)", out).group(1)),
-        "p99": seconds_of(re.search(r"99%\s+(\S+)", out).group(1)),
+        "p50": seconds_of(re.search(r"^\s+50%\s+(\S+)", out, re.M).group(1)),
+        "p99": seconds_of(re.search(r"^\s+99%\s+(\S+)", out, re.M).group(1)),
         "failed": failed,
     }
 
