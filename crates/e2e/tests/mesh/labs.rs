@@ -190,8 +190,9 @@ fn envoy_hands_on(mesh: &Mesh) -> Result<()> {
     for subset in ["-", "v1"] {
         ensure!(rows.contains(&row(subset)), "no subset {subset} in {clusters}");
     }
-    let ip =
-        mesh.kubectl(&["get", "pods", "-l", "app=customers", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    // Not just any: pods of the trial before may still be ending.
+    let customers = mesh.pod("default", "app=customers")?;
+    let ip = mesh.kubectl(&["get", "pod", &customers, "-o", "jsonpath={.status.podIP}"])?;
     let row = endpoints.lines().nth(1).with_context(|| endpoints.clone())?;
     let row: Vec<_> = row.split_whitespace().collect();
     ensure!(row == [format!("{ip}:3000").as_str(), "HEALTHY", "OK", cluster], "{endpoints}");
