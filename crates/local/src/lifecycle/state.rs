@@ -89,6 +89,13 @@ impl State {
             // Whether the lock was got or the file is gone, the daemon is.
             let _ = Flock::lock(file, FlockArg::LockShared);
         }
+        // It lets go of the machine a moment later, and must not pass for another cluster meanwhile.
+        let holder = fs::read_to_string(MACHINE_LOCK).unwrap_or_default();
+        if Path::new(holder.trim()) == self.dir
+            && let Ok(file) = File::open(MACHINE_LOCK)
+        {
+            let _ = Flock::lock(file, FlockArg::LockShared);
+        }
     }
 
     /// The state directory of a daemon alive on this machine, if it isn't this one.
