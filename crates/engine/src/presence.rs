@@ -16,7 +16,6 @@ impl Present {
     pub(crate) const COOKIE: Self = Self(1 << 5);
     pub(crate) const TE: Self = Self(1 << 6);
     pub(crate) const EXPECT: Self = Self(1 << 7);
-    pub(crate) const SERVER: Self = Self(1 << 8);
     pub(crate) const KEEP_ALIVE: Self = Self(1 << 9);
     pub(crate) const PROXY_CONNECTION: Self = Self(1 << 10);
     /// `x-forwarded-for`
@@ -54,7 +53,6 @@ impl Present {
         match *name {
             header::HOST => Self::HOST,
             header::CONTENT_LENGTH => Self::CONTENT_LENGTH,
-            header::SERVER => Self::SERVER,
             header::COOKIE => Self::COOKIE,
             header::CONNECTION => Self::CONNECTION,
             header::UPGRADE => Self::UPGRADE,
@@ -90,7 +88,6 @@ mod tests {
         for (name, of) in [
             ("host", Present::HOST),
             ("content-length", Present::CONTENT_LENGTH),
-            ("server", Present::SERVER),
             ("cookie", Present::COOKIE),
             ("connection", Present::CONNECTION),
             ("upgrade", Present::UPGRADE),
