@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use lateen_ir::{Action, RequestView, ServerHeader};
 
+use crate::answer::Answer;
 use crate::body::{RequestSource, ResponseBody};
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::Failure;
@@ -56,7 +57,7 @@ pub(crate) struct Gone;
 
 /// What happens to a request that did not fail.
 enum Decision {
-    Forwarded(Box<forward::Answer>),
+    Forwarded(Box<Answer>),
     /// A redirect or direct response.
     Answered(Response<ResponseBody>),
 }
@@ -190,10 +191,10 @@ fn no_route(context: &RequestContext) -> Failure {
 /// Turns upstream's answer into ours.
 fn respond(
     mut context: Box<RequestContext>,
-    answer: forward::Answer,
+    answer: Answer,
     upgrade: Option<Upgrade>,
 ) -> Response<ResponseBody> {
-    let forward::Answer { mut head, body, stream } = answer;
+    let Answer { mut head, body, stream } = answer;
     let switching = head.status == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
     ingress::hop_by_hop(&mut head.headers, context.answered, switching);
     context.status = Some(head.status);

@@ -14,10 +14,11 @@
 //!
 //! The path of a request, one file a step: `listen` (accept), `original_dst` and `inspect` (destination and peek), `chain`
 //! (filter-chain match), `http_connection` / `tcp_proxy`, `ingress` (connection manager), `http_request` (route), `forward`
-//! (cluster, endpoint, retries), `pool`, `upstream`, `finish` (stats, log).
+//! (cluster), `trial` (endpoint, attempts), `pool`, `upstream`, `finish` (stats, log).
 
 mod access_log;
 mod admin;
+mod answer;
 mod body;
 mod breakers;
 mod chain;
@@ -61,6 +62,7 @@ mod store;
 mod stream;
 mod syntax;
 mod tcp_proxy;
+mod trial;
 mod update;
 mod upgrade;
 mod upstream;

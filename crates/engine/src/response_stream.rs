@@ -10,10 +10,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use crate::answer::UpstreamStream;
 use crate::body::BodyError;
 use crate::context::RequestContext;
 use crate::failure::{Flags, Reset};
-use crate::forward::UpstreamStream;
 use crate::upstream;
 
 /// See the module. Dropped before the end, it cancels the exchange and logs that the client went away.

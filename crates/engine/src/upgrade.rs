@@ -7,9 +7,9 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use lateen_ir::Forward;
 
+use crate::answer::UpstreamStream;
 use crate::context::RequestContext;
 use crate::failure::{CLIENT_GONE, Flags};
-use crate::forward::UpstreamStream;
 use crate::ingress::contains_token;
 use crate::mover::{Moved, Mover};
 

@@ -1,0 +1,105 @@
+//! An exchange with an endpoint whose answer has begun.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::response;
+use hyper::body::Incoming;
+use lateen_ir::HeaderMutations;
+
+use crate::body::RequestSource;
+use crate::breakers::Admission;
+use crate::cluster::LocalCluster;
+use crate::forward::{WeightedEntry, weighted_entry};
+use crate::host::Host;
+use crate::upstream::Lease;
+
+/// Upstream's answer: the head came, the body follows.
+pub(crate) struct Answer {
+    pub(crate) head: response::Parts,
+    pub(crate) body: Incoming,
+    pub(crate) stream: UpstreamStream,
+}
+
+/// An exchange whose answer has begun. Keeps the connection and the counts until the end.
+pub(crate) struct UpstreamStream {
+    pub(crate) lease: Option<Lease>,
+    pub(crate) active: ActiveRequest,
+    pub(crate) source: Rc<RequestSource>,
+    pub(crate) weighted: Option<WeightedEntry>,
+    pub(crate) request_sent: Instant,
+    pub(crate) service_time: Duration,
+    pub(crate) status: http::StatusCode,
+    /// End of the route's time-out.
+    pub(crate) deadline: Option<Instant>,
+    /// When the stream must be over.
+    pub(crate) stream_end: Option<Instant>,
+    pub(crate) idle_timeout: Option<Duration>,
+}
+
+impl UpstreamStream {
+    /// True when the client had sent its whole request.
+    pub(crate) fn request_ended(&self) -> bool {
+        self.source.ended()
+    }
+
+    /// From the end of the request to the head of the answer.
+    pub(crate) fn service_time(&self) -> Duration {
+        self.service_time
+    }
+
+    /// Response header changes of the weighted cluster that was chosen.
+    pub(crate) fn weighted(&self) -> Option<&HeaderMutations> {
+        let (route, index) = self.weighted.as_ref()?;
+        weighted_entry(route, *index).map(|entry| &entry.response_headers)
+    }
+
+    /// The route's time-out passed while the answer was coming.
+    pub(crate) fn timed_out(&self) {
+        self.active.cluster.stats.upstream_rq_timeout.inc();
+        self.active.host.stats.rq_timeout.inc();
+    }
+
+    /// The answer ended; a clean end gives the connection back.
+    pub(crate) fn end(&mut self, clean: bool) {
+        let cluster = &self.active.cluster;
+        let lease = self.lease.take();
+        if !clean {
+            cluster.stats.upstream_rq_rx_reset.inc();
+            return;
+        }
+        cluster.stats.upstream_rq_completed.inc();
+        cluster.stats.upstream_rq_time.record(self.request_sent.elapsed().as_millis() as u64);
+        cluster.stats.statuses.inc(self.status.as_u16());
+        // A connection on which the request is still being sent cannot carry another, and nobody wants the rest.
+        if self.source.ended() {
+            lease.into_iter().for_each(|lease| lease.finished(cluster, &self.active.host));
+        } else {
+            self.source.abandon();
+        }
+    }
+}
+
+/// Counts an exchange until dropped.
+pub(crate) struct ActiveRequest {
+    cluster: Rc<LocalCluster>,
+    host: Rc<Host>,
+    _place: Admission,
+}
+
+impl ActiveRequest {
+    pub(crate) fn new(cluster: &Rc<LocalCluster>, host: &Rc<Host>, place: Admission) -> Self {
+        cluster.stats.upstream_rq_total.inc();
+        cluster.stats.upstream_rq_active.inc();
+        host.stats.rq_total.inc();
+        host.stats.rq_active.inc();
+        Self { cluster: cluster.clone(), host: host.clone(), _place: place }
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_active.dec();
+        self.host.stats.rq_active.dec();
+    }
+}

@@ -1,0 +1,352 @@
+//! The attempts of one request: choosing a host, sending, retrying, within the clocks of the route.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use lateen_ir::{Discovery, Forward, HostRewrite, RetryPolicy};
+use smallvec::SmallVec;
+
+use crate::answer::{ActiveRequest, Answer, UpstreamStream};
+use crate::body::{RequestBody, RequestSource};
+use crate::breakers::{self, Admission, Limited};
+use crate::cluster::LocalCluster;
+use crate::context::RequestContext;
+use crate::failure::{Failure, Flags, Reset, underscored};
+use crate::forward::{WeightedEntry, suppresses};
+use crate::host::Host;
+use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
+use crate::limits::{Limits, TimedOut, wait};
+use crate::outlier::Outcome;
+use crate::presence::Present;
+use crate::syntax::proper_answer;
+use crate::upstream::{self, Broken, Lease, Target};
+use crate::{retry, rewrite};
+
+/// The attempts of one request.
+pub(crate) struct Trial<'a> {
+    pub(crate) context: &'a mut RequestContext,
+    pub(crate) action: &'a Forward,
+    pub(crate) cluster: &'a Rc<LocalCluster>,
+    pub(crate) source: &'a Rc<RequestSource>,
+    pub(crate) policy: Option<&'a RetryPolicy>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
+    /// When the stream must be over, whatever it does.
+    pub(crate) stream_end: Option<Instant>,
+    pub(crate) tried: SmallVec<[SocketAddr; 4]>,
+    pub(crate) retry_place: Option<Admission>,
+}
+
+impl Trial<'_> {
+    pub(crate) async fn run(&mut self, weighted: Option<WeightedEntry>) -> Result<Box<Answer>, Failure> {
+        loop {
+            self.context.attempts += 1;
+            let host = self.pick_host().ok_or(Failure::NoHealthyUpstream)?;
+            self.context.host = Some(host.clone());
+            if matches!(self.action.host_rewrite, HostRewrite::Auto) {
+                let name = host.endpoint.borrow().hostname.clone();
+                if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {
+                    let suppress = suppresses(self.context);
+                    rewrite::set_authority(self.context, self.action, name, suppress);
+                }
+            }
+            let high_priority = self.action.high_priority;
+            let Some(place) = breakers::admit(&self.cluster.config, Limited::Request, high_priority) else {
+                self.cluster.stats.upstream_rq_pending_overflow.inc();
+                return Err(self.broken(Reset::Overflow));
+            };
+            let active = ActiveRequest::new(self.cluster, &host, place);
+            match self.attempt(&host).await {
+                Ok((lease, response)) => {
+                    let status = response.status();
+                    let failed = status.is_server_error();
+                    if failed { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
+                    self.cluster.observe(
+                        &host,
+                        Outcome::Answered(status),
+                        self.context.connection.worker.random(),
+                    );
+                    let wanted =
+                        |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
+                    if self.policy.is_some_and(wanted) && Box::pin(self.may_retry()).await {
+                        continue;
+                    }
+                    if self.context.attempts > 1 && !failed {
+                        self.cluster.stats.upstream_rq_retry_success.inc();
+                    }
+                    return Ok(self.answer(response, lease, active, weighted));
+                }
+                Err(AttemptFailure::Client) => {
+                    self.cluster.stats.upstream_rq_tx_reset.inc();
+                    return Err(self.source.failure());
+                }
+                Err(failure) => {
+                    host.stats.rq_error.inc();
+                    self.cluster.observe(
+                        &host,
+                        Outcome::LocalFailure,
+                        self.context.connection.worker.random(),
+                    );
+                    drop(active);
+                    if !self.retriable(&failure) || !Box::pin(self.may_retry()).await {
+                        return Err(self.final_failure(failure));
+                    }
+                }
+            }
+        }
+    }
+
+    fn broken(&self, reset: Reset) -> Failure {
+        Failure::Upstream { reset, retried: self.context.attempts > 1 }
+    }
+
+    fn final_failure(&mut self, failure: AttemptFailure) -> Failure {
+        match failure {
+            AttemptFailure::Broken(broken) => {
+                self.context.upstream_failure =
+                    broken.reset.transport_reason().map(|reason| underscored(reason).into());
+                self.broken(broken.reset)
+            }
+            AttemptFailure::Client => self.source.failure(),
+            AttemptFailure::Overall => Failure::ResponseTimeout,
+            AttemptFailure::PerTry => Failure::PerTryTimeout,
+            AttemptFailure::Idle => Failure::StreamIdleTimeout { request_complete: self.source.ended() },
+            AttemptFailure::StreamEnd => Failure::MaxStreamDuration,
+        }
+    }
+
+    fn retriable(&self, failure: &AttemptFailure) -> bool {
+        let Some(policy) = self.policy else { return false };
+        match failure {
+            AttemptFailure::Broken(broken) => {
+                retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
+            }
+            AttemptFailure::PerTry => retry::after_break(policy.on, retry::Broken::PerTryTimeout, true),
+            AttemptFailure::Client
+            | AttemptFailure::Overall
+            | AttemptFailure::Idle
+            | AttemptFailure::StreamEnd => false,
+        }
+    }
+
+    /// Takes the permission for one more attempt and pauses. The attempt is known to be wanted.
+    async fn may_retry(&mut self) -> bool {
+        let Some(policy) = self.policy else { return false };
+        let stats = &self.cluster.stats;
+        if self.context.attempts > policy.num_retries {
+            self.context.flags.insert(Flags::UPSTREAM_RETRY_LIMIT);
+            stats.upstream_rq_retry_limit_exceeded.inc();
+            return false;
+        }
+        if !self.source.replayable() {
+            stats.retry_or_shadow_abandoned.inc();
+            return false;
+        }
+        self.retry_place = None;
+        let Some(place) = breakers::admit(&self.cluster.config, Limited::Retry, self.action.high_priority)
+        else {
+            self.context.flags.insert(Flags::UPSTREAM_OVERFLOW);
+            stats.upstream_rq_retry_overflow.inc();
+            return false;
+        };
+        self.retry_place = Some(place);
+        stats.upstream_rq_retry.inc();
+        stats.upstream_rq_retry_backoff_exponential.inc();
+        let pause =
+            retry::pause(policy.backoff, self.context.attempts, self.context.connection.worker.random());
+        let until = Instant::now() + pause;
+        if self.deadline.is_some_and(|deadline| until >= deadline) {
+            return false;
+        }
+        tokio::time::sleep_until(until.into()).await;
+        true
+    }
+
+    fn pick_host(&mut self) -> Option<Rc<Host>> {
+        let connection = self.context.connection.clone();
+        let destination = self.destination();
+        let mut random = || connection.worker.random();
+        let avoid = self.policy.filter(|policy| policy.avoid_previous_hosts && !self.tried.is_empty());
+        let mut left = avoid.map_or(1, |policy| policy.host_selection_max_attempts.max(1));
+        loop {
+            let host = self.cluster.pick(destination, &mut random)?;
+            left -= 1;
+            if left == 0 || !self.tried.contains(&host.address) {
+                if self.policy.is_some() {
+                    self.tried.push(host.address);
+                }
+                return Some(host);
+            }
+        }
+    }
+
+    /// ORIGINAL_DST: where the client wanted to go.
+    fn destination(&self) -> Option<SocketAddr> {
+        let Discovery::OriginalDst { header, .. } = &self.cluster.config.ir.discovery else { return None };
+        let info = &self.context.connection.info;
+        let from_header = header.as_ref().and_then(|name| self.context.head.headers.get(name));
+        match from_header {
+            Some(value) => value.to_str().ok()?.parse().ok(),
+            None => info.restored.then_some(info.local),
+        }
+    }
+
+    /// One attempt with its time limits.
+    async fn attempt(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), AttemptFailure> {
+        let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
+        let limits = Limits {
+            timeout: self.timeout,
+            deadline: self.deadline,
+            per_try,
+            idle: self.idle_timeout,
+            stream_end: self.stream_end,
+        };
+        let source = self.source.clone();
+        let waited = wait(&source, limits, self.try_once(host)).await;
+        self.deadline = waited.deadline;
+        match waited.result {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) if source.failed() => Err(AttemptFailure::Client),
+            Ok(Err(broken)) => Err(AttemptFailure::Broken(broken)),
+            Err(TimedOut::Overall) => {
+                host.stats.rq_timeout.inc();
+                Err(AttemptFailure::Overall)
+            }
+            Err(TimedOut::PerTry) => {
+                host.stats.rq_timeout.inc();
+                self.cluster.stats.upstream_rq_per_try_timeout.inc();
+                Err(AttemptFailure::PerTry)
+            }
+            Err(TimedOut::Idle) => Err(AttemptFailure::Idle),
+            Err(TimedOut::StreamEnd) => {
+                self.cluster.stats.upstream_rq_max_duration_reached.inc();
+                Err(AttemptFailure::StreamEnd)
+            }
+        }
+    }
+
+    /// Sends the request once. A kept connection may be closing at this very moment; when nothing of the request can have
+    /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense.
+    async fn try_once(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), Broken> {
+        let worker = self.context.connection.worker.clone();
+        let target =
+            Target { worker: &worker, cluster: self.cluster, host, high_priority: self.action.high_priority };
+        let mut fresh = false;
+        loop {
+            let lease = upstream::lease(target, self.context.version, fresh).await;
+            let mut lease = lease.map_err(|reset| Broken { reset, sent: false })?;
+            self.context.upstream = Some(lease.facts().clone());
+            self.context.upstream_version = Some(lease.version());
+            let reused = lease.reused();
+            let request = self.request(lease.version());
+            match upstream::exchange(&mut lease, request).await {
+                Ok(response) => {
+                    self.context.answered = Present::of(response.headers());
+                    if lease.version() < Version::HTTP_2
+                        && self.context.answered.any(Present::TRANSFER_ENCODING)
+                        && !proper_answer(response.headers())
+                    {
+                        return Err(Broken { reset: Reset::Protocol, sent: true });
+                    }
+                    self.context.first_upstream_byte = Some(Instant::now());
+                    return Ok((lease, response));
+                }
+                Err(broken) => {
+                    let harmless = !broken.sent || retry::idempotent(&self.context.head.method);
+                    let stale = reused && !fresh && broken.reset == Reset::Terminated;
+                    if !(stale && harmless && self.source.replayable()) {
+                        return Err(broken);
+                    }
+                    fresh = true;
+                }
+            }
+        }
+    }
+
+    /// The message for one attempt.
+    fn request(&mut self, version: Version) -> Request<RequestBody> {
+        let empty = self.source.ended() && self.source.received() == 0 && self.source.no_trailers();
+        let body = if empty { RequestBody::Empty } else { RequestBody::Shared(self.source.attempt()) };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.context.head.method.clone();
+        *request.version_mut() = version;
+        let headers = request.headers_mut();
+        // The copy stays: it has room for what it holds only, and hyper reads the answer into the map it has sent.
+        let kept = self.context.head.headers.clone();
+        *headers = std::mem::replace(&mut self.context.head.headers, kept);
+        if self.context.virtual_host.as_ref().is_some_and(|host| host.include_request_attempt_count) {
+            headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(self.context.attempts));
+        }
+        let path = self.context.path.clone();
+        if version == Version::HTTP_2 {
+            headers.remove(header::HOST);
+            let mut parts = http::uri::Parts::default();
+            parts.scheme =
+                Some(if self.context.secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+            parts.authority = http::uri::Authority::try_from(self.context.authority.as_bytes()).ok();
+            parts.path_and_query = Some(path);
+            // Without a valid authority the path alone goes, and the server refuses it.
+            *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        } else {
+            if headers.get(header::HOST) != Some(&self.context.authority) {
+                headers.insert(header::HOST, self.context.authority.clone());
+            }
+            // hyper would drop a body of unknown length from a GET.
+            if !empty && !headers.contains_key(header::CONTENT_LENGTH) {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            // Some services answer 411 to a method that may have a body and doesn't say how long it is (RFC 9110, section 8.6).
+            if empty && !has_no_body(&self.context.head.method) {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            *request.uri_mut() = Uri::from(path);
+        }
+        request
+    }
+
+    fn answer(
+        &mut self,
+        response: Response<Incoming>,
+        lease: Lease,
+        active: ActiveRequest,
+        weighted: Option<WeightedEntry>,
+    ) -> Box<Answer> {
+        let (head, body) = response.into_parts();
+        let began = self.context.started;
+        let now = self.context.first_upstream_byte.unwrap_or(began);
+        let stream = UpstreamStream {
+            lease: Some(lease),
+            active,
+            source: self.source.clone(),
+            weighted,
+            request_sent: began,
+            service_time: now.saturating_duration_since(began),
+            status: head.status,
+            deadline: self.deadline,
+            stream_end: self.stream_end,
+            idle_timeout: self.idle_timeout,
+        };
+        // Boxed here, since what follows passes it on several times.
+        Box::new(Answer { head, body, stream })
+    }
+}
+
+/// Methods whose requests nobody expects a body of.
+fn has_no_body(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
+}
+
+/// How an attempt failed.
+enum AttemptFailure {
+    Broken(Broken),
+    /// The client's body broke off; the endpoint is not to blame.
+    Client,
+    Overall,
+    PerTry,
+    Idle,
+    StreamEnd,
+}
