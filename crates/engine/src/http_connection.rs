@@ -69,6 +69,9 @@ pub(crate) async fn serve(
             _ => return,
         },
     };
+    if http2 {
+        stream.close_gently();
+    }
     let heard = stream.heard();
     stream.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
     let _counted = Counted::new(stats.clone(), http2);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -45,6 +46,8 @@ pub(crate) struct Stream {
     lingers: bool,
     /// This side has finished sending.
     half_closed: bool,
+    /// Ends with FIN even when it is dropped in the middle of something.
+    gentle: bool,
 }
 
 /// Whether something was read since this was last cleared. Atomic only because sockets must be `Send` for hyper's upgrades.
@@ -73,11 +76,14 @@ async fn linger(mut tcp: TcpStream) {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.lingers
-            && self.half_closed
+            && (self.half_closed || self.gentle)
             && let Transport::Tcp(tcp) = std::mem::replace(&mut self.transport, Transport::Closed)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(linger(tcp));
+            // What was to be said has been handed to the kernel; a peer that is gone need not be told.
+            if self.half_closed || SockRef::from(&tcp).shutdown(std::net::Shutdown::Write).is_ok() {
+                runtime.spawn(linger(tcp));
+            }
         }
     }
 }
@@ -92,7 +98,13 @@ impl Stream {
             heard: Heard::default(),
             lingers: false,
             half_closed: false,
+            gentle: false,
         }
+    }
+
+    /// However this stream ends, what was sent is to arrive: for protocols that say themselves whether a message is whole.
+    pub(crate) fn close_gently(&mut self) {
+        self.gentle = true;
     }
 
     /// A client's stream, which is closed with care.

@@ -3,6 +3,7 @@
 
 mod cases;
 mod h2;
+mod h2spec;
 mod pages;
 mod proxies;
 mod service;
