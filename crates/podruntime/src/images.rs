@@ -7,6 +7,7 @@
 //! | `tetratelabs/hello-world`, `customers`, `web-frontend` | `lateen-samples hello-world`, `customers --tag TAG`, `web-frontend` |
 //! | `kong/httpbin`, `kennethreitz/httpbin` | `lateen-samples httpbin` |
 //! | `mccutchen/go-httpbin` | `lateen-samples httpbin --port 8080 --style go` |
+//! | `google-samples/microservices-demo/frontend`, `…/productcatalogservice`, `…/recommendationservice` | `lateen-samples frontend --tag TAG`, … |
 //! | `lateen/echo` | `lateen-samples echo` |
 //! | `curlimages/curl`, `busybox`, `alpine`, `nginx`, … | the container's own command, on the host's tools |
 
@@ -149,6 +150,13 @@ fn built_in(name: &str) -> Option<Mapping> {
         ("tetratelabs", "hello-world") => ours("lateen-samples", &["hello-world"], false, true),
         ("tetratelabs", "customers") => ours("lateen-samples", &["customers"], true, true),
         ("tetratelabs", "web-frontend") => ours("lateen-samples", &["web-frontend"], false, true),
+        ("microservices-demo", "frontend") => ours("lateen-samples", &["frontend"], true, true),
+        ("microservices-demo", "productcatalogservice") => {
+            ours("lateen-samples", &["productcatalogservice"], false, true)
+        }
+        ("microservices-demo", "recommendationservice") => {
+            ours("lateen-samples", &["recommendationservice"], false, true)
+        }
         ("kong" | "kennethreitz", "httpbin") => ours("lateen-samples", &["httpbin"], false, true),
         ("mccutchen", "go-httpbin") => {
             ours("lateen-samples", &["httpbin", "--port", "8080", "--style", "go"], false, true)
@@ -234,6 +242,18 @@ mod tests {
             ),
             ("gcr.io/tetratelabs/web-frontend:1.0.0", "", "", "/opt/lateen/lateen-samples web-frontend"),
             ("gcr.io/tetratelabs/hello-world:1.0.0", "sh -c", "true", "sh -c true"),
+            (
+                "us-central1-docker.pkg.dev/google-samples/microservices-demo/frontend:v0.10.2",
+                "",
+                "",
+                "/opt/lateen/lateen-samples frontend --tag v0.10.2",
+            ),
+            (
+                "gcr.io/google-samples/microservices-demo/productcatalogservice:v0.9.0",
+                "",
+                "",
+                "/opt/lateen/lateen-samples productcatalogservice",
+            ),
             ("docker.io/kong/httpbin:0.1.0", "", "", "/opt/lateen/lateen-samples httpbin"),
             (
                 "docker.io/mccutchen/go-httpbin:v2.15.0",

@@ -3,9 +3,12 @@
 //! Each application is a plain [`axum::Router`], so tests call it in process; [`serve`] adds the socket and the
 //! graceful end.
 
+pub mod boutique;
 pub mod customers;
 pub mod echo;
+pub mod grpc;
 pub mod hello;
 pub mod httpbin;
+pub mod propagate;
 pub mod serve;
 pub mod web_frontend;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use clap::{Parser, Subcommand};
+use lateen_samples::boutique::{catalog, frontend, recommendation};
 use lateen_samples::{customers, echo, hello, httpbin, serve, web_frontend};
 use tokio::net::TcpListener;
 
@@ -67,6 +68,33 @@ enum App {
         #[arg(long)]
         tcp_port: Option<u16>,
     },
+    /// Online Boutique: the shop's pages
+    Frontend {
+        #[arg(long, env = "PORT", default_value_t = 8080)]
+        port: u16,
+        /// The image's tag: before v0.10 the layout was another
+        #[arg(long, default_value = "latest")]
+        tag: String,
+        #[arg(long, env = "PRODUCT_CATALOG_SERVICE_ADDR", default_value = "productcatalogservice:3550")]
+        catalog: String,
+        #[arg(long, env = "RECOMMENDATION_SERVICE_ADDR", default_value = "recommendationservice:8080")]
+        recommendation: String,
+    },
+    /// Online Boutique: the products, over gRPC
+    Productcatalogservice {
+        #[arg(long, env = "PORT", default_value_t = 3550)]
+        port: u16,
+        /// How much longer every answer takes, such as 6s
+        #[arg(long, env = "EXTRA_LATENCY", default_value = "0s", value_parser = catalog::parse_latency)]
+        extra_latency: Duration,
+    },
+    /// Online Boutique: other products one might like, over gRPC
+    Recommendationservice {
+        #[arg(long, env = "PORT", default_value_t = 8080)]
+        port: u16,
+        #[arg(long, env = "PRODUCT_CATALOG_SERVICE_ADDR", default_value = "productcatalogservice:3550")]
+        catalog: String,
+    },
     /// Does nothing until it is told to stop
     Sleep,
 }
@@ -87,6 +115,17 @@ async fn main() -> anyhow::Result<()> {
                 tokio::spawn(echo::serve_tcp(bind(tcp).await?));
             }
             serve_on(port, echo::app(echo::Instance::from_env()), delay).await
+        }
+        App::Frontend { port, tag, catalog, recommendation } => {
+            let pod = echo::Instance::from_env().instance;
+            let app = frontend::app(&tag, &pod, &frontend::Addresses { catalog, recommendation })?;
+            serve_on(port, app, delay).await
+        }
+        App::Productcatalogservice { port, extra_latency } => {
+            serve_on(port, catalog::app(extra_latency), delay).await
+        }
+        App::Recommendationservice { port, catalog } => {
+            serve_on(port, recommendation::app(&catalog)?, delay).await
         }
         App::Sleep => {
             serve::terminated().await;

@@ -7,33 +7,14 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{Html, IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode, Uri};
+use http::{HeaderMap, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::customers::Customer;
-
-/// Handed on to the customers service: trace context (Zipkin's B3, W3C), the request id, and the two headers the course
-/// and Istio's samples route by.
-const FORWARDED: [&str; 15] = [
-    "x-request-id",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-parentspanid",
-    "x-b3-sampled",
-    "x-b3-flags",
-    "b3",
-    "x-ot-span-context",
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "x-cloud-trace-context",
-    "grpc-trace-bin",
-    "user",
-    "end-user",
-];
+use crate::propagate::copy_headers;
 
 const MAX_ANSWER: usize = 1024 * 1024;
 
@@ -105,14 +86,6 @@ impl Frontend {
     }
 }
 
-fn copy_headers(from: &HeaderMap, to: &mut HeaderMap) {
-    for name in FORWARDED.map(HeaderName::from_static) {
-        for value in from.get_all(&name) {
-            to.append(name.clone(), value.clone());
-        }
-    }
-}
-
 /// The word by which the course's labs tell version 2 from version 1 (`grep -o "city"`) is on the page, as a style class
 /// beside the visible heading, exactly when customers have one.
 fn render(customers: &[Customer]) -> String {
@@ -140,13 +113,14 @@ fn render(customers: &[Customer]) -> String {
     page
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::propagate::FORWARDED;
     use axum::body::Body;
     use tokio::net::TcpListener;
     use tower::ServiceExt;

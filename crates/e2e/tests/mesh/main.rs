@@ -4,6 +4,7 @@
 //! runs the trials whose name contains `lab5`.
 
 mod agreement;
+mod boutique;
 mod faults;
 mod labs;
 mod lifecycle;
@@ -90,7 +91,13 @@ fn main() {
         }));
     }
     for engine in [Engine::Envoy, Engine::Lateen] {
-        for (module, list) in [("labs", labs::TRIALS), ("loss", loss::TRIALS), ("faults", faults::TRIALS)] {
+        let modules = [
+            ("labs", labs::TRIALS),
+            ("boutique", boutique::TRIALS),
+            ("loss", loss::TRIALS),
+            ("faults", faults::TRIALS),
+        ];
+        for (module, list) in modules {
             for (name, trial) in list {
                 let shared = shared.clone();
                 trials.push(Trial::test(format!("{engine}::{module}::{name}"), move || {
