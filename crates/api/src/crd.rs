@@ -13,12 +13,21 @@ use serde_json::{Map, Value, json};
 
 use crate::object::{Kind, Status};
 use crate::stored::{STORED_KINDS, StoredKind};
-use crate::{DestinationRuleSpec, GatewaySpec, VirtualServiceSpec};
+use crate::{
+    DestinationRuleSpec, GatewaySpec, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
+};
 
 /// The CRDs of all kinds, ready to be applied to a Kubernetes API.
 pub fn crds() -> Vec<ext::CustomResourceDefinition> {
-    let mut crds =
-        vec![typed::<DestinationRuleSpec>(), typed::<GatewaySpec>(), typed::<VirtualServiceSpec>()];
+    let mut crds = vec![
+        typed::<DestinationRuleSpec>(),
+        typed::<GatewaySpec>(),
+        typed::<ServiceEntrySpec>(),
+        typed::<VirtualServiceSpec>(),
+        typed::<WorkloadEntrySpec>(),
+        typed::<WorkloadGroupSpec>(),
+    ];
     crds.extend(STORED_KINDS.iter().map(stored));
     crds
 }

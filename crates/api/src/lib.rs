@@ -18,7 +18,10 @@ pub use crd::crds;
 pub use mesh::{MeshConfig, MeshConfigError};
 pub use networking::destination_rule::DestinationRuleSpec;
 pub use networking::gateway::GatewaySpec;
+pub use networking::service_entry::ServiceEntrySpec;
 pub use networking::virtual_service::VirtualServiceSpec;
+pub use networking::workload_entry::WorkloadEntrySpec;
+pub use networking::workload_group::WorkloadGroupSpec;
 pub use object::{Kind, Object, Status};
 
 /// `networking.istio.io` Gateway.
@@ -27,3 +30,9 @@ pub type Gateway = Object<GatewaySpec>;
 pub type VirtualService = Object<VirtualServiceSpec>;
 /// `networking.istio.io` DestinationRule.
 pub type DestinationRule = Object<DestinationRuleSpec>;
+/// `networking.istio.io` ServiceEntry.
+pub type ServiceEntry = Object<ServiceEntrySpec>;
+/// `networking.istio.io` WorkloadEntry.
+pub type WorkloadEntry = Object<WorkloadEntrySpec>;
+/// `networking.istio.io` WorkloadGroup.
+pub type WorkloadGroup = Object<WorkloadGroupSpec>;

@@ -99,6 +99,18 @@ message! {
         validation_messages: Vec<ValidationMessage>,
         /// The generation the conditions are about.
         observed_generation: Option<i64>,
+        /// Of a ServiceEntry: the addresses its hosts were given automatically.
+        addresses: Vec<HostAddress>,
+    }
+}
+
+message! {
+    /// An automatic address of a ServiceEntry's host.
+    pub struct HostAddress {
+        /// The address.
+        value: String,
+        /// The host.
+        host: String,
     }
 }
 

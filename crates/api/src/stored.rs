@@ -39,37 +39,9 @@ pub const STORED_KINDS: &[StoredKind] = &[
     StoredKind {
         group: "networking.istio.io",
         versions: NETWORKING,
-        kind: "ServiceEntry",
-        plural: "serviceentries",
-        short_names: &["se"],
-        columns: &[
-            ("Hosts", "The hosts associated with the ServiceEntry", ".spec.hosts"),
-            ("Location", "Whether the service is external to the mesh or part of it", ".spec.location"),
-            ("Resolution", "Service resolution mode for the hosts", ".spec.resolution"),
-        ],
-    },
-    StoredKind {
-        group: "networking.istio.io",
-        versions: NETWORKING,
         kind: "Sidecar",
         plural: "sidecars",
         short_names: &[],
-        columns: &[],
-    },
-    StoredKind {
-        group: "networking.istio.io",
-        versions: NETWORKING,
-        kind: "WorkloadEntry",
-        plural: "workloadentries",
-        short_names: &["we"],
-        columns: &[("Address", "Address associated with the network endpoint", ".spec.address")],
-    },
-    StoredKind {
-        group: "networking.istio.io",
-        versions: NETWORKING,
-        kind: "WorkloadGroup",
-        plural: "workloadgroups",
-        short_names: &["wg"],
         columns: &[],
     },
     StoredKind {

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use lateen_api::Kind;
-use lateen_model::{Config, Health, Service};
+use lateen_model::{Config, Health, Registry, Service};
 use lateen_xds::json::JsonCodec;
 use lateen_xds::server::{Connections, PeerAddress, Snapshot};
 use lateen_xds::type_urls;
@@ -114,7 +114,11 @@ async fn configz(State(debug): State<Debug>) -> Json<Value> {
     let gateways = world.gateways().map(|config| object(config));
     let services = world.virtual_services().map(|config| object(config));
     let rules = world.destination_rules().map(|config| object(config));
-    Json(Value::Array(gateways.chain(services).chain(rules).collect()))
+    let entries = world.service_entries().map(|config| object(config));
+    let workloads = world.workload_entries().map(|config| object(config));
+    let groups = world.workload_groups().map(|config| object(config));
+    let networking = gateways.chain(services).chain(rules).chain(entries);
+    Json(Value::Array(networking.chain(workloads).chain(groups).collect()))
 }
 
 async fn registryz(State(debug): State<Debug>) -> Json<Value> {
@@ -128,10 +132,16 @@ fn describe_service(service: &Service) -> Value {
         .iter()
         .map(|port| json!({ "name": port.name, "port": port.port, "protocol": format!("{:?}", port.protocol) }))
         .collect();
+    let registry = match service.registry {
+        Registry::Kubernetes => "Kubernetes",
+        Registry::ServiceEntry => "External",
+    };
     json!({
         "hostname": &*service.hostname,
-        "Attributes": { "ServiceRegistry": "Kubernetes", "Name": &*service.name.name, "Namespace": &*service.name.namespace },
+        "Attributes": { "ServiceRegistry": registry, "Name": &*service.name.name, "Namespace": &*service.name.namespace },
         "clusterVIPs": service.addresses,
+        "ranges": service.ranges.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "autoAddress": service.auto_address,
         "ports": ports,
         "Resolution": format!("{:?}", service.resolution),
     })
@@ -141,13 +151,13 @@ async fn endpointz(State(debug): State<Debug>) -> Json<Value> {
     let world = debug.published.borrow().world.clone();
     let mut list = Vec::new();
     for service in world.services() {
-        let Some(endpoints) = world.endpoints(&service.hostname) else { continue };
+        let Some(endpoints) = world.endpoints(service) else { continue };
         for (port, endpoints) in &endpoints.by_port {
             let endpoints: Vec<Value> = endpoints
                 .iter()
                 .map(|endpoint| {
                     json!({
-                        "address": endpoint.address,
+                        "address": endpoint.address.to_string(),
                         "port": endpoint.port,
                         "health": match endpoint.health {
                             Health::Healthy => "HEALTHY",

@@ -6,10 +6,16 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use lateen_api::object::{Condition, MessageType, ValidationMessage};
-use lateen_api::{Kind, Object, Status};
-use lateen_model::{Config, ObjectName, World};
-use lateen_translate::{Warning, check_destination_rule, check_gateway, check_virtual_service};
+use lateen_api::object::{Condition, HostAddress, MessageType, ValidationMessage};
+use lateen_api::{
+    DestinationRuleSpec, GatewaySpec, Kind, Object, ServiceEntrySpec, Status, VirtualServiceSpec,
+    WorkloadEntrySpec, WorkloadGroupSpec,
+};
+use lateen_model::{Config, ObjectName, ServiceEntry, World};
+use lateen_translate::{
+    Warning, check_destination_rule, check_gateway, check_service_entry, check_virtual_service,
+    check_workload_entry, check_workload_group,
+};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,12 +30,14 @@ const RETRY: Duration = Duration::from_secs(2);
 const RECONCILED: &str = "Reconciled";
 
 /// One object's status, wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Wanted {
     generation: i64,
     /// Why this generation is not used.
     refused: Option<String>,
     warnings: Vec<Warning>,
+    /// Automatic addresses of a ServiceEntry's hosts.
+    addresses: Vec<HostAddress>,
 }
 
 /// Follows the world and writes until told to stop.
@@ -91,7 +99,8 @@ pub(crate) async fn run(
 fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Wanted> {
     fn add<S: Kind>(map: &mut BTreeMap<Key, Wanted>, config: &Config<S>, warnings: Vec<Warning>) {
         let key = Key { kind: S::KIND, name: config.name.clone() };
-        map.insert(key, Wanted { generation: config.generation, refused: None, warnings });
+        let generation = config.generation;
+        map.insert(key, Wanted { generation, refused: None, warnings, addresses: Vec::new() });
     }
     let mut map = BTreeMap::new();
     for service in world.virtual_services() {
@@ -103,20 +112,47 @@ fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Want
     for gateway in world.gateways() {
         add(&mut map, gateway, check_gateway(gateway, world));
     }
+    for entry in world.service_entries() {
+        add(&mut map, entry, check_service_entry(entry, world));
+        if let Some(wanted) = map.get_mut(&Key { kind: ServiceEntrySpec::KIND, name: entry.name.clone() }) {
+            wanted.addresses = addresses(entry, world);
+        }
+    }
+    for entry in world.workload_entries() {
+        add(&mut map, entry, check_workload_entry(entry, world));
+    }
+    for group in world.workload_groups() {
+        add(&mut map, group, check_workload_group(group));
+    }
     // Over what is said of the last good state, which goes on being used.
     for (key, Refusal { generation, reason }) in refused {
         let warnings = vec![Warning::invalid(reason)];
-        map.insert(key.clone(), Wanted { generation: *generation, refused: Some(reason.clone()), warnings });
+        let addresses = map.remove(key).map(|wanted| wanted.addresses).unwrap_or_default();
+        let refused = Some(reason.clone());
+        map.insert(key.clone(), Wanted { generation: *generation, refused, warnings, addresses });
     }
     map
 }
 
+/// The automatic addresses of a ServiceEntry's hosts.
+fn addresses(entry: &ServiceEntry, world: &World) -> Vec<HostAddress> {
+    let hosts = entry.spec.hosts.iter();
+    hosts
+        .filter_map(|host| {
+            let service = world.service_in(&host.to_ascii_lowercase(), &entry.name.namespace)?;
+            Some(HostAddress { value: service.auto_address?.to_string(), host: host.clone() })
+        })
+        .collect()
+}
+
 async fn write(client: &Client, key: &Key, wanted: &Wanted) -> Result<(), kube::Error> {
-    use lateen_api::{DestinationRuleSpec, GatewaySpec, VirtualServiceSpec};
     match key.kind {
         VirtualServiceSpec::KIND => write_kind::<VirtualServiceSpec>(client, &key.name, wanted).await,
         DestinationRuleSpec::KIND => write_kind::<DestinationRuleSpec>(client, &key.name, wanted).await,
         GatewaySpec::KIND => write_kind::<GatewaySpec>(client, &key.name, wanted).await,
+        ServiceEntrySpec::KIND => write_kind::<ServiceEntrySpec>(client, &key.name, wanted).await,
+        WorkloadEntrySpec::KIND => write_kind::<WorkloadEntrySpec>(client, &key.name, wanted).await,
+        WorkloadGroupSpec::KIND => write_kind::<WorkloadGroupSpec>(client, &key.name, wanted).await,
         _ => Ok(()),
     }
 }
@@ -131,11 +167,14 @@ async fn write_kind<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted
     }
     let Some(status) = status(object.status.unwrap_or_default(), wanted, &now()) else { return Ok(()) };
     // Every field, since a merge patch keeps what it does not name, and empty fields are left out of the JSON form.
-    let patch = json!({ "status": {
+    let mut patch = json!({ "status": {
         "conditions": status.conditions,
         "validationMessages": status.validation_messages,
         "observedGeneration": status.observed_generation,
     } });
+    if S::KIND == ServiceEntrySpec::KIND {
+        patch["status"]["addresses"] = json!(status.addresses);
+    }
     match api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
@@ -175,8 +214,12 @@ fn status(current: Status, wanted: &Wanted, now: &str) -> Option<Status> {
         current.conditions.iter().filter(|condition| condition.r#type != RECONCILED).cloned().collect();
     conditions.push(condition);
     conditions.sort_by(|a, b| a.r#type.cmp(&b.r#type));
-    let next =
-        Status { conditions, validation_messages: messages, observed_generation: Some(wanted.generation) };
+    let next = Status {
+        conditions,
+        validation_messages: messages,
+        observed_generation: Some(wanted.generation),
+        addresses: wanted.addresses.clone(),
+    };
     let mut same = current;
     same.conditions.sort_by(|a, b| a.r#type.cmp(&b.r#type));
     (same != next).then_some(next)
@@ -213,12 +256,12 @@ mod tests {
 
     #[test]
     fn a_status_is_written_only_when_it_says_something_new() {
-        let good = Wanted { generation: 1, refused: None, warnings: vec![] };
+        let good = Wanted { generation: 1, refused: None, warnings: vec![], addresses: vec![] };
         let first = status(Status::default(), &good, "T1").unwrap();
         assert_eq!(first.conditions[0].status, "True");
         assert_eq!(first.observed_generation, Some(1));
         assert_eq!(status(first.clone(), &good, "T2"), None, "time alone is no news");
-        let bad = Wanted { generation: 2, refused: None, warnings: vec![missing("x")] };
+        let bad = Wanted { generation: 2, refused: None, warnings: vec![missing("x")], addresses: vec![] };
         let second = status(first, &bad, "T3").unwrap();
         assert_eq!(second.validation_messages[0].message, "Referenced host not found: \"x\"");
         assert_eq!(second.validation_messages[0].r#type.code, "IST0101");
@@ -232,11 +275,16 @@ mod tests {
 
     #[test]
     fn a_refused_object_is_not_reconciled() {
-        let good = Wanted { generation: 1, refused: None, warnings: vec![] };
+        let good = Wanted { generation: 1, refused: None, warnings: vec![], addresses: vec![] };
         let first = status(Status::default(), &good, "T1").unwrap();
         let reason = "spec.http: bad".to_owned();
         let warnings = vec![Warning::invalid(&reason)];
-        let second = status(first, &Wanted { generation: 2, refused: Some(reason), warnings }, "T2").unwrap();
+        let second = status(
+            first,
+            &Wanted { generation: 2, refused: Some(reason), warnings, addresses: vec![] },
+            "T2",
+        )
+        .unwrap();
         let condition = &second.conditions[0];
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "Invalid"));
         assert_eq!(condition.last_transition_time.as_deref(), Some("T2"));
@@ -248,7 +296,12 @@ mod tests {
         let theirs =
             Condition { r#type: "Programmed".into(), status: "False".into(), ..Condition::default() };
         let current = Status { conditions: vec![theirs.clone()], ..Status::default() };
-        let next = status(current, &Wanted { generation: 1, refused: None, warnings: vec![] }, "T").unwrap();
+        let next = status(
+            current,
+            &Wanted { generation: 1, refused: None, warnings: vec![], addresses: vec![] },
+            "T",
+        )
+        .unwrap();
         assert_eq!(next.conditions.len(), 2);
         assert!(next.conditions.contains(&theirs));
     }

@@ -5,9 +5,15 @@ use axum::Json;
 use axum::extract::State;
 use lateen_api::Kind;
 use lateen_api::stored::STORED_KINDS;
-use lateen_api::validate::{Findings, validate_destination_rule, validate_gateway, validate_virtual_service};
+use lateen_api::validate::{
+    Findings, validate_destination_rule, validate_gateway, validate_service_entry, validate_virtual_service,
+    validate_workload_entry, validate_workload_group,
+};
 use lateen_model::{Config, World};
-use lateen_translate::{Warning, check_destination_rule, check_gateway, check_virtual_service};
+use lateen_translate::{
+    Warning, check_destination_rule, check_gateway, check_service_entry, check_virtual_service,
+    check_workload_entry, check_workload_group,
+};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -67,6 +73,15 @@ fn validate(object: &Value, world: &World) -> Verdict {
         }
         ("networking.istio.io", "DestinationRule") => {
             checked(object, validate_destination_rule, |config| check_destination_rule(config, world))
+        }
+        ("networking.istio.io", "ServiceEntry") => {
+            checked(object, validate_service_entry, |config| check_service_entry(config, world))
+        }
+        ("networking.istio.io", "WorkloadEntry") => {
+            checked(object, validate_workload_entry, |config| check_workload_entry(config, world))
+        }
+        ("networking.istio.io", "WorkloadGroup") => {
+            checked(object, validate_workload_group, check_workload_group)
         }
         _ => {
             let stored = STORED_KINDS.iter().find(|stored| stored.group == group && stored.kind == kind);

@@ -13,8 +13,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
-use lateen_api::validate::{Findings, validate_destination_rule, validate_gateway, validate_virtual_service};
-use lateen_api::{DestinationRuleSpec, GatewaySpec, Kind, VirtualServiceSpec};
+use lateen_api::validate::{
+    Findings, validate_destination_rule, validate_gateway, validate_service_entry, validate_virtual_service,
+    validate_workload_entry, validate_workload_group,
+};
+use lateen_api::{
+    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
+};
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -30,8 +36,19 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 8] =
-    ["Service", "EndpointSlice", "Pod", "Namespace", "Node", "Gateway", "VirtualService", "DestinationRule"];
+pub(crate) const KINDS: [&str; 11] = [
+    "Service",
+    "EndpointSlice",
+    "Pod",
+    "Namespace",
+    "Node",
+    "Gateway",
+    "VirtualService",
+    "DestinationRule",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
 
 /// Starts following every kind.
 pub(crate) fn start(
@@ -49,6 +66,9 @@ pub(crate) fn start(
     core.custom::<GatewaySpec>(KINDS[5], Object::Gateway, validate_gateway);
     core.custom::<VirtualServiceSpec>(KINDS[6], Object::VirtualService, validate_virtual_service);
     core.custom::<DestinationRuleSpec>(KINDS[7], Object::DestinationRule, validate_destination_rule);
+    core.custom::<ServiceEntrySpec>(KINDS[8], Object::ServiceEntry, validate_service_entry);
+    core.custom::<WorkloadEntrySpec>(KINDS[9], Object::WorkloadEntry, validate_workload_entry);
+    core.custom::<WorkloadGroupSpec>(KINDS[10], Object::WorkloadGroup, validate_workload_group);
 }
 
 struct Watches<'a> {

@@ -1,10 +1,14 @@
 //! Istio's configuration objects as the world keeps them.
 use std::hash::{Hash, Hasher};
 
-use lateen_api::{DestinationRuleSpec, GatewaySpec, Kind, VirtualServiceSpec};
+use lateen_api::{
+    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
+};
 
 use crate::digest::{Digest, digest_of};
 use crate::name::ObjectName;
+use crate::pod::Labels;
 
 /// A VirtualService.
 pub type VirtualService = Config<VirtualServiceSpec>;
@@ -12,6 +16,12 @@ pub type VirtualService = Config<VirtualServiceSpec>;
 pub type DestinationRule = Config<DestinationRuleSpec>;
 /// A Gateway.
 pub type Gateway = Config<GatewaySpec>;
+/// A ServiceEntry.
+pub type ServiceEntry = Config<ServiceEntrySpec>;
+/// A WorkloadEntry.
+pub type WorkloadEntry = Config<WorkloadEntrySpec>;
+/// A WorkloadGroup.
+pub type WorkloadGroup = Config<WorkloadGroupSpec>;
 
 /// A configuration object. Equality and hash go by name and content digest, so that comparing and keying caches is cheap.
 #[derive(Clone, Debug)]
@@ -22,6 +32,8 @@ pub struct Config<S> {
     pub created: i64,
     /// `metadata.generation`; 0 when unknown.
     pub generation: i64,
+    /// Labels of the object.
+    pub labels: Labels,
     /// Digest of the spec.
     pub digest: Digest,
     /// The spec.
@@ -38,6 +50,7 @@ impl<S: Kind> Config<S> {
             name: ObjectName::of(metadata),
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             generation: metadata.generation.unwrap_or_default(),
+            labels: metadata.labels.clone().unwrap_or_default().into(),
             digest: digest_of(bytes.as_slice()),
             spec: object.spec,
         }
@@ -62,6 +75,7 @@ impl<S> PartialEq for Config<S> {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
             && self.digest == other.digest
+            && self.labels == other.labels
             && self.created == other.created
             && self.generation == other.generation
     }

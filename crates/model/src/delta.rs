@@ -10,6 +10,8 @@ use crate::name::ObjectName;
 pub struct Delta {
     /// Services that came, went, or changed in anything but endpoints.
     pub services: BTreeSet<Hostname>,
+    /// The namespaces of those services.
+    pub service_namespaces: BTreeSet<Arc<str>>,
     /// Services whose endpoints changed.
     pub endpoints: BTreeSet<Hostname>,
     /// VirtualServices.
@@ -20,6 +22,12 @@ pub struct Delta {
     pub destination_rule_hosts: BTreeSet<String>,
     /// Gateways.
     pub gateways: BTreeSet<ObjectName>,
+    /// ServiceEntries; the services and endpoints they make are among those above.
+    pub service_entries: BTreeSet<ObjectName>,
+    /// WorkloadEntries; the endpoints they make are among those above.
+    pub workload_entries: BTreeSet<ObjectName>,
+    /// WorkloadGroups.
+    pub workload_groups: BTreeSet<ObjectName>,
     /// Pods whose address, labels, service account, node or ports changed.
     pub pods: BTreeSet<ObjectName>,
     /// Namespaces whose labels changed.
@@ -50,6 +58,9 @@ impl Delta {
             && self.virtual_services.is_empty()
             && self.destination_rules.is_empty()
             && self.gateways.is_empty()
+            && self.service_entries.is_empty()
+            && self.workload_entries.is_empty()
+            && self.workload_groups.is_empty()
             && self.pods.is_empty()
             && self.namespaces.is_empty()
             && self.nodes.is_empty()
@@ -58,11 +69,15 @@ impl Delta {
     /// Adds what another delta says.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
+        self.service_namespaces.extend(other.service_namespaces);
         self.endpoints.extend(other.endpoints);
         self.virtual_services.extend(other.virtual_services);
         self.destination_rules.extend(other.destination_rules);
         self.destination_rule_hosts.extend(other.destination_rule_hosts);
         self.gateways.extend(other.gateways);
+        self.service_entries.extend(other.service_entries);
+        self.workload_entries.extend(other.workload_entries);
+        self.workload_groups.extend(other.workload_groups);
         self.pods.extend(other.pods);
         self.namespaces.extend(other.namespaces);
         self.nodes.extend(other.nodes);

@@ -22,23 +22,76 @@ pub struct ServiceEndpoints {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// Address.
-    pub address: IpAddr,
-    /// Port.
+    pub address: Address,
+    /// Port; 0 of a Unix socket.
     pub port: u16,
     /// Whether it may get traffic.
     pub health: Health,
     /// The pod behind it, when known.
     pub pod: Option<ObjectName>,
-    /// Labels of the pod.
+    /// The WorkloadEntry it comes from.
+    pub entry: Option<ObjectName>,
+    /// Labels of the pod or entry.
     pub labels: Labels,
-    /// Workload that owns the pod.
+    /// Workload that owns the pod, or the entry's name.
     pub workload: String,
-    /// Service account of the pod.
+    /// Service account of the pod or entry.
     pub service_account: String,
     /// Node it runs on.
     pub node: String,
     /// Where it is.
     pub locality: Locality,
+    /// Network it is in; empty is the mesh's own.
+    pub network: String,
+    /// Share of traffic relative to others, at least 1.
+    pub weight: u32,
+}
+
+impl Endpoint {
+    /// Namespace of the pod or entry behind it, when known.
+    pub fn namespace(&self) -> Option<&str> {
+        self.pod.as_ref().or(self.entry.as_ref()).map(|name| &*name.namespace)
+    }
+}
+
+/// Where an endpoint is reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// By IP.
+    Ip(IpAddr),
+    /// By a DNS name, to be looked up by the proxy.
+    Dns(Arc<str>),
+    /// By a Unix socket's path.
+    Unix(Arc<str>),
+}
+
+impl Address {
+    /// An address as WorkloadEntries write it: an IP address, a DNS name, or `unix://` and a path.
+    pub fn parse(text: &str) -> Self {
+        match (text.strip_prefix("unix://"), text.parse()) {
+            (Some(path), _) => Self::Unix(path.into()),
+            (None, Ok(address)) => Self::Ip(address),
+            (None, Err(_)) => Self::Dns(text.trim_end_matches('.').to_ascii_lowercase().into()),
+        }
+    }
+
+    /// The IP address, when it is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Ip(address) => Some(*address),
+            Self::Dns(_) | Self::Unix(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Dns(name) => f.write_str(name),
+            Self::Unix(path) => write!(f, "unix://{path}"),
+        }
+    }
 }
 
 /// Whether an endpoint may get traffic.
@@ -72,6 +125,13 @@ impl Locality {
             zone: get("topology.kubernetes.io/zone"),
             sub_zone: get("topology.istio.io/subzone"),
         }
+    }
+
+    /// From the form `region/zone/subzone`.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/').map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        Self { region: next(), zone: next(), sub_zone: next() }
     }
 }
 
@@ -140,36 +200,9 @@ impl SliceEndpoint {
 }
 
 impl ServiceEndpoints {
-    /// Puts a service's slices together with what is known of pods and nodes.
-    pub(crate) fn build<'a>(
-        hostname: Hostname,
-        slices: impl Iterator<Item = &'a Slice>,
-        pod: impl Fn(&ObjectName) -> Option<&'a Arc<Pod>>,
-        locality: impl Fn(&str) -> Option<&'a Locality>,
-    ) -> Self {
-        let mut by_port: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
-        for slice in slices {
-            for endpoint in &slice.endpoints {
-                let pod = endpoint.pod.as_ref().and_then(&pod);
-                let node = pod.map_or(&endpoint.node, |pod| &pod.node);
-                for &address in &endpoint.addresses {
-                    for (name, port) in &slice.ports {
-                        by_port.entry(name.clone()).or_default().push(Endpoint {
-                            address,
-                            port: *port,
-                            health: endpoint.health,
-                            pod: endpoint.pod.clone(),
-                            labels: pod.map(|pod| pod.labels.clone()).unwrap_or_default(),
-                            workload: pod.map(|pod| pod.workload.clone()).unwrap_or_default(),
-                            service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),
-                            node: node.clone(),
-                            locality: locality(node).cloned().unwrap_or_default(),
-                        });
-                    }
-                }
-            }
-        }
-        // One address may be in two slices while endpoints move between them: the first, the healthy one, counts.
+    /// Endpoints by port, put in order. One address may be there twice while it moves between two slices: the first, the
+    /// healthy one, counts.
+    pub(crate) fn new(hostname: Hostname, mut by_port: BTreeMap<String, Vec<Endpoint>>) -> Self {
         for endpoints in by_port.values_mut() {
             endpoints.sort();
             endpoints.dedup_by(|a, b| a.address == b.address && a.port == b.port);
@@ -180,5 +213,36 @@ impl ServiceEndpoints {
     /// The endpoints of the service port with this name.
     pub fn of_port(&self, name: &str) -> &[Endpoint] {
         self.by_port.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// Adds the endpoints of a slice, with what is known of pods and nodes.
+pub(crate) fn add_slice<'a>(
+    by_port: &mut BTreeMap<String, Vec<Endpoint>>,
+    slice: &Slice,
+    pod: impl Fn(&ObjectName) -> Option<&'a Arc<Pod>>,
+    locality: impl Fn(&str) -> Option<&'a Locality>,
+) {
+    for endpoint in &slice.endpoints {
+        let pod = endpoint.pod.as_ref().and_then(&pod);
+        let node = pod.map_or(&endpoint.node, |pod| &pod.node);
+        for &address in &endpoint.addresses {
+            for (name, port) in &slice.ports {
+                by_port.entry(name.clone()).or_default().push(Endpoint {
+                    address: Address::Ip(address),
+                    port: *port,
+                    health: endpoint.health,
+                    pod: endpoint.pod.clone(),
+                    entry: None,
+                    labels: pod.map(|pod| pod.labels.clone()).unwrap_or_default(),
+                    workload: pod.map(|pod| pod.workload.clone()).unwrap_or_default(),
+                    service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),
+                    node: node.clone(),
+                    locality: locality(node).cloned().unwrap_or_default(),
+                    network: String::new(),
+                    weight: 1,
+                });
+            }
+        }
     }
 }

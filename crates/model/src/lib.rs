@@ -3,6 +3,7 @@
 //! [`Store`] takes Kubernetes objects one at a time and answers each with a [`Delta`] that says precisely what changed;
 //! [`Store::world`] is the current snapshot. Worlds share their structure, so a new one costs what changed. Endpoints and
 //! pods take a path of their own and never touch services or policies.
+mod auto_address;
 mod config;
 mod delta;
 mod digest;
@@ -12,19 +13,23 @@ mod name;
 mod pod;
 mod protocol;
 mod service;
+mod service_entry;
 mod store;
 mod visibility;
+mod workload_entry;
 mod world;
 
-pub use config::{Config, DestinationRule, Gateway, VirtualService};
+pub use config::{
+    Config, DestinationRule, Gateway, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup,
+};
 pub use delta::{Delta, Problem};
 pub use digest::{Digest, digest_of};
-pub use endpoint::{Endpoint, Health, Locality, ServiceEndpoints};
+pub use endpoint::{Address, Endpoint, Health, Locality, ServiceEndpoints};
 pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_name};
 pub use name::ObjectName;
 pub use pod::{Labels, Pod, PodPhase, labels_match};
 pub use protocol::Protocol;
-pub use service::{Resolution, Service, ServicePort, TargetPort};
+pub use service::{Registry, Resolution, Service, ServicePort, TargetPort};
 pub use store::{Event, Object, Store, StoreOptions};
 pub use visibility::Visibility;
 pub use world::{ServiceTarget, Workload, World, resolve_gateway};

@@ -34,6 +34,8 @@ pub struct Pod {
     pub named_ports: BTreeMap<String, u16>,
     /// Phase.
     pub phase: PodPhase,
+    /// Whether it is ready to serve.
+    pub ready: bool,
 }
 
 /// Phase of a pod, as far as it matters: whether its address is still its own.
@@ -68,8 +70,11 @@ impl Pod {
             .filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
             .collect();
         let ended = matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        let ready = conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
         Self {
             name: ObjectName::of(&object.metadata),
+            ready: ready && !ended && object.metadata.deletion_timestamp.is_none(),
             addresses,
             workload: workload_of(object, &labels),
             labels: labels.into(),

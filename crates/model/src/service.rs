@@ -1,6 +1,7 @@
 //! Services.
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -16,14 +17,21 @@ const EXPORT_TO: &str = "networking.istio.io/exportTo";
 /// A service of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
-    /// `name.namespace.svc.domain`.
+    /// `name.namespace.svc.domain` of a Kubernetes Service, else the ServiceEntry's host, possibly with a leading wildcard.
     pub hostname: Hostname,
-    /// Namespace and name of the Kubernetes Service.
+    /// Namespace, and name of the Kubernetes Service or host of the ServiceEntry.
     pub name: ObjectName,
+    /// Where it comes from.
+    pub registry: Registry,
     /// Creation time, seconds since 1970.
     pub created: i64,
     /// Virtual addresses; none when headless.
     pub addresses: Vec<IpAddr>,
+    /// Ranges of virtual addresses; only ServiceEntries have them.
+    pub ranges: Vec<IpNet>,
+    /// The address it was given automatically, of a ServiceEntry without any. Only proxies that answer their application's
+    /// DNS queries use it.
+    pub auto_address: Option<IpAddr>,
     /// How an endpoint is chosen.
     pub resolution: Resolution,
     /// Ports in the Service's order.
@@ -32,6 +40,19 @@ pub struct Service {
     pub selector: Labels,
     /// Who may see it.
     pub visibility: Visibility,
+    /// Whether it is outside the mesh.
+    pub external: bool,
+    /// Identities its servers may have besides those of its endpoints.
+    pub subject_alt_names: Vec<String>,
+}
+
+/// Where a service comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Registry {
+    /// A Kubernetes Service.
+    Kubernetes,
+    /// A host of a ServiceEntry.
+    ServiceEntry,
 }
 
 /// How an endpoint of a service is chosen.
@@ -39,8 +60,14 @@ pub struct Service {
 pub enum Resolution {
     /// The proxy balances over the known endpoints.
     ClientSide,
-    /// Headless: the caller chose an address, which is kept.
+    /// The caller chose an address, which is kept: headless Services, and ServiceEntries of resolution NONE.
     Passthrough,
+    /// The proxy looks up the endpoints' names and balances over all addresses.
+    Dns,
+    /// The proxy looks up the name and uses its addresses in turn.
+    DnsRoundRobin,
+    /// The proxy looks up the name a request is for.
+    DynamicDns,
     /// `ExternalName`: an alias of this DNS name, in lower case without a final dot.
     Alias(String),
 }
@@ -103,7 +130,17 @@ impl Service {
             selector: spec.selector.unwrap_or_default().into(),
             visibility: Visibility::parse(&export_to, default_export_to, &name.namespace),
             name,
+            registry: Registry::Kubernetes,
+            ranges: Vec::new(),
+            auto_address: None,
+            external: false,
+            subject_alt_names: Vec::new(),
         }
+    }
+
+    /// What identifies it: its namespace and host name.
+    pub fn key(&self) -> ObjectName {
+        ObjectName { namespace: self.name.namespace.clone(), name: self.hostname.clone() }
     }
 
     /// The port with this number, of those the mesh carries: a UDP port may have the same.
@@ -120,13 +157,23 @@ impl Service {
     pub fn alias_of(&self) -> Option<&str> {
         match &self.resolution {
             Resolution::Alias(name) => Some(name),
-            Resolution::ClientSide | Resolution::Passthrough => None,
+            _ => None,
         }
     }
 
-    /// Whether it has no virtual address and callers connect to its pods directly.
+    /// Whether it is a Kubernetes Service without a virtual address, whose callers connect to its pods directly.
     pub fn is_headless(&self) -> bool {
+        self.registry == Registry::Kubernetes && self.keeps_destination()
+    }
+
+    /// Whether connections go where their caller meant them to.
+    pub fn keeps_destination(&self) -> bool {
         self.resolution == Resolution::Passthrough
+    }
+
+    /// Whether it stands for many hosts: its host name has a leading wildcard.
+    pub fn is_wildcard(&self) -> bool {
+        self.hostname.starts_with('*')
     }
 }
 

@@ -7,10 +7,11 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lateen_api::MeshConfig;
 use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
 
+use crate::auto_address::{AutoAddresses, Claim};
 use crate::config::{Config, DestinationRule};
 use crate::delta::{Delta, Problem};
-use crate::endpoint::{Locality, ServiceEndpoints, Slice};
-use crate::hostname::{Hostname, resolve_host};
+use crate::endpoint::{Locality, Slice};
+use crate::hostname::resolve_host;
 use crate::name::ObjectName;
 use crate::pod::{Pod, PodPhase};
 use crate::service::Service;
@@ -37,6 +38,12 @@ pub enum Object {
     VirtualService(Box<lateen_api::VirtualService>),
     /// A DestinationRule.
     DestinationRule(Box<lateen_api::DestinationRule>),
+    /// A ServiceEntry.
+    ServiceEntry(Box<lateen_api::ServiceEntry>),
+    /// A WorkloadEntry.
+    WorkloadEntry(Box<lateen_api::WorkloadEntry>),
+    /// A WorkloadGroup.
+    WorkloadGroup(Box<lateen_api::WorkloadGroup>),
 }
 
 /// A change of one object.
@@ -81,6 +88,15 @@ pub struct Store {
     services_of_pod: BTreeMap<ObjectName, BTreeMap<ObjectName, usize>>,
     /// As given, to build services anew when mesh config changes their default visibility.
     raw_services: BTreeMap<ObjectName, Box<core::Service>>,
+    /// Kubernetes Services by namespace and host name.
+    kubernetes: BTreeMap<ObjectName, Arc<Service>>,
+    /// The ServiceEntries that claim a host, by its namespace and name.
+    claims: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// ServiceEntries that select workloads.
+    selecting: BTreeSet<ObjectName>,
+    auto_addresses: AutoAddresses,
+    /// The claim each host with an automatic address has on it.
+    auto_claims: BTreeMap<ObjectName, Claim>,
 }
 
 impl Store {
@@ -95,6 +111,11 @@ impl Store {
             slices_of_service: BTreeMap::new(),
             services_of_pod: BTreeMap::new(),
             raw_services: BTreeMap::new(),
+            kubernetes: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            selecting: BTreeSet::new(),
+            auto_addresses: AutoAddresses::default(),
+            auto_claims: BTreeMap::new(),
         }
     }
 
@@ -177,6 +198,21 @@ impl Store {
                     }
                 }
             }
+            Object::ServiceEntry(object) => {
+                let config = Arc::new(Config::new(*object));
+                self.set_service_entry(config.name.clone(), Some(config), delta);
+            }
+            Object::WorkloadEntry(object) => {
+                let config = Arc::new(Config::new(*object));
+                self.set_workload_entry(config.name.clone(), Some(config), delta);
+            }
+            Object::WorkloadGroup(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.workload_groups.get(&config.name) != Some(&config) {
+                    delta.workload_groups.insert(config.name.clone());
+                    self.world.workload_groups.insert(config.name.clone(), config);
+                }
+            }
         }
     }
 
@@ -218,6 +254,18 @@ impl Store {
                     self.note_rule(&old, delta);
                 }
             }
+            Object::ServiceEntry(object) => {
+                self.set_service_entry(ObjectName::of(&object.metadata), None, delta);
+            }
+            Object::WorkloadEntry(object) => {
+                self.set_workload_entry(ObjectName::of(&object.metadata), None, delta);
+            }
+            Object::WorkloadGroup(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.workload_groups.remove(&name).is_some() {
+                    delta.workload_groups.insert(name);
+                }
+            }
         }
     }
 
@@ -236,26 +284,20 @@ impl Store {
             Some(object) => self.raw_services.insert(name.clone(), object),
             None => self.raw_services.remove(&name),
         };
-        let old = self.world.services_by_name.get(&name).cloned();
-        if old == new {
-            return;
-        }
-        let Some(hostname) = new.as_ref().or(old.as_ref()).map(|service| service.hostname.clone()) else {
-            return;
+        let key = self.key_of(&name);
+        let old = match new {
+            Some(service) => self.kubernetes.insert(key.clone(), service),
+            None => self.kubernetes.remove(&key),
         };
-        delta.services.insert(hostname.clone());
-        match new {
-            Some(service) => {
-                self.world.services.insert(hostname.clone(), service.clone());
-                self.world.services_by_name.insert(name.clone(), service);
-            }
-            None => {
-                self.world.services.remove(&hostname);
-                self.world.services_by_name.remove(&name);
-            }
+        if self.kubernetes.get(&key) != old.as_ref() {
+            self.rebuild_service(&key, delta);
         }
-        // Slices may have come before their service, and outlive it for a moment.
-        self.rebuild_endpoints(&name, delta);
+    }
+
+    /// What identifies the service of a Kubernetes Service.
+    fn key_of(&self, name: &ObjectName) -> ObjectName {
+        let host = format!("{}.{}.svc.{}", name.name, name.namespace, self.world.domain);
+        ObjectName { namespace: name.namespace.clone(), name: host.into() }
     }
 
     fn set_slice(&mut self, name: &ObjectName, new: Option<Slice>, delta: &mut Delta) {
@@ -289,7 +331,7 @@ impl Store {
             self.slices.insert(name.clone(), new);
         }
         for service in touched {
-            self.rebuild_endpoints(&service, delta);
+            self.rebuild_endpoints(&self.key_of(&service), delta);
         }
     }
 
@@ -304,30 +346,6 @@ impl Store {
         if services.is_empty() {
             self.services_of_pod.remove(pod);
         }
-    }
-
-    fn rebuild_endpoints(&mut self, service: &ObjectName, delta: &mut Delta) {
-        let hostname: Hostname =
-            format!("{}.{}.svc.{}", service.name, service.namespace, self.world.domain).into();
-        let names = self.slices_of_service.get(service);
-        let new = (names.is_some() && self.world.services_by_name.contains_key(service)).then(|| {
-            let slices = names.into_iter().flatten().filter_map(|name| self.slices.get(name));
-            let world = &self.world;
-            Arc::new(ServiceEndpoints::build(
-                hostname.clone(),
-                slices,
-                |pod| world.pods.get(pod),
-                |node| world.nodes.get(node),
-            ))
-        });
-        if self.world.endpoints.get(&hostname) == new.as_ref() {
-            return;
-        }
-        delta.endpoints.insert(hostname.clone());
-        match new {
-            Some(endpoints) => self.world.endpoints.insert(hostname, endpoints),
-            None => self.world.endpoints.remove(&hostname),
-        };
     }
 
     fn set_pod(&mut self, name: ObjectName, new: Option<Arc<Pod>>, delta: &mut Delta) {
@@ -350,10 +368,14 @@ impl Store {
                 self.world.pods.remove(&name);
             }
         }
-        let services: Vec<_> =
-            self.services_of_pod.get(&name).into_iter().flat_map(|map| map.keys().cloned()).collect();
-        for service in services {
-            self.rebuild_endpoints(&service, delta);
+        let services = self.services_of_pod.get(&name).into_iter().flat_map(BTreeMap::keys);
+        let mut touched: BTreeSet<ObjectName> = services.map(|service| self.key_of(service)).collect();
+        let labels = |pod: &Option<Arc<Pod>>| pod.as_ref().map(|pod| pod.labels.clone());
+        for labels in [labels(&old), labels(&new)].into_iter().flatten() {
+            touched.extend(self.entries_selecting(&name.namespace, |key| labels.get(key)));
+        }
+        for key in touched {
+            self.rebuild_endpoints(&key, delta);
         }
     }
 
@@ -367,9 +389,9 @@ impl Store {
             None => self.world.nodes.remove(&node),
         };
         // Nodes rarely come, go or move; going through all services then is simpler than an index kept at all times.
-        let services: Vec<_> = self.slices_of_service.keys().cloned().collect();
-        for service in services {
-            self.rebuild_endpoints(&service, delta);
+        let keys: Vec<_> = self.world.endpoints.keys().cloned().collect();
+        for key in keys {
+            self.rebuild_endpoints(&key, delta);
         }
     }
 
@@ -399,9 +421,15 @@ impl Store {
             for (name, object) in std::mem::take(&mut self.raw_services) {
                 self.set_service(name, Some(object), delta);
             }
+            let claimed: Vec<_> = self.claims.keys().cloned().collect();
+            for key in claimed {
+                self.rebuild_service(&key, delta);
+            }
         }
     }
 }
+
+mod registry;
 
 #[cfg(test)]
 mod tests;

@@ -7,12 +7,12 @@ use imbl::{OrdMap, OrdSet};
 use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 
-use crate::config::{DestinationRule, Gateway, VirtualService};
+use crate::config::{DestinationRule, Gateway, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup};
 use crate::endpoint::{Locality, ServiceEndpoints};
 use crate::hostname::{Hostname, host_matches, resolve_host};
 use crate::name::ObjectName;
 use crate::pod::{Labels, Pod, labels_match};
-use crate::service::{Service, ServicePort, TargetPort};
+use crate::service::{Registry, Service, ServicePort, TargetPort};
 use crate::visibility::Visibility;
 
 /// A snapshot of everything the mesh's configuration is made of. Cloning costs a few reference counts.
@@ -21,9 +21,12 @@ pub struct World {
     pub(crate) version: u64,
     pub(crate) domain: Arc<str>,
     pub(crate) mesh: Arc<MeshConfig>,
-    pub(crate) services: OrdMap<Hostname, Arc<Service>>,
-    pub(crate) services_by_name: OrdMap<ObjectName, Arc<Service>>,
-    pub(crate) endpoints: OrdMap<Hostname, Arc<ServiceEndpoints>>,
+    /// The services of a host, one for each namespace that defines it: the Kubernetes Service first, then the oldest.
+    pub(crate) services: OrdMap<Hostname, Arc<[Arc<Service>]>>,
+    /// The same by namespace and host.
+    pub(crate) services_by_key: OrdMap<ObjectName, Arc<Service>>,
+    /// By namespace and host of the service.
+    pub(crate) endpoints: OrdMap<ObjectName, Arc<ServiceEndpoints>>,
     pub(crate) pods: OrdMap<ObjectName, Arc<Pod>>,
     /// Addresses of live pods; one address may be claimed twice while a pod is replaced.
     pub(crate) addresses: OrdSet<(IpAddr, ObjectName)>,
@@ -32,6 +35,9 @@ pub struct World {
     pub(crate) virtual_services: OrdMap<ObjectName, Arc<VirtualService>>,
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
+    pub(crate) service_entries: OrdMap<ObjectName, Arc<ServiceEntry>>,
+    pub(crate) workload_entries: OrdMap<ObjectName, Arc<WorkloadEntry>>,
+    pub(crate) workload_groups: OrdMap<ObjectName, Arc<WorkloadGroup>>,
     pub(crate) index: Arc<Index>,
 }
 
@@ -75,7 +81,7 @@ impl World {
             domain: domain.into(),
             mesh: Arc::new(mesh),
             services: OrdMap::new(),
-            services_by_name: OrdMap::new(),
+            services_by_key: OrdMap::new(),
             endpoints: OrdMap::new(),
             pods: OrdMap::new(),
             addresses: OrdSet::new(),
@@ -84,6 +90,9 @@ impl World {
             virtual_services: OrdMap::new(),
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
+            service_entries: OrdMap::new(),
+            workload_entries: OrdMap::new(),
+            workload_groups: OrdMap::new(),
             index: Arc::default(),
         }
     }
@@ -103,24 +112,57 @@ impl World {
         &self.mesh
     }
 
-    /// All services by host name.
+    /// All services by host name. One host may be defined in several namespaces: see [`World::service_for`].
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values()
+        self.services.values().flat_map(|services| services.iter())
     }
 
-    /// The service with this fully qualified host name.
+    /// The services that clients in `namespace` may use, one for each host, by host name.
+    pub fn visible_services(&self, namespace: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values().filter_map(move |services| preferred(services, namespace))
+    }
+
+    /// The service with this fully qualified host name; where several namespaces define it, the Kubernetes Service, else the
+    /// oldest.
     pub fn service(&self, hostname: &str) -> Option<&Arc<Service>> {
-        self.services.get(hostname)
+        self.services.get(hostname)?.first()
+    }
+
+    /// The service that clients in `namespace` mean by this fully qualified host name: of those they may use the Kubernetes
+    /// Service, else their own namespace's, else the oldest.
+    pub fn service_for(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
+        preferred(self.services.get(hostname)?, namespace)
+    }
+
+    /// The service of this host that a namespace defines.
+    pub fn service_in(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
+        self.services.get(hostname)?.iter().find(|service| *service.name.namespace == *namespace)
     }
 
     /// The service a rule in `namespace` means by `host`.
     pub fn resolve_service(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
-        self.services.get(resolve_host(host, namespace, &self.domain).as_str())
+        let host = resolve_host(host, namespace, &self.domain);
+        self.service_for(&host, namespace).or_else(|| self.service(&host))
     }
 
     /// The endpoints of a service.
-    pub fn endpoints(&self, hostname: &str) -> Option<&Arc<ServiceEndpoints>> {
-        self.endpoints.get(hostname)
+    pub fn endpoints(&self, service: &Service) -> Option<&Arc<ServiceEndpoints>> {
+        self.endpoints.get(&service.key())
+    }
+
+    /// All ServiceEntries by name.
+    pub fn service_entries(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        self.service_entries.values()
+    }
+
+    /// All WorkloadEntries by name.
+    pub fn workload_entries(&self) -> impl Iterator<Item = &Arc<WorkloadEntry>> {
+        self.workload_entries.values()
+    }
+
+    /// All WorkloadGroups by name.
+    pub fn workload_groups(&self) -> impl Iterator<Item = &Arc<WorkloadGroup>> {
+        self.workload_groups.values()
     }
 
     /// The pod of this name.
@@ -238,7 +280,7 @@ impl World {
         let pod = pod_name.as_ref().and_then(|name| self.pods.get(name));
         let from = ObjectName::new(&workload.namespace, "");
         let mut targets = Vec::new();
-        let same_namespace = self.services_by_name.range(from..).map(|(_, service)| service);
+        let same_namespace = self.services_by_key.range(from..).map(|(_, service)| service);
         for service in same_namespace.take_while(|service| service.name.namespace == workload.namespace) {
             for port in service.mesh_ports() {
                 let target_port = if service.selector.is_empty() {
@@ -260,12 +302,22 @@ impl World {
     }
 
     fn listed_port(&self, service: &Service, port: &ServicePort, workload: &Workload) -> Option<u16> {
-        let endpoints = self.endpoints.get(&service.hostname)?.of_port(&port.name);
+        let endpoints = self.endpoints(service)?.of_port(&port.name);
         endpoints
             .iter()
-            .find(|endpoint| workload.addresses.contains(&endpoint.address))
+            .find(|endpoint| endpoint.address.ip().is_some_and(|ip| workload.addresses.contains(&ip)))
             .map(|endpoint| endpoint.port)
     }
+}
+
+/// Of the services of one host, in order of precedence, the one that clients in a namespace mean.
+fn preferred<'a>(services: &'a [Arc<Service>], namespace: &str) -> Option<&'a Arc<Service>> {
+    let mut visible = services.iter().filter(|service| service.visibility.allows(namespace));
+    let first = visible.next()?;
+    if first.registry == Registry::Kubernetes || *first.name.namespace == *namespace {
+        return Some(first);
+    }
+    Some(visible.find(|service| *service.name.namespace == *namespace).unwrap_or(first))
 }
 
 impl Index {

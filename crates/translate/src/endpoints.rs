@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lateen_model::{Endpoint, Health, Locality, ServiceEndpoints, labels_match};
+use lateen_model::{Address, Endpoint, Health, Locality, Service, ServiceEndpoints, labels_match};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
@@ -25,8 +25,8 @@ pub(crate) struct EndpointInputs {
 pub(crate) fn inputs(
     scope: &Scope,
     cluster: &OutboundClusterInputs,
+    service: &Service,
     port_name: &str,
-    hostname: &str,
 ) -> Option<EndpointInputs> {
     if cluster.goes_to_original_dst() {
         return None;
@@ -35,7 +35,7 @@ pub(crate) fn inputs(
         cluster: cluster.name(),
         port_name: port_name.to_owned(),
         labels: cluster.subset_of_rule().map(|subset| subset.labels.clone()).unwrap_or_default(),
-        endpoints: scope.world.endpoints(hostname).cloned(),
+        endpoints: scope.world.endpoints(service).cloned(),
     })
 }
 
@@ -47,7 +47,10 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
         inputs.endpoints.as_ref().map(|endpoints| endpoints.of_port(&inputs.port_name)).unwrap_or_default();
     let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
     for endpoint in ready.filter(|endpoint| labels_match(&inputs.labels, &endpoint.labels)) {
-        localities.entry(&endpoint.locality).or_default().push(lb_endpoint(endpoint));
+        // EDS cannot carry names; they come from WorkloadEntries that are behind a service by mistake.
+        if !matches!(endpoint.address, Address::Dns(_)) {
+            localities.entry(&endpoint.locality).or_default().push(lb_endpoint(endpoint));
+        }
     }
     let endpoints = localities
         .into_iter()
@@ -57,7 +60,7 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
                 zone: locality.zone.clone(),
                 sub_zone: locality.sub_zone.clone(),
             }),
-            load_balancing_weight: wire::uint32(u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX)),
+            load_balancing_weight: wire::uint32(total_weight(&lb_endpoints)),
             lb_endpoints,
             ..Default::default()
         })
@@ -70,19 +73,27 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
     encode(inputs.cluster.clone(), &message)
 }
 
+/// A locality weighs as much as its endpoints together.
+fn total_weight(endpoints: &[endpoint::LbEndpoint]) -> u32 {
+    let weights = endpoints.iter().filter_map(|endpoint| endpoint.load_balancing_weight);
+    weights.fold(0, |sum, weight| sum.saturating_add(weight.value))
+}
+
 fn lb_endpoint(from: &Endpoint) -> endpoint::LbEndpoint {
-    let address = wire::address(&from.address.to_string(), from.port);
+    let address = match &from.address {
+        Address::Unix(path) => wire::pipe(path),
+        address => wire::address(&address.to_string(), from.port),
+    };
     endpoint::LbEndpoint {
         health_status: core::HealthStatus::Healthy as i32,
         host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
             address: Some(address),
             ..Default::default()
         })),
+        load_balancing_weight: wire::uint32(from.weight),
         metadata: from
-            .pod
-            .as_ref()
-            .map(|pod| wire::istio_metadata("workload", &workload(from, &pod.namespace))),
-        ..Default::default()
+            .namespace()
+            .map(|namespace| wire::istio_metadata("workload", &workload(from, namespace))),
     }
 }
 

@@ -68,7 +68,7 @@ pub fn generate_endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<
     for service in scope.services_in(extent) {
         for cluster in clusters::outbound_inputs(scope, service) {
             let Some(port) = service.port(cluster.port()) else { continue };
-            if let Some(inputs) = endpoints::inputs(scope, &cluster, &port.name, &service.hostname) {
+            if let Some(inputs) = endpoints::inputs(scope, &cluster, service, &port.name) {
                 resources.push(cache.resource(ResourceType::Endpoint, &inputs, endpoints::load_assignment));
             }
         }

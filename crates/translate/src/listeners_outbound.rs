@@ -91,9 +91,9 @@ fn addresses_of(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<IpA
     if !service.is_headless() {
         return service.addresses.clone();
     }
-    let endpoints = scope.world.endpoints(&service.hostname);
+    let endpoints = scope.world.endpoints(service);
     let of_port = endpoints.map(|endpoints| endpoints.of_port(&port.name)).unwrap_or_default();
-    of_port.iter().map(|endpoint| endpoint.address).collect()
+    of_port.iter().filter_map(|endpoint| endpoint.address.ip()).collect()
 }
 
 /// Whether listeners of a service follow its endpoints.

@@ -121,14 +121,13 @@ impl Proxy {
     /// costs next to nothing for the proxies it does not concern.
     pub fn class_may_change(&self, delta: &Delta, world: &World) -> bool {
         let namespace = &self.workload.namespace;
-        let here = |host: &Hostname| host.split('.').nth(1) == Some(namespace);
         let pod = self.workload.pod.as_deref();
         // Endpoints say which ports lead to a workload only for services without a selector.
         let by_address = |host: &Hostname| {
-            here(host) && world.service(host).is_some_and(|service| service.selector.is_empty())
+            world.service_in(host, namespace).is_some_and(|service| service.selector.is_empty())
         };
         delta.pods.iter().any(|changed| changed.namespace == *namespace && Some(&*changed.name) == pod)
-            || delta.services.iter().any(here)
+            || delta.service_namespaces.contains(namespace)
             || delta.endpoints.iter().any(by_address)
     }
 }

@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lateen_model::{Delta, Hostname, ObjectName, Service, VirtualService, World};
+use lateen_model::{Delta, Hostname, ObjectName, Registry, Service, VirtualService, World};
 
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
@@ -27,10 +27,11 @@ pub struct Scope {
 impl Scope {
     /// The part of a world that a class may see.
     pub fn new(world: Arc<World>, class: Arc<ProxyClass>) -> Self {
-        let visible = |service: &&Arc<Service>| {
-            service.visibility.allows(&class.namespace) && service.alias_of().is_none()
+        // ServiceEntries are not translated yet.
+        let of_use = |service: &&Arc<Service>| {
+            service.registry == Registry::Kubernetes && service.alias_of().is_none()
         };
-        let services = world.services().filter(visible).cloned().collect();
+        let services = world.visible_services(&class.namespace).filter(of_use).cloned().collect();
         let aliases = Arc::new(aliases(&world, &class.namespace));
         let virtual_services = virtual_services(&world, &class);
         let settings = Arc::new(Settings::new(world.mesh()));
@@ -84,10 +85,12 @@ const ALIAS_DEPTH: usize = 10;
 
 fn aliases(world: &World, namespace: &str) -> BTreeMap<Hostname, Vec<ObjectName>> {
     let mut aliases: BTreeMap<Hostname, Vec<ObjectName>> = BTreeMap::new();
-    for alias in world.services().filter(|service| service.visibility.allows(namespace)) {
+    for alias in world.visible_services(namespace) {
         let mut meant = alias;
         for _ in 0..ALIAS_DEPTH {
-            let Some(next) = meant.alias_of().and_then(|host| world.service(host)) else { break };
+            let Some(next) = meant.alias_of().and_then(|host| world.service_for(host, namespace)) else {
+                break;
+            };
             meant = next;
         }
         if !Arc::ptr_eq(meant, alias) && meant.alias_of().is_none() {

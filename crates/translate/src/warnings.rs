@@ -3,7 +3,8 @@
 use lateen_api::networking::destination_rule::{ClientTlsMode, TrafficPolicy};
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_model::{
-    DestinationRule, Gateway, ObjectName, VirtualService, World, resolve_gateway, resolve_host,
+    DestinationRule, Gateway, ObjectName, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup, World,
+    resolve_gateway, resolve_host,
 };
 
 use crate::gateways::serves_plain_http;
@@ -235,6 +236,25 @@ fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<
             warnings.push(Warning::no_effect(format!("{path}.{field}")));
         }
     }
+}
+
+/// Warnings about a ServiceEntry in a world.
+pub fn check_service_entry(_: &ServiceEntry, _: &World) -> Vec<Warning> {
+    vec![Warning::no_effect("spec")]
+}
+
+/// Warnings about a WorkloadEntry in a world.
+pub fn check_workload_entry(entry: &WorkloadEntry, _: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    if !entry.spec.network.is_empty() {
+        warnings.push(Warning::no_effect_as("spec.network", "all endpoints are reached directly"));
+    }
+    warnings
+}
+
+/// Warnings about a WorkloadGroup.
+pub fn check_workload_group(_: &WorkloadGroup) -> Vec<Warning> {
+    vec![Warning::no_effect_as("spec", "workloads do not register themselves; make WorkloadEntries")]
 }
 
 /// Warnings about a Gateway in a world.

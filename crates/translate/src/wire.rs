@@ -41,6 +41,12 @@ pub(crate) fn address(address: &str, port: u16) -> core::Address {
     core::Address { address: Some(core::address::Address::SocketAddress(socket_address(address, port))) }
 }
 
+/// A Unix socket.
+pub(crate) fn pipe(path: &str) -> core::Address {
+    let pipe = core::Pipe { path: path.to_owned(), ..Default::default() };
+    core::Address { address: Some(core::address::Address::Pipe(pipe)) }
+}
+
 /// Over the same ADS stream, waiting for as long as it takes: a default would let listeners serve 404s meanwhile.
 pub(crate) fn ads() -> core::ConfigSource {
     core::ConfigSource {

@@ -2,7 +2,10 @@
 pub mod destination_rule;
 pub mod gateway;
 pub mod load_balancing;
+pub mod service_entry;
 pub mod virtual_service;
+pub mod workload_entry;
+pub mod workload_group;
 
 use serde::{Deserialize, Serialize};
 

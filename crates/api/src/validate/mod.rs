@@ -5,10 +5,12 @@ pub(crate) mod header_value;
 mod hosts;
 mod http_route;
 mod re2;
+mod service_entry;
 mod virtual_service;
 
 pub use destination_rule::validate_destination_rule;
 pub use gateway::validate_gateway;
+pub use service_entry::{validate_service_entry, validate_workload_entry, validate_workload_group};
 pub use virtual_service::validate_virtual_service;
 
 use crate::duration;

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::endpoint::Health;
-use crate::service::Resolution;
+use crate::endpoint::{Endpoint, Health};
+use crate::hostname::Hostname;
+use crate::service::{Registry, Resolution};
 use crate::world::Workload;
 
 fn service(name: &str, variant: u8) -> Object {
@@ -42,7 +43,7 @@ fn pod(name: &str, app: &str, phase: &str) -> Object {
         "metadata": {"namespace": "default", "name": name, "labels": {"app": app, "pod-template-hash": "abc"},
             "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-abc", "uid": "u", "controller": true}]},
         "spec": {"nodeName": "n", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
-        "status": {"podIP": format!("10.244.0.{}", name.len()), "phase": phase}});
+        "status": {"podIP": format!("10.244.0.{}", name.len()), "phase": phase, "conditions": [{"type": "Ready", "status": "True"}]}});
     Object::Pod(serde_json::from_value(object).expect("a Pod"))
 }
 
@@ -63,6 +64,37 @@ fn rule(namespace: &str, name: &str, host: &str, subset: &str) -> Object {
     let object = json!({"metadata": {"namespace": namespace, "name": name},
         "spec": {"host": host, "subsets": [{"name": subset, "labels": {"version": subset}}]}});
     Object::DestinationRule(serde_json::from_value(object).expect("a DestinationRule"))
+}
+
+fn entry(namespace: &str, name: &str, created: u8, spec: Value) -> Object {
+    let object = json!({"metadata": {"namespace": namespace, "name": name,
+        "creationTimestamp": format!("2024-01-01T00:00:0{created}Z")}, "spec": spec});
+    Object::ServiceEntry(serde_json::from_value(object).expect("a ServiceEntry"))
+}
+
+/// Some entries that overlap with each other and with the Services.
+fn entry_variant(namespace: &str, name: &str, variant: u8) -> Object {
+    let ports = json!([{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}]);
+    let spec = match variant {
+        0 => {
+            json!({"hosts": ["x.com", A], "ports": ports, "resolution": "STATIC", "endpoints": [{"address": "1.2.3.4"}]})
+        }
+        1 => json!({"hosts": ["x.com"], "ports": ports, "resolution": "DNS", "exportTo": ["."]}),
+        2 => {
+            json!({"hosts": ["x.com", "*.y.com"], "ports": [{"number": 81, "name": "b"}], "addresses": ["10.1.0.0/16"]})
+        }
+        _ => {
+            json!({"hosts": ["x.com", "b.default.svc.cluster.local"], "ports": ports, "resolution": "STATIC",
+            "workloadSelector": {"labels": {"app": "a"}}})
+        }
+    };
+    entry(namespace, name, variant, spec)
+}
+
+fn workload_entry(name: &str, app: &str, address: &str) -> Object {
+    let object = json!({"metadata": {"namespace": "default", "name": name, "labels": {"app": app}},
+        "spec": {"address": address, "weight": 3, "serviceAccount": "vm", "locality": "r/z", "labels": {"app": "z", "v": "1"}}});
+    Object::WorkloadEntry(serde_json::from_value(object).expect("a WorkloadEntry"))
 }
 
 fn gateway(selector: &str) -> Object {
@@ -95,6 +127,9 @@ fn identity(object: &Object) -> (u8, String) {
         Object::Gateway(object) => (6, &object.metadata),
         Object::VirtualService(object) => (7, &object.metadata),
         Object::DestinationRule(object) => (8, &object.metadata),
+        Object::ServiceEntry(object) => (9, &object.metadata),
+        Object::WorkloadEntry(object) => (10, &object.metadata),
+        Object::WorkloadGroup(object) => (11, &object.metadata),
     };
     (kind, ObjectName::of(metadata).to_string())
 }
@@ -125,6 +160,10 @@ fn objects() -> impl Strategy<Value = Object> {
                 subset
             )),
         prop_oneof![Just("x"), Just("y")].prop_map(gateway),
+        (prop_oneof![Just("default"), Just("shop")], prop_oneof![Just("e"), Just("f")], 0..4u8)
+            .prop_map(|(namespace, name, variant)| entry_variant(namespace, name, variant)),
+        (prop_oneof![Just("w1"), Just("w2")], prop_oneof![Just("a"), Just("b")])
+            .prop_map(|(name, app)| workload_entry(name, app, "10.9.9.9")),
         prop_oneof![Just(""), Just("accessLogFile: /dev/stdout"), Just("defaultServiceExportTo: ['.']")]
             .prop_map(mesh),
     ]
@@ -135,7 +174,7 @@ proptest! {
 
     /// Whatever came and went, the world is the one a fresh store makes of the objects that are left, in another order.
     #[test]
-    fn the_world_depends_on_the_objects_alone(events in proptest::collection::vec((objects(), any::<bool>()), 0..40)) {
+    fn the_world_depends_on_the_objects_alone(events in proptest::collection::vec((objects(), proptest::bool::weighted(0.7)), 0..60)) {
         let mut store = Store::new(StoreOptions::default());
         let mut left: BTreeMap<(u8, String), Object> = BTreeMap::new();
         for (object, applied) in events {
@@ -153,7 +192,7 @@ proptest! {
             if delta.is_empty() {
                 prop_assert_eq!(content(&before), content(&after));
             }
-            let changed_services: BTreeSet<Hostname> = before.services.diff(&after.services).map(|item| host_of(&item)).collect();
+            let changed_services: BTreeSet<Hostname> = before.services_by_key.diff(&after.services_by_key).map(|item| host_of(&item)).collect();
             prop_assert_eq!(&changed_services, &delta.services);
             let changed_endpoints: BTreeSet<Hostname> = before.endpoints.diff(&after.endpoints).map(|item| host_of(&item)).collect();
             prop_assert_eq!(&changed_endpoints, &delta.endpoints);
@@ -173,15 +212,20 @@ proptest! {
     }
 }
 
-fn host_of<V>(item: &imbl::ordmap::DiffItem<'_, '_, Hostname, V>) -> Hostname {
+fn host_of<V>(item: &imbl::ordmap::DiffItem<'_, '_, ObjectName, V>) -> Hostname {
     use imbl::ordmap::DiffItem;
     match item {
-        DiffItem::Add(host, _) | DiffItem::Remove(host, _) => (*host).clone(),
-        DiffItem::Update { new: (host, _), .. } => (*host).clone(),
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) => key.name.clone(),
+        DiffItem::Update { new: (key, _), .. } => key.name.clone(),
     }
 }
 
 const A: &str = "a.default.svc.cluster.local";
+
+fn endpoints_of(world: &World, host: &str) -> Vec<Endpoint> {
+    let service = world.service(host).expect("the service");
+    world.endpoints(service).map(|endpoints| endpoints.of_port("http").to_vec()).unwrap_or_default()
+}
 
 #[test]
 fn endpoints_know_their_pod_whichever_comes_first() {
@@ -192,7 +236,7 @@ fn endpoints_know_their_pod_whichever_comes_first() {
     let mut backward = store_of(parts().into_iter().rev());
     assert_eq!(content(&forward.world()), content(&backward.world()));
     let world = forward.world();
-    let endpoints = world.endpoints(A).expect("endpoints").of_port("http");
+    let endpoints = endpoints_of(&world, A);
     assert_eq!(endpoints.len(), 2);
     assert_eq!((endpoints[0].health, endpoints[1].health), (Health::Healthy, Health::Unhealthy));
     assert_eq!(endpoints[0].labels["app"], "a");
@@ -311,4 +355,113 @@ fn addresses_lead_to_live_pods() {
     assert!(store.world().pod_at(&address).is_none());
     store.apply(Event::Applied(pod("qq", "a", "Running")));
     assert_eq!(store.world().pod_at(&address).map(|pod| pod.name.to_string()).as_deref(), Some("default/qq"));
+}
+
+#[test]
+fn entries_make_a_service_of_each_host() {
+    let mut store = store_of([entry_variant("shop", "e", 0), entry_variant("shop", "f", 2)]);
+    let world = store.world();
+    let x = world.service("x.com").expect("exists");
+    assert_eq!(
+        (x.registry, x.resolution.clone(), x.external),
+        (Registry::ServiceEntry, Resolution::ClientSide, true)
+    );
+    assert_eq!(x.ports.len(), 1, "an entry of another resolution adds nothing");
+    assert_eq!(endpoints_of(&world, "x.com")[0].address.to_string(), "1.2.3.4");
+    assert_eq!(endpoints_of(&world, "x.com")[0].port, 8080);
+    let wild = world.service("*.y.com").expect("exists");
+    assert!(wild.is_wildcard() && wild.keeps_destination() && !wild.is_headless());
+    assert_eq!(wild.ranges[0].to_string(), "10.1.0.0/16");
+    assert_eq!(wild.auto_address, None);
+    assert!(x.auto_address.is_some_and(|address| address.to_string().starts_with("240.240.")));
+    let delta = store.apply(Event::Deleted(entry_variant("shop", "e", 0)));
+    assert_eq!(delta.services, ["x.com".into(), A.into()].into());
+    assert_eq!(
+        store.world().service("x.com").map(|x| x.ports[0].port),
+        Some(81),
+        "the younger one has it now"
+    );
+}
+
+#[test]
+fn a_kubernetes_service_goes_before_entries_and_takes_their_endpoints() {
+    let mut store = store_of([entry_variant("default", "e", 0), entry_variant("shop", "e", 0)]);
+    assert_eq!(store.world().service(A).map(|a| a.registry), Some(Registry::ServiceEntry));
+    for object in [service("a", 0), slice("a", 0, &[("p", true)])] {
+        store.apply(Event::Applied(object));
+    }
+    let world = store.world();
+    let a = world.service(A).expect("exists");
+    assert_eq!((a.registry, a.auto_address), (Registry::Kubernetes, None));
+    let addresses: Vec<_> = endpoints_of(&world, A).iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(addresses, ["1.2.3.4", "10.244.0.1"], "of its own namespace's entry, not of the other's");
+    assert!(Arc::ptr_eq(world.service_for(A, "shop").expect("visible"), a));
+}
+
+#[test]
+fn clients_use_their_own_namespaces_entry_then_the_oldest_that_they_see() {
+    let mut store =
+        store_of([entry_variant("shop", "e", 1), entry_variant("b", "e", 3), entry_variant("a", "e", 3)]);
+    let world = store.world();
+    let namespace =
+        |client: &str| world.service_for("x.com", client).map(|found| found.name.namespace.to_string());
+    assert_eq!(namespace("shop").as_deref(), Some("shop"));
+    assert_eq!(namespace("b").as_deref(), Some("b"));
+    assert_eq!(namespace("elsewhere").as_deref(), Some("a"), "the older one is for its own namespace only");
+    assert_eq!(world.visible_services("elsewhere").filter(|one| &*one.hostname == "x.com").count(), 1);
+}
+
+#[test]
+fn workload_entries_are_endpoints_of_services_and_of_entries() {
+    let mut store = store_of([
+        service("a", 0),
+        pod("p", "a", "Running"),
+        entry_variant("default", "e", 3),
+        workload_entry("w1", "a", "10.9.9.9"),
+        workload_entry("w2", "b", "10.9.9.8"),
+    ]);
+    let world = store.world();
+    let of_service = endpoints_of(&world, A);
+    assert_eq!(of_service.len(), 1, "its pods come by slices");
+    let one = &of_service[0];
+    assert_eq!((one.address.to_string().as_str(), one.port, one.weight), ("10.9.9.9", 8080, 3));
+    assert_eq!((one.workload.as_str(), one.service_account.as_str()), ("w1", "vm"));
+    assert_eq!((one.locality.region.as_str(), one.locality.zone.as_str()), ("r", "z"));
+    assert_eq!(
+        (one.labels["app"].as_str(), one.labels["v"].as_str()),
+        ("a", "1"),
+        "the object's labels go first"
+    );
+    let of_entry: Vec<_> = endpoints_of(&world, "x.com").iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(of_entry, ["10.9.9.9", "10.244.0.1"]);
+    let delta = store.apply(Event::Applied(workload_entry("w2", "a", "10.9.9.8")));
+    assert_eq!(delta.services, BTreeSet::new());
+    assert_eq!(delta.endpoints, [A.into(), "x.com".into(), "b.default.svc.cluster.local".into()].into());
+    let delta = store.apply(Event::Applied(pod("p", "c", "Running")));
+    assert_eq!(delta.endpoints, ["x.com".into(), "b.default.svc.cluster.local".into()].into());
+}
+
+#[test]
+fn names_without_endpoints_are_looked_up_themselves() {
+    let mut store = store_of([entry_variant("default", "e", 1)]);
+    let world = store.world();
+    let found = endpoints_of(&world, "x.com");
+    assert_eq!(
+        (found[0].address.clone(), found[0].port),
+        (crate::endpoint::Address::Dns("x.com".into()), 8080)
+    );
+}
+
+#[test]
+fn a_label_keeps_an_entry_without_an_automatic_address() {
+    let mut object = entry_variant("default", "e", 1);
+    if let Object::ServiceEntry(entry) = &mut object {
+        let label = ("networking.istio.io/enable-autoallocate-ip".to_owned(), "false".to_owned());
+        entry.metadata.labels = Some([label].into());
+    }
+    let mut store = store_of([object]);
+    assert_eq!(store.world().service("x.com").map(|x| x.auto_address), Some(None));
+    let delta = store.apply(Event::Applied(entry_variant("default", "e", 1)));
+    assert_eq!(delta.services, ["x.com".into()].into());
+    assert!(store.world().service("x.com").is_some_and(|x| x.auto_address.is_some()));
 }
