@@ -8,6 +8,7 @@ mod message;
 
 pub mod crd;
 pub mod duration;
+pub mod grpc;
 pub mod mesh;
 pub mod networking;
 pub mod object;

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::failure::Failure;
+use crate::filters::throttle::Throttle;
 use crate::response_stream::ResponseStream;
 
 /// Error of a body: the other side's stream broke.
@@ -21,6 +22,8 @@ pub(crate) enum ResponseBody {
     Empty,
     /// A local reply's text.
     Text(Option<Bytes>),
+    /// A local reply that may pass only so fast.
+    Slow(Box<(Throttle, ResponseBody)>),
     /// What comes from upstream.
     Stream(Box<ResponseStream>),
 }
@@ -29,6 +32,14 @@ impl ResponseBody {
     /// A body with a text; an empty one has no frame.
     pub(crate) fn text(text: Bytes) -> Self {
         if text.is_empty() { Self::Empty } else { Self::Text(Some(text)) }
+    }
+
+    /// The same body, passing only so fast.
+    pub(crate) fn slowed(self, throttle: Throttle) -> Self {
+        match self {
+            Self::Text(_) => Self::Slow(Box::new((throttle, self))),
+            other => other,
+        }
     }
 }
 
@@ -44,6 +55,10 @@ impl Body for ResponseBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Slow(slow) => {
+                let (throttle, body) = &mut **slow;
+                throttle.poll_frame(body, cx)
+            }
             Self::Stream(stream) => stream.poll_frame(cx),
         }
     }
@@ -53,6 +68,7 @@ impl Body for ResponseBody {
         match self {
             Self::Empty => true,
             Self::Text(text) => text.is_none(),
+            Self::Slow(slow) => slow.0.is_empty() && slow.1.is_end_stream(),
             Self::Stream(stream) => stream.is_end_stream(),
         }
     }
@@ -62,6 +78,10 @@ impl Body for ResponseBody {
         match self {
             Self::Empty | Self::Text(None) => SizeHint::with_exact(0),
             Self::Text(Some(text)) => SizeHint::with_exact(text.len() as u64),
+            // A text has one frame, which is held back in part or not at all.
+            Self::Slow(slow) => {
+                SizeHint::with_exact(slow.0.held() + slow.1.size_hint().exact().unwrap_or_default())
+            }
             Self::Stream(stream) => stream.size_hint(),
         }
     }

@@ -8,6 +8,7 @@ use lateen_ir::{ConnectionView, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::context::ConnectionInfo;
+use crate::filters::{self, LocalFilter};
 use crate::inspect::Inspected;
 use crate::signal::Signal;
 use crate::snapshot::{ChainConfig, Terminal};
@@ -21,14 +22,17 @@ pub(crate) struct ChainRuntime {
     pub(crate) config: Arc<ChainConfig>,
     /// Fired when the chain is replaced or removed: its connections finish.
     pub(crate) drain: Signal,
-    http: Option<Rc<HttpStats>>,
+    http: Option<(Rc<HttpStats>, Rc<[LocalFilter]>)>,
     tcp: Option<Rc<TcpStats>>,
 }
 
 impl ChainRuntime {
     pub(crate) fn new(config: Arc<ChainConfig>, worker: &Worker) -> Rc<Self> {
         let (http, tcp) = match &config.terminal {
-            Terminal::Http(http) => (Some(worker.stats.http(&http.stat_name)), None),
+            Terminal::Http(http) => {
+                let filters = filters::local(&http.filters, &http.stat_name, &worker.stats);
+                (Some((worker.stats.http(&http.stat_name), filters)), None)
+            }
             Terminal::Tcp(tcp) => (None, Some(worker.stats.tcp(&tcp.stat_name))),
             Terminal::Close | Terminal::Echo | Terminal::DirectResponse(_) => (None, None),
         };
@@ -67,13 +71,13 @@ pub(crate) async fn serve(
     buffer_limit: u32,
 ) {
     match (&chain.config.terminal, &chain.http, &chain.tcp) {
-        (Terminal::Http(config), Some(stats), _) => {
+        (Terminal::Http(config), Some((stats, filters)), _) => {
             // Boxed: HTTP connections are the long-lived and by far the largest case.
             Box::pin(http_connection::serve(
                 stream,
                 info,
                 config.clone(),
-                stats.clone(),
+                (stats.clone(), filters.clone()),
                 chain.drain.clone(),
                 worker.clone(),
                 buffer_limit,

@@ -10,6 +10,7 @@ use lateen_xds::pb::envoy::config::listener::v3::Listener as ListenerMessage;
 use prost::Message;
 
 use crate::dial::socket_option_supported;
+use crate::filters;
 use crate::snapshot::{
     ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig,
     Terminal, stat_name,
@@ -43,11 +44,12 @@ impl Slots {
     }
 }
 
-/// Slots of both kinds.
+/// Slots of every kind.
 #[derive(Default)]
 pub(crate) struct Names {
     pub(crate) clusters: Slots,
     pub(crate) routes: Slots,
+    pub(crate) filters: Slots,
 }
 
 /// A content hash that is the same for the same bytes as long as the engine runs.
@@ -63,7 +65,8 @@ pub(crate) fn fingerprint(parts: &[&[u8]]) -> u64 {
 /// A route configuration with its clusters' slots.
 pub(crate) fn routes(config: Arc<ir::RouteConfiguration>, names: &mut Names) -> Arc<RouteConfig> {
     let slots = slots(config.table.clusters(), names);
-    Arc::new(RouteConfig { ir: config, slots })
+    let filters = config.filters.iter().map(|name| names.filters.of(name)).collect();
+    Arc::new(RouteConfig { ir: config, slots, filters })
 }
 
 fn slots(clusters: &[Arc<str>], names: &mut Names) -> Box<[ClusterSlot]> {
@@ -130,7 +133,8 @@ fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> HttpConfig {
     let logs = !hcm.access_log.is_empty()
         || !hcm.local_reply.mappers.is_empty()
         || hcm.router().is_some_and(|router| !router.upstream_log.is_empty());
-    HttpConfig { stat_name: stat_name(&hcm.stat_prefix), routes, logs, hcm }
+    let filters = filters::compile(&hcm, |name| names.filters.of(name));
+    HttpConfig { stat_name: stat_name(&hcm.stat_prefix), routes, filters, logs, hcm }
 }
 
 /// RDS names of a listener, with how long to wait for each.

@@ -13,6 +13,7 @@ use lateen_ir::{Route, VirtualHost};
 use crate::body::RequestSource;
 use crate::cluster::LocalCluster;
 use crate::failure::Flags;
+use crate::filters::{FilterState, LocalFilter};
 use crate::finish;
 use crate::host::Host;
 use crate::http_connection::{MillisText, PeerText};
@@ -47,6 +48,8 @@ pub(crate) struct HttpConnection {
     pub(crate) info: ConnectionInfo,
     pub(crate) config: Arc<HttpConfig>,
     pub(crate) stats: Rc<HttpStats>,
+    /// This worker's side of `config.filters`.
+    pub(crate) filters: Rc<[LocalFilter]>,
     pub(crate) buffer_limit: u32,
     /// Fired when the connection is to finish.
     pub(crate) drain: Signal,
@@ -95,6 +98,10 @@ pub(crate) struct RequestContext {
     pub(crate) routes: Option<Arc<RouteConfig>>,
     pub(crate) virtual_host: Option<Arc<VirtualHost>>,
     pub(crate) route: Option<Arc<Route>>,
+    /// Position of the route's weighted cluster that was chosen.
+    pub(crate) weighted: Option<usize>,
+    /// What HTTP filters keep of it.
+    pub(crate) filters: Vec<FilterState>,
     pub(crate) cluster: Option<Rc<LocalCluster>>,
     pub(crate) host: Option<Rc<Host>>,
     pub(crate) upstream: Option<Rc<ConnectionFacts>>,

@@ -20,6 +20,9 @@ macro_rules! flags {
 }
 
 flags! {
+    // Faults are injected before anything is sent.
+    DELAY_INJECTED = 17, "DI", "DelayInjected";
+    FAULT_INJECTED = 18, "FI", "FaultInjected";
     // Envoy prints flags in the order they were set, and this one is set before the last attempt's own.
     UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";
     NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
@@ -48,6 +51,11 @@ impl Flags {
 
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
+    }
+
+    /// True when nothing went wrong: a request that is merely delayed on purpose goes on.
+    pub(crate) fn untroubled(self) -> bool {
+        self.0 & !Self::DELAY_INJECTED.0 == 0
     }
 
     pub(crate) fn contains(self, other: Flags) -> bool {
@@ -160,10 +168,12 @@ pub(crate) enum Failure {
     Http10,
     /// An upgrade that is not configured.
     UpgradeFailed,
+    /// An HTTP filter answers.
+    ByFilter(Box<Reply>),
 }
 
 /// The answer to a [`Failure`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) body: Cow<'static, str>,
@@ -173,16 +183,26 @@ pub(crate) struct Reply {
     pub(crate) overloaded: bool,
     /// The connection must not be used again (HTTP/1).
     pub(crate) close: bool,
+    /// For gRPC clients; `None`: what the HTTP status means.
+    pub(crate) grpc_status: Option<u32>,
 }
 
 impl Reply {
-    fn new(
+    pub(crate) fn new(
         status: StatusCode,
         body: impl Into<Cow<'static, str>>,
         flag: Flags,
         details: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { status, body: body.into(), flag, details: details.into(), overloaded: false, close: false }
+        Self {
+            status,
+            body: body.into(),
+            flag,
+            details: details.into(),
+            overloaded: false,
+            close: false,
+            grpc_status: None,
+        }
     }
 }
 
@@ -239,6 +259,7 @@ impl Failure {
                 Flags::DOWNSTREAM_PROTOCOL_ERROR,
                 "low_version",
             )),
+            Self::ByFilter(reply) => (**reply).clone(),
             Self::UpgradeFailed => closing(Reply::new(S::FORBIDDEN, "", Flags::default(), "upgrade_failed")),
         }
     }

@@ -10,7 +10,7 @@ pub(crate) fn finish(context: &mut RequestContext) {
         context.flags.insert(Flags::STREAM_IDLE_TIMEOUT);
         context.details = "stream_idle_timeout".into();
     }
-    if !context.complete && context.flags.is_empty() {
+    if !context.complete && context.flags.untroubled() {
         context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
         if context.status.is_none() || context.details == "via_upstream" {
             context.details = CLIENT_GONE.into();

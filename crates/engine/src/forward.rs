@@ -1,11 +1,12 @@
 //! Step 7: the cluster of a request and the head it is sent with; `trial` does the attempts.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderName;
-use lateen_ir::{ClusterSpecifier, Forward, HeaderMutations, PathRewrite, PickedCluster, Route};
+use lateen_ir::{
+    Action, ClusterSpecifier, Forward, HeaderMutations, PathRewrite, PickedCluster, Route, WeightedTarget,
+};
 use smallvec::SmallVec;
 
 use crate::answer::Answer;
@@ -25,12 +26,11 @@ const KEPT_WITHOUT_RETRIES: usize = 16 * 1024;
 
 /// Sends the request on and waits for the head of the answer.
 pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> Result<Box<Answer>, Failure> {
-    let (cluster, weighted) = pick_cluster(context, action);
-    let Some(cluster) = cluster else {
+    let Some(cluster) = context.cluster.clone() else {
         context.connection.stats.no_cluster.inc();
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
-    context.cluster = Some(cluster.clone());
+    let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     let timeout = route_timeout(context, action);
     prepare_head(context, action, weighted.as_ref(), timeout);
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
@@ -42,8 +42,8 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     if policy.is_none() {
         source.keep_at_most(KEPT_WITHOUT_RETRIES);
     }
-    let idle_timeout = action.idle_timeout.unwrap_or(context.connection.config.hcm.stream_idle_timeout);
-    let stream_end = stream_end(context, action, &cluster);
+    let idle_timeout = idle_timeout(context);
+    let stream_end = stream_end(context, Some(&cluster));
     let mut trial = Trial {
         context,
         action,
@@ -77,7 +77,7 @@ fn charge_failure(cluster: &LocalCluster, failure: &Failure) {
 
 pub(crate) fn weighted_entry(route: &Route, index: usize) -> Option<&lateen_ir::WeightedCluster> {
     match &route.action {
-        lateen_ir::Action::Forward(action) => match &action.cluster {
+        Action::Forward(action) => match &action.cluster {
             ClusterSpecifier::Weighted(weighted) => weighted.clusters.get(index),
             _ => None,
         },
@@ -88,11 +88,10 @@ pub(crate) fn weighted_entry(route: &Route, index: usize) -> Option<&lateen_ir::
 /// A weighted cluster: its route, and its position there.
 pub(crate) type WeightedEntry = (Arc<Route>, usize);
 
-/// The cluster of the route, and which weighted entry it was.
-fn pick_cluster(
-    context: &RequestContext,
-    action: &Forward,
-) -> (Option<Rc<LocalCluster>>, Option<WeightedEntry>) {
+/// Chooses the cluster of the request's route, and which weighted entry of it. Filters want to know, so this happens with routing.
+pub(crate) fn choose_cluster(context: &mut RequestContext) {
+    let Some(route) = context.route.clone() else { return };
+    let Action::Forward(action) = &route.action else { return };
     let worker = &context.connection.worker;
     let picked = action.cluster.pick(&request_view(context), worker.random());
     let cluster = match picked.cluster {
@@ -103,13 +102,37 @@ fn pick_cluster(
         PickedCluster::Named(name) => context.view.cluster_named(name, worker),
         PickedCluster::HeaderMissing => None,
     };
-    let entry = match (&action.cluster, picked.weighted) {
+    context.weighted = match (&action.cluster, picked.weighted) {
         (ClusterSpecifier::Weighted(all), Some(entry)) => {
             all.clusters.iter().position(|e| std::ptr::eq(e, entry))
         }
         _ => None,
     };
-    (cluster, entry.and_then(|index| Some((context.route.clone()?, index))))
+    context.cluster = cluster;
+}
+
+/// Name of the cluster the request's route leads to, whether it exists or not.
+pub(crate) fn cluster_name(context: &RequestContext) -> Option<&str> {
+    let route = context.route.as_ref()?;
+    let Action::Forward(action) = &route.action else { return None };
+    let named_by = |name: &HeaderName| context.head.headers.get(name)?.to_str().ok();
+    match &action.cluster {
+        ClusterSpecifier::Cluster(cluster) => Some(&cluster.name),
+        ClusterSpecifier::Header(name) => named_by(name),
+        ClusterSpecifier::Weighted(_) => match &weighted_entry(route, context.weighted?)?.cluster {
+            WeightedTarget::Cluster(cluster) => Some(&cluster.name),
+            WeightedTarget::Header(name) => named_by(name),
+        },
+    }
+}
+
+/// How long a stream may be idle: as the route says, or else the connection manager.
+pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
+    let of_route = match context.route.as_ref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => action.idle_timeout,
+        _ => None,
+    };
+    of_route.unwrap_or(context.connection.config.hcm.stream_idle_timeout)
 }
 
 fn route_timeout(context: &RequestContext, action: &Forward) -> Option<Duration> {
@@ -127,9 +150,13 @@ fn route_timeout(context: &RequestContext, action: &Forward) -> Option<Duration>
 }
 
 /// `max_stream_duration` of the route, the cluster or the connection manager, or a gRPC client's own deadline.
-fn stream_end(context: &RequestContext, action: &Forward, cluster: &LocalCluster) -> Option<Instant> {
+pub(crate) fn stream_end(context: &RequestContext, cluster: Option<&LocalCluster>) -> Option<Instant> {
     let manager = context.connection.config.hcm.common.max_stream_duration;
-    let of_route = action.max_stream_duration.unwrap_or(lateen_ir::MaxStreamDuration {
+    let of_route = match context.route.as_ref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => action.max_stream_duration,
+        _ => None,
+    };
+    let of_route = of_route.unwrap_or(lateen_ir::MaxStreamDuration {
         max_stream_duration: None,
         grpc_timeout_header_max: None,
         grpc_timeout_header_offset: None,
@@ -146,7 +173,8 @@ fn stream_end(context: &RequestContext, action: &Forward, cluster: &LocalCluster
         }
         _ => of_route.max_stream_duration.unwrap_or(manager),
     };
-    let limits = [limit, cluster.config.ir.http.common.max_stream_duration];
+    let of_cluster = cluster.and_then(|cluster| cluster.config.ir.http.common.max_stream_duration);
+    let limits = [limit, of_cluster];
     limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min().map(|limit| context.started + limit)
 }
 

@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 use crate::body::ResponseBody;
 use crate::context::{ConnectionInfo, HttpConnection};
 use crate::failure::Flags;
+use crate::filters::LocalFilter;
 use crate::format_values::{RefusedFacts, TcpFacts};
 use crate::http_request;
 use crate::inspect::speaks_http2;
@@ -54,7 +55,7 @@ pub(crate) async fn serve(
     mut stream: Stream,
     info: ConnectionInfo,
     config: Arc<HttpConfig>,
-    stats: Rc<HttpStats>,
+    (stats, filters): (Rc<HttpStats>, Rc<[LocalFilter]>),
     drain: Signal,
     worker: Rc<Worker>,
     buffer_limit: u32,
@@ -80,6 +81,7 @@ pub(crate) async fn serve(
         info,
         config,
         stats,
+        filters,
         buffer_limit,
         drain,
         active: Cell::new(0),

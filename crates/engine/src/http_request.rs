@@ -14,6 +14,7 @@ use crate::answer::Answer;
 use crate::body::{RequestSource, ResponseBody};
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::Failure;
+use crate::filters::{self, Flow};
 use crate::ingress::{self, Normalised, X_REQUEST_ID};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
@@ -44,6 +45,7 @@ pub(crate) async fn serve(
     match decided {
         Ok(Decision::Forwarded(answer)) => Ok(respond(context, *answer, upgrade)),
         Ok(Decision::Answered(response)) => Ok(local_reply::finish(context, response)),
+        Ok(Decision::Filtered(response)) => Ok(local_reply::finish_as_is(context, *response)),
         // Its end finds no answer and says so.
         Err(Failure::ClientGone) => Err(Gone),
         Err(failure) => Ok(local_reply::fail(context, &failure)),
@@ -60,6 +62,8 @@ enum Decision {
     Forwarded(Box<Answer>),
     /// A redirect or direct response.
     Answered(Response<ResponseBody>),
+    /// By an HTTP filter.
+    Filtered(Box<Response<ResponseBody>>),
 }
 
 fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
@@ -115,16 +119,26 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
         context.connection.stats.downstream_rq_non_relative_path.inc();
         return Err(Failure::NotAPath);
     }
-    find_route(context)?;
+    let routed = find_route(context);
+    if upgrade && !upgrade_allowed(context) {
+        context.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
+        return Err(Failure::UpgradeFailed);
+    }
+    let mut next = 0;
+    while next < context.connection.config.filters.len() {
+        match filters::decode(context, next)? {
+            Flow::Done => break,
+            Flow::Answered(response) => return Ok(Decision::Filtered(response)),
+            Flow::Paused(at) => {
+                Box::pin(filters::pause(context, at)).await?;
+                next = at + 1;
+            }
+        }
+    }
+    routed?;
     let Some(route) = context.route.clone() else { return Err(Failure::RouteNotFound) };
     match &route.action {
-        Action::Forward(action) => {
-            if upgrade && !upgrade::allowed(context, action) {
-                context.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
-                return Err(Failure::UpgradeFailed);
-            }
-            Ok(Decision::Forwarded(forward::forward(context, action).await?))
-        }
+        Action::Forward(action) => Ok(Decision::Forwarded(forward::forward(context, action).await?)),
         Action::Redirect(action) => {
             context.connection.stats.rq_redirect.inc();
             Ok(Decision::Answered(redirect::redirect(context, &route, action)))
@@ -134,6 +148,14 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
             Ok(Decision::Answered(redirect::direct(context, action)))
         }
         Action::NonForwarding => Err(Failure::RouteNotFound),
+    }
+}
+
+/// Whether the route, if it forwards, lets the client change the protocol.
+fn upgrade_allowed(context: &RequestContext) -> bool {
+    match context.route.as_ref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => upgrade::allowed(context, action),
+        _ => true,
     }
 }
 
@@ -163,13 +185,11 @@ fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
     }
     let https =
         context.virtual_host.as_ref().and_then(|host| redirect::required_https(context, host.require_tls));
-    match https {
-        None => Ok(()),
-        Some(forced) => {
-            context.route = Some(forced);
-            Ok(())
-        }
+    if let Some(forced) = https {
+        context.route = Some(forced);
     }
+    forward::choose_cluster(context);
+    Ok(())
 }
 
 /// What matchers look at.
@@ -218,6 +238,7 @@ fn respond(
         head.headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
     }
     mutate_response(&context, stream.weighted(), &mut head.headers);
+    filters::encode(&context, &mut head.headers);
     general_response_headers(&context, &mut head.headers, true);
     if connection.config.logs {
         context.response_headers = Some(head.headers.clone());
@@ -225,9 +246,7 @@ fn respond(
     let mut response = Response::new(ResponseBody::Empty);
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
-    if head.status.canonical_reason().is_none() {
-        response.extensions_mut().insert(UNKNOWN_REASON);
-    }
+    name_status(&mut response);
     if switching {
         upgrade::join(upgrade, head.extensions, context, stream);
         return response;
@@ -235,6 +254,15 @@ fn respond(
     let stream = ResponseStream::new(body, stream, context);
     *response.body_mut() = ResponseBody::Stream(Box::new(stream));
     response
+}
+
+/// Gives a status that Envoy has no words for its `Unknown`.
+pub(crate) fn name_status(response: &mut Response<ResponseBody>) {
+    let status = response.status();
+    let unknown = [StatusCode::IM_A_TEAPOT, StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS].contains(&status);
+    if unknown || status.canonical_reason().is_none() {
+        response.extensions_mut().insert(UNKNOWN_REASON);
+    }
 }
 
 /// A number as a header value; the common ones are not formatted.

@@ -90,6 +90,8 @@ pub(crate) fn receive(
         routes: None,
         virtual_host: None,
         route: None,
+        weighted: None,
+        filters: Vec::new(),
         cluster: None,
         host: None,
         upstream: None,

@@ -30,6 +30,7 @@ mod dial;
 mod dns;
 mod engine;
 mod failure;
+mod filters;
 mod finish;
 mod format_values;
 mod forward;

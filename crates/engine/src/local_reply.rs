@@ -11,8 +11,8 @@ use crate::body::ResponseBody;
 use crate::context::RequestContext;
 use crate::failure::Failure;
 use crate::header_mutations;
-use crate::http_request::{general_response_headers, mutate_response};
-use crate::{log_filter, render};
+use crate::http_request::{general_response_headers, mutate_response, name_status};
+use crate::{filters, log_filter, render};
 
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -21,6 +21,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Answers a failure.
 pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Response<ResponseBody> {
     let reply = failure.reply();
+    let grpc_status = reply.grpc_status;
     context.flags.insert(reply.flag);
     context.details = reply.details;
     let text = Bytes::from(reply.body.clone().into_owned().into_bytes());
@@ -36,21 +37,38 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     if reply.close && context.version != Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    finish(context, response)
+    finish_with(context, response, grpc_status)
 }
 
 /// Adds what every reply has, and notes the end of the request.
 pub(crate) fn finish(
+    context: Box<RequestContext>,
+    response: Response<ResponseBody>,
+) -> Response<ResponseBody> {
+    finish_with(context, response, None)
+}
+
+fn finish_with(
     mut context: Box<RequestContext>,
     mut response: Response<ResponseBody>,
+    grpc_status: Option<u32>,
 ) -> Response<ResponseBody> {
     // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
     mutate_response(&context, None, response.headers_mut());
     context.status = Some(response.status());
     map_reply(&mut context, &mut response);
     if is_grpc(&context.head.headers) && context.local_reply.is_some() {
-        as_grpc(&context, &mut response);
+        as_grpc(&context, &mut response, grpc_status);
     }
+    finish_as_is(context, response)
+}
+
+/// The same for an answer that a filter has made whole.
+pub(crate) fn finish_as_is(
+    mut context: Box<RequestContext>,
+    mut response: Response<ResponseBody>,
+) -> Response<ResponseBody> {
+    filters::encode(&context, response.headers_mut());
     general_response_headers(&context, response.headers_mut(), false);
     if context.head.method == Method::HEAD {
         if let ResponseBody::Text(Some(text)) = response.body() {
@@ -66,11 +84,16 @@ pub(crate) fn finish(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     context.status = Some(response.status());
+    name_status(&mut response);
     if let ResponseBody::Text(Some(text)) = response.body() {
         context.bytes_sent = text.len() as u64;
     }
     if context.connection.config.logs {
         context.response_headers = Some(response.headers().clone());
+    }
+    if let Some(throttle) = filters::throttle(&context) {
+        let body = std::mem::replace(response.body_mut(), ResponseBody::Empty);
+        *response.body_mut() = body.slowed(throttle);
     }
     context.completed();
     response
@@ -86,8 +109,8 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// gRPC clients get 200 with the status in headers.
 /// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
-fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>) {
-    let code = match response.status() {
+fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>, status: Option<u32>) {
+    let meant = match response.status() {
         StatusCode::BAD_REQUEST => 13,
         StatusCode::UNAUTHORIZED => 16,
         StatusCode::FORBIDDEN => 7,
@@ -103,7 +126,7 @@ fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>) {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.remove(header::CONTENT_LENGTH);
-    headers.insert(GRPC_STATUS, HeaderValue::from(code));
+    headers.insert(GRPC_STATUS, HeaderValue::from(status.unwrap_or(meant)));
     if !message.is_empty()
         && let Ok(value) = HeaderValue::try_from(percent_encode(message))
     {

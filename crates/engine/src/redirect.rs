@@ -78,5 +78,6 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
         })),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        overrides: route.overrides.clone(),
     }))
 }

@@ -14,13 +14,15 @@ use crate::answer::UpstreamStream;
 use crate::body::BodyError;
 use crate::context::RequestContext;
 use crate::failure::{Flags, Reset};
-use crate::upstream;
+use crate::filters::throttle::Throttle;
+use crate::{filters, upstream};
 
 /// See the module. Dropped before the end, it cancels the exchange and logs that the client went away.
 pub(crate) struct ResponseStream {
     body: Incoming,
     /// `None` once the answer has ended.
     open: Option<Open>,
+    throttle: Option<Box<Throttle>>,
     timer: Option<Pin<Box<Sleep>>>,
     last_frame: Option<Instant>,
 }
@@ -32,7 +34,9 @@ struct Open {
 
 impl ResponseStream {
     pub(crate) fn new(body: Incoming, stream: UpstreamStream, context: Box<RequestContext>) -> Self {
-        let mut this = Self { body, open: Some(Open { stream, context }), timer: None, last_frame: None };
+        let throttle = filters::throttle(&context).map(Box::new);
+        let open = Some(Open { stream, context });
+        let mut this = Self { body, open, throttle, timer: None, last_frame: None };
         if this.body.is_end_stream() {
             this.end(None);
         }
@@ -56,7 +60,11 @@ impl ResponseStream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let polled = match &mut self.throttle {
+            None => Pin::new(&mut self.body).poll_frame(cx),
+            Some(throttle) => throttle.poll_frame(&mut self.body, cx),
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(open) = &mut self.open {
                     if let Some(data) = frame.data_ref() {
@@ -75,7 +83,7 @@ impl ResponseStream {
                     }
                 }
                 // Nothing follows trailers, and a client that doesn't take them is not asked for more.
-                if frame.is_trailers() || self.body.is_end_stream() {
+                if frame.is_trailers() || self.is_end_stream() {
                     self.end(None);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -153,10 +161,14 @@ impl ResponseStream {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_end_stream() && self.throttle.as_ref().is_none_or(|throttle| throttle.is_empty())
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match (&self.throttle, self.body.size_hint().exact()) {
+            (None, _) => self.body.size_hint(),
+            (Some(throttle), Some(coming)) => SizeHint::with_exact(throttle.held() + coming),
+            (Some(_), None) => SizeHint::default(),
+        }
     }
 }

@@ -10,11 +10,16 @@ use std::sync::atomic::AtomicU32;
 use ahash::AHashMap;
 use lateen_ir as ir;
 
+use crate::filters::Filter;
+
 /// Position of a cluster in [`Snapshot::clusters`].
 pub(crate) type ClusterSlot = u32;
 
 /// Position of a route configuration in [`Snapshot::routes`].
 pub(crate) type RouteSlot = u32;
+
+/// Number of an HTTP filter's name.
+pub(crate) type FilterSlot = u32;
 
 /// One generation of configuration.
 #[derive(Default)]
@@ -66,6 +71,8 @@ pub(crate) struct HttpConfig {
     pub(crate) hcm: Arc<ir::HttpConnectionManager>,
     pub(crate) stat_name: Arc<str>,
     pub(crate) routes: RoutesRef,
+    /// HTTP filters in order, without the router.
+    pub(crate) filters: Box<[Filter]>,
     /// Some access log exists, so what it may print must be kept.
     pub(crate) logs: bool,
 }
@@ -89,6 +96,8 @@ pub(crate) struct RouteConfig {
     pub(crate) ir: Arc<ir::RouteConfiguration>,
     /// By `ClusterRef::index`.
     pub(crate) slots: Box<[ClusterSlot]>,
+    /// By `FilterOverride::filter`.
+    pub(crate) filters: Box<[FilterSlot]>,
 }
 
 /// A cluster and its endpoints.

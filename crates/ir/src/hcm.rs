@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::access_log::{AccessLog, LogFilter};
 use crate::format::{JsonFormat, TextFormat};
 use crate::headers::HeaderToAdd;
+use crate::http_filter::{HttpFilter, HttpFilterKind, Router};
 use crate::route::RouteConfiguration;
 
 /// Which HTTP version a listener speaks.
@@ -175,36 +176,6 @@ pub struct UpgradeConfig {
     pub enabled: bool,
 }
 
-/// An HTTP filter in order of execution; the last is always [`HttpFilterKind::Router`].
-#[derive(Clone, Debug)]
-pub struct HttpFilter {
-    /// Name, by which `typed_per_filter_config` refers to it.
-    pub name: Arc<str>,
-    /// What it does.
-    pub kind: HttpFilterKind,
-    /// Off unless a route turns it on.
-    pub disabled: bool,
-}
-
-/// The HTTP filters that exist. More will come: match with a wildcard.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum HttpFilterKind {
-    /// Sends the request to the route's cluster.
-    Router(Router),
-}
-
-/// Envoy's `router.v3.Router`.
-#[derive(Clone, Debug, Default)]
-pub struct Router {
-    /// Logs written for each upstream request.
-    pub upstream_log: Vec<AccessLog>,
-    /// Does not add `x-envoy-*` headers to requests and responses.
-    pub suppress_envoy_headers: bool,
-    /// Take `x-envoy-expected-rq-timeout-ms` from the request.
-    pub respect_expected_rq_timeout: bool,
-}
-
 /// Changes to replies this proxy makes itself (`local_reply_config`).
 #[derive(Clone, Debug, Default)]
 pub struct LocalReplyConfig {
@@ -336,8 +307,9 @@ pub enum Scheme {
 impl HttpConnectionManager {
     /// Options of the terminal router filter.
     pub fn router(&self) -> Option<&Router> {
-        self.http_filters.last().map(|filter| match &filter.kind {
-            HttpFilterKind::Router(router) => router,
+        self.http_filters.last().and_then(|filter| match &filter.kind {
+            HttpFilterKind::Router(router) => Some(router),
+            _ => None,
         })
     }
 }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::common::{ClusterRef, Fraction};
+use crate::cors::CorsPolicy;
 use crate::format::TextFormat;
 use crate::headers::HeaderMutations;
+use crate::http_filter::FilterOverrides;
 use crate::listener::Backoff;
 use crate::matcher::{FullRegex, HeaderMatcher, QueryParameterMatcher};
 use crate::route_table::RouteTable;
@@ -30,6 +32,10 @@ pub struct RouteConfiguration {
     pub most_specific_header_mutations_wins: bool,
     /// Longest direct response body in bytes. Default 4096.
     pub max_direct_response_body_size_bytes: u32,
+    /// Names of the HTTP filters that some level says something about, by [`FilterOverride::filter`](crate::FilterOverride::filter).
+    pub filters: Vec<Arc<str>>,
+    /// What this level says about HTTP filters.
+    pub overrides: FilterOverrides,
 }
 
 /// Envoy's `VirtualHost`.
@@ -53,6 +59,10 @@ pub struct VirtualHost {
     pub include_attempt_count_in_response: bool,
     /// For routes without their own.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// What this level says about HTTP filters.
+    pub overrides: FilterOverrides,
+    /// The deprecated `cors`, for the CORS filter where no level has its configuration.
+    pub cors: Option<Arc<CorsPolicy>>,
 }
 
 /// `require_tls`.
@@ -80,6 +90,8 @@ pub struct Route {
     pub request_headers: HeaderMutations,
     /// For responses.
     pub response_headers: HeaderMutations,
+    /// What this level says about HTTP filters.
+    pub overrides: FilterOverrides,
 }
 
 /// Envoy's `RouteMatch`. All members must match.
@@ -163,6 +175,8 @@ pub struct Forward {
     pub upgrades: Vec<crate::hcm::UpgradeConfig>,
     /// Limits on streams.
     pub max_stream_duration: Option<MaxStreamDuration>,
+    /// The deprecated `cors`, for the CORS filter where no level has its configuration.
+    pub cors: Option<Arc<CorsPolicy>>,
 }
 
 /// `RouteAction.MaxStreamDuration`.
@@ -211,6 +225,8 @@ pub struct WeightedCluster {
     pub response_headers: HeaderMutations,
     /// Overrides the route's.
     pub host_rewrite: Option<HeaderValue>,
+    /// What this level says about HTTP filters.
+    pub overrides: FilterOverrides,
 }
 
 /// The cluster of a weighted entry.

@@ -23,6 +23,7 @@ fn route(name: &str, matching: RouteMatcher) -> Arc<Route> {
         action: Action::DirectResponse(answer),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        overrides: Box::default(),
     })
 }
 
@@ -37,6 +38,8 @@ fn host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>) -> Arc<VirtualHos
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,
         retry_policy: None,
+        overrides: Box::default(),
+        cors: None,
     })
 }
 
@@ -165,6 +168,7 @@ fn weights_and_headers_choose_the_cluster() {
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         host_rewrite: None,
+        overrides: Box::default(),
     };
     let named = |name: &str, index| WeightedTarget::Cluster(ClusterRef { name: name.into(), index });
     let specifier = ClusterSpecifier::Weighted(WeightedClusters {

@@ -188,6 +188,9 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::config::route::v3 as route;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::file::v3 as file_log;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::stream::v3 as stream_log;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::common::fault::v3 as fault_common;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::router::v3 as router;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3 as tls_inspector;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::direct_response::v3 as direct_response;
@@ -216,6 +219,13 @@ table! {
     hcm::LocalReplyConfig,
     hcm::ResponseMapper,
     router::Router,
+    fault::HttpFault,
+    fault::FaultAbort,
+    fault_common::FaultDelay,
+    fault_common::FaultRateLimit,
+    cors::CorsPolicy,
+    route::CorsPolicy,
+    route::FilterConfig,
     tcp::TcpProxy,
     tcp::tcp_proxy::weighted_cluster::ClusterWeight,
     tcp::tcp_proxy::TcpAccessLogOptions,

@@ -3,6 +3,8 @@ use lateen_api::mesh::NormalizationType;
 use lateen_xds::Any;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 use lateen_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use lateen_xds::pb::envoy::extensions::filters::http::cors::v3::Cors;
+use lateen_xds::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use lateen_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use lateen_xds::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use lateen_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
@@ -13,6 +15,11 @@ use lateen_xds::pb::google::protobuf::Duration;
 use crate::access_log;
 use crate::settings::Settings;
 use crate::wire;
+
+/// Name of the filter for cross-origin requests.
+pub(crate) const CORS: &str = "envoy.filters.http.cors";
+/// Name of the filter for faults.
+pub(crate) const FAULT: &str = "envoy.filters.http.fault";
 
 /// What http_inspector finds in plain text (Istio's list).
 pub(crate) const HTTP_PROTOCOLS: [&str; 2] = ["http/1.1", "h2c"];
@@ -50,15 +57,10 @@ pub(crate) fn http(
         }
         Routes::Inline(config) => types::RouteSpecifier::RouteConfig(*config),
     };
-    let router = hcm::HttpFilter {
-        name: "envoy.filters.http.router".to_owned(),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(wire::any(&Router::default()))),
-        ..Default::default()
-    };
     let mut manager = hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(route_specifier),
-        http_filters: vec![router],
+        http_filters: http_filters(),
         access_log: access_log::traffic_log(settings),
         use_remote_address: wire::boolean(role == HttpRole::Gateway),
         generate_request_id: wire::boolean(true),
@@ -73,6 +75,20 @@ pub(crate) fn http(
     normalize_paths(&mut manager, settings.normalization);
     name_server(&mut manager, role);
     network_filter("envoy.filters.network.http_connection_manager", wire::any(&manager))
+}
+
+/// The HTTP filters, in Istio's order; what they do is in the routes.
+fn http_filters() -> Vec<hcm::HttpFilter> {
+    let filter = |name: &str, config: Any| hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    };
+    vec![
+        filter(FAULT, wire::any(&HttpFault::default())),
+        filter(CORS, wire::any(&Cors::default())),
+        filter("envoy.filters.http.router", wire::any(&Router::default())),
+    ]
 }
 
 /// <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization>

@@ -82,7 +82,7 @@ fn query_parameters(params: &BTreeMap<String, Option<StringMatch>>) -> Vec<route
 }
 
 /// None when there is nothing to compare with, which asks for presence.
-fn string_matcher(condition: &StringMatch) -> Option<matcher::StringMatcher> {
+pub(crate) fn string_matcher(condition: &StringMatch) -> Option<matcher::StringMatcher> {
     use matcher::string_matcher::MatchPattern;
     let pattern = match condition {
         StringMatch { exact: Some(text), .. } => MatchPattern::Exact(text.clone()),

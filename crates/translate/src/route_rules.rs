@@ -9,6 +9,9 @@ use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use lateen_xds::pb::google::protobuf::Duration;
 
+use crate::cors::cors_policy;
+use crate::faults::http_fault;
+use crate::filters::{CORS, FAULT};
 use crate::headers::{Side, header_changes};
 use crate::names::outbound_cluster;
 use crate::retries::Retries;
@@ -118,6 +121,15 @@ fn one_route(
         route::route::Action::Route(action)
     };
     result.action = Some(action);
+    let mut configure = |filter: &str, config| {
+        result.typed_per_filter_config.insert(filter.to_owned(), config);
+    };
+    if let Some(fault) = http.fault.as_ref().and_then(http_fault) {
+        configure(FAULT, wire::any(&fault));
+    }
+    if let Some(cors) = &http.cors_policy {
+        configure(CORS, wire::any(&cors_policy(cors)));
+    }
     Some(result)
 }
 

@@ -93,10 +93,8 @@ fn unsupported_in_route(path: &str, route: &HttpRoute, warnings: &mut Vec<Warnin
     let retries = route.retries.as_ref();
     for (field, given) in [
         ("delegate", route.delegate.is_some()),
-        ("fault", route.fault.is_some()),
         ("mirror", route.mirror.is_some()),
         ("mirrors", !route.mirrors.is_empty()),
-        ("corsPolicy", route.cors_policy.is_some()),
         (
             "retries.retryRemoteLocalities",
             retries.is_some_and(|retries| retries.retry_remote_localities == Some(true)),

@@ -124,6 +124,9 @@ fn engines_accept_every_kind_of_rule_and_policy() {
           {match: [{uri: {regex: '/c/.*'}}], rewrite: {uriRegexRewrite: {match: '/c/(.*)', rewrite: '/\\\\1'}}, route: [{destination: {host: grpc, port: {number: 80}}}]},
           {match: [{uri: {exact: /gone}}], redirect: {uri: /there, authority: b.example, redirectCode: 302, port: 8443}},
           {match: [{uri: {prefix: /moved}}], redirect: {uri: '%PREFIX()%/there', scheme: https}},
+          {match: [{uri: {prefix: /faulty}}], fault: {delay: {fixedDelay: 5s, percentage: {value: 0.1}}, abort: {grpcStatus: UNAVAILABLE, percentage: {value: 50}}},
+           corsPolicy: {allowOrigins: [{exact: 'https://a'}, {regex: 'https://c.*'}], allowMethods: [GET], allowHeaders: [x-a], exposeHeaders: [x-c], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE},
+           route: [{destination: {host: customers}}]},
           {match: [{uri: {prefix: /teapot}}], directResponse: {status: 418, body: {string: short}}},
           {route: [{destination: {host: nobody, subset: none}}]}]}}",
     );
@@ -182,6 +185,23 @@ fn what_an_engine_would_refuse_is_refused_when_applied() {
         with(
             "headers",
             json!({"request": {"remove": [":path", "host", "x"]}, "response": {"set": {":status": "1"}}}),
+        ),
+        with("fault", json!({"delay": {"fixedDelay": "80000000h", "percent": 100}})),
+        with("fault", json!({"delay": {"fixedDelay": "0s", "percent": 100}})),
+        with("fault", json!({"delay": {"fixedDelay": "1s", "percent": 1000}})),
+        with("fault", json!({"delay": {"fixedDelay": "1s", "percentage": {"value": 100}}})),
+        with("fault", json!({"abort": {"httpStatus": 99}})),
+        with("fault", json!({"abort": {"grpcStatus": "SO_SO"}})),
+        with(
+            "fault",
+            json!({"abort": {"httpStatus": 200, "grpcStatus": "OK", "percentage": {"value": 100.0}}}),
+        ),
+        with("corsPolicy", json!({"allowOrigins": [{}], "maxAge": "0s"})),
+        with("corsPolicy", json!({"allowOrigins": [{"prefix": ""}, {"regex": ""}]})),
+        with("corsPolicy", json!({"allowOrigin": [""], "allowHeaders": ["a b"]})),
+        with(
+            "corsPolicy",
+            json!({"allowOrigin": ["*"], "allowMethods": ["*"], "allowHeaders": ["*"], "exposeHeaders": ["*"]}),
         ),
         with("timeout", json!("80000000h")),
         with("timeout", json!("0.5ms")),

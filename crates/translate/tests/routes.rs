@@ -276,11 +276,62 @@ fn policies_apply_by_port_and_subset() {
 }
 
 #[test]
+fn faults_and_cors_configure_their_filters() {
+    let found = routes(
+        "[{fault: {delay: {fixedDelay: 5s, percentage: {value: 0.1}}, abort: {httpStatus: 500, percentage: {value: 50}}},
+           corsPolicy: {allowOrigins: [{exact: 'https://a'}, {prefix: 'https://b'}, {regex: 'https://c.*'}], allowMethods: [GET, POST], allowHeaders: [x-a, x-b],
+             exposeHeaders: [x-c], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE}, match: [{uri: {prefix: /a}}], route: [{destination: {host: customers}}]},
+          {fault: {delay: {fixedDelay: 1s, percent: 7}, abort: {grpcStatus: UNAVAILABLE}}, match: [{uri: {prefix: /b}}], directResponse: {status: 200}},
+          {corsPolicy: {allowOrigin: ['https://old']}, route: [{destination: {host: customers}}]}]",
+    );
+    let of = |route: usize, filter: &str| &found[route]["typed_per_filter_config"][filter];
+    let fault = of(0, "envoy.filters.http.fault");
+    assert_eq!(fault["@type"], "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault");
+    assert_eq!(
+        fault["delay"],
+        json!({"fixed_delay": "5s", "percentage": {"numerator": 1000, "denominator": "MILLION"}})
+    );
+    assert_eq!(
+        fault["abort"],
+        json!({"http_status": 500, "percentage": {"numerator": 500_000, "denominator": "MILLION"}})
+    );
+    let fault = of(1, "envoy.filters.http.fault");
+    assert_eq!(fault["delay"], json!({"fixed_delay": "1s", "percentage": {"numerator": 7}}));
+    assert_eq!(
+        fault["abort"],
+        json!({"grpc_status": 14}),
+        "without a percentage nothing is aborted, as with Istio"
+    );
+    let cors = of(0, "envoy.filters.http.cors");
+    assert_eq!(cors["@type"], "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy");
+    assert_eq!(
+        cors["allow_origin_string_match"],
+        json!([{"exact": "https://a"}, {"prefix": "https://b"}, {"safe_regex": {"regex": "https://c.*"}}])
+    );
+    for (field, expected) in [
+        ("allow_methods", json!("GET,POST")),
+        ("allow_headers", json!("x-a,x-b")),
+        ("expose_headers", json!("x-c")),
+        ("max_age", json!("86400")),
+        ("allow_credentials", json!(true)),
+        ("forward_not_matching_preflights", json!(false)),
+        ("filter_enabled", json!({"default_value": {"numerator": 100}})),
+    ] {
+        assert_eq!(cors[field], expected, "{field}");
+    }
+    assert_eq!(
+        of(2, "envoy.filters.http.cors")["allow_origin_string_match"],
+        json!([{"exact": "https://old"}])
+    );
+    assert_eq!(of(2, "envoy.filters.http.cors")["forward_not_matching_preflights"], json!(true));
+}
+
+#[test]
 fn missing_hosts_and_subsets_are_routed_to_nowhere_and_said() {
     let mut mesh = Mesh::course();
     apply_customers(
         &mut mesh,
-        "[{fault: {abort: {httpStatus: 500}}, mirror: {host: x}, route: [{destination: {host: nobody}}, {destination: {host: customers, subset: v9, port: {number: 81}}}]}]",
+        "[{mirror: {host: x}, route: [{destination: {host: nobody}}, {destination: {host: customers, subset: v9, port: {number: 81}}}]}]",
     );
     mesh.config("{kind: DestinationRule, metadata: {name: other}, spec: {host: nobody, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, loadBalancer: {consistentHash: {useSourceIp: true}}}}}");
     mesh.config("{kind: Gateway, metadata: {name: tls}, spec: {selector: {app: nobody}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*']}]}}");
@@ -292,7 +343,6 @@ fn missing_hosts_and_subsets_are_routed_to_nowhere_and_said() {
         world.virtual_services().find(|service| &*service.name.name == "customers").expect("exists");
     let found = paths(check_virtual_service(service, &world));
     for (code, path) in [
-        (None, "spec.http[0].fault"),
         (None, "spec.http[0].mirror"),
         (Some("IST0101"), "spec.http[0].route[0].destination.host"),
         (Some("IST0101"), "spec.http[0].route[1].destination.port.number"),

@@ -2,6 +2,7 @@
 //! log see must be the same. A case that differs for a good reason says so beside it.
 
 mod cases;
+mod filters;
 mod h2;
 mod h2spec;
 mod pages;
@@ -66,6 +67,7 @@ async fn requests_fare_the_same() {
     let only = std::env::var("CASE").ok();
     let cases: Vec<Case> = cases::all()
         .into_iter()
+        .chain(filters::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();
     let played: Vec<(Case, [Seen; 2])> = futures::stream::iter(cases.into_iter().enumerate())
@@ -97,7 +99,21 @@ async fn requests_fare_the_same() {
             writeln!(complaints, "=== {name}: {complaint}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
         }
     }
+    for pattern in filters::STATS {
+        let [envoy, lateen] =
+            pair.pages(&format!("/stats?filter={pattern}")).await.map(|page| numbers(&page));
+        if envoy != lateen {
+            writeln!(complaints, "=== {pattern}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
+        }
+    }
     assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// The numbers of a page of stats.
+fn numbers(page: &str) -> String {
+    let mut lines: Vec<_> = page.lines().filter(|line| line.contains(": ") && line.contains('.')).collect();
+    lines.sort_unstable();
+    lines.join("\n") + "\n"
 }
 
 /// Statuses, ends of connections, and status and flags in the log.

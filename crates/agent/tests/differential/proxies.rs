@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Listeners by name, and what each adds to the connection manager.
 pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
-    vec![
+    let mut all = vec![
         ("plain", json!({})),
         ("strict", json!({ "normalize_path": true, "merge_slashes": true })),
         (
@@ -61,7 +61,9 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
         ("small-heads", json!({ "max_request_headers_kb": 8 })),
         ("few-headers", json!({ "common_http_protocol_options": { "max_headers_count": 10 } })),
         ("http2-only", json!({ "codec_type": "HTTP2" })),
-    ]
+    ];
+    all.extend(crate::filters::listeners());
+    all
 }
 
 fn address(port: u16) -> Value {

@@ -276,7 +276,7 @@ message! {
         fixed_delay: Option<String>,
         /// Not implemented by Istio either.
         exponential_delay: Option<String>,
-        /// Share of requests. Default 0.
+        /// Share of requests. Default: `percent`.
         percentage: Option<Percent>,
     }
 }
@@ -286,11 +286,11 @@ message! {
     pub struct FaultAbort {
         /// HTTP status.
         http_status: Option<i32>,
-        /// gRPC status.
+        /// gRPC status by name, for example `UNAVAILABLE`.
         grpc_status: Option<String>,
         /// Not implemented by Istio either.
         http2_error: Option<String>,
-        /// Share of requests. Default 100 when absent.
+        /// Share of requests. Without it no request is aborted.
         percentage: Option<Percent>,
     }
 }

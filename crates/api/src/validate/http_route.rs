@@ -275,6 +275,12 @@ fn check_fault(findings: &mut Findings, path: &str, fault: &HttpFaultInjection) 
         if delay.exponential_delay.is_some() {
             findings.error(format!("{path}.exponentialDelay"), "exponentialDelay not supported yet");
         }
+        if !(0..=100).contains(&delay.percent) {
+            findings.error(
+                format!("{path}.percent"),
+                format!("percent {} is not in range 0..100", delay.percent),
+            );
+        }
         check_percent(
             findings,
             format!("{path}.percentage"),
@@ -291,6 +297,12 @@ fn check_fault(findings: &mut Findings, path: &str, fault: &HttpFaultInjection) 
                 );
             }
             (None, None) => findings.error(&path, "abort must have httpStatus or grpcStatus"),
+            (None, Some(name)) if crate::grpc::status_code(name).is_none() => {
+                findings.error(
+                    format!("{path}.grpcStatus"),
+                    format!("gRPC status {name:?} is not supported; see https://grpc.github.io/grpc/core/md_doc_statuscodes.html for those there are"),
+                );
+            }
             _ => {}
         }
         check_percent(

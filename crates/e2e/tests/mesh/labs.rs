@@ -1,4 +1,4 @@
-//! The course's labs 3 (Istio Gateway option), 5 and 6 and its Envoy hands-on, with the course's own commands.
+//! The course's labs 3 (Istio Gateway option), 4, 5 and 6 and its Envoy hands-on, with the course's own commands.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use lateen_e2e::{Mesh, eventually, web::Ask};
 
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("lab3_istio_gateway", lab3_istio_gateway),
+    ("lab4_failure_injection", lab4_failure_injection),
     ("lab5_traffic_split", lab5_traffic_split),
     ("lab6_header_routing", lab6_header_routing),
     ("envoy_hands_on", envoy_hands_on),
@@ -47,6 +48,102 @@ fn lab3_istio_gateway(mesh: &Mesh) -> Result<()> {
             .and_then(|status| if status == 200 { anyhow::bail!("still 200") } else { Ok(status) })
     });
     gone.map(drop)
+}
+
+/// What the lab looks at in Grafana, Zipkin and Kiali waits for tracing and metrics; here are the requests themselves, and the
+/// flags that the traces would show, from web-frontend's access log.
+fn lab4_failure_injection(mesh: &Mesh) -> Result<()> {
+    for file in ["gateway", "web-frontend", "customers"] {
+        mesh.lab("lab4", &format!("kubectl apply -f {file}.yaml"))?;
+    }
+    mesh.lab("lab4", "kubectl wait --for=condition=Available deploy --all --timeout=30s")?;
+    eventually("the page answers", SOON, || page(mesh))?;
+
+    mesh.lab("lab4", "kubectl apply -f customers-delay.yaml")?;
+    settled_on(mesh, "\"fixedDelay\":\"5s\"")?;
+    let delayed = injected(mesh, 64, |_, took| took >= Duration::from_secs(5))?;
+    ensure!(delayed.others < Duration::from_secs(5), "others took {:?}", delayed.others);
+    half(delayed.hit, 64)?;
+    flagged(mesh, " 200 DI via_upstream")?;
+
+    mesh.lab("lab4", "kubectl apply -f customers-fault.yaml")?;
+    settled_on(mesh, "\"httpStatus\":500")?;
+    let failed = injected(mesh, 200, |status, _| status >= 500)?;
+    half(failed.hit, 200)?;
+    flagged(mesh, " 500 FI fault_filter_abort")?;
+    mesh.lab(
+        "lab4",
+        "kubectl delete deploy web-frontend customers-v1
+         kubectl delete svc customers web-frontend
+         kubectl delete vs customers web-frontend
+         kubectl delete dr customers
+         kubectl delete gateway gateway",
+    )
+    .map(drop)
+}
+
+/// Waits until web-frontend's own proxy has routes with this in them.
+fn settled_on(mesh: &Mesh, part: &str) -> Result<()> {
+    eventually("the fault arrives", SOON, || {
+        let pod = mesh.pod("default", "app=web-frontend")?;
+        let routes = mesh.lateen(&["proxy-config", "routes", &pod, "--name", "80", "-o", "json"])?;
+        let routes = serde_json::from_str::<serde_json::Value>(&routes)?.to_string();
+        routes.contains(part).then_some(()).with_context(|| format!("no {part} in {routes}"))
+    })
+}
+
+/// Of so many requests, those that a fault hit, and the slowest of the others.
+struct Injected {
+    hit: u32,
+    others: Duration,
+}
+
+fn injected(mesh: &Mesh, n: u32, hit: fn(u16, Duration) -> bool) -> Result<Injected> {
+    let url = format!("http://{}/", mesh.gateway()?);
+    // Side by side: each may take five seconds.
+    let asked: Vec<_> = (0..16)
+        .map(|worker| {
+            let url = url.clone();
+            std::thread::spawn(move || -> Result<Vec<(u16, Duration)>> {
+                (0..n)
+                    .filter(|i| i % 16 == worker)
+                    .map(|_| {
+                        let began = std::time::Instant::now();
+                        Ok((Ask::get(url.clone()).send()?.status, began.elapsed()))
+                    })
+                    .collect()
+            })
+        })
+        .collect();
+    let mut found = Injected { hit: 0, others: Duration::ZERO };
+    for thread in asked {
+        for (status, took) in thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))?? {
+            if hit(status, took) {
+                found.hit += 1;
+            } else {
+                ensure!(status == 200, "a request without a fault got {status}");
+                found.others = found.others.max(took);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// About half of them: within four standard deviations (T8).
+fn half(hit: u32, of: u32) -> Result<()> {
+    let (hit, of) = (f64::from(hit), f64::from(of));
+    let deviation = (of / 4.0).sqrt();
+    ensure!((hit - of / 2.0).abs() <= 4.0 * deviation, "{hit} of {of} were hit, about half should be");
+    Ok(())
+}
+
+/// Waits until web-frontend's proxy has logged a call to customers with this verdict.
+fn flagged(mesh: &Mesh, verdict: &str) -> Result<()> {
+    eventually("the fault is logged", SOON, || {
+        let log = mesh.kubectl(&["logs", "deploy/web-frontend", "-c", "istio-proxy", "--tail=500"])?;
+        let found = log.lines().any(|l| l.contains(verdict) && l.contains("customers.default"));
+        found.then_some(()).with_context(|| format!("no {verdict:?} in {log}"))
+    })
 }
 
 fn lab5_traffic_split(mesh: &Mesh) -> Result<()> {

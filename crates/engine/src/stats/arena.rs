@@ -7,12 +7,19 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::blocks::{BlockNames, BlockReading, ClusterStats, HttpStats, ListenerStats, TcpStats};
+use super::blocks::{
+    BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, HttpStats,
+    ListenerStats, TcpStats,
+};
 
 /// What a block is about; also the first part of its stats' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Scope {
     Cluster,
+    Cors,
+    Fault,
+    /// The name is the connection manager's prefix, a line feed, and the client's name.
+    FaultClient,
     Http,
     Listener,
     Tcp,
@@ -23,9 +30,18 @@ impl Scope {
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Cluster => "cluster",
-            Self::Http => "http",
+            Self::Cors | Self::Fault | Self::FaultClient | Self::Http => "http",
             Self::Listener => "listener",
             Self::Tcp => "tcp",
+        }
+    }
+
+    /// What stands between the name and the number: the filter.
+    pub(crate) fn filter(self) -> Option<&'static str> {
+        match self {
+            Self::Cors => Some("cors"),
+            Self::Fault | Self::FaultClient => Some("fault"),
+            Self::Cluster | Self::Http | Self::Listener | Self::Tcp => None,
         }
     }
 
@@ -33,6 +49,9 @@ impl Scope {
     pub(crate) fn names(self) -> &'static BlockNames {
         match self {
             Self::Cluster => &ClusterStats::NAMES,
+            Self::Cors => &CorsStats::NAMES,
+            Self::Fault => &FaultStats::NAMES,
+            Self::FaultClient => &FaultClientStats::NAMES,
             Self::Http => &HttpStats::NAMES,
             Self::Listener => &ListenerStats::NAMES,
             Self::Tcp => &TcpStats::NAMES,
@@ -49,6 +68,9 @@ type Blocks<T> = RefCell<AHashMap<Arc<str>, Weak<T>>>;
 #[derive(Default)]
 pub(crate) struct StatsArena {
     clusters: Blocks<ClusterStats>,
+    cors: Blocks<CorsStats>,
+    faults: Blocks<FaultStats>,
+    fault_clients: Blocks<FaultClientStats>,
     listeners: Blocks<ListenerStats>,
     http: Blocks<HttpStats>,
     tcp: Blocks<TcpStats>,
@@ -95,10 +117,27 @@ impl StatsArena {
         find_or_make(&self.tcp, prefix)
     }
 
+    pub(crate) fn cors(&self, prefix: &Arc<str>) -> Rc<CorsStats> {
+        find_or_make(&self.cors, prefix)
+    }
+
+    pub(crate) fn fault(&self, prefix: &Arc<str>) -> Rc<FaultStats> {
+        find_or_make(&self.faults, prefix)
+    }
+
+    pub(crate) fn fault_client(&self, prefix: &str, client: &str) -> Rc<FaultClientStats> {
+        find_or_make(&self.fault_clients, &format!("{prefix}\n{client}").into())
+    }
+
     /// Copies all numbers out.
     pub(crate) fn read(&self) -> ArenaReading {
         let mut out = ArenaReading::new();
         visit(&self.clusters, |name, block| out.push((Scope::Cluster, name.clone(), block.read())));
+        visit(&self.cors, |name, block| out.push((Scope::Cors, name.clone(), block.read())));
+        visit(&self.faults, |name, block| out.push((Scope::Fault, name.clone(), block.read())));
+        visit(&self.fault_clients, |name, block| {
+            out.push((Scope::FaultClient, name.clone(), block.read()));
+        });
         visit(&self.listeners, |name, block| out.push((Scope::Listener, name.clone(), block.read())));
         visit(&self.http, |name, block| out.push((Scope::Http, name.clone(), block.read())));
         visit(&self.tcp, |name, block| out.push((Scope::Tcp, name.clone(), block.read())));
@@ -108,6 +147,9 @@ impl StatsArena {
     /// Sets all counters to zero (`/reset_counters`).
     pub(crate) fn reset_counters(&self) {
         visit(&self.clusters, |_, block| block.reset_counters());
+        visit(&self.cors, |_, block| block.reset_counters());
+        visit(&self.faults, |_, block| block.reset_counters());
+        visit(&self.fault_clients, |_, block| block.reset_counters());
         visit(&self.listeners, |_, block| block.reset_counters());
         visit(&self.http, |_, block| block.reset_counters());
         visit(&self.tcp, |_, block| block.reset_counters());

@@ -147,3 +147,32 @@ stat_block! {
     gauges { downstream_cx_rx_bytes_buffered downstream_cx_tx_bytes_buffered upstream_flush_active }
     histograms { }
 }
+
+stat_block! {
+    /// `http.PREFIX.fault.*`
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/fault_filter#statistics>
+    FaultStats
+    counters { aborts_injected delays_injected faults_overflow response_rl_injected }
+    bytes { }
+    gauges { active_faults }
+    histograms { }
+}
+
+stat_block! {
+    /// `http.PREFIX.fault.CLIENT.*`
+    FaultClientStats
+    counters { aborts_injected delays_injected }
+    bytes { }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
+    /// `http.PREFIX.cors.*`
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/cors_filter#statistics>
+    CorsStats
+    counters { origin_invalid origin_valid }
+    bytes { }
+    gauges { }
+    histograms { }
+}

@@ -11,7 +11,7 @@ use super::slots::BUCKETS;
 fn label_name(scope: Scope) -> &'static str {
     match scope {
         Scope::Cluster => "envoy_cluster_name",
-        Scope::Http => "envoy_http_conn_manager_prefix",
+        Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http => "envoy_http_conn_manager_prefix",
         Scope::Listener => "envoy_listener_address",
         Scope::Tcp => "envoy_tcp_prefix",
     }
@@ -22,8 +22,10 @@ fn metric(stat: &Stat) -> (String, String) {
     let mut name = String::from("envoy_");
     let mut labels = String::new();
     if let Some((scope, _)) = &stat.scope {
-        name.push_str(scope.prefix());
-        name.push('_');
+        for part in [Some(scope.prefix()), scope.filter()].into_iter().flatten() {
+            name.push_str(part);
+            name.push('_');
+        }
     }
     // Writing to a String cannot fail.
     match &stat.leaf {
@@ -47,7 +49,11 @@ fn metric(stat: &Stat) -> (String, String) {
         if !labels.is_empty() {
             labels.push(',');
         }
+        let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
         let _ = write!(labels, "{}=\"{}\"", label_name(*scope), escape(instance));
+        if !client.is_empty() {
+            let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
+        }
     }
     (name, labels)
 }

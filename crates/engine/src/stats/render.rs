@@ -11,7 +11,12 @@ pub(crate) fn name(stat: &Stat) -> String {
     let mut out = String::new();
     if let Some((scope, instance)) = &stat.scope {
         // Infallible: writing to a String.
+        let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
         let _ = write!(out, "{}.{instance}.", scope.prefix());
+        let parts = [scope.filter().unwrap_or_default(), client];
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
+            let _ = write!(out, "{part}.");
+        }
     }
     let _ = match &stat.leaf {
         Leaf::Name(leaf) => {

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_xds::pb::envoy::extensions::filters::http::router::v3 as router;
 use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
 use proto::http_connection_manager as nested;
 
@@ -14,13 +13,13 @@ use super::http_options::{common_options, http1_options, http2_options};
 use super::matchers::{header_value, headers_to_add};
 use super::route::route_configuration;
 use super::values::{
-    Converted, bool_or, cidrs, data_source, duration, enumeration, nonempty, number, required, timeout, typed,
+    Converted, bool_or, cidrs, data_source, duration, enumeration, nonempty, number, required, timeout,
 };
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    CodecType, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter, HttpFilterKind,
-    LocalReplyConfig, LocalReplyMapper, RouteSource, Router, Scheme, ServerHeader, StripPort, UpgradeConfig,
+    CodecType, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LocalReplyConfig, LocalReplyMapper,
+    RouteSource, Scheme, ServerHeader, StripPort, UpgradeConfig,
 };
 
 #[allow(clippy::too_many_lines)] // One entry for each field of the message; there is nothing to split.
@@ -100,7 +99,7 @@ pub(super) fn http_connection_manager(
         },
         stat_prefix: nonempty(at, "stat_prefix", stat_prefix)?,
         routes: route_source(at, required(at, "route_specifier", route_specifier)?)?,
-        http_filters: self::http_filters(at, http_filters)?,
+        http_filters: super::http_filters::http_filters(at, http_filters)?,
         add_user_agent: bool_or(add_user_agent, false),
         server_name: header_value(at, "server_name", server_name)?,
         server_header: server_header(at, server_header_transformation)?,
@@ -206,77 +205,6 @@ fn route_source(at: &At<'_>, specifier: nested::RouteSpecifier) -> Converted<Rou
     Ok(RouteSource::Rds {
         name: nonempty(&at, "route_config_name", route_config_name)?,
         initial_fetch_timeout,
-    })
-}
-
-fn http_filters(at: &At<'_>, filters: Vec<proto::HttpFilter>) -> Converted<Vec<HttpFilter>> {
-    if filters.is_empty() {
-        return Err(at.error_in("http_filters", "must not be empty: the last filter must be the router"));
-    }
-    let last = filters.len() - 1;
-    let mut converted = Vec::with_capacity(filters.len());
-    for (index, filter) in filters.into_iter().enumerate() {
-        let at = at.index("http_filters", index);
-        let filter = http_filter(&at, filter)?;
-        let HttpFilterKind::Router(_) = &filter.kind;
-        if index != last {
-            return Err(at.error("the router must be the last filter"));
-        }
-        converted.push(filter);
-    }
-    Ok(converted)
-}
-
-fn http_filter(at: &At<'_>, filter: proto::HttpFilter) -> Converted<HttpFilter> {
-    use proto::http_filter::ConfigType;
-    fields!(at, filter => proto::HttpFilter {
-        used { name, disabled, config_type }
-        inert { is_optional = "a filter that is not supported is refused, so that nothing is left out silently" }
-        rejected {}
-        variants { config_discovery = "discovery of filter configurations" }
-    });
-    let any = match required(at, "typed_config", config_type)? {
-        ConfigType::TypedConfig(any) => any,
-        ConfigType::ConfigDiscovery(_) => {
-            return Err(at.error_in("config_discovery", "not supported: discovery of filter configurations"));
-        }
-    };
-    let at_config = at.field("typed_config");
-    let kind = match lateen_xds::any::message_name(&any.type_url) {
-        "envoy.extensions.filters.http.router.v3.Router" => {
-            if disabled {
-                return Err(at.error_in("disabled", "the router can't be disabled"));
-            }
-            HttpFilterKind::Router(router_filter(&at_config, typed(at, &any)?)?)
-        }
-        other => {
-            return Err(
-                at_config.error(format!("HTTP filter {other:?} is not supported yet; only the router is"))
-            );
-        }
-    };
-    Ok(HttpFilter { name: name.into(), kind, disabled })
-}
-
-fn router_filter(at: &At<'_>, message: router::Router) -> Converted<Router> {
-    fields!(at, message => router::Router {
-        used { upstream_log, suppress_envoy_headers, respect_expected_rq_timeout }
-        inert {
-            dynamic_stats = "per-cluster stats are always kept",
-            start_child_span = "there is no tracing",
-            suppress_grpc_request_failure_code_stats = "there are no such stats",
-            reject_connect_request_early_data = "CONNECT is not supported",
-        }
-        rejected {
-            upstream_log_options = "extra upstream log lines",
-            strict_check_headers = "validation of x-envoy headers",
-            upstream_http_filters = "HTTP filters towards upstream",
-        }
-    });
-    Ok(Router {
-        upstream_log: access_logs(at, "upstream_log", upstream_log)?,
-        suppress_envoy_headers,
-        respect_expected_rq_timeout,
     })
 }
 

@@ -7,6 +7,8 @@ use http::StatusCode;
 use lateen_xds::pb::envoy::config::route::v3 as proto;
 
 use super::cluster_names::ClusterNames;
+use super::cors::legacy_policy;
+use super::http_filters::{FilterNames, overrides};
 use super::matchers::{
     full_regex, header_matchers, header_name, header_names, header_value, mutations, query_parameter,
     regex_rewrite,
@@ -28,6 +30,7 @@ const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
 /// What all routes of a configuration share while they are converted.
 struct Shared {
     names: ClusterNames,
+    filters: FilterNames,
     max_body: u32,
 }
 
@@ -39,7 +42,7 @@ pub(super) fn route_configuration(
         used {
             name, virtual_hosts, internal_only_headers, response_headers_to_add, response_headers_to_remove,
             request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
-            max_direct_response_body_size_bytes, ignore_port_in_host_matching,
+            max_direct_response_body_size_bytes, ignore_port_in_host_matching, typed_per_filter_config,
         }
         inert {
             validate_clusters = "a route to a cluster that does not exist answers with cluster_not_found_response_code",
@@ -51,12 +54,12 @@ pub(super) fn route_configuration(
             request_mirror_policies = "mirroring",
             vhost_header = "the virtual host by header",
             ignore_path_parameters_in_path_matching = "path parameters",
-            typed_per_filter_config = "no HTTP filter but the router is there to configure",
             route_specifiers = "plugins",
         }
     });
     let max_body = number(max_direct_response_body_size_bytes).unwrap_or(MAX_DIRECT_RESPONSE_BODY);
-    let mut shared = Shared { names: ClusterNames::default(), max_body };
+    let mut shared = Shared { names: ClusterNames::default(), filters: FilterNames::default(), max_body };
+    let overrides = overrides(at, typed_per_filter_config, &mut shared.filters)?;
     let hosts = virtual_hosts
         .into_iter()
         .enumerate()
@@ -72,6 +75,8 @@ pub(super) fn route_configuration(
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
         most_specific_header_mutations_wins,
         max_direct_response_body_size_bytes: max_body,
+        filters: shared.filters.into_list(),
+        overrides,
     })
 }
 
@@ -81,15 +86,13 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
         used {
             name, domains, routes, require_tls, request_headers_to_add, request_headers_to_remove,
             response_headers_to_add, response_headers_to_remove, include_request_attempt_count,
-            include_attempt_count_in_response, retry_policy,
+            include_attempt_count_in_response, retry_policy, cors, typed_per_filter_config,
         }
         inert { metadata = "no supported extension reads it; it stays in config_dump" }
         rejected {
             matcher = "matcher trees",
             virtual_clusters = "virtual clusters",
             rate_limits = "rate limits",
-            cors = "CORS",
-            typed_per_filter_config = "no HTTP filter but the router is there to configure",
             retry_policy_typed_config = "retry policies by extension",
             hedge_policy = "hedging",
             include_is_timeout_retry_header = "x-envoy-is-timeout-retry",
@@ -121,6 +124,8 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
         retry_policy: retry_policy
             .map(|policy| super::retry::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
             .transpose()?,
+        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
+        cors: cors.map(|cors| legacy_policy(&at.field("cors"), cors).map(Arc::new)).transpose()?,
     })
 }
 
@@ -128,14 +133,13 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
     fields!(at, message => proto::Route {
         used {
             name, r#match, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-            response_headers_to_remove, action,
+            response_headers_to_remove, action, typed_per_filter_config,
         }
         inert {
             metadata = "no supported extension reads it; it stays in config_dump",
             decorator = "it names trace spans, and there is no tracing",
         }
         rejected {
-            typed_per_filter_config = "no HTTP filter but the router is there to configure",
             tracing = "tracing",
             per_request_buffer_limit_bytes = "a limit on request buffers",
             stat_prefix = "stats for one route",
@@ -166,6 +170,7 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
         action,
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
+        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
     })
 }
 
@@ -230,7 +235,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         used {
             cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
-            host_rewrite_specifier,
+            host_rewrite_specifier, cors,
         }
         inert {}
         rejected {
@@ -243,7 +248,6 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             rate_limits = "rate limits",
             include_vh_rate_limits = "rate limits",
             hash_policy = "consistent hashing",
-            cors = "CORS",
             max_grpc_timeout = "use max_stream_duration.grpc_timeout_header_max",
             grpc_timeout_offset = "use max_stream_duration.grpc_timeout_header_offset",
             internal_redirect_policy = "internal redirects",
@@ -293,6 +297,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         max_stream_duration: max_stream_duration
             .map(|limits| self::max_stream_duration(&at.field("max_stream_duration"), limits))
             .transpose()?,
+        cors: cors.map(|cors| legacy_policy(&at.field("cors"), cors).map(Arc::new)).transpose()?,
     })
 }
 
@@ -408,12 +413,11 @@ fn weighted_cluster(
     fields!(at, message => ClusterWeight {
         used {
             name, cluster_header, weight, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-            response_headers_to_remove, host_rewrite_specifier,
+            response_headers_to_remove, host_rewrite_specifier, typed_per_filter_config,
         }
         inert {}
         rejected {
             metadata_match = "subsets of endpoints",
-            typed_per_filter_config = "no HTTP filter but the router is there to configure",
         }
     });
     let cluster = match (name.as_str(), cluster_header.as_str()) {
@@ -432,6 +436,7 @@ fn weighted_cluster(
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
         host_rewrite: host_rewrite.transpose()?,
+        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
     })
 }
 

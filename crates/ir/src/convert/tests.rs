@@ -277,6 +277,53 @@ fn clusters_are_taken() {
     assert_eq!(dns.http.protocol, UpstreamProtocol::Http2);
 }
 
+const FAULT: &str = "'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+const CORS: &str = "'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy";
+const FILTER_CONFIG: &str = "'@type': type.googleapis.com/envoy.config.route.v3.FilterConfig";
+
+#[test]
+fn every_level_may_configure_filters() {
+    let yaml = format!(
+        "{{name: '80', typed_per_filter_config: {{f: {{{FAULT}, abort: {{http_status: 503}}}}}}, virtual_hosts: [{{name: h, domains: ['*'],
+           typed_per_filter_config: {{c: {{{CORS}, max_age: '1'}}}},
+           routes: [{{match: {{prefix: /}}, typed_per_filter_config: {{f: {{{FILTER_CONFIG}, disabled: true}}}},
+             route: {{weighted_clusters: {{clusters: [{{name: a, weight: 1,
+               typed_per_filter_config: {{f: {{{FILTER_CONFIG}, is_optional: true, config: {{{FAULT}, delay: {{fixed_delay: 1s}}}}}}}}}}]}}}}}}]}}]}}"
+    );
+    let routes = Yaml::new().routes(&yaml).unwrap();
+    assert_eq!(routes.filters.iter().map(|name| &**name).collect::<Vec<_>>(), ["f", "c"]);
+    let host = &routes.table.virtual_hosts()[0];
+    let route = &host.routes[0];
+    let Action::Forward(action) = &route.action else { panic!("{route:?}") };
+    let ClusterSpecifier::Weighted(weighted) = &action.cluster else { panic!("{action:?}") };
+    let levels = [&weighted.clusters[0].overrides[..], &route.overrides, &host.overrides, &routes.overrides];
+    let fault = FilterLevels { levels, filter: 0 };
+    assert_eq!((fault.enabled(), fault.configs().count()), (Some(true), 2));
+    let without_weighted = FilterLevels { levels: [&[], levels[1], levels[2], levels[3]], filter: 0 };
+    assert_eq!(without_weighted.enabled(), Some(false));
+    assert_eq!(FilterLevels { levels, filter: 1 }.configs().count(), 1);
+    let unknown = "'@type': type.googleapis.com/google.protobuf.Duration, value: 1s";
+    for (config, accepted) in [
+        (format!("{{{FILTER_CONFIG}, is_optional: true, config: {{{unknown}}}}}"), true),
+        (format!("{{{FILTER_CONFIG}, config: {{{unknown}}}}}"), false),
+        (format!("{{{FILTER_CONFIG}}}"), false),
+        (format!("{{{unknown}}}"), false),
+    ] {
+        let text = one_route(
+            "{prefix: /}",
+            &format!("route: {{cluster: c}}, typed_per_filter_config: {{x: {config}}}"),
+        );
+        let found = Yaml::new().routes(&text);
+        assert_eq!(found.is_ok(), accepted, "{text}: {found:?}");
+        if let Err(error) = found {
+            assert!(
+                error.path.starts_with("virtual_hosts[0].routes[0].typed_per_filter_config[\"x\"]"),
+                "{error}"
+            );
+        }
+    }
+}
+
 #[test]
 fn listeners_are_refused_with_the_fields_path() {
     let yaml = Yaml::new();
@@ -297,6 +344,18 @@ fn listeners_are_refused_with_the_fields_path() {
         (
             http_listener("").replace("http.router.v3.Router", "http.buffer.v3.Buffer"),
             format!("{manager}.http_filters[0].typed_config"),
+        ),
+        (
+            http_listener("").replace(ROUTER, &format!("{{name: f, typed_config: {{{FAULT}, abort: {{http_status: 100}}}}}}, {ROUTER}")),
+            format!("{manager}.http_filters[0].typed_config.abort.http_status"),
+        ),
+        (
+            http_listener("").replace(ROUTER, &format!("{ROUTER}, {{name: f, typed_config: {{{FAULT}}}}}")),
+            format!("{manager}.http_filters[0]"),
+        ),
+        (
+            http_listener("").replace(ROUTER, &format!("{{name: f, typed_config: {{{FAULT}}}}}")),
+            format!("{manager}.http_filters[0]"),
         ),
         (http_listener("").replace("ads: {}", "path: /x"), format!("{manager}.rds.config_source")),
         (tcp_listener(""), format!("{manager}.cluster_specifier")),
@@ -371,8 +430,9 @@ fn routes_are_refused_with_the_fields_path() {
         (one_route("{prefix: /}", "name: x"), format!("{route}.action")),
         (one_route("{prefix: /}", "route: {cluster: c}").replace("'*'", "a, A"), "virtual_hosts".into()),
         (
-            one_route("{prefix: /}", "route: {cluster: c}").replace("domains", "cors: {}, domains"),
-            "virtual_hosts[0].cors".into(),
+            one_route("{prefix: /}", "route: {cluster: c}")
+                .replace("domains", "virtual_clusters: [{name: a}], domains"),
+            "virtual_hosts[0].virtual_clusters".into(),
         ),
     ];
     for (text, path) in routes {

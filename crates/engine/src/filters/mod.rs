@@ -1,0 +1,180 @@
+//! The HTTP filters between routing (6) and forwarding (7): [`decode`] runs them in order over the request, [`encode`] in reverse
+//! over the answer, be it upstream's or our own. A connection manager with nothing but the router skips both.
+//!
+//! A new filter is a variant of each enum here and a file beside this one.
+
+mod cors;
+mod fault;
+pub(crate) mod throttle;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, Response};
+use lateen_ir as ir;
+
+use crate::body::ResponseBody;
+use crate::context::RequestContext;
+use crate::failure::Failure;
+use crate::forward;
+use crate::snapshot::FilterSlot;
+use crate::stats::arena::StatsArena;
+use crate::stats::blocks::CorsStats;
+
+/// A configured filter.
+pub(crate) struct Filter {
+    /// Slot of its name, by which routes speak of it.
+    name: FilterSlot,
+    disabled: bool,
+    kind: FilterKind,
+}
+
+enum FilterKind {
+    Fault(fault::FaultFilter),
+    Cors,
+}
+
+/// One worker's side of a filter: its numbers.
+pub(crate) enum LocalFilter {
+    Fault(fault::LocalFault),
+    Cors(Rc<CorsStats>),
+}
+
+/// What a filter keeps of a request until its end.
+pub(crate) enum FilterState {
+    Fault(fault::Injected),
+    Cors(cors::Allowed),
+}
+
+/// How a filter's look at a request ended.
+enum Step {
+    Next,
+    /// [`pause`] must be awaited for it.
+    Pause,
+    Answer(Box<Response<ResponseBody>>),
+}
+
+/// Where [`decode`] stopped.
+pub(crate) enum Flow {
+    Done,
+    /// At this filter: await [`pause`], then go on behind it.
+    Paused(usize),
+    /// With an answer, which is neither mapped nor mutated by routes.
+    Answered(Box<Response<ResponseBody>>),
+}
+
+/// The filters of a connection manager, without the router.
+pub(crate) fn compile(
+    hcm: &ir::HttpConnectionManager,
+    mut slot: impl FnMut(&Arc<str>) -> FilterSlot,
+) -> Box<[Filter]> {
+    let kind = |kind: &ir::HttpFilterKind| match kind {
+        ir::HttpFilterKind::Fault(fault) => Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone()))),
+        ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
+        _ => None,
+    };
+    hcm.http_filters
+        .iter()
+        .filter_map(|filter| {
+            Some(Filter { kind: kind(&filter.kind)?, name: slot(&filter.name), disabled: filter.disabled })
+        })
+        .collect()
+}
+
+/// A worker's side of them.
+pub(crate) fn local(filters: &[Filter], prefix: &Arc<str>, stats: &StatsArena) -> Rc<[LocalFilter]> {
+    let local = |filter: &Filter| match filter.kind {
+        FilterKind::Fault(_) => LocalFilter::Fault(fault::LocalFault::new(stats.fault(prefix), prefix)),
+        FilterKind::Cors => LocalFilter::Cors(stats.cors(prefix)),
+    };
+    filters.iter().map(local).collect()
+}
+
+/// What the request's route says about a filter; `None`: nothing.
+fn levels(context: &RequestContext, name: FilterSlot) -> Option<ir::FilterLevels<'_>> {
+    let routes = context.routes.as_ref()?;
+    let position = routes.filters.iter().position(|slot| *slot == name)?;
+    let host = context.virtual_host.as_ref()?;
+    let route = context.route.as_ref()?;
+    let weighted = context.weighted.and_then(|index| forward::weighted_entry(route, index));
+    let levels = [
+        weighted.map(|entry| &entry.overrides[..]).unwrap_or_default(),
+        &route.overrides,
+        &host.overrides,
+        &routes.ir.overrides,
+    ];
+    Some(ir::FilterLevels { levels, filter: u32::try_from(position).ok()? })
+}
+
+/// Runs the filters over the request, beginning with the one at `from`.
+pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, Failure> {
+    let connection = context.connection.clone();
+    let pairs = connection.config.filters.iter().zip(&connection.filters[..]);
+    for (index, (filter, local)) in pairs.enumerate().skip(from) {
+        let enabled = levels(context, filter.name).and_then(ir::FilterLevels::enabled);
+        if !enabled.unwrap_or(!filter.disabled) {
+            continue;
+        }
+        let step = match (&filter.kind, local) {
+            (FilterKind::Fault(fault), LocalFilter::Fault(local)) => {
+                fault::decode(fault, local, filter.name, context)?
+            }
+            (FilterKind::Cors, LocalFilter::Cors(stats)) => cors::decode(stats, filter.name, context),
+            // Both lists are made from the same filters.
+            _ => Step::Next,
+        };
+        match step {
+            Step::Next => {}
+            Step::Pause => return Ok(Flow::Paused(index)),
+            Step::Answer(response) => return Ok(Flow::Answered(response)),
+        }
+    }
+    Ok(Flow::Done)
+}
+
+/// Waits for what the filter at `index` waits for.
+pub(crate) async fn pause(context: &mut RequestContext, index: usize) -> Result<(), Failure> {
+    let connection = context.connection.clone();
+    match (&connection.config.filters[index].kind, &connection.filters[index]) {
+        (FilterKind::Fault(_), LocalFilter::Fault(local)) => fault::delay(local, context).await,
+        _ => Ok(()),
+    }
+}
+
+/// Runs the filters that looked at the request over the head of its answer.
+pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
+    for state in context.filters.iter().rev() {
+        match state {
+            FilterState::Cors(allowed) => allowed.encode(headers),
+            FilterState::Fault(_) => {}
+        }
+    }
+}
+
+/// How much of the answer's body may pass in a second, where a filter limits that.
+pub(crate) fn throttle(context: &RequestContext) -> Option<throttle::Throttle> {
+    context.filters.iter().find_map(|state| match state {
+        FilterState::Fault(injected) => injected.throttle(),
+        FilterState::Cors(_) => None,
+    })
+}
+
+/// Awaits a filter's work within the clocks that run for every stream: it must not be idle, nor last, for too long.
+async fn within_limits<T>(context: &RequestContext, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let idle = forward::idle_timeout(context).map(|idle| Instant::now() + idle);
+    let end = forward::stream_end(context, None);
+    let limit = match (idle, end) {
+        (None, None) => return Ok(work.await),
+        (Some(idle), Some(end)) => idle.min(end),
+        (Some(only), None) | (None, Some(only)) => only,
+    };
+    let request_complete = context.body.as_ref().is_none_or(|body| body.ended());
+    tokio::time::timeout_at(limit.into(), work).await.map_err(|_| {
+        if end == Some(limit) {
+            Failure::MaxStreamDuration
+        } else {
+            Failure::StreamIdleTimeout { request_complete }
+        }
+    })
+}
