@@ -1,18 +1,20 @@
-//! What a change costs the control plane: CPU time and memory of pushing one endpoint and one VirtualService to many proxies.
+//! What a change costs the control plane and how soon it is everywhere: endpoints, a VirtualService for all and one for a single
+//! namespace, pushed to many simulated proxies.
 //!
 //! ```text
-//! cargo run --release -p lateen-control --example push_cost -- [SERVICES] [ENDPOINTS_PER_SERVICE] [PROXIES]
+//! cargo run --release -p lateen-control --example push_cost -- [SERVICES] [ENDPOINTS_PER_SERVICE] [PROXIES] [CHANGES]
 //! ```
-//! Defaults: 1000, 10, 200. An API server and the control plane run in this process, the proxies in a child. `push` is the CPU
-//! time of the push thread (world, generation), `process` that of the whole process (the API server, TLS and gRPC too).
+//! Defaults: 1000, 10, 500, 50. An API server and the control plane run in this process, the proxies (of 10 namespaces and 20
+//! apps, so 200 classes) in a child. Latencies run from the start of the API request to the response's arrival at a proxy,
+//! over all proxies and changes. `push` is the CPU time of the push thread (world, generation), `process` that of the whole
+//! process (the API server, TLS and gRPC too); the resident memory is this process's, API server and all objects included.
 #[allow(dead_code, reason = "the tests' support, of which this uses a part")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::Write;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lateen_xds::pb::envoy::config::core::v3::Node;
@@ -29,79 +31,149 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// Namespaces the proxies are of.
+const NAMESPACES: usize = 10;
+/// Apps in each.
+const APPS: usize = 20;
+
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [flag, url, proxies] = &arguments[..]
         && flag == "--proxies"
     {
-        return proxies_of(url, &std::env::var("ROOT")?, &std::env::var("TOKEN")?, proxies.parse()?).await;
+        let tokens = std::env::var("TOKENS")?.split(' ').map(str::to_owned).collect();
+        return proxies_of(url, &std::env::var("ROOT")?, tokens, proxies.parse()?).await;
     }
     let number = |index: usize, default| arguments.get(index).map_or(Ok(default), |text| text.parse());
-    let (services, endpoints, proxies) = (number(0, 1000)?, number(1, 10)?, number(2, 200)?);
-    measure(services, endpoints, proxies).await
+    measure(number(0, 1000)?, number(1, 10)?, number(2, 500)?, number(3, 50)?).await
 }
 
-async fn measure(services: usize, endpoints: usize, proxies: usize) -> Result<(), Error> {
+async fn measure(services: usize, endpoints: usize, proxies: usize, changes: usize) -> Result<(), Error> {
     let cluster = Cluster::start().await;
     let control_plane = cluster.control_plane().await;
     let addresses = |service: usize, count: usize| -> Vec<String> {
         (0..count).map(|index| format!("10.{}.{}.{}", 1 + service / 250, service % 250, index + 1)).collect()
     };
+    let slice_of = |index: usize, count: usize| {
+        let addresses = addresses(index, count);
+        slice(&format!("s{index}"), &addresses.iter().map(String::as_str).collect::<Vec<_>>())
+    };
     for index in 0..services {
-        let name = format!("s{index}");
-        cluster.apply(service(&name, 80)).await;
-        let addresses = addresses(index, endpoints);
-        cluster.apply(slice(&name, &addresses.iter().map(String::as_str).collect::<Vec<_>>())).await;
+        cluster.apply(service(&format!("s{index}"), 80)).await;
+        cluster.apply(slice_of(index, endpoints)).await;
     }
-    println!("{services} services with {endpoints} endpoints each; {proxies} proxies of 20 classes");
+    println!(
+        "{services} services with {endpoints} endpoints each; {proxies} proxies of {NAMESPACES} namespaces"
+    );
     let empty = Sample::now()?;
-    let token = cluster.token("web", "istio-ca").await;
+    let mut tokens = Vec::new();
+    for index in 0..NAMESPACES {
+        tokens.push(cluster.token_in(&namespace(index), "web", "istio-ca").await);
+    }
     let url = format!("https://{}", control_plane.addresses().xds);
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--proxies", &url, &proxies.to_string()])
         .env("ROOT", control_plane.root_certificate())
-        .env("TOKEN", &token)
+        .env("TOKENS", tokens.join(" "))
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-    until(&mut lines, &mut child, "all").await?;
-    report("first configuration of all proxies", &empty, 1)?;
-    const ROUNDS: usize = 10;
+    let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+    let mut seen = Seen { lines, child, others: 0 };
+    seen.until("all", proxies).await?;
+    report("first configuration of all proxies", &empty, 1, &[])?;
+
     let before = Sample::now()?;
-    for round in 0..ROUNDS {
-        let addresses = addresses(0, endpoints - 1 + round % 2);
-        cluster.apply(slice("s0", &addresses.iter().map(String::as_str).collect::<Vec<_>>())).await;
-        until(&mut lines, &mut child, ENDPOINT).await?;
+    let mut arrivals = Vec::new();
+    for round in 0..changes {
+        let start = micros();
+        cluster.apply(slice_of(round % services, endpoints - 1 + (round / services) % 2)).await;
+        arrivals.extend(seen.since(start, ENDPOINT, proxies).await?);
     }
-    report("one endpoint", &before, ROUNDS)?;
-    let before = Sample::now()?;
-    for round in 0..ROUNDS {
-        cluster.apply(virtual_service("s1", &format!("s{}", 2 + round % 2))).await;
-        until(&mut lines, &mut child, ROUTE).await?;
+    report("one endpoint, seen by all", &before, changes, &arrivals)?;
+
+    let rounds = (changes / 5).max(1);
+    for (what, export_to, expected) in [
+        ("one VirtualService, seen by all", "*", proxies),
+        ("one VirtualService, seen in one namespace", ".", proxies.div_ceil(NAMESPACES)),
+    ] {
+        let before = Sample::now()?;
+        let (mut arrivals, unasked) = (Vec::new(), seen.others);
+        for round in 0..rounds {
+            let start = micros();
+            let mut rule = virtual_service("s1.default.svc.cluster.local", "s1");
+            rule["metadata"]["namespace"] = namespace(0).into();
+            rule["spec"]["exportTo"] = serde_json::json!([export_to]);
+            rule["spec"]["http"][0]["route"][0]["destination"]["host"] =
+                format!("s{}.default.svc.cluster.local", 2 + round % 2).into();
+            cluster.apply(rule).await;
+            // The first one of the second kind is also seen by those who lose the other.
+            let expected = if round == 0 { proxies } else { expected };
+            arrivals.extend(seen.since(start, ROUTE, expected).await?);
+        }
+        // A change that everybody sees: whatever the ones before sent to others is here before it.
+        cluster.apply(slice_of(0, 1 + rounds % 2 + usize::from(export_to == "*"))).await;
+        seen.until(ENDPOINT, proxies).await?;
+        report(what, &before, rounds, &arrivals)?;
+        println!("    responses beyond these: {}", seen.others - unasked);
     }
-    report("one VirtualService", &before, ROUNDS)?;
-    child.kill().await?;
+    seen.child.kill().await?;
     control_plane.shutdown().await;
     Ok(())
 }
 
-/// Waits for the child's word that every proxy has had a response.
-async fn until(
-    lines: &mut Lines<BufReader<ChildStdout>>,
-    child: &mut Child,
-    what: &str,
-) -> Result<(), Error> {
-    let found = async {
-        while let Some(line) = lines.next_line().await? {
-            if line == what {
-                return Ok(());
+fn namespace(index: usize) -> String {
+    if index == 0 { "default".to_owned() } else { format!("n{index}") }
+}
+
+/// Microseconds since 1970: a clock that this process and its child share.
+fn micros() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What the child tells of its proxies' responses: `TYPE MICROS BYTES`.
+struct Seen {
+    lines: Lines<BufReader<ChildStdout>>,
+    child: Child,
+    /// Responses of other types than the one waited for.
+    others: usize,
+}
+
+/// A response: microseconds from the start of the change, and its size.
+struct Arrival {
+    after: u64,
+    bytes: u64,
+}
+
+impl Seen {
+    async fn until(&mut self, what: &str, count: usize) -> Result<(), Error> {
+        self.since(0, what, count).await.map(drop)
+    }
+
+    /// Waits for so many responses of a type.
+    async fn since(&mut self, start: u64, what: &str, count: usize) -> Result<Vec<Arrival>, Error> {
+        let mut arrivals = Vec::new();
+        let found = async {
+            while arrivals.len() < count {
+                let Some(line) = self.lines.next_line().await? else {
+                    return Err(Error::from(format!("the proxies ended: {:?}", self.child.wait().await)));
+                };
+                let mut words = line.split(' ');
+                if words.next() != Some(what) {
+                    self.others += 1;
+                    continue;
+                }
+                let mut number = || words.next().unwrap_or_default().parse::<u64>();
+                let (at, bytes) = (number()?, number()?);
+                arrivals.push(Arrival { after: at.saturating_sub(start), bytes });
             }
-        }
-        Err(Error::from(format!("the proxies ended: {:?}", child.wait().await)))
-    };
-    tokio::time::timeout(Duration::from_secs(300), found).await?
+            Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(300), found).await??;
+        Ok(arrivals)
+    }
 }
 
 struct Sample {
@@ -132,29 +204,43 @@ impl Sample {
     }
 }
 
-fn report(what: &str, before: &Sample, rounds: usize) -> Result<(), Error> {
+fn report(what: &str, before: &Sample, rounds: usize, arrivals: &[Arrival]) -> Result<(), Error> {
     let now = Sample::now()?;
     let each = |duration: Duration| duration.as_secs_f64() * 1000.0 / rounds as f64;
     println!(
-        "{what}: push {:.2} ms, process {:.1} ms, until all proxies have it {:.1} ms; resident {} MiB",
+        "{what}: push {:.2} ms, process {:.1} ms, {:.1} ms in all; resident {} MiB",
         each(now.push - before.push),
         each(now.process - before.process),
         each(before.time.elapsed()),
         now.resident_kib / 1024
     );
+    let mut after: Vec<u64> = arrivals.iter().map(|arrival| arrival.after).collect();
+    after.sort_unstable();
+    let at =
+        |share: f64| after.get((after.len() as f64 * share) as usize).map_or(0.0, |&us| us as f64 / 1000.0);
+    if let Some(last) = after.last() {
+        let bytes = arrivals.iter().map(|arrival| arrival.bytes).sum::<u64>() as f64 / 1024.0 / rounds as f64;
+        println!(
+            "    at a proxy after p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms; {} responses, {bytes:.0} KiB a change",
+            at(0.5),
+            at(0.99),
+            *last as f64 / 1000.0,
+            after.len() / rounds
+        );
+    }
     Ok(())
 }
 
-/// The child: says a type URL whenever every proxy had one more response of that type.
-async fn proxies_of(url: &str, root: &str, token: &str, count: usize) -> Result<(), Error> {
+/// The child: says when a proxy had a response, and `all` when it had one of each type.
+async fn proxies_of(url: &str, root: &str, tokens: Vec<String>, count: usize) -> Result<(), Error> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(root))
         .domain_name("istiod.istio-system.svc");
     let endpoint = Endpoint::from_shared(url.to_owned())?.tls_config(tls)?;
-    let seen: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
     let mut proxies = tokio::task::JoinSet::new();
     for index in 0..count {
-        proxies.spawn(proxy(endpoint.clone(), token.to_owned(), index, count, seen.clone()));
+        let token = tokens.get(index % NAMESPACES).cloned().unwrap_or_default();
+        proxies.spawn(proxy(endpoint.clone(), token, index));
     }
     while let Some(ended) = proxies.join_next().await {
         ended??;
@@ -162,13 +248,7 @@ async fn proxies_of(url: &str, root: &str, token: &str, count: usize) -> Result<
     Ok(())
 }
 
-async fn proxy(
-    endpoint: Endpoint,
-    token: String,
-    index: usize,
-    count: usize,
-    seen: Arc<Mutex<BTreeMap<String, usize>>>,
-) -> Result<(), Error> {
+async fn proxy(endpoint: Endpoint, token: String, index: usize) -> Result<(), Error> {
     let (requests, receiver) = mpsc::channel(64);
     let mut call = tonic::Request::new(ReceiverStream::new(receiver));
     call.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
@@ -185,6 +265,7 @@ async fn proxy(
     let mut responses = client.delta_aggregated_resources(call).await?.into_inner();
     let mut had: Vec<String> = Vec::new();
     while let Some(response) = responses.message().await? {
+        let now = micros();
         let type_url = response.type_url.clone();
         let first = !had.contains(&type_url);
         if first && type_url == CLUSTER {
@@ -206,30 +287,29 @@ async fn proxy(
             Some(type_url)
         };
         if let Some(word) = word {
-            let mut seen = seen.lock().map_err(|_| "a proxy has failed")?;
-            let times = seen.entry(word.clone()).or_default();
-            *times += 1;
-            if *times % count == 0 {
-                println!("{word}");
-                std::io::stdout().flush()?;
-            }
+            let bodies = response.resources.iter().filter_map(|resource| resource.resource.as_ref());
+            let bytes: usize = bodies.map(|body| body.value.len()).sum();
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{word} {now} {bytes}")?;
+            out.flush()?;
         }
     }
     Ok(())
 }
 
 fn node(index: usize) -> Node {
+    let namespace = namespace(index % NAMESPACES);
     let text = |text: &str| ProtoValue { kind: Some(Kind::StringValue(text.to_owned())) };
-    let label = HashMap::from([("app".to_owned(), text(&format!("app-{}", index % 20)))]);
+    let label = HashMap::from([("app".to_owned(), text(&format!("app-{}", index / NAMESPACES % APPS)))]);
     let labels = ProtoValue { kind: Some(Kind::StructValue(Struct { fields: label })) };
     let fields = HashMap::from([
-        ("NAMESPACE".to_owned(), text("default")),
+        ("NAMESPACE".to_owned(), text(&namespace)),
         ("SERVICE_ACCOUNT".to_owned(), text("web")),
         ("LABELS".to_owned(), labels),
     ]);
     Node {
         id: format!(
-            "sidecar~10.9.{}.{}~p{index}.default~default.svc.cluster.local",
+            "sidecar~10.9.{}.{}~p{index}.{namespace}~{namespace}.svc.cluster.local",
             index / 250,
             index % 250
         ),

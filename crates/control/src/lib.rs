@@ -7,6 +7,7 @@
 //! Threads: tokio's for all I/O; one for the push loop, so that generating configuration never holds up a connection.
 mod authenticate;
 mod ca_secret;
+mod classes;
 mod config;
 mod control_plane;
 mod debug;

@@ -3,15 +3,16 @@
 //! It runs on a thread of its own and owns the store. The first change is worked on at once; what arrives meanwhile is the
 //! next batch. Nothing waits for a quiet moment, and a connection that is still busy with an older snapshot finds only the
 //! latest one when it is done.
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use lateen_model::{Delta, Event, Store, World};
-use lateen_translate::{Cache, Extent, Proxy, ProxyClass, ResourceType, Scope, affected, generate};
-use lateen_xds::server::{ResourceSet, Snapshot};
+use lateen_translate::{Proxy, ProxyClass};
+use lateen_xds::server::Snapshot;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::classes::Classes;
 use crate::metrics::Metrics;
 
 /// Changes taken at a time.
@@ -51,13 +52,12 @@ struct Connected {
 /// The loop's state.
 pub(crate) struct PushLoop {
     store: Store,
-    cache: Cache,
     metrics: Arc<Metrics>,
     published: watch::Sender<Published>,
     unlisted: BTreeSet<&'static str>,
     waiting: Vec<(Arc<Proxy>, SnapshotsReply)>,
     connected: Vec<Connected>,
-    classes: HashMap<Arc<ProxyClass>, Class>,
+    classes: Classes,
 }
 
 impl PushLoop {
@@ -70,13 +70,12 @@ impl PushLoop {
         let world = store.world();
         Self {
             store,
-            cache: Cache::default(),
             metrics,
             published: watch::Sender::new(Published { world, config_version: 0, complete: false }),
             unlisted: kinds.into_iter().collect(),
             waiting: Vec::new(),
             connected: Vec::new(),
-            classes: HashMap::new(),
+            classes: Classes::default(),
         }
     }
 
@@ -160,28 +159,23 @@ impl PushLoop {
                     connected.class = Arc::new(class);
                 }
             }
-            let used: HashSet<Arc<ProxyClass>> = self.connected.iter().map(|one| one.class.clone()).collect();
-            self.classes.retain(|class, _| used.contains(class));
-            for known in self.classes.values_mut() {
-                known.follow(&world, delta, changed, &self.cache);
-            }
+            self.classes.follow(self.connected.iter().map(|one| &one.class), &world, delta, changed);
         }
         for connected in &mut self.connected {
-            let (class, cache) = (&connected.class, &self.cache);
-            let snapshot = snapshot_of(&mut self.classes, &world, class, changed, cache);
+            let snapshot = self.classes.snapshot(&connected.class, &world, changed);
             if !Arc::ptr_eq(&connected.snapshots.borrow(), &snapshot) {
                 connected.snapshots.send_replace(snapshot);
             }
         }
         for (proxy, reply) in std::mem::take(&mut self.waiting) {
             let class = Arc::new(ProxyClass::of(&proxy, &world));
-            let snapshot = snapshot_of(&mut self.classes, &world, &class, changed, &self.cache);
-            let snapshots = watch::Sender::new(snapshot);
+            let snapshots = watch::Sender::new(self.classes.snapshot(&class, &world, changed));
             // A proxy that gave up waiting has dropped its receiver.
             if reply.send(snapshots.subscribe()).is_ok() {
                 self.connected.push(Connected { proxy, class, snapshots });
             }
         }
+        self.classes.sweep();
     }
 }
 
@@ -198,90 +192,11 @@ fn touches_config(delta: &Delta) -> bool {
         || !delta.namespaces.is_empty()
 }
 
-fn snapshot_of(
-    classes: &mut HashMap<Arc<ProxyClass>, Class>,
-    world: &Arc<World>,
-    class: &Arc<ProxyClass>,
-    changed: Instant,
-    cache: &Cache,
-) -> Arc<Snapshot> {
-    if let Some(known) = classes.get(class) {
-        return known.snapshot.clone();
-    }
-    let new = Class::new(world, class, changed, cache);
-    let snapshot = new.snapshot.clone();
-    classes.insert(class.clone(), new);
-    snapshot
-}
-
-/// What is known of a class in use.
-struct Class {
-    scope: Scope,
-    snapshot: Arc<Snapshot>,
-}
-
-impl Class {
-    fn new(world: &Arc<World>, class: &Arc<ProxyClass>, changed: Instant, cache: &Cache) -> Self {
-        let scope = Scope::new(world.clone(), class.clone());
-        let mut snapshot = Snapshot::new(world.version(), changed);
-        for kind in ResourceType::ALL {
-            let set: ResourceSet = generate(&scope, cache, kind, &Extent::All).into_iter().collect();
-            snapshot = snapshot.with(kind.type_url(), Arc::new(set));
-        }
-        Self { scope, snapshot: Arc::new(snapshot) }
-    }
-
-    /// Brings it up to date. A snapshot that the change does not touch stays, and so does every set of one type, which is
-    /// how connections know at a glance.
-    fn follow(&mut self, world: &Arc<World>, delta: &Delta, changed: Instant, cache: &Cache) {
-        self.scope = self.scope.follow(world.clone(), delta);
-        let affected = affected(delta, &self.scope);
-        let mut next = None;
-        for kind in ResourceType::ALL {
-            let old = self.snapshot.set(kind.type_url());
-            if let Some(set) = refreshed(old, &self.scope, kind, affected.of(kind), delta, cache) {
-                let start = || Snapshot::clone_at(&self.snapshot, world.version(), changed);
-                next = Some(next.unwrap_or_else(start).with(kind.type_url(), Arc::new(set)));
-            }
-        }
-        if let Some(next) = next {
-            self.snapshot = Arc::new(next);
-        }
-    }
-}
-
-/// The set of one type after a change, or none when it stays as it is.
-fn refreshed(
-    old: &ResourceSet,
-    scope: &Scope,
-    kind: ResourceType,
-    extent: &Extent,
-    delta: &Delta,
-    cache: &Cache,
-) -> Option<ResourceSet> {
-    if extent.is_none() {
-        return None;
-    }
-    let now = generate(scope, cache, kind, extent);
-    // Endpoints that come and go change assignments but never which there are.
-    let only_endpoints = matches!(extent, Extent::Services(_))
-        && delta.services.is_empty()
-        && delta.destination_rule_hosts.is_empty();
-    let gone: Vec<Arc<str>> = if only_endpoints {
-        Vec::new()
-    } else {
-        let names: HashSet<&str> = now.iter().map(|resource| &*resource.name).collect();
-        let covered = old.iter().map(|resource| &resource.name).filter(|name| extent.covers(name));
-        covered.filter(|name| !names.contains(&***name)).cloned().collect()
-    };
-    let without = old.without(gone.iter().map(|name| &**name));
-    without.as_ref().unwrap_or(old).with(now).or(without)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use lateen_model::{Object, StoreOptions};
+    use lateen_translate::ResourceType;
     use serde_json::json;
 
     fn proxy() -> Arc<Proxy> {
@@ -330,10 +245,10 @@ mod tests {
         ]));
         let snapshots = answer.try_recv().unwrap();
         let before = snapshots.borrow().clone();
-        let cached = push.cache.len();
+        let made = push.classes.made();
         push.take([slice("10.0.0.2")].into_iter());
         let after = snapshots.borrow().clone();
-        assert_eq!(push.cache.len(), cached + 1, "one resource is generated");
+        assert_eq!(push.classes.made(), made + 1, "one resource is generated");
         for (type_url, set) in after.types() {
             let old = before.set(type_url);
             let changed = set.iter().zip(old.iter()).filter(|(new, old)| !Arc::ptr_eq(new, old)).count();

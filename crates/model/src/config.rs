@@ -1,6 +1,7 @@
 //! Istio's configuration objects as the world keeps them.
 use std::hash::{Hash, Hasher};
 
+use lateen_api::networking::virtual_service::Destination;
 use lateen_api::{
     DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
     WorkloadGroupSpec,
@@ -38,6 +39,19 @@ pub struct Config<S> {
     pub digest: Digest,
     /// The spec.
     pub spec: S,
+}
+
+impl VirtualService {
+    /// Where its rules may send anything, mirrored requests among it.
+    pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        let http = self.spec.http.iter().flat_map(|rule| {
+            let mirrors = rule.mirrors.iter().map(|mirror| &mirror.destination);
+            rule.route.iter().map(|route| &route.destination).chain(&rule.mirror).chain(mirrors)
+        });
+        let tcp = self.spec.tcp.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
+        let tls = self.spec.tls.iter().flat_map(|rule| &rule.route).map(|route| &route.destination);
+        http.chain(tcp).chain(tls)
+    }
 }
 
 impl<S: Kind> Config<S> {

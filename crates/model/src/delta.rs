@@ -2,6 +2,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::config::VirtualService;
 use crate::hostname::Hostname;
 use crate::name::ObjectName;
 
@@ -16,6 +17,8 @@ pub struct Delta {
     pub endpoints: BTreeSet<Hostname>,
     /// VirtualServices.
     pub virtual_services: BTreeSet<ObjectName>,
+    /// What those VirtualServices were and are: who sees neither is not concerned.
+    pub virtual_service_states: Vec<Arc<VirtualService>>,
     /// DestinationRules.
     pub destination_rules: BTreeSet<ObjectName>,
     /// Hosts those DestinationRules were and are about; may be wildcards.
@@ -72,6 +75,7 @@ impl Delta {
         self.service_namespaces.extend(other.service_namespaces);
         self.endpoints.extend(other.endpoints);
         self.virtual_services.extend(other.virtual_services);
+        self.virtual_service_states.extend(other.virtual_service_states);
         self.destination_rules.extend(other.destination_rules);
         self.destination_rule_hosts.extend(other.destination_rule_hosts);
         self.gateways.extend(other.gateways);

@@ -8,7 +8,7 @@ use lateen_api::MeshConfig;
 use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
 
 use crate::auto_address::{AutoAddresses, Claim};
-use crate::config::{Config, DestinationRule};
+use crate::config::{Config, DestinationRule, VirtualService};
 use crate::delta::{Delta, Problem};
 use crate::endpoint::{Locality, Slice};
 use crate::hostname::resolve_host;
@@ -184,9 +184,10 @@ impl Store {
             Object::VirtualService(object) => {
                 let config = Arc::new(Config::new(*object));
                 if self.world.virtual_services.get(&config.name) != Some(&config) {
-                    delta.virtual_services.insert(config.name.clone());
-                    self.world.virtual_services.insert(config.name.clone(), config);
-                    self.index_is_stale = true;
+                    self.note_virtual_service(&config, delta);
+                    if let Some(old) = self.world.virtual_services.insert(config.name.clone(), config) {
+                        self.note_virtual_service(&old, delta);
+                    }
                 }
             }
             Object::DestinationRule(object) => {
@@ -243,10 +244,8 @@ impl Store {
                 }
             }
             Object::VirtualService(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.virtual_services.remove(&name).is_some() {
-                    delta.virtual_services.insert(name);
-                    self.index_is_stale = true;
+                if let Some(old) = self.world.virtual_services.remove(&ObjectName::of(&object.metadata)) {
+                    self.note_virtual_service(&old, delta);
                 }
             }
             Object::DestinationRule(object) => {
@@ -267,6 +266,12 @@ impl Store {
                 }
             }
         }
+    }
+
+    fn note_virtual_service(&mut self, service: &Arc<VirtualService>, delta: &mut Delta) {
+        delta.virtual_services.insert(service.name.clone());
+        delta.virtual_service_states.push(service.clone());
+        self.index_is_stale = true;
     }
 
     fn note_rule(&mut self, rule: &DestinationRule, delta: &mut Delta) {

@@ -1,5 +1,5 @@
 //! The immutable snapshot, and lookups in it.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -48,6 +48,8 @@ pub(crate) struct Index {
     by_gateway: BTreeMap<String, Vec<Arc<VirtualService>>>,
     /// DestinationRules by namespace and host, those of one host in one namespace merged.
     rules: BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>>,
+    /// Keys of the labels that rules ask of the workloads they apply to.
+    selecting_labels: BTreeSet<String>,
 }
 
 /// What identifies a workload to the lookups.
@@ -218,6 +220,12 @@ impl World {
         Visibility::parse(&service.spec.export_to, default, &service.name.namespace).allows(namespace)
     }
 
+    /// Keys of the labels by which rules choose the clients they apply to. Two sidecars of one namespace that agree in these
+    /// labels reach the mesh in the same way.
+    pub fn selecting_labels(&self) -> &BTreeSet<String> {
+        &self.index.selecting_labels
+    }
+
     /// VirtualServices bound to the sidecars (`mesh`) and visible in `namespace`, oldest first, then by name.
     pub fn mesh_virtual_services(&self, namespace: &str) -> Vec<Arc<VirtualService>> {
         self.bound_virtual_services(MESH_GATEWAY, namespace)
@@ -330,13 +338,43 @@ impl Index {
                 by_gateway.entry(gateway).or_default().push(service.clone());
             }
         }
-        Self { by_gateway, rules: merge_rules(world) }
+        Self { by_gateway, rules: merge_rules(world), selecting_labels: selecting_labels(world) }
     }
+}
+
+/// See [`World::selecting_labels`]. Whatever else comes to depend on a client's labels belongs here.
+fn selecting_labels(world: &World) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for service in world.virtual_services.values() {
+        let http = service.spec.http.iter().flat_map(|rule| &rule.r#match).map(|one| &one.source_labels);
+        let tcp = service.spec.tcp.iter().flat_map(|rule| &rule.r#match).map(|one| &one.source_labels);
+        let tls = service.spec.tls.iter().flat_map(|rule| &rule.r#match).map(|one| &one.source_labels);
+        keys.extend(http.chain(tcp).chain(tls).flat_map(BTreeMap::keys).cloned());
+    }
+    for rule in world.destination_rules.values() {
+        let selector = rule.spec.workload_selector.iter();
+        keys.extend(selector.flat_map(|selector| selector.match_labels.keys().cloned()));
+        let of_subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+        for policy in rule.spec.traffic_policy.iter().chain(of_subsets) {
+            let ports = policy.port_level_settings.iter().filter_map(|port| port.load_balancer.as_ref());
+            let balancers = policy.load_balancer.iter().chain(ports);
+            let localities = balancers.filter_map(|balancer| balancer.locality_lb_setting.as_ref());
+            keys.extend(
+                localities.flat_map(|setting| &setting.failover_priority).map(|label| label_key(label)),
+            );
+        }
+    }
+    keys
+}
+
+/// The key of `key` or `key=value`.
+fn label_key(label: &str) -> String {
+    label.split_once('=').map_or(label, |(key, _)| key).to_owned()
 }
 
 /// The gateways a VirtualService is bound to: `mesh`, or `namespace/name` with the namespace completed. A match block may
 /// narrow the list but not extend it.
-fn bound_gateways(service: &VirtualService) -> std::collections::BTreeSet<String> {
+fn bound_gateways(service: &VirtualService) -> BTreeSet<String> {
     let own = &service.name.namespace;
     if service.spec.gateways.is_empty() {
         return [MESH_GATEWAY.to_owned()].into();

@@ -84,21 +84,22 @@ impl Affected {
     }
 }
 
-/// What of a class's resources may change by `delta`; `scope` is the class's view of the new world. A proxy whose class
-/// changed needs [`Affected::all`] instead. Never too little; too much only costs work, since resources are versioned by
-/// content.
-pub fn affected(delta: &Delta, scope: &Scope) -> Affected {
+/// What of a class's resources may change by `delta`; `before` and `scope` are the class's views of the world before and after
+/// it. A proxy whose class changed needs [`Affected::all`] instead. Never too little; too much only costs work, since
+/// resources are versioned by content.
+pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     if delta.mesh {
         return Affected::all();
     }
     let mut affected = Affected::default();
-    affected.endpoints.add(delta.endpoints.iter().cloned());
+    let seen = |host: &&Hostname| scope.service(host).is_some() || before.service(host).is_some();
+    affected.endpoints.add(delta.endpoints.iter().filter(seen).cloned());
     let listens_at =
         |host: &Hostname| scope.service(host).is_some_and(|service| listens_at_endpoints(service));
     if scope.class.kind == ProxyKind::Sidecar && delta.endpoints.iter().any(listens_at) {
         affected.listeners = Extent::All;
     }
-    if !delta.services.is_empty() {
+    if scope.is_concerned(before, &delta.services) {
         affected.clusters.add(delta.services.iter().cloned());
         affected.endpoints.add(delta.services.iter().cloned());
         affected.listeners = Extent::All;
@@ -114,7 +115,7 @@ pub fn affected(delta: &Delta, scope: &Scope) -> Affected {
         affected.clusters.add(hosts.iter().cloned());
         affected.endpoints.add(hosts);
     }
-    if !delta.virtual_services.is_empty() {
+    if delta.virtual_service_states.iter().any(|state| before.may_use(state) || scope.may_use(state)) {
         affected.routes = Extent::All;
         affected.listeners = Extent::All;
     }

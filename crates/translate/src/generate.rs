@@ -9,24 +9,21 @@ use crate::gateways;
 use crate::listeners_gateway;
 use crate::listeners_inbound;
 use crate::listeners_outbound;
-use crate::proxy::ProxyKind;
+use crate::proxy::{ProxyClass, ProxyKind};
 use crate::resource::{Resource, ResourceType};
 use crate::routes_gateway;
 use crate::routes_sidecar;
 use crate::scope::Scope;
+use crate::settings::Settings;
 
 /// The resources of one type that are within the extent: with [`Extent::All`] every resource of that type; with
 /// [`Extent::Services`] those of these services. What the extent covers and this does not return does not exist (any more).
 pub fn generate(scope: &Scope, cache: &Cache, kind: ResourceType, extent: &Extent) -> Vec<Arc<Resource>> {
-    if extent.is_none() {
-        return Vec::new();
+    let mut resources = generate_outward(scope, cache, kind, extent);
+    if *extent == Extent::All {
+        resources.extend(generate_own(&scope.settings, &scope.class, cache, kind));
     }
-    match kind {
-        ResourceType::Cluster => generate_clusters(scope, cache, extent),
-        ResourceType::Endpoint => generate_endpoints(scope, cache, extent),
-        ResourceType::Listener => generate_listeners(scope, cache),
-        ResourceType::Route => generate_routes(scope, cache),
-    }
+    resources
 }
 
 /// Every resource of a class, clusters first.
@@ -34,8 +31,47 @@ pub fn generate_all(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     ResourceType::ALL.into_iter().flat_map(|kind| generate(scope, cache, kind, &Extent::All)).collect()
 }
 
+/// Those of [`generate`] that depend on what [`ProxyClass::outward`] keeps of a class.
+pub fn generate_outward(
+    scope: &Scope,
+    cache: &Cache,
+    kind: ResourceType,
+    extent: &Extent,
+) -> Vec<Arc<Resource>> {
+    if extent.is_none() {
+        return Vec::new();
+    }
+    match kind {
+        ResourceType::Cluster => clusters(scope, cache, extent),
+        ResourceType::Endpoint => endpoints(scope, cache, extent),
+        ResourceType::Listener => listeners(scope, cache),
+        ResourceType::Route => routes(scope, cache),
+    }
+}
+
+/// The others: those about the workload itself. They depend on mesh config and the class.
+pub fn generate_own(
+    settings: &Arc<Settings>,
+    class: &ProxyClass,
+    cache: &Cache,
+    kind: ResourceType,
+) -> Vec<Arc<Resource>> {
+    match (class.kind, kind) {
+        (ProxyKind::Sidecar, ResourceType::Cluster) => {
+            let ports = listeners_inbound::workload_ports(&class.inbound);
+            let inputs = ports.into_iter().map(|port| clusters::inbound_inputs(settings, port));
+            inputs.map(|inputs| cache.resource(kind, &inputs, clusters::inbound)).collect()
+        }
+        (ProxyKind::Sidecar, ResourceType::Listener) => {
+            let inputs = listeners_inbound::inputs(settings, class);
+            vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// CDS.
-pub fn generate_clusters(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
+fn clusters(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
     let mut resources = Vec::new();
     for service in scope.services_in(extent) {
         for inputs in clusters::outbound_inputs(scope, service) {
@@ -54,16 +90,12 @@ pub fn generate_clusters(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<A
     if scope.class.kind == ProxyKind::Sidecar {
         fixed(FixedCluster::Passthrough);
         fixed(FixedCluster::InboundPassthrough);
-        for port in listeners_inbound::workload_ports(&scope.class.inbound) {
-            let inputs = clusters::inbound_inputs(&scope.settings, port);
-            resources.push(cache.resource(ResourceType::Cluster, &inputs, clusters::inbound));
-        }
     }
     resources
 }
 
 /// EDS.
-pub fn generate_endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
+fn endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
     let mut resources = Vec::new();
     for service in scope.services_in(extent) {
         for cluster in clusters::outbound_inputs(scope, service) {
@@ -77,7 +109,7 @@ pub fn generate_endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<
 }
 
 /// LDS.
-pub fn generate_listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
+fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     let kind = ResourceType::Listener;
     if scope.class.kind == ProxyKind::Router {
         return gateways::http_servers(scope)
@@ -95,26 +127,15 @@ pub fn generate_listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
         resources.push(cache.resource(kind, inputs, listeners_outbound::service_address));
     }
     resources.push(cache.resource(kind, &outbound.catch_all, listeners_outbound::virtual_outbound));
-    resources.push(cache.resource(
-        kind,
-        &listeners_inbound::inputs(scope),
-        listeners_inbound::virtual_inbound,
-    ));
     resources
 }
 
 /// RDS.
-pub fn generate_routes(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
-    let kind = ResourceType::Route;
+fn routes(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     if scope.class.kind == ProxyKind::Router {
-        return gateways::http_servers(scope)
-            .into_iter()
-            .map(|server| routes_gateway::inputs(scope, server))
-            .map(|inputs| cache.resource(kind, &inputs, routes_gateway::route_configuration))
-            .collect();
+        let servers = gateways::http_servers(scope);
+        return servers.iter().map(|server| routes_gateway::resource(scope, cache, server)).collect();
     }
-    routes_sidecar::inputs(scope)
-        .iter()
-        .map(|inputs| cache.resource(kind, inputs, routes_sidecar::route_configuration))
-        .collect()
+    let routes = routes_sidecar::routes(scope);
+    routes.iter().map(|routes| routes_sidecar::resource(scope, cache, routes)).collect()
 }

@@ -1,12 +1,13 @@
 //! A [`World`](lateen_model::World) and a proxy's class to xDS resources. Pure.
 //!
-//! What a proxy gets depends on its [`ProxyClass`] alone; proxies of one class share a [`Scope`] and every encoded byte.
+//! What a proxy gets depends on its [`ProxyClass`] alone; proxies of one class share every encoded byte. How they reach the
+//! mesh depends on the part of it that [`ProxyClass::outward`] keeps, and classes that agree in that share a [`Scope`].
 //! Each resource is made by a function of a small input struct, and the digest of that struct is its key in the
 //! [`Cache`]: a generator cannot read what is not in its key.
 //!
 //! ```text
 //! Proxy::parse(node)  →  ProxyClass::of(proxy, world)  →  Scope::new(world, class)  →  generate(scope, cache, …)
-//! Delta  →  affected(delta, scope)  →  which of the four types, and of which services, to generate again
+//! Delta  →  affected(delta, before, scope)  →  which of the four types, and of which services, to generate again
 //! ```
 mod access_log;
 mod affected;
@@ -24,6 +25,7 @@ mod listeners_inbound;
 mod listeners_outbound;
 mod names;
 mod ordered;
+mod parts;
 mod proxy;
 mod resource;
 mod retries;
@@ -40,13 +42,12 @@ mod wire;
 
 pub use affected::{Affected, Extent, affected};
 pub use cache::Cache;
-pub use generate::{
-    generate, generate_all, generate_clusters, generate_endpoints, generate_listeners, generate_routes,
-};
+pub use generate::{generate, generate_all, generate_outward, generate_own};
 pub use names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
 pub use proxy::{InboundPort, NodeError, Proxy, ProxyClass, ProxyKind};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
+pub use settings::Settings;
 pub use warnings::{
     Warning, check_destination_rule, check_gateway, check_service_entry, check_virtual_service,
     check_workload_entry, check_workload_group,

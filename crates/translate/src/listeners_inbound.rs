@@ -11,9 +11,8 @@ use lateen_xds::pb::google::protobuf::Duration;
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_cluster};
-use crate::proxy::InboundPort;
+use crate::proxy::{InboundPort, ProxyClass};
 use crate::resource::{Resource, encode};
-use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::wire;
 
@@ -27,8 +26,8 @@ pub(crate) struct InboundInputs {
     ports: Vec<InboundPort>,
 }
 
-pub(crate) fn inputs(scope: &Scope) -> InboundInputs {
-    InboundInputs { settings: scope.settings.clone(), ports: workload_ports(&scope.class.inbound) }
+pub(crate) fn inputs(settings: &Arc<Settings>, class: &ProxyClass) -> InboundInputs {
+    InboundInputs { settings: settings.clone(), ports: workload_ports(&class.inbound) }
 }
 
 /// One entry per port of the workload; where several services lead to the same port, the oldest counts.

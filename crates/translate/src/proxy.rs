@@ -188,6 +188,29 @@ impl ProxyClass {
             .collect();
         Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, inbound }
     }
+
+    /// What of the class matters for how it reaches the mesh. Sidecars of one namespace mostly agree in it, so that all but
+    /// the few resources about the workload itself are made once for them. A generator of outbound resources is given
+    /// nothing else, so it cannot depend on more than this.
+    pub fn outward(self: &Arc<Self>, world: &World) -> Arc<Self> {
+        if self.kind == ProxyKind::Router {
+            // Ports and rules of gateways go by their labels and services.
+            return self.clone();
+        }
+        let selecting = world.selecting_labels();
+        let labels: BTreeMap<String, String> = self
+            .labels
+            .iter()
+            .filter(|(key, _)| selecting.contains(*key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        Arc::new(Self {
+            kind: self.kind,
+            namespace: self.namespace.clone(),
+            labels: labels.into(),
+            inbound: Vec::new(),
+        })
+    }
 }
 
 #[cfg(test)]

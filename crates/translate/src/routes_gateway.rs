@@ -1,56 +1,73 @@
 //! Route configurations of gateways, one per HTTP port.
+use std::sync::Arc;
+
 use lateen_xds::pb::envoy::config::route::v3 as route;
 
+use crate::cache::Cache;
 use crate::gateways::{HttpServer, ServedHost};
-use crate::resource::{Resource, encode};
+use crate::parts::{self, Part};
+use crate::resource::{Resource, ResourceType};
 use crate::retries::Retries;
 use crate::route_rules::{self, RouteContext};
 use crate::scope::Scope;
 use crate::wire;
 
-/// Everything a gateway's route configuration depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct GatewayRouteInputs {
-    domain: String,
-    default_retries: Retries,
-    server: HttpServer,
+/// Everything a virtual host of a gateway depends on.
+#[derive(Hash)]
+struct VirtualHostInputs<'a> {
+    domain: &'a str,
+    default_retries: &'a Retries,
+    port: u16,
+    served: &'a str,
+    host: &'a ServedHost,
 }
 
-pub(crate) fn inputs(scope: &Scope, server: HttpServer) -> GatewayRouteInputs {
-    GatewayRouteInputs {
-        domain: scope.world.domain().to_owned(),
-        default_retries: scope.settings.default_retries.clone(),
-        server,
-    }
+/// Everything a gateway's route configuration depends on besides its virtual hosts.
+#[derive(Hash)]
+struct RestInputs {
+    name: String,
+    server_port: u16,
 }
 
 /// The routes of one port. Hosts nothing is bound to are answered with 404.
-pub(crate) fn route_configuration(inputs: &GatewayRouteInputs) -> Resource {
-    let server = &inputs.server;
-    let name = server.route_name();
-    let context = RouteContext {
-        domain: &inputs.domain,
-        port: server.server_port,
-        default_retries: &inputs.default_retries,
+pub(crate) fn resource(scope: &Scope, cache: &Cache, server: &HttpServer) -> Arc<Resource> {
+    let part = |(served, host): (&String, &ServedHost)| {
+        let inputs = VirtualHostInputs {
+            domain: scope.world.domain(),
+            default_retries: &scope.settings.default_retries,
+            port: server.server_port,
+            served,
+            host,
+        };
+        cache.part(&inputs, |digest, inputs| Part::new(digest, &virtual_host_of(inputs)))
     };
-    let mut virtual_hosts: Vec<_> =
-        server.hosts.iter().map(|(domain, host)| virtual_host(domain, host, context)).collect();
-    if virtual_hosts.is_empty() {
-        virtual_hosts.push(route::VirtualHost {
-            name: format!("blackhole:{}", server.server_port),
-            domains: vec!["*".to_owned()],
-            ..Default::default()
-        });
-    }
-    let message = route::RouteConfiguration {
-        name: name.clone(),
-        virtual_hosts,
+    let parts: Vec<Arc<Part>> = server.hosts.iter().map(part).collect();
+    let rest = RestInputs { name: server.route_name(), server_port: server.server_port };
+    cache.compound(ResourceType::Route, &rest, parts, route_configuration)
+}
+
+fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
+    let mut message = route::RouteConfiguration {
+        name: rest.name.clone(),
         validate_clusters: wire::boolean(false),
         max_direct_response_body_size_bytes: wire::uint32(1 << 20),
         ignore_port_in_host_matching: true,
         ..Default::default()
     };
-    encode(name, &message)
+    if parts.is_empty() {
+        message.virtual_hosts.push(route::VirtualHost {
+            name: format!("blackhole:{}", rest.server_port),
+            domains: vec!["*".to_owned()],
+            ..Default::default()
+        });
+    }
+    parts::route_configuration(&message, parts)
+}
+
+fn virtual_host_of(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
+    let context =
+        RouteContext { domain: inputs.domain, port: inputs.port, default_retries: inputs.default_retries };
+    virtual_host(inputs.served, inputs.host, context)
 }
 
 fn virtual_host(domain: &str, host: &ServedHost, context: RouteContext<'_>) -> route::VirtualHost {

@@ -1,6 +1,6 @@
 //! Outbound route configurations of sidecars: one per port that some service declares HTTP, named after the port and shared
 //! by all HTTP to it; and one per service port of undeclared protocol, named `HOST:PORT`, whose listener is the service's own.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,27 +9,52 @@ use lateen_model::{ObjectName, Service, VirtualService, host_matches, resolve_ho
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::google::protobuf::Duration;
 
+use crate::cache::Cache;
 use crate::names::{PASSTHROUGH, detected_routes};
-use crate::resource::{Resource, encode};
+use crate::parts::{self, Part};
+use crate::resource::{Resource, ResourceType};
 use crate::retries::Retries;
 use crate::route_rules::{self, RouteContext};
 use crate::rules::AppliedRules;
 use crate::scope::Scope;
 use crate::wire;
 
-/// Everything a route configuration depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct SidecarRouteInputs {
+/// A route configuration to be made, with its virtual hosts not made yet.
+pub(crate) struct SidecarRoutes {
     port: u16,
     /// Whether they are the routes of one service's own listener: then the caller has chosen it by address, and the host it
     /// names does not matter.
     alone: bool,
-    /// Namespace of the proxies: services of it have short names.
-    namespace: Arc<str>,
-    domain: String,
-    allow_any: bool,
-    default_retries: Retries,
     hosts: Vec<HostInputs>,
+}
+
+/// Everything a virtual host depends on.
+#[derive(Hash)]
+struct VirtualHostInputs<'a> {
+    port: u16,
+    domain: &'a str,
+    default_retries: &'a Retries,
+    host: &'a HostInputs,
+    domains: DomainsOf,
+}
+
+/// The domains of a virtual host.
+#[derive(Hash)]
+enum DomainsOf {
+    /// All names of the host.
+    Names,
+    /// Those of its names that no virtual host before it has.
+    Left(Vec<String>),
+    /// Whatever is named.
+    Any,
+}
+
+/// Everything a route configuration depends on besides its virtual hosts.
+#[derive(Hash)]
+struct RestInputs {
+    name: String,
+    /// What becomes of requests for hosts the mesh does not know; none when a virtual host takes them.
+    catch_all: Option<bool>,
 }
 
 /// A host requests may be for.
@@ -43,11 +68,10 @@ struct HostInputs {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ServiceHost {
-    name: ObjectName,
+    /// Its names, aliases after its own, each with whether it is of the proxies' namespace, where the short name will do.
+    names: Vec<(ObjectName, bool)>,
     addresses: Vec<IpAddr>,
     headless: bool,
-    /// Other names of it.
-    aliases: Vec<ObjectName>,
 }
 
 /// The services with HTTP on one port.
@@ -59,7 +83,8 @@ struct PortServices<'a> {
     services: Vec<(&'a Arc<Service>, bool)>,
 }
 
-pub(crate) fn inputs(scope: &Scope) -> Vec<SidecarRouteInputs> {
+/// The route configurations of a class of sidecars.
+pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
     let mut ports: BTreeMap<u16, PortServices<'_>> = BTreeMap::new();
     for service in scope.services.iter() {
         for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed())
@@ -72,15 +97,7 @@ pub(crate) fn inputs(scope: &Scope) -> Vec<SidecarRouteInputs> {
     let rules = Rules::new(scope);
     let mut all = Vec::new();
     for (port, found) in ports {
-        let configuration = |alone, hosts| SidecarRouteInputs {
-            port,
-            alone,
-            namespace: scope.class.namespace.clone(),
-            domain: scope.world.domain().to_owned(),
-            allow_any: scope.settings.allow_any,
-            default_retries: scope.settings.default_retries.clone(),
-            hosts,
-        };
+        let configuration = |alone, hosts| SidecarRoutes { port, alone, hosts };
         // Hosts that VirtualServices name explicitly go before the other names of services.
         let mut hosts = if found.shared { rules.other_hosts(scope, port, &found) } else { Vec::new() };
         for (service, detected) in &found.services {
@@ -100,13 +117,14 @@ pub(crate) fn inputs(scope: &Scope) -> Vec<SidecarRouteInputs> {
 fn service_host(scope: &Scope, rules: &Rules, service: &Service, port: u16) -> HostInputs {
     let rules =
         rules.find(&service.hostname).map(|found| AppliedRules::new(scope, found, MESH_GATEWAY, port));
+    let names = std::iter::once(service.name.clone()).chain(scope.aliases_of(&service.hostname));
+    let is_near = |name: &ObjectName| name.namespace == scope.class.namespace;
     HostInputs {
         host: service.hostname.to_string(),
         service: Some(ServiceHost {
-            name: service.name.clone(),
+            names: names.map(|name| (name.clone(), is_near(&name))).collect(),
             addresses: service.addresses.clone(),
             headless: service.is_headless(),
-            aliases: scope.aliases_of(&service.hostname),
         }),
         // A VirtualService without a rule for these proxies and this port leaves the service as it is.
         rules: rules.filter(|rules| !rules.rules.is_empty()),
@@ -176,59 +194,87 @@ impl Rules {
     }
 }
 
-/// A route configuration.
-pub(crate) fn route_configuration(inputs: &SidecarRouteInputs) -> Resource {
-    let name = match inputs.hosts.first() {
-        Some(host) if inputs.alone => detected_routes(&host.host, inputs.port),
-        _ => inputs.port.to_string(),
+/// A route configuration. Its virtual hosts come from the cache by what each of them depends on, so that a change makes only
+/// those it changes, and namespaces share those that are the same for them.
+pub(crate) fn resource(scope: &Scope, cache: &Cache, routes: &SidecarRoutes) -> Arc<Resource> {
+    let (port, domain) = (routes.port, scope.world.domain());
+    let default_retries = &scope.settings.default_retries;
+    let name = match routes.hosts.first() {
+        Some(host) if routes.alone => detected_routes(&host.host, port),
+        _ => port.to_string(),
     };
-    let context =
-        RouteContext { domain: &inputs.domain, port: inputs.port, default_retries: &inputs.default_retries };
-    let mut taken = BTreeSet::new();
-    let mut virtual_hosts: Vec<route::VirtualHost> = Vec::new();
-    for host in &inputs.hosts {
-        // A domain may stand once in a route configuration; the first host that has it keeps it.
-        let mut domains = if inputs.alone { vec!["*".to_owned()] } else { domains(host, inputs) };
-        domains.retain(|domain| taken.insert(domain.clone()));
-        if domains.is_empty() {
+    let part = |host, domains| {
+        let inputs = VirtualHostInputs { port, domain, default_retries, host, domains };
+        cache.part(&inputs, |digest, inputs| Part::new(digest, &virtual_host(inputs)))
+    };
+    let mut parts: Vec<Arc<Part>> = Vec::with_capacity(routes.hosts.len());
+    // A domain may stand once in a route configuration; the first host that has it keeps it.
+    let mut taken: HashSet<String> = HashSet::new();
+    for host in &routes.hosts {
+        if routes.alone {
+            parts.push(part(host, DomainsOf::Any));
             continue;
         }
-        let routes = match &host.rules {
-            Some(rules) => route_rules::routes(rules, context),
-            None => vec![route_rules::default_route(&host.host, context)],
-        };
-        virtual_hosts.push(route::VirtualHost {
-            name: format!("{}:{}", host.host, inputs.port),
-            domains,
-            routes,
-            include_request_attempt_count: true,
-            ..Default::default()
-        });
+        let whole = part(host, DomainsOf::Names);
+        if whole.domains.iter().any(|domain| taken.contains(domain)) {
+            let left: Vec<String> =
+                whole.domains.iter().filter(|domain| !taken.contains(*domain)).cloned().collect();
+            if !left.is_empty() {
+                parts.push(part(host, DomainsOf::Left(left)));
+            }
+        } else {
+            parts.push(whole);
+        }
+        taken.extend(parts.last().into_iter().flat_map(|part| part.domains.iter().cloned()));
     }
-    virtual_hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    if taken.insert("*".to_owned()) {
-        virtual_hosts.push(catch_all(inputs.allow_any));
-    }
+    parts.sort_by(|a, b| a.name.cmp(&b.name));
+    let all_taken = routes.alone || taken.contains("*");
+    let rest = RestInputs { name, catch_all: (!all_taken).then_some(scope.settings.allow_any) };
+    cache.compound(ResourceType::Route, &rest, parts, route_configuration)
+}
+
+fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
     let message = route::RouteConfiguration {
-        name: name.clone(),
-        virtual_hosts,
+        name: rest.name.clone(),
         validate_clusters: wire::boolean(false),
         max_direct_response_body_size_bytes: wire::uint32(1 << 20),
         ignore_port_in_host_matching: true,
         ..Default::default()
     };
-    encode(name, &message)
+    let catch_all = rest.catch_all.map(|allow_any| Arc::new(Part::new(0, &catch_all(allow_any))));
+    let parts: Vec<Arc<Part>> = parts.iter().cloned().chain(catch_all).collect();
+    parts::route_configuration(&message, &parts)
+}
+
+fn virtual_host(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
+    let VirtualHostInputs { port, domain, default_retries, host, domains } = inputs;
+    let context = RouteContext { domain, port: *port, default_retries };
+    let routes = match &host.rules {
+        Some(rules) => route_rules::routes(rules, context),
+        None => vec![route_rules::default_route(&host.host, context)],
+    };
+    route::VirtualHost {
+        name: format!("{}:{port}", host.host),
+        domains: match domains {
+            DomainsOf::Names => names_of(host, domain),
+            DomainsOf::Left(left) => left.clone(),
+            DomainsOf::Any => vec!["*".to_owned()],
+        },
+        routes,
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
 }
 
 /// The names a service is called by: all of them in its own namespace, those with a namespace elsewhere, those of its
 /// aliases, and its addresses. Callers of a headless service may prepend a pod's name.
-fn domains(host: &HostInputs, inputs: &SidecarRouteInputs) -> Vec<String> {
+fn names_of(host: &HostInputs, domain: &str) -> Vec<String> {
     let Some(service) = &host.service else { return vec![host.host.clone()] };
     let mut domains = Vec::new();
-    for ObjectName { namespace, name } in std::iter::once(&service.name).chain(&service.aliases) {
-        let full = format!("{name}.{namespace}.svc.{}", inputs.domain);
+    for (ObjectName { namespace, name }, is_near) in &service.names {
+        let full = format!("{name}.{namespace}.svc.{domain}");
         domains.extend([full.clone(), format!("{full}.")]);
-        if *namespace == inputs.namespace {
+        if *is_near {
             domains.push(name.to_string());
         }
         domains.extend([format!("{name}.{namespace}.svc"), format!("{name}.{namespace}")]);

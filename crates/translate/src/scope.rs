@@ -1,8 +1,9 @@
 //! What one class of proxies may see.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lateen_model::{Delta, Hostname, ObjectName, Registry, Service, VirtualService, World};
+use lateen_api::networking::virtual_service::MESH_GATEWAY;
+use lateen_model::{Delta, Hostname, ObjectName, Registry, Service, VirtualService, World, resolve_host};
 
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
@@ -21,7 +22,8 @@ pub struct Scope {
     aliases: Arc<BTreeMap<Hostname, Vec<ObjectName>>>,
     /// For sidecars: the VirtualServices that apply to it, oldest first.
     pub virtual_services: Arc<[Arc<VirtualService>]>,
-    pub(crate) settings: Arc<Settings>,
+    /// Mesh-wide settings.
+    pub settings: Arc<Settings>,
 }
 
 impl Scope {
@@ -61,6 +63,34 @@ impl Scope {
     /// The names of `ExternalName` services that mean this service.
     pub(crate) fn aliases_of(&self, host: &str) -> Vec<ObjectName> {
         self.aliases.get(host).cloned().unwrap_or_default()
+    }
+
+    /// Whether a change of services since `before` may concern it: one was or is seen, is another's alias, or is what a rule
+    /// in force leads to.
+    pub(crate) fn is_concerned(&self, before: &Self, changed: &BTreeSet<Hostname>) -> bool {
+        let knows = |scope: &Self, host: &Hostname| {
+            scope.service(host).is_some()
+                || scope.virtual_services.iter().any(|rules| scope.leads_to(rules, host))
+        };
+        let known = || changed.iter().any(|host| knows(self, host) || knows(before, host));
+        !changed.is_empty() && (self.aliases != before.aliases || known())
+    }
+
+    /// Whether the class may see this state of a VirtualService and it is bound to its kind of proxies.
+    pub(crate) fn may_use(&self, rules: &VirtualService) -> bool {
+        let gateways = &rules.spec.gateways;
+        let bound = match self.class.kind {
+            ProxyKind::Sidecar => gateways.is_empty() || gateways.iter().any(|name| name == MESH_GATEWAY),
+            ProxyKind::Router => gateways.iter().any(|name| name != MESH_GATEWAY),
+        };
+        // Without hosts it is one that others delegate to, wherever they are bound and whoever sees them.
+        rules.spec.hosts.is_empty() || (bound && self.world.is_visible(rules, &self.class.namespace))
+    }
+
+    /// Whether a rule sends anything to this host.
+    fn leads_to(&self, rules: &VirtualService, host: &str) -> bool {
+        let (own, domain) = (&rules.name.namespace, self.world.domain());
+        rules.destinations().any(|destination| resolve_host(&destination.host, own, domain) == host)
     }
 
     /// The services within an extent.

@@ -8,7 +8,7 @@ use crate::retries::Retries;
 
 /// What of mesh config goes into resources; part of most generators' inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Settings {
+pub struct Settings {
     /// Access log, when there is one.
     pub(crate) access_log: Option<AccessLogSettings>,
     /// Whether unknown destinations are reached as they are.
@@ -81,7 +81,8 @@ const DEFAULT_JSON: &[(&str, &str)] = &[
 ];
 
 impl Settings {
-    pub(crate) fn new(mesh: &MeshConfig) -> Self {
+    /// Takes them from mesh config.
+    pub fn new(mesh: &MeshConfig) -> Self {
         Self {
             access_log: access_log(mesh),
             allow_any: mesh.allows_any_outbound(),

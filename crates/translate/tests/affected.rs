@@ -2,9 +2,12 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lateen_model::Delta;
-use lateen_translate::{Affected, Extent, Proxy, ResourceType, Scope, affected, generate};
+use lateen_translate::{
+    Affected, Extent, Proxy, ResourceType, Scope, affected, generate, generate_all, generate_outward,
+};
 use serde_json::json;
 use support::Mesh;
 
@@ -31,15 +34,16 @@ fn check(change: impl FnOnce(&mut Mesh) -> Delta) -> (Affected, Affected) {
     let proxies = [WEB_FRONTEND, GATEWAY].map(|node| Proxy::parse(node, &json!({})).expect("a node id"));
     let before = views.map(|view| {
         let scope = view(&mut mesh);
-        (versions(&mesh, &scope, &Affected::all()), scope.class)
+        (versions(&mesh, &scope, &Affected::all()), scope)
     });
     let delta = change(&mut mesh);
     let found = [0, 1].map(|index| {
         let scope = views[index](&mut mesh);
-        let (old, class) = &before[index];
+        let (old, earlier) = &before[index];
         let may_change = proxies[index].class_may_change(&delta, &scope.world);
-        assert!(may_change || scope.class == *class, "{delta:?}");
-        let named = if scope.class == *class { affected(&delta, &scope) } else { Affected::all() };
+        assert!(may_change || scope.class == earlier.class, "{delta:?}");
+        let named =
+            if scope.class == earlier.class { affected(&delta, earlier, &scope) } else { Affected::all() };
         let mut patched = old.clone();
         patched.retain(|(kind, name), _| !named.of(*kind).covers(name));
         patched.extend(versions(&mesh, &scope, &named));
@@ -66,24 +70,26 @@ fn endpoints_touch_endpoints_of_their_service_only() {
 fn endpoints_of_headless_services_touch_listeners() {
     let mut mesh = Mesh::course();
     mesh.service("default", "db", "None", json!([{"name": "tcp", "port": 5432}]), json!({"app": "db"}));
-    let before = mesh.sidecar("default", "web-frontend-1");
-    let before = versions(&mesh, &before, &Affected::all());
+    let earlier = mesh.sidecar("default", "web-frontend-1");
+    let before = versions(&mesh, &earlier, &Affected::all());
     let delta = mesh.endpoints("default", "db", "tcp", 5432, &[("db-0", "10.244.0.50", true)]);
     let scope = mesh.sidecar("default", "web-frontend-1");
-    let named = affected(&delta, &scope);
+    let named = affected(&delta, &earlier, &scope);
     assert_eq!(named.listeners, Extent::All);
     let mut patched = before;
     patched.retain(|(kind, name), _| !named.of(*kind).covers(name));
     patched.extend(versions(&mesh, &scope, &named));
     assert_eq!(patched, versions(&mesh, &scope, &Affected::all()));
-    assert!(affected(&delta, &mesh.gateway()).listeners.is_none(), "gateways do not listen for services");
+    let gateway = mesh.gateway();
+    assert!(affected(&delta, &gateway, &gateway).listeners.is_none(), "gateways do not listen for services");
 }
 
 #[test]
 fn virtual_services_touch_routes_and_listeners() {
     let (sidecar, gateway) = check(|mesh| mesh.course_file("lab5/customers-50-50.yaml"));
     assert!(sidecar.clusters.is_none() && sidecar.endpoints.is_none());
-    assert_eq!((sidecar.routes, gateway.routes), (Extent::All, Extent::All));
+    assert_eq!(sidecar.routes, Extent::All);
+    assert!(gateway.is_none(), "it is bound to the sidecars only");
 }
 
 #[test]
@@ -163,12 +169,79 @@ fn proxies_of_one_class_share_what_is_generated() {
     let first = mesh.sidecar("default", "web-frontend-1");
     let second = mesh.sidecar("default", "web-frontend-2");
     assert_eq!(first.class, second.class);
-    versions(&mesh, &first, &Affected::all());
-    let generated = mesh.cache.len();
+    let held = generate_all(&first, &mesh.cache);
+    let generated = mesh.cache.made();
     versions(&mesh, &second, &Affected::all());
-    assert_eq!(mesh.cache.len(), generated);
+    assert_eq!(mesh.cache.made(), generated);
     let gateway = mesh.gateway();
-    versions(&mesh, &gateway, &Affected::all());
-    let clusters = lateen_translate::generate_clusters(&gateway, &mesh.cache, &Extent::All).len();
-    assert!(mesh.cache.len() < generated + clusters, "gateways share the services' clusters with sidecars");
+    let clusters = generate(&gateway, &mesh.cache, ResourceType::Cluster, &Extent::All);
+    assert!(
+        clusters.iter().filter(|cluster| held.iter().any(|known| Arc::ptr_eq(known, cluster))).count() > 3,
+        "gateways share the services' clusters with sidecars"
+    );
+}
+
+#[test]
+fn a_virtual_service_concerns_only_those_who_see_it() {
+    let (sidecar, gateway) = check(|mesh| {
+        mesh.config("{kind: VirtualService, metadata: {name: own, namespace: shop}, spec: {hosts: [own], exportTo: ['.'], http: [{route: [{destination: {host: own}}]}]}}")
+    });
+    assert!(sidecar.is_none() && gateway.is_none());
+    // One that was seen and is not any more concerns those who saw it.
+    let yaml = |export: &str| {
+        format!(
+            "{{kind: VirtualService, metadata: {{name: own, namespace: shop}}, spec: {{hosts: [customers.default.svc.cluster.local], exportTo: ['{export}'], http: [{{route: [{{destination: {{host: customers.default.svc.cluster.local}}}}], timeout: 7s}}]}}}}"
+        )
+    };
+    let mut mesh = Mesh::course();
+    mesh.config(&yaml("*"));
+    let earlier = mesh.sidecar("default", "web-frontend-1");
+    let delta = mesh.config(&yaml("."));
+    let scope = mesh.sidecar("default", "web-frontend-1");
+    assert_eq!(affected(&delta, &earlier, &scope).routes, Extent::All);
+}
+
+#[test]
+fn a_change_of_one_host_makes_one_virtual_host() {
+    let mut mesh = Mesh::course();
+    for index in 0..50 {
+        let (name, ip) = (format!("s{index}"), format!("10.96.1.{index}"));
+        mesh.service("shop", &name, &ip, json!([{"name": "http", "port": 80}]), json!({}));
+    }
+    let routes = |mesh: &mut Mesh, namespace: &str| {
+        let scope = mesh.sidecar(namespace, "a");
+        generate(&scope, &mesh.cache, ResourceType::Route, &Extent::All)
+    };
+    let _held = (routes(&mut mesh, "default"), routes(&mut mesh, "other"), routes(&mut mesh, "another"));
+    let before = mesh.cache.made();
+    mesh.config("{kind: VirtualService, metadata: {name: s7, namespace: shop}, spec: {hosts: [s7], http: [{route: [{destination: {host: s8}}]}]}}");
+    let [_default, other, another] = ["default", "other", "another"].map(|name| routes(&mut mesh, name));
+    // The virtual host, once for all namespaces but its own, and the route configurations around it.
+    assert_eq!(mesh.cache.made() - before, 1 + 2);
+    assert!(Arc::ptr_eq(&other[0], &another[0]), "what is equal is shared between namespaces");
+}
+
+#[test]
+fn sidecars_that_no_rule_tells_apart_reach_the_mesh_alike() {
+    let mut mesh = Mesh::course();
+    mesh.pod("default", "a", "10.244.0.61", json!({"app": "a", "tier": "one"}));
+    mesh.pod("default", "b", "10.244.0.62", json!({"app": "b", "tier": "one"}));
+    let outward = |mesh: &mut Mesh, pod: &str| {
+        let scope = mesh.sidecar("default", pod);
+        scope.class.outward(&scope.world)
+    };
+    assert_eq!(outward(&mut mesh, "a"), outward(&mut mesh, "b"));
+    mesh.config("{kind: VirtualService, metadata: {name: x}, spec: {hosts: [customers], http: [{match: [{sourceLabels: {app: a}}], route: [{destination: {host: customers}}]}]}}");
+    let (a, b) = (outward(&mut mesh, "a"), outward(&mut mesh, "b"));
+    assert_ne!(a, b);
+    assert_eq!(a.labels.len(), 1, "only what rules ask for");
+    // And what is generated from it is what the class itself gets.
+    let scope = mesh.sidecar("default", "a");
+    let alike = Scope::new(scope.world.clone(), a);
+    for kind in ResourceType::ALL {
+        assert_eq!(
+            generate_outward(&scope, &mesh.cache, kind, &Extent::All),
+            generate_outward(&alike, &mesh.cache, kind, &Extent::All)
+        );
+    }
 }

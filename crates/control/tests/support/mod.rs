@@ -150,11 +150,21 @@ impl Cluster {
 
     /// A token of a service account of namespace `default`, which is made when it is not there.
     pub(crate) async fn token(&self, service_account: &str, audience: &str) -> String {
+        self.token_in("default", service_account, audience).await
+    }
+
+    /// The same for any namespace, which is made too.
+    pub(crate) async fn token_in(&self, namespace: &str, service_account: &str, audience: &str) -> String {
+        if namespace != "default" {
+            let object =
+                json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
+            self.apply(object).await;
+        }
         let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": { "name": service_account, "namespace": "default" } });
+            "metadata": { "name": service_account, "namespace": namespace } });
         self.apply(account).await;
         let request = TokenRequest {
-            namespace: "default".into(),
+            namespace: namespace.into(),
             service_account: service_account.into(),
             audiences: vec![audience.into()],
             expiration: Duration::from_secs(3600),
