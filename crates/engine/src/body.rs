@@ -140,6 +140,7 @@ pub(crate) struct RequestSource {
     state: Cell<SourceState>,
     /// The client is there and its body is not proper HTTP.
     malformed: Cell<bool>,
+    most_trailers: Option<u32>,
     /// Who waits for the end of the body.
     end_waker: RefCell<Option<Waker>>,
     /// Who waits for more of it.
@@ -154,8 +155,8 @@ enum SourceState {
 }
 
 impl RequestSource {
-    /// `limit`: bytes kept for further attempts; 0 keeps nothing.
-    pub(crate) fn new(incoming: Incoming, limit: usize) -> Rc<Self> {
+    /// `limit`: bytes kept for further attempts; 0 keeps nothing. `most_trailers`: an HTTP/2 request with more is reset.
+    pub(crate) fn new(incoming: Incoming, limit: usize, most_trailers: Option<u32>) -> Rc<Self> {
         let ended = incoming.is_end_stream();
         Rc::new(Self {
             incoming: RefCell::new(incoming),
@@ -167,6 +168,7 @@ impl RequestSource {
             received: Cell::new(0),
             state: Cell::new(if ended { SourceState::Ended } else { SourceState::Open }),
             malformed: Cell::new(false),
+            most_trailers,
             end_waker: RefCell::default(),
             attempt_waker: RefCell::default(),
         })
@@ -194,7 +196,9 @@ impl RequestSource {
 
     /// What a body that broke off means for its request.
     pub(crate) fn failure(&self) -> Failure {
-        if self.malformed.get() {
+        if self.malformed.get() && self.most_trailers.is_some() {
+            Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.too_many_headers")
+        } else if self.malformed.get() {
             Failure::Malformed(StatusCode::BAD_REQUEST, "http1.codec_error")
         } else {
             Failure::ClientGone
@@ -315,7 +319,7 @@ impl SharedBody {
                 Poll::Ready(None)
             }
             (Some(Err(error)), _) => {
-                source.malformed.set(is_malformed(&error));
+                source.malformed.set(source.most_trailers.is_none() && is_malformed(&error));
                 source.close(SourceState::Failed);
                 Poll::Ready(Some(Err(error.into())))
             }
@@ -324,6 +328,11 @@ impl SharedBody {
                     source.keep(data);
                     self.next += 1;
                 } else if let Some(trailers) = frame.trailers_ref() {
+                    if source.most_trailers.is_some_and(|most| trailers.len() > most as usize) {
+                        source.malformed.set(true);
+                        source.close(SourceState::Failed);
+                        return Poll::Ready(Some(Err("the client sends too many trailers".into())));
+                    }
                     *source.trailers.borrow_mut() = Some(trailers.clone());
                     self.trailers_sent = true;
                 }

@@ -1,10 +1,11 @@
 //! What travels with a connection and with a request.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Instant;
 
 use http::{HeaderMap, StatusCode, Version, request};
@@ -15,10 +16,12 @@ use crate::cluster::LocalCluster;
 use crate::failure::Flags;
 use crate::filters::{FilterState, LocalFilter};
 use crate::finish;
+use crate::guard::Verdict;
 use crate::host::Host;
 use crate::http_connection::{MillisText, PeerText};
 use crate::pool::ConnectionFacts;
 use crate::presence::Present;
+use crate::progress::Progress;
 use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
 use crate::stats::blocks::HttpStats;
@@ -65,14 +68,86 @@ pub(crate) struct HttpConnection {
     pub(crate) heard: Heard,
     /// HTTP/1: when more of the answer must have been taken at the latest, while the client is slower than upstream.
     pub(crate) take_by: Cell<Option<Instant>>,
-    /// The client took nothing for too long.
+    /// The client took nothing for too long. On HTTP/2 true only while a stream ends for that.
     pub(crate) stalled: Cell<bool>,
+    /// HTTP/2: some stream ended because its client gave no room. The codec keeps what it had begun to send, a frame at most, and
+    /// can't reset the stream before that is out; see [`HttpConnection::end_if_left`].
+    pub(crate) left_behind: Cell<bool>,
+    /// HTTP/2: the stream whose turn it is.
+    pub(crate) turn: RefCell<Option<Rc<Progress>>>,
+    /// What the client was caught at.
+    pub(crate) verdict: Verdict,
+    /// Streams that ended, and those among them that the client reset before anything came of them.
+    pub(crate) resets: Resets,
+    /// The connection is to be cut at once.
+    pub(crate) cut: Cut,
     /// The peer's address as a header value.
     pub(crate) peer_text: PeerText,
     /// What this hop adds to `x-forwarded-for`.
     pub(crate) forwarded_text: PeerText,
     /// The last `x-envoy-expected-rq-timeout-ms`.
     pub(crate) expected_text: MillisText,
+}
+
+/// Asks the connection's task to end it at once.
+#[derive(Default)]
+pub(crate) struct Cut {
+    asked: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Cut {
+    pub(crate) fn ask(&self) {
+        self.asked.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was asked for. `cx`: who is to hear of it.
+    pub(crate) fn is_asked(&self, cx: &Context<'_>) -> bool {
+        if !self.asked.get() && self.waker.borrow().as_ref().is_none_or(|waker| !waker.will_wake(cx.waker()))
+        {
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+        }
+        self.asked.get()
+    }
+}
+
+/// Envoy's measure against clients that open streams only to reset them (CVE-2023-44487).
+#[derive(Debug, Default)]
+pub(crate) struct Resets {
+    ended: Cell<u64>,
+    premature: Cell<u64>,
+}
+
+/// Streams after which a connection is judged: Envoy's `overload.premature_reset_total_stream_count`.
+const JUDGED_AFTER: u64 = 500;
+
+impl Resets {
+    /// Counts a stream that ended. True when at least half of the connection's streams were reset prematurely, or surely will be.
+    pub(crate) fn too_many(&self, premature: bool) -> bool {
+        self.ended.set(self.ended.get() + 1);
+        self.premature.set(self.premature.get() + u64::from(premature));
+        self.premature.get() * 2 >= self.ended.get().max(JUDGED_AFTER)
+    }
+}
+
+impl HttpConnection {
+    /// Nothing goes on but streams whose client takes nothing: the connection ends, and with it what they hold.
+    pub(crate) fn end_if_left(&self) {
+        if self.left_behind.get() && self.active.get() == 0 {
+            self.cut.ask();
+        }
+    }
+
+    /// The client must have taken more of the answer by then; `None`: nothing waits for it.
+    pub(crate) fn expect_progress(&self, by: Option<Instant>) {
+        match &*self.turn.borrow() {
+            Some(stream) => stream.expect(by),
+            None => self.take_by.set(by),
+        }
+    }
 }
 
 /// One request, from its head to the last byte of the answer. Finishes (counts, logs) when dropped.

@@ -160,6 +160,8 @@ pub(crate) enum Failure {
     BadRequest(&'static str),
     /// The request is not proper HTTP; status and detail.
     Malformed(StatusCode, &'static str),
+    /// An HTTP/2 request that is refused by resetting its stream with this code; the text is the detail.
+    Reset(h2::Reason, &'static str),
     /// The client's body broke off: it is gone or cannot be answered.
     ClientGone,
     /// A path that is not one (`*`), which no route can match.
@@ -248,6 +250,10 @@ impl Failure {
                 Flags::DOWNSTREAM_PROTOCOL_ERROR,
                 *details,
             )),
+            // The stream is reset in place of this answer.
+            Self::Reset(_, details) => {
+                closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, *details))
+            }
             // Nobody reads it; the connection ends with it.
             Self::ClientGone => {
                 closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_TERMINATION, CLIENT_GONE))

@@ -1,14 +1,27 @@
 //! Step 10: a request's end. Runs once for every request, whatever became of it.
 
+use std::time::Duration;
+
+use http::Version;
+
 use crate::context::RequestContext;
 use crate::failure::{CLIENT_GONE, Flags};
+use crate::guard::Offence;
 use crate::{log_filter, render};
+
+/// A stream that lived less was reset prematurely: Envoy's `overload.premature_reset_min_stream_lifetime_seconds` (1), which whole
+/// seconds have to exceed.
+const PREMATURE: Duration = Duration::from_secs(2);
 
 /// Counts and logs.
 pub(crate) fn finish(context: &mut RequestContext) {
     if context.connection.stalled.get() && !context.complete {
         context.flags.insert(Flags::STREAM_IDLE_TIMEOUT);
         context.details = "stream_idle_timeout".into();
+    }
+    if !context.complete && context.connection.verdict.get().is_some() {
+        context.flags.insert(Flags::DOWNSTREAM_PROTOCOL_ERROR);
+        context.details = context.connection.verdict.get().map_or("", Offence::details).into();
     }
     if !context.complete && context.flags.untroubled() {
         context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
@@ -32,11 +45,17 @@ pub(crate) fn finish(context: &mut RequestContext) {
             _ => stats.downstream_rq_5xx.inc(),
         }
     }
+    let premature = !context.complete && context.status.is_none() && context.started.elapsed() < PREMATURE;
+    if context.version == Version::HTTP_2 && connection.resets.too_many(premature) {
+        stats.downstream_rq_too_many_premature_resets.inc();
+        connection.cut.ask();
+    }
     stats.downstream_rq_time.record(context.started.elapsed().as_millis() as u64);
     connection.active.set(connection.active.get() - 1);
     if connection.active.get() == 0 {
         connection.quiet_since.set(std::time::Instant::now());
         connection.heard.set(false);
+        connection.end_if_left();
     }
     if connection.config.logs {
         log(context);

@@ -16,13 +16,17 @@ use lateen_ir::{CodecType, HttpConnectionManager};
 use tokio::time::Sleep;
 
 use crate::body::ResponseBody;
-use crate::context::{ConnectionInfo, HttpConnection};
+use crate::context::{ConnectionInfo, Cut, HttpConnection, Resets};
 use crate::failure::Flags;
 use crate::filters::LocalFilter;
+use crate::floods::{Floods, FrameCounters};
 use crate::format_values::{RefusedFacts, TcpFacts};
+use crate::guard::{Guard, Offence, Verdict};
 use crate::http_request;
 use crate::inspect::speaks_http2;
+use crate::progress::StreamExecutor;
 use crate::signal::{Signal, Watch};
+use crate::smuggling::Smuggling;
 use crate::snapshot::HttpConfig;
 use crate::stats::blocks::HttpStats;
 use crate::stream::Stream;
@@ -70,6 +74,8 @@ pub(crate) async fn serve(
             _ => return,
         },
     };
+    let verdict = Verdict::default();
+    stream.guard_with(guard(http2, &hcm, &verdict, &worker));
     if http2 {
         stream.close_gently();
     }
@@ -91,6 +97,11 @@ pub(crate) async fn serve(
         heard,
         take_by: Cell::new(None),
         stalled: Cell::new(false),
+        left_behind: Cell::new(false),
+        turn: RefCell::default(),
+        verdict,
+        resets: Resets::default(),
+        cut: Cut::default(),
         peer_text: PeerText::default(),
         forwarded_text: PeerText::default(),
         expected_text: MillisText::default(),
@@ -102,7 +113,7 @@ pub(crate) async fn serve(
     });
     let io = TokioIo::new(stream);
     let result = if http2 {
-        let serving = http2_builder(&hcm).serve_connection(io, service);
+        let serving = http2_builder(&hcm, StreamExecutor(connection.clone())).serve_connection(io, service);
         Guarded::new(serving, connection.clone(), http2).await
     } else {
         let serving = http1_builder(&hcm).serve_connection(io, service).with_upgrades();
@@ -111,7 +122,35 @@ pub(crate) async fn serve(
     match result {
         Ok(()) => {}
         Err(error) if error.is_parse() => refused(&connection, error.is_parse_too_large()),
+        Err(_) if http2 && let Some(offence) = connection.verdict.get() => flooded(&connection, offence),
         Err(error) => tracing::trace!(%error, "downstream connection ended"),
+    }
+}
+
+/// What looks at the bytes of a client.
+fn guard(http2: bool, hcm: &HttpConnectionManager, verdict: &Verdict, worker: &Worker) -> Guard {
+    if !http2 {
+        worker.stats.http1_codec();
+        return Guard::Http1(Box::new(Smuggling::new(verdict.clone())));
+    }
+    let stats = worker.stats.http2_codec();
+    let counters = FrameCounters {
+        rx_reset: stats.rx_reset.clone(),
+        tx_reset: stats.tx_reset.clone(),
+        goaway_sent: stats.goaway_sent.clone(),
+    };
+    Guard::Http2(Box::new(Floods::new(hcm.http2.floods, counters, verdict.clone())))
+}
+
+/// Counts a connection that was closed over a flood of frames. Its requests log themselves.
+fn flooded(connection: &HttpConnection, offence: Offence) {
+    connection.stats.downstream_cx_protocol_error.inc();
+    let stats = connection.worker.stats.http2_codec();
+    match offence {
+        Offence::EmptyFrames => stats.inbound_empty_frames_flood.inc(),
+        Offence::PriorityFrames => stats.inbound_priority_frames_flood.inc(),
+        Offence::WindowUpdates => stats.inbound_window_update_frames_flood.inc(),
+        Offence::LengthAndCoding | Offence::Lengths | Offence::Fragment => {}
     }
 }
 
@@ -132,7 +171,11 @@ fn refused(connection: &HttpConnection, too_large: bool) {
             info: &connection.info,
             hostname: &worker.identity.hostname,
             flags,
-            details: if too_large { "http1.headers_too_large" } else { "http1.codec_error" },
+            details: match connection.verdict.get() {
+                Some(offence) => offence.details(),
+                None if too_large => "http1.headers_too_large",
+                None => "http1.codec_error",
+            },
             received: 0,
             sent: 0,
             cluster: None,
@@ -177,8 +220,8 @@ fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
     builder
 }
 
-fn http2_builder(hcm: &HttpConnectionManager) -> http2::Builder<LocalExecutor> {
-    let mut builder = http2::Builder::new(LocalExecutor);
+fn http2_builder(hcm: &HttpConnectionManager, executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(hcm.http2.max_concurrent_streams.unwrap_or(MOST_STREAMS))
@@ -214,7 +257,7 @@ where
     }
 }
 
-impl<S> Serving for http2::Connection<TokioIo<Stream>, S, LocalExecutor>
+impl<S> Serving for http2::Connection<TokioIo<Stream>, S, StreamExecutor>
 where
     S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
     S::Error: Into<crate::body::BodyError>,
@@ -375,6 +418,9 @@ impl<C: Serving> Future for Guarded<C> {
             }
         }
         loop {
+            if this.connection.cut.is_asked(cx) {
+                return Poll::Ready(Ok(()));
+            }
             if let Poll::Ready(result) = this.serving.as_mut().poll(cx) {
                 return Poll::Ready(result);
             }

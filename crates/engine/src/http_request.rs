@@ -13,7 +13,7 @@ use lateen_ir::{Action, RequestView, ServerHeader};
 use crate::answer::Answer;
 use crate::body::{RequestSource, ResponseBody};
 use crate::context::{HttpConnection, RequestContext};
-use crate::failure::Failure;
+use crate::failure::{Failure, Flags};
 use crate::filters::{self, Flow};
 use crate::ingress::{self, Normalised, X_REQUEST_ID};
 use crate::presence::Present;
@@ -31,12 +31,14 @@ const UNKNOWN_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Unknown");
 pub(crate) async fn serve(
     connection: Rc<HttpConnection>,
     mut request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Gone> {
+) -> Result<Response<ResponseBody>, Unanswered> {
     count_request(&connection, &request);
     let present = Present::of(request.headers());
     let upgrade = if present.any(Present::UPGRADE) { Upgrade::begin(&mut request) } else { None };
     let (mut context, body) = ingress::receive(&connection, request, present);
-    let source = RequestSource::new(body, connection.buffer_limit as usize);
+    let most = connection.config.hcm.common.max_headers_count;
+    let trailers = (context.version == Version::HTTP_2).then_some(most);
+    let source = RequestSource::new(body, connection.buffer_limit as usize, trailers);
     context.body = Some(source.clone());
     let decided = match connection.config.hcm.request_timeout.filter(|_| !source.ended()) {
         None => decide(&mut context, upgrade.is_some()).await,
@@ -47,15 +49,27 @@ pub(crate) async fn serve(
         Ok(Decision::Answered(response)) => Ok(local_reply::finish(context, response)),
         Ok(Decision::Filtered(response)) => Ok(local_reply::finish_as_is(context, *response)),
         // Its end finds no answer and says so.
-        Err(Failure::ClientGone) => Err(Gone),
+        Err(Failure::ClientGone) => Err(Unanswered::Gone),
+        Err(Failure::Reset(reason, details)) => {
+            context.flags.insert(Flags::DOWNSTREAM_PROTOCOL_ERROR);
+            context.details = details.into();
+            context.completed();
+            connection.stats.downstream_rq_tx_reset.inc();
+            Err(Unanswered::Refused(reason.into()))
+        }
         Err(failure) => Ok(local_reply::fail(context, &failure)),
     }
 }
 
-/// The client went away before it had sent its request.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
-#[error("the client went away before it had sent its request")]
-pub(crate) struct Gone;
+pub(crate) enum Unanswered {
+    #[error("the client went away before it had sent its request")]
+    Gone,
+    /// HTTP/2: its stream is reset with the error's code.
+    #[error("the request is refused")]
+    Refused(#[source] h2::Error),
+}
 
 /// What happens to a request that did not fail.
 enum Decision {

@@ -14,8 +14,10 @@ use lateen_ir::{ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Und
 
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
+use crate::guard::Offence;
 use crate::path::{self, PathProblem};
 use crate::presence::Present;
+use crate::stats::arena::StatsArena;
 use crate::syntax;
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -126,6 +128,9 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     let hcm = &*connection.config.hcm;
     let present = context.present;
     syntax::check(&context.head, &context.authority, &context.path, present, hcm.http1.allow_custom_methods)?;
+    if context.version == Version::HTTP_2 {
+        check_http2(context, hcm)?;
+    }
     check(context, hcm)?;
     context.head.uri = http::Uri::default();
     if context.version == Version::HTTP_2 && present.any(Present::COOKIE) {
@@ -140,6 +145,9 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     let present = context.present;
     hop_by_hop(&mut context.head.headers, present, upgrade);
     trusted_headers(context, hcm);
+    if connection.verdict.get() == Some(Offence::Fragment) {
+        return Err(Failure::BadRequest(Offence::Fragment.details()));
+    }
     if context.head.method != Method::CONNECT {
         match path::normalise(&context.path, hcm) {
             Ok(None) => {}
@@ -169,23 +177,53 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
     if context.authority.is_empty() && !context.present.any(Present::HOST) {
         return Err(Failure::BadRequest("missing_host_header"));
     }
-    match hcm.common.underscores {
-        Underscores::Allow => {}
-        Underscores::Reject => {
-            if head.headers.keys().any(|name| name.as_str().contains('_')) {
-                let details = if head.version == Version::HTTP_2 {
-                    "http2.unexpected_underscore"
-                } else {
-                    "http1.unexpected_underscore"
-                };
-                return Err(Failure::Malformed(StatusCode::BAD_REQUEST, details));
-            }
+    underscores(head, hcm.common.underscores, &context.connection.worker.stats)
+}
+
+/// `headers_with_underscores_action`: names with `_` may mean the same as names with `-` to what is behind.
+fn underscores(head: &mut request::Parts, action: Underscores, stats: &StatsArena) -> Result<(), Failure> {
+    if action == Underscores::Allow || !head.headers.keys().any(|name| name.as_str().contains('_')) {
+        return Ok(());
+    }
+    let http2 = head.version == Version::HTTP_2;
+    if action == Underscores::Reject {
+        if http2 {
+            stats.http2_codec().requests_rejected_with_underscores_in_headers.inc();
+            return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.unexpected_underscore"));
         }
-        Underscores::Drop => {
-            let names: Vec<HeaderName> =
-                head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
-            names.iter().for_each(|name| drop(head.headers.remove(name)));
+        stats.http1_codec().requests_rejected_with_underscores_in_headers.inc();
+        return Err(Failure::Malformed(StatusCode::BAD_REQUEST, "http1.unexpected_underscore"));
+    }
+    let names: Vec<HeaderName> =
+        head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in names {
+        if http2 {
+            stats.http2_codec().dropped_headers_with_underscores.inc();
+        } else {
+            stats.http1_codec().dropped_headers_with_underscores.inc();
         }
+        head.headers.remove(name);
+    }
+    Ok(())
+}
+
+/// What of an HTTP/2 request Envoy's codec refuses and hyper lets pass.
+fn check_http2(context: &RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+    let (head, present) = (&context.head, context.present);
+    // Pseudo-headers count, too.
+    let pseudo =
+        if head.method == Method::CONNECT { 2 } else { 3 + usize::from(head.uri.authority().is_some()) };
+    if head.headers.len() + pseudo > hcm.common.max_headers_count as usize {
+        context.connection.worker.stats.http2_codec().header_overflow.inc();
+        return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.too_many_headers"));
+    }
+    // RFC 9113, section 8.3.1; and a length is said once.
+    let user = head.uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    let repeated = present.any(Present::REPEATED)
+        && present.any(Present::CONTENT_LENGTH)
+        && head.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some();
+    if user || repeated {
+        return Err(Failure::Reset(h2::Reason::PROTOCOL_ERROR, "http2.violation.of.messaging.rule"));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Replies made by the proxy itself.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -90,6 +91,11 @@ pub(crate) fn finish_as_is(
     }
     if context.connection.config.logs {
         context.response_headers = Some(response.headers().clone());
+    }
+    if context.version == Version::HTTP_2
+        && let Some(idle) = context.connection.config.hcm.stream_idle_timeout
+    {
+        context.connection.expect_progress(Some(Instant::now() + idle));
     }
     if let Some(throttle) = filters::throttle(&context) {
         let body = std::mem::replace(response.body_mut(), ResponseBody::Empty);

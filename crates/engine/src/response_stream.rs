@@ -46,7 +46,7 @@ impl ResponseStream {
     /// The answer is over: cleanly, or with a flag and detail.
     fn end(&mut self, trouble: Option<(Flags, &'static str)>) {
         let Some(mut open) = self.open.take() else { return };
-        open.context.connection.take_by.set(None);
+        open.context.connection.expect_progress(None);
         open.stream.end(trouble.is_none());
         if let Some((flag, details)) = trouble {
             open.context.flags.insert(flag);
@@ -77,9 +77,7 @@ impl ResponseStream {
                     if let Some(idle) = open.stream.idle_timeout {
                         let now = Instant::now();
                         self.last_frame = Some(now);
-                        if open.context.version < Version::HTTP_2 {
-                            open.context.connection.take_by.set(Some(now + idle));
-                        }
+                        open.context.connection.expect_progress(Some(now + idle));
                     }
                 }
                 // Nothing follows trailers, and a client that doesn't take them is not asked for more.

@@ -13,6 +13,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::guard::Guard;
 use crate::stats::slots::ByteCounter;
 
 /// Writes up to this size are joined into one buffer.
@@ -46,6 +47,8 @@ pub(crate) struct Stream {
     lingers: bool,
     /// This side has finished sending.
     half_closed: bool,
+    /// Looks at what passes.
+    guard: Guard,
     /// Ends with FIN even when it is dropped in the middle of something.
     gentle: bool,
 }
@@ -98,8 +101,14 @@ impl Stream {
             heard: Heard::default(),
             lingers: false,
             half_closed: false,
+            guard: Guard::Nothing,
             gentle: false,
         }
+    }
+
+    /// Has what passes from here on looked at.
+    pub(crate) fn guard_with(&mut self, guard: Guard) {
+        self.guard = guard;
     }
 
     /// However this stream ends, what was sent is to arrive: for protocols that say themselves whether a message is whole.
@@ -164,7 +173,9 @@ impl AsyncRead for Stream {
         if self.ahead.has_remaining() {
             self.heard.set(true);
             let n = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead[..n]);
+            let this = &mut *self;
+            this.guard.received(&mut this.ahead[..n])?;
+            buf.put_slice(&this.ahead[..n]);
             self.ahead.advance(n);
             if self.ahead.is_empty() {
                 self.ahead = BytesMut::new(); // gives the memory back
@@ -178,6 +189,7 @@ impl AsyncRead for Stream {
             self.lingers = false; // the peer has finished
         } else {
             self.heard.set(true);
+            self.guard.received(&mut buf.filled_mut()[before..])?;
         }
         self.received.add(n as u64);
         Poll::Ready(Ok(()))
@@ -193,6 +205,7 @@ impl AsyncWrite for Stream {
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
         })?;
+        self.guard.sent(&buf[..n]);
         self.sent.add(n as u64);
         Poll::Ready(Ok(n))
     }
@@ -220,6 +233,12 @@ impl AsyncWrite for Stream {
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
         })?;
+        let mut left = n;
+        for buf in bufs {
+            let here = left.min(buf.len());
+            self.guard.sent(&buf[..here]);
+            left -= here;
+        }
         self.sent.add(n as u64);
         Poll::Ready(Ok(n))
     }

@@ -124,8 +124,27 @@ pub struct Http2Options {
     pub initial_connection_window_size: Option<u32>,
     /// Extended CONNECT (RFC 8441).
     pub allow_connect: bool,
+    /// When a client's frames are a flood.
+    pub floods: Http2Floods,
     /// PING at an interval.
     pub keepalive: Option<Http2Keepalive>,
+}
+
+/// Beyond which a client's frames are a flood, and its connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Floods {
+    /// DATA, HEADERS and CONTINUATION frames in a row that carry nothing and end nothing. Default 1.
+    pub empty_frames: u32,
+    /// PRIORITY frames for each stream, and as many for the connection. Default 100.
+    pub priority_frames_per_stream: u32,
+    /// WINDOW_UPDATE frames for each DATA frame sent (twice as many are taken). Default 10.
+    pub window_updates_per_data_frame: u32,
+}
+
+impl Default for Http2Floods {
+    fn default() -> Self {
+        Self { empty_frames: 1, priority_frames_per_stream: 100, window_updates_per_data_frame: 10 }
+    }
 }
 
 /// PINGs on an HTTP/2 connection.

@@ -1,8 +1,10 @@
 //! The same bootstraps and the same bytes for Envoy and for `lateen-proxy -c`: what a client, the service behind and the access
 //! log see must be the same. A case that differs for a good reason says so beside it.
 
+mod attacks;
 mod cases;
 mod filters;
+mod frames;
 mod h2;
 mod h2spec;
 mod pages;

@@ -288,6 +288,9 @@ impl Proxy {
     }
 }
 
+/// Who starts proxies now.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Envoy and ours.
 pub(crate) struct Pair {
     proxies: [Proxy; 2],
@@ -298,6 +301,8 @@ impl Pair {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (service, http2) = (service::start().await, crate::h2::start_service().await);
+        // Ports that one test has chosen another could choose before they are used.
+        let _turn = TURN.lock().await;
         // At once, as both proxies would share a port without a word (`SO_REUSEPORT`).
         let mut ports = free_ports(2 * Proxy::ports());
         let others = ports.split_off(Proxy::ports());
@@ -326,6 +331,14 @@ impl Pair {
         let [envoy, lateen] = &self.proxies;
         let (envoy, lateen) = tokio::join!(envoy.admin(path), lateen.admin(path));
         [envoy.expect("Envoy's page"), lateen.expect("our page")]
+    }
+
+    /// Memory our proxy has resident, in KiB (`/proc/PID/status`).
+    pub(crate) fn memory_kb(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.proxies[1].child.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// Both access logs.

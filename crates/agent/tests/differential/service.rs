@@ -165,9 +165,13 @@ fn fixed(act: &str) -> Option<(Vec<u8>, bool)> {
         ),
         "trailing" => text("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n", true),
         "big" => {
-            let mut bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n".to_vec();
-            bytes.extend((0..3_000_000u32).map(|i| (i % 251) as u8));
-            Some((bytes, false))
+            // Not optimised, making it takes time, and some tests want it often.
+            static BIG: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+                let mut bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n".to_vec();
+                bytes.extend((0..3_000_000u32).map(|i| (i % 251) as u8));
+                bytes
+            });
+            Some((BIG.clone(), false))
         }
         "big-head" => {
             let filler = "x".repeat(70 * 1024);

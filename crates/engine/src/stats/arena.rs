@@ -1,15 +1,15 @@
 //! One worker's stat blocks, by name. A block lives as long as configuration or a connection uses it, so numbers go on
 //! across configuration updates and disappear with what they are about.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use ahash::AHashMap;
 
 use super::blocks::{
-    BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, HttpStats,
-    ListenerStats, TcpStats,
+    BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, Http1CodecStats,
+    Http2CodecStats, HttpStats, ListenerStats, TcpStats,
 };
 
 /// What a block is about; also the first part of its stats' names.
@@ -21,6 +21,10 @@ pub(crate) enum Scope {
     /// The name is the connection manager's prefix, a line feed, and the client's name.
     FaultClient,
     Http,
+    /// Of all HTTP/1 connections; its only block has no name.
+    Http1Codec,
+    /// Of all HTTP/2 connections of clients; its only block has no name.
+    Http2Codec,
     Listener,
     Tcp,
 }
@@ -31,6 +35,8 @@ impl Scope {
         match self {
             Self::Cluster => "cluster",
             Self::Cors | Self::Fault | Self::FaultClient | Self::Http => "http",
+            Self::Http1Codec => "http1",
+            Self::Http2Codec => "http2",
             Self::Listener => "listener",
             Self::Tcp => "tcp",
         }
@@ -41,7 +47,9 @@ impl Scope {
         match self {
             Self::Cors => Some("cors"),
             Self::Fault | Self::FaultClient => Some("fault"),
-            Self::Cluster | Self::Http | Self::Listener | Self::Tcp => None,
+            Self::Cluster | Self::Http | Self::Http1Codec | Self::Http2Codec | Self::Listener | Self::Tcp => {
+                None
+            }
         }
     }
 
@@ -53,6 +61,8 @@ impl Scope {
             Self::Fault => &FaultStats::NAMES,
             Self::FaultClient => &FaultClientStats::NAMES,
             Self::Http => &HttpStats::NAMES,
+            Self::Http1Codec => &Http1CodecStats::NAMES,
+            Self::Http2Codec => &Http2CodecStats::NAMES,
             Self::Listener => &ListenerStats::NAMES,
             Self::Tcp => &TcpStats::NAMES,
         }
@@ -73,6 +83,9 @@ pub(crate) struct StatsArena {
     fault_clients: Blocks<FaultClientStats>,
     listeners: Blocks<ListenerStats>,
     http: Blocks<HttpStats>,
+    /// Made with the first connection, as Envoy does.
+    http1_codec: OnceCell<Rc<Http1CodecStats>>,
+    http2_codec: OnceCell<Rc<Http2CodecStats>>,
     tcp: Blocks<TcpStats>,
 }
 
@@ -113,6 +126,14 @@ impl StatsArena {
         find_or_make(&self.http, prefix)
     }
 
+    pub(crate) fn http1_codec(&self) -> &Rc<Http1CodecStats> {
+        self.http1_codec.get_or_init(Rc::default)
+    }
+
+    pub(crate) fn http2_codec(&self) -> &Rc<Http2CodecStats> {
+        self.http2_codec.get_or_init(Rc::default)
+    }
+
     pub(crate) fn tcp(&self, prefix: &Arc<str>) -> Rc<TcpStats> {
         find_or_make(&self.tcp, prefix)
     }
@@ -140,6 +161,11 @@ impl StatsArena {
         });
         visit(&self.listeners, |name, block| out.push((Scope::Listener, name.clone(), block.read())));
         visit(&self.http, |name, block| out.push((Scope::Http, name.clone(), block.read())));
+        let codecs = [
+            self.http1_codec.get().map(|block| (Scope::Http1Codec, Arc::default(), block.read())),
+            self.http2_codec.get().map(|block| (Scope::Http2Codec, Arc::default(), block.read())),
+        ];
+        out.extend(codecs.into_iter().flatten());
         visit(&self.tcp, |name, block| out.push((Scope::Tcp, name.clone(), block.read())));
         out
     }
@@ -152,6 +178,8 @@ impl StatsArena {
         visit(&self.fault_clients, |_, block| block.reset_counters());
         visit(&self.listeners, |_, block| block.reset_counters());
         visit(&self.http, |_, block| block.reset_counters());
+        self.http1_codec.get().into_iter().for_each(|block| block.reset_counters());
+        self.http2_codec.get().into_iter().for_each(|block| block.reset_counters());
         visit(&self.tcp, |_, block| block.reset_counters());
     }
 }

@@ -135,6 +135,28 @@ stat_block! {
 }
 
 stat_block! {
+    /// `http1.*`
+    Http1CodecStats
+    counters { dropped_headers_with_underscores requests_rejected_with_underscores_in_headers }
+    bytes { }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
+    /// `http2.*`, of clients' connections.
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/stats#http-2-codec-statistics>
+    Http2CodecStats
+    counters {
+        dropped_headers_with_underscores header_overflow inbound_empty_frames_flood inbound_priority_frames_flood
+        inbound_window_update_frames_flood requests_rejected_with_underscores_in_headers tx_flush_timeout
+    }
+    bytes { goaway_sent rx_reset tx_reset }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
     /// `tcp.PREFIX.*`
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/listeners/network_filters/tcp_proxy_filter>
     TcpStats

@@ -8,12 +8,16 @@ use super::arena::Scope;
 use super::merge::{Leaf, Stat, Value};
 use super::slots::BUCKETS;
 
-fn label_name(scope: Scope) -> &'static str {
+/// `None`: there is one block only.
+fn label_name(scope: Scope) -> Option<&'static str> {
     match scope {
-        Scope::Cluster => "envoy_cluster_name",
-        Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http => "envoy_http_conn_manager_prefix",
-        Scope::Listener => "envoy_listener_address",
-        Scope::Tcp => "envoy_tcp_prefix",
+        Scope::Cluster => Some("envoy_cluster_name"),
+        Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http => {
+            Some("envoy_http_conn_manager_prefix")
+        }
+        Scope::Http1Codec | Scope::Http2Codec => None,
+        Scope::Listener => Some("envoy_listener_address"),
+        Scope::Tcp => Some("envoy_tcp_prefix"),
     }
 }
 
@@ -45,12 +49,14 @@ fn metric(stat: &Stat) -> (String, String) {
             let _ = write!(labels, "envoy_response_code=\"{status}\"");
         }
     }
-    if let Some((scope, instance)) = &stat.scope {
+    if let Some((scope, instance)) = &stat.scope
+        && let Some(label) = label_name(*scope)
+    {
         if !labels.is_empty() {
             labels.push(',');
         }
         let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
-        let _ = write!(labels, "{}=\"{}\"", label_name(*scope), escape(instance));
+        let _ = write!(labels, "{}=\"{}\"", label, escape(instance));
         if !client.is_empty() {
             let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
         }

@@ -12,7 +12,8 @@ pub(crate) fn name(stat: &Stat) -> String {
     if let Some((scope, instance)) = &stat.scope {
         // Infallible: writing to a String.
         let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
-        let _ = write!(out, "{}.{instance}.", scope.prefix());
+        let dot = if instance.is_empty() { "" } else { "." };
+        let _ = write!(out, "{}{dot}{instance}.", scope.prefix());
         let parts = [scope.filter().unwrap_or_default(), client];
         for part in parts.into_iter().filter(|part| !part.is_empty()) {
             let _ = write!(out, "{part}.");

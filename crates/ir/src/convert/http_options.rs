@@ -8,7 +8,7 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use super::values::{Converted, bool_or, duration, enumeration, number, positive, timeout};
 use crate::error::At;
 use crate::support::fields;
-use crate::{CommonHttpOptions, Http1Options, Http2Keepalive, Http2Options, Underscores};
+use crate::{CommonHttpOptions, Http1Options, Http2Floods, Http2Keepalive, Http2Options, Underscores};
 
 pub(super) fn common_options(
     at: &At<'_>,
@@ -100,14 +100,12 @@ pub(super) fn http2_options(
     fields!(at, options => core::Http2ProtocolOptions {
         used {
             hpack_table_size, max_concurrent_streams, initial_stream_window_size, initial_connection_window_size,
-            allow_connect, connection_keepalive,
+            allow_connect, connection_keepalive, max_consecutive_inbound_frames_with_empty_payload,
+            max_inbound_priority_frames_per_stream, max_inbound_window_update_frames_per_data_frame_sent,
         }
         inert {
-            max_outbound_frames = "the codec limits its queues itself",
-            max_outbound_control_frames = "the codec limits its queues itself",
-            max_consecutive_inbound_frames_with_empty_payload = "the codec has its own protection against floods",
-            max_inbound_priority_frames_per_stream = "the codec has its own protection against floods",
-            max_inbound_window_update_frames_per_data_frame_sent = "the codec has its own protection against floods",
+            max_outbound_frames = "nothing more is read before what is to be sent has gone out",
+            max_outbound_control_frames = "nothing more is read before what is to be sent has gone out",
             use_oghttp2_codec = "there is one codec",
             stream_reset_burst = "the codec has its own protection against floods",
             stream_reset_rate = "the codec has its own protection against floods",
@@ -141,6 +139,21 @@ pub(super) fn http2_options(
             initial_connection_window_size,
         )?,
         allow_connect,
+        floods: {
+            let default = Http2Floods::default();
+            let updates = number(max_inbound_window_update_frames_per_data_frame_sent);
+            if updates == Some(0) {
+                let field = "max_inbound_window_update_frames_per_data_frame_sent";
+                return Err(at.error_in(field, "must be at least 1"));
+            }
+            Http2Floods {
+                empty_frames: number(max_consecutive_inbound_frames_with_empty_payload)
+                    .unwrap_or(default.empty_frames),
+                priority_frames_per_stream: number(max_inbound_priority_frames_per_stream)
+                    .unwrap_or(default.priority_frames_per_stream),
+                window_updates_per_data_frame: updates.unwrap_or(default.window_updates_per_data_frame),
+            }
+        },
         keepalive: connection_keepalive
             .map(|keepalive| self::keepalive(&at.field("connection_keepalive"), keepalive))
             .transpose()?,
