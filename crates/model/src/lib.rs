@@ -5,6 +5,7 @@
 //! pods take a path of their own and never touch services or policies.
 mod auto_address;
 mod config;
+mod delegate;
 mod delta;
 mod digest;
 mod endpoint;
@@ -12,6 +13,7 @@ mod hostname;
 mod name;
 mod pod;
 mod protocol;
+mod rule_index;
 mod service;
 mod service_entry;
 mod store;
@@ -22,6 +24,7 @@ mod world;
 pub use config::{
     Config, DestinationRule, Gateway, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup,
 };
+pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};
 pub use delta::{Delta, Problem};
 pub use digest::{Digest, digest_of};
 pub use endpoint::{Address, Endpoint, Health, Locality, ServiceEndpoints};
@@ -29,6 +32,7 @@ pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_na
 pub use name::ObjectName;
 pub use pod::{Labels, Pod, PodPhase, labels_match};
 pub use protocol::Protocol;
+pub use rule_index::Client;
 pub use service::{Registry, Resolution, Service, ServicePort, TargetPort};
 pub use store::{Event, Object, Store, StoreOptions};
 pub use visibility::Visibility;

@@ -422,6 +422,8 @@ impl Store {
         let visibility_changed = self.world.mesh.default_service_export_to != mesh.default_service_export_to;
         self.world.mesh = Arc::new(mesh);
         delta.mesh = true;
+        // Whom VirtualServices are exported to decides which may be delegated to.
+        self.index_is_stale = true;
         if visibility_changed {
             for (name, object) in std::mem::take(&mut self.raw_services) {
                 self.set_service(name, Some(object), delta);

@@ -26,6 +26,17 @@ impl Visibility {
         )
     }
 
+    /// Whether there may be a namespace both are visible in.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Public, Self::Public) => true,
+            (Self::Namespaces(some), Self::Public) | (Self::Public, Self::Namespaces(some)) => {
+                !some.is_empty()
+            }
+            (Self::Namespaces(some), Self::Namespaces(others)) => !some.is_disjoint(others),
+        }
+    }
+
     /// Whether it is visible in this namespace.
     pub fn allows(&self, namespace: &str) -> bool {
         match self {

@@ -8,10 +8,12 @@ use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 
 use crate::config::{DestinationRule, Gateway, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup};
+use crate::delegate::{self, DelegateProblem, is_delegate};
 use crate::endpoint::{Locality, ServiceEndpoints};
-use crate::hostname::{Hostname, host_matches, resolve_host};
+use crate::hostname::{Hostname, resolve_host};
 use crate::name::ObjectName;
 use crate::pod::{Labels, Pod, labels_match};
+use crate::rule_index::{Client, RuleIndex};
 use crate::service::{Registry, Service, ServicePort, TargetPort};
 use crate::visibility::Visibility;
 
@@ -44,10 +46,15 @@ pub struct World {
 /// Orderings derived from the configuration objects; made anew when one of them changes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    /// VirtualServices by the gateway they are bound to (`mesh` or `namespace/name`), oldest first.
+    /// VirtualServices by the gateway they are bound to (`mesh` or `namespace/name`), oldest first. Those that delegate have
+    /// the rules of their delegates; delegates are bound to nothing.
     by_gateway: BTreeMap<String, Vec<Arc<VirtualService>>>,
-    /// DestinationRules by namespace and host, those of one host in one namespace merged.
-    rules: BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>>,
+    /// What is wrong with the rules that delegate, by the VirtualService that has them.
+    delegate_problems: BTreeMap<ObjectName, Vec<DelegateProblem>>,
+    /// Of the VirtualServices with HTTP rules bound to `mesh`, those that name a host, oldest first.
+    mesh_hosts: BTreeMap<String, Vec<Arc<VirtualService>>>,
+    /// DestinationRules by namespace and host.
+    rules: RuleIndex,
     /// Keys of the labels that rules ask of the workloads they apply to.
     selecting_labels: BTreeSet<String>,
 }
@@ -240,6 +247,17 @@ impl World {
         self.bound_virtual_services(&gateway.to_string(), namespace)
     }
 
+    /// What is wrong with the rules of a VirtualService that delegate.
+    pub fn delegate_problems(&self, service: &ObjectName) -> &[DelegateProblem] {
+        self.index.delegate_problems.get(service).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The VirtualServices with HTTP rules for the sidecars (`mesh`) that name this host, oldest first: in a namespace that
+    /// sees several, the oldest one is in force.
+    pub fn mesh_virtual_services_of(&self, host: &str) -> &[Arc<VirtualService>] {
+        self.index.mesh_hosts.get(host).map(Vec::as_slice).unwrap_or_default()
+    }
+
     fn bound_virtual_services(&self, gateway: &str, namespace: &str) -> Vec<Arc<VirtualService>> {
         let bound = self.index.by_gateway.get(gateway).map(Vec::as_slice).unwrap_or_default();
         bound.iter().filter(|service| self.is_visible(service, namespace)).cloned().collect()
@@ -254,31 +272,28 @@ impl World {
             .collect()
     }
 
-    /// The DestinationRule that a client in `client` uses for a host: the client namespace's, else that of the
-    /// service's own namespace, else the root namespace's; the latter two only when exported to the client. In one
-    /// namespace the exact host wins over wildcards, longer wildcards over shorter ones.
+    /// The DestinationRule that a client uses for a host: its own namespace's, else that of the service's namespace, else
+    /// the root namespace's, as far as they are exported to it. In one namespace the exact host wins over wildcards, longer
+    /// wildcards over shorter ones; several rules for one host are merged, the oldest one's policy is in force.
     pub fn destination_rule(
         &self,
         host: &str,
-        client: &str,
+        client: Client<'_>,
         service_namespace: &str,
-    ) -> Option<&Arc<DestinationRule>> {
-        let root = self.mesh.root_namespace.as_str();
-        // In Istio the root namespace's own rules are the mesh's defaults, also for clients inside it.
-        let first = (client != root).then_some(client);
-        let default = &self.mesh.default_destination_rule_export_to;
-        first.into_iter().chain([service_namespace, root]).find_map(|namespace| {
-            let rules = self.index.rules.get(namespace)?;
-            let visible = |rule: &&Arc<DestinationRule>| {
-                Visibility::parse(&rule.spec.export_to, default, &rule.name.namespace).allows(client)
-            };
-            if let Some(exact) = rules.get(host).filter(visible) {
-                return Some(exact);
-            }
-            let wildcards = rules.iter().filter(|(pattern, _)| pattern.starts_with('*'));
-            let matching = wildcards.filter(|(pattern, rule)| host_matches(pattern, host) && visible(rule));
-            matching.max_by_key(|(pattern, _)| pattern.len()).map(|(_, rule)| rule)
-        })
+    ) -> Option<Arc<DestinationRule>> {
+        self.index.rules.find(host, client, service_namespace, &self.mesh.root_namespace)
+    }
+
+    /// Whether some workload in `namespace` can reach this subset of a service.
+    pub fn has_subset(&self, service: &Service, namespace: &str, subset: &str) -> bool {
+        let others = [&*service.name.namespace, self.mesh.root_namespace.as_str()];
+        self.index.rules.has_subset(&service.hostname, namespace, others, subset)
+    }
+
+    /// The older rules for the same host that this one is merged into.
+    pub fn merged_before(&self, rule: &DestinationRule) -> Vec<Arc<DestinationRule>> {
+        let host = resolve_host(&rule.spec.host, &rule.name.namespace, &self.domain);
+        self.index.rules.older(rule, &host)
     }
 
     /// The service ports that lead to a workload, by service and port: services of its namespace that select its
@@ -333,13 +348,45 @@ impl Index {
         let mut services: Vec<_> = world.virtual_services.values().cloned().collect();
         services.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         let mut by_gateway: BTreeMap<String, Vec<Arc<VirtualService>>> = BTreeMap::new();
-        for service in services {
+        let mut delegate_problems = BTreeMap::new();
+        for service in services.into_iter().filter(|service| !is_delegate(service)) {
+            let service = match delegate::expand(&service, world) {
+                None => service,
+                Some((expanded, problems)) => {
+                    delegate_problems.insert(service.name.clone(), problems);
+                    Arc::new(expanded)
+                }
+            };
             for gateway in bound_gateways(&service) {
                 by_gateway.entry(gateway).or_default().push(service.clone());
             }
         }
-        Self { by_gateway, rules: merge_rules(world), selecting_labels: selecting_labels(world) }
+        Self {
+            mesh_hosts: mesh_hosts(world, &by_gateway),
+            by_gateway,
+            delegate_problems,
+            rules: RuleIndex::build(world),
+            selecting_labels: selecting_labels(world),
+        }
     }
+}
+
+fn mesh_hosts(
+    world: &World,
+    by_gateway: &BTreeMap<String, Vec<Arc<VirtualService>>>,
+) -> BTreeMap<String, Vec<Arc<VirtualService>>> {
+    let mut hosts: BTreeMap<String, Vec<Arc<VirtualService>>> = BTreeMap::new();
+    let bound = by_gateway.get(MESH_GATEWAY).into_iter().flatten();
+    for service in bound.filter(|service| !service.spec.http.is_empty()) {
+        for host in &service.spec.hosts {
+            let host = resolve_host(host, &service.name.namespace, &world.domain);
+            let named = hosts.entry(host).or_default();
+            if named.last().is_none_or(|last| last.name != service.name) {
+                named.push(service.clone());
+            }
+        }
+    }
+    hosts
 }
 
 /// See [`World::selecting_labels`]. Whatever else comes to depend on a client's labels belongs here.
@@ -391,35 +438,4 @@ pub fn resolve_gateway(gateway: &str, namespace: &str) -> String {
         // Older configurations name gateways by host name.
         None => format!("{namespace}/{}", crate::hostname::short_name(gateway)),
     }
-}
-
-/// Rules for one host in one namespace are merged as Istio does: the oldest one's policy and name, everybody's subsets.
-/// Rules with a workload selector stand apart and are not part of this.
-fn merge_rules(world: &World) -> BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>> {
-    let mut sorted: Vec<_> =
-        world.destination_rules.values().filter(|rule| rule.spec.workload_selector.is_none()).collect();
-    sorted.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-    let mut merged: BTreeMap<Arc<str>, BTreeMap<String, Arc<DestinationRule>>> = BTreeMap::new();
-    for rule in sorted {
-        let host = resolve_host(&rule.spec.host, &rule.name.namespace, &world.domain);
-        let of_namespace = merged.entry(rule.name.namespace.clone()).or_default();
-        match of_namespace.get_mut(&host) {
-            None => {
-                of_namespace.insert(host, rule.clone());
-            }
-            Some(first) => {
-                let first = Arc::make_mut(first);
-                for subset in &rule.spec.subsets {
-                    if !first.spec.subsets.iter().any(|known| known.name == subset.name) {
-                        first.spec.subsets.push(subset.clone());
-                    }
-                }
-                if first.spec.traffic_policy.is_none() {
-                    first.spec.traffic_policy.clone_from(&rule.spec.traffic_policy);
-                }
-                first.digest = crate::digest::digest_of(&(first.digest, rule.digest));
-            }
-        }
-    }
-    merged
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_api::networking::load_balancing::SimpleLb;
-use lateen_model::{DestinationRule, ObjectName, Protocol, Service, ServicePort};
+use lateen_model::{Client, DestinationRule, ObjectName, Protocol, Service, ServicePort};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
@@ -63,12 +63,12 @@ pub(crate) enum FixedCluster {
 
 /// The inputs of all clusters of one service, for each port: the whole, then the subsets of the rule in force.
 pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundClusterInputs> {
-    let rule =
-        scope.world.destination_rule(&service.hostname, &scope.class.namespace, &service.name.namespace);
+    let client = Client { namespace: &scope.class.namespace, labels: Some(&scope.class.labels) };
+    let rule = scope.world.destination_rule(&service.hostname, client, &service.name.namespace);
     let mut inputs = Vec::new();
     for port in service.mesh_ports() {
-        let whole = outbound_input(scope, service, port, rule.cloned());
-        let subsets = rule.map_or(0, |rule| rule.spec.subsets.len());
+        let whole = outbound_input(scope, service, port, rule.clone());
+        let subsets = rule.as_ref().map_or(0, |rule| rule.spec.subsets.len());
         for index in 0..subsets {
             inputs.push(OutboundClusterInputs { subset: Some(index), ..whole.clone() });
         }

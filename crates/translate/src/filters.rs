@@ -14,6 +14,7 @@ use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::access_log;
 use crate::settings::Settings;
+use crate::tcp_routes::TcpDestinations;
 use crate::wire;
 
 /// Name of the filter for cross-origin requests.
@@ -126,9 +127,29 @@ fn name_server(manager: &mut hcm::HttpConnectionManager, role: HttpRole) {
 
 /// A TCP proxy to one cluster as the only filter of a chain.
 pub(crate) fn tcp(settings: &Settings, cluster: &str) -> listener::Filter {
+    tcp_to(settings, &TcpDestinations::only(cluster.to_owned()))
+}
+
+/// A TCP proxy as the only filter of a chain.
+pub(crate) fn tcp_to(settings: &Settings, destinations: &TcpDestinations) -> listener::Filter {
+    use tcp::tcp_proxy::weighted_cluster::ClusterWeight;
+    use tcp::tcp_proxy::{ClusterSpecifier, WeightedCluster};
+    let specifier = match destinations.clusters.as_slice() {
+        [(only, _)] => ClusterSpecifier::Cluster(only.clone()),
+        several => ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: several
+                .iter()
+                .map(|(name, weight)| ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    ..Default::default()
+                })
+                .collect(),
+        }),
+    };
     let proxy = tcp::TcpProxy {
-        stat_prefix: cluster.to_owned(),
-        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        stat_prefix: destinations.stat_prefix.clone(),
+        cluster_specifier: Some(specifier),
         access_log: access_log::traffic_log(settings),
         ..Default::default()
     };

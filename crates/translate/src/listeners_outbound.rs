@@ -13,10 +13,11 @@ use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
-use crate::names::{BLACK_HOLE, PASSTHROUGH, detected_routes, outbound_cluster};
+use crate::names::{BLACK_HOLE, PASSTHROUGH, detected_routes};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
+use crate::tcp_routes::{self, TcpRoute};
 use crate::wire;
 
 /// The port captured outbound connections arrive at.
@@ -35,7 +36,8 @@ pub(crate) struct AddressInputs {
     settings: Arc<Settings>,
     address: IpAddr,
     port: u16,
-    cluster: String,
+    /// Where bytes go, by destination address; the last one is for all addresses.
+    routes: Vec<TcpRoute>,
     /// The routes of the HTTP among it, when the port's protocol is undeclared.
     http_routes: Option<String>,
 }
@@ -56,26 +58,26 @@ pub(crate) struct OutboundInputs {
 pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
     let mut http: BTreeSet<u16> = BTreeSet::new();
-    let mut addresses: BTreeMap<(IpAddr, u16), (String, Option<String>)> = BTreeMap::new();
+    let mut addresses: BTreeMap<(IpAddr, u16), (Vec<TcpRoute>, Option<String>)> = BTreeMap::new();
     for service in scope.services.iter() {
         for port in service.mesh_ports() {
             if port.protocol.is_http() {
                 http.insert(port.port);
                 continue;
             }
-            let cluster = outbound_cluster(&service.hostname, port.port, "");
-            let routes = port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
+            let tcp = tcp_routes::of_service(scope, service, port.port);
+            let http = port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
             for address in addresses_of(scope, service, port) {
-                addresses.entry((address, port.port)).or_insert_with(|| (cluster.clone(), routes.clone()));
+                addresses.entry((address, port.port)).or_insert_with(|| (tcp.clone(), http.clone()));
             }
         }
     }
     let http = http.into_iter().map(|port| HttpPortInputs { settings: settings.clone(), port });
-    let addresses = addresses.into_iter().map(|((address, port), (cluster, http_routes))| AddressInputs {
+    let addresses = addresses.into_iter().map(|((address, port), (routes, http_routes))| AddressInputs {
         settings: settings.clone(),
         address,
         port,
-        cluster,
+        routes,
         http_routes,
     });
     OutboundInputs {
@@ -117,28 +119,41 @@ pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
     encode(name, &message)
 }
 
-/// `ADDRESS_PORT`: bytes go to the service; where the port's protocol is undeclared, HTTP goes by routes of the service.
+/// `ADDRESS_PORT`: bytes go where the TCP rules send them, or to the service; where the port's protocol is undeclared, HTTP
+/// goes by routes of the service.
 pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
-    let AddressInputs { settings, address, port, cluster, http_routes } = inputs;
+    let AddressInputs { settings, address, port, routes, http_routes } = inputs;
     let name = format!("{address}_{port}");
-    let bytes = listener::FilterChain {
-        name: cluster.clone(),
-        filters: vec![filters::tcp(settings, cluster)],
-        ..Default::default()
-    };
+    let mut chains: Vec<_> = routes.iter().map(|route| bytes_chain(settings, route)).collect();
     let message = if let Some(routes) = http_routes {
+        let rest = chains.pop();
+        chains.insert(0, http_chain(settings, &name, routes.clone()));
         listener::Listener {
-            filter_chains: vec![http_chain(settings, &name, routes.clone())],
-            default_filter_chain: Some(bytes),
+            filter_chains: chains,
+            default_filter_chain: rest,
             ..detecting_listener(settings, &name, &address.to_string(), *port)
         }
     } else {
         listener::Listener {
-            filter_chains: vec![bytes],
+            filter_chains: chains,
             ..virtual_listener(settings, &name, &address.to_string(), *port)
         }
     };
     encode(name, &message)
+}
+
+/// Bytes to some addresses, or to all, as they are.
+fn bytes_chain(settings: &Settings, route: &TcpRoute) -> listener::FilterChain {
+    let TcpRoute { subnets, destinations } = route;
+    let prefix_ranges: Vec<_> = subnets.iter().filter_map(|subnet| wire::cidr(subnet)).collect();
+    listener::FilterChain {
+        name: destinations.stat_prefix.clone(),
+        filter_chain_match: (!prefix_ranges.is_empty())
+            .then(|| listener::FilterChainMatch { prefix_ranges, ..Default::default() }),
+        filters: vec![filters::tcp_to(settings, destinations)],
+        metadata: destinations.config.as_ref().map(|path| wire::istio_metadata("config", path)),
+        ..Default::default()
+    }
 }
 
 /// What http_inspector found to be HTTP, by the routes of this name.

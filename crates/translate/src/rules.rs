@@ -11,9 +11,12 @@ use crate::scope::Scope;
 pub(crate) struct AppliedRules {
     pub(crate) virtual_service: Arc<VirtualService>,
     pub(crate) rules: Vec<AppliedRule>,
-    /// The port of each destination service that has exactly one: what a destination without a port means.
-    only_ports: Vec<(String, u16)>,
+    only_ports: OnlyPorts,
 }
+
+/// The port of each destination service that has exactly one: what a destination without a port means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct OnlyPorts(Vec<(String, u16)>);
 
 /// One rule of `spec.http`, by its index, with the indices of those of its matches that may hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,27 +50,52 @@ impl AppliedRules {
             }
         }
         let destinations = rules.iter().flat_map(|rule| &virtual_service.spec.http[rule.index].route);
-        let mut only_ports: Vec<(String, u16)> = destinations
-            .filter_map(|route| {
-                let service =
-                    scope.world.resolve_service(&route.destination.host, &virtual_service.name.namespace)?;
-                let mut ports = service.mesh_ports();
-                match (ports.next(), ports.next()) {
-                    (Some(only), None) => Some((service.hostname.to_string(), only.port)),
-                    _ => None,
-                }
-            })
-            .collect();
-        only_ports.sort();
-        only_ports.dedup();
+        let only_ports = OnlyPorts::new(
+            scope,
+            &virtual_service.name.namespace,
+            destinations.map(|route| &route.destination),
+        );
         Self { virtual_service: virtual_service.clone(), rules, only_ports }
     }
 
     /// Host and port a destination means; requests were addressed to `port`.
     pub(crate) fn resolve(&self, destination: &Destination, domain: &str, port: u16) -> (String, u16) {
-        let host = resolve_host(&destination.host, &self.virtual_service.name.namespace, domain);
+        self.only_ports.resolve(destination, &self.virtual_service.name.namespace, domain, port)
+    }
+}
+
+impl OnlyPorts {
+    /// Of the services that rules in `namespace` mean by these destinations.
+    pub(crate) fn new<'a>(
+        scope: &Scope,
+        namespace: &str,
+        destinations: impl Iterator<Item = &'a Destination>,
+    ) -> Self {
+        let only_port = |destination: &Destination| {
+            let service = scope.world.resolve_service(&destination.host, namespace)?;
+            let mut ports = service.mesh_ports();
+            match (ports.next(), ports.next()) {
+                (Some(only), None) => Some((service.hostname.to_string(), only.port)),
+                _ => None,
+            }
+        };
+        let mut ports: Vec<(String, u16)> = destinations.filter_map(only_port).collect();
+        ports.sort();
+        ports.dedup();
+        Self(ports)
+    }
+
+    /// Host and port a destination means; what is sent there was addressed to `port`.
+    pub(crate) fn resolve(
+        &self,
+        destination: &Destination,
+        namespace: &str,
+        domain: &str,
+        port: u16,
+    ) -> (String, u16) {
+        let host = resolve_host(&destination.host, namespace, domain);
         let given = destination.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
-        let only = || self.only_ports.iter().find(|(known, _)| *known == host).map(|(_, port)| *port);
+        let only = || self.0.iter().find(|(known, _)| *known == host).map(|(_, port)| *port);
         let port = given.filter(|&port| port != 0).or_else(only).unwrap_or(port);
         (host, port)
     }

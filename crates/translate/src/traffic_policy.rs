@@ -23,11 +23,17 @@ pub(crate) struct EffectivePolicy<'a> {
 }
 
 impl<'a> EffectivePolicy<'a> {
-    /// A subset's settings go before the rule's, part by part; settings of the port replace all of those at their own
-    /// level. <https://istio.io/latest/docs/reference/config/networking/destination-rule/#TrafficPolicy-PortTrafficPolicy>
+    /// A subset's settings go before the rule's, part by part. Settings of a port replace all of those at their own level,
+    /// and inherit nothing: what they leave out has its default.
+    /// <https://istio.io/latest/docs/reference/config/networking/destination-rule/#TrafficPolicy-PortTrafficPolicy>
     pub(crate) fn new(rule: Option<&'a TrafficPolicy>, subset: Option<&'a TrafficPolicy>, port: u16) -> Self {
-        let general = rule.map(|policy| Self::of_port(policy, port)).unwrap_or_default();
-        let special = subset.map(|policy| Self::of_port(policy, port)).unwrap_or_default();
+        let at_port =
+            |policy: Option<&'a TrafficPolicy>| policy.and_then(|policy| Self::of_port(policy, port));
+        if let Some(of_port) = at_port(subset) {
+            return of_port;
+        }
+        let general = at_port(rule).or_else(|| rule.map(Self::of_policy)).unwrap_or_default();
+        let special = subset.map(Self::of_policy).unwrap_or_default();
         Self {
             balancer: special.balancer.or(general.balancer),
             pool: special.pool.or(general.pool),
@@ -36,24 +42,25 @@ impl<'a> EffectivePolicy<'a> {
         }
     }
 
-    fn of_port(policy: &'a TrafficPolicy, port: u16) -> Self {
-        let of_port = policy.port_level_settings.iter().find(|settings| {
-            settings.port.as_ref().is_some_and(|selector| selector.number == u32::from(port))
-        });
-        match of_port {
-            Some(settings) => Self {
-                balancer: settings.load_balancer.as_ref(),
-                pool: settings.connection_pool.as_ref(),
-                outlier: settings.outlier_detection.as_ref(),
-                tls: settings.tls.as_ref(),
-            },
-            None => Self {
-                balancer: policy.load_balancer.as_ref(),
-                pool: policy.connection_pool.as_ref(),
-                outlier: policy.outlier_detection.as_ref(),
-                tls: policy.tls.as_ref(),
-            },
+    fn of_policy(policy: &'a TrafficPolicy) -> Self {
+        Self {
+            balancer: policy.load_balancer.as_ref(),
+            pool: policy.connection_pool.as_ref(),
+            outlier: policy.outlier_detection.as_ref(),
+            tls: policy.tls.as_ref(),
         }
+    }
+
+    fn of_port(policy: &'a TrafficPolicy, port: u16) -> Option<Self> {
+        let settings = policy.port_level_settings.iter().find(|settings| {
+            settings.port.as_ref().is_some_and(|selector| selector.number == u32::from(port))
+        })?;
+        Some(Self {
+            balancer: settings.load_balancer.as_ref(),
+            pool: settings.connection_pool.as_ref(),
+            outlier: settings.outlier_detection.as_ref(),
+            tls: settings.tls.as_ref(),
+        })
     }
 
     /// The algorithm; Istio's default is least request. Consistent hashing has no effect yet (see `warnings`).

@@ -7,7 +7,11 @@ use lateen_model::{
     resolve_gateway, resolve_host,
 };
 
+use crate::conflicts;
 use crate::gateways::serves_plain_http;
+
+/// Name of warnings about what is accepted and does nothing.
+const NO_EFFECT_YET: &str = "NoEffectYet";
 
 /// One thing to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +29,12 @@ pub struct Warning {
 impl Warning {
     fn no_effect(path: impl Into<String>) -> Self {
         let path = path.into();
-        Self { code: None, name: "NoEffectYet", message: format!("{path} has no effect yet"), path }
+        Self { code: None, name: NO_EFFECT_YET, message: format!("{path} has no effect yet"), path }
     }
 
     fn no_effect_as(path: impl Into<String>, reason: &str) -> Self {
         let path = path.into();
-        Self { code: None, name: "NoEffectYet", message: format!("{path} has no effect yet: {reason}"), path }
+        Self { code: None, name: NO_EFFECT_YET, message: format!("{path} has no effect yet: {reason}"), path }
     }
 
     /// The whole object is not used, for this reason.
@@ -45,10 +49,15 @@ impl Warning {
 
     /// Whether it is about something that has no effect, whatever else there is in the mesh.
     pub fn is_about_effect(&self) -> bool {
-        self.code.is_none()
+        self.name == NO_EFFECT_YET
     }
 
-    fn not_found(path: String, kind: &str, what: &str) -> Self {
+    /// A part of the object is not in force, because of other objects.
+    pub(crate) fn left_out(path: String, name: &'static str, message: String) -> Self {
+        Self { code: None, name, message: format!("{path}: {message}"), path }
+    }
+
+    pub(crate) fn not_found(path: String, kind: &str, what: &str) -> Self {
         let message = format!("Referenced {kind} not found: {what:?}");
         Self { code: Some("IST0101"), name: "ReferencedResourceNotFound", path, message }
     }
@@ -76,23 +85,32 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
             check_destination(&path, &destination.destination, own, world, &mut warnings);
         }
     }
-    if service.spec.hosts.is_empty() {
-        warnings
-            .push(Warning::no_effect("spec (a VirtualService without hosts is one to delegate to, which)"));
-    }
     if !service.spec.tls.is_empty() {
         warnings.push(Warning::no_effect("spec.tls"));
     }
-    if !service.spec.tcp.is_empty() {
-        warnings.push(Warning::no_effect("spec.tcp"));
+    for (index, route) in service.spec.tcp.iter().enumerate() {
+        let path = format!("spec.tcp[{index}]");
+        for (index, condition) in route.r#match.iter().enumerate() {
+            if !condition.source_subnet.is_empty() {
+                warnings.push(Warning::no_effect_as(
+                    format!("{path}.match[{index}].sourceSubnet"),
+                    "Istio does not look at it either",
+                ));
+            }
+        }
+        for (index, destination) in route.route.iter().enumerate() {
+            let path = format!("{path}.route[{index}].destination");
+            check_destination(&path, &destination.destination, own, world, &mut warnings);
+        }
     }
+    warnings.extend(conflicts::delegation(service, world));
+    warnings.extend(conflicts::mesh_hosts(service, world));
     warnings
 }
 
 fn unsupported_in_route(path: &str, route: &HttpRoute, warnings: &mut Vec<Warning>) {
     let retries = route.retries.as_ref();
     for (field, given) in [
-        ("delegate", route.delegate.is_some()),
         ("mirror", route.mirror.is_some()),
         ("mirrors", !route.mirrors.is_empty()),
         (
@@ -159,18 +177,9 @@ fn check_destination(
         let name = "VirtualServiceDestinationPortSelectorRequired";
         warnings.push(Warning { code: Some("IST0112"), name, path: format!("{path}.port"), message });
     }
-    if !destination.subset.is_empty() {
-        let rule = world.destination_rule(&service.hostname, own, &service.name.namespace);
-        let known =
-            rule.is_some_and(|rule| rule.spec.subsets.iter().any(|subset| subset.name == destination.subset));
-        if !known {
-            let what = format!("{}+{}", destination.host, destination.subset);
-            warnings.push(Warning::not_found(
-                format!("{path}.subset"),
-                "host+subset in destinationrule",
-                &what,
-            ));
-        }
+    if !destination.subset.is_empty() && !world.has_subset(service, own, &destination.subset) {
+        let what = format!("{}+{}", destination.host, destination.subset);
+        warnings.push(Warning::not_found(format!("{path}.subset"), "host+subset in destinationrule", &what));
     }
 }
 
@@ -181,12 +190,10 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
     if !host.starts_with('*') && world.service(&host).is_none() {
         warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
     }
-    if rule.spec.workload_selector.is_some() {
-        warnings.push(Warning::no_effect_as("spec.workloadSelector", "the whole rule is left out"));
-    }
     if let Some(policy) = &rule.spec.traffic_policy {
         unsupported_in_policy("spec.trafficPolicy", policy, &mut warnings);
     }
+    warnings.extend(conflicts::merged_rules(rule, world));
     for (index, subset) in rule.spec.subsets.iter().enumerate() {
         if let Some(policy) = &subset.traffic_policy {
             unsupported_in_policy(&format!("spec.subsets[{index}].trafficPolicy"), policy, &mut warnings);

@@ -76,6 +76,15 @@ pub(crate) fn bind_from(source: &str) -> core::BindConfig {
     }
 }
 
+/// An address range, `address/length` or a single address; none when it is neither.
+pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
+    let (address, length) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
+    let parsed: std::net::IpAddr = address.parse().ok()?;
+    let whole = if parsed.is_ipv4() { 32 } else { 128 };
+    let length = length.map_or(Some(whole), |text| text.parse().ok().filter(|&length| length <= whole))?;
+    Some(core::CidrRange { address_prefix: address.to_owned(), prefix_len: uint32(length) })
+}
+
 pub(crate) fn regex(expression: &str) -> matcher::RegexMatcher {
     matcher::RegexMatcher { regex: expression.to_owned(), ..Default::default() }
 }

@@ -137,6 +137,11 @@ fn engines_accept_every_kind_of_rule_and_policy() {
           subsets: [{name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}, {name: v2, labels: {version: v2}, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}]}}",
     );
     mesh.config("{kind: DestinationRule, metadata: {name: grpc}, spec: {host: grpc, trafficPolicy: {connectionPool: {http: {useClientProtocol: true, maxConcurrentStreams: 50}}}}}");
+    mesh.config(
+        "{kind: VirtualService, metadata: {name: bytes}, spec: {hosts: [grpc, headless], tcp: [
+          {match: [{destinationSubnets: [10.96.0.0/24, 10.96.0.40], port: 9000}, {destinationSubnets: ['fd00::/8'], port: 9001}], route: [{destination: {host: customers}}]},
+          {match: [{sourceLabels: {app: web-frontend}}], route: [{destination: {host: grpc, subset: v1, port: {number: 9000}}, weight: 1}, {destination: {host: nobody, port: {number: 1}}, weight: 2}]}]}}",
+    );
     accept("rules-sidecar", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
     accept("rules-gateway", &mut mesh, |mesh| mesh.gateway());
 }

@@ -307,7 +307,9 @@ fn destination_rules_are_looked_up_client_then_service_then_root() {
     let first = |rules: Vec<Object>| {
         let mut store = store_of(rules);
         let world = store.world();
-        world.destination_rule(A, "shop", "default").map(|rule| rule.spec.subsets[0].name.clone())
+        world
+            .destination_rule(A, crate::Client { namespace: "shop", labels: None }, "default")
+            .map(|rule| rule.spec.subsets[0].name.clone())
     };
     let (shop, own, root) = (
         rule("shop", "x", A, "shop"),
@@ -329,7 +331,9 @@ fn destination_rules_are_looked_up_client_then_service_then_root() {
 fn rules_for_one_host_are_merged() {
     let mut store = store_of([rule("default", "x", A, "v1"), rule("default", "y", "a", "v2")]);
     let world = store.world();
-    let merged = world.destination_rule(A, "default", "default").expect("exists");
+    let merged = world
+        .destination_rule(A, crate::Client { namespace: "default", labels: None }, "default")
+        .expect("exists");
     let subsets: Vec<_> = merged.spec.subsets.iter().map(|subset| subset.name.as_str()).collect();
     assert_eq!(subsets, ["v1", "v2"]);
     assert_eq!(&*merged.name.name, "x");
