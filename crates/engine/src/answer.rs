@@ -25,7 +25,8 @@ pub(crate) struct Answer {
 pub(crate) struct UpstreamStream {
     pub(crate) lease: Option<Lease>,
     pub(crate) active: ActiveRequest,
-    pub(crate) source: Rc<RequestSource>,
+    /// `None`: the request had no part in this one.
+    pub(crate) source: Option<Rc<RequestSource>>,
     pub(crate) weighted: Option<WeightedEntry>,
     pub(crate) request_sent: Instant,
     pub(crate) service_time: Duration,
@@ -38,9 +39,30 @@ pub(crate) struct UpstreamStream {
 }
 
 impl UpstreamStream {
+    /// The answer to a copy of a request, whose body has been sent on its own.
+    pub(crate) fn of_mirror(
+        lease: Lease,
+        active: ActiveRequest,
+        began: Instant,
+        status: http::StatusCode,
+    ) -> Self {
+        Self {
+            lease: Some(lease),
+            active,
+            source: None,
+            weighted: None,
+            request_sent: began,
+            service_time: began.elapsed(),
+            status,
+            deadline: None,
+            stream_end: None,
+            idle_timeout: None,
+        }
+    }
+
     /// True when the client had sent its whole request.
     pub(crate) fn request_ended(&self) -> bool {
-        self.source.ended()
+        self.source.as_ref().is_none_or(|source| source.ended())
     }
 
     /// From the end of the request to the head of the answer.
@@ -72,10 +94,9 @@ impl UpstreamStream {
         cluster.stats.upstream_rq_time.record(self.request_sent.elapsed().as_millis() as u64);
         cluster.stats.statuses.inc(self.status.as_u16());
         // A connection on which the request is still being sent cannot carry another, and nobody wants the rest.
-        if self.source.ended() {
-            lease.into_iter().for_each(|lease| lease.finished(cluster, &self.active.host));
-        } else {
-            self.source.abandon();
+        match &self.source {
+            Some(source) if !source.ended() => source.abandon(),
+            _ => lease.into_iter().for_each(|lease| lease.finished(cluster, &self.active.host)),
         }
     }
 }

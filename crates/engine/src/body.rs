@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 
 use crate::failure::Failure;
 use crate::filters::throttle::Throttle;
+use crate::mirror::Tap;
 use crate::response_stream::ResponseStream;
 
 /// Error of a body: the other side's stream broke.
@@ -91,6 +92,8 @@ impl Body for ResponseBody {
 pub(crate) enum RequestBody {
     Empty,
     Shared(SharedBody),
+    /// A mirror's.
+    Tapped(Rc<Tap>),
 }
 
 impl Body for RequestBody {
@@ -105,6 +108,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Shared(body) => body.poll_frame(cx),
+            Self::Tapped(tap) => tap.poll_frame(cx),
         }
     }
 
@@ -113,6 +117,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Shared(body) => body.is_end_stream(),
+            Self::Tapped(tap) => tap.is_end_stream(),
         }
     }
 
@@ -121,6 +126,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Shared(body) => body.size_hint(),
+            Self::Tapped(_) => SizeHint::default(),
         }
     }
 }
@@ -145,6 +151,8 @@ pub(crate) struct RequestSource {
     end_waker: RefCell<Option<Waker>>,
     /// Who waits for more of it.
     attempt_waker: RefCell<Option<Waker>>,
+    /// Mirrors that read along.
+    taps: RefCell<Vec<Rc<Tap>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -171,7 +179,16 @@ impl RequestSource {
             most_trailers,
             end_waker: RefCell::default(),
             attempt_waker: RefCell::default(),
+            taps: RefCell::default(),
         })
+    }
+
+    /// A view for a mirror: what has come is there at once, the rest as it comes.
+    pub(crate) fn tap(&self) -> Rc<Tap> {
+        let tap = Tap::new();
+        self.kept.borrow().iter().for_each(|data| tap.push(data));
+        self.taps.borrow_mut().push(tap.clone());
+        tap
     }
 
     /// Lowers how many bytes are kept from here on.
@@ -250,6 +267,9 @@ impl RequestSource {
 
     fn close(&self, state: SourceState) {
         self.state.set(state);
+        for tap in self.taps.take() {
+            tap.end(state == SourceState::Ended);
+        }
         if let Some(waker) = self.end_waker.borrow_mut().take() {
             waker.wake();
         }
@@ -257,6 +277,7 @@ impl RequestSource {
 
     fn keep(&self, data: &Bytes) {
         self.received.set(self.received.get() + data.len() as u64);
+        self.taps.borrow().iter().for_each(|tap| tap.push(data));
         if !self.replayable.get() {
             return;
         }
@@ -268,6 +289,13 @@ impl RequestSource {
             self.kept_bytes.set(total);
             self.kept.borrow_mut().push(data.clone());
         }
+    }
+}
+
+impl Drop for RequestSource {
+    fn drop(&mut self) {
+        // The request is over before its body came: so are its copies.
+        self.taps.take().iter().for_each(|tap| tap.end(false));
     }
 }
 
@@ -333,6 +361,7 @@ impl SharedBody {
                         source.close(SourceState::Failed);
                         return Poll::Ready(Some(Err("the client sends too many trailers".into())));
                     }
+                    source.taps.borrow().iter().for_each(|tap| tap.trailers(trailers));
                     *source.trailers.borrow_mut() = Some(trailers.clone());
                     self.trailers_sent = true;
                 }

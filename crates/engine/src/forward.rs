@@ -15,8 +15,8 @@ use crate::context::RequestContext;
 use crate::failure::Failure;
 use crate::http_request::{apply_levels, request_view};
 use crate::presence::Present;
-use crate::rewrite;
 use crate::trial::Trial;
+use crate::{mirror, rewrite};
 
 const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
@@ -34,6 +34,9 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     let timeout = route_timeout(context, action);
     prepare_head(context, action, weighted.as_ref(), timeout);
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
+    if !action.mirrors.is_empty() {
+        mirror::start(context, action, &source, timeout);
+    }
     let policy = action.retry_policy.clone().or_else(|| context.virtual_host.as_ref()?.retry_policy.clone());
     let policy = policy.filter(|policy| {
         let wanted = &policy.retriable_request_headers;

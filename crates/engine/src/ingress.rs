@@ -463,7 +463,7 @@ fn append_forwarded_for(headers: &mut HeaderMap, address: HeaderValue) {
     append_list(headers, X_FORWARDED_FOR, &address);
 }
 
-fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+pub(crate) fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     match headers.get(&name) {
         None => {
             headers.insert(name, value.clone());

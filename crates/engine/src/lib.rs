@@ -47,6 +47,8 @@ mod limits;
 mod listen;
 mod local_reply;
 mod log_filter;
+mod message;
+mod mirror;
 mod mover;
 mod original_dst;
 mod outlier;

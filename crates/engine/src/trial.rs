@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use lateen_ir::{Discovery, Forward, HostRewrite, RetryPolicy};
 use smallvec::SmallVec;
@@ -19,6 +19,7 @@ use crate::forward::{WeightedEntry, suppresses};
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::limits::{Limits, TimedOut, wait};
+use crate::message::Message;
 use crate::outlier::Outcome;
 use crate::presence::Present;
 use crate::syntax::proper_answer;
@@ -271,41 +272,20 @@ impl Trial<'_> {
     fn request(&mut self, version: Version) -> Request<RequestBody> {
         let empty = self.source.ended() && self.source.received() == 0 && self.source.no_trailers();
         let body = if empty { RequestBody::Empty } else { RequestBody::Shared(self.source.attempt()) };
-        let mut request = Request::new(body);
-        *request.method_mut() = self.context.head.method.clone();
-        *request.version_mut() = version;
-        let headers = request.headers_mut();
         // The copy stays: it has room for what it holds only, and hyper reads the answer into the map it has sent.
         let kept = self.context.head.headers.clone();
-        *headers = std::mem::replace(&mut self.context.head.headers, kept);
+        let mut headers = std::mem::replace(&mut self.context.head.headers, kept);
         if self.context.virtual_host.as_ref().is_some_and(|host| host.include_request_attempt_count) {
             headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(self.context.attempts));
         }
-        let path = self.context.path.clone();
-        if version == Version::HTTP_2 {
-            headers.remove(header::HOST);
-            let mut parts = http::uri::Parts::default();
-            parts.scheme =
-                Some(if self.context.secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
-            parts.authority = http::uri::Authority::try_from(self.context.authority.as_bytes()).ok();
-            parts.path_and_query = Some(path);
-            // Without a valid authority the path alone goes, and the server refuses it.
-            *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        } else {
-            if headers.get(header::HOST) != Some(&self.context.authority) {
-                headers.insert(header::HOST, self.context.authority.clone());
-            }
-            // hyper would drop a body of unknown length from a GET.
-            if !empty && !headers.contains_key(header::CONTENT_LENGTH) {
-                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
-            // Some services answer 411 to a method that may have a body and doesn't say how long it is (RFC 9110, section 8.6).
-            if empty && !has_no_body(&self.context.head.method) {
-                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-            }
-            *request.uri_mut() = Uri::from(path);
-        }
-        request
+        let message = Message {
+            method: self.context.head.method.clone(),
+            headers,
+            authority: self.context.authority.clone(),
+            path: self.context.path.clone(),
+            secure: self.context.secure,
+        };
+        message.request(version, body)
     }
 
     fn answer(
@@ -321,7 +301,7 @@ impl Trial<'_> {
         let stream = UpstreamStream {
             lease: Some(lease),
             active,
-            source: self.source.clone(),
+            source: Some(self.source.clone()),
             weighted,
             request_sent: began,
             service_time: now.saturating_duration_since(began),
@@ -333,11 +313,6 @@ impl Trial<'_> {
         // Boxed here, since what follows passes it on several times.
         Box::new(Answer { head, body, stream })
     }
-}
-
-/// Methods whose requests nobody expects a body of.
-fn has_no_body(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
 }
 
 /// How an attempt failed.

@@ -177,6 +177,30 @@ pub struct Forward {
     pub max_stream_duration: Option<MaxStreamDuration>,
     /// The deprecated `cors`, for the CORS filter where no level has its configuration.
     pub cors: Option<Arc<CorsPolicy>>,
+    /// Copies: the route's own, or else the virtual host's, or else the configuration's.
+    pub mirrors: Arc<[MirrorPolicy]>,
+}
+
+/// Envoy's `RequestMirrorPolicy`: copies requests to another cluster, whose answers nobody waits for.
+#[derive(Clone, Debug)]
+pub struct MirrorPolicy {
+    /// Where to.
+    pub target: MirrorTarget,
+    /// Share of the requests; `None`: all.
+    pub fraction: Option<Fraction>,
+    /// Appends `-shadow` to the host. Default true.
+    pub suffix: bool,
+    /// Another host, without a suffix.
+    pub host: Option<HeaderValue>,
+}
+
+/// Where copies go.
+#[derive(Clone, Debug)]
+pub enum MirrorTarget {
+    /// By name.
+    Cluster(ClusterRef),
+    /// To the one this request header names; without the header nowhere.
+    Header(HeaderName),
 }
 
 /// `RouteAction.MaxStreamDuration`.

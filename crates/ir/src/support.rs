@@ -241,6 +241,7 @@ table! {
     route::weighted_cluster::ClusterWeight,
     route::route_action::UpgradeConfig,
     route::route_action::MaxStreamDuration,
+    route::route_action::RequestMirrorPolicy,
     route::RetryPolicy,
     route::retry_policy::RetryBackOff,
     route::RedirectAction,

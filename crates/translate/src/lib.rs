@@ -24,6 +24,7 @@ mod headers;
 mod listeners_gateway;
 mod listeners_inbound;
 mod listeners_outbound;
+mod mirrors;
 mod names;
 mod ordered;
 mod parts;

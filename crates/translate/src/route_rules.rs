@@ -13,6 +13,7 @@ use crate::cors::cors_policy;
 use crate::faults::http_fault;
 use crate::filters::{CORS, FAULT};
 use crate::headers::{Side, header_changes};
+use crate::mirrors::{mirror_policy, mirrors};
 use crate::names::outbound_cluster;
 use crate::retries::Retries;
 use crate::route_match::{path_pattern, route_match};
@@ -187,11 +188,16 @@ fn forward(
             ..Default::default()
         }),
     };
+    let mirrors = mirrors(http).into_iter().map(|(destination, percent)| {
+        let (host, port) = applied.resolve(destination, context.domain, context.port);
+        mirror_policy(outbound_cluster(&host, port, &destination.subset), percent)
+    });
     let retries = http.retries.as_ref().map(Retries::new);
     let mut action = route::RouteAction {
         cluster_specifier: Some(specifier),
         retry_policy: retries.as_ref().unwrap_or(context.default_retries).to_envoy(),
         host_rewrite_specifier: authority.map(HostRewriteSpecifier::HostRewriteLiteral),
+        request_mirror_policies: mirrors.collect(),
         ..Default::default()
     };
     let timeout = http.timeout.as_ref().and_then(|text| duration::parse(text).ok()).unwrap_or_default();

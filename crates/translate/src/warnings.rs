@@ -84,6 +84,13 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
             let path = format!("{path}.route[{index}].destination");
             check_destination(&path, &destination.destination, own, world, &mut warnings);
         }
+        if let Some(mirror) = &route.mirror {
+            check_destination(&format!("{path}.mirror"), mirror, own, world, &mut warnings);
+        }
+        for (index, mirror) in route.mirrors.iter().enumerate() {
+            let path = format!("{path}.mirrors[{index}].destination");
+            check_destination(&path, &mirror.destination, own, world, &mut warnings);
+        }
     }
     if !service.spec.tls.is_empty() {
         warnings.push(Warning::no_effect("spec.tls"));
@@ -109,18 +116,8 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
 }
 
 fn unsupported_in_route(path: &str, route: &HttpRoute, warnings: &mut Vec<Warning>) {
-    let retries = route.retries.as_ref();
-    for (field, given) in [
-        ("mirror", route.mirror.is_some()),
-        ("mirrors", !route.mirrors.is_empty()),
-        (
-            "retries.retryRemoteLocalities",
-            retries.is_some_and(|retries| retries.retry_remote_localities == Some(true)),
-        ),
-    ] {
-        if given {
-            warnings.push(Warning::no_effect(format!("{path}.{field}")));
-        }
+    if route.retries.as_ref().is_some_and(|retries| retries.retry_remote_localities == Some(true)) {
+        warnings.push(Warning::no_effect(format!("{path}.retries.retryRemoteLocalities")));
     }
     for (index, _) in
         route.r#match.iter().enumerate().filter(|(_, condition)| !condition.stat_prefix.is_empty())

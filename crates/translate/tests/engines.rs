@@ -127,6 +127,7 @@ fn engines_accept_every_kind_of_rule_and_policy() {
           {match: [{uri: {prefix: /faulty}}], fault: {delay: {fixedDelay: 5s, percentage: {value: 0.1}}, abort: {grpcStatus: UNAVAILABLE, percentage: {value: 50}}},
            corsPolicy: {allowOrigins: [{exact: 'https://a'}, {regex: 'https://c.*'}], allowMethods: [GET], allowHeaders: [x-a], exposeHeaders: [x-c], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE},
            route: [{destination: {host: customers}}]},
+          {match: [{uri: {prefix: /mirrored}}], mirrors: [{destination: {host: customers, subset: v2}, percentage: {value: 0.1}}, {destination: {host: nobody}}], route: [{destination: {host: customers}}]},
           {match: [{uri: {prefix: /teapot}}], directResponse: {status: 418, body: {string: short}}},
           {route: [{destination: {host: nobody, subset: none}}]}]}}",
     );
@@ -208,6 +209,8 @@ fn what_an_engine_would_refuse_is_refused_when_applied() {
             "corsPolicy",
             json!({"allowOrigin": ["*"], "allowMethods": ["*"], "allowHeaders": ["*"], "exposeHeaders": ["*"]}),
         ),
+        with("mirror", json!({"host": "customers", "subset": "v9"})),
+        with("mirrors", json!([{"destination": {"host": "nobody"}, "percentage": {"value": 0.00001}}])),
         with("timeout", json!("80000000h")),
         with("timeout", json!("0.5ms")),
         with(

@@ -327,6 +327,35 @@ fn faults_and_cors_configure_their_filters() {
 }
 
 #[test]
+fn mirrors_are_copies_to_their_clusters() {
+    let found = routes(
+        "[{mirror: {host: customers, subset: v2}, mirrorPercentage: {value: 12.5}, match: [{uri: {prefix: /a}}], route: [{destination: {host: customers}}]},
+          {mirror: {host: customers}, mirrorPercent: 7, match: [{uri: {prefix: /b}}], route: [{destination: {host: customers}}]},
+          {mirror: {host: customers}, mirrorPercentage: {value: 0}, match: [{uri: {prefix: /c}}], route: [{destination: {host: customers}}]},
+          {mirrors: [{destination: {host: customers, subset: v1}}, {destination: {host: web-frontend, port: {number: 80}}, percentage: {value: 50}}], route: [{destination: {host: customers}}]}]",
+    );
+    let mirrors = |route: usize| found[route]["route"]["request_mirror_policies"].clone();
+    let policy = |cluster: &str, share: Value| json!({"cluster": cluster, "runtime_fraction": {"default_value": share}, "trace_sampled": false});
+    let customers = |subset: &str| format!("outbound|80|{subset}|customers.default.svc.cluster.local");
+    assert_eq!(
+        mirrors(0),
+        json!([policy(&customers("v2"), json!({"numerator": 125_000, "denominator": "MILLION"}))])
+    );
+    assert_eq!(mirrors(1), json!([policy(&customers(""), json!({"numerator": 7}))]));
+    assert_eq!(mirrors(2), Value::Null, "no share, no mirror");
+    assert_eq!(
+        mirrors(3),
+        json!([
+            policy(&customers("v1"), json!({"numerator": 100})),
+            policy(
+                "outbound|80||web-frontend.default.svc.cluster.local",
+                json!({"numerator": 500_000, "denominator": "MILLION"})
+            ),
+        ])
+    );
+}
+
+#[test]
 fn missing_hosts_and_subsets_are_routed_to_nowhere_and_said() {
     let mut mesh = Mesh::course();
     apply_customers(
@@ -343,7 +372,7 @@ fn missing_hosts_and_subsets_are_routed_to_nowhere_and_said() {
         world.virtual_services().find(|service| &*service.name.name == "customers").expect("exists");
     let found = paths(check_virtual_service(service, &world));
     for (code, path) in [
-        (None, "spec.http[0].mirror"),
+        (Some("IST0101"), "spec.http[0].mirror.host"),
         (Some("IST0101"), "spec.http[0].route[0].destination.host"),
         (Some("IST0101"), "spec.http[0].route[1].destination.port.number"),
         (Some("IST0101"), "spec.http[0].route[1].destination.subset"),

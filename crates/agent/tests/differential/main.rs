@@ -7,6 +7,7 @@ mod filters;
 mod frames;
 mod h2;
 mod h2spec;
+mod mirrors;
 mod pages;
 mod proxies;
 mod service;
@@ -70,6 +71,7 @@ async fn requests_fare_the_same() {
     let cases: Vec<Case> = cases::all()
         .into_iter()
         .chain(filters::cases())
+        .chain(mirrors::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();
     let played: Vec<(Case, [Seen; 2])> = futures::stream::iter(cases.into_iter().enumerate())
@@ -101,7 +103,7 @@ async fn requests_fare_the_same() {
             writeln!(complaints, "=== {name}: {complaint}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
         }
     }
-    for pattern in filters::STATS {
+    for pattern in filters::STATS.iter().chain(&mirrors::STATS) {
         let [envoy, lateen] =
             pair.pages(&format!("/stats?filter={pattern}")).await.map(|page| numbers(&page));
         if envoy != lateen {

@@ -63,6 +63,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
         ("http2-only", json!({ "codec_type": "HTTP2" })),
     ];
     all.extend(crate::filters::listeners());
+    all.extend(crate::mirrors::listeners());
     all
 }
 
@@ -198,6 +199,7 @@ impl Proxy {
         folder: &Path,
         service: SocketAddr,
         http2: SocketAddr,
+        mirror: SocketAddr,
     ) -> Self {
         let kind = if envoy { "envoy" } else { "lateen" };
         let (boot, log) = (folder.join(format!("{kind}.json")), folder.join(format!("{kind}.log")));
@@ -223,6 +225,8 @@ impl Proxy {
                     cluster("http2", h2, &[http2]),
                     cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
                     cluster("empty", json!({}), &[]),
+                    cluster("mirror", json!({}), &[mirror]),
+                    cluster("full", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0, "max_pending_requests": 0 }] } }), &[mirror]),
                 ],
             },
         });
@@ -303,12 +307,14 @@ impl Pair {
         let (service, http2) = (service::start().await, crate::h2::start_service().await);
         // Ports that one test has chosen another could choose before they are used.
         let _turn = TURN.lock().await;
+        // One each, as it keeps what it was sent.
+        let mirrors = [service::start_mirror().await, service::start_mirror().await];
         // At once, as both proxies would share a port without a word (`SO_REUSEPORT`).
         let mut ports = free_ports(2 * Proxy::ports());
         let others = ports.split_off(Proxy::ports());
         let (envoy, lateen) = tokio::join!(
-            Proxy::start(true, ports, folder.path(), service, http2),
-            Proxy::start(false, others, folder.path(), service, http2)
+            Proxy::start(true, ports, folder.path(), service, http2, mirrors[0]),
+            Proxy::start(false, others, folder.path(), service, http2, mirrors[1])
         );
         Self { proxies: [envoy, lateen], _folder: folder }
     }

@@ -1,6 +1,8 @@
 //! The service behind both proxies. The request's `act` header says what it does; without one it tells what it was sent.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -23,15 +25,28 @@ impl Request {
     }
 }
 
+/// What a mirror was sent, by the request's `x-case`.
+type Record = Arc<Mutex<BTreeMap<String, Vec<String>>>>;
+
 /// Serves until the test ends.
 pub(crate) async fn start() -> SocketAddr {
+    start_with(None).await
+}
+
+/// A service that keeps what it is sent and tells of it at `/recorded`; `mirror-act` is what it does.
+pub(crate) async fn start_mirror() -> SocketAddr {
+    start_with(Some(Record::default())).await
+}
+
+async fn start_with(record: Option<Record>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
+            let record = record.clone();
             // A proxy that goes away ends it.
-            tokio::spawn(async move { drop(serve(stream).await) });
+            tokio::spawn(async move { drop(serve(stream, record).await) });
         }
     });
     address
@@ -193,10 +208,32 @@ fn fixed(act: &str) -> Option<(Vec<u8>, bool)> {
     }
 }
 
-async fn serve(stream: TcpStream) -> std::io::Result<()> {
+async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = head(&mut reader).await? {
-        let act = request.value("act").unwrap_or_default().to_owned();
+        let act = if record.is_some() { "mirror-act" } else { "act" };
+        let act = request.value(act).unwrap_or_default().to_owned();
+        let case = request.value("x-case").unwrap_or_default();
+        if let Some(record) = &record
+            && request.line.starts_with("GET /recorded")
+        {
+            let mut found = record.lock().unwrap().remove(case).unwrap_or_default();
+            found.sort_unstable();
+            let text = found.join("\n--\n");
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+            reader.write_all(answer.as_bytes()).await?;
+            continue;
+        }
+        let keep = |sent: &str| {
+            let Some(record) = &record else { return };
+            let mut headers: Vec<String> = request.headers.iter().map(|line| comparable(line)).collect();
+            headers.sort_unstable();
+            let text = format!("mirrored {}\n{}\n{sent}", request.line, headers.join("\n"));
+            record.lock().unwrap().entry(case.to_owned()).or_default().push(text);
+        };
+        if ["early-close", "silence"].contains(&act.as_str()) {
+            keep("");
+        }
         match act.as_str() {
             // Before the body is read.
             "early-close" => return Ok(()),
@@ -227,6 +264,7 @@ async fn serve(stream: TcpStream) -> std::io::Result<()> {
             _ => {}
         }
         let sent = body(&mut reader, &request).await?;
+        keep(&sent);
         if let Some((answer, close)) = fixed(&act) {
             reader.write_all(&answer).await?;
             if close {

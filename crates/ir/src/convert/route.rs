@@ -20,9 +20,10 @@ use super::values::{
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, PathMatcher,
-    PathRedirect, PathRewrite, Redirect, RequireTls, Route, RouteConfiguration, RouteMatcher, RouteTable,
-    TextFormat, UpgradeConfig, VirtualHost, WeightedCluster, WeightedClusters, WeightedTarget,
+    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, MirrorPolicy,
+    MirrorTarget, PathMatcher, PathRedirect, PathRewrite, Redirect, RequireTls, Route, RouteConfiguration,
+    RouteMatcher, RouteTable, TextFormat, UpgradeConfig, VirtualHost, WeightedCluster, WeightedClusters,
+    WeightedTarget,
 };
 
 const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
@@ -31,6 +32,8 @@ const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
 struct Shared {
     names: ClusterNames,
     filters: FilterNames,
+    /// Of the level above.
+    mirrors: Arc<[MirrorPolicy]>,
     max_body: u32,
 }
 
@@ -43,6 +46,7 @@ pub(super) fn route_configuration(
             name, virtual_hosts, internal_only_headers, response_headers_to_add, response_headers_to_remove,
             request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
             max_direct_response_body_size_bytes, ignore_port_in_host_matching, typed_per_filter_config,
+            request_mirror_policies,
         }
         inert {
             validate_clusters = "a route to a cluster that does not exist answers with cluster_not_found_response_code",
@@ -51,15 +55,20 @@ pub(super) fn route_configuration(
         rejected {
             vhds = "virtual host discovery",
             cluster_specifier_plugins = "plugins",
-            request_mirror_policies = "mirroring",
             vhost_header = "the virtual host by header",
             ignore_path_parameters_in_path_matching = "path parameters",
             route_specifiers = "plugins",
         }
     });
     let max_body = number(max_direct_response_body_size_bytes).unwrap_or(MAX_DIRECT_RESPONSE_BODY);
-    let mut shared = Shared { names: ClusterNames::default(), filters: FilterNames::default(), max_body };
+    let mut shared = Shared {
+        names: ClusterNames::default(),
+        filters: FilterNames::default(),
+        mirrors: Arc::default(),
+        max_body,
+    };
     let overrides = overrides(at, typed_per_filter_config, &mut shared.filters)?;
+    shared.mirrors = mirrors(at, request_mirror_policies, &mut shared)?;
     let hosts = virtual_hosts
         .into_iter()
         .enumerate()
@@ -87,6 +96,7 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
             name, domains, routes, require_tls, request_headers_to_add, request_headers_to_remove,
             response_headers_to_add, response_headers_to_remove, include_request_attempt_count,
             include_attempt_count_in_response, retry_policy, cors, typed_per_filter_config,
+            request_mirror_policies,
         }
         inert { metadata = "no supported extension reads it; it stays in config_dump" }
         rejected {
@@ -98,20 +108,24 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
             include_is_timeout_retry_header = "x-envoy-is-timeout-retry",
             per_request_buffer_limit_bytes = "a limit on request buffers",
             request_body_buffer_limit = "a limit on request buffers",
-            request_mirror_policies = "mirroring",
             route_specifiers = "plugins",
         }
     });
     if domains.is_empty() {
         return Err(at.error_in("domains", "must not be empty"));
     }
-    let routes = routes.into_iter().enumerate();
+    let outer = shared.mirrors.clone();
+    shared.mirrors = mirrors(at, request_mirror_policies, shared)?;
+    let routes = routes
+        .into_iter()
+        .enumerate()
+        .map(|(index, route)| self::route(&at.index("routes", index), route, shared).map(Arc::new))
+        .collect::<Converted<_>>()?;
+    shared.mirrors = outer;
     Ok(VirtualHost {
         name: super::values::nonempty(at, "name", name)?,
         domains: domains.into_iter().map(Into::into).collect(),
-        routes: routes
-            .map(|(index, route)| self::route(&at.index("routes", index), route, shared).map(Arc::new))
-            .collect::<Converted<_>>()?,
+        routes,
         require_tls: match enumeration(at, "require_tls", require_tls)? {
             TlsRequirementType::None => RequireTls::None,
             TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -235,7 +249,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         used {
             cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
-            host_rewrite_specifier, cors,
+            host_rewrite_specifier, cors, request_mirror_policies,
         }
         inert {}
         rejected {
@@ -244,7 +258,6 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             flush_timeout = "a time-out of its own for flushing; use idle_timeout",
             early_data_policy = "policies for early data",
             retry_policy_typed_config = "retry policies by extension",
-            request_mirror_policies = "mirroring",
             rate_limits = "rate limits",
             include_vh_rate_limits = "rate limits",
             hash_policy = "consistent hashing",
@@ -279,6 +292,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
     };
     let idle_timeout = duration(at, "idle_timeout", idle_timeout)?;
     Ok(Forward {
+        mirrors: mirrors(at, request_mirror_policies, shared)?,
         cluster: self::cluster_specifier(at, required(at, "cluster_specifier", cluster_specifier)?, shared)?,
         cluster_not_found_status: status,
         path_rewrite,
@@ -298,6 +312,45 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             .map(|limits| self::max_stream_duration(&at.field("max_stream_duration"), limits))
             .transpose()?,
         cors: cors.map(|cors| legacy_policy(&at.field("cors"), cors).map(Arc::new)).transpose()?,
+    })
+}
+
+/// The mirrors of a level; none of its own are those of the level above.
+fn mirrors(
+    at: &At<'_>,
+    policies: Vec<proto::route_action::RequestMirrorPolicy>,
+    shared: &mut Shared,
+) -> Converted<Arc<[MirrorPolicy]>> {
+    if policies.is_empty() {
+        return Ok(shared.mirrors.clone());
+    }
+    let convert = |(index, policy)| mirror(&at.index("request_mirror_policies", index), policy, shared);
+    policies.into_iter().enumerate().map(convert).collect::<Converted<Vec<_>>>().map(Into::into)
+}
+
+fn mirror(
+    at: &At<'_>,
+    message: proto::route_action::RequestMirrorPolicy,
+    shared: &mut Shared,
+) -> Converted<MirrorPolicy> {
+    fields!(at, message => proto::route_action::RequestMirrorPolicy {
+        used { cluster, cluster_header, runtime_fraction, disable_shadow_host_suffix_append, host_rewrite_literal }
+        inert { trace_sampled = "there is no tracing" }
+        rejected { request_headers_mutations = "header mutations of mirrored requests" }
+    });
+    let target = match (cluster.as_str(), cluster_header.as_str()) {
+        (name, "") if !name.is_empty() => MirrorTarget::Cluster(shared.names.reference(name)),
+        ("", name) if !name.is_empty() => MirrorTarget::Header(header_name(at, "cluster_header", name)?),
+        _ => return Err(at.error_in("cluster", "either cluster or cluster_header is required")),
+    };
+    let percent = runtime_fraction.and_then(|runtime| runtime.default_value);
+    Ok(MirrorPolicy {
+        target,
+        fraction: percent.map(|percent| fraction(&at.field("runtime_fraction"), percent)).transpose()?,
+        suffix: !disable_shadow_host_suffix_append,
+        host: (!host_rewrite_literal.is_empty())
+            .then(|| header_value(at, "host_rewrite_literal", &host_rewrite_literal))
+            .transpose()?,
     })
 }
 
