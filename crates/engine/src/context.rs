@@ -18,7 +18,7 @@ use crate::filters::{FilterState, LocalFilter};
 use crate::finish;
 use crate::guard::Verdict;
 use crate::host::Host;
-use crate::http_connection::{MillisText, PeerText};
+use crate::http_connection::{Counted, MillisText, PeerText};
 use crate::pool::ConnectionFacts;
 use crate::presence::Present;
 use crate::progress::Progress;
@@ -47,6 +47,8 @@ pub(crate) struct ConnectionInfo {
 
 /// A downstream HTTP connection: shared by its requests.
 pub(crate) struct HttpConnection {
+    /// Counts it for as long as anything goes on over it, upgraded or not.
+    pub(crate) _counted: Counted,
     pub(crate) worker: Rc<Worker>,
     pub(crate) info: ConnectionInfo,
     pub(crate) config: Arc<HttpConfig>,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Version};
 use jiff::Timestamp;
 use lateen_ir::{
     AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator,
@@ -189,7 +189,10 @@ impl RequestContext {
                 let there = !self.authority.is_empty() || self.head.headers.contains_key("host");
                 text(out, self.authority.to_str().ok().filter(|_| there))
             }
-            FormatHeader::Path => text(out, Some(self.path.as_str())),
+            FormatHeader::Path => {
+                // CONNECT has none.
+                text(out, (self.head.method != Method::CONNECT).then(|| self.path.as_str()))
+            }
             FormatHeader::Status => false,
             FormatHeader::Named(_) => named(Some(&self.head.headers), name, out),
         }

@@ -81,8 +81,9 @@ pub(crate) async fn serve(
     }
     let heard = stream.heard();
     stream.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
-    let _counted = Counted::new(stats.clone(), http2);
+    let counted = Counted::new(stats.clone(), http2);
     let connection = Rc::new(HttpConnection {
+        _counted: counted,
         worker,
         info,
         config,
@@ -234,6 +235,9 @@ fn http2_builder(hcm: &HttpConnectionManager, executor: StreamExecutor) -> http2
     }
     if let Some(size) = hcm.http2.hpack_table_size {
         builder.header_table_size(size);
+    }
+    if hcm.http2.allow_connect {
+        builder.enable_connect_protocol();
     }
     if let Some(keepalive) = hcm.http2.keepalive {
         builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
@@ -446,7 +450,7 @@ impl<C: Serving> Future for Guarded<C> {
 }
 
 /// Counts an HTTP connection until dropped.
-struct Counted {
+pub(crate) struct Counted {
     stats: Rc<HttpStats>,
     http2: bool,
     since: Instant,

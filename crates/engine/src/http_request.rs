@@ -12,14 +12,15 @@ use lateen_ir::{Action, RequestView, ServerHeader};
 
 use crate::answer::Answer;
 use crate::body::{RequestSource, ResponseBody};
+use crate::connect::Tunnel;
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::filters::{self, Flow};
 use crate::ingress::{self, Normalised, X_REQUEST_ID};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
-use crate::upgrade::{self, Upgrade};
-use crate::{forward, header_mutations, local_reply, redirect};
+use crate::upgrade::{self, Far, Upgrade};
+use crate::{connect, forward, header_mutations, local_reply, redirect};
 
 pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -33,8 +34,9 @@ pub(crate) async fn serve(
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     count_request(&connection, &request);
+    let asks = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+    let upgrade = if asks { Upgrade::begin(&mut request) } else { None };
     let present = Present::of(request.headers());
-    let upgrade = if present.any(Present::UPGRADE) { Upgrade::begin(&mut request) } else { None };
     let (mut context, body) = ingress::receive(&connection, request, present);
     let most = connection.config.hcm.common.max_headers_count;
     let trailers = (context.version == Version::HTTP_2).then_some(most);
@@ -46,6 +48,7 @@ pub(crate) async fn serve(
     };
     match decided {
         Ok(Decision::Forwarded(answer)) => Ok(respond(context, *answer, upgrade)),
+        Ok(Decision::Tunnel(tunnel)) => Ok(open_tunnel(context, *tunnel, upgrade)),
         Ok(Decision::Answered(response)) => Ok(local_reply::finish(context, response)),
         Ok(Decision::Filtered(response)) => Ok(local_reply::finish_as_is(context, *response)),
         // Its end finds no answer and says so.
@@ -74,6 +77,8 @@ pub(crate) enum Unanswered {
 /// What happens to a request that did not fail.
 enum Decision {
     Forwarded(Box<Answer>),
+    /// CONNECT that ends here.
+    Tunnel(Box<Tunnel>),
     /// A redirect or direct response.
     Answered(Response<ResponseBody>),
     /// By an HTTP filter.
@@ -152,7 +157,15 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
     routed?;
     let Some(route) = context.route.clone() else { return Err(Failure::RouteNotFound) };
     match &route.action {
-        Action::Forward(action) => Ok(Decision::Forwarded(forward::forward(context, action).await?)),
+        Action::Forward(action) => {
+            let terminates = |config: &lateen_ir::UpgradeConfig| config.terminates;
+            if context.head.method == Method::CONNECT
+                && upgrade::allowed(context, action).is_some_and(terminates)
+            {
+                return Ok(Decision::Tunnel(Box::pin(connect::connect(context, action)).await?));
+            }
+            Ok(Decision::Forwarded(forward::forward(context, action).await?))
+        }
         Action::Redirect(action) => {
             context.connection.stats.rq_redirect.inc();
             Ok(Decision::Answered(redirect::redirect(context, &route, action)))
@@ -168,7 +181,7 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
 /// Whether the route, if it forwards, lets the client change the protocol.
 fn upgrade_allowed(context: &RequestContext) -> bool {
     match context.route.as_ref().map(|route| &route.action) {
-        Some(Action::Forward(action)) => upgrade::allowed(context, action),
+        Some(Action::Forward(action)) => upgrade::allowed(context, action).is_some(),
         _ => true,
     }
 }
@@ -176,10 +189,6 @@ fn upgrade_allowed(context: &RequestContext) -> bool {
 /// Step 6.
 fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
     let connection = context.connection.clone();
-    // No route can ask for CONNECT yet.
-    if context.head.method == Method::CONNECT {
-        return Err(no_route(context));
-    }
     let routes = match &connection.config.routes {
         crate::snapshot::RoutesRef::Inline(routes) => Some(routes.clone()),
         crate::snapshot::RoutesRef::Rds(slot) => context.view.snapshot.route_config(*slot).cloned(),
@@ -229,7 +238,10 @@ fn respond(
     upgrade: Option<Upgrade>,
 ) -> Response<ResponseBody> {
     let Answer { mut head, body, stream } = answer;
-    let switching = head.status == StatusCode::SWITCHING_PROTOCOLS && upgrade.is_some();
+    let switching = upgrade.is_some() && upgrade::agreed(&context, &mut head);
+    if switching {
+        context.answered = Present::of(&head.headers);
+    }
     ingress::hop_by_hop(&mut head.headers, context.answered, switching);
     context.status = Some(head.status);
     if context.details.is_empty() {
@@ -238,7 +250,11 @@ fn respond(
     let connection = context.connection.clone();
     let hcm = &connection.config.hcm;
     let suppress = hcm.router().is_some_and(|router| router.suppress_envoy_headers);
-    if !stream.request_ended() {
+    let refused = !switching && context.head.method == Method::CONNECT;
+    if refused {
+        // What the client may have sent for the tunnel must not be taken for a request.
+        connection.closing.set(true);
+    } else if !stream.request_ended() {
         connection.stats.downstream_rq_response_before_rq_complete.inc();
         // As with Envoy: what may still come is not waited for, so the connection can't carry another request.
         if context.version < Version::HTTP_2 {
@@ -262,7 +278,12 @@ fn respond(
     *response.headers_mut() = head.headers;
     name_status(&mut response);
     if switching {
-        upgrade::join(upgrade, head.extensions, context, stream);
+        if context.version == Version::HTTP_2 {
+            let mut status = head.status;
+            upgrade::answer_http2(&mut status, response.headers_mut());
+            *response.status_mut() = status;
+        }
+        upgrade::join(upgrade, Far::Answered(Box::new(head.extensions)), context, stream);
         return response;
     }
     let stream = ResponseStream::new(body, stream, context);
@@ -277,6 +298,25 @@ pub(crate) fn name_status(response: &mut Response<ResponseBody>) {
     if unknown || status.canonical_reason().is_none() {
         response.extensions_mut().insert(UNKNOWN_REASON);
     }
+}
+
+/// Answers a CONNECT that ends here, and joins the client to the endpoint.
+fn open_tunnel(
+    mut context: Box<RequestContext>,
+    tunnel: Tunnel,
+    upgrade: Option<Upgrade>,
+) -> Response<ResponseBody> {
+    let Tunnel { connection, opened, stream } = tunnel;
+    context.status = Some(StatusCode::OK);
+    context.details = "via_upstream".into();
+    let mut response = Response::new(ResponseBody::Empty);
+    mutate_response(&context, stream.weighted(), response.headers_mut());
+    general_response_headers(&context, response.headers_mut(), true);
+    if context.connection.config.logs {
+        context.response_headers = Some(response.headers().clone());
+    }
+    upgrade::join(upgrade, Far::Connected(Box::new(connection), opened), context, stream);
+    response
 }
 
 /// A number as a header value; the common ones are not formatted.

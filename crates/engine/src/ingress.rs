@@ -256,7 +256,8 @@ fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
 
 /// Whether the client asks for another protocol (RFC 9110, section 7.8).
 pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
-    head.version == Version::HTTP_11
+    // HTTP/2 has the header only where an extended CONNECT was given this form.
+    head.version >= Version::HTTP_11
         && head.headers.contains_key(header::UPGRADE)
         && head
             .headers

@@ -24,6 +24,7 @@ mod breakers;
 mod chain;
 mod cluster;
 mod compile;
+mod connect;
 mod context;
 mod control;
 mod dial;

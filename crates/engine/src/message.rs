@@ -4,6 +4,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 
 use crate::body::RequestBody;
+use crate::upgrade;
 
 /// What is sent, but for its body and the version it is sent in.
 pub(crate) struct Message {
@@ -18,7 +19,8 @@ pub(crate) struct Message {
 impl Message {
     /// In the form of an HTTP version.
     pub(crate) fn request(self, version: Version, body: RequestBody) -> Request<RequestBody> {
-        let Self { method, headers, authority, path, secure } = self;
+        let Self { mut method, headers, authority, path, secure } = self;
+        let connect = method == Method::CONNECT;
         let empty = matches!(body, RequestBody::Empty);
         let mut request = Request::new(body);
         *request.version_mut() = version;
@@ -26,15 +28,22 @@ impl Message {
         let headers = request.headers_mut();
         if version == Version::HTTP_2 {
             headers.remove(header::HOST);
+            if headers.contains_key(header::UPGRADE) && upgrade::to_http2(&mut request) {
+                method = Method::CONNECT;
+            }
             let mut parts = http::uri::Parts::default();
             parts.scheme = Some(if secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
             parts.authority = http::uri::Authority::try_from(authority.as_bytes()).ok();
             parts.path_and_query = Some(path);
+            if connect {
+                // RFC 9113, section 8.5: neither scheme nor path.
+                (parts.scheme, parts.path_and_query) = (None, None);
+            }
             // Without a valid authority the path alone goes, and the server refuses it.
             *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         } else {
             if headers.get(header::HOST) != Some(&authority) {
-                headers.insert(header::HOST, authority);
+                headers.insert(header::HOST, authority.clone());
             }
             // hyper would drop a body of unknown length from a GET.
             if !empty && !headers.contains_key(header::CONTENT_LENGTH) {
@@ -44,7 +53,11 @@ impl Message {
             if empty && !has_no_body(&method) {
                 headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
             }
-            *request.uri_mut() = Uri::from(path);
+            *request.uri_mut() = if connect {
+                Uri::try_from(authority.as_bytes()).unwrap_or_default()
+            } else {
+                Uri::from(path)
+            };
         }
         *request.method_mut() = method;
         request

@@ -87,7 +87,7 @@ fn known_method(method: &Method) -> bool {
 /// The forms of RFC 9112, section 3.2: a path, an absolute URL, `*` for OPTIONS and an authority for CONNECT.
 fn target(head: &request::Parts) -> Result<(), Failure> {
     if head.method == Method::CONNECT {
-        return Ok(());
+        return if head.uri.port().is_some() { Ok(()) } else { Err(malformed("http1.invalid_url")) };
     }
     match (head.uri.scheme_str(), head.uri.authority()) {
         (None, Some(_)) => Err(malformed("http1.codec_error")),
@@ -172,6 +172,7 @@ mod tests {
             ("GET", "ftp://a/b", &[], Some("http1.invalid_scheme")),
             ("GET", "a:80", &[], Some("http1.codec_error")),
             ("CONNECT", "a:80", &[], None),
+            ("CONNECT", "a", &[], Some("http1.invalid_url")),
             ("PROPFIND", "/", &[], None),
             ("BREW", "/", &[], Some("http1.codec_error")),
             ("GET", "/é", &[], Some("http1.codec_error")),

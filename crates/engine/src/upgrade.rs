@@ -1,26 +1,41 @@
-//! Upgrades (RFC 9110, section 7.8), for example WebSocket: after 101 the two connections are joined.
+//! Connections that become something else: upgrades (RFC 9110, section 7.8), for example WebSocket, CONNECT (section 9.3.6), and both
+//! over HTTP/2 (RFC 8441; RFC 9113, section 8.5). Once the answer says so, the client's stream and the endpoint's are joined.
+//!
+//! Inside the proxy an upgrade always has HTTP/1's form, a GET with `upgrade` and an answer 101, whatever either side speaks.
 
-use http::header::{self, HeaderName};
-use http::{Extensions, Request};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Extensions, HeaderMap, Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use lateen_ir::Forward;
+use lateen_ir::{Forward, UpgradeConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::answer::UpstreamStream;
 use crate::context::RequestContext;
 use crate::failure::{CLIENT_GONE, Flags};
 use crate::ingress::contains_token;
 use crate::mover::{Moved, Mover};
+use crate::stream::Stream;
+use crate::upstream::Opened;
 
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// The client's side of an upgrade that was asked for.
+/// The client's side of what was asked for.
 pub(crate) struct Upgrade(OnUpgrade);
 
 impl Upgrade {
     /// Takes the client's wish, if any. A wish for `h2c` is dropped, as Envoy does: HTTP/2 is spoken with prior knowledge only.
     pub(crate) fn begin(request: &mut Request<Incoming>) -> Option<Self> {
+        if request.method() == Method::CONNECT {
+            if let Some(protocol) = request.extensions_mut().remove::<Protocol>() {
+                let value = HeaderValue::from_str(protocol.as_str()).ok()?;
+                *request.method_mut() = Method::GET;
+                say_upgrade(request.headers_mut(), value);
+            }
+            return request.extensions_mut().remove::<OnUpgrade>().map(Self);
+        }
         let wanted = request.headers().get(header::UPGRADE)?;
         if wanted.as_bytes().eq_ignore_ascii_case(b"h2c") {
             let headers = request.headers_mut();
@@ -35,38 +50,96 @@ impl Upgrade {
     }
 }
 
-/// Whether the route or else the connection manager allows the upgrade.
-pub(crate) fn allowed(context: &RequestContext, action: &Forward) -> bool {
-    let Some(wanted) = context.head.headers.get(header::UPGRADE) else { return true };
-    let find = |configs: &[lateen_ir::UpgradeConfig]| {
-        configs
-            .iter()
-            .find(|config| config.upgrade_type.as_bytes().eq_ignore_ascii_case(wanted.as_bytes()))
-            .map(|config| config.enabled)
-    };
-    find(&action.upgrades).or_else(|| find(&context.connection.config.hcm.upgrades)).unwrap_or(false)
+fn say_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::UPGRADE, protocol);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
-/// Joins both connections once the 101 has been sent. The request ends with them.
+/// What the route or else the connection manager says about what the client wishes; `None`: it is not allowed.
+pub(crate) fn allowed<'a>(context: &'a RequestContext, action: &'a Forward) -> Option<&'a UpgradeConfig> {
+    let wanted = if context.head.method == Method::CONNECT {
+        b"connect"
+    } else {
+        context.head.headers.get(header::UPGRADE)?.as_bytes()
+    };
+    let find = |configs: &'a [UpgradeConfig]| {
+        configs.iter().find(|config| config.upgrade_type.as_bytes().eq_ignore_ascii_case(wanted))
+    };
+    let of_manager = || find(&context.connection.config.hcm.upgrades);
+    find(&action.upgrades).or_else(of_manager).filter(|config| config.enabled)
+}
+
+/// Gives a request that is sent over HTTP/2 the form a wish has there. `true`: it is an extended CONNECT.
+pub(crate) fn to_http2(request: &mut Request<crate::body::RequestBody>) -> bool {
+    let Some(protocol) = request.headers_mut().remove(header::UPGRADE) else { return false };
+    request.headers_mut().remove(header::CONNECTION);
+    let Ok(protocol) = protocol.to_str() else { return false };
+    request.extensions_mut().insert(Protocol::from(protocol));
+    true
+}
+
+/// Whether upstream agrees. The answer gets the form it has over HTTP/1.
+pub(crate) fn agreed(context: &RequestContext, head: &mut http::response::Parts) -> bool {
+    if context.head.method == Method::CONNECT {
+        return head.status.is_success();
+    }
+    if context.upstream_version != Some(Version::HTTP_2) {
+        return head.status == StatusCode::SWITCHING_PROTOCOLS;
+    }
+    let Some(protocol) = context.head.headers.get(header::UPGRADE).filter(|_| head.status == StatusCode::OK)
+    else {
+        return false;
+    };
+    head.status = StatusCode::SWITCHING_PROTOCOLS;
+    say_upgrade(&mut head.headers, protocol.clone());
+    true
+}
+
+/// Gives an agreeing answer the form it has over HTTP/2.
+pub(crate) fn answer_http2(status: &mut StatusCode, headers: &mut HeaderMap) {
+    *status = StatusCode::OK;
+    headers.remove(header::UPGRADE);
+    headers.remove(header::CONNECTION);
+    headers.remove(header::CONTENT_LENGTH);
+}
+
+/// Where the other end of a tunnel comes from.
+pub(crate) enum Far {
+    /// An answer that agreed.
+    Answered(Box<Extensions>),
+    /// A connection of its own.
+    Connected(Box<Stream>, Opened),
+}
+
+/// Joins both connections once the answer has been sent. The request ends with them.
 pub(crate) fn join(
     client: Option<Upgrade>,
-    mut answered: Extensions,
+    far: Far,
     mut context: Box<RequestContext>,
     mut stream: UpstreamStream,
 ) {
-    let upstream = answered.remove::<OnUpgrade>();
     let counted = context.connection.worker.connection_began();
     tokio::task::spawn_local(async move {
         let _counted = counted;
         let stats = context.connection.stats.clone();
-        if let (Some(Upgrade(client)), Some(upstream)) = (client, upstream) {
-            stats.downstream_cx_upgrades_total.inc();
-            stats.downstream_cx_upgrades_active.inc();
-            if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
-                exchange(client, upstream, &mut context, &stream).await;
+        stats.downstream_cx_upgrades_total.inc();
+        stats.downstream_cx_upgrades_active.inc();
+        match (client, far) {
+            (Some(Upgrade(client)), Far::Answered(mut extensions)) => {
+                if let Some(upstream) = extensions.remove::<OnUpgrade>()
+                    && let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream)
+                {
+                    exchange(client, TokioIo::new(upstream), &mut context, &stream).await;
+                }
             }
-            stats.downstream_cx_upgrades_active.dec();
+            (Some(Upgrade(client)), Far::Connected(upstream, _opened)) => {
+                if let Ok(client) = client.await {
+                    exchange(client, *upstream, &mut context, &stream).await;
+                }
+            }
+            (None, _) => {}
         }
+        stats.downstream_cx_upgrades_active.dec();
         stream.end(true);
         context.completed();
     });
@@ -76,11 +149,11 @@ pub(crate) fn join(
 /// took too long.
 async fn exchange(
     client: Upgraded,
-    upstream: Upgraded,
+    mut upstream: impl AsyncRead + AsyncWrite + Unpin,
     context: &mut RequestContext,
     stream: &UpstreamStream,
 ) {
-    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    let mut client = TokioIo::new(client);
     let moved = Moved::default();
     let connection = context.connection.clone();
     let drained = async {

@@ -189,10 +189,12 @@ impl Default for CommonHttpOptions {
 /// A protocol that may be upgraded to (`websocket`, `CONNECT`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpgradeConfig {
-    /// The `upgrade` header's value, lower case.
+    /// The `upgrade` header's value, lower case; `connect` for the method.
     pub upgrade_type: Box<str>,
     /// Whether it is allowed where a route does not say otherwise.
     pub enabled: bool,
+    /// CONNECT ends here: what the tunnel carries goes to the endpoint as it is (`connect_config`). Routes only.
+    pub terminates: bool,
 }
 
 /// Changes to replies this proxy makes itself (`local_reply_config`).

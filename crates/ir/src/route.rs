@@ -135,6 +135,8 @@ pub enum PathMatcher {
     },
     /// Matches in whole.
     Regex(FullRegex),
+    /// There is none: the request is CONNECT.
+    Connect,
 }
 
 /// What happens to a matching request.

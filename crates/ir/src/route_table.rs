@@ -209,7 +209,7 @@ pub(crate) fn path_only(path: &str) -> &str {
 impl RouteMatcher {
     /// Whether a request matches.
     pub fn is_match(&self, request: &RequestView<'_>, random: u64) -> bool {
-        self.path.is_match(path_only(request.path))
+        self.path.fits(request)
             && self.headers.iter().all(|header| header.is_match(request))
             && (self.query_parameters.is_empty() || self.query_matches(request.path))
             && (!self.grpc || is_grpc(request.headers))
@@ -232,6 +232,15 @@ fn is_grpc(headers: &http::HeaderMap) -> bool {
 }
 
 impl PathMatcher {
+    /// Whether a request's path matches. CONNECT has none, so that no other matcher takes it.
+    fn fits(&self, request: &RequestView<'_>) -> bool {
+        let connect = request.method == "CONNECT";
+        match self {
+            Self::Connect => connect,
+            _ => !connect && self.is_match(path_only(request.path)),
+        }
+    }
+
     /// Whether a path (without the query) matches.
     pub fn is_match(&self, path: &str) -> bool {
         let starts = |value: &str, case_sensitive: bool| {
@@ -245,6 +254,7 @@ impl PathMatcher {
                     && matches!(path.as_bytes().get(value.len()), None | Some(b'/'))
             }
             Self::Regex(regex) => regex.is_match(path.as_bytes()),
+            Self::Connect => false,
         }
     }
 
@@ -253,6 +263,7 @@ impl PathMatcher {
         match self {
             Self::Prefix { value, .. } | Self::SeparatedPrefix { value, .. } => value.len().min(path.len()),
             Self::Exact { .. } | Self::Regex(_) => path.len(),
+            Self::Connect => 0,
         }
     }
 }

@@ -240,6 +240,7 @@ table! {
     route::WeightedCluster,
     route::weighted_cluster::ClusterWeight,
     route::route_action::UpgradeConfig,
+    route::route_action::upgrade_config::ConnectConfig,
     route::route_action::MaxStreamDuration,
     route::route_action::RequestMirrorPolicy,
     route::RetryPolicy,

@@ -88,7 +88,6 @@ const KNOWN: [(&str, Compare); 81] = [
     ("bad method", Compare::Outcome(REFUSED)),
     ("method with odd characters", Compare::Outcome(REFUSED)),
     ("lower-case method", Compare::Outcome(REFUSED)),
-    ("connect", Compare::Outcome("the log shows `/` as the path that CONNECT has not")),
     ("two spaces in the line", Compare::Nothing(STRICT)),
     ("tab in the line", Compare::Nothing(STRICT)),
     ("space at the line's end", Compare::Nothing(STRICT)),
@@ -108,6 +107,7 @@ const KNOWN: [(&str, Compare); 81] = [
     ("control in a value", Compare::Outcome(REFUSED)),
     ("odd header name", Compare::Outcome(REFUSED)),
     ("empty header name", Compare::Outcome(REFUSED)),
+    ("connect without a port", Compare::Outcome(REFUSED)),
     ("connection names a trusted header", Compare::Outcome(REFUSED)),
     ("101 headers", Compare::Outcome(REFUSED)),
     ("70 KiB of headers", Compare::Outcome(REFUSED)),
@@ -191,6 +191,7 @@ pub(crate) fn all() -> Vec<Case> {
     all.extend(answers());
     all.extend(connections());
     all.extend(options());
+    all.extend(tunnels());
     for case in &mut all {
         if let Some((_, compare)) = KNOWN.iter().find(|(name, _)| *name == case.name) {
             case.compare = *compare;
@@ -672,6 +673,56 @@ fn connections() -> Vec<Case> {
         ]).on("upgrades"),
         get("websocket refused by the service", "connection: upgrade\r\nupgrade: websocket\r\n").on("upgrades"),
         get("another upgrade", "connection: upgrade\r\nupgrade: spdy\r\n").on("upgrades"),
+    ]
+}
+
+/// CONNECT of HTTP/1.1 clients; what is sent to the service in it, and how much comes back.
+fn tunnels() -> Vec<Case> {
+    let connect = |name, host: &str, sent: &[&str], back: usize| {
+        let mut all = vec![
+            send(format!("CONNECT {host} HTTP/1.1\r\nhost: {host}\r\n\r\n")),
+            Step::Answers(vec!["CONNECT"]),
+        ];
+        all.extend(sent.iter().map(send));
+        all.extend([Step::Raw(back), Step::HalfClose, Step::Ended]);
+        steps(name, all).on("tunnels")
+    };
+    let refused = |name, host: &str, more: &str| {
+        let head = format!("CONNECT {host} HTTP/1.1\r\nhost: {host}\r\n{more}\r\n");
+        steps(name, vec![send(head), Step::Answers(vec!["GET"]), Step::Ended]).on("tunnels")
+    };
+    let websocket = |name, path: &str, back: usize| {
+        steps(name, vec![
+            send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nact: websocket\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n")),
+            Step::Answers(vec!["GET"]), send("ping"), Step::Raw(back), Step::HalfClose, Step::Ended,
+        ])
+        .on("tunnels")
+    };
+    let inner = "GET /inner HTTP/1.1\r\nhost: inner\r\nact: empty\r\n\r\n";
+    vec![
+        connect("connect that ends here", "ends:443", &[inner], 38),
+        steps(
+            "connect with data at once",
+            vec![
+                send(format!("CONNECT ends:443 HTTP/1.1\r\nhost: ends:443\r\n\r\n{inner}")),
+                Step::Answers(vec!["CONNECT"]),
+                Step::Raw(38),
+                Step::HalfClose,
+                Step::Ended,
+            ],
+        )
+        .on("tunnels"),
+        connect("connect that goes on", "on:443", &["ping"], 30),
+        connect("connect that goes on over http2", "on2:443", &["ping"], 16),
+        refused("connect that the service refuses", "on:443", "act: 500\r\n"),
+        refused("connect to nobody", "dead:443", ""),
+        refused("connect to an empty cluster", "empty:443", ""),
+        refused("connect to a missing cluster", "missing:443", ""),
+        refused("connect where it is off", "off:443", ""),
+        refused("connect without a route", "other:443", ""),
+        refused("connect without a port", "ends", ""),
+        websocket("websocket to http2", "/http2/x", 34),
+        websocket("websocket where it is off", "/off", 9),
     ]
 }
 

@@ -11,6 +11,7 @@ mod mirrors;
 mod pages;
 mod proxies;
 mod service;
+mod tunnels;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -61,10 +61,40 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
         ("small-heads", json!({ "max_request_headers_kb": 8 })),
         ("few-headers", json!({ "common_http_protocol_options": { "max_headers_count": 10 } })),
         ("http2-only", json!({ "codec_type": "HTTP2" })),
+        ("tunnels", tunnels()),
     ];
     all.extend(crate::filters::listeners());
     all.extend(crate::mirrors::listeners());
     all
+}
+
+/// CONNECT and upgrades by host, over any version.
+fn tunnels() -> Value {
+    let connect = |cluster: &str, upgrade: Value| json!([{ "match": { "connect_matcher": {} }, "route": { "cluster": cluster, "upgrade_configs": [upgrade] } }]);
+    let ends = json!({ "upgrade_type": "CONNECT", "connect_config": {} });
+    json!({
+        "upgrade_configs": [{ "upgrade_type": "CONNECT" }, { "upgrade_type": "websocket" }],
+        "http2_protocol_options": { "allow_connect": true },
+        "route_config": { "virtual_hosts": [
+            { "name": "ends", "domains": ["ends:443"], "routes": connect("service", ends.clone()) },
+            { "name": "on", "domains": ["on:443"], "routes": connect("service", json!({ "upgrade_type": "CONNECT" })) },
+            { "name": "on2", "domains": ["on2:443"], "routes": connect("tunnels", json!({ "upgrade_type": "CONNECT" })) },
+            { "name": "dead", "domains": ["dead:443"], "routes": connect("dead", ends.clone()) },
+            { "name": "empty", "domains": ["empty:443"], "routes": connect("empty", ends.clone()) },
+            { "name": "missing", "domains": ["missing:443"], "routes": connect("none", ends) },
+            {
+                "name": "off", "domains": ["off:443"],
+                "routes": connect("service", json!({ "upgrade_type": "CONNECT", "enabled": false })),
+            },
+            { "name": "all", "domains": ["*"], "routes": [
+                { "match": { "prefix": "/off" }, "route": {
+                    "cluster": "service", "upgrade_configs": [{ "upgrade_type": "websocket", "enabled": false }],
+                } },
+                { "match": { "prefix": "/http2" }, "route": { "cluster": "tunnels" } },
+                { "match": { "prefix": "/" }, "route": { "cluster": "service" } },
+            ] },
+        ] },
+    })
 }
 
 fn address(port: u16) -> Value {
@@ -198,7 +228,7 @@ impl Proxy {
         mut free: Vec<u16>,
         folder: &Path,
         service: SocketAddr,
-        http2: SocketAddr,
+        [http2, tunnels]: [SocketAddr; 2],
         mirror: SocketAddr,
     ) -> Self {
         let kind = if envoy { "envoy" } else { "lateen" };
@@ -213,7 +243,7 @@ impl Proxy {
         ports.extend([("tcp", tcp), ("tcp-dead", dead)]);
         let h2 = json!({ "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": { "http2_protocol_options": {} },
+            "explicit_http_config": { "http2_protocol_options": { "allow_connect": true } },
         } } });
         let bootstrap = json!({
             "node": { "id": "differential", "cluster": "tests" },
@@ -222,7 +252,8 @@ impl Proxy {
                 "listeners": all,
                 "clusters": [
                     cluster("service", json!({}), &[service]),
-                    cluster("http2", h2, &[http2]),
+                    cluster("http2", h2.clone(), &[http2]),
+                    cluster("tunnels", h2, &[tunnels]),
                     cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),
@@ -304,7 +335,8 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (service, http2) = (service::start().await, crate::h2::start_service().await);
+        let service = service::start().await;
+        let http2 = [crate::h2::start_service().await, crate::tunnels::start_service().await];
         // Ports that one test has chosen another could choose before they are used.
         let _turn = TURN.lock().await;
         // One each, as it keeps what it was sent.

@@ -208,6 +208,17 @@ fn fixed(act: &str) -> Option<(Vec<u8>, bool)> {
     }
 }
 
+async fn echo(reader: &mut BufReader<TcpStream>) -> std::io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let n = reader.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        reader.write_all(&buffer[..n]).await?;
+    }
+}
+
 async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = head(&mut reader).await? {
@@ -231,6 +242,10 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
             let text = format!("mirrored {}\n{}\n{sent}", request.line, headers.join("\n"));
             record.lock().unwrap().entry(case.to_owned()).or_default().push(text);
         };
+        if request.line.starts_with("CONNECT ") && act.is_empty() {
+            reader.write_all(format!("HTTP/1.1 200 OK\r\n\r\n> {}\n", request.line).as_bytes()).await?;
+            return echo(&mut reader).await;
+        }
         if ["early-close", "silence"].contains(&act.as_str()) {
             keep("");
         }
@@ -252,14 +267,7 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
                 let answer =
                     b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\nhello";
                 reader.write_all(answer).await?;
-                let mut buffer = [0; 4096];
-                loop {
-                    let n = reader.read(&mut buffer).await?;
-                    if n == 0 {
-                        return Ok(());
-                    }
-                    reader.write_all(&buffer[..n]).await?;
-                }
+                return echo(&mut reader).await;
             }
             _ => {}
         }

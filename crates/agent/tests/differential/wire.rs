@@ -115,7 +115,11 @@ impl Wire {
             })
         };
         let code = status.split(' ').nth(1).unwrap_or_default();
-        let bare = method == "HEAD" || code == "204" || code == "304" || code.starts_with('1');
+        let bare = method == "HEAD"
+            || code == "204"
+            || code == "304"
+            || code.starts_with('1')
+            || (method == "CONNECT" && code.starts_with('2'));
         let (length, coding) = (value("content-length"), value("transfer-encoding"));
         let body = match (bare, coding, length) {
             (true, ..) => String::new(),

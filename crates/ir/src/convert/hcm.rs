@@ -257,7 +257,11 @@ fn upgrades(at: &At<'_>, configs: Vec<nested::UpgradeConfig>) -> Converted<Vec<U
             inert {}
             rejected { filters = "another filter chain for upgraded requests" }
         });
-        Ok(UpgradeConfig { upgrade_type: upgrade(&at, &upgrade_type)?, enabled: bool_or(enabled, true) })
+        Ok(UpgradeConfig {
+            upgrade_type: upgrade(&at, &upgrade_type)?,
+            enabled: bool_or(enabled, true),
+            terminates: false,
+        })
     };
     configs.into_iter().enumerate().map(convert).collect()
 }
@@ -266,7 +270,7 @@ fn upgrades(at: &At<'_>, configs: Vec<nested::UpgradeConfig>) -> Converted<Vec<U
 pub(super) fn upgrade(at: &At<'_>, name: &str) -> Converted<Box<str>> {
     match name.to_ascii_lowercase().as_str() {
         "" => Err(at.error_in("upgrade_type", "must not be empty")),
-        "connect" | "connect-udp" => Err(at.error_in("upgrade_type", format!("not supported: {name}"))),
+        "connect-udp" => Err(at.error_in("upgrade_type", format!("not supported: {name}"))),
         lower => Ok(lower.into()),
     }
 }

@@ -81,7 +81,7 @@ fn router_filter(at: &At<'_>, message: router::Router) -> Converted<Router> {
             dynamic_stats = "per-cluster stats are always kept",
             start_child_span = "there is no tracing",
             suppress_grpc_request_failure_code_stats = "there are no such stats",
-            reject_connect_request_early_data = "CONNECT is not supported",
+            reject_connect_request_early_data = "what comes with CONNECT is kept until the tunnel is open",
         }
         rejected {
             upstream_log_options = "extra upstream log lines",

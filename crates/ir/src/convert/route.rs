@@ -199,7 +199,7 @@ fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatche
             dynamic_metadata = "matches on dynamic metadata",
             filter_state = "matches on filter state",
         }
-        variants { connect_matcher = "CONNECT", path_match_policy = "path matches by extension" }
+        variants { path_match_policy = "path matches by extension" }
     });
     let case_sensitive = bool_or(case_sensitive, true);
     let text = |value: String| -> Box<str> {
@@ -220,9 +220,7 @@ fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatche
             }
             PathMatcher::SeparatedPrefix { value: text(value), case_sensitive }
         }
-        PathSpecifier::ConnectMatcher(_) => {
-            return Err(at.error_in("connect_matcher", "not supported: CONNECT"));
-        }
+        PathSpecifier::ConnectMatcher(_) => PathMatcher::Connect,
         PathSpecifier::PathMatchPolicy(_) => {
             return Err(at.error_in("path_match_policy", "not supported: path matches by extension"));
         }
@@ -365,14 +363,35 @@ fn route_upgrades(
     let convert = |(index, config): (usize, proto::route_action::UpgradeConfig)| {
         let at = at.index("upgrade_configs", index);
         fields!(&at, config => proto::route_action::UpgradeConfig {
-            used { upgrade_type, enabled }
+            used { upgrade_type, enabled, connect_config }
             inert {}
-            rejected { connect_config = "CONNECT" }
+            rejected {}
         });
         let upgrade_type = super::hcm::upgrade(&at, &upgrade_type)?;
-        Ok(UpgradeConfig { upgrade_type, enabled: bool_or(enabled, true) })
+        if connect_config.is_some() && &*upgrade_type != "connect" {
+            // Envoy's own words.
+            let reason = format!("Non-CONNECT upgrade type {upgrade_type} has ConnectConfig");
+            return Err(at.error_in("connect_config", reason));
+        }
+        if let Some(config) = &connect_config {
+            self::connect_config(&at.field("connect_config"), config.clone())?;
+        }
+        let terminates = connect_config.is_some();
+        Ok(UpgradeConfig { upgrade_type, enabled: bool_or(enabled, true), terminates })
     };
     configs.into_iter().enumerate().map(convert).collect()
+}
+
+fn connect_config(at: &At<'_>, config: proto::route_action::upgrade_config::ConnectConfig) -> Converted<()> {
+    fields!(at, config => proto::route_action::upgrade_config::ConnectConfig {
+        used {}
+        inert {}
+        rejected {
+            proxy_protocol_config = "the PROXY protocol in front of what a tunnel carries",
+            allow_post = "POST as CONNECT",
+        }
+    });
+    Ok(())
 }
 
 fn max_stream_duration(

@@ -112,7 +112,10 @@ fn connection_manager_options_are_taken() {
     assert_eq!(hcm.forward_client_cert, ForwardClientCert::SanitizeSet);
     assert_eq!((hcm.stream_idle_timeout, hcm.request_timeout), (None, Some(Duration::from_secs(3))));
     assert_eq!((hcm.strip_port, hcm.escaped_slashes), (StripPort::Any, EscapedSlashes::UnescapeAndForward));
-    assert_eq!(hcm.upgrades, [UpgradeConfig { upgrade_type: "websocket".into(), enabled: true }]);
+    assert_eq!(
+        hcm.upgrades,
+        [UpgradeConfig { upgrade_type: "websocket".into(), enabled: true, terminates: false }]
+    );
     assert_eq!(hcm.http2.max_concurrent_streams, Some(5));
     assert_eq!(hcm.http2.keepalive.unwrap().timeout, Duration::from_secs(2));
     assert_eq!((hcm.common.idle_timeout, hcm.common.underscores), (None, Underscores::Drop));
@@ -332,7 +335,7 @@ fn listeners_are_refused_with_the_fields_path() {
         (http_listener(", tracing: {}"), format!("{manager}.tracing")),
         (http_listener(", codec_type: HTTP3"), format!("{manager}.codec_type")),
         (http_listener(", stream_idle_timeout: -1s"), format!("{manager}.stream_idle_timeout")),
-        (http_listener(", upgrade_configs: [{upgrade_type: CONNECT}]"), format!("{manager}.upgrade_configs[0].upgrade_type")),
+        (http_listener(", upgrade_configs: [{upgrade_type: CONNECT-UDP}]"), format!("{manager}.upgrade_configs[0].upgrade_type")),
         (
             http_listener(", access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /x, format: '%NO%'}}]"),
             format!("{manager}.access_log[0].typed_config.format"),
@@ -395,7 +398,13 @@ fn routes_are_refused_with_the_fields_path() {
             one_route("{prefix: /}", "route: {cluster: c, hash_policy: [{terminal: true}]}"),
             format!("{route}.route.hash_policy"),
         ),
-        (one_route("{connect_matcher: {}}", "route: {cluster: c}"), format!("{route}.match.connect_matcher")),
+        (
+            one_route(
+                "{connect_matcher: {}}",
+                "route: {cluster: c, upgrade_configs: [{upgrade_type: websocket, connect_config: {}}]}",
+            ),
+            format!("{route}.route.upgrade_configs[0].connect_config"),
+        ),
         (
             one_route("{safe_regex: {regex: '('}}", "route: {cluster: c}"),
             format!("{route}.match.safe_regex.regex"),

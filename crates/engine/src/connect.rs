@@ -1,0 +1,91 @@
+//! CONNECT that ends here (`connect_config`): a connection of its own to the endpoint, which gets what the tunnel carries as it is.
+
+use std::time::Instant;
+
+use http::StatusCode;
+use lateen_ir::{Discovery, Forward};
+
+use crate::answer::{ActiveRequest, UpstreamStream};
+use crate::breakers::{self, Limited};
+use crate::context::RequestContext;
+use crate::failure::{Failure, Reset, underscored};
+use crate::forward::{idle_timeout, stream_end};
+use crate::outlier::Outcome;
+use crate::retry;
+use crate::stream::Stream;
+use crate::upstream::{self, Broken, Opened, Target};
+
+/// A tunnel's far end.
+pub(crate) struct Tunnel {
+    pub(crate) connection: Stream,
+    pub(crate) opened: Opened,
+    pub(crate) stream: UpstreamStream,
+}
+
+/// Connects to an endpoint of the route's cluster, as often as the route's policy wants after failures to connect.
+pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> Result<Box<Tunnel>, Failure> {
+    let Some(cluster) = context.cluster.clone() else {
+        context.connection.stats.no_cluster.inc();
+        return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
+    };
+    let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
+    let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
+    let worker = context.connection.worker.clone();
+    let info = &context.connection.info;
+    let destination = match &cluster.config.ir.discovery {
+        Discovery::OriginalDst { .. } => info.restored.then_some(info.local),
+        _ => None,
+    };
+    let policy = action.retry_policy.clone();
+    loop {
+        context.attempts += 1;
+        let Some(host) = cluster.pick(destination, &mut || worker.random()) else {
+            cluster.stats.upstream_cx_none_healthy.inc();
+            return Err(Failure::NoHealthyUpstream);
+        };
+        context.host = Some(host.clone());
+        let retried = context.attempts > 1;
+        let admit = |what| breakers::admit(&cluster.config, what, action.high_priority);
+        let (Some(place), Some(connection)) = (admit(Limited::Request), admit(Limited::Connection)) else {
+            cluster.stats.upstream_rq_pending_overflow.inc();
+            return Err(Failure::Upstream { reset: Reset::Overflow, retried });
+        };
+        let active = ActiveRequest::new(&cluster, &host, place);
+        let target =
+            Target { worker: &worker, cluster: &cluster, host: &host, high_priority: action.high_priority };
+        match upstream::open(target, Some(connection)).await {
+            Ok((connection, opened)) => {
+                context.upstream = Some(opened.facts.clone());
+                let now = Instant::now();
+                context.first_upstream_byte = Some(now);
+                let stream = UpstreamStream {
+                    lease: None,
+                    active,
+                    source: Some(source),
+                    weighted,
+                    request_sent: context.started,
+                    service_time: now.saturating_duration_since(context.started),
+                    status: StatusCode::OK,
+                    deadline: None,
+                    stream_end: stream_end(context, Some(&cluster)),
+                    idle_timeout: idle_timeout(context),
+                };
+                return Ok(Box::new(Tunnel { connection, opened, stream }));
+            }
+            Err(reset) => {
+                host.stats.rq_error.inc();
+                cluster.observe(&host, Outcome::LocalFailure, worker.random());
+                context.upstream_failure = reset.transport_reason().map(|reason| underscored(reason).into());
+                let wanted = policy.as_ref().is_some_and(|policy| {
+                    let broken = Broken { reset: reset.clone(), sent: false };
+                    context.attempts <= policy.num_retries
+                        && retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
+                });
+                if !wanted {
+                    return Err(Failure::Upstream { reset, retried });
+                }
+                cluster.stats.upstream_rq_retry.inc();
+            }
+        }
+    }
+}
