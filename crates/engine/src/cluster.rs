@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
-use lateen_ir::{Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus};
+use lateen_ir::{
+    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, Load, Wish,
+};
 
 use crate::host::Host;
 use crate::outlier;
@@ -16,6 +18,27 @@ use crate::stats::blocks::ClusterStats;
 
 /// Most original destinations remembered for one cluster; beyond it hosts are used once.
 const MOST_ORIGINAL_DESTINATIONS: usize = 16 * 1024;
+
+/// What a choice depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Need {
+    /// The connection's original destination.
+    pub(crate) destination: Option<SocketAddr>,
+    /// For consistent hashing.
+    pub(crate) hash: Option<u64>,
+    /// How often to choose anew when the choice is refused.
+    pub(crate) attempts: u32,
+}
+
+impl Load for LocalCluster {
+    fn active(&self, host: usize) -> u64 {
+        self.hosts[host].stats.rq_active.get()
+    }
+
+    fn total(&self) -> u64 {
+        self.stats.upstream_rq_active.get()
+    }
+}
 
 /// One worker's side of a cluster: hosts with their pools, rotation, numbers.
 pub(crate) struct LocalCluster {
@@ -77,22 +100,36 @@ impl LocalCluster {
         }
     }
 
-    /// An endpoint for a request. `destination` is the connection's original destination.
+    /// An endpoint for a request. `refused` are those that are better not used again; after `Need::attempts` of them any will do.
     pub(crate) fn pick(
         &self,
-        destination: Option<SocketAddr>,
+        need: Need,
         random: &mut dyn FnMut() -> u64,
+        refused: &dyn Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
         if let Discovery::OriginalDst { port_override, .. } = &self.config.ir.discovery {
-            let mut address = destination?;
+            let mut address = need.destination?;
             if let Some(port) = port_override {
                 address.set_port(*port);
             }
             return Some(self.destination(address));
         }
-        let active = |number: usize| self.hosts[number].stats.rq_active.get();
-        let number = self.balancer.borrow_mut().pick(random, &active)?;
-        self.hosts.get(number).cloned()
+        let mut balancer = self.balancer.borrow_mut();
+        // Without anything to hash the choice is random, but the same for all attempts of this choice.
+        let hash = need.hash.or_else(|| self.config.ir.lb_policy.hashes().then(&mut *random));
+        let mut attempt = 0;
+        loop {
+            let mut wish = Wish { hash, attempt, random: &mut *random, load: self, now: &Instant::now };
+            let pick = balancer.pick(&mut wish)?;
+            if pick.panic {
+                self.stats.lb_healthy_panic.inc();
+            }
+            let host = self.hosts.get(pick.host)?;
+            if attempt >= need.attempts || !refused(host) {
+                return Some(host.clone());
+            }
+            attempt += 1;
+        }
     }
 
     /// All hosts known now.
@@ -169,6 +206,7 @@ fn endpoints(config: &ClusterConfig) -> impl Iterator<Item = &Arc<Endpoint>> {
 }
 
 fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balancer {
+    let hashing = config.ir.lb_policy.hashing();
     let mut described = Vec::with_capacity(hosts.len());
     let mut hosts = hosts.iter();
     let mut locality = 0;
@@ -185,6 +223,10 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
                     locality_weight: members.weight,
                     weight: endpoint.weight,
                     health: host.health(),
+                    hash_key: hashing
+                        .map(|hashing| endpoint.hash_key(hashing.use_hostname))
+                        .unwrap_or_default(),
+                    joined: host.joined.get(),
                 });
             }
             locality += 1;
@@ -197,5 +239,5 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
         overprovisioning_factor: config.endpoints.overprovisioning_factor,
         weighted_priority_health: config.endpoints.weighted_priority_health,
     };
-    Balancer::new(&balancing, &described, seed)
+    Balancer::new(&balancing, &described, seed, Instant::now())
 }

@@ -7,9 +7,10 @@ use lateen_ir::{Discovery, Forward};
 
 use crate::answer::{ActiveRequest, UpstreamStream};
 use crate::breakers::{self, Limited};
+use crate::cluster::Need;
 use crate::context::RequestContext;
 use crate::failure::{Failure, Reset, underscored};
-use crate::forward::{idle_timeout, stream_end};
+use crate::forward::{idle_timeout, request_hash, stream_end};
 use crate::outlier::Outcome;
 use crate::retry;
 use crate::stream::Stream;
@@ -36,10 +37,12 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
         Discovery::OriginalDst { .. } => info.restored.then_some(info.local),
         _ => None,
     };
+    let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };
+    let need = Need { destination, hash, attempts: 0 };
     let policy = action.retry_policy.clone();
     loop {
         context.attempts += 1;
-        let Some(host) = cluster.pick(destination, &mut || worker.random()) else {
+        let Some(host) = cluster.pick(need, &mut || worker.random(), &|_| false) else {
             cluster.stats.upstream_cx_none_healthy.inc();
             return Err(Failure::NoHealthyUpstream);
         };

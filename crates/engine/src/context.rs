@@ -198,6 +198,8 @@ pub(crate) struct RequestContext {
     pub(crate) local_reply: Option<Cow<'static, str>>,
     pub(crate) bytes_sent: u64,
     pub(crate) first_upstream_byte: Option<Instant>,
+    /// Cookies for the client, by which it finds the same endpoint again.
+    pub(crate) new_cookies: Vec<http::HeaderValue>,
     /// The answer went out completely (or the stream was closed on purpose).
     pub(crate) complete: bool,
 }

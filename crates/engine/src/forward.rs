@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use lateen_ir::{
     Action, ClusterSpecifier, Forward, HeaderMutations, PathRewrite, PickedCluster, Route, WeightedTarget,
 };
@@ -47,6 +47,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     }
     let idle_timeout = idle_timeout(context);
     let stream_end = stream_end(context, Some(&cluster));
+    let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };
     let mut trial = Trial {
         context,
         action,
@@ -59,12 +60,27 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         stream_end,
         tried: SmallVec::new(),
         retry_place: None,
+        hash,
     };
     let outcome = trial.run(weighted).await;
     if let Err(failure) = &outcome {
         charge_failure(&cluster, failure);
     }
     outcome
+}
+
+/// What the route hashes of the request. A client that lacks a cookie is given one with the answer.
+pub(crate) fn request_hash(context: &mut RequestContext, action: &Forward) -> Option<u64> {
+    let mut new = Vec::new();
+    let info = &context.connection.info;
+    let view = request_view(context);
+    let hash = lateen_ir::request_hash(&action.hash_policy, &view, context.client.ip(), |cookie| {
+        let value = lateen_ir::new_cookie_value(info.peer, info.local);
+        new.extend(HeaderValue::try_from(cookie.set_cookie(&value)).ok());
+        value
+    });
+    context.new_cookies = new;
+    hash
 }
 
 fn charge_failure(cluster: &LocalCluster, failure: &Failure) {

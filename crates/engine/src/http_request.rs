@@ -267,6 +267,9 @@ fn respond(
     if context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response) {
         head.headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
     }
+    for cookie in std::mem::take(&mut context.new_cookies) {
+        head.headers.append(header::SET_COOKIE, cookie);
+    }
     mutate_response(&context, stream.weighted(), &mut head.headers);
     filters::encode(&context, &mut head.headers);
     general_response_headers(&context, &mut head.headers, true);

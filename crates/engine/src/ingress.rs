@@ -109,6 +109,7 @@ pub(crate) fn receive(
         local_reply: None,
         bytes_sent: 0,
         first_upstream_byte: None,
+        new_cookies: Vec::new(),
         complete: false,
     });
     (context, body)

@@ -16,7 +16,7 @@ use lateen_ir::{Forward, MirrorPolicy, MirrorTarget};
 use crate::answer::{ActiveRequest, UpstreamStream};
 use crate::body::{BodyError, RequestBody, RequestSource};
 use crate::breakers::{self, Limited};
-use crate::cluster::LocalCluster;
+use crate::cluster::{LocalCluster, Need};
 use crate::context::RequestContext;
 use crate::failure::Reset;
 use crate::host::Host;
@@ -224,7 +224,7 @@ struct Mirror {
 impl Mirror {
     async fn run(self) {
         let cluster = self.cluster.clone();
-        let Some(host) = cluster.pick(None, &mut || self.worker.random()) else {
+        let Some(host) = cluster.pick(Need::default(), &mut || self.worker.random(), &|_| false) else {
             cluster.stats.upstream_cx_none_healthy.inc();
             return charge(&cluster, 503);
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lateen_ir::Discovery;
 
 use crate::breakers::{self, Limited};
-use crate::cluster::LocalCluster;
+use crate::cluster::{LocalCluster, Need};
 use crate::context::ConnectionInfo;
 use crate::failure::{Flags, Reset, underscored};
 use crate::format_values::TcpFacts;
@@ -92,13 +92,15 @@ async fn connect(
         Discovery::OriginalDst { .. } => info.restored.then_some(info.local),
         _ => None,
     };
+    let hash = config.ir.hash_source_ip.then(|| lateen_ir::address_hash(info.peer.ip()));
+    let need = Need { destination, hash, attempts: 0 };
     for attempt in 1..=config.ir.max_connect_attempts.max(1) {
         if attempt > 1
             && let Some(backoff) = config.ir.backoff
         {
             tokio::time::sleep(retry::pause(backoff, attempt - 1, worker.random())).await;
         }
-        let Some(host) = cluster.pick(destination, &mut || worker.random()) else {
+        let Some(host) = cluster.pick(need, &mut || worker.random(), &|_| false) else {
             cluster.stats.upstream_cx_none_healthy.inc();
             outcomes.flags.insert(Flags::NO_HEALTHY_UPSTREAM);
             return None;

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::answer::{ActiveRequest, Answer, UpstreamStream};
 use crate::body::{RequestBody, RequestSource};
 use crate::breakers::{self, Admission, Limited};
-use crate::cluster::LocalCluster;
+use crate::cluster::{LocalCluster, Need};
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reset, underscored};
 use crate::forward::{WeightedEntry, suppresses};
@@ -40,6 +40,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) stream_end: Option<Instant>,
     pub(crate) tried: SmallVec<[SocketAddr; 4]>,
     pub(crate) retry_place: Option<Admission>,
+    /// For consistent hashing.
+    pub(crate) hash: Option<u64>,
 }
 
 impl Trial<'_> {
@@ -169,20 +171,18 @@ impl Trial<'_> {
 
     fn pick_host(&mut self) -> Option<Rc<Host>> {
         let connection = self.context.connection.clone();
-        let destination = self.destination();
-        let mut random = || connection.worker.random();
         let avoid = self.policy.filter(|policy| policy.avoid_previous_hosts && !self.tried.is_empty());
-        let mut left = avoid.map_or(1, |policy| policy.host_selection_max_attempts.max(1));
-        loop {
-            let host = self.cluster.pick(destination, &mut random)?;
-            left -= 1;
-            if left == 0 || !self.tried.contains(&host.address) {
-                if self.policy.is_some() {
-                    self.tried.push(host.address);
-                }
-                return Some(host);
-            }
+        let need = Need {
+            destination: self.destination(),
+            hash: self.hash,
+            attempts: avoid.map_or(0, |policy| policy.host_selection_max_attempts),
+        };
+        let tried = |host: &Host| self.tried.contains(&host.address);
+        let host = self.cluster.pick(need, &mut || connection.worker.random(), &tried)?;
+        if self.policy.is_some() {
+            self.tried.push(host.address);
         }
+        Some(host)
     }
 
     /// ORIGINAL_DST: where the client wanted to go.

@@ -213,15 +213,16 @@ async fn fields_the_engine_cannot_honour_are_refused_with_their_path() {
     let mut bed = Bed::start().await;
     let listener =
         http_listener("access_log_options: {flush_access_log_on_new_request: true}", &all_to_c(""));
-    let report =
-        bed.apply(&[(Listener, &listener), (Cluster, "{name: c, type: STATIC, lb_policy: MAGLEV}")]).await;
+    let report = bed
+        .apply(&[(Listener, &listener), (Cluster, "{name: c, type: STATIC, preconnect_policy: {}}")])
+        .await;
     let reasons: Vec<String> = report.rejected.iter().map(ToString::to_string).collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert!(
         reasons.iter().any(|reason| reason.contains("filter_chains[0]") && reason.contains("new_request")),
         "{reasons:?}"
     );
-    assert!(reasons.iter().any(|reason| reason.starts_with("cluster c: lb_policy")), "{reasons:?}");
+    assert!(reasons.iter().any(|reason| reason.starts_with("cluster c: preconnect_policy")), "{reasons:?}");
 }
 
 #[tokio::test]

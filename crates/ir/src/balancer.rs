@@ -1,11 +1,15 @@
 //! The choice of an endpoint: priorities, panic, localities, then the policy.
 
-use crate::cluster::{LbPolicy, LocalityMode};
+use std::time::Instant;
+
+use crate::cluster::LocalityMode;
 use crate::edf::Edf;
 use crate::endpoint::HealthStatus;
+use crate::hash_table::HashTable;
+use crate::lb_policy::{LbPolicy, LeastRequestChoice, SlowStart};
 
 /// What the balancer knows of a host. Positions in the list given to [`Balancer::new`] are the engine's host numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalancerHost {
     /// Priority, 0 first.
     pub priority: u32,
@@ -17,6 +21,10 @@ pub struct BalancerHost {
     pub weight: u32,
     /// Health, with ejection and active checks taken into account by the engine.
     pub health: HealthStatus,
+    /// What stands for it in consistent hashing; may be empty otherwise. See [`Endpoint::hash_key`](crate::Endpoint::hash_key).
+    pub hash_key: Box<str>,
+    /// When it became healthy, for slow start.
+    pub joined: Option<Instant>,
 }
 
 /// How to balance.
@@ -34,13 +42,45 @@ pub struct BalancerConfig {
     pub weighted_priority_health: bool,
 }
 
+/// How busy hosts are.
+pub trait Load {
+    /// Active requests of a host.
+    fn active(&self, host: usize) -> u64;
+    /// Active requests of the cluster.
+    fn total(&self) -> u64;
+}
+
+/// What a choice depends on besides the hosts.
+pub struct Wish<'a> {
+    /// For consistent hashing; others draw.
+    pub hash: Option<u64>,
+    /// Hosts refused for this request so far.
+    pub attempt: u32,
+    /// Uniformly distributed numbers.
+    pub random: &'a mut dyn FnMut() -> u64,
+    /// How busy hosts are.
+    pub load: &'a dyn Load,
+    /// The present, asked for only while hosts warm up.
+    pub now: &'a dyn Fn() -> Instant,
+}
+
+/// A choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Number of the host.
+    pub host: usize,
+    /// Too few hosts of its priority are available, so that health was not looked at.
+    pub panic: bool,
+}
+
 /// A worker's balancer for one cluster. Made anew when hosts or their health change; has only its own rotation state.
 #[derive(Clone, Debug)]
 pub struct Balancer {
     policy: LbPolicy,
+    ramp: Option<Ramp>,
     priorities: Vec<Priority>,
     /// Share of each priority's healthy hosts, then of each priority's degraded hosts; the sum is 100 unless there is no host.
-    shares: Vec<(u32, usize, Availability)>,
+    shares: Shares,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,16 +93,34 @@ enum Availability {
 #[derive(Clone, Debug)]
 struct Priority {
     panic: bool,
+    hosts: Hosts,
+}
+
+#[derive(Clone, Debug)]
+enum Hosts {
+    Pools(Box<Pools>),
+    Hashed(HashTable),
+}
+
+#[derive(Clone, Debug)]
+struct Pools {
     all: Pool,
     healthy: Localities,
     degraded: Localities,
 }
 
-/// Hosts of one availability: one pool, or one for each locality.
+/// Hosts of one availability: one pool, or one for each locality that has a weight.
 #[derive(Clone, Debug)]
-enum Localities {
-    Flat(Pool),
-    Weighted { schedule: Edf, weights: Vec<f64>, pools: Vec<Pool> },
+struct Localities {
+    flat: Pool,
+    weighted: Option<Weighted>,
+}
+
+#[derive(Clone, Debug)]
+struct Weighted {
+    schedule: Edf,
+    weights: Vec<f64>,
+    pools: Vec<Pool>,
 }
 
 /// Hosts among which the policy chooses.
@@ -76,9 +134,40 @@ struct Pool {
     schedule: Option<Edf>,
 }
 
+/// Slow start: hosts that joined lately count for less.
+#[derive(Clone, Debug)]
+struct Ramp {
+    config: SlowStart,
+    /// By host number.
+    joined: Vec<Option<Instant>>,
+    /// End of the last ramp.
+    until: Option<Instant>,
+}
+
+impl Ramp {
+    fn new(config: SlowStart, hosts: &[BalancerHost]) -> Self {
+        let joined: Vec<_> =
+            hosts.iter().map(|host| host.joined.filter(|_| host.health == HealthStatus::Healthy)).collect();
+        let until = joined.iter().flatten().max().map(|latest| *latest + config.window);
+        Self { config, joined, until }
+    }
+
+    fn lasts(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now <= until)
+    }
+
+    /// Which part of its weight a host has.
+    fn factor(&self, host: usize, now: Instant) -> f64 {
+        match self.joined.get(host).copied().flatten() {
+            Some(joined) => self.config.factor(now.saturating_duration_since(joined)),
+            None => 1.0,
+        }
+    }
+}
+
 impl Balancer {
     /// A balancer over `hosts`. `seed` decides where rotations start, so that workers and restarts don't all begin with the same host.
-    pub fn new(config: &BalancerConfig, hosts: &[BalancerHost], seed: u64) -> Self {
+    pub fn new(config: &BalancerConfig, hosts: &[BalancerHost], seed: u64, now: Instant) -> Self {
         let count = hosts.iter().map(|host| host.priority as usize + 1).max().unwrap_or(0);
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); count];
         for (number, host) in hosts.iter().enumerate() {
@@ -86,22 +175,25 @@ impl Balancer {
         }
         let healths: Vec<Health> = members.iter().map(|members| Health::of(config, hosts, members)).collect();
         let (shares, panics) = loads(config, &healths);
-        let priorities = members
-            .iter()
-            .zip(panics)
-            .map(|(members, panic)| Priority::new(config, hosts, members, panic, seed))
-            .collect();
-        Self { policy: config.policy, priorities, shares }
+        let ramp = config.policy.slow_start().map(|slow_start| Ramp::new(slow_start, hosts));
+        let ramps = ramp.as_ref().is_some_and(|ramp| ramp.lasts(now));
+        let make = Making { config, hosts, seed, ramps };
+        let priorities =
+            members.iter().zip(panics).map(|(members, panic)| make.priority(members, panic)).collect();
+        Self { policy: config.policy, ramp, priorities, shares }
     }
 
-    /// The number of a host, or `None` when there is none to use. `random` gives uniformly distributed numbers, `active` the number of
-    /// active requests of a host (used by least request only).
-    pub fn pick(&mut self, random: &mut dyn FnMut() -> u64, active: &dyn Fn(usize) -> u64) -> Option<usize> {
+    /// A host, or `None` when there is none to use.
+    pub fn pick(&mut self, wish: &mut Wish<'_>) -> Option<Pick> {
         let (priority, availability) = match self.shares.as_slice() {
             [] => return None,
             [(_, priority, availability)] => (*priority, *availability),
             shares => {
-                let mut left = u32::try_from(random() % 100).unwrap_or(0);
+                let drawn = match wish.hash {
+                    Some(hash) if self.policy.hashes() => hash,
+                    _ => (wish.random)(),
+                };
+                let mut left = u32::try_from(drawn % 100).unwrap_or(0);
                 let chosen = shares.iter().find(|(share, ..)| {
                     let found = left < *share;
                     left = left.saturating_sub(*share);
@@ -112,12 +204,18 @@ impl Balancer {
             }
         };
         let priority = &mut self.priorities[priority];
-        let pool = match availability {
-            _ if priority.panic => &mut priority.all,
-            Availability::Healthy => priority.healthy.pool()?,
-            Availability::Degraded => priority.degraded.pool()?,
+        let panic = priority.panic;
+        let pool = match (&mut priority.hosts, availability) {
+            (Hosts::Hashed(table), _) => {
+                let hash = wish.hash.unwrap_or_else(&mut *wish.random);
+                return Some(Pick { host: table.choose(hash, wish.attempt, wish.load)?, panic });
+            }
+            (Hosts::Pools(pools), _) if panic => &mut pools.all,
+            (Hosts::Pools(pools), Availability::Healthy) => pools.healthy.pool(),
+            (Hosts::Pools(pools), Availability::Degraded) => pools.degraded.pool(),
         };
-        pool.pick(self.policy, random, active)
+        let host = pool.pick(self.policy, self.ramp.as_ref(), wish)?;
+        Some(Pick { host, panic })
     }
 }
 
@@ -207,85 +305,118 @@ fn shares_by_size(healths: &[Health]) -> Shares {
     shares
 }
 
-impl Priority {
-    fn new(
-        config: &BalancerConfig,
-        hosts: &[BalancerHost],
-        members: &[usize],
-        panic: bool,
-        seed: u64,
-    ) -> Self {
-        let with = |health| {
-            let members: Vec<usize> =
-                members.iter().copied().filter(|number| hosts[*number].health == health).collect();
-            members
-        };
-        let localities = |health| match config.locality {
-            LocalityMode::Flat => Localities::Flat(Pool::new(config.policy, hosts, with(health), seed)),
-            LocalityMode::Weighted => Localities::weighted(config, hosts, members, &with(health), seed),
-        };
-        Self {
-            panic,
-            all: Pool::new(config.policy, hosts, members.to_vec(), seed),
-            healthy: localities(HealthStatus::Healthy),
-            degraded: localities(HealthStatus::Degraded),
-        }
-    }
+/// What pools are made from.
+#[derive(Clone, Copy)]
+struct Making<'a> {
+    config: &'a BalancerConfig,
+    hosts: &'a [BalancerHost],
+    seed: u64,
+    /// Some host warms up.
+    ramps: bool,
 }
 
-impl Localities {
-    /// A locality's weight shrinks with its available share, over-provisioned as priorities are.
-    #[allow(clippy::cast_precision_loss)]
-    fn weighted(
-        config: &BalancerConfig,
-        hosts: &[BalancerHost],
-        members: &[usize],
-        available: &[usize],
-        seed: u64,
-    ) -> Self {
-        let mut numbers: Vec<u32> = available.iter().map(|number| hosts[*number].locality).collect();
+impl Making<'_> {
+    fn priority(self, members: &[usize], panic: bool) -> Priority {
+        if self.config.policy.hashes() {
+            let shares = self.shares(members, panic);
+            if let Some(table) = HashTable::new(&self.config.policy, self.hosts, shares) {
+                return Priority { panic, hosts: Hosts::Hashed(table) };
+            }
+        }
+        let all = self.pool(members.to_vec());
+        let healthy = self.localities(members, HealthStatus::Healthy);
+        let degraded = self.localities(members, HealthStatus::Degraded);
+        Priority { panic, hosts: Hosts::Pools(Box::new(Pools { all, healthy, degraded })) }
+    }
+
+    fn with_health(self, members: &[usize], health: HealthStatus) -> Vec<usize> {
+        members.iter().copied().filter(|number| self.hosts[*number].health == health).collect()
+    }
+
+    fn localities(self, members: &[usize], health: HealthStatus) -> Localities {
+        let available = self.with_health(members, health);
+        let weighted = match self.config.locality {
+            LocalityMode::Flat => None,
+            LocalityMode::Weighted => self.weighted(members, &available),
+        };
+        Localities { flat: self.pool(available), weighted }
+    }
+
+    /// Numbers of the localities among some hosts.
+    fn numbers(self, hosts: &[usize]) -> Vec<u32> {
+        let mut numbers: Vec<u32> = hosts.iter().map(|number| self.hosts[*number].locality).collect();
         numbers.sort_unstable();
         numbers.dedup();
+        numbers
+    }
+
+    fn in_locality(self, hosts: &[usize], locality: u32) -> Vec<usize> {
+        hosts.iter().copied().filter(|number| self.hosts[*number].locality == locality).collect()
+    }
+
+    /// A locality's weight shrinks with its available share, over-provisioned as priorities are. `None`: no locality has a weight.
+    #[allow(clippy::cast_precision_loss)]
+    fn weighted(self, members: &[usize], available: &[usize]) -> Option<Weighted> {
         let (mut schedule, mut weights, mut pools) = (Edf::default(), Vec::new(), Vec::new());
-        for locality in numbers {
-            let of = |list: &[usize]| -> Vec<usize> {
-                list.iter().copied().filter(|number| hosts[*number].locality == locality).collect()
-            };
-            let (all, usable) = (of(members), of(available));
-            let Some(weight) = usable.first().and_then(|number| hosts[*number].locality_weight) else {
+        for locality in self.numbers(available) {
+            let (all, usable) = (self.in_locality(members, locality), self.in_locality(available, locality));
+            let Some(weight) = usable.first().and_then(|number| self.hosts[*number].locality_weight) else {
                 continue;
             };
             let share = usable.len() as f64 / all.len().max(1) as f64;
-            let weight =
-                f64::from(weight) * (share * f64::from(config.overprovisioning_factor) / 100.0).min(1.0);
+            let factor = f64::from(self.config.overprovisioning_factor) / 100.0;
+            let weight = f64::from(weight) * (share * factor).min(1.0);
             if weight > 0.0 {
                 schedule.add(pools.len(), weight);
                 weights.push(weight);
-                pools.push(Pool::new(config.policy, hosts, usable, seed));
+                pools.push(self.pool(usable));
             }
         }
-        Self::Weighted { schedule, weights, pools }
+        (!pools.is_empty()).then_some(Weighted { schedule, weights, pools })
     }
 
-    fn pool(&mut self) -> Option<&mut Pool> {
-        match self {
-            Self::Flat(pool) => Some(pool),
-            Self::Weighted { schedule, weights, pools } => {
-                let chosen = schedule.pick(|pool| weights[pool])?;
-                pools.get_mut(chosen)
+    /// Each host's share of a priority for consistent hashing, by its own weight and its locality's. Degraded hosts have none.
+    #[allow(clippy::cast_precision_loss)]
+    fn shares(self, members: &[usize], panic: bool) -> Vec<(u32, f64)> {
+        let usable = if panic { members.to_vec() } else { self.with_health(members, HealthStatus::Healthy) };
+        let mut shares = Vec::with_capacity(usable.len());
+        let mut add = |hosts: &[usize], part: f64| {
+            let sum: u64 = hosts.iter().map(|number| u64::from(self.hosts[*number].weight)).sum();
+            for number in hosts {
+                let share = f64::from(self.hosts[*number].weight) * part / sum as f64;
+                shares.push((u32::try_from(*number).unwrap_or(u32::MAX), share));
+            }
+        };
+        match self.config.locality {
+            LocalityMode::Flat => add(&usable, 1.0),
+            LocalityMode::Weighted => {
+                let weight = |hosts: &[usize]| {
+                    hosts.first().and_then(|number| self.hosts[*number].locality_weight).unwrap_or(0)
+                };
+                let localities: Vec<Vec<usize>> = self
+                    .numbers(members)
+                    .iter()
+                    .map(|locality| self.in_locality(members, *locality))
+                    .collect();
+                let sum: u64 = localities.iter().map(|hosts| u64::from(weight(hosts))).sum();
+                for hosts in localities.iter().filter(|hosts| weight(hosts) > 0) {
+                    let hosts: Vec<usize> =
+                        hosts.iter().copied().filter(|number| usable.contains(number)).collect();
+                    add(&hosts, f64::from(weight(&hosts)) / sum as f64);
+                }
             }
         }
+        shares
     }
-}
 
-impl Pool {
-    fn new(policy: LbPolicy, hosts: &[BalancerHost], members: Vec<usize>, seed: u64) -> Self {
-        let weights: Vec<u32> = members.iter().map(|number| hosts[*number].weight.max(1)).collect();
+    fn pool(self, members: Vec<usize>) -> Pool {
+        let weights: Vec<u32> = members.iter().map(|number| self.hosts[*number].weight.max(1)).collect();
         let equal = weights.windows(2).all(|pair| pair[0] == pair[1]);
         let count = members.len().max(1) as u64;
-        let next = usize::try_from(seed % count).unwrap_or(0);
-        let uses_weights = matches!(policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. });
-        let schedule = (uses_weights && !equal).then(|| {
+        let next = usize::try_from(self.seed % count).unwrap_or(0);
+        let uses_weights =
+            matches!(self.config.policy, LbPolicy::RoundRobin { .. } | LbPolicy::LeastRequest(_));
+        let schedule = (uses_weights && (!equal || self.ramps)).then(|| {
             let mut schedule = Edf::default();
             for (position, weight) in weights.iter().enumerate() {
                 schedule.add(position, f64::from(*weight));
@@ -295,193 +426,86 @@ impl Pool {
             }
             schedule
         });
-        Self { hosts: members, weights, next, schedule }
+        Pool { hosts: members, weights, next, schedule }
     }
+}
 
-    fn pick(
-        &mut self,
-        policy: LbPolicy,
-        random: &mut dyn FnMut() -> u64,
-        active: &dyn Fn(usize) -> u64,
-    ) -> Option<usize> {
+impl Localities {
+    fn pool(&mut self) -> &mut Pool {
+        let Some(weighted) = &mut self.weighted else { return &mut self.flat };
+        let Weighted { schedule, weights, pools } = weighted;
+        match schedule.pick(|pool| weights[pool]).and_then(|chosen| pools.get_mut(chosen)) {
+            Some(pool) => pool,
+            None => &mut self.flat,
+        }
+    }
+}
+
+impl Pool {
+    fn pick(&mut self, policy: LbPolicy, ramp: Option<&Ramp>, wish: &mut Wish<'_>) -> Option<usize> {
         let Self { hosts, weights, next, schedule } = self;
         let count = hosts.len();
-        match (count, policy) {
-            (0, _) | (_, LbPolicy::ClusterProvided) => return None,
-            (1, _) => return hosts.first().copied(),
+        match count {
+            0 => return None,
+            1 => return hosts.first().copied(),
             _ => {}
         }
-        let any = |random: &mut dyn FnMut() -> u64| usize::try_from(random() % count as u64).unwrap_or(0);
+        let load = wish.load;
+        // Hosts that warm up have a part of their weight.
+        let weight = |position: usize| {
+            let own = f64::from(weights[position]);
+            ramp.map_or(own, |ramp| own * ramp.factor(hosts[position], (wish.now)()))
+        };
+        let mut any = || usize::try_from((wish.random)() % count as u64).unwrap_or(0);
         let position = match (policy, schedule) {
-            (LbPolicy::RoundRobin, Some(schedule)) => {
-                schedule.pick(|position| f64::from(weights[position]))?
-            }
-            (LbPolicy::RoundRobin, None) => {
+            (LbPolicy::RoundRobin { .. }, Some(schedule)) => schedule.pick(weight)?,
+            (LbPolicy::RoundRobin { .. }, None) => {
                 let position = *next % count;
                 *next = (position + 1) % count;
                 position
             }
-            (LbPolicy::LeastRequest { active_request_bias, .. }, Some(schedule)) => {
-                schedule.pick(|position| {
-                    let load = load(active(hosts[position]), active_request_bias);
-                    f64::from(weights[position]) / load
-                })?
-            }
-            (LbPolicy::LeastRequest { choice_count, .. }, None) => {
-                let first = any(random);
-                let others =
-                    (1..choice_count).map(|_| any(random)).collect::<smallvec::SmallVec<[usize; 4]>>();
-                // The first of the least loaded, as Envoy compares with "less than".
-                others.into_iter().fold(first, |best, other| {
-                    if active(hosts[other]) < active(hosts[best]) { other } else { best }
-                })
-            }
-            (LbPolicy::Random | LbPolicy::ClusterProvided, _) => any(random),
+            (LbPolicy::LeastRequest(config), Some(schedule)) => schedule.pick(|position| {
+                weight(position) / work(load.active(hosts[position]), config.active_request_bias)
+            })?,
+            (LbPolicy::LeastRequest(config), None) => match config.choice {
+                LeastRequestChoice::Random(choices) => {
+                    let first = any();
+                    let others = (1..choices).map(|_| any()).collect::<smallvec::SmallVec<[usize; 4]>>();
+                    // The first of the least loaded, as Envoy compares with "less than".
+                    others.into_iter().fold(first, |best, other| {
+                        if load.active(hosts[other]) < load.active(hosts[best]) { other } else { best }
+                    })
+                }
+                LeastRequestChoice::All => least_of_all(hosts, load, wish.random),
+            },
+            (LbPolicy::Random, _) => any(),
+            (LbPolicy::ClusterProvided | LbPolicy::RingHash(_) | LbPolicy::Maglev(_), _) => return None,
         };
         hosts.get(position).copied()
     }
 }
 
-/// `(active + 1) ^ bias`, with the usual biases kept cheap.
-#[allow(clippy::cast_precision_loss)]
-fn load(active: u64, bias: f64) -> f64 {
-    let active = active as f64 + 1.0;
-    if bias == 1.0 { active } else { active.powf(bias) }
+/// The position of the least loaded host, any of them where there are several.
+fn least_of_all(hosts: &[usize], load: &dyn Load, random: &mut dyn FnMut() -> u64) -> usize {
+    let (mut best, mut ties) = (0, 1);
+    for position in 1..hosts.len() {
+        match load.active(hosts[position]).cmp(&load.active(hosts[best])) {
+            std::cmp::Ordering::Less => (best, ties) = (position, 1),
+            std::cmp::Ordering::Equal => {
+                ties += 1;
+                if random().is_multiple_of(ties) {
+                    best = position;
+                }
+            }
+            std::cmp::Ordering::Greater => {}
+        }
+    }
+    best
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn host(priority: u32, weight: u32, health: HealthStatus) -> BalancerHost {
-        BalancerHost { priority, locality: 0, locality_weight: None, weight, health }
-    }
-
-    fn config(policy: LbPolicy) -> BalancerConfig {
-        BalancerConfig {
-            policy,
-            locality: LocalityMode::Flat,
-            healthy_panic_threshold: 50.0,
-            overprovisioning_factor: 140,
-            weighted_priority_health: false,
-        }
-    }
-
-    fn counts(config: &BalancerConfig, hosts: &[BalancerHost], picks: usize) -> Vec<usize> {
-        let mut balancer = Balancer::new(config, hosts, 0);
-        // Every residue of 100 equally often, in a scattered order.
-        let mut n = 0_u64;
-        let mut random = || {
-            n += 37;
-            n
-        };
-        let mut counts = vec![0; hosts.len()];
-        for _ in 0..picks {
-            counts[balancer.pick(&mut random, &|_| 0).unwrap()] += 1;
-        }
-        counts
-    }
-
-    use HealthStatus::{Degraded, Healthy, Unhealthy};
-
-    #[test]
-    fn round_robin_takes_turns_and_respects_weights() {
-        let config = config(LbPolicy::RoundRobin);
-        let equal = [host(0, 1, Healthy), host(0, 1, Healthy), host(0, 1, Healthy)];
-        assert_eq!(counts(&config, &equal, 30), [10, 10, 10]);
-        let mut balancer = Balancer::new(&config, &equal, 2);
-        let first: Vec<_> = (0..4).map(|_| balancer.pick(&mut || 0, &|_| 0).unwrap()).collect();
-        assert_eq!(first, [2, 0, 1, 2], "the seed shifts the start");
-        let weighted = [host(0, 1, Healthy), host(0, 3, Healthy)];
-        assert_eq!(counts(&config, &weighted, 40), [10, 30]);
-    }
-
-    #[test]
-    fn least_request_avoids_the_busy_host() {
-        let hosts = [host(0, 1, Healthy), host(0, 1, Healthy)];
-        let policy = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 };
-        let mut balancer = Balancer::new(&config(policy), &hosts, 0);
-        let mut n = 0;
-        let mut random = || {
-            n += 1;
-            n
-        };
-        for _ in 0..10 {
-            assert_eq!(balancer.pick(&mut random, &|host| if host == 0 { 5 } else { 1 }), Some(1));
-        }
-        let weighted = [host(0, 1, Healthy), host(0, 2, Healthy)];
-        let mut balancer = Balancer::new(&config(policy), &weighted, 0);
-        let picks: Vec<_> =
-            (0..90).map(|_| balancer.pick(&mut random, &|host| if host == 1 { 3 } else { 0 })).collect();
-        let first = picks.iter().filter(|pick| **pick == Some(0)).count();
-        assert!(
-            (55..=65).contains(&first),
-            "weight 1 and idle against weight 2 and load 4: two to one, got {first}"
-        );
-    }
-
-    #[test]
-    fn random_takes_any_host() {
-        let hosts = [host(0, 1, Healthy), host(0, 9, Healthy), host(0, 1, Healthy)];
-        assert_eq!(counts(&config(LbPolicy::Random), &hosts, 30), [10, 10, 10], "weights don't matter");
-    }
-
-    #[test]
-    fn nothing_to_pick_is_none() {
-        let config = config(LbPolicy::RoundRobin);
-        assert_eq!(Balancer::new(&config, &[], 0).pick(&mut || 0, &|_| 0), None);
-        let no_panic = BalancerConfig { healthy_panic_threshold: 0.0, ..config };
-        let down = [host(0, 1, Unhealthy)];
-        assert_eq!(Balancer::new(&no_panic, &down, 0).pick(&mut || 0, &|_| 0), None);
-        assert_eq!(
-            Balancer::new(&config, &down, 0).pick(&mut || 0, &|_| 0),
-            Some(0),
-            "panic uses what there is"
-        );
-    }
-
-    #[test]
-    fn priorities_share_as_in_envoys_table() {
-        // Percent healthy of P0 (P1 is fully healthy) and the share of P0, from Envoy's "Priority levels" page.
-        for (healthy, expected) in [(100, 100), (72, 100), (71, 99), (50, 70), (25, 35), (0, 0)] {
-            let mut hosts: Vec<_> =
-                (0..100).map(|n| host(0, 1, if n < healthy { Healthy } else { Unhealthy })).collect();
-            hosts.push(host(1, 1, Healthy));
-            let picks = counts(&config(LbPolicy::RoundRobin), &hosts, 10_000);
-            let first: usize = picks[..100].iter().sum();
-            assert_eq!(first, expected * 100, "{healthy}% healthy");
-        }
-    }
-
-    #[test]
-    fn degraded_hosts_take_what_healthy_ones_leave() {
-        let hosts = [host(0, 1, Healthy), host(0, 1, Degraded), host(0, 1, Degraded), host(0, 1, Degraded)];
-        let picks = counts(&config(LbPolicy::RoundRobin), &hosts, 10_000);
-        assert_eq!(picks[0], 3500, "25% healthy, over-provisioned to 35");
-    }
-
-    #[test]
-    fn all_in_panic_shares_by_size() {
-        let hosts =
-            [host(0, 1, Unhealthy), host(0, 1, Unhealthy), host(0, 1, Unhealthy), host(1, 1, Unhealthy)];
-        let picks = counts(&config(LbPolicy::RoundRobin), &hosts, 10_000);
-        assert_eq!(picks[3], 2500);
-    }
-
-    #[test]
-    fn localities_share_by_weight_and_health() {
-        let with = |locality, weight, health| BalancerHost {
-            locality,
-            locality_weight: Some(weight),
-            ..host(0, 1, health)
-        };
-        let config = BalancerConfig { locality: LocalityMode::Weighted, ..config(LbPolicy::RoundRobin) };
-        let hosts = [with(0, 3, Healthy), with(1, 1, Healthy)];
-        assert_eq!(counts(&config, &hosts, 40), [30, 10]);
-        // Locality 0 is half up: 3 * min(1, 1.4 * 0.5) = 2.1 against 1.
-        let hosts = [with(0, 3, Healthy), with(0, 3, Unhealthy), with(1, 1, Healthy)];
-        let picks = counts(&config, &hosts, 3100);
-        assert!((2090..=2110).contains(&picks[0]), "{picks:?}");
-        assert_eq!(picks[1], 0);
-    }
+/// `(active + 1) ^ bias`, with the usual biases kept cheap.
+#[allow(clippy::cast_precision_loss)]
+fn work(active: u64, bias: f64) -> f64 {
+    let active = active as f64 + 1.0;
+    if bias == 1.0 { active } else { active.powf(bias) }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::common::{SocketOption, TcpKeepalive};
 use crate::endpoint::ClusterLoadAssignment;
 use crate::hcm::{CommonHttpOptions, Http1Options, Http2Options};
+use crate::lb_policy::LbPolicy;
 
 /// Envoy's `cluster.v3.Cluster`.
 #[derive(Clone, Debug)]
@@ -118,24 +119,6 @@ pub enum DnsFamily {
     V4Preferred,
     /// Both.
     All,
-}
-
-/// Load balancing policy.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum LbPolicy {
-    /// In turn, by weight.
-    RoundRobin,
-    /// The least loaded of `choice_count` random ones; weighted round robin over load when weights differ.
-    LeastRequest {
-        /// Default 2.
-        choice_count: u32,
-        /// Exponent of active requests with unequal weights. Default 1.
-        active_request_bias: f64,
-    },
-    /// Any.
-    Random,
-    /// The cluster decides (ORIGINAL_DST).
-    ClusterProvided,
 }
 
 /// How the localities of a priority share the load.

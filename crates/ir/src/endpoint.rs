@@ -92,3 +92,22 @@ pub struct Endpoint {
     /// `filter_metadata` as JSON, for subsets and logs; `None` when empty.
     pub metadata: Option<Arc<serde_json::Value>>,
 }
+
+impl Endpoint {
+    /// What stands for the endpoint in consistent hashing: its `hash_key` (metadata of `envoy.lb`), its host name where that is wished for, or
+    /// its address.
+    pub fn hash_key(&self, use_hostname: bool) -> Box<str> {
+        let metadata =
+            self.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb")?.get("hash_key")?.as_str());
+        match (metadata.filter(|key| !key.is_empty()), &self.hostname) {
+            (Some(key), _) => key.into(),
+            (None, Some(name)) if use_hostname => (&**name).into(),
+            _ if use_hostname => "".into(),
+            _ => match &self.address {
+                EndpointAddress::Socket(address) => address.to_string().into(),
+                EndpointAddress::Pipe(path) => (&**path).into(),
+                EndpointAddress::Name(name, port) => format!("{name}:{port}").into(),
+            },
+        }
+    }
+}

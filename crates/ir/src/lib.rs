@@ -5,6 +5,8 @@
 
 mod access_log;
 mod balancer;
+#[cfg(test)]
+mod balancer_tests;
 mod bootstrap;
 mod cluster;
 mod common;
@@ -19,9 +21,12 @@ mod format;
 mod format_parse;
 #[cfg(test)]
 mod format_tests;
+mod hash_policy;
+mod hash_table;
 mod hcm;
 mod headers;
 mod http_filter;
+mod lb_policy;
 mod listener;
 mod matcher;
 mod rewrite;
@@ -41,9 +46,11 @@ pub use fault::*;
 pub use filter_chain::*;
 pub use format::*;
 pub use format_parse::{DEFAULT_TEXT_FORMAT, FormatError};
+pub use hash_policy::*;
 pub use hcm::*;
 pub use headers::*;
 pub use http_filter::*;
+pub use lb_policy::*;
 pub use listener::*;
 pub use matcher::*;
 pub use route::*;

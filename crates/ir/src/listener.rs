@@ -193,6 +193,8 @@ pub struct TcpProxy {
     pub access_log_flush_interval: Option<Duration>,
     /// Extra log line when the upstream connection is up.
     pub flush_access_log_on_connected: bool,
+    /// Clusters with consistent hashing choose by the client's address.
+    pub hash_source_ip: bool,
 }
 
 /// A cluster of a TCP proxy.

@@ -159,6 +159,8 @@ pub struct Forward {
     pub cluster: ClusterSpecifier,
     /// Status when the cluster does not exist. Default 503.
     pub cluster_not_found_status: StatusCode,
+    /// What is hashed for clusters with consistent hashing.
+    pub hash_policy: Vec<crate::HashPolicy>,
     /// Changes to the path.
     pub path_rewrite: PathRewrite,
     /// Changes to the authority.

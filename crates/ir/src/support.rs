@@ -196,6 +196,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::direct_response::v3 as direct_response;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+    pub(super) use lateen_xds::pb::envoy::extensions::load_balancing_policies as balancing;
     pub(super) use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
     pub(super) use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 }
@@ -243,6 +244,9 @@ table! {
     route::route_action::upgrade_config::ConnectConfig,
     route::route_action::MaxStreamDuration,
     route::route_action::RequestMirrorPolicy,
+    route::route_action::HashPolicy,
+    route::route_action::hash_policy::Header,
+    route::route_action::hash_policy::Cookie,
     route::RetryPolicy,
     route::retry_policy::RetryBackOff,
     route::RedirectAction,
@@ -255,7 +259,18 @@ table! {
     cluster::cluster::CommonLbConfig,
     cluster::cluster::LeastRequestLbConfig,
     cluster::cluster::RoundRobinLbConfig,
+    cluster::cluster::SlowStartConfig,
+    cluster::cluster::RingHashLbConfig,
+    cluster::cluster::MaglevLbConfig,
+    cluster::cluster::common_lb_config::ConsistentHashingLbConfig,
     cluster::cluster::OriginalDstLbConfig,
+    balancing::round_robin::v3::RoundRobin,
+    balancing::least_request::v3::LeastRequest,
+    balancing::random::v3::Random,
+    balancing::ring_hash::v3::RingHash,
+    balancing::maglev::v3::Maglev,
+    balancing::common::v3::ConsistentHashingLbConfig,
+    balancing::common::v3::SlowStartConfig,
     cluster::circuit_breakers::Thresholds,
     cluster::circuit_breakers::thresholds::RetryBudget,
     cluster::OutlierDetection,

@@ -112,6 +112,11 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
             .filter(|service| lateen_model::host_matches(pattern, &service.hostname))
             .map(|service| service.hostname.clone())
             .collect();
+        // Routes say what is hashed, TCP proxies that and how long a connection may last.
+        if !hosts.is_empty() {
+            affected.routes = Extent::All;
+            affected.listeners = Extent::All;
+        }
         affected.clusters.add(hosts.iter().cloned());
         affected.endpoints.add(hosts);
     }

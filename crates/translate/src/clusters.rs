@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_api::networking::load_balancing::SimpleLb;
-use lateen_model::{Client, DestinationRule, ObjectName, Protocol, Service, ServicePort};
+use lateen_model::{DestinationRule, ObjectName, Protocol, Service, ServicePort};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
@@ -63,8 +63,7 @@ pub(crate) enum FixedCluster {
 
 /// The inputs of all clusters of one service, for each port: the whole, then the subsets of the rule in force.
 pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundClusterInputs> {
-    let client = Client { namespace: &scope.class.namespace, labels: Some(&scope.class.labels) };
-    let rule = scope.world.destination_rule(&service.hostname, client, &service.name.namespace);
+    let rule = scope.destination_rule(service);
     let mut inputs = Vec::new();
     for port in service.mesh_ports() {
         let whole = outbound_input(scope, service, port, rule.clone());
@@ -123,7 +122,9 @@ impl OutboundClusterInputs {
 
     /// Whether connections go where their caller meant them to, so that there are no endpoints to know.
     pub(crate) fn goes_to_original_dst(&self) -> bool {
-        self.original_dst || self.policy().algorithm() == SimpleLb::Passthrough
+        let policy = self.policy();
+        let hashes = policy.balancer.is_some_and(|balancer| balancer.consistent_hash.is_some());
+        self.original_dst || (!hashes && policy.algorithm() == SimpleLb::Passthrough)
     }
 }
 
@@ -147,11 +148,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
         message.eds_cluster_config =
             Some(EdsClusterConfig { eds_config: Some(wire::ads()), service_name: name.clone() });
-        message.lb_policy = match policy.algorithm() {
-            SimpleLb::RoundRobin => LbPolicy::RoundRobin as i32,
-            SimpleLb::Random => LbPolicy::Random as i32,
-            _ => LbPolicy::LeastRequest as i32,
-        };
+        traffic_policy::set_balancer(&mut message, policy);
     }
     if let Some(outlier) = policy.outlier {
         message.outlier_detection = Some(traffic_policy::outlier_detection(outlier));
@@ -253,16 +250,18 @@ fn upstream_protocol(protocol: Protocol, policy: EffectivePolicy<'_>) -> Upstrea
 fn set_http_options(message: &mut cluster::Cluster, protocol: UpstreamProtocol, policy: EffectivePolicy<'_>) {
     use http::http_protocol_options::explicit_http_config::ProtocolConfig;
     use http::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig};
-    let given = policy.http();
-    let common = given.and_then(|http| {
-        let idle = traffic_policy::parse(http.idle_timeout.as_ref());
-        let requests = u32::try_from(http.max_requests_per_connection).ok().filter(|&count| count > 0);
-        (idle.is_some() || requests.is_some()).then(|| core::HttpProtocolOptions {
-            idle_timeout: idle.map(wire::duration),
-            max_requests_per_connection: requests.and_then(wire::uint32),
-            ..Default::default()
-        })
-    });
+    let (given, tcp) = (policy.http(), policy.tcp());
+    let idle = traffic_policy::parse(given.and_then(|http| http.idle_timeout.as_ref()))
+        .or_else(|| traffic_policy::parse(tcp.and_then(|tcp| tcp.idle_timeout.as_ref())));
+    let longest = traffic_policy::parse(tcp.and_then(|tcp| tcp.max_connection_duration.as_ref()));
+    let requests = given.and_then(|http| u32::try_from(http.max_requests_per_connection).ok());
+    let common = core::HttpProtocolOptions {
+        idle_timeout: idle.map(wire::duration),
+        max_connection_duration: longest.map(wire::duration),
+        max_requests_per_connection: requests.filter(|&count| count > 0).and_then(wire::uint32),
+        ..Default::default()
+    };
+    let common = (common != core::HttpProtocolOptions::default()).then_some(common);
     let http2 = core::Http2ProtocolOptions {
         max_concurrent_streams: given
             .and_then(|http| u32::try_from(http.max_concurrent_streams).ok())

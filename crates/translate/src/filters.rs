@@ -10,11 +10,13 @@ use lateen_xds::pb::envoy::extensions::filters::listener::http_inspector::v3::Ht
 use lateen_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use lateen_xds::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::access_log;
 use crate::settings::Settings;
 use crate::tcp_routes::TcpDestinations;
+use crate::traffic_policy::{self, EffectivePolicy};
 use crate::wire;
 
 /// Name of the filter for cross-origin requests.
@@ -125,6 +127,38 @@ fn name_server(manager: &mut hcm::HttpConnectionManager, role: HttpRole) {
     });
 }
 
+/// What a DestinationRule asks of the TCP proxies to its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct TcpOptions {
+    pub(crate) idle_timeout: Option<std::time::Duration>,
+    pub(crate) max_connection_duration: Option<std::time::Duration>,
+    /// Consistent hashing by the client's address.
+    pub(crate) hash_source_ip: bool,
+}
+
+impl TcpOptions {
+    pub(crate) fn new(policy: EffectivePolicy<'_>) -> Self {
+        let tcp = policy.tcp();
+        let hash = policy.balancer.and_then(|balancer| balancer.consistent_hash.as_ref());
+        Self {
+            idle_timeout: traffic_policy::parse(tcp.and_then(|tcp| tcp.idle_timeout.as_ref())),
+            max_connection_duration: traffic_policy::parse(
+                tcp.and_then(|tcp| tcp.max_connection_duration.as_ref()),
+            ),
+            hash_source_ip: hash.is_some_and(|hash| hash.use_source_ip == Some(true)),
+        }
+    }
+
+    pub(crate) fn apply(self, proxy: &mut tcp::TcpProxy) {
+        proxy.idle_timeout = self.idle_timeout.map(wire::duration);
+        proxy.max_downstream_connection_duration = self.max_connection_duration.map(wire::duration);
+        if self.hash_source_ip {
+            let specifier = hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {});
+            proxy.hash_policy = vec![HashPolicy { policy_specifier: Some(specifier) }];
+        }
+    }
+}
+
 /// A TCP proxy to one cluster as the only filter of a chain.
 pub(crate) fn tcp(settings: &Settings, cluster: &str) -> listener::Filter {
     tcp_to(settings, &TcpDestinations::only(cluster.to_owned()))
@@ -147,12 +181,13 @@ pub(crate) fn tcp_to(settings: &Settings, destinations: &TcpDestinations) -> lis
                 .collect(),
         }),
     };
-    let proxy = tcp::TcpProxy {
+    let mut proxy = tcp::TcpProxy {
         stat_prefix: destinations.stat_prefix.clone(),
         cluster_specifier: Some(specifier),
         access_log: access_log::traffic_log(settings),
         ..Default::default()
     };
+    destinations.options.apply(&mut proxy);
     network_filter("envoy.filters.network.tcp_proxy", wire::any(&proxy))
 }
 

@@ -20,6 +20,7 @@ mod faults;
 mod filters;
 mod gateways;
 mod generate;
+mod hash_policy;
 mod headers;
 mod listeners_gateway;
 mod listeners_inbound;

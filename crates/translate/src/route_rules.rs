@@ -4,6 +4,7 @@ use lateen_api::duration;
 use lateen_api::networking::virtual_service::{
     HttpDirectResponse, HttpMatchRequest, HttpRedirect, HttpRoute, HttpRouteDestination, RedirectPort,
 };
+use lateen_model::DestinationRule;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
@@ -12,6 +13,7 @@ use lateen_xds::pb::google::protobuf::Duration;
 use crate::cors::cors_policy;
 use crate::faults::http_fault;
 use crate::filters::{CORS, FAULT};
+use crate::hash_policy;
 use crate::headers::{Side, header_changes};
 use crate::mirrors::{mirror_policy, mirrors};
 use crate::names::outbound_cluster;
@@ -51,7 +53,12 @@ pub(crate) fn routes(applied: &AppliedRules, context: RouteContext<'_>) -> Vec<r
 }
 
 /// The route of a service no VirtualService is about.
-pub(crate) fn default_route(host: &str, context: RouteContext<'_>) -> route::Route {
+pub(crate) fn default_route(
+    host: &str,
+    hashing: Option<&DestinationRule>,
+    context: RouteContext<'_>,
+) -> route::Route {
+    let hash = hashing.and_then(|rule| hash_policy::consistent_hash(rule, context.port, ""));
     let action = route::RouteAction {
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(outbound_cluster(
             host,
@@ -61,6 +68,7 @@ pub(crate) fn default_route(host: &str, context: RouteContext<'_>) -> route::Rou
         timeout: Some(Duration::default()),
         retry_policy: context.default_retries.to_envoy(),
         max_stream_duration: Some(no_grpc_timeout()),
+        hash_policy: hash.and_then(hash_policy::route_policy).into_iter().collect(),
         ..Default::default()
     };
     route::Route {
@@ -200,6 +208,14 @@ fn forward(
         request_mirror_policies: mirrors.collect(),
         ..Default::default()
     };
+    action.hash_policy = live
+        .iter()
+        .filter_map(|destination| {
+            let (host, port) = applied.resolve(&destination.destination, context.domain, context.port);
+            let hash = applied.consistent_hash(&host, port, &destination.destination.subset)?;
+            hash_policy::route_policy(hash)
+        })
+        .collect();
     let timeout = http.timeout.as_ref().and_then(|text| duration::parse(text).ok()).unwrap_or_default();
     action.timeout = Some(wire::duration(timeout));
     if timeout.is_zero() {

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
-use lateen_model::{ObjectName, Service, VirtualService, host_matches, resolve_host};
+use lateen_model::{DestinationRule, ObjectName, Service, VirtualService, host_matches, resolve_host};
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::cache::Cache;
+use crate::hash_policy;
 use crate::names::{PASSTHROUGH, detected_routes};
 use crate::parts::{self, Part};
 use crate::resource::{Resource, ResourceType};
@@ -72,6 +73,8 @@ struct ServiceHost {
     names: Vec<(ObjectName, bool)>,
     addresses: Vec<IpAddr>,
     headless: bool,
+    /// Its DestinationRule, when that asks for consistent hashing.
+    hashing: Option<Arc<DestinationRule>>,
 }
 
 /// The services with HTTP on one port.
@@ -125,6 +128,7 @@ fn service_host(scope: &Scope, rules: &Rules, service: &Service, port: u16) -> H
             names: names.map(|name| (name.clone(), is_near(&name))).collect(),
             addresses: service.addresses.clone(),
             headless: service.is_headless(),
+            hashing: hash_policy::hashing_rule(scope, service),
         }),
         // A VirtualService without a rule for these proxies and this port leaves the service as it is.
         rules: rules.filter(|rules| !rules.rules.is_empty()),
@@ -251,7 +255,10 @@ fn virtual_host(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
     let context = RouteContext { domain, port: *port, default_retries };
     let routes = match &host.rules {
         Some(rules) => route_rules::routes(rules, context),
-        None => vec![route_rules::default_route(&host.host, context)],
+        None => {
+            let hashing = host.service.as_ref().and_then(|service| service.hashing.as_deref());
+            vec![route_rules::default_route(&host.host, hashing, context)]
+        }
     };
     route::VirtualHost {
         name: format!("{}:{port}", host.host),

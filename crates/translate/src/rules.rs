@@ -1,9 +1,11 @@
 //! Which rules of a VirtualService apply to a class of proxies: the conditions that do not depend on the request.
 use std::sync::Arc;
 
+use lateen_api::networking::load_balancing::ConsistentHashLb;
 use lateen_api::networking::virtual_service::{Destination, HttpMatchRequest};
-use lateen_model::{VirtualService, labels_match, resolve_gateway, resolve_host};
+use lateen_model::{DestinationRule, VirtualService, labels_match, resolve_gateway, resolve_host};
 
+use crate::hash_policy;
 use crate::scope::Scope;
 
 /// The HTTP rules of a VirtualService that may match requests through one class of proxies, at one gateway and port.
@@ -12,6 +14,8 @@ pub(crate) struct AppliedRules {
     pub(crate) virtual_service: Arc<VirtualService>,
     pub(crate) rules: Vec<AppliedRule>,
     only_ports: OnlyPorts,
+    /// The DestinationRule of each destination service that has one with consistent hashing.
+    hashing: Vec<(String, Arc<DestinationRule>)>,
 }
 
 /// The port of each destination service that has exactly one: what a destination without a port means.
@@ -55,7 +59,14 @@ impl AppliedRules {
             &virtual_service.name.namespace,
             destinations.map(|route| &route.destination),
         );
-        Self { virtual_service: virtual_service.clone(), rules, only_ports }
+        let hashing = hashing_rules(scope, virtual_service, &rules);
+        Self { virtual_service: virtual_service.clone(), rules, only_ports, hashing }
+    }
+
+    /// What the DestinationRule of a destination hashes.
+    pub(crate) fn consistent_hash(&self, host: &str, port: u16, subset: &str) -> Option<&ConsistentHashLb> {
+        let (_, rule) = self.hashing.iter().find(|(known, _)| known == host)?;
+        hash_policy::consistent_hash(rule, port, subset)
     }
 
     /// Host and port a destination means; requests were addressed to `port`.
@@ -99,6 +110,26 @@ impl OnlyPorts {
         let port = given.filter(|&port| port != 0).or_else(only).unwrap_or(port);
         (host, port)
     }
+}
+
+fn hashing_rules(
+    scope: &Scope,
+    virtual_service: &VirtualService,
+    rules: &[AppliedRule],
+) -> Vec<(String, Arc<DestinationRule>)> {
+    let mut hashing: Vec<(String, Arc<DestinationRule>)> = Vec::new();
+    for route in rules.iter().flat_map(|rule| &virtual_service.spec.http[rule.index].route) {
+        let host = &route.destination.host;
+        let Some(service) = scope.world.resolve_service(host, &virtual_service.name.namespace) else {
+            continue;
+        };
+        if hashing.iter().all(|(known, _)| **known != *service.hostname)
+            && let Some(rule) = hash_policy::hashing_rule(scope, service)
+        {
+            hashing.push((service.hostname.to_string(), rule));
+        }
+    }
+    hashing
 }
 
 fn may_hold(

@@ -3,7 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
-use lateen_model::{Delta, Hostname, ObjectName, Registry, Service, VirtualService, World, resolve_host};
+use lateen_model::{
+    Client, Delta, DestinationRule, Hostname, ObjectName, Registry, Service, VirtualService, World,
+    resolve_host,
+};
 
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
@@ -58,6 +61,12 @@ impl Scope {
     pub(crate) fn service(&self, host: &str) -> Option<&Arc<Service>> {
         let index = self.services.binary_search_by(|service| service.hostname.as_ref().cmp(host)).ok()?;
         self.services.get(index)
+    }
+
+    /// The DestinationRule in force for a service.
+    pub(crate) fn destination_rule(&self, service: &Service) -> Option<Arc<DestinationRule>> {
+        let client = Client { namespace: &self.class.namespace, labels: Some(&self.class.labels) };
+        self.world.destination_rule(&service.hostname, client, &service.name.namespace)
     }
 
     /// The names of `ExternalName` services that mean this service.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use lateen_api::networking::virtual_service::{L4MatchAttributes, MESH_GATEWAY, RouteDestination};
 use lateen_model::{Service, VirtualService, host_matches, labels_match, resolve_gateway, resolve_host};
 
+use crate::filters::TcpOptions;
 use crate::names::outbound_cluster;
 use crate::rules::OnlyPorts;
 use crate::scope::Scope;
+use crate::traffic_policy::EffectivePolicy;
 
 /// Connections that go the same way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,12 +28,19 @@ pub(crate) struct TcpDestinations {
     pub(crate) clusters: Vec<(String, u32)>,
     /// Path of the object the route comes from.
     pub(crate) config: Option<String>,
+    /// What the DestinationRule of the (first) destination asks of the proxy.
+    pub(crate) options: TcpOptions,
 }
 
 impl TcpDestinations {
     /// Everything goes to this cluster.
     pub(crate) fn only(cluster: String) -> Self {
-        Self { stat_prefix: cluster.clone(), clusters: vec![(cluster, 1)], config: None }
+        Self {
+            stat_prefix: cluster.clone(),
+            clusters: vec![(cluster, 1)],
+            config: None,
+            options: TcpOptions::default(),
+        }
     }
 
     /// The weighted destinations of a rule for connections to `port`; none when there is nothing to send to.
@@ -49,8 +58,16 @@ impl TcpDestinations {
             outbound_cluster(&host, port, &route.destination.subset)
         };
         let config = Some(service.config_path());
+        // As in Istio the first destination's rule counts, and its subset only where it is alone.
+        let options = routes.first().and_then(|first| {
+            let meant = scope.world.resolve_service(&first.destination.host, namespace)?;
+            let (_, port) = only_ports.resolve(&first.destination, namespace, scope.world.domain(), port);
+            let subset = if routes.len() == 1 { first.destination.subset.as_str() } else { "" };
+            Some(options_of(scope, meant, port, subset))
+        });
+        let options = options.unwrap_or_default();
         if let [only] = routes {
-            return Some(Self { config, ..Self::only(cluster(only)) });
+            return Some(Self { config, options, ..Self::only(cluster(only)) });
         }
         let weighted = routes.iter().filter_map(|route| {
             let weight = u32::try_from(route.weight).ok().filter(|&weight| weight > 0)?;
@@ -58,8 +75,16 @@ impl TcpDestinations {
         });
         let clusters: Vec<_> = weighted.collect();
         let stat_prefix = format!("{}.{namespace}", service.name.name);
-        (!clusters.is_empty()).then_some(Self { stat_prefix, clusters, config })
+        (!clusters.is_empty()).then_some(Self { stat_prefix, clusters, config, options })
     }
+}
+
+/// What the DestinationRule in force for a service asks of TCP proxies to one of its ports.
+fn options_of(scope: &Scope, service: &Service, port: u16, subset: &str) -> TcpOptions {
+    let Some(rule) = scope.destination_rule(service) else { return TcpOptions::default() };
+    let special = rule.spec.subsets.iter().find(|known| known.name == subset);
+    let special = special.and_then(|subset| subset.traffic_policy.as_ref());
+    TcpOptions::new(EffectivePolicy::new(rule.spec.traffic_policy.as_ref(), special, port))
 }
 
 /// The ways of connections to one port of a service, from the VirtualServices about it, oldest first. The last one is for
@@ -85,7 +110,10 @@ pub(crate) fn of_service(scope: &Scope, service: &Service, port: u16) -> Vec<Tcp
             }
         }
     }
-    let destinations = TcpDestinations::only(outbound_cluster(&service.hostname, port, ""));
+    let destinations = TcpDestinations {
+        options: options_of(scope, service, port, ""),
+        ..TcpDestinations::only(outbound_cluster(&service.hostname, port, ""))
+    };
     routes.push(TcpRoute { subnets: Vec::new(), destinations });
     routes
 }

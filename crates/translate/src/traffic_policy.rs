@@ -6,10 +6,11 @@ use lateen_api::networking::destination_rule::{
     ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, TcpSettings,
     TrafficPolicy,
 };
-use lateen_api::networking::load_balancing::{LoadBalancerSettings, SimpleLb};
+use lateen_api::networking::load_balancing::{ConsistentHashLb, LoadBalancerSettings, SimpleLb};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::r#type::v3::Percent;
+use lateen_xds::pb::google::protobuf::UInt64Value;
 
 use crate::wire;
 
@@ -63,7 +64,7 @@ impl<'a> EffectivePolicy<'a> {
         })
     }
 
-    /// The algorithm; Istio's default is least request. Consistent hashing has no effect yet (see `warnings`).
+    /// The algorithm where there is no consistent hashing; Istio's default is least request.
     pub(crate) fn algorithm(&self) -> SimpleLb {
         match self.balancer.and_then(|balancer| balancer.simple) {
             None | Some(SimpleLb::Unspecified | SimpleLb::LeastConn) => SimpleLb::LeastRequest,
@@ -83,6 +84,73 @@ impl<'a> EffectivePolicy<'a> {
     pub(crate) fn upgrades_to_http2(&self) -> bool {
         self.http().is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade)
     }
+}
+
+/// The algorithm with its settings. A consistent hash wins over `simple`, as in Istio.
+pub(crate) fn set_balancer(message: &mut cluster::Cluster, policy: EffectivePolicy<'_>) {
+    use cluster::cluster::{LbConfig, LbPolicy, LeastRequestLbConfig, RoundRobinLbConfig};
+    let slow_start = policy.balancer.and_then(slow_start);
+    let hash = policy.balancer.and_then(|balancer| balancer.consistent_hash.as_ref());
+    let (algorithm, config) = match (hash, policy.algorithm()) {
+        (Some(hash), _) => hash_balancer(hash),
+        (None, SimpleLb::RoundRobin) => (
+            LbPolicy::RoundRobin,
+            slow_start.map(|slow_start| {
+                LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: Some(slow_start) })
+            }),
+        ),
+        (None, SimpleLb::Random) => (LbPolicy::Random, None),
+        (None, _) => (
+            LbPolicy::LeastRequest,
+            slow_start.map(|slow_start| {
+                LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+                    slow_start_config: Some(slow_start),
+                    ..Default::default()
+                })
+            }),
+        ),
+    };
+    message.lb_policy = algorithm as i32;
+    message.lb_config = config;
+}
+
+fn hash_balancer(
+    hash: &ConsistentHashLb,
+) -> (cluster::cluster::LbPolicy, Option<cluster::cluster::LbConfig>) {
+    use cluster::cluster::{LbConfig, LbPolicy, MaglevLbConfig, RingHashLbConfig};
+    let wanted = |size: Option<u64>| size.filter(|size| *size > 0).map(|value| UInt64Value { value });
+    let ring = |minimum_ring_size| {
+        LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size, ..Default::default() })
+    };
+    match (&hash.maglev, &hash.ring_hash) {
+        (Some(maglev), _) => {
+            let size = wanted(maglev.table_size);
+            let config = size.map(|size| LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(size) }));
+            (LbPolicy::Maglev, config)
+        }
+        (None, Some(given)) => {
+            (LbPolicy::RingHash, wanted(given.minimum_ring_size).map(|size| ring(Some(size))))
+        }
+        (None, None) => {
+            let size = wanted(hash.minimum_ring_size).unwrap_or(UInt64Value { value: 1024 });
+            (LbPolicy::RingHash, Some(ring(Some(size))))
+        }
+    }
+}
+
+/// `warmup`, or the older `warmupDurationSecs`.
+fn slow_start(balancer: &LoadBalancerSettings) -> Option<cluster::cluster::SlowStartConfig> {
+    let warmup = balancer.warmup.as_ref();
+    let window = parse(warmup.and_then(|warmup| warmup.duration.as_ref()))
+        .or_else(|| parse(balancer.warmup_duration_secs.as_ref()))?;
+    let aggression = warmup.and_then(|warmup| warmup.aggression);
+    let percent = warmup.and_then(|warmup| warmup.minimum_percent);
+    Some(cluster::cluster::SlowStartConfig {
+        slow_start_window: Some(wire::duration(window)),
+        aggression: aggression
+            .map(|value| core::RuntimeDouble { default_value: value, runtime_key: String::new() }),
+        min_weight_percent: percent.map(|value| Percent { value }),
+    })
 }
 
 /// Envoy's limits default to 1024; the mesh has none unless they are given.

@@ -200,28 +200,19 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
 }
 
 fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<Warning>) {
-    let mut levels = vec![(path.to_owned(), &policy.load_balancer, &policy.connection_pool, &policy.tls)];
-    levels.extend(policy.port_level_settings.iter().enumerate().map(|(index, port)| {
-        (format!("{path}.portLevelSettings[{index}]"), &port.load_balancer, &port.connection_pool, &port.tls)
-    }));
-    for (path, balancer, pool, tls) in levels {
+    let mut levels = vec![(path.to_owned(), &policy.load_balancer, &policy.tls)];
+    levels.extend(
+        policy.port_level_settings.iter().enumerate().map(|(index, port)| {
+            (format!("{path}.portLevelSettings[{index}]"), &port.load_balancer, &port.tls)
+        }),
+    );
+    for (path, balancer, tls) in levels {
         let balancer = balancer.as_ref();
-        let tcp = pool.as_ref().and_then(|pool| pool.tcp.as_ref());
         for (field, given) in [
-            ("loadBalancer.consistentHash", balancer.is_some_and(|given| given.consistent_hash.is_some())),
             (
                 "loadBalancer.localityLbSetting",
                 balancer.is_some_and(|given| given.locality_lb_setting.is_some()),
             ),
-            (
-                "loadBalancer.warmup",
-                balancer.is_some_and(|given| given.warmup.is_some() || given.warmup_duration_secs.is_some()),
-            ),
-            (
-                "connectionPool.tcp.maxConnectionDuration",
-                tcp.is_some_and(|tcp| tcp.max_connection_duration.is_some()),
-            ),
-            ("connectionPool.tcp.idleTimeout", tcp.is_some_and(|tcp| tcp.idle_timeout.is_some())),
             ("tls", tls.as_ref().is_some_and(|tls| tls.mode != ClientTlsMode::Disable)),
         ] {
             if given {

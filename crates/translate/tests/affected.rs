@@ -99,7 +99,11 @@ fn destination_rules_touch_clusters_and_endpoints_of_their_host() {
     });
     let host = only("customers.default.svc.cluster.local");
     assert_eq!((sidecar.clusters, sidecar.endpoints), (host.clone(), host));
-    assert!(sidecar.routes.is_none() && sidecar.listeners.is_none());
+    assert_eq!(
+        (sidecar.routes, sidecar.listeners),
+        (Extent::All, Extent::All),
+        "hashes and time-outs are there"
+    );
     let (wildcard, _) = check(|mesh| {
         mesh.config("{kind: DestinationRule, metadata: {name: all}, spec: {host: '*.default.svc.cluster.local', trafficPolicy: {loadBalancer: {simple: RANDOM}}}}")
     });

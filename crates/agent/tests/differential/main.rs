@@ -3,10 +3,12 @@
 
 mod attacks;
 mod cases;
+mod duo;
 mod filters;
 mod frames;
 mod h2;
 mod h2spec;
+mod hashing;
 mod mirrors;
 mod pages;
 mod proxies;

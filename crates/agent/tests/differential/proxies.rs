@@ -97,7 +97,7 @@ fn tunnels() -> Value {
     })
 }
 
-fn address(port: u16) -> Value {
+pub(crate) fn address(port: u16) -> Value {
     json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
 }
 
@@ -114,7 +114,7 @@ fn cluster(name: &str, more: Value, endpoints: &[SocketAddr]) -> Value {
     cluster
 }
 
-fn merge(base: &mut Value, over: Value) {
+pub(crate) fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
@@ -128,7 +128,7 @@ fn merge(base: &mut Value, over: Value) {
 /// Begins with the ports of both ends, by which lines are found.
 const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
 
-fn logs(path: &Path) -> Value {
+pub(crate) fn logs(path: &Path) -> Value {
     json!([{
         "name": "envoy.access_loggers.file",
         "typed_config": {
@@ -197,9 +197,9 @@ fn tcp_listener(name: &str, port: u16, cluster: &str, log: &Path) -> Value {
 }
 
 /// One proxy.
-struct Proxy {
+pub(crate) struct Proxy {
     child: Child,
-    ports: BTreeMap<&'static str, u16>,
+    pub(crate) ports: BTreeMap<&'static str, u16>,
     admin: u16,
     log: PathBuf,
 }
@@ -212,7 +212,7 @@ impl Drop for Proxy {
 }
 
 /// Ports that are free now; all are held until all are chosen.
-fn free_ports(n: usize) -> Vec<u16> {
+pub(crate) fn free_ports(n: usize) -> Vec<u16> {
     let held: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
@@ -231,8 +231,7 @@ impl Proxy {
         [http2, tunnels]: [SocketAddr; 2],
         mirror: SocketAddr,
     ) -> Self {
-        let kind = if envoy { "envoy" } else { "lateen" };
-        let (boot, log) = (folder.join(format!("{kind}.json")), folder.join(format!("{kind}.log")));
+        let log = folder.join(if envoy { "envoy.log" } else { "lateen.log" });
         let wanted = listeners();
         let (admin, tcp, dead) = (free.pop().unwrap(), free.pop().unwrap(), free.pop().unwrap());
         let mut ports: BTreeMap<_, _> = wanted.iter().map(|(name, _)| *name).zip(free).collect();
@@ -261,6 +260,19 @@ impl Proxy {
                 ],
             },
         });
+        Self::launch(envoy, &bootstrap, folder, ports, admin).await
+    }
+
+    /// Starts a program with a bootstrap and waits until it is ready.
+    pub(crate) async fn launch(
+        envoy: bool,
+        bootstrap: &Value,
+        folder: &Path,
+        ports: BTreeMap<&'static str, u16>,
+        admin: u16,
+    ) -> Self {
+        let kind = if envoy { "envoy" } else { "lateen" };
+        let (boot, log) = (folder.join(format!("{kind}.json")), folder.join(format!("{kind}.log")));
         std::fs::write(&boot, bootstrap.to_string()).unwrap();
         let mut command = if envoy {
             let path =
@@ -294,7 +306,7 @@ impl Proxy {
     }
 
     /// An admin page; `None` when it can't be had.
-    async fn admin(&self, path: &str) -> Option<String> {
+    pub(crate) async fn admin(&self, path: &str) -> Option<String> {
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin)).await.ok()?;
         let mut wire = Wire::new(stream).whole();
         wire.send(format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n").as_bytes()).await;
@@ -302,7 +314,7 @@ impl Proxy {
     }
 
     /// Waits until as many lines as requests the proxy has finished are in its log, and reads it.
-    async fn log(&self) -> String {
+    pub(crate) async fn log(&self) -> String {
         let began = Instant::now();
         let mut before = usize::MAX;
         loop {

@@ -128,6 +128,12 @@ fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSe
             "exactly one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName must be set",
         );
     }
+    if hash.ring_hash.is_some() && hash.maglev.is_some() {
+        findings.error(&path, "only one of ringHash and maglev may be set");
+    }
+    if let Some(maglev) = &hash.maglev {
+        check_table_size(findings, &format!("{path}.maglev.tableSize"), maglev.table_size.unwrap_or(0));
+    }
     if let Some(cookie) = &hash.http_cookie {
         if cookie.name.is_empty() {
             findings.error(format!("{path}.httpCookie.name"), "name required for HttpCookie");
@@ -137,6 +143,17 @@ fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSe
         {
             findings.error(format!("{path}.httpCookie.ttl"), error.to_string());
         }
+    }
+}
+
+fn check_table_size(findings: &mut Findings, path: &str, size: u64) {
+    let divisible = |by: u64| size.is_multiple_of(by);
+    if size == 0 {
+        findings.error(path, "tableSize must be set for maglev");
+    } else if size >= 5_000_011 {
+        findings.error(path, "tableSize must be less than 5000011 for maglev");
+    } else if size < 2 || (2..).take_while(|n| n * n <= size).any(divisible) {
+        findings.error(path, "tableSize must be a prime number for maglev");
     }
 }
 
@@ -238,6 +255,23 @@ mod tests {
         let found = errors(json!({"host": "a", "subsets": [{"name": "v1"}, {"name": "v1"}, {}]}));
         assert_eq!(found[0], "spec.subsets[1].name: duplicate subset name: v1");
         assert_eq!(found[1], "spec.subsets[2].name: subset name cannot be empty");
+    }
+
+    #[test]
+    fn maglev_tables_have_a_prime_size() {
+        let of =
+            |hash| errors(json!({"host": "a", "trafficPolicy": {"loadBalancer": {"consistentHash": hash}}}));
+        for (size, fault) in [
+            (json!({}), Some("must be set")),
+            (json!({"tableSize": 1000}), Some("must be a prime number")),
+            (json!({"tableSize": 5_000_011}), Some("must be less than 5000011")),
+            (json!({"tableSize": 1009}), None),
+        ] {
+            let found = of(json!({"useSourceIp": true, "maglev": size}));
+            assert_eq!(found.len(), usize::from(fault.is_some()), "{found:?}");
+            assert!(fault.is_none_or(|fault| found[0].contains(fault)), "{found:?}");
+        }
+        assert_eq!(of(json!({"useSourceIp": true, "maglev": {"tableSize": 1009}, "ringHash": {}})).len(), 1);
     }
 
     #[test]

@@ -9,100 +9,32 @@ use proto::circuit_breakers::Thresholds;
 use proto::circuit_breakers::thresholds::RetryBudget as RetryBudgetMessage;
 use proto::cluster as nested;
 
-use super::matchers::header_name;
-use super::values::{Converted, bool_or, duration, enumeration, number, port, positive};
+use super::lb_policy::hashing;
+use super::values::{Converted, bool_or, duration, enumeration, number, positive};
 use crate::error::At;
 use crate::support::fields;
-use crate::{CircuitBreakers, Discovery, LbPolicy, LocalityMode, OutlierDetection, RetryBudget};
+use crate::{CircuitBreakers, ConsistentHashing, LocalityMode, OutlierDetection, RetryBudget};
 
-/// The policy, and for ORIGINAL_DST where the destination comes from.
-pub(super) fn lb_policy(
-    at: &At<'_>,
-    policy: i32,
-    config: Option<nested::LbConfig>,
-) -> Converted<(LbPolicy, Option<Discovery>)> {
-    use nested::LbConfig;
-    let policy: nested::LbPolicy = enumeration(at, "lb_policy", policy)?;
-    let least_request = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 };
-    Ok(match (policy, config) {
-        (nested::LbPolicy::RoundRobin, None) => (LbPolicy::RoundRobin, None),
-        (nested::LbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
-            fields!(&at.field("round_robin_lb_config"), config => nested::RoundRobinLbConfig {
-                used {}
-                inert {}
-                rejected { slow_start_config = "slow start" }
-            });
-            (LbPolicy::RoundRobin, None)
-        }
-        (nested::LbPolicy::LeastRequest, None) => (least_request, None),
-        (nested::LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
-            (self::least_request(&at.field("least_request_lb_config"), config)?, None)
-        }
-        (nested::LbPolicy::Random, None) => (LbPolicy::Random, None),
-        (nested::LbPolicy::ClusterProvided, None) => (LbPolicy::ClusterProvided, None),
-        (nested::LbPolicy::ClusterProvided, Some(LbConfig::OriginalDstLbConfig(config))) => {
-            (LbPolicy::ClusterProvided, Some(original_dst(&at.field("original_dst_lb_config"), config)?))
-        }
-        (
-            policy @ (nested::LbPolicy::RingHash
-            | nested::LbPolicy::Maglev
-            | nested::LbPolicy::LoadBalancingPolicyConfig),
-            _,
-        ) => {
-            return Err(at.error_in("lb_policy", format!("not supported yet: {}", policy.as_str_name())));
-        }
-        (_, Some(_)) => return Err(at.error_in("lb_config", "belongs to another lb_policy")),
-    })
+/// What all policies share.
+pub(super) struct CommonLb {
+    /// Panic threshold in percent.
+    pub(super) healthy_panic_threshold: f64,
+    /// How localities share; `None`: nothing is said.
+    pub(super) locality: Option<LocalityMode>,
+    pub(super) hashing: Option<ConsistentHashing>,
 }
 
-fn least_request(at: &At<'_>, config: nested::LeastRequestLbConfig) -> Converted<LbPolicy> {
-    fields!(at, config => nested::LeastRequestLbConfig {
-        used { choice_count, active_request_bias }
-        inert {}
-        rejected { slow_start_config = "slow start" }
-    });
-    let bias = active_request_bias.map_or(1.0, |bias| bias.default_value);
-    if !(bias.is_finite() && bias >= 0.0) {
-        return Err(at.error_in("active_request_bias", "must not be negative"));
-    }
-    match number(choice_count) {
-        Some(count) if count < 2 => Err(at.error_in("choice_count", "must be at least 2")),
-        count => Ok(LbPolicy::LeastRequest { choice_count: count.unwrap_or(2), active_request_bias: bias }),
-    }
-}
-
-fn original_dst(at: &At<'_>, config: nested::OriginalDstLbConfig) -> Converted<Discovery> {
-    fields!(at, config => nested::OriginalDstLbConfig {
-        used { use_http_header, http_header_name, upstream_port_override }
-        inert {}
-        rejected { metadata_key = "destinations from dynamic metadata" }
-    });
-    let name = if http_header_name.is_empty() { "x-envoy-original-dst-host" } else { &http_header_name };
-    Ok(Discovery::OriginalDst {
-        header: use_http_header.then(|| header_name(at, "http_header_name", name)).transpose()?,
-        port_override: number(upstream_port_override)
-            .filter(|value| *value != 0)
-            .map(|value| port(at, "upstream_port_override", value))
-            .transpose()?,
-    })
-}
-
-/// Panic threshold in percent, and how localities share.
-pub(super) fn common_lb(
-    at: &At<'_>,
-    config: Option<nested::CommonLbConfig>,
-) -> Converted<(f64, LocalityMode)> {
+pub(super) fn common_lb(at: &At<'_>, config: Option<nested::CommonLbConfig>) -> Converted<CommonLb> {
     use nested::common_lb_config::LocalityConfigSpecifier;
-    let Some(config) = config else { return Ok((50.0, LocalityMode::Flat)) };
+    let config = config.unwrap_or_default();
     fields!(at, config => nested::CommonLbConfig {
-        used { healthy_panic_threshold, locality_config_specifier }
+        used { healthy_panic_threshold, locality_config_specifier, consistent_hashing_lb_config }
         inert {
             update_merge_window = "updates are applied at once",
             ignore_new_hosts_until_first_hc = "there are no active health checks",
         }
         rejected {
             close_connections_on_host_set_change = "closing connections when endpoints change",
-            consistent_hashing_lb_config = "consistent hashing",
             override_host_status = "endpoints chosen by filters",
         }
         variants { zone_aware_lb_config = "zone aware routing" }
@@ -112,13 +44,16 @@ pub(super) fn common_lb(
         return Err(at.error_in("healthy_panic_threshold", "must be between 0 and 100"));
     }
     let locality = match locality_config_specifier {
-        None => LocalityMode::Flat,
-        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => LocalityMode::Weighted,
+        None => None,
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => Some(LocalityMode::Weighted),
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)) => {
             return Err(at.error_in("zone_aware_lb_config", "not supported: zone aware routing"));
         }
     };
-    Ok((threshold, locality))
+    let hashing = consistent_hashing_lb_config
+        .map(|config| hashing(&at.field("consistent_hashing_lb_config"), config))
+        .transpose()?;
+    Ok(CommonLb { healthy_panic_threshold: threshold, locality, hashing })
 }
 
 /// Limits for default and high priority, and the most connections to one host.

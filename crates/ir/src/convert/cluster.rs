@@ -8,9 +8,10 @@ use lateen_xds::pb::envoy::config::cluster::v3 as proto;
 use lateen_xds::pb::google::protobuf::Any;
 use proto::cluster as nested;
 
-use super::balancing::{circuit_breakers, common_lb, lb_policy, outlier_detection};
+use super::balancing::{circuit_breakers, common_lb, outlier_detection};
 use super::config_source::{Source, config_source};
 use super::endpoint::{Names, load_assignment};
+use super::lb_policy::{self, Chosen};
 use super::listener::plaintext;
 use super::upstream_http::{self, Deprecated};
 use super::values::{
@@ -36,6 +37,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             dns_jitter, dns_failure_refresh_rate, dns_lookup_family, wait_for_warm_on_init,
             outlier_detection, cleanup_interval, upstream_bind_config, common_lb_config, transport_socket, metadata,
             protocol_selection, upstream_connection_options, connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
+            load_balancing_policy,
         }
         inert {
             close_connections_on_host_health_failure = "there are no active health checks",
@@ -55,7 +57,6 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             typed_dns_resolver_config = "DNS resolvers by extension",
             lb_subset_config = "subsets of endpoints",
             filters = "network filters towards upstream",
-            load_balancing_policy = "use lb_policy",
             lrs_server = "load reports",
             lrs_report_endpoint_metrics = "load reports",
             track_timeout_budgets = "stats of time-out budgets",
@@ -83,19 +84,40 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         },
     };
     let kind = discovery_type(at, cluster_discovery_type)?;
-    let (policy, original_dst) = self::lb_policy(at, lb_policy, lb_config)?;
-    if (kind == nested::DiscoveryType::OriginalDst) != (policy == LbPolicy::ClusterProvided) {
+    let common = common_lb(&at.field("common_lb_config"), common_lb_config)?;
+    let chosen = match load_balancing_policy {
+        Some(policy) => {
+            if common.locality.is_some() || common.hashing.is_some() {
+                let reason = "locality_weighted_lb_config and consistent_hashing_lb_config must not be set together with load_balancing_policy";
+                return Err(at.error_in("common_lb_config", reason));
+            }
+            lb_policy::extension(&at.field("load_balancing_policy"), policy)?
+        }
+        None => {
+            let hashing = common.hashing.unwrap_or_default();
+            let (policy, original_dst) = lb_policy::lb_policy(at, lb_policy, lb_config, hashing)?;
+            Chosen { policy, original_dst, locality: common.locality.unwrap_or_default() }
+        }
+    };
+    if (kind == nested::DiscoveryType::OriginalDst) != (chosen.policy == LbPolicy::ClusterProvided) {
         return Err(at.error_in(
             "lb_policy",
             "CLUSTER_PROVIDED goes with the cluster type ORIGINAL_DST, and only with it",
         ));
+    }
+    // As in Envoy, other clusters' endpoints need not have names.
+    if chosen.policy.hashing().is_some_and(|hashing| hashing.use_hostname)
+        && kind != nested::DiscoveryType::StrictDns
+    {
+        let reason = "use_hostname_for_hashing needs a STRICT_DNS cluster";
+        return Err(at.error_in("common_lb_config.consistent_hashing_lb_config", reason));
     }
     let discovery = match kind {
         nested::DiscoveryType::OriginalDst => {
             if load_assignment.is_some() {
                 return Err(at.error_in("load_assignment", "an ORIGINAL_DST cluster has no endpoints"));
             }
-            original_dst.unwrap_or(Discovery::OriginalDst { header: None, port_override: None })
+            chosen.original_dst.unwrap_or(Discovery::OriginalDst { header: None, port_override: None })
         }
         nested::DiscoveryType::Eds => eds(at, eds_cluster_config, &name)?,
         nested::DiscoveryType::Static => {
@@ -136,14 +158,13 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         None => Default::default(),
         Some(breakers) => self::circuit_breakers(&at.field("circuit_breakers"), breakers)?,
     };
-    let (healthy_panic_threshold, locality) = common_lb(&at.field("common_lb_config"), common_lb_config)?;
     Ok(Cluster {
         name,
         alt_stat_name: optional(alt_stat_name),
         discovery,
-        lb_policy: policy,
-        healthy_panic_threshold,
-        locality,
+        lb_policy: chosen.policy,
+        healthy_panic_threshold: common.healthy_panic_threshold,
+        locality: chosen.locality,
         connect_timeout: positive(at, "connect_timeout", connect_timeout, Duration::from_secs(5))?,
         per_connection_buffer_limit_bytes: number(per_connection_buffer_limit_bytes).unwrap_or(BUFFER_LIMIT),
         circuit_breakers: normal,

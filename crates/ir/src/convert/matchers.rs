@@ -131,20 +131,20 @@ pub(super) fn header_matcher(at: &At<'_>, header: route::HeaderMatcher) -> Conve
         Some(Specifier::PresentMatch(present)) => HeaderValueMatcher::Present(present),
     };
     Ok(HeaderMatcher {
-        key: header_key(at, &name)?,
+        key: header_key(at, "name", &name)?,
         invert: invert_match,
         treat_missing_as_empty: treat_missing_header_as_empty,
         value,
     })
 }
 
-fn header_key(at: &At<'_>, name: &str) -> Converted<HeaderKey> {
+pub(super) fn header_key(at: &At<'_>, field: &str, name: &str) -> Converted<HeaderKey> {
     Ok(match name.to_ascii_lowercase().as_str() {
         ":method" => HeaderKey::Method,
         ":scheme" => HeaderKey::Scheme,
         ":authority" | "host" => HeaderKey::Authority,
         ":path" => HeaderKey::Path,
-        _ => HeaderKey::Named(header_name(at, "name", name)?),
+        _ => HeaderKey::Named(header_name(at, field, name)?),
     })
 }
 

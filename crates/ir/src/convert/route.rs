@@ -8,6 +8,7 @@ use lateen_xds::pb::envoy::config::route::v3 as proto;
 
 use super::cluster_names::ClusterNames;
 use super::cors::legacy_policy;
+use super::hash_policy::hash_policies;
 use super::http_filters::{FilterNames, overrides};
 use super::matchers::{
     full_regex, header_matchers, header_name, header_names, header_value, mutations, query_parameter,
@@ -245,7 +246,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
     use proto::route_action::ClusterNotFoundResponseCode;
     fields!(at, message => proto::RouteAction {
         used {
-            cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
+            hash_policy, cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
             host_rewrite_specifier, cors, request_mirror_policies,
         }
@@ -258,7 +259,6 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             retry_policy_typed_config = "retry policies by extension",
             rate_limits = "rate limits",
             include_vh_rate_limits = "rate limits",
-            hash_policy = "consistent hashing",
             max_grpc_timeout = "use max_stream_duration.grpc_timeout_header_max",
             grpc_timeout_offset = "use max_stream_duration.grpc_timeout_header_offset",
             internal_redirect_policy = "internal redirects",
@@ -310,6 +310,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             .map(|limits| self::max_stream_duration(&at.field("max_stream_duration"), limits))
             .transpose()?,
         cors: cors.map(|cors| legacy_policy(&at.field("cors"), cors).map(Arc::new)).transpose()?,
+        hash_policy: hash_policies(at, hash_policy)?,
     })
 }
 
@@ -469,7 +470,7 @@ fn weighted_clusters(
         Some(RandomValueSpecifier::HeaderName(name)) => Some(header_name(at, "header_name", &name)?),
         Some(RandomValueSpecifier::UseHashPolicy(value)) if !value.value => None,
         Some(RandomValueSpecifier::UseHashPolicy(_)) => {
-            return Err(at.error_in("use_hash_policy", "not supported: consistent hashing"));
+            return Err(at.error_in("use_hash_policy", "not supported: weighted clusters by hash"));
         }
     };
     Ok(WeightedClusters { clusters, total_weight, random_header })

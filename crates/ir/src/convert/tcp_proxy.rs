@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as proto;
+use lateen_xds::pb::envoy::r#type::v3::HashPolicy;
+use lateen_xds::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 use proto::tcp_proxy::weighted_cluster::ClusterWeight;
 use proto::tcp_proxy::{ClusterSpecifier, TcpAccessLogOptions};
 
@@ -19,7 +21,7 @@ pub(super) fn tcp_proxy(at: &At<'_>, message: proto::TcpProxy) -> Converted<TcpP
         used {
             stat_prefix, idle_timeout, access_log, max_connect_attempts, backoff_options,
             max_downstream_connection_duration, access_log_flush_interval, flush_access_log_on_connected,
-            access_log_options, cluster_specifier,
+            access_log_options, cluster_specifier, hash_policy,
         }
         inert {
             proxy_protocol_tlv_merge_policy = "no effect without proxy_protocol_tlvs",
@@ -29,7 +31,6 @@ pub(super) fn tcp_proxy(at: &At<'_>, message: proto::TcpProxy) -> Converted<TcpP
             metadata_match = "subsets of endpoints",
             downstream_idle_timeout = "use idle_timeout, which watches both sides",
             upstream_idle_timeout = "use idle_timeout, which watches both sides",
-            hash_policy = "consistent hashing",
             tunneling_config = "tunnelling over HTTP",
             max_downstream_connection_duration_jitter_percentage = "jitter of the longest duration",
             proxy_protocol_tlvs = "the PROXY protocol",
@@ -72,7 +73,23 @@ pub(super) fn tcp_proxy(at: &At<'_>, message: proto::TcpProxy) -> Converted<TcpP
         access_log: access_logs(at, "access_log", access_log)?,
         access_log_flush_interval: flush_interval,
         flush_access_log_on_connected: on_connected,
+        hash_source_ip: hash_source_ip(at, hash_policy)?,
     })
+}
+
+fn hash_source_ip(at: &At<'_>, policies: Vec<HashPolicy>) -> Converted<bool> {
+    let Some(policy) = policies.first() else { return Ok(false) };
+    if policies.len() > 1 {
+        return Err(at.error_in("hash_policy", "must not have more than one entry"));
+    }
+    match &policy.policy_specifier {
+        Some(PolicySpecifier::SourceIp(_)) => Ok(true),
+        Some(PolicySpecifier::FilterState(_)) => {
+            let reason = "not supported: no filter sets a state that could be hashed";
+            Err(at.index("hash_policy", 0).error_in("filter_state", reason))
+        }
+        None => Err(at.index("hash_policy", 0).error_in("policy_specifier", "is required")),
+    }
 }
 
 fn log_options(at: &At<'_>, options: TcpAccessLogOptions) -> Converted<(Option<Duration>, bool)> {

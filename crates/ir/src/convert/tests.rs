@@ -237,7 +237,7 @@ fn clusters_are_taken() {
         )
         .unwrap();
     assert!(matches!(&eds.discovery, Discovery::Eds { service_name, .. } if &**service_name == "s"));
-    assert_eq!(eds.lb_policy, LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 });
+    assert_eq!(eds.lb_policy, LbPolicy::LeastRequest(LeastRequest::default()));
     assert_eq!((eds.circuit_breakers.max_connections, eds.circuit_breakers.max_requests), (1, 1024));
     assert_eq!(eds.high_priority_circuit_breakers.max_requests, 9);
     assert_eq!(eds.http.protocol, UpstreamProtocol::Http2);
@@ -362,7 +362,7 @@ fn listeners_are_refused_with_the_fields_path() {
         ),
         (http_listener("").replace("ads: {}", "path: /x"), format!("{manager}.rds.config_source")),
         (tcp_listener(""), format!("{manager}.cluster_specifier")),
-        (tcp_listener(", cluster: c, hash_policy: [{source_ip: {}}]"), format!("{manager}.hash_policy")),
+        (tcp_listener(", cluster: c, hash_policy: [{filter_state: {key: a}}]"), format!("{manager}.hash_policy[0].filter_state")),
         (tcp_listener(", weighted_clusters: {clusters: [{name: a}]}"), format!("{manager}.weighted_clusters.clusters[0].weight")),
         (tcp_listener(", cluster: c").replace("address: 0.0.0.0", "address: name"), "address.socket_address.address".into()),
         (tcp_listener(", cluster: c").replace("port_value: 80", "port_value: 80, protocol: UDP"), "address.socket_address.protocol".into()),
@@ -396,7 +396,7 @@ fn routes_are_refused_with_the_fields_path() {
         (one_route("{prefix: /}", "route: {cluster: ''}"), format!("{route}.route.cluster")),
         (
             one_route("{prefix: /}", "route: {cluster: c, hash_policy: [{terminal: true}]}"),
-            format!("{route}.route.hash_policy"),
+            format!("{route}.route.hash_policy[0].policy_specifier"),
         ),
         (
             one_route(
@@ -459,7 +459,16 @@ fn clusters_are_refused_with_the_fields_path() {
             "{name: a, type: EDS, eds_cluster_config: {eds_config: {path: /x}}}",
             "eds_cluster_config.eds_config",
         ),
-        ("{name: a, lb_policy: RING_HASH}", "lb_policy"),
+        ("{name: a, lb_policy: LOAD_BALANCING_POLICY_CONFIG}", "load_balancing_policy"),
+        ("{name: a, lb_policy: MAGLEV, maglev_lb_config: {table_size: 10}}", "maglev_lb_config.table_size"),
+        (
+            "{name: a, lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 9, maximum_ring_size: 8}}",
+            "ring_hash_lb_config.minimum_ring_size",
+        ),
+        (
+            "{name: a, lb_policy: RING_HASH, common_lb_config: {consistent_hashing_lb_config: {hash_balance_factor: 99}}}",
+            "common_lb_config.consistent_hashing_lb_config.hash_balance_factor",
+        ),
         ("{name: a, lb_policy: CLUSTER_PROVIDED}", "lb_policy"),
         ("{name: a, type: ORIGINAL_DST}", "lb_policy"),
         ("{name: a, type: LOGICAL_DNS}", "load_assignment"),
