@@ -36,6 +36,8 @@ pub(crate) struct UpstreamStream {
     /// When the stream must be over.
     pub(crate) stream_end: Option<Instant>,
     pub(crate) idle_timeout: Option<Duration>,
+    /// The retry policy's: nothing from upstream for so long.
+    pub(crate) per_try_idle: Option<Duration>,
 }
 
 impl UpstreamStream {
@@ -57,6 +59,7 @@ impl UpstreamStream {
             deadline: None,
             stream_end: None,
             idle_timeout: None,
+            per_try_idle: None,
         }
     }
 
@@ -79,6 +82,12 @@ impl UpstreamStream {
     /// The route's time-out passed while the answer was coming.
     pub(crate) fn timed_out(&self) {
         self.active.cluster.stats.upstream_rq_timeout.inc();
+        self.active.host.stats.rq_timeout.inc();
+    }
+
+    /// Nothing came from upstream for too long.
+    pub(crate) fn idled(&self) {
+        self.active.cluster.stats.upstream_rq_per_try_idle_timeout.inc();
         self.active.host.stats.rq_timeout.inc();
     }
 

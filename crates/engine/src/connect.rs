@@ -72,6 +72,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
                     deadline: None,
                     stream_end: stream_end(context, Some(&cluster)),
                     idle_timeout: idle_timeout(context),
+                    per_try_idle: None,
                 };
                 return Ok(Box::new(Tunnel { connection, opened, stream }));
             }

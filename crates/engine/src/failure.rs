@@ -25,6 +25,7 @@ flags! {
     FAULT_INJECTED = 18, "FI", "FaultInjected";
     // Envoy prints flags in the order they were set, and this one is set before the last attempt's own.
     UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";
+    RETRY_OVERFLOW = 19, "UO", "UpstreamOverflow";
     NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
     UPSTREAM_REQUEST_TIMEOUT = 1, "UT", "UpstreamRequestTimeout";
     LOCAL_RESET = 2, "LR", "LocalReset";
@@ -150,6 +151,7 @@ pub(crate) enum Failure {
     /// The route's time-out.
     ResponseTimeout,
     PerTryTimeout,
+    PerTryIdleTimeout,
     MaxStreamDuration,
     StreamIdleTimeout {
         request_complete: bool,
@@ -170,8 +172,8 @@ pub(crate) enum Failure {
     Http10,
     /// An upgrade that is not configured.
     UpgradeFailed,
-    /// An HTTP filter answers.
-    ByFilter(Box<Reply>),
+    /// Something, an HTTP filter for example, has an answer of its own.
+    Answered(Box<Reply>),
 }
 
 /// The answer to a [`Failure`].
@@ -209,6 +211,11 @@ impl Reply {
 }
 
 impl Failure {
+    /// Whether upstream took too long.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self, Self::ResponseTimeout | Self::PerTryTimeout | Self::PerTryIdleTimeout)
+    }
+
     /// Status, text, flag and details of the answer.
     pub(crate) fn reply(&self) -> Reply {
         use StatusCode as S;
@@ -224,6 +231,7 @@ impl Failure {
             Self::Upstream { reset, retried } => upstream_reply(reset, *retried),
             Self::ResponseTimeout => timeout("response_timeout"),
             Self::PerTryTimeout => timeout("upstream_per_try_timeout"),
+            Self::PerTryIdleTimeout => timeout("upstream_per_try_idle_timeout"),
             Self::MaxStreamDuration => Reply::new(
                 S::GATEWAY_TIMEOUT,
                 "downstream duration timeout",
@@ -265,7 +273,7 @@ impl Failure {
                 Flags::DOWNSTREAM_PROTOCOL_ERROR,
                 "low_version",
             )),
-            Self::ByFilter(reply) => (**reply).clone(),
+            Self::Answered(reply) => (**reply).clone(),
             Self::UpgradeFailed => closing(Reply::new(S::FORBIDDEN, "", Flags::default(), "upgrade_failed")),
         }
     }

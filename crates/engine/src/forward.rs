@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use lateen_ir::{
-    Action, ClusterSpecifier, Forward, HeaderMutations, PathRewrite, PickedCluster, Route, WeightedTarget,
+    Action, ClusterSpecifier, Forward, HeaderMutations, PathRewrite, PickedCluster, RetryPolicy, Route,
+    WeightedTarget,
 };
 use smallvec::SmallVec;
 
 use crate::answer::Answer;
+use crate::asked::Asked;
 use crate::cluster::LocalCluster;
 use crate::context::RequestContext;
 use crate::failure::Failure;
@@ -18,8 +20,8 @@ use crate::presence::Present;
 use crate::trial::Trial;
 use crate::{mirror, rewrite};
 
-const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-const X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+pub(crate) const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName =
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// Bytes of a body kept where no policy repeats requests: enough to send most again when a kept connection turns out to be dead.
 const KEPT_WITHOUT_RETRIES: usize = 16 * 1024;
@@ -31,17 +33,11 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
-    let timeout = route_timeout(context, action);
-    prepare_head(context, action, weighted.as_ref(), timeout);
+    let Terms { timeout, no_content, policy } = terms(context, action, weighted.as_ref());
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     if !action.mirrors.is_empty() {
         mirror::start(context, action, &source, timeout);
     }
-    let policy = action.retry_policy.clone().or_else(|| context.virtual_host.as_ref()?.retry_policy.clone());
-    let policy = policy.filter(|policy| {
-        let wanted = &policy.retriable_request_headers;
-        wanted.is_empty() || wanted.iter().any(|matcher| matcher.is_match(&request_view(context)))
-    });
     if policy.is_none() {
         source.keep_at_most(KEPT_WITHOUT_RETRIES);
     }
@@ -61,9 +57,18 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         tried: SmallVec::new(),
         retry_place: None,
         hash,
+        timed_out: false,
     };
-    let outcome = trial.run(weighted).await;
-    if let Err(failure) = &outcome {
+    let mut outcome = trial.run(weighted).await;
+    if let Err(failure) = &mut outcome {
+        if *failure == Failure::ResponseTimeout {
+            cluster.stats.upstream_rq_timeout.inc();
+        }
+        if no_content && failure.is_timeout() {
+            let mut reply = failure.reply();
+            (reply.status, reply.body) = (StatusCode::NO_CONTENT, "".into());
+            *failure = Failure::Answered(Box::new(reply));
+        }
         charge_failure(&cluster, failure);
     }
     outcome
@@ -83,9 +88,36 @@ pub(crate) fn request_hash(context: &mut RequestContext, action: &Forward) -> Op
     hash
 }
 
+/// How long a request may take and how often it is tried.
+struct Terms {
+    timeout: Option<Duration>,
+    /// Time-outs are answered with 204.
+    no_content: bool,
+    policy: Option<Arc<RetryPolicy>>,
+}
+
+/// The terms of the route and of what the request asks for; the head is brought into the form in which it is sent.
+fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&WeightedEntry>) -> Terms {
+    let asked = Asked::take(context);
+    let timeout = asked.timeout.unwrap_or(action.timeout);
+    let no_content = asked.no_content_on_timeout;
+    let of_route = action.retry_policy.as_ref();
+    let of_route = of_route.or_else(|| context.virtual_host.as_ref()?.retry_policy.as_ref());
+    let policy = match of_route {
+        None if !context.present.any(Present::ENVOY) => None,
+        of_route => asked.policy(context, of_route, timeout),
+    };
+    prepare_head(context, action, weighted, expected_timeout(policy.as_deref(), timeout));
+    Terms { timeout, no_content, policy }
+}
+
+/// What the service is told of the time it has: that of one try, if it has one, or else of everything.
+fn expected_timeout(policy: Option<&RetryPolicy>, timeout: Option<Duration>) -> Option<Duration> {
+    policy.and_then(|policy| policy.per_try_timeout).or(timeout)
+}
+
 fn charge_failure(cluster: &LocalCluster, failure: &Failure) {
     match failure {
-        Failure::ResponseTimeout => cluster.stats.upstream_rq_timeout.inc(),
         Failure::NoHealthyUpstream => cluster.stats.upstream_cx_none_healthy.inc(),
         Failure::ClientGone => return,
         _ => {}
@@ -154,20 +186,6 @@ pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
     of_route.unwrap_or(context.connection.config.hcm.stream_idle_timeout)
 }
 
-fn route_timeout(context: &RequestContext, action: &Forward) -> Option<Duration> {
-    let told = if context.present.any(Present::ENVOY) {
-        context.head.headers.get(X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS)
-    } else {
-        None
-    };
-    match told.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
-        // Only internal clients get here with this header; others had it removed.
-        Some(0) => None,
-        Some(millis) => Some(Duration::from_millis(millis)),
-        None => action.timeout.filter(|timeout| !timeout.is_zero()),
-    }
-}
-
 /// `max_stream_duration` of the route, the cluster or the connection manager, or a gRPC client's own deadline.
 pub(crate) fn stream_end(context: &RequestContext, cluster: Option<&LocalCluster>) -> Option<Instant> {
     let manager = context.connection.config.hcm.common.max_stream_duration;
@@ -223,12 +241,10 @@ fn prepare_head(
     context: &mut RequestContext,
     action: &Forward,
     weighted: Option<&WeightedEntry>,
-    timeout: Option<Duration>,
+    expected: Option<Duration>,
 ) {
     let suppress = suppresses(context);
-    if !suppress && let Some(timeout) = timeout {
-        let policy = action.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
-        let expected = policy.filter(|per_try| *per_try < timeout).unwrap_or(timeout);
+    if !suppress && let Some(expected) = expected {
         let value = context.connection.expected_text.get(expected);
         context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }

@@ -393,7 +393,9 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     } else if hcm.use_remote_address {
         context.secure = false;
     }
-    let internal = single_hop && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
+    // Nobody is internal but by one address in `x-forwarded-for`, be it the one that is appended here.
+    let single = if hcm.use_remote_address { single_hop } else { !single_hop && one_address(headers) };
+    let internal = single && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
     let edge = !internal && hcm.use_remote_address;
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
@@ -418,6 +420,11 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     if let Some(via) = &hcm.via {
         append_list(headers, header::VIA, via);
     }
+}
+
+fn one_address(headers: &HeaderMap) -> bool {
+    let mut lists = headers.get_all(X_FORWARDED_FOR).iter();
+    lists.next().is_some_and(|list| !list.as_bytes().contains(&b',')) && lists.next().is_none()
 }
 
 fn remove_untrusted(headers: &mut HeaderMap, edge: bool) {

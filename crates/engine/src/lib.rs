@@ -19,6 +19,7 @@
 mod access_log;
 mod admin;
 mod answer;
+mod asked;
 mod body;
 mod breakers;
 mod chain;

@@ -9,6 +9,7 @@ use crate::body::RequestSource;
 pub(crate) enum TimedOut {
     Overall,
     PerTry,
+    PerTryIdle,
     Idle,
     StreamEnd,
 }
@@ -18,6 +19,7 @@ pub(crate) struct Limits {
     pub(crate) timeout: Option<Duration>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) per_try: Option<Duration>,
+    pub(crate) per_try_idle: Option<Duration>,
     pub(crate) idle: Option<Duration>,
     pub(crate) stream_end: Option<Instant>,
 }
@@ -34,9 +36,10 @@ pub(crate) async fn wait<T>(
     limits: Limits,
     work: impl Future<Output = T>,
 ) -> Waited<T> {
-    let Limits { timeout, deadline, per_try, idle, stream_end } = limits;
+    let Limits { timeout, deadline, per_try, per_try_idle, idle, stream_end } = limits;
     let mut work = pin!(work);
-    if timeout.is_none() && per_try.is_none() && idle.is_none() && stream_end.is_none() {
+    let limited = [timeout, per_try, per_try_idle, idle].iter().any(Option::is_some);
+    if !limited && stream_end.is_none() {
         return Waited { result: Ok(work.await), deadline };
     }
     if !source.ended() {
@@ -52,6 +55,7 @@ pub(crate) async fn wait<T>(
     let limits = [
         deadline.map(|at| (at, TimedOut::Overall)),
         per_try.map(|limit| (now + limit, TimedOut::PerTry)),
+        per_try_idle.map(|limit| (now + limit, TimedOut::PerTryIdle)),
         idle.map(|limit| (now + limit, TimedOut::Idle)),
         stream_end.map(|at| (at, TimedOut::StreamEnd)),
     ];

@@ -12,7 +12,7 @@ use crate::body::ResponseBody;
 use crate::context::RequestContext;
 use crate::failure::Failure;
 use crate::header_mutations;
-use crate::http_request::{general_response_headers, mutate_response, name_status};
+use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, mutate_response, name_status};
 use crate::{filters, log_filter, render};
 
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
@@ -54,6 +54,11 @@ fn finish_with(
     mut response: Response<ResponseBody>,
     grpc_status: Option<u32>,
 ) -> Response<ResponseBody> {
+    // The router tells how often it tried, once it had somebody to try.
+    let tells = context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response);
+    if tells && context.host.is_some() {
+        response.headers_mut().insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
+    }
     // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
     mutate_response(&context, None, response.headers_mut());
     context.status = Some(response.status());

@@ -74,6 +74,9 @@ impl ResponseStream {
                     {
                         open.context.response_trailers = Some(trailers.clone());
                     }
+                    if open.stream.per_try_idle.is_some() {
+                        self.last_frame = Some(Instant::now());
+                    }
                     if let Some(idle) = open.stream.idle_timeout {
                         let now = Instant::now();
                         self.last_frame = Some(now);
@@ -126,14 +129,16 @@ impl ResponseStream {
         // The client has taken everything; it is upstream that is waited for.
         open.context.connection.take_by.set(None);
         let (deadline, idle) = (open.stream.deadline, open.stream.idle_timeout);
-        let stream_end = open.stream.stream_end;
-        if deadline.is_none() && idle.is_none() && stream_end.is_none() {
+        let (stream_end, per_try_idle) = (open.stream.stream_end, open.stream.per_try_idle);
+        let limited = [deadline, stream_end].iter().any(Option::is_some);
+        if !limited && idle.is_none() && per_try_idle.is_none() {
             return Poll::Pending;
         }
         loop {
             let quiet_since = *self.last_frame.get_or_insert_with(Instant::now);
             let idle_end = idle.map(|idle| quiet_since + idle);
-            let Some(next) = [deadline, idle_end, stream_end].into_iter().flatten().min() else {
+            let try_end = per_try_idle.map(|idle| quiet_since + idle);
+            let Some(next) = [deadline, idle_end, try_end, stream_end].into_iter().flatten().min() else {
                 return Poll::Pending;
             };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
@@ -150,6 +155,9 @@ impl ResponseStream {
                 (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout")
             } else if stream_end == Some(next) {
                 (Flags::UPSTREAM_MAX_STREAM_DURATION, "upstream_max_stream_duration_reached")
+            } else if try_end == Some(next) {
+                open.stream.idled();
+                (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_idle_timeout")
             } else {
                 (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             };

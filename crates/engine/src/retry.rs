@@ -1,7 +1,7 @@
 //! Whether an attempt that went wrong may be repeated, and when. Pure.
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/router_filter#x-envoy-retry-on>
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, StatusCode};
 use lateen_ir::{Backoff, RetryOn, RetryPolicy};
@@ -79,8 +79,22 @@ pub(crate) fn pause(backoff: Backoff, repetition: u32, random: u64) -> Duration 
     Duration::from_micros(random.checked_rem(micros).unwrap_or(0))
 }
 
+/// The pause an answer itself asks for, where the policy heeds that.
+pub(crate) fn told_pause(policy: &RetryPolicy, headers: &HeaderMap) -> Option<Duration> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    policy.rate_limited.as_ref()?.pause(headers, now)
+}
+
+/// A pause at least so long and at most half as much longer, so that those who were told the same do not come back together.
+pub(crate) fn spread(told: Duration, random: u64) -> Duration {
+    let micros = u64::try_from(told.as_micros() / 2).unwrap_or(u64::MAX);
+    told + Duration::from_micros(random.checked_rem(micros).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
+    use lateen_ir::{RateLimitedBackoff, ResetHeader};
+
     use super::*;
 
     fn istio_default() -> RetryPolicy {
@@ -102,6 +116,7 @@ mod tests {
             retriable_headers: vec![],
             retriable_request_headers: vec![],
             backoff: Backoff { base: Duration::from_millis(25), max: Duration::from_millis(250) },
+            rate_limited: None,
         }
     }
 
@@ -147,5 +162,27 @@ mod tests {
         assert!(pause(backoff, 2, 49_999) == Duration::from_micros(49_999));
         assert!(pause(backoff, 40, u64::MAX) < Duration::from_millis(250));
         assert_eq!(pause(Backoff { base: Duration::ZERO, max: Duration::ZERO }, 1, 7), Duration::ZERO);
+    }
+
+    #[test]
+    fn answers_may_say_when_to_come_again() {
+        let header = |name: &'static str, timestamp| ResetHeader { name: name.parse().unwrap(), timestamp };
+        let limited = RateLimitedBackoff {
+            headers: vec![header("retry-after", false), header("x-reset", true)],
+            max: Duration::from_secs(300),
+        };
+        let now = Duration::from_secs(1_000);
+        let pause = |pairs: &[(&'static str, &'static str)]| {
+            let headers: HeaderMap =
+                pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+            limited.pause(&headers, now).map(|pause| pause.as_secs())
+        };
+        assert_eq!(pause(&[("retry-after", "120"), ("x-reset", "1001")]), Some(120));
+        assert_eq!(pause(&[("retry-after", "301"), ("x-reset", "1002")]), Some(2));
+        assert_eq!(pause(&[("retry-after", "tomorrow")]), None);
+        assert_eq!(pause(&[("x-reset", "999")]), None);
+        let second = Duration::from_secs(1);
+        assert!(spread(second, u64::MAX) < second * 3 / 2 && spread(second, 0) == second);
+        assert_eq!(spread(Duration::ZERO, 7), Duration::ZERO);
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use lateen_ir::{Discovery, Forward, HostRewrite, RetryPolicy};
 use smallvec::SmallVec;
@@ -15,7 +15,7 @@ use crate::breakers::{self, Admission, Limited};
 use crate::cluster::{LocalCluster, Need};
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reset, underscored};
-use crate::forward::{WeightedEntry, suppresses};
+use crate::forward::{WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, suppresses};
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::limits::{Limits, TimedOut, wait};
@@ -25,6 +25,8 @@ use crate::presence::Present;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::{retry, rewrite};
+
+const X_ENVOY_IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
 /// The attempts of one request.
 pub(crate) struct Trial<'a> {
@@ -42,6 +44,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) retry_place: Option<Admission>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
+    /// The last attempt took too long.
+    pub(crate) timed_out: bool,
 }
 
 impl Trial<'_> {
@@ -75,8 +79,12 @@ impl Trial<'_> {
                     );
                     let wanted =
                         |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
-                    if self.policy.is_some_and(wanted) && Box::pin(self.may_retry()).await {
-                        continue;
+                    if let Some(policy) = self.policy.filter(|policy| wanted(policy)) {
+                        let told = retry::told_pause(policy, response.headers());
+                        if Box::pin(self.may_retry(told)).await {
+                            self.timed_out = false;
+                            continue;
+                        }
                     }
                     if self.context.attempts > 1 && !failed {
                         self.cluster.stats.upstream_rq_retry_success.inc();
@@ -95,9 +103,10 @@ impl Trial<'_> {
                         self.context.connection.worker.random(),
                     );
                     drop(active);
-                    if !self.retriable(&failure) || !Box::pin(self.may_retry()).await {
+                    if !self.retriable(&failure) || !Box::pin(self.may_retry(None)).await {
                         return Err(self.final_failure(failure));
                     }
+                    self.timed_out = matches!(failure, AttemptFailure::PerTry | AttemptFailure::PerTryIdle);
                 }
             }
         }
@@ -117,6 +126,7 @@ impl Trial<'_> {
             AttemptFailure::Client => self.source.failure(),
             AttemptFailure::Overall => Failure::ResponseTimeout,
             AttemptFailure::PerTry => Failure::PerTryTimeout,
+            AttemptFailure::PerTryIdle => Failure::PerTryIdleTimeout,
             AttemptFailure::Idle => Failure::StreamIdleTimeout { request_complete: self.source.ended() },
             AttemptFailure::StreamEnd => Failure::MaxStreamDuration,
         }
@@ -128,7 +138,9 @@ impl Trial<'_> {
             AttemptFailure::Broken(broken) => {
                 retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
             }
-            AttemptFailure::PerTry => retry::after_break(policy.on, retry::Broken::PerTryTimeout, true),
+            AttemptFailure::PerTry | AttemptFailure::PerTryIdle => {
+                retry::after_break(policy.on, retry::Broken::PerTryTimeout, true)
+            }
             AttemptFailure::Client
             | AttemptFailure::Overall
             | AttemptFailure::Idle
@@ -136,8 +148,9 @@ impl Trial<'_> {
         }
     }
 
-    /// Takes the permission for one more attempt and pauses. The attempt is known to be wanted.
-    async fn may_retry(&mut self) -> bool {
+    /// Takes the permission for one more attempt and pauses: for as long as the last answer told, or else by the policy. The
+    /// attempt is known to be wanted.
+    async fn may_retry(&mut self, told: Option<Duration>) -> bool {
         let Some(policy) = self.policy else { return false };
         let stats = &self.cluster.stats;
         if self.context.attempts > policy.num_retries {
@@ -152,15 +165,23 @@ impl Trial<'_> {
         self.retry_place = None;
         let Some(place) = breakers::admit(&self.cluster.config, Limited::Retry, self.action.high_priority)
         else {
-            self.context.flags.insert(Flags::UPSTREAM_OVERFLOW);
+            self.context.flags.insert(Flags::RETRY_OVERFLOW);
             stats.upstream_rq_retry_overflow.inc();
             return false;
         };
         self.retry_place = Some(place);
         stats.upstream_rq_retry.inc();
-        stats.upstream_rq_retry_backoff_exponential.inc();
-        let pause =
-            retry::pause(policy.backoff, self.context.attempts, self.context.connection.worker.random());
+        let random = self.context.connection.worker.random();
+        let pause = match told {
+            Some(told) => {
+                stats.upstream_rq_retry_backoff_ratelimited.inc();
+                retry::spread(told, random)
+            }
+            None => {
+                stats.upstream_rq_retry_backoff_exponential.inc();
+                retry::pause(policy.backoff, self.context.attempts, random)
+            }
+        };
         let until = Instant::now() + pause;
         if self.deadline.is_some_and(|deadline| until >= deadline) {
             return false;
@@ -198,11 +219,12 @@ impl Trial<'_> {
 
     /// One attempt with its time limits.
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), AttemptFailure> {
-        let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
+        let policy = self.policy;
         let limits = Limits {
             timeout: self.timeout,
             deadline: self.deadline,
-            per_try,
+            per_try: policy.and_then(|policy| policy.per_try_timeout),
+            per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout),
             idle: self.idle_timeout,
             stream_end: self.stream_end,
         };
@@ -222,6 +244,11 @@ impl Trial<'_> {
                 self.cluster.stats.upstream_rq_per_try_timeout.inc();
                 Err(AttemptFailure::PerTry)
             }
+            Err(TimedOut::PerTryIdle) => {
+                host.stats.rq_timeout.inc();
+                self.cluster.stats.upstream_rq_per_try_idle_timeout.inc();
+                Err(AttemptFailure::PerTryIdle)
+            }
             Err(TimedOut::Idle) => Err(AttemptFailure::Idle),
             Err(TimedOut::StreamEnd) => {
                 self.cluster.stats.upstream_rq_max_duration_reached.inc();
@@ -231,7 +258,8 @@ impl Trial<'_> {
     }
 
     /// Sends the request once. A kept connection may be closing at this very moment; when nothing of the request can have
-    /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense.
+    /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense; what the
+    /// policy repeats it repeats itself.
     async fn try_once(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), Broken> {
         let worker = self.context.connection.worker.clone();
         let target =
@@ -257,6 +285,12 @@ impl Trial<'_> {
                     return Ok((lease, response));
                 }
                 Err(broken) => {
+                    let covered = self.policy.is_some_and(|policy| {
+                        retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
+                    });
+                    if covered {
+                        return Err(broken);
+                    }
                     let harmless = !broken.sent || retry::idempotent(&self.context.head.method);
                     let stale = reused && !fresh && broken.reset == Reset::Terminated;
                     if !(stale && harmless && self.source.replayable()) {
@@ -278,6 +312,17 @@ impl Trial<'_> {
         if self.context.virtual_host.as_ref().is_some_and(|host| host.include_request_attempt_count) {
             headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(self.context.attempts));
         }
+        if self.context.attempts > 1
+            && let Some(left) = self.time_left()
+        {
+            headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(left));
+        }
+        let tells =
+            self.context.virtual_host.as_ref().is_some_and(|host| host.include_is_timeout_retry_header);
+        if tells && self.context.attempts > 1 {
+            let reason = if self.timed_out { "true" } else { "false" };
+            headers.insert(X_ENVOY_IS_TIMEOUT_RETRY, HeaderValue::from_static(reason));
+        }
         let message = Message {
             method: self.context.head.method.clone(),
             headers,
@@ -286,6 +331,16 @@ impl Trial<'_> {
             secure: self.context.secure,
         };
         message.request(version, body)
+    }
+
+    /// Milliseconds that a further try has, as far as the service is to know.
+    fn time_left(&self) -> Option<u64> {
+        let deadline = self.deadline.filter(|_| !suppresses(self.context))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
+        let left = per_try.map_or(left, |per_try| per_try.min(left));
+        // 0 would mean that there is no limit.
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))
     }
 
     fn answer(
@@ -309,6 +364,7 @@ impl Trial<'_> {
             deadline: self.deadline,
             stream_end: self.stream_end,
             idle_timeout: self.idle_timeout,
+            per_try_idle: self.policy.and_then(|policy| policy.per_try_idle_timeout),
         };
         // Boxed here, since what follows passes it on several times.
         Box::new(Answer { head, body, stream })
@@ -322,6 +378,7 @@ enum AttemptFailure {
     Client,
     Overall,
     PerTry,
+    PerTryIdle,
     Idle,
     StreamEnd,
 }

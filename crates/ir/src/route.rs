@@ -59,6 +59,8 @@ pub struct VirtualHost {
     pub include_attempt_count_in_response: bool,
     /// For routes without their own.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// Tells repeated requests whether a time-out was the reason (`x-envoy-is-timeout-retry`).
+    pub include_is_timeout_retry_header: bool,
     /// What this level says about HTTP filters.
     pub overrides: FilterOverrides,
     /// The deprecated `cors`, for the CORS filter where no level has its configuration.
@@ -381,6 +383,33 @@ pub struct RetryOn {
     pub grpc_unavailable: bool,
 }
 
+impl RetryOn {
+    /// Adds a condition by name; false when there is none of that name.
+    pub fn add(&mut self, name: &str) -> bool {
+        let condition = match name {
+            "5xx" => &mut self.server_error,
+            "gateway-error" => &mut self.gateway_error,
+            "reset" => &mut self.reset,
+            "reset-before-request" => &mut self.reset_before_request,
+            "connect-failure" => &mut self.connect_failure,
+            "envoy-ratelimited" => &mut self.envoy_ratelimited,
+            "retriable-4xx" => &mut self.retriable_4xx,
+            "refused-stream" => &mut self.refused_stream,
+            "retriable-status-codes" => &mut self.retriable_status_codes,
+            "retriable-headers" => &mut self.retriable_headers,
+            "http3-post-connect-failure" => &mut self.http3_post_connect_failure,
+            "cancelled" => &mut self.grpc_cancelled,
+            "deadline-exceeded" => &mut self.grpc_deadline_exceeded,
+            "internal" => &mut self.grpc_internal,
+            "resource-exhausted" => &mut self.grpc_resource_exhausted,
+            "unavailable" => &mut self.grpc_unavailable,
+            _ => return false,
+        };
+        *condition = true;
+        true
+    }
+}
+
 /// Envoy's `RetryPolicy`.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
@@ -404,4 +433,55 @@ pub struct RetryPolicy {
     pub retriable_request_headers: Vec<HeaderMatcher>,
     /// Pause between attempts. Default 25 ms to 250 ms.
     pub backoff: Backoff,
+    /// Pause as an answer asks for.
+    pub rate_limited: Option<RateLimitedBackoff>,
+}
+
+impl Default for RetryPolicy {
+    /// No conditions, and Envoy's defaults.
+    fn default() -> Self {
+        Self {
+            on: RetryOn::default(),
+            num_retries: 1,
+            per_try_timeout: None,
+            per_try_idle_timeout: None,
+            avoid_previous_hosts: false,
+            host_selection_max_attempts: 1,
+            retriable_status_codes: Vec::new(),
+            retriable_headers: Vec::new(),
+            retriable_request_headers: Vec::new(),
+            backoff: Backoff { base: Duration::from_millis(25), max: Duration::from_millis(250) },
+            rate_limited: None,
+        }
+    }
+}
+
+/// Envoy's `RateLimitedRetryBackOff`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimitedBackoff {
+    /// Response headers in the order in which they are looked at.
+    pub headers: Vec<ResetHeader>,
+    /// A longer pause is not taken from a header. Default 300 s.
+    pub max: Duration,
+}
+
+/// A response header that says when to come again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetHeader {
+    /// Its name.
+    pub name: HeaderName,
+    /// True: a point in time, in seconds since the epoch; false: seconds from now.
+    pub timestamp: bool,
+}
+
+impl RateLimitedBackoff {
+    /// The pause an answer asks for. `now`: time since the epoch.
+    pub fn pause(&self, headers: &http::HeaderMap, now: Duration) -> Option<Duration> {
+        let read = |header: &ResetHeader| {
+            let told: u64 = headers.get(&header.name)?.to_str().ok()?.trim().parse().ok()?;
+            let pause = if header.timestamp { told.checked_sub(now.as_secs())? } else { told };
+            Some(Duration::from_secs(pause)).filter(|pause| *pause <= self.max)
+        };
+        self.headers.iter().find_map(read)
+    }
 }

@@ -38,6 +38,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>) -> Arc<VirtualHos
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,
         retry_policy: None,
+        include_is_timeout_retry_header: false,
         overrides: Box::default(),
         cors: None,
     })

@@ -249,6 +249,8 @@ table! {
     route::route_action::hash_policy::Cookie,
     route::RetryPolicy,
     route::retry_policy::RetryBackOff,
+    route::retry_policy::RateLimitedRetryBackOff,
+    route::HedgePolicy,
     route::RedirectAction,
     route::DirectResponseAction,
     matcher::StringMatcher,

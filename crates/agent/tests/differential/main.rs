@@ -12,6 +12,7 @@ mod hashing;
 mod mirrors;
 mod pages;
 mod proxies;
+mod retries;
 mod service;
 mod tunnels;
 mod wire;
@@ -75,6 +76,7 @@ async fn requests_fare_the_same() {
         .into_iter()
         .chain(filters::cases())
         .chain(mirrors::cases())
+        .chain(retries::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();
     let played: Vec<(Case, [Seen; 2])> = futures::stream::iter(cases.into_iter().enumerate())
@@ -106,7 +108,7 @@ async fn requests_fare_the_same() {
             writeln!(complaints, "=== {name}: {complaint}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
         }
     }
-    for pattern in filters::STATS.iter().chain(&mirrors::STATS) {
+    for pattern in filters::STATS.iter().chain(&mirrors::STATS).chain(&retries::STATS) {
         let [envoy, lateen] =
             pair.pages(&format!("/stats?filter={pattern}")).await.map(|page| numbers(&page));
         if envoy != lateen {

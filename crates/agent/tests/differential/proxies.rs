@@ -65,6 +65,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     ];
     all.extend(crate::filters::listeners());
     all.extend(crate::mirrors::listeners());
+    all.extend(crate::retries::listeners());
     all
 }
 
@@ -256,6 +257,7 @@ impl Proxy {
                     cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),
+                    cluster("retried", crate::retries::cluster(), &[mirror]),
                     cluster("full", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0, "max_pending_requests": 0 }] } }), &[mirror]),
                 ],
             },

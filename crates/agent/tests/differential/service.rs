@@ -109,6 +109,36 @@ fn reset(stream: &TcpStream) -> std::io::Result<()> {
     setsockopt(stream, sockopt::Linger, &linger).map_err(std::io::Error::from)
 }
 
+/// Answers that a retry policy may have something to say about.
+fn refused(act: &str) -> Option<(Vec<u8>, bool)> {
+    let text = |text: &str, close: bool| Some((text.as_bytes().to_vec(), close));
+    if let Some(code) = act.strip_prefix("grpc-") {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n";
+        return text(&format!("{head}grpc-status: {code}\r\n\r\n"), false);
+    }
+    match act {
+        "404" => text("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnone", false),
+        "409" => text("HTTP/1.1 409 Conflict\r\ncontent-length: 0\r\n\r\n", false),
+        "418-plain" => text("HTTP/1.1 418 Unknown\r\ncontent-length: 0\r\n\r\n", false),
+        "502" => text("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n", false),
+        "503" => text("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", false),
+        "504" => text("HTTP/1.1 504 Gateway Timeout\r\ncontent-length: 0\r\n\r\n", false),
+        "ratelimited" => text(
+            "HTTP/1.1 429 Too Many Requests\r\nx-envoy-ratelimited: true\r\ncontent-length: 0\r\n\r\n",
+            false,
+        ),
+        "ratelimited-503" => text(
+            "HTTP/1.1 503 Service Unavailable\r\nx-envoy-ratelimited: true\r\ncontent-length: 0\r\n\r\n",
+            false,
+        ),
+        "again" => text("HTTP/1.1 200 OK\r\nx-again: yes\r\ncontent-length: 5\r\n\r\nagain", false),
+        "told" => {
+            text("HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n", false)
+        }
+        _ => None,
+    }
+}
+
 /// Answers that are the same bytes whatever was asked; `true`: then the connection closes.
 fn fixed(act: &str) -> Option<(Vec<u8>, bool)> {
     let text = |text: &str, close: bool| Some((text.as_bytes().to_vec(), close));
@@ -223,8 +253,11 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
     let mut reader = BufReader::new(stream);
     while let Some(request) = head(&mut reader).await? {
         let act = if record.is_some() { "mirror-act" } else { "act" };
-        let act = request.value(act).unwrap_or_default().to_owned();
         let case = request.value("x-case").unwrap_or_default();
+        let tried = record.as_ref().map_or(0, |record| record.lock().unwrap().get(case).map_or(0, Vec::len));
+        let acts = request.value(act).unwrap_or_default();
+        // One after the other, the last for all that follow.
+        let act = acts.split(',').nth(tried).or(acts.rsplit(',').next()).unwrap_or_default().to_owned();
         if let Some(record) = &record
             && request.line.starts_with("GET /recorded")
         {
@@ -246,7 +279,7 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
             reader.write_all(format!("HTTP/1.1 200 OK\r\n\r\n> {}\n", request.line).as_bytes()).await?;
             return echo(&mut reader).await;
         }
-        if ["early-close", "silence"].contains(&act.as_str()) {
+        if ["early-close", "early-reset", "silence"].contains(&act.as_str()) {
             keep("");
         }
         match act.as_str() {
@@ -273,7 +306,10 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
         }
         let sent = body(&mut reader, &request).await?;
         keep(&sent);
-        if let Some((answer, close)) = fixed(&act) {
+        if act == "late" {
+            tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        }
+        if let Some((answer, close)) = fixed(&act).or_else(|| refused(&act)) {
             reader.write_all(&answer).await?;
             if close {
                 return Ok(());

@@ -199,5 +199,5 @@ fn abort(fault: &Fault, abort: Abort, local: &LocalFault, context: &RequestConte
     let body = body.map_or(Cow::Borrowed("fault filter abort"), |body| Cow::Owned(body.to_owned()));
     let mut reply = Reply::new(status, body, Flags::FAULT_INJECTED, "fault_filter_abort");
     reply.grpc_status = grpc_status;
-    Failure::ByFilter(Box::new(reply))
+    Failure::Answered(Box::new(reply))
 }

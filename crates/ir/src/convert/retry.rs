@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::config::route::v3 as proto;
-use proto::retry_policy::{RetryBackOff, RetryHostPredicate};
+use proto::retry_policy::{
+    RateLimitedRetryBackOff, ResetHeader, ResetHeaderFormat, RetryBackOff, RetryHostPredicate,
+};
 
-use super::matchers::header_matchers;
-use super::values::{Converted, backoff, number, timeout};
+use super::matchers::{header_matchers, header_name};
+use super::values::{Converted, backoff, enumeration, number, positive, timeout};
 use crate::error::At;
 use crate::support::fields;
-use crate::{Backoff, RetryOn, RetryPolicy};
+use crate::{Backoff, RateLimitedBackoff, RetryOn, RetryPolicy};
 
 const BASE: Duration = Duration::from_millis(25);
 
@@ -18,13 +20,12 @@ pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converte
         used {
             retry_on, num_retries, per_try_timeout, per_try_idle_timeout, retry_host_predicate,
             host_selection_retry_max_attempts, retriable_status_codes, retry_back_off, retriable_headers,
-            retriable_request_headers,
+            retriable_request_headers, rate_limited_retry_back_off,
         }
         inert {}
         rejected {
             retry_priority = "other priorities for retries",
             retry_options_predicates = "options by extension",
-            rate_limited_retry_back_off = "back-off by response header",
             refresh_cluster_on_retry = "another cluster for a retry",
         }
     });
@@ -57,7 +58,46 @@ pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converte
             None => Backoff { base: BASE, max: BASE * 10 },
             Some(message) => retry_backoff(&at.field("retry_back_off"), message)?,
         },
+        rate_limited: rate_limited_retry_back_off
+            .map(|message| rate_limited(&at.field("rate_limited_retry_back_off"), message))
+            .transpose()?,
     })
+}
+
+fn rate_limited(at: &At<'_>, message: RateLimitedRetryBackOff) -> Converted<RateLimitedBackoff> {
+    fields!(at, message => RateLimitedRetryBackOff {
+        used { reset_headers, max_interval }
+        inert {}
+        rejected {}
+    });
+    if reset_headers.is_empty() {
+        return Err(at.error_in("reset_headers", "must not be empty"));
+    }
+    let convert = |(index, header): (usize, ResetHeader)| {
+        let at = at.index("reset_headers", index);
+        let format: ResetHeaderFormat = enumeration(&at, "format", header.format)?;
+        Ok(crate::ResetHeader {
+            name: header_name(&at, "name", &header.name)?,
+            timestamp: format == ResetHeaderFormat::UnixTimestamp,
+        })
+    };
+    Ok(RateLimitedBackoff {
+        headers: reset_headers.into_iter().enumerate().map(convert).collect::<Converted<_>>()?,
+        max: positive(at, "max_interval", max_interval, Duration::from_secs(300))?,
+    })
+}
+
+/// Hedging is off unless asked for, and can't be asked for.
+pub(super) fn hedge_policy(at: &At<'_>, message: proto::HedgePolicy) -> Converted<()> {
+    fields!(at, message => proto::HedgePolicy {
+        used {}
+        inert {
+            initial_requests = "Envoy does not implement it",
+            additional_request_chance = "Envoy does not implement it",
+        }
+        rejected { hedge_on_per_try_timeout = "hedging; use retries with a per_try_timeout" }
+    });
+    Ok(())
 }
 
 fn retry_backoff(at: &At<'_>, message: RetryBackOff) -> Converted<Backoff> {
@@ -91,26 +131,9 @@ fn previous_hosts(at: &At<'_>, predicate: &RetryHostPredicate) -> Converted<()> 
 fn conditions(at: &At<'_>, list: &str) -> Converted<RetryOn> {
     let mut on = RetryOn::default();
     for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let condition = match name {
-            "5xx" => &mut on.server_error,
-            "gateway-error" => &mut on.gateway_error,
-            "reset" => &mut on.reset,
-            "reset-before-request" => &mut on.reset_before_request,
-            "connect-failure" => &mut on.connect_failure,
-            "envoy-ratelimited" => &mut on.envoy_ratelimited,
-            "retriable-4xx" => &mut on.retriable_4xx,
-            "refused-stream" => &mut on.refused_stream,
-            "retriable-status-codes" => &mut on.retriable_status_codes,
-            "retriable-headers" => &mut on.retriable_headers,
-            "http3-post-connect-failure" => &mut on.http3_post_connect_failure,
-            "cancelled" => &mut on.grpc_cancelled,
-            "deadline-exceeded" => &mut on.grpc_deadline_exceeded,
-            "internal" => &mut on.grpc_internal,
-            "resource-exhausted" => &mut on.grpc_resource_exhausted,
-            "unavailable" => &mut on.grpc_unavailable,
-            unknown => return Err(at.error_in("retry_on", format!("unknown condition {unknown:?}"))),
-        };
-        *condition = true;
+        if !on.add(name) {
+            return Err(at.error_in("retry_on", format!("unknown condition {name:?}")));
+        }
     }
     Ok(on)
 }

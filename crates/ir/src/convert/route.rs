@@ -97,7 +97,7 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
             name, domains, routes, require_tls, request_headers_to_add, request_headers_to_remove,
             response_headers_to_add, response_headers_to_remove, include_request_attempt_count,
             include_attempt_count_in_response, retry_policy, cors, typed_per_filter_config,
-            request_mirror_policies,
+            request_mirror_policies, hedge_policy, include_is_timeout_retry_header,
         }
         inert { metadata = "no supported extension reads it; it stays in config_dump" }
         rejected {
@@ -105,8 +105,6 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
             virtual_clusters = "virtual clusters",
             rate_limits = "rate limits",
             retry_policy_typed_config = "retry policies by extension",
-            hedge_policy = "hedging",
-            include_is_timeout_retry_header = "x-envoy-is-timeout-retry",
             per_request_buffer_limit_bytes = "a limit on request buffers",
             request_body_buffer_limit = "a limit on request buffers",
             route_specifiers = "plugins",
@@ -114,6 +112,9 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
     });
     if domains.is_empty() {
         return Err(at.error_in("domains", "must not be empty"));
+    }
+    if let Some(policy) = hedge_policy {
+        super::retry::hedge_policy(&at.field("hedge_policy"), policy)?;
     }
     let outer = shared.mirrors.clone();
     shared.mirrors = mirrors(at, request_mirror_policies, shared)?;
@@ -136,6 +137,7 @@ fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
         include_request_attempt_count,
         include_attempt_count_in_response,
+        include_is_timeout_retry_header,
         retry_policy: retry_policy
             .map(|policy| super::retry::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
             .transpose()?,
@@ -248,7 +250,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         used {
             hash_policy, cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
-            host_rewrite_specifier, cors, request_mirror_policies,
+            host_rewrite_specifier, cors, request_mirror_policies, hedge_policy,
         }
         inert {}
         rejected {
@@ -264,13 +266,15 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             internal_redirect_policy = "internal redirects",
             internal_redirect_action = "internal redirects",
             max_internal_redirects = "internal redirects",
-            hedge_policy = "hedging",
         }
         variants {
             cluster_specifier_plugin = "plugins",
             inline_cluster_specifier_plugin = "plugins",
         }
     });
+    if let Some(policy) = hedge_policy {
+        super::retry::hedge_policy(&at.field("hedge_policy"), policy)?;
+    }
     let path_rewrite = match (prefix_rewrite.as_str(), regex_rewrite, path_rewrite.as_str()) {
         ("", None, "") => PathRewrite::None,
         (prefix, None, "") => PathRewrite::Prefix(prefix.into()),
