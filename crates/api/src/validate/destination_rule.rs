@@ -1,11 +1,13 @@
 //! Validation of DestinationRule.
 use std::collections::BTreeSet;
 
-use super::hosts::{check_export_to, check_wildcard_host, is_dns_label};
+use super::hosts::{check_export_to, check_fqdn, check_wildcard_host};
+use super::virtual_service::check_subset_name;
 use super::{Findings, check_duration, check_labels, check_port};
+use crate::networking::WorkloadSelector;
 use crate::networking::destination_rule::{
-    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRuleSpec, OutlierDetection,
-    TrafficPolicy,
+    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRuleSpec, H2UpgradePolicy,
+    OutlierDetection, PortTrafficPolicy, TrafficPolicy, TunnelSettings,
 };
 use crate::networking::load_balancing::LoadBalancerSettings;
 
@@ -13,20 +15,16 @@ use crate::networking::load_balancing::LoadBalancerSettings;
 pub fn validate_destination_rule(spec: &DestinationRuleSpec) -> Findings {
     let mut findings = Findings::default();
     check_wildcard_host(&mut findings, "spec.host", &spec.host);
-    check_export_to(&mut findings, &spec.export_to);
+    check_export_to(&mut findings, &spec.export_to, false);
     if let Some(policy) = &spec.traffic_policy {
         check_policy(&mut findings, "spec.trafficPolicy", policy);
     }
     let mut names = BTreeSet::new();
     for (index, subset) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{index}]");
-        if subset.name.is_empty() {
-            findings.error(format!("{path}.name"), "subset name cannot be empty");
-        } else if !is_dns_label(&subset.name.replace(['_', '.'], "-")) {
-            findings.error(format!("{path}.name"), format!("subset name is invalid: {:?}", subset.name));
-        }
+        check_subset_name(&mut findings, format!("{path}.name"), &subset.name);
         if !names.insert(&subset.name) {
-            findings.error(format!("{path}.name"), format!("duplicate subset name: {}", subset.name));
+            findings.error(format!("{path}.name"), format!("duplicate subset names: {}", subset.name));
         }
         check_labels(&mut findings, &format!("{path}.labels"), &subset.labels);
         if let Some(policy) = &subset.traffic_policy {
@@ -34,22 +32,55 @@ pub fn validate_destination_rule(spec: &DestinationRuleSpec) -> Findings {
         }
     }
     if let Some(selector) = &spec.workload_selector {
-        check_labels(&mut findings, "spec.workloadSelector.matchLabels", &selector.match_labels);
+        check_selector(&mut findings, selector, &spec.export_to);
     }
     findings
+}
+
+/// A rule for some workloads is for those of its own namespace.
+fn check_selector(findings: &mut Findings, selector: &WorkloadSelector, export_to: &[String]) {
+    let path = "spec.workloadSelector.matchLabels";
+    if selector.match_labels.is_empty() {
+        findings.warn(path, "workload selector specified without labels");
+    }
+    for (key, value) in &selector.match_labels {
+        if key.is_empty() {
+            findings.error(path, format!("empty key is not supported in selector: \"{key}={value}\""));
+        } else if key.contains('*') || value.contains('*') {
+            findings.error(path, format!("wildcard is not supported in selector: \"{key}={value}\""));
+        } else {
+            check_labels(findings, path, [(key, value)]);
+        }
+    }
+    if export_to.len() > 1 {
+        let message = "destination rule with workload selector cannot have multiple entries in exportTo";
+        findings.error("spec.exportTo", message);
+    } else if export_to == ["*"] {
+        let message = "destination rule with workload selector cannot have exportTo beyond current namespace";
+        findings.error("spec.exportTo", message);
+    }
 }
 
 fn check_policy(findings: &mut Findings, path: &str, policy: &TrafficPolicy) {
     if *policy == TrafficPolicy::default() {
         findings.error(path, "traffic policy must have at least one field");
     }
+    if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
+        findings.error(path, "tunnel and proxyProtocol must not be set together");
+    }
+    if let Some(tunnel) = &policy.tunnel {
+        check_tunnel(findings, &format!("{path}.tunnel"), tunnel);
+    }
     let parts = (&policy.load_balancer, &policy.connection_pool, &policy.outlier_detection, &policy.tls);
     check_parts(findings, path, parts);
     for (index, port) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{index}]");
         match &port.port {
-            None => findings.error(format!("{path}.port"), "portLevelSettings must have a port"),
+            None => findings.error(format!("{path}.port"), "portTrafficPolicy must have valid port"),
             Some(selector) => check_port(findings, format!("{path}.port.number"), selector.number),
+        }
+        if (PortTrafficPolicy { port: None, ..port.clone() }) == PortTrafficPolicy::default() {
+            findings.error(&path, "port traffic policy must have at least one field");
         }
         check_parts(
             findings,
@@ -57,6 +88,14 @@ fn check_policy(findings: &mut Findings, path: &str, policy: &TrafficPolicy) {
             (&port.load_balancer, &port.connection_pool, &port.outlier_detection, &port.tls),
         );
     }
+}
+
+fn check_tunnel(findings: &mut Findings, path: &str, tunnel: &TunnelSettings) {
+    if !matches!(tunnel.protocol.as_str(), "" | "CONNECT" | "POST") {
+        findings.error(format!("{path}.protocol"), "tunnel protocol must be \"CONNECT\" or \"POST\"");
+    }
+    check_fqdn(findings, &format!("{path}.targetHost"), &tunnel.target_host);
+    check_port(findings, format!("{path}.targetPort"), tunnel.target_port);
 }
 
 type Parts<'a> = (
@@ -181,21 +220,35 @@ fn check_pool(findings: &mut Findings, path: &str, pool: &ConnectionPoolSettings
         }
     }
     let Some(http) = &pool.http else { return };
-    for (field, value) in [
-        ("http1MaxPendingRequests", http.http1_max_pending_requests),
-        ("http2MaxRequests", http.http2_max_requests),
-        ("maxRequestsPerConnection", http.max_requests_per_connection),
-        ("maxRetries", http.max_retries),
-        ("maxConcurrentStreams", http.max_concurrent_streams),
+    for (field, words, value) in [
+        ("http1MaxPendingRequests", "http1 max pending requests", http.http1_max_pending_requests),
+        ("http2MaxRequests", "http2 max requests", http.http2_max_requests),
+        ("maxRequestsPerConnection", "max requests per connection", http.max_requests_per_connection),
+        ("maxRetries", "max retries", http.max_retries),
+        ("maxConcurrentStreams", "max concurrent streams", http.max_concurrent_streams),
     ] {
         if value < 0 {
-            findings.error(format!("{path}.http.{field}"), "must be non-negative");
+            findings.error(format!("{path}.http.{field}"), format!("{words} must be non-negative"));
         }
+    }
+    if http.h2_upgrade_policy == H2UpgradePolicy::Upgrade && http.use_client_protocol {
+        findings.error(
+            format!("{path}.http.useClientProtocol"),
+            "use client protocol must not be true when H2UpgradePolicy is UPGRADE",
+        );
     }
     check_duration(findings, format!("{path}.http.idleTimeout"), http.idle_timeout.as_ref());
 }
 
 fn check_outlier(findings: &mut Findings, path: &str, outlier: &OutlierDetection) {
+    if !outlier.split_external_local_origin_errors
+        && outlier.consecutive_local_origin_failures.is_some_and(|count| count > 0)
+    {
+        findings.error(
+            format!("{path}.consecutiveLocalOriginFailures"),
+            "outlier detection consecutive local origin failures is specified, but split external local origin errors is set to false",
+        );
+    }
     check_duration(findings, format!("{path}.interval"), outlier.interval.as_ref());
     check_duration(findings, format!("{path}.baseEjectionTime"), outlier.base_ejection_time.as_ref());
     for (field, value) in [
@@ -253,7 +306,7 @@ mod tests {
     fn host_and_subset_names_are_checked() {
         assert!(errors(json!({}))[0].starts_with("spec.host"));
         let found = errors(json!({"host": "a", "subsets": [{"name": "v1"}, {"name": "v1"}, {}]}));
-        assert_eq!(found[0], "spec.subsets[1].name: duplicate subset name: v1");
+        assert_eq!(found[0], "spec.subsets[1].name: duplicate subset names: v1");
         assert_eq!(found[1], "spec.subsets[2].name: subset name cannot be empty");
     }
 

@@ -48,14 +48,17 @@ fn check_server(findings: &mut Findings, path: &str, server: &Server) {
         findings.error(format!("{path}.port.name"), "port name must be set");
     }
     if port.target_port != 0 {
-        findings.warn(format!("{path}.port.targetPort"), "targetPort is deprecated and has no effect");
+        findings.error(format!("{path}.port.targetPort"), "targetPort has no impact on Gateways");
     }
     let protocol = port.protocol.to_ascii_uppercase();
     if !matches!(
         protocol.as_str(),
         "HTTP" | "HTTPS" | "GRPC" | "GRPC-WEB" | "HTTP2" | "MONGO" | "TCP" | "TLS" | "HTTP_PROXY"
     ) {
-        findings.error(format!("{path}.port.protocol"), format!("invalid protocol {:?}", port.protocol));
+        findings.error(format!("{path}.port.protocol"), format!(
+                "invalid protocol {:?}, supported protocols are HTTP, HTTP2, GRPC, GRPC-WEB, MONGO, REDIS, MYSQL, TCP",
+                port.protocol
+            ));
     }
     if !server.bind.is_empty()
         && !server.bind.starts_with("unix://")
@@ -100,12 +103,12 @@ fn check_tls(findings: &mut Findings, path: &str, server: &Server, protocol: &st
                 ..Default::default()
             })
     {
-        findings.error(
-            format!("{path}.tls"),
-            "server cannot have TLS settings for plain text HTTP ports, besides httpsRedirect",
-        );
+        findings.error(format!("{path}.tls"), "server cannot have TLS settings for plain text HTTP ports");
     }
     if !secured {
+        if !plain_http {
+            findings.error(format!("{path}.tls"), "server cannot have TLS settings for non HTTPS/TLS ports");
+        }
         return;
     }
     let needs_certificate =

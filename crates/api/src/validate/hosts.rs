@@ -51,21 +51,25 @@ pub(super) fn check_fqdn(findings: &mut Findings, path: &str, host: &str) {
     check_wildcard_host(findings, path, host);
 }
 
-/// `exportTo`: `.`, `*`, `~` or namespaces, `*` only alone.
-pub(super) fn check_export_to(findings: &mut Findings, export_to: &[String]) {
-    for (index, namespace) in export_to.iter().enumerate() {
+/// `exportTo`: `.`, `*` or namespaces, `*` only alone; `~` (nobody) only where `nobody` is allowed.
+pub(super) fn check_export_to(findings: &mut Findings, export_to: &[String], nobody: bool) {
+    for (index, entry) in export_to.iter().enumerate() {
         let path = format!("spec.exportTo[{index}]");
-        match namespace.as_str() {
-            "." | "~" => {}
-            "*" if export_to.len() > 1 => {
-                findings.error(path, "cannot have both public (*) and non-public visibility in exportTo");
-            }
-            "*" => {}
-            name if !is_dns_label(name) => findings.error(path, format!("namespace {name:?} is invalid")),
-            _ if export_to[..index].contains(namespace) => {
-                findings.error(path, format!("duplicate entries in exportTo: {namespace}"));
-            }
-            _ => {}
+        if export_to[..index].contains(entry) {
+            findings.error(path, format!("duplicate entries in exportTo for entry {entry}"));
+            continue;
         }
+        let message = match entry.as_str() {
+            "." => continue,
+            "*" if export_to.len() > 1 => {
+                "cannot have both public (*) and non-public exportTo values for a resource"
+            }
+            "~" if nobody && export_to.len() > 1 => "cannot export service entry to no one (~) and someone",
+            "~" if !nobody => "exportTo ~ (none) is not allowed for Istio configuration objects",
+            "*" | "~" => continue,
+            name if is_dns_label(name) => continue,
+            _ => "only .,*, or a valid DNS 1123 label is allowed as exportTo entry",
+        };
+        findings.error(path, message);
     }
 }

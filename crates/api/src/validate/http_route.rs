@@ -1,17 +1,16 @@
 //! Validation of a VirtualService's HTTP rules.
-use super::header_value::{check_header_value, check_text};
-use super::hosts::is_dns_label;
-use super::virtual_service::{check_destination, check_gateway_names, check_weights};
-use super::{Findings, check_duration, check_labels, check_port, check_regex, check_string_match};
-use crate::networking::virtual_service::{
-    CorsPolicy, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest, HttpRetry, HttpRoute,
-};
+use super::header_value::check_text;
+use super::http_match::{check_authority, check_header_name, check_headers, check_match};
+use super::virtual_service::{check_destination, check_weights};
+use super::{Findings, check_duration, check_port, check_regex, check_string_match};
+use crate::networking::virtual_service::{CorsPolicy, HttpFaultInjection, HttpRetry, HttpRoute};
 
 /// Checks one rule; `delegate` says that the VirtualService is one that others delegate to.
 pub(super) fn check_http_route(findings: &mut Findings, path: &str, route: &HttpRoute, delegate: bool) {
     check_outcome(findings, path, route, delegate);
     for (index, condition) in route.r#match.iter().enumerate() {
-        check_match(findings, &format!("{path}.match[{index}]"), condition);
+        let delegating = delegate || route.delegate.is_some();
+        check_match(findings, &format!("{path}.match[{index}]"), condition, delegating);
     }
     for (index, destination) in route.route.iter().enumerate() {
         let path = format!("{path}.route[{index}]");
@@ -32,13 +31,20 @@ pub(super) fn check_http_route(findings: &mut Findings, path: &str, route: &Http
         check_cors(findings, &format!("{path}.corsPolicy"), cors);
     }
     check_mirrors(findings, path, route);
+    check_authority(findings, path, route);
     if let Some(rewrite) = &route.rewrite {
         let path = format!("{path}.rewrite");
         check_text(findings, format!("{path}.uri"), &rewrite.uri);
         check_text(findings, format!("{path}.authority"), &rewrite.authority);
         if let Some(regex) = &rewrite.uri_regex_rewrite {
             if !rewrite.uri.is_empty() {
-                findings.error(&path, "rewrite may only contain one of uri or uriRegexRewrite");
+                findings.error(&path, "rewrite may only contain one of URI or UriRegexRewrite");
+            }
+            if regex.r#match.is_empty() || regex.rewrite.is_empty() {
+                findings.error(
+                    format!("{path}.uriRegexRewrite"),
+                    "UriRegexRewrite requires both Rewrite and Match fields to be specified",
+                );
             }
             check_regex(findings, format!("{path}.uriRegexRewrite.match"), &regex.r#match);
             check_substitution(
@@ -48,7 +54,10 @@ pub(super) fn check_http_route(findings: &mut Findings, path: &str, route: &Http
                 &regex.rewrite,
             );
         } else if rewrite.uri.is_empty() && rewrite.authority.is_empty() {
-            findings.error(&path, "rewrite must specify uri, uriRegexRewrite, or authority");
+            findings.error(
+                &path,
+                "rewrite must specify at least one of URI, UriRegexRewrite, or authority. Only one of URI or UriRegexRewrite may be specified",
+            );
         }
     }
 }
@@ -86,31 +95,50 @@ fn check_outcome(findings: &mut Findings, path: &str, route: &HttpRoute, in_dele
     let forwards = !route.route.is_empty();
     if route.delegate.is_some() {
         if in_delegate {
-            findings.error(format!("{path}.delegate"), "delegate virtual service cannot delegate further");
+            findings.error(format!("{path}.delegate"), "delegate HTTP route cannot contain delegate");
         }
-        if forwards || route.redirect.is_some() || route.direct_response.is_some() {
-            findings.error(
-                path,
-                "HTTP route cannot contain both delegate and route, redirect or direct_response",
-            );
+        for (field, given) in [
+            ("redirect", route.redirect.is_some()),
+            ("route", forwards),
+            ("direct_response", route.direct_response.is_some()),
+        ] {
+            if given {
+                findings.error(path, format!("root HTTP route {} must not specify {field}", route.name));
+            }
+        }
+        if route.delegate.as_ref().is_some_and(|delegate| delegate.name.is_empty()) {
+            findings.error(format!("{path}.delegate.name"), "delegate must have a name");
         }
         return;
     }
-    if forwards && route.redirect.is_some() {
-        findings.error(path, "HTTP route cannot contain both route and redirect");
-    }
-    if forwards && route.direct_response.is_some() {
-        findings.error(path, "HTTP route cannot contain both route and direct_response");
-    }
-    if route.redirect.is_some() && route.direct_response.is_some() {
-        findings.error(path, "HTTP route cannot contain both direct_response and redirect");
-    }
-    if !forwards && route.redirect.is_none() && route.direct_response.is_none() {
-        findings.error(path, "HTTP route, redirect or direct_response is required");
+    let (redirects, answers) = (route.redirect.is_some(), route.direct_response.is_some());
+    let (faults, rewrites) = (route.fault.is_some(), route.rewrite.is_some());
+    for (conflict, message) in [
+        (redirects && forwards, "HTTP route cannot contain both route and redirect"),
+        (redirects && faults, "HTTP route cannot contain both fault and redirect"),
+        (redirects && rewrites, "HTTP route rule cannot contain both rewrite and redirect"),
+        (redirects && answers, "HTTP route rule cannot contain both direct_response and redirect"),
+        (!redirects && answers && forwards, "HTTP route cannot contain both route and direct_response"),
+        (!redirects && answers && faults, "HTTP route cannot contain both fault and direct_response"),
+        (
+            !redirects && answers && rewrites,
+            "HTTP route rule cannot contain both rewrite and direct_response",
+        ),
+        (!redirects && !answers && !forwards, "HTTP route, redirect or direct_response is required"),
+    ] {
+        if conflict {
+            findings.error(path, message);
+        }
     }
     if let Some(redirect) = &route.redirect {
         check_text(findings, format!("{path}.redirect.uri"), &redirect.uri);
         check_text(findings, format!("{path}.redirect.authority"), &redirect.authority);
+        let ports = redirect.port.is_some() || redirect.derive_port.is_some();
+        if !ports && [&redirect.uri, &redirect.authority, &redirect.scheme].iter().all(|text| text.is_empty())
+        {
+            findings
+                .error(format!("{path}.redirect"), "redirect must specify URI, authority, scheme, or port");
+        }
         if redirect.port.is_some() && redirect.derive_port.is_some() {
             findings.error(format!("{path}.redirect"), "only one of port and derivePort may be set");
         }
@@ -120,101 +148,34 @@ fn check_outcome(findings: &mut Findings, path: &str, route: &HttpRoute, in_dele
         if !matches!(redirect.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
             findings.error(
                 format!("{path}.redirect.redirectCode"),
-                format!("{} is not a redirect code: 301, 302, 303, 307 or 308", redirect.redirect_code),
+                format!(
+                    "{} is not a valid redirect code, must be 301, 302, 303, 307 or 308",
+                    redirect.redirect_code
+                ),
             );
         }
         if !matches!(redirect.scheme.as_str(), "" | "http" | "https") {
-            findings
-                .error(format!("{path}.redirect.scheme"), "invalid redirect scheme, must be http or https");
+            findings.error(
+                format!("{path}.redirect.scheme"),
+                "invalid redirect scheme, must be \"http\" or \"https\"",
+            );
         }
     }
     let body = route.direct_response.as_ref().and_then(|response| response.body.as_ref());
     let body = body.and_then(|body| body.string.as_ref().or(body.bytes.as_ref()));
     if body.is_some_and(|body| body.len() > 1 << 20) {
-        findings.error(format!("{path}.directResponse.body"), "the body may have 1048576 bytes at most");
+        findings.error(
+            format!("{path}.directResponse.body"),
+            "large direct_responses may impact control plane performance, must be less than 1MB",
+        );
     }
     if let Some(response) = &route.direct_response
         && !(200..=599).contains(&response.status)
     {
         findings.error(
             format!("{path}.directResponse.status"),
-            format!("HTTP status {} is not in range 200..599", response.status),
+            format!("HTTP status {} is not in range 200-599", response.status),
         );
-    }
-}
-
-fn check_match(findings: &mut Findings, path: &str, condition: &HttpMatchRequest) {
-    for (field, matcher) in [
-        ("uri", &condition.uri),
-        ("scheme", &condition.scheme),
-        ("method", &condition.method),
-        ("authority", &condition.authority),
-    ] {
-        if let Some(matcher) = matcher {
-            check_string_match(findings, &format!("{path}.{field}"), matcher);
-        }
-    }
-    for (field, map) in [("headers", &condition.headers), ("withoutHeaders", &condition.without_headers)] {
-        for (name, matcher) in map {
-            let path = format!("{path}.{field}[{name}]");
-            check_header_name(findings, &path, name);
-            if let Some(matcher) = matcher {
-                check_string_match(findings, &path, matcher);
-            }
-        }
-    }
-    for (name, matcher) in &condition.query_params {
-        let path = format!("{path}.queryParams[{name}]");
-        if name.is_empty() {
-            findings.error(&path, "query parameter name cannot be empty");
-        } else if name.len() > 1024 {
-            findings.error(&path, "query parameter name may have 1024 bytes at most");
-        }
-        if let Some(matcher) = matcher {
-            check_string_match(findings, &path, matcher);
-        }
-    }
-    if condition.port != 0 {
-        check_port(findings, format!("{path}.port"), condition.port);
-    }
-    check_labels(findings, &format!("{path}.sourceLabels"), &condition.source_labels);
-    check_gateway_names(findings, &format!("{path}.gateways"), &condition.gateways);
-    if !condition.source_namespace.is_empty() && !is_dns_label(&condition.source_namespace) {
-        findings.error(
-            format!("{path}.sourceNamespace"),
-            format!("sourceNamespace {:?} is invalid", condition.source_namespace),
-        );
-    }
-}
-
-/// Header names are HTTP tokens; pseudo headers have fields of their own.
-fn check_header_name(findings: &mut Findings, path: &str, name: &str) {
-    let token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
-    if name.is_empty() {
-        findings.error(path, "header name cannot be empty");
-    } else if !name.trim_start_matches(':').bytes().all(token) {
-        findings.error(path, format!("header name {name:?} is not a valid header name"));
-    }
-}
-
-fn check_headers(findings: &mut Findings, path: &str, headers: Option<&Headers>) {
-    let Some(headers) = headers else { return };
-    for (side, operations) in [("request", &headers.request), ("response", &headers.response)] {
-        let Some(HeaderOperations { set, add, remove }) = operations else { continue };
-        for (operation, names) in [
-            ("set", set.keys().collect::<Vec<_>>()),
-            ("add", add.keys().collect()),
-            ("remove", remove.iter().collect()),
-        ] {
-            for name in names {
-                check_header_name(findings, &format!("{path}.{side}.{operation}[{name}]"), name);
-            }
-        }
-        for (operation, pairs) in [("set", set), ("add", add)] {
-            for (name, value) in pairs {
-                check_header_value(findings, format!("{path}.{side}.{operation}[{name}]"), value);
-            }
-        }
     }
 }
 
@@ -223,7 +184,10 @@ fn check_retries(findings: &mut Findings, path: &str, retries: &HttpRetry) {
         findings.error(format!("{path}.attempts"), "attempts cannot be negative");
     }
     if retries.attempts == 0
-        && (retries.per_try_timeout.is_some() || !retries.retry_on.is_empty() || retries.backoff.is_some())
+        && (retries.per_try_timeout.is_some()
+            || !retries.retry_on.is_empty()
+            || retries.retry_remote_localities.is_some()
+            || retries.backoff.is_some())
     {
         findings.error(path, "http retry policy configured when attempts are set to 0 (disabled)");
     }
@@ -237,7 +201,7 @@ fn check_retries(findings: &mut Findings, path: &str, retries: &HttpRetry) {
         let known = RETRY_CONDITIONS.contains(&condition);
         let status = condition.parse::<u16>().is_ok_and(|status| (100..=599).contains(&status));
         if !known && !status {
-            findings.error(format!("{path}.retryOn"), format!("{condition} is not a valid retryOn policy"));
+            findings.error(format!("{path}.retryOn"), format!("{condition:?} is not a valid retryOn policy"));
         }
     }
 }
@@ -293,14 +257,17 @@ fn check_fault(findings: &mut Findings, path: &str, fault: &HttpFaultInjection) 
             (Some(status), _) if !(200..=599).contains(&status) => {
                 findings.error(
                     format!("{path}.httpStatus"),
-                    format!("HTTP status {status} is not in range 200..599"),
+                    format!("HTTP status {status} is not in range 200-599"),
                 );
             }
-            (None, None) => findings.error(&path, "abort must have httpStatus or grpcStatus"),
+            (None, None) if abort.http2_error.is_some() => {
+                findings.error(format!("{path}.http2Error"), "HTTP/2 abort fault injection not supported yet")
+            }
+            (None, None) => findings.error(&path, "abort configured, but error type not set"),
             (None, Some(name)) if crate::grpc::status_code(name).is_none() => {
                 findings.error(
                     format!("{path}.grpcStatus"),
-                    format!("gRPC status {name:?} is not supported; see https://grpc.github.io/grpc/core/md_doc_statuscodes.html for those there are"),
+                    format!("gRPC status {name:?} is not supported. See https://github.com/grpc/grpc/blob/master/doc/statuscodes.md for a list of supported codes, for example 'NOT_FOUND'"),
                 );
             }
             _ => {}
@@ -313,17 +280,35 @@ fn check_fault(findings: &mut Findings, path: &str, fault: &HttpFaultInjection) 
     }
 }
 
+/// Proxies count in millionths: a smaller share than one of them would be none.
 fn check_percent(findings: &mut Findings, path: String, value: Option<f64>) {
-    if let Some(value) = value
-        && !(0.0..=100.0).contains(&value)
-    {
-        findings.error(path, format!("percentage {value} is not in range 0..100"));
+    let Some(value) = value else { return };
+    if !(0.0..=100.0).contains(&value) || (value > 0.0 && value < 0.0001) {
+        findings.error(path, format!("percentage {value} is neither 0.0, nor in range [0.0001, 100.0]"));
+    }
+}
+
+fn check_mirror_percent(findings: &mut Findings, path: String, name: &str, value: Option<f64>) {
+    match value {
+        Some(value) if value > 100.0 => {
+            findings.error(path, format!("{name} must have a max value of 100 (it has {value:.6})"));
+        }
+        Some(value) if value < 0.0 || value.is_nan() => {
+            findings.error(path, format!("{name} must have a min value of 0 (it has {value:.6})"));
+        }
+        _ => {}
     }
 }
 
 fn check_cors(findings: &mut Findings, path: &str, cors: &CorsPolicy) {
     for (index, origin) in cors.allow_origins.iter().enumerate() {
-        check_string_match(findings, &format!("{path}.allowOrigins[{index}]"), origin);
+        let path = format!("{path}.allowOrigins[{index}]");
+        let value = origin.exact.as_ref().or(origin.prefix.as_ref()).or(origin.regex.as_ref());
+        if value.is_none_or(String::is_empty) {
+            findings.error(path, "'' is not a valid match type for CORS allow origins");
+        } else {
+            check_string_match(findings, &path, origin);
+        }
     }
     for (index, method) in cors.allow_methods.iter().enumerate() {
         if method.is_empty() || !method.bytes().all(|c| c.is_ascii_uppercase() || c == b'*') {
@@ -364,16 +349,22 @@ fn check_mirrors(findings: &mut Findings, path: &str, route: &HttpRoute) {
     }
     for (index, mirror) in route.mirrors.iter().enumerate() {
         let path = format!("{path}.mirrors[{index}]");
-        check_destination(findings, &format!("{path}.destination"), &mirror.destination);
-        check_percent(
-            findings,
-            format!("{path}.percentage"),
-            mirror.percentage.as_ref().map(|percent| percent.value),
-        );
+        if mirror.destination == Default::default() {
+            findings.error(format!("{path}.destination"), "destination is required for mirrors");
+        } else {
+            check_destination(findings, &format!("{path}.destination"), &mirror.destination);
+        }
+        let percent = mirror.percentage.as_ref().map(|percent| percent.value);
+        check_mirror_percent(findings, format!("{path}.percentage"), "mirror percentage", percent);
     }
-    check_percent(
-        findings,
-        format!("{path}.mirrorPercentage"),
-        route.mirror_percentage.as_ref().map(|percent| percent.value),
-    );
+    let percent = route.mirror_percentage.as_ref().map(|percent| percent.value);
+    check_mirror_percent(findings, format!("{path}.mirrorPercentage"), "mirror_percentage", percent);
+    if let Some(percent) = route.mirror_percent {
+        let path = format!("{path}.mirrorPercent");
+        if percent > 100 {
+            let message = format!("mirror_percent must have a max value of 100 (it has {percent})");
+            findings.error(&path, message);
+        }
+        findings.warn(path, "using deprecated setting \"mirrorPercent\", use \"mirrorPercentage\" instead");
+    }
 }

@@ -3,9 +3,11 @@ mod destination_rule;
 mod gateway;
 pub(crate) mod header_value;
 mod hosts;
+mod http_match;
 mod http_route;
 mod re2;
 mod service_entry;
+mod unreachable;
 mod virtual_service;
 
 pub use destination_rule::validate_destination_rule;
@@ -82,18 +84,35 @@ fn check_string_match(findings: &mut Findings, path: &str, matcher: &StringMatch
     if given > 1 {
         findings.error(path, "only one of exact, prefix and regex may be set");
     }
+    if matcher.prefix.as_deref() == Some("") {
+        findings.error(format!("{path}.prefix"), "prefix string match should not be empty");
+    }
     if let Some(expression) = &matcher.regex {
         check_regex(findings, format!("{path}.regex"), expression);
     }
 }
 
+/// Longer ones may make programs that Envoy refuses; as in Istio, length stands for size.
+const MAX_REGEX: usize = 1024;
+
 fn check_regex(findings: &mut Findings, path: String, expression: &str) {
+    if expression.is_empty() {
+        findings.error(path, "regex string match should not be empty");
+        return;
+    }
+    if expression.len() > MAX_REGEX {
+        findings.error(path, format!("regex is too large, max length allowed is {MAX_REGEX}"));
+        return;
+    }
     let reason = re2::problem(expression).or_else(|| {
         let error = regex::Regex::new(expression).err()?.to_string();
         Some(error.lines().last().unwrap_or_default().trim().to_owned())
     });
     if let Some(reason) = reason {
-        findings.error(path, format!("{reason}: invalid regex {expression:?}; RE2 syntax is required"));
+        findings.error(
+            path,
+            format!("{reason}: {expression:?}; Istio uses RE2 style regex-based match (https://github.com/google/re2/wiki/Syntax)"),
+        );
     }
 }
 
@@ -121,3 +140,6 @@ fn is_label_part(text: &str) -> bool {
         && edge(text.bytes().last())
         && text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
 }
+
+#[cfg(test)]
+mod tests;

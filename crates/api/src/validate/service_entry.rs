@@ -56,7 +56,7 @@ pub fn validate_service_entry(spec: &ServiceEntrySpec) -> Findings {
     check_addresses(&mut findings, spec);
     check_ports(&mut findings, spec);
     check_endpoints(&mut findings, spec);
-    check_export_to(&mut findings, &spec.export_to);
+    check_export_to(&mut findings, &spec.export_to, true);
     findings
 }
 

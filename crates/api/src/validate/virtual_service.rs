@@ -1,8 +1,7 @@
 //! Validation of VirtualService.
-use std::collections::BTreeSet;
-
 use super::hosts::{check_export_to, check_fqdn, check_wildcard_host, is_dns_label};
 use super::http_route::check_http_route;
+use super::unreachable;
 use super::{Findings, check_labels, check_port};
 use crate::networking::virtual_service::{
     Destination, L4MatchAttributes, MESH_GATEWAY, RouteDestination, TlsMatchAttributes, VirtualServiceSpec,
@@ -11,7 +10,7 @@ use crate::networking::virtual_service::{
 /// Validates a VirtualService's spec.
 pub fn validate_virtual_service(spec: &VirtualServiceSpec) -> Findings {
     let mut findings = Findings::default();
-    check_export_to(&mut findings, &spec.export_to);
+    check_export_to(&mut findings, &spec.export_to, false);
     let on_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == MESH_GATEWAY);
     // Without hosts it is a delegate: reached only through another VirtualService, bound to no gateway itself.
     let delegate = spec.hosts.is_empty();
@@ -19,8 +18,11 @@ pub fn validate_virtual_service(spec: &VirtualServiceSpec) -> Findings {
         if !spec.gateways.is_empty() {
             findings.error("spec.gateways", "delegate virtual service must have no gateways specified");
         }
-        if !spec.tls.is_empty() || !spec.tcp.is_empty() {
-            findings.error("spec", "delegate virtual service must have no tls or tcp routes");
+        if !spec.tls.is_empty() {
+            findings.error("spec.tls", "delegate virtual service must have no tls route specified");
+        }
+        if !spec.tcp.is_empty() {
+            findings.error("spec.tcp", "delegate virtual service must have no tcp route specified");
         }
     } else {
         check_hosts(&mut findings, &spec.hosts, on_mesh);
@@ -29,19 +31,12 @@ pub fn validate_virtual_service(spec: &VirtualServiceSpec) -> Findings {
     if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
         findings.error("spec", "http, tcp or tls must be provided in virtual service");
     }
-    let mut catch_all: Option<usize> = None;
     for (index, route) in spec.http.iter().enumerate() {
-        let path = format!("spec.http[{index}]");
-        check_http_route(&mut findings, &path, route, delegate);
-        if let Some(earlier) = catch_all {
-            findings.warn(
-                &path,
-                format!("virtualService rule #{index} not used (only the last rule can have no matches; rule #{earlier} matches everything)"),
-            );
-        } else if route.r#match.is_empty() {
-            catch_all = Some(index);
-        }
+        check_http_route(&mut findings, &format!("spec.http[{index}]"), route, delegate);
     }
+    unreachable::check_http(&mut findings, &spec.http);
+    unreachable::check_l4(&mut findings, "spec.tcp", spec.tcp.iter().map(|rule| rule.r#match.as_slice()));
+    unreachable::check_l4(&mut findings, "spec.tls", spec.tls.iter().map(|rule| rule.r#match.as_slice()));
     for (index, route) in spec.tls.iter().enumerate() {
         let path = format!("spec.tls[{index}]");
         if route.r#match.is_empty() {
@@ -63,7 +58,7 @@ pub fn validate_virtual_service(spec: &VirtualServiceSpec) -> Findings {
 }
 
 fn check_hosts(findings: &mut Findings, hosts: &[String], on_mesh: bool) {
-    let mut seen = BTreeSet::new();
+    let before = findings.errors.len();
     for (index, host) in hosts.iter().enumerate() {
         let path = format!("spec.hosts[{index}]");
         if host.parse::<std::net::IpAddr>().is_err() {
@@ -75,24 +70,50 @@ fn check_hosts(findings: &mut Findings, hosts: &[String], on_mesh: bool) {
                 format!("wildcard host {host} is not allowed for virtual services bound to the mesh gateway"),
             );
         }
-        if !seen.insert(host) {
-            findings.error(&path, format!("duplicate host {host} in virtual service"));
+    }
+    if findings.errors.len() > before {
+        return;
+    }
+    for (index, host) in hosts.iter().enumerate() {
+        if let Some(other) = hosts[..index].iter().find(|other| overlap(other, host)) {
+            findings.error(
+                format!("spec.hosts[{index}]"),
+                format!("duplicate hosts in virtual service: {other} & {host}"),
+            );
         }
     }
+}
+
+/// Whether one host, or the wildcard that it is, covers the other.
+fn overlap(one: &str, other: &str) -> bool {
+    let covers = |wide: &str, narrow: &str| match wide.strip_prefix('*') {
+        Some(suffix) => narrow.strip_prefix('*').unwrap_or(narrow).ends_with(suffix),
+        None => wide.eq_ignore_ascii_case(narrow),
+    };
+    covers(one, other) || covers(other, one)
 }
 
 pub(super) fn check_gateway_names(findings: &mut Findings, path: &str, gateways: &[String]) {
     for (index, gateway) in gateways.iter().enumerate() {
         let path = format!("{path}[{index}]");
-        let (namespace, name) = match gateway.split_once('/') {
-            Some((namespace, name)) => (Some(namespace), name),
-            None => (None, gateway.as_str()),
-        };
-        if namespace.is_some_and(|namespace| namespace != "." && !is_dns_label(namespace)) {
-            findings.error(&path, format!("invalid value for gateway: namespace of {gateway:?} is invalid"));
-        }
-        if name.is_empty() || !name.split('.').all(is_dns_label) {
-            findings.error(&path, format!("invalid value for gateway: {gateway:?}"));
+        match gateway.split_once('/') {
+            Some((namespace, name)) if namespace.is_empty() || name.is_empty() => {
+                findings.error(path, "config namespace and gateway name cannot be empty");
+            }
+            Some((namespace, _)) if namespace != "." && !is_dns_label(namespace) => {
+                findings.error(path, format!("invalid value for namespace: {namespace:?}"));
+            }
+            Some((_, name)) if !is_dns_label(name) => {
+                findings.error(path, format!("invalid value for gateway name: {name:?}"));
+            }
+            Some(_) => {}
+            None => {
+                check_fqdn(findings, &path, gateway);
+                if let Some((name, rest)) = gateway.split_once('.') {
+                    let namespace = rest.split('.').next().unwrap_or_default();
+                    findings.warn(path, format!("using legacy gatewayName format {gateway:?}; prefer the <namespace>/<name> format: \"{namespace}/{name}\""));
+                }
+            }
         }
     }
 }
@@ -105,10 +126,21 @@ pub(super) fn check_destination(findings: &mut Findings, path: &str, destination
     } else if destination.host == "*" {
         findings.error(host_path, "invalid destination host *");
     } else {
-        check_fqdn(findings, &host_path, &destination.host);
+        check_wildcard_host(findings, &host_path, &destination.host);
+    }
+    if !destination.subset.is_empty() {
+        check_subset_name(findings, format!("{path}.subset"), &destination.subset);
     }
     if let Some(port) = &destination.port {
         check_port(findings, format!("{path}.port.number"), port.number);
+    }
+}
+
+pub(super) fn check_subset_name(findings: &mut Findings, path: String, name: &str) {
+    if name.is_empty() {
+        findings.error(path, "subset name cannot be empty");
+    } else if !is_dns_label(name) {
+        findings.error(path, format!("subset name is invalid: {name}"));
     }
 }
 
@@ -150,7 +182,13 @@ fn check_tls_match(findings: &mut Findings, path: &str, condition: &TlsMatchAttr
             host == sni || host == "*" || host.strip_prefix('*').is_some_and(|suffix| sni.ends_with(suffix))
         });
         if !covered {
-            findings.error(path, format!("SNI host {sni:?} is not a compatible subset of any of the virtual service hosts: {hosts:?}"));
+            findings.error(
+                path,
+                format!(
+                    "SNI host {sni:?} is not a compatible subset of any of the virtual service hosts: [{}]",
+                    hosts.join(", ")
+                ),
+            );
         }
     }
     check_subnets(findings, &format!("{path}.destinationSubnets"), &condition.destination_subnets);
@@ -242,7 +280,10 @@ mod tests {
     fn hosts_and_gateways_are_checked() {
         let route = json!([{"route": [{"destination": {"host": "a"}}]}]);
         assert!(errors(json!({"hosts": ["*"], "http": route}))[0].contains("mesh gateway"));
-        assert!(errors(json!({"hosts": ["a", "a"], "http": route}))[0].contains("duplicate host"));
+        assert!(
+            errors(json!({"hosts": ["a", "a"], "http": route}))[0]
+                .contains("duplicate hosts in virtual service: a & a")
+        );
         assert!(errors(json!({"hosts": ["a_b..c"], "http": route}))[0].contains("spec.hosts[0]"));
         assert!(errors(json!({"hosts": ["x.*.com"], "http": route}))[0].contains("leftmost"));
         assert!(
@@ -280,7 +321,10 @@ mod tests {
         }
         let unreachable = json!({"hosts": ["a"], "http": [
             {"route": [{"destination": {"host": "a"}}]}, {"route": [{"destination": {"host": "b"}}]}]});
-        assert!(validate(unreachable).warnings[0].message.contains("rule #1 not used"));
+        assert_eq!(
+            validate(unreachable).warnings[0].message,
+            "virtualService rule #1 not used (only the last rule can have no matches)"
+        );
     }
 
     #[test]
