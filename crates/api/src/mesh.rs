@@ -73,6 +73,8 @@ pub struct MeshConfig {
     pub path_normalization: PathNormalization,
     /// Retries of HTTP rules that say nothing; absent is Istio's default policy.
     pub default_http_retry_policy: Option<crate::networking::virtual_service::HttpRetry>,
+    /// Locality load balancing of destinations whose rule says nothing; absent: failover by distance.
+    pub locality_lb_setting: Option<crate::networking::load_balancing::LocalityLbSettings>,
     /// Whether mutual TLS is used wherever the destination can. Default true.
     pub enable_auto_mtls: Option<bool>,
     /// Whether tracing is on.
@@ -104,6 +106,7 @@ impl Default for MeshConfig {
             default_destination_rule_export_to: vec!["*".to_owned()],
             path_normalization: PathNormalization::default(),
             default_http_retry_policy: None,
+            locality_lb_setting: Some(Default::default()),
             enable_auto_mtls: Some(true),
             enable_tracing: false,
             rest: BTreeMap::new(),

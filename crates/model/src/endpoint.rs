@@ -127,6 +127,15 @@ impl Locality {
         }
     }
 
+    /// Of a pod: its label `istio-locality` (with dots for slashes) before its node's.
+    /// <https://istio.io/latest/docs/tasks/traffic-management/locality-load-balancing/before-you-begin/>
+    pub fn of_pod(labels: &BTreeMap<String, String>, node: Option<&Self>) -> Self {
+        match labels.get("istio-locality") {
+            Some(label) => Self::parse(&label.replace('.', "/")),
+            None => node.cloned().unwrap_or_default(),
+        }
+    }
+
     /// From the form `region/zone/subzone`.
     pub fn parse(text: &str) -> Self {
         let mut parts = text.splitn(3, '/').map(str::to_owned);
@@ -238,7 +247,10 @@ pub(crate) fn add_slice<'a>(
                     workload: pod.map(|pod| pod.workload.clone()).unwrap_or_default(),
                     service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),
                     node: node.clone(),
-                    locality: locality(node).cloned().unwrap_or_default(),
+                    locality: match pod {
+                        Some(pod) => Locality::of_pod(&pod.labels, locality(node)),
+                        None => locality(node).cloned().unwrap_or_default(),
+                    },
                     network: String::new(),
                     weight: 1,
                 });

@@ -180,7 +180,7 @@ fn of_pod<'a>(
         workload: pod.workload.clone(),
         service_account: pod.service_account.clone(),
         node: pod.node.clone(),
-        locality: locality(&pod.node).cloned().unwrap_or_default(),
+        locality: Locality::of_pod(&pod.labels, locality(&pod.node)),
         ..bare(port)
     }
 }

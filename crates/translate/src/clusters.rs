@@ -2,9 +2,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_api::networking::destination_rule::OutlierDetection;
 use lateen_api::networking::load_balancing::SimpleLb;
 use lateen_model::{DestinationRule, ObjectName, Protocol, Service, ServicePort};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
+use lateen_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
+    LocalityConfigSpecifier, LocalityWeightedLbConfig,
+};
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
@@ -12,6 +16,7 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as http;
 use prost::Message;
 
+use crate::locality::{self, Spread};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
 use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
 use crate::proxy::{InboundPort, ProxyKind};
@@ -37,6 +42,8 @@ pub(crate) struct OutboundClusterInputs {
     /// The rule for the host, with the index of the subset.
     rule: Option<Arc<DestinationRule>>,
     subset: Option<usize>,
+    /// Whether the mesh's own locality setting would have localities share the load, without and with ejection.
+    mesh_weighted: [bool; 2],
 }
 
 /// Everything a cluster to the workload itself depends on.
@@ -91,10 +98,38 @@ fn outbound_input(
         original_dst: service.is_headless() && scope.class.kind == ProxyKind::Sidecar,
         rule,
         subset: None,
+        mesh_weighted: mesh_weighted(scope),
     }
 }
 
+fn mesh_weighted(scope: &Scope) -> [bool; 2] {
+    let outlier = OutlierDetection::default();
+    let setting =
+        locality::setting(EffectivePolicy::default(), scope.world.mesh().locality_lb_setting.as_ref());
+    [None, Some(&outlier)].map(|outlier| {
+        locality::is_weighted(EffectivePolicy { outlier, ..EffectivePolicy::default() }, setting)
+    })
+}
+
 impl OutboundClusterInputs {
+    /// How the load is spread over localities.
+    pub(crate) fn spread(&self, scope: &Scope) -> Option<Spread> {
+        let policy = self.policy();
+        let setting = locality::setting(policy, scope.world.mesh().locality_lb_setting.as_ref())?;
+        Spread::new(setting, &scope.class, policy.outlier.is_some())
+    }
+
+    /// Whether localities share the load by their weights.
+    fn is_locality_weighted(&self) -> bool {
+        let policy = self.policy();
+        let own = policy.balancer.is_some_and(|balancer| balancer.locality_lb_setting.is_some());
+        if own {
+            locality::is_weighted(policy, locality::setting(policy, None))
+        } else {
+            self.mesh_weighted[usize::from(policy.outlier.is_some())]
+        }
+    }
+
     /// Name of the subset; empty for the whole.
     pub(crate) fn subset_name(&self) -> &str {
         self.subset_of_rule().map_or("", |subset| &subset.name)
@@ -153,6 +188,10 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     if let Some(outlier) = policy.outlier {
         message.outlier_detection = Some(traffic_policy::outlier_detection(outlier));
         message.common_lb_config = Some(traffic_policy::panic_threshold(outlier));
+    }
+    if !inputs.goes_to_original_dst() && inputs.is_locality_weighted() {
+        let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
+        message.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
     }
     set_http_options(&mut message, upstream_protocol(inputs.protocol, policy), policy);
     let mut metadata = vec![

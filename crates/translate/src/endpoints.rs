@@ -7,6 +7,7 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
 use crate::clusters::OutboundClusterInputs;
+use crate::locality::{self, Group, Spread};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::wire;
@@ -19,6 +20,8 @@ pub(crate) struct EndpointInputs {
     /// Labels of the subset.
     labels: BTreeMap<String, String>,
     endpoints: Option<Arc<ServiceEndpoints>>,
+    /// By where they are; none: all alike.
+    spread: Option<Spread>,
 }
 
 /// The endpoints of a cluster of a service; none when the cluster has no use for them.
@@ -36,32 +39,40 @@ pub(crate) fn inputs(
         port_name: port_name.to_owned(),
         labels: cluster.subset_of_rule().map(|subset| subset.labels.clone()).unwrap_or_default(),
         endpoints: scope.world.endpoints(service).cloned(),
+        spread: cluster.spread(scope),
     })
 }
 
 /// The ready endpoints that carry the subset's labels, by locality. A cluster without any gets an empty list, so that it
 /// does not wait for one.
 pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
-    let mut localities: BTreeMap<&Locality, Vec<endpoint::LbEndpoint>> = BTreeMap::new();
+    let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     let all =
         inputs.endpoints.as_ref().map(|endpoints| endpoints.of_port(&inputs.port_name)).unwrap_or_default();
     let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
     for endpoint in ready.filter(|endpoint| labels_match(&inputs.labels, &endpoint.labels)) {
         // EDS cannot carry names; they come from WorkloadEntries that are behind a service by mistake.
         if !matches!(endpoint.address, Address::Dns(_)) {
-            localities.entry(&endpoint.locality).or_default().push(lb_endpoint(endpoint));
+            localities.entry(&endpoint.locality).or_default().push(endpoint);
         }
     }
-    let endpoints = localities
+    let groups =
+        localities.into_iter().map(|(locality, endpoints)| Group::new(locality, endpoints)).collect();
+    let groups = match &inputs.spread {
+        Some(spread) => locality::spread(spread, groups),
+        None => groups,
+    };
+    let endpoints = groups
         .into_iter()
-        .map(|(locality, lb_endpoints)| endpoint::LocalityLbEndpoints {
+        .map(|Group { locality, priority, weight, endpoints }| endpoint::LocalityLbEndpoints {
             locality: (*locality != Locality::default()).then(|| core::Locality {
                 region: locality.region.clone(),
                 zone: locality.zone.clone(),
                 sub_zone: locality.sub_zone.clone(),
             }),
-            load_balancing_weight: wire::uint32(total_weight(&lb_endpoints)),
-            lb_endpoints,
+            load_balancing_weight: wire::uint32(weight),
+            lb_endpoints: endpoints.into_iter().map(lb_endpoint).collect(),
+            priority,
             ..Default::default()
         })
         .collect();
@@ -71,12 +82,6 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
         ..Default::default()
     };
     encode(inputs.cluster.clone(), &message)
-}
-
-/// A locality weighs as much as its endpoints together.
-fn total_weight(endpoints: &[endpoint::LbEndpoint]) -> u32 {
-    let weights = endpoints.iter().filter_map(|endpoint| endpoint.load_balancing_weight);
-    weights.fold(0, |sum, weight| sum.saturating_add(weight.value))
 }
 
 fn lb_endpoint(from: &Endpoint) -> endpoint::LbEndpoint {

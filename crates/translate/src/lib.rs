@@ -25,6 +25,7 @@ mod headers;
 mod listeners_gateway;
 mod listeners_inbound;
 mod listeners_outbound;
+mod locality;
 mod mirrors;
 mod names;
 mod ordered;

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lateen_model::{Delta, Hostname, Labels, Protocol, ServiceTarget, Workload, World};
+use lateen_model::{Delta, Hostname, Labels, Locality, Protocol, ServiceTarget, Workload, World};
 use serde_json::Value;
 
 /// What a proxy is.
@@ -127,6 +127,7 @@ impl Proxy {
             world.service_in(host, namespace).is_some_and(|service| service.selector.is_empty())
         };
         delta.pods.iter().any(|changed| changed.namespace == *namespace && Some(&*changed.name) == pod)
+            || !delta.nodes.is_empty()
             || delta.service_namespaces.contains(namespace)
             || delta.endpoints.iter().any(by_address)
     }
@@ -143,6 +144,8 @@ pub struct ProxyClass {
     pub namespace: Arc<str>,
     /// Labels.
     pub labels: Labels,
+    /// Where it runs.
+    pub locality: Locality,
     /// The service ports that lead to the workload, by port; of one port, the oldest service's first.
     pub inbound: Vec<InboundPort>,
 }
@@ -165,10 +168,12 @@ impl ProxyClass {
     /// proxy runs; else from what the proxy said.
     pub fn of(proxy: &Proxy, world: &World) -> Self {
         let mut workload = proxy.workload.clone();
+        let mut locality = Locality::of_pod(&workload.labels, None);
         if let Some(pod) = &workload.pod {
             let name = lateen_model::ObjectName::new(&workload.namespace, pod);
             if let Some(pod) = world.pod(&name) {
                 workload.labels = pod.labels.clone();
+                locality = Locality::of_pod(&pod.labels, world.node_locality(&pod.node));
             }
         }
         let mut targets = world.targets_of(&workload);
@@ -186,7 +191,7 @@ impl ProxyClass {
                 service_port: target.port.port,
             })
             .collect();
-        Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, inbound }
+        Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, locality, inbound }
     }
 
     /// What of the class matters for how it reaches the mesh. Sidecars of one namespace mostly agree in it, so that all but
@@ -208,6 +213,7 @@ impl ProxyClass {
             kind: self.kind,
             namespace: self.namespace.clone(),
             labels: labels.into(),
+            locality: self.locality.clone(),
             inbound: Vec::new(),
         })
     }

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use lateen_api::duration;
 use lateen_api::networking::destination_rule::{
-    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, TcpSettings,
-    TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, RetryBudget,
+    TcpSettings, TrafficPolicy,
 };
 use lateen_api::networking::load_balancing::{ConsistentHashLb, LoadBalancerSettings, SimpleLb};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
@@ -21,6 +21,7 @@ pub(crate) struct EffectivePolicy<'a> {
     pub(crate) pool: Option<&'a ConnectionPoolSettings>,
     pub(crate) outlier: Option<&'a OutlierDetection>,
     pub(crate) tls: Option<&'a ClientTlsSettings>,
+    pub(crate) retry_budget: Option<&'a RetryBudget>,
 }
 
 impl<'a> EffectivePolicy<'a> {
@@ -40,6 +41,7 @@ impl<'a> EffectivePolicy<'a> {
             pool: special.pool.or(general.pool),
             outlier: special.outlier.or(general.outlier),
             tls: special.tls.or(general.tls),
+            retry_budget: special.retry_budget.or(general.retry_budget),
         }
     }
 
@@ -49,6 +51,7 @@ impl<'a> EffectivePolicy<'a> {
             pool: policy.connection_pool.as_ref(),
             outlier: policy.outlier_detection.as_ref(),
             tls: policy.tls.as_ref(),
+            retry_budget: policy.retry_budget.as_ref(),
         }
     }
 
@@ -61,6 +64,7 @@ impl<'a> EffectivePolicy<'a> {
             pool: settings.connection_pool.as_ref(),
             outlier: settings.outlier_detection.as_ref(),
             tls: settings.tls.as_ref(),
+            retry_budget: None,
         })
     }
 
@@ -165,10 +169,20 @@ pub(crate) fn circuit_breakers(policy: EffectivePolicy<'_>) -> cluster::CircuitB
         max_pending_requests: limit(http.map_or(0, |http| http.http1_max_pending_requests)),
         max_requests: limit(http.map_or(0, |http| http.http2_max_requests)),
         max_retries: limit(http.map_or(0, |http| http.max_retries)),
+        retry_budget: policy.retry_budget.map(retry_budget),
         track_remaining: true,
         ..Default::default()
     };
     cluster::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
+}
+
+fn retry_budget(given: &RetryBudget) -> cluster::circuit_breakers::thresholds::RetryBudget {
+    let minimum = (given.min_retry_concurrency > 0).then_some(given.min_retry_concurrency);
+    cluster::circuit_breakers::thresholds::RetryBudget {
+        budget_percent: Some(Percent { value: given.percent.unwrap_or(20.0) }),
+        min_retry_concurrency: minimum.and_then(wire::uint32),
+        ..Default::default()
+    }
 }
 
 /// <https://istio.io/latest/docs/reference/config/networking/destination-rule/#OutlierDetection>

@@ -200,31 +200,17 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
 }
 
 fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<Warning>) {
-    let mut levels = vec![(path.to_owned(), &policy.load_balancer, &policy.tls)];
-    levels.extend(
-        policy.port_level_settings.iter().enumerate().map(|(index, port)| {
-            (format!("{path}.portLevelSettings[{index}]"), &port.load_balancer, &port.tls)
-        }),
-    );
-    for (path, balancer, tls) in levels {
-        let balancer = balancer.as_ref();
-        for (field, given) in [
-            (
-                "loadBalancer.localityLbSetting",
-                balancer.is_some_and(|given| given.locality_lb_setting.is_some()),
-            ),
-            ("tls", tls.as_ref().is_some_and(|tls| tls.mode != ClientTlsMode::Disable)),
-        ] {
-            if given {
-                warnings.push(Warning::no_effect(format!("{path}.{field}")));
-            }
+    let mut levels = vec![(path.to_owned(), &policy.tls)];
+    let ports = policy.port_level_settings.iter().enumerate();
+    levels.extend(ports.map(|(index, port)| (format!("{path}.portLevelSettings[{index}]"), &port.tls)));
+    for (path, tls) in levels {
+        if tls.as_ref().is_some_and(|tls| tls.mode != ClientTlsMode::Disable) {
+            warnings.push(Warning::no_effect(format!("{path}.tls")));
         }
     }
-    for (field, given) in [
-        ("tunnel", policy.tunnel.is_some()),
-        ("proxyProtocol", policy.proxy_protocol.is_some()),
-        ("retryBudget", policy.retry_budget.is_some()),
-    ] {
+    for (field, given) in
+        [("tunnel", policy.tunnel.is_some()), ("proxyProtocol", policy.proxy_protocol.is_some())]
+    {
         if given {
             warnings.push(Warning::no_effect(format!("{path}.{field}")));
         }
