@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::response;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use lateen_ir::HeaderMutations;
 
@@ -61,6 +62,12 @@ impl UpstreamStream {
             idle_timeout: None,
             per_try_idle: None,
         }
+    }
+
+    /// The answer is not wanted. The connection can carry another request when there is nothing more of it.
+    pub(crate) fn release(&mut self, body: &Incoming) {
+        let lease = self.lease.take().filter(|_| body.is_end_stream());
+        lease.into_iter().for_each(|lease| lease.finished(&self.active.cluster, &self.active.host));
     }
 
     /// True when the client had sent its whole request.

@@ -153,6 +153,8 @@ pub(crate) struct RequestSource {
     attempt_waker: RefCell<Option<Waker>>,
     /// Mirrors that read along.
     taps: RefCell<Vec<Rc<Tap>>>,
+    /// The request goes on without it.
+    discarded: Cell<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,6 +182,7 @@ impl RequestSource {
             end_waker: RefCell::default(),
             attempt_waker: RefCell::default(),
             taps: RefCell::default(),
+            discarded: Cell::new(false),
         })
     }
 
@@ -189,6 +192,19 @@ impl RequestSource {
         self.kept.borrow().iter().for_each(|data| tap.push(data));
         self.taps.borrow_mut().push(tap.clone());
         tap
+    }
+
+    /// Forgets a body that has come: the request goes on without one.
+    pub(crate) fn discard(&self) {
+        self.kept.borrow_mut().clear();
+        self.kept_bytes.set(0);
+        self.discarded.set(true);
+        *self.trailers.borrow_mut() = None;
+    }
+
+    /// True when there is nothing to send.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ended() && (self.received() == 0 || self.discarded.get()) && self.no_trailers()
     }
 
     /// Lowers how many bytes are kept from here on.
@@ -385,8 +401,12 @@ impl SharedBody {
         // Only the first attempt may rely on the client's own framing; a replay knows the size when all was kept.
         if self.next == 0 && self.source.received() == 0 {
             self.source.incoming.borrow().size_hint()
-        } else if self.source.ended() && self.source.trailers.borrow().is_none() && self.next == 0 {
-            SizeHint::with_exact(self.source.received())
+        } else if self.source.replayable.get()
+            && self.source.ended()
+            && self.source.trailers.borrow().is_none()
+            && self.next == 0
+        {
+            SizeHint::with_exact(self.source.kept_bytes.get() as u64)
         } else {
             SizeHint::default()
         }

@@ -19,6 +19,7 @@ use crate::finish;
 use crate::guard::Verdict;
 use crate::host::Host;
 use crate::http_connection::{Counted, MillisText, PeerText};
+use crate::internal_redirect::Followed;
 use crate::pool::ConnectionFacts;
 use crate::presence::Present;
 use crate::progress::Progress;
@@ -177,6 +178,10 @@ pub(crate) struct RequestContext {
     pub(crate) route: Option<Arc<Route>>,
     /// Position of the route's weighted cluster that was chosen.
     pub(crate) weighted: Option<usize>,
+    /// The client wants 204 for an answer that takes too long.
+    pub(crate) no_content_on_timeout: bool,
+    /// Redirects that were followed here.
+    pub(crate) followed: Option<Box<Followed>>,
     /// What HTTP filters keep of it.
     pub(crate) filters: Vec<FilterState>,
     pub(crate) cluster: Option<Rc<LocalCluster>>,

@@ -62,6 +62,14 @@ pub(crate) fn finish(context: &mut RequestContext) {
     }
 }
 
+/// Logs a request that goes on at another place (internal redirect), which counts as one of its own.
+pub(crate) fn log_redirect(context: &RequestContext) {
+    context.connection.stats.downstream_rq_total.inc();
+    if context.connection.config.logs {
+        log(context);
+    }
+}
+
 fn log(context: &RequestContext) {
     let hcm = &context.connection.config.hcm;
     let upstream = hcm.router().map(|router| &router.upstream_log[..]).unwrap_or_default();

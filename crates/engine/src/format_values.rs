@@ -263,7 +263,7 @@ fn number(out: &mut String, value: u64) -> bool {
 
 fn flags(flags: Flags, long: bool, out: &mut String) -> bool {
     if flags.is_empty() {
-        return false;
+        out.push('-');
     }
     flags.write(long, out);
     true

@@ -33,12 +33,12 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
-    let Terms { timeout, no_content, policy } = terms(context, action, weighted.as_ref());
+    let Terms { timeout, policy } = terms(context, action, weighted.as_ref());
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     if !action.mirrors.is_empty() {
         mirror::start(context, action, &source, timeout);
     }
-    if policy.is_none() {
+    if policy.is_none() && action.internal_redirect.is_none() {
         source.keep_at_most(KEPT_WITHOUT_RETRIES);
     }
     let idle_timeout = idle_timeout(context);
@@ -61,17 +61,22 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     };
     let mut outcome = trial.run(weighted).await;
     if let Err(failure) = &mut outcome {
-        if *failure == Failure::ResponseTimeout {
-            cluster.stats.upstream_rq_timeout.inc();
-        }
-        if no_content && failure.is_timeout() {
-            let mut reply = failure.reply();
-            (reply.status, reply.body) = (StatusCode::NO_CONTENT, "".into());
-            *failure = Failure::Answered(Box::new(reply));
-        }
-        charge_failure(&cluster, failure);
+        settle(context, &cluster, failure);
     }
     outcome
+}
+
+/// Counts a failure and puts it as the client wants it.
+fn settle(context: &RequestContext, cluster: &LocalCluster, failure: &mut Failure) {
+    if *failure == Failure::ResponseTimeout {
+        cluster.stats.upstream_rq_timeout.inc();
+    }
+    if context.no_content_on_timeout && failure.is_timeout() {
+        let mut reply = failure.reply();
+        (reply.status, reply.body) = (StatusCode::NO_CONTENT, "".into());
+        *failure = Failure::Answered(Box::new(reply));
+    }
+    charge_failure(cluster, failure);
 }
 
 /// What the route hashes of the request. A client that lacks a cookie is given one with the answer.
@@ -91,8 +96,6 @@ pub(crate) fn request_hash(context: &mut RequestContext, action: &Forward) -> Op
 /// How long a request may take and how often it is tried.
 struct Terms {
     timeout: Option<Duration>,
-    /// Time-outs are answered with 204.
-    no_content: bool,
     policy: Option<Arc<RetryPolicy>>,
 }
 
@@ -100,7 +103,7 @@ struct Terms {
 fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&WeightedEntry>) -> Terms {
     let asked = Asked::take(context);
     let timeout = asked.timeout.unwrap_or(action.timeout);
-    let no_content = asked.no_content_on_timeout;
+    context.no_content_on_timeout = asked.no_content_on_timeout;
     let of_route = action.retry_policy.as_ref();
     let of_route = of_route.or_else(|| context.virtual_host.as_ref()?.retry_policy.as_ref());
     let policy = match of_route {
@@ -108,7 +111,7 @@ fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&Weigh
         of_route => asked.policy(context, of_route, timeout),
     };
     prepare_head(context, action, weighted, expected_timeout(policy.as_deref(), timeout));
-    Terms { timeout, no_content, policy }
+    Terms { timeout, policy }
 }
 
 /// What the service is told of the time it has: that of one try, if it has one, or else of everything.

@@ -32,10 +32,6 @@ fn add(addition: &HeaderToAdd, headers: &mut HeaderMap, values: &dyn FormatValue
         [Part::Literal(literal)] => text.push_str(literal),
         _ => render::text(&addition.value, values, &mut text),
     }
-    // Envoy renders an absent value of a header as nothing, not as a dash.
-    if text == "-" && matches!(&*addition.value.parts, [Part::Operator(_)]) {
-        text.clear();
-    }
     if text.is_empty() && !addition.keep_empty_value {
         return;
     }
@@ -78,7 +74,7 @@ mod tests {
     }
 
     fn header(value: Vec<Part>, action: AppendAction, keep_empty_value: bool) -> HeaderToAdd {
-        let value = TextFormat { parts: value, omit_empty_values: false };
+        let value = TextFormat { parts: value, omit_empty_values: true };
         HeaderToAdd { name: HeaderName::from_static("x"), value, action, keep_empty_value }
     }
 

@@ -20,10 +20,13 @@ use crate::ingress::{self, Normalised, X_REQUEST_ID};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
 use crate::upgrade::{self, Far, Upgrade};
-use crate::{connect, forward, header_mutations, local_reply, redirect};
+use crate::{connect, forward, header_mutations, internal_redirect, local_reply, redirect};
 
 pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// What Envoy calls 599.
+const LAST_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Last Unassigned Server Error Code");
 
 /// What Envoy calls a status it has no words for.
 const UNKNOWN_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Unknown");
@@ -43,7 +46,7 @@ pub(crate) async fn serve(
     let source = RequestSource::new(body, connection.buffer_limit as usize, trailers);
     context.body = Some(source.clone());
     let decided = match connection.config.hcm.request_timeout.filter(|_| !source.ended()) {
-        None => decide(&mut context, upgrade.is_some()).await,
+        None => decide(&mut context, Some(upgrade.is_some())).await,
         Some(limit) => Box::pin(decide_in_time(&mut context, upgrade.is_some(), &source, limit)).await,
     };
     match decided {
@@ -115,7 +118,7 @@ async fn decide_in_time(
     let stats = context.connection.stats.clone();
     tokio::select! {
         biased;
-        decided = decide(context, upgrade) => decided,
+        decided = decide(context, Some(upgrade)) => decided,
         () = late(source, limit) => {
             stats.downstream_rq_timeout.inc();
             Err(Failure::RequestTimeout)
@@ -130,19 +133,48 @@ async fn late(source: &RequestSource, limit: Duration) {
     }
 }
 
-async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision, Failure> {
+/// How far [`prepare`] came.
+enum Prepared {
+    /// To the choice of a route, and whether there is one.
+    Routed(bool),
+    Answered(Response<ResponseBody>),
+}
+
+/// Normalises the request and finds its route; or the answer that comes before that.
+fn prepare(context: &mut RequestContext, upgrade: bool) -> Result<Prepared, Failure> {
     if let Normalised::Redirect(path) = ingress::normalise(context)? {
-        return Ok(Decision::Answered(redirect::to_normalised_path(context, &path)));
+        return Ok(Prepared::Answered(redirect::to_normalised_path(context, &path)));
     }
     if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
         context.connection.stats.downstream_rq_non_relative_path.inc();
         return Err(Failure::NotAPath);
     }
-    let routed = find_route(context);
+    let found = find_route(context);
     if upgrade && !upgrade_allowed(context) {
         context.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
         return Err(Failure::UpgradeFailed);
     }
+    Ok(Prepared::Routed(found))
+}
+
+/// Serves the request at the place the answer sends it on to, if it is to be followed.
+async fn follow(context: &mut RequestContext, answer: Box<Answer>) -> Result<Decision, Failure> {
+    match internal_redirect::follow(context, answer) {
+        // The place may send it on as well; how often is limited.
+        Ok(()) => decide(context, None).await,
+        Err(answer) => Ok(Decision::Forwarded(answer)),
+    }
+}
+
+/// What becomes of the request. `upgrade`: whether the client asks for another protocol; `None`: the request has been routed anew.
+async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<Decision, Failure> {
+    let found = match upgrade {
+        None => true,
+        Some(upgrade) => match prepare(context, upgrade)? {
+            Prepared::Routed(found) => found,
+            Prepared::Answered(response) => return Ok(Decision::Answered(response)),
+        },
+    };
     let mut next = 0;
     while next < context.connection.config.filters.len() {
         match filters::decode(context, next)? {
@@ -154,8 +186,7 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
             }
         }
     }
-    routed?;
-    let Some(route) = context.route.clone() else { return Err(Failure::RouteNotFound) };
+    let Some(route) = context.route.clone().filter(|_| found) else { return Err(Failure::RouteNotFound) };
     match &route.action {
         Action::Forward(action) => {
             let terminates = |config: &lateen_ir::UpgradeConfig| config.terminates;
@@ -164,7 +195,11 @@ async fn decide(context: &mut RequestContext, upgrade: bool) -> Result<Decision,
             {
                 return Ok(Decision::Tunnel(Box::pin(connect::connect(context, action)).await?));
             }
-            Ok(Decision::Forwarded(forward::forward(context, action).await?))
+            let answer = forward::forward(context, action).await?;
+            if action.internal_redirect.is_some() {
+                return Box::pin(follow(context, answer)).await;
+            }
+            Ok(Decision::Forwarded(answer))
         }
         Action::Redirect(action) => {
             context.connection.stats.rq_redirect.inc();
@@ -187,13 +222,23 @@ fn upgrade_allowed(context: &RequestContext) -> bool {
 }
 
 /// Step 6.
-fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
+fn find_route(context: &mut RequestContext) -> bool {
+    let found = route_again(context);
+    if !found {
+        context.connection.stats.no_route.inc();
+    }
+    found
+}
+
+/// Routes the request as it is now; false when there is no route.
+pub(crate) fn route_again(context: &mut RequestContext) -> bool {
+    (context.cluster, context.weighted) = (None, None);
     let connection = context.connection.clone();
     let routes = match &connection.config.routes {
         crate::snapshot::RoutesRef::Inline(routes) => Some(routes.clone()),
         crate::snapshot::RoutesRef::Rds(slot) => context.view.snapshot.route_config(*slot).cloned(),
     };
-    let Some(routes) = routes else { return Err(no_route(context)) };
+    let Some(routes) = routes else { return false };
     if !routes.ir.internal_only_headers.is_empty() && !context.head.headers.contains_key("x-envoy-internal") {
         routes.ir.internal_only_headers.iter().for_each(|name| drop(context.head.headers.remove(name)));
     }
@@ -204,7 +249,7 @@ fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
             context.route = Some(route);
             context.routes = Some(routes);
         }
-        Err(_) => return Err(no_route(context)),
+        Err(_) => return false,
     }
     let https =
         context.virtual_host.as_ref().and_then(|host| redirect::required_https(context, host.require_tls));
@@ -212,7 +257,7 @@ fn find_route(context: &mut RequestContext) -> Result<(), Failure> {
         context.route = Some(forced);
     }
     forward::choose_cluster(context);
-    Ok(())
+    true
 }
 
 /// What matchers look at.
@@ -224,11 +269,6 @@ pub(crate) fn request_view(context: &RequestContext) -> RequestView<'_> {
         path: context.path.as_str(),
         headers: &context.head.headers,
     }
-}
-
-fn no_route(context: &RequestContext) -> Failure {
-    context.connection.stats.no_route.inc();
-    Failure::RouteNotFound
 }
 
 /// Turns upstream's answer into ours.
@@ -298,7 +338,9 @@ fn respond(
 pub(crate) fn name_status(response: &mut Response<ResponseBody>) {
     let status = response.status();
     let unknown = [StatusCode::IM_A_TEAPOT, StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS].contains(&status);
-    if unknown || status.canonical_reason().is_none() {
+    if status.as_u16() == 599 {
+        response.extensions_mut().insert(LAST_REASON);
+    } else if unknown || status.canonical_reason().is_none() {
         response.extensions_mut().insert(UNKNOWN_REASON);
     }
 }

@@ -93,6 +93,8 @@ pub(crate) fn receive(
         virtual_host: None,
         route: None,
         weighted: None,
+        no_content_on_timeout: false,
+        followed: None,
         filters: Vec::new(),
         cluster: None,
         host: None,

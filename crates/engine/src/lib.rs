@@ -45,6 +45,7 @@ mod http_request;
 mod ingress;
 mod inspect;
 mod inspection;
+mod internal_redirect;
 mod limits;
 mod listen;
 mod local_reply;

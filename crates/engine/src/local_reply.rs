@@ -62,9 +62,13 @@ fn finish_with(
     // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
     mutate_response(&context, None, response.headers_mut());
     context.status = Some(response.status());
+    if context.local_reply.is_none() {
+        let text = String::from_utf8_lossy(text_of(&response)).into_owned();
+        context.local_reply = Some(text.into());
+    }
     map_reply(&mut context, &mut response);
-    if is_grpc(&context.head.headers) && context.local_reply.is_some() {
-        as_grpc(&context, &mut response, grpc_status);
+    if is_grpc(&context.head.headers) {
+        as_grpc(&mut response, grpc_status);
     }
     finish_as_is(context, response)
 }
@@ -118,9 +122,17 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
 }
 
+/// The body of a reply.
+fn text_of(response: &Response<ResponseBody>) -> &[u8] {
+    match response.body() {
+        ResponseBody::Text(Some(text)) => text,
+        _ => &[],
+    }
+}
+
 /// gRPC clients get 200 with the status in headers.
 /// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
-fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>, status: Option<u32>) {
+fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>) {
     let meant = match response.status() {
         StatusCode::BAD_REQUEST => 13,
         StatusCode::UNAUTHORIZED => 16,
@@ -132,14 +144,14 @@ fn as_grpc(context: &RequestContext, response: &mut Response<ResponseBody>, stat
         | StatusCode::GATEWAY_TIMEOUT => 14,
         _ => 2,
     };
-    let message = context.local_reply.as_deref().unwrap_or_default();
+    let message = String::from_utf8_lossy(text_of(response)).into_owned();
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(GRPC_STATUS, HeaderValue::from(status.unwrap_or(meant)));
     if !message.is_empty()
-        && let Ok(value) = HeaderValue::try_from(percent_encode(message))
+        && let Ok(value) = HeaderValue::try_from(percent_encode(&message))
     {
         headers.insert(GRPC_MESSAGE, value);
     }
@@ -196,7 +208,7 @@ fn apply_mapper(
     header_mutations::add_all(&mapper.headers_to_add, response.headers_mut(), context);
 }
 
-fn format_body(context: &RequestContext, format: &BodyFormat) -> String {
+pub(crate) fn format_body(context: &RequestContext, format: &BodyFormat) -> String {
     let mut text = String::new();
     match &format.body {
         BodyText::Text(format) => render::text(format, context, &mut text),

@@ -11,14 +11,25 @@ use lateen_ir::{Action, DirectResponse, HeaderMutations, PathRedirect, Redirect,
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
 use crate::http_request::request_view;
+use crate::local_reply::format_body;
 
 /// Answers with a fixed response.
 pub(crate) fn direct(context: &mut RequestContext, action: &DirectResponse) -> Response<ResponseBody> {
     context.details = "direct_response".into();
-    let mut response = Response::new(ResponseBody::text(Bytes::copy_from_slice(&action.body)));
+    let (text, content_type) = match &action.format {
+        None => (Bytes::copy_from_slice(&action.body), HeaderValue::from_static("text/plain")),
+        Some(format) => {
+            context.local_reply = Some(String::from_utf8_lossy(&action.body).into_owned().into());
+            let text = format_body(context, format);
+            context.local_reply = None;
+            (Bytes::from(text.into_bytes()), format.content_type.clone())
+        }
+    };
+    let empty = text.is_empty();
+    let mut response = Response::new(ResponseBody::text(text));
     *response.status_mut() = action.status;
-    if !action.body.is_empty() {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if !empty {
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     }
     response
 }
@@ -31,6 +42,12 @@ pub(crate) fn redirect(
 ) -> Response<ResponseBody> {
     context.details = "direct_response".into();
     let location = action.location(&route.matching.path, &request_view(context));
+    // As with Envoy, what follows (the log, for example) sees the rewritten path.
+    if matches!(action.path, PathRedirect::Prefix(_) | PathRedirect::Regex(_))
+        && let Some(path) = location.parse::<http::Uri>().ok().and_then(|uri| uri.path_and_query().cloned())
+    {
+        context.path = path;
+    }
     moved(action.status, &location)
 }
 

@@ -304,7 +304,7 @@ impl Trial<'_> {
 
     /// The message for one attempt.
     fn request(&mut self, version: Version) -> Request<RequestBody> {
-        let empty = self.source.ended() && self.source.received() == 0 && self.source.no_trailers();
+        let empty = self.source.is_empty();
         let body = if empty { RequestBody::Empty } else { RequestBody::Shared(self.source.attempt()) };
         // The copy stays: it has room for what it holds only, and hyper reads the answer into the map it has sent.
         let kept = self.context.head.headers.clone();

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use crate::common::{ClusterRef, Fraction};
 use crate::cors::CorsPolicy;
 use crate::format::TextFormat;
+use crate::hcm::BodyFormat;
 use crate::headers::HeaderMutations;
 use crate::http_filter::FilterOverrides;
 use crate::listener::Backoff;
@@ -183,8 +184,36 @@ pub struct Forward {
     pub max_stream_duration: Option<MaxStreamDuration>,
     /// The deprecated `cors`, for the CORS filter where no level has its configuration.
     pub cors: Option<Arc<CorsPolicy>>,
+    /// Redirects that are followed here; `None`: all are for the client.
+    pub internal_redirect: Option<InternalRedirectPolicy>,
     /// Copies: the route's own, or else the virtual host's, or else the configuration's.
     pub mirrors: Arc<[MirrorPolicy]>,
+}
+
+/// Envoy's `InternalRedirectPolicy`.
+#[derive(Clone, Debug)]
+pub struct InternalRedirectPolicy {
+    /// Most redirects of a request. Default 1.
+    pub max: u32,
+    /// Statuses that are followed. Default 302.
+    pub codes: Vec<StatusCode>,
+    /// All must agree.
+    pub predicates: Vec<RedirectPredicate>,
+    /// Follows from http to https and back.
+    pub cross_scheme: bool,
+    /// Response headers that the request takes along; those the response has not are removed from the request.
+    pub copy: Vec<HeaderName>,
+}
+
+/// A condition on the route a redirect leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedirectPredicate {
+    /// Not from the same route to the same route again.
+    PreviousRoutes,
+    /// One of these.
+    AllowListedRoutes(Vec<Box<str>>),
+    /// Not from http to https.
+    SafeCrossScheme,
 }
 
 /// Envoy's `RequestMirrorPolicy`: copies requests to another cluster, whose answers nobody waits for.
@@ -344,6 +373,8 @@ pub struct DirectResponse {
     pub status: StatusCode,
     /// Body; may be empty.
     pub body: Arc<[u8]>,
+    /// Format of the body, in which `%LOCAL_REPLY_BODY%` is [`Self::body`].
+    pub format: Option<BodyFormat>,
 }
 
 /// Conditions of [`RetryPolicy::on`]. Source: Envoy's router filter page, `x-envoy-retry-on` and `x-envoy-retry-grpc-on`.

@@ -16,7 +16,7 @@ fn matching(path: PathMatcher) -> RouteMatcher {
 }
 
 fn route(name: &str, matching: RouteMatcher) -> Arc<Route> {
-    let answer = DirectResponse { status: http::StatusCode::OK, body: Arc::from(&b""[..]) };
+    let answer = DirectResponse { status: http::StatusCode::OK, body: Arc::from(&b""[..]), format: None };
     Arc::new(Route {
         name: name.into(),
         matching,

@@ -251,6 +251,7 @@ table! {
     route::retry_policy::RetryBackOff,
     route::retry_policy::RateLimitedRetryBackOff,
     route::HedgePolicy,
+    route::InternalRedirectPolicy,
     route::RedirectAction,
     route::DirectResponseAction,
     matcher::StringMatcher,

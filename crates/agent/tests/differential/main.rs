@@ -12,6 +12,7 @@ mod hashing;
 mod mirrors;
 mod pages;
 mod proxies;
+mod redirects;
 mod retries;
 mod service;
 mod tunnels;
@@ -77,6 +78,7 @@ async fn requests_fare_the_same() {
         .chain(filters::cases())
         .chain(mirrors::cases())
         .chain(retries::cases())
+        .chain(redirects::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();
     let played: Vec<(Case, [Seen; 2])> = futures::stream::iter(cases.into_iter().enumerate())
@@ -108,7 +110,9 @@ async fn requests_fare_the_same() {
             writeln!(complaints, "=== {name}: {complaint}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
         }
     }
-    for pattern in filters::STATS.iter().chain(&mirrors::STATS).chain(&retries::STATS) {
+    for pattern in
+        filters::STATS.iter().chain(&mirrors::STATS).chain(&retries::STATS).chain(&redirects::STATS)
+    {
         let [envoy, lateen] =
             pair.pages(&format!("/stats?filter={pattern}")).await.map(|page| numbers(&page));
         if envoy != lateen {

@@ -66,6 +66,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     all.extend(crate::filters::listeners());
     all.extend(crate::mirrors::listeners());
     all.extend(crate::retries::listeners());
+    all.extend(crate::redirects::listeners());
     all
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let recorded = json!({ "name": "recorded", "domains": ["recorded"], "routes": [
         { "name": "recorded", "match": { "prefix": "/" }, "route": { "cluster": "mirror" } },
     ] });
-    let inherited = json!({ "name": "inherited", "domains": ["inherited"], "retry_policy": policy("5xx", json!({})), "routes": [
+    let inherited = json!({ "name": "inherited", "domains": ["inherited"], "include_request_attempt_count": true, "retry_policy": policy("5xx", json!({})), "routes": [
         { "name": "inherited", "match": { "prefix": "/" }, "route": { "cluster": "retried" } },
     ] });
     let config =

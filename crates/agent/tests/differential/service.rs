@@ -28,6 +28,13 @@ impl Request {
 /// What a mirror was sent, by the request's `x-case`.
 type Record = Arc<Mutex<BTreeMap<String, Vec<String>>>>;
 
+/// A header line; what is left of the time for a further try changes by milliseconds from run to run.
+fn whole_seconds(line: &str) -> String {
+    let left =
+        line.strip_prefix("x-envoy-expected-rq-timeout-ms: ").and_then(|left| left.parse::<u64>().ok());
+    left.map_or_else(|| comparable(line), |left| format!("expected within {} s", left.div_ceil(1000)))
+}
+
 /// Serves until the test ends.
 pub(crate) async fn start() -> SocketAddr {
     start_with(None).await
@@ -270,7 +277,9 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
         }
         let keep = |sent: &str| {
             let Some(record) = &record else { return };
-            let mut headers: Vec<String> = request.headers.iter().map(|line| comparable(line)).collect();
+            let again = request.value("x-envoy-attempt-count").is_some_and(|count| count != "1");
+            let shown = |line: &String| if again { whole_seconds(line) } else { comparable(line) };
+            let mut headers: Vec<String> = request.headers.iter().map(shown).collect();
             headers.sort_unstable();
             let text = format!("mirrored {}\n{}\n{sent}", request.line, headers.join("\n"));
             record.lock().unwrap().entry(case.to_owned()).or_default().push(text);
@@ -308,6 +317,15 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
         keep(&sent);
         if act == "late" {
             tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        }
+        if let Some(code) = act.strip_prefix("move").filter(|_| !request.line.contains("/at-target")) {
+            let code = if code.is_empty() { "302" } else { code.trim_start_matches('-') };
+            let to = request.value("to").unwrap_or_default();
+            let head = format!(
+                "HTTP/1.1 {code} Found\r\nlocation: {to}\r\nx-taken: along\r\ncontent-length: 5\r\n\r\nmoved"
+            );
+            reader.write_all(head.as_bytes()).await?;
+            continue;
         }
         if let Some((answer, close)) = fixed(&act).or_else(|| refused(&act)) {
             reader.write_all(&answer).await?;

@@ -123,7 +123,9 @@ stat_block! {
         downstream_rq_overload_close downstream_rq_redirected_with_normalized_path downstream_rq_rejected_via_ip_detection
         downstream_rq_response_before_rq_complete downstream_rq_rx_reset downstream_rq_timeout downstream_rq_too_large
         downstream_rq_too_many_premature_resets downstream_rq_total downstream_rq_tx_reset downstream_rq_ws_on_non_ws_route
-        no_cluster no_route passthrough_internal_redirect_bad_location rq_direct_response rq_redirect
+        no_cluster no_route passthrough_internal_redirect_bad_location passthrough_internal_redirect_no_route
+        passthrough_internal_redirect_predicate passthrough_internal_redirect_too_many_redirects
+        passthrough_internal_redirect_unsafe_scheme rq_direct_response rq_redirect
         rq_reset_after_downstream_response_started rq_total rs_too_large
     }
     bytes { downstream_cx_rx_bytes_total downstream_cx_tx_bytes_total }

@@ -13,6 +13,7 @@ mod hash_policy;
 mod hcm;
 mod http_filters;
 mod http_options;
+mod internal_redirect;
 mod lb_policy;
 mod listener;
 mod matchers;

@@ -10,6 +10,7 @@ use super::cluster_names::ClusterNames;
 use super::cors::legacy_policy;
 use super::hash_policy::hash_policies;
 use super::http_filters::{FilterNames, overrides};
+use super::internal_redirect::internal_redirect;
 use super::matchers::{
     full_regex, header_matchers, header_name, header_names, header_value, mutations, query_parameter,
     regex_rewrite,
@@ -251,6 +252,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             hash_policy, cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
             host_rewrite_specifier, cors, request_mirror_policies, hedge_policy,
+            internal_redirect_policy,
         }
         inert {}
         rejected {
@@ -263,9 +265,8 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             include_vh_rate_limits = "rate limits",
             max_grpc_timeout = "use max_stream_duration.grpc_timeout_header_max",
             grpc_timeout_offset = "use max_stream_duration.grpc_timeout_header_offset",
-            internal_redirect_policy = "internal redirects",
-            internal_redirect_action = "internal redirects",
-            max_internal_redirects = "internal redirects",
+            internal_redirect_action = "use internal_redirect_policy",
+            max_internal_redirects = "use internal_redirect_policy",
         }
         variants {
             cluster_specifier_plugin = "plugins",
@@ -294,6 +295,9 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
     };
     let idle_timeout = duration(at, "idle_timeout", idle_timeout)?;
     Ok(Forward {
+        internal_redirect: internal_redirect_policy
+            .map(|policy| internal_redirect(&at.field("internal_redirect_policy"), policy))
+            .transpose()?,
         mirrors: mirrors(at, request_mirror_policies, shared)?,
         cluster: self::cluster_specifier(at, required(at, "cluster_specifier", cluster_specifier)?, shared)?,
         cluster_not_found_status: status,
@@ -584,9 +588,9 @@ fn direct_response(
     max_body: u32,
 ) -> Converted<DirectResponse> {
     fields!(at, message => proto::DirectResponseAction {
-        used { status, body }
+        used { status, body, body_format }
         inert {}
-        rejected { body_format = "formatted bodies" }
+        rejected {}
     });
     let code = u16::try_from(status).ok().filter(|status| (200..600).contains(status));
     let code = code.and_then(|status| StatusCode::from_u16(status).ok());
@@ -599,5 +603,8 @@ fn direct_response(
     Ok(DirectResponse {
         status: code.ok_or_else(|| at.error_in("status", format!("{status} is not between 200 and 599")))?,
         body: body.into(),
+        format: body_format
+            .map(|format| super::access_log::body_format(&at.field("body_format"), format))
+            .transpose()?,
     })
 }
