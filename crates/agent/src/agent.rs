@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use lateen_engine::{Engine, EngineConfig, NodeInfo};
 use tokio::net::TcpListener;
@@ -101,7 +102,7 @@ fn engine_config(config: &Config, node: &Node) -> EngineConfig {
         },
         bootstrap: Some(bootstrap::of_our_engine(node, config.addresses.admin, &config.discovery.address)),
         mark: config.mark,
-        drain_time: config.drain.limit,
+        drain_time: config.drain.of_listeners,
         set_log_level: config.set_log_level.clone().map(|set| set.0),
     }
 }
@@ -129,6 +130,7 @@ fn start_envoy(config: &Config, node: &Node, tasks: &mut JoinSet<()>) -> Result<
         log_level: config.envoy_log_level.clone(),
         role: config.role,
         mark: config.mark,
+        drain_time: config.drain.of_listeners,
     })
 }
 
@@ -149,14 +151,15 @@ impl Running {
     }
 
     /// Ends without losing a request: not ready any more, callers told to go elsewhere, at least `drain.minimum` and at most
-    /// `drain.limit` for them to do so, then the end.
+    /// `drain.limit` (or for as long as they are there, with `drain.until_idle`) for them to do so, then the end.
     pub async fn drain_and_stop(self) {
         self.status.draining.store(true, Ordering::Relaxed);
         info!(minimum = ?self.drain.minimum, limit = ?self.drain.limit, "draining");
         let gone = async {
             tokio::join!(self.status.proxy.drain(), tokio::time::sleep(self.drain.minimum));
         };
-        let limit = self.drain.limit.max(self.drain.minimum);
+        let limit =
+            if self.drain.until_idle { Duration::MAX } else { self.drain.limit.max(self.drain.minimum) };
         if tokio::time::timeout(limit, gone).await.is_err() {
             warn!(?limit, "connections are still open; closing them");
         }

@@ -118,11 +118,21 @@ pub struct Drain {
     pub minimum: Duration,
     /// Connections still open after this long are cut; default 5 s (`terminationDrainDuration` of the mesh's proxy config).
     pub limit: Duration,
+    /// Go on for as long as there are connections, whatever [`Self::limit`] says (`EXIT_ON_ZERO_ACTIVE_CONNECTIONS`).
+    pub until_idle: bool,
+    /// How long connections of a listener or filter chain that is no more may go on while the proxy runs; default 45 s
+    /// (`drainDuration` of the mesh's proxy config, Envoy's `--drain-time-s`).
+    pub of_listeners: Duration,
 }
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { minimum: Duration::from_secs(2), limit: Duration::from_secs(5) }
+        Self {
+            minimum: Duration::from_secs(2),
+            limit: Duration::from_secs(5),
+            until_idle: false,
+            of_listeners: Duration::from_secs(45),
+        }
     }
 }
 
@@ -181,6 +191,7 @@ pub const PROXY_MARK: u32 = 1337;
 struct ProxyConfig {
     discovery_address: Option<String>,
     termination_drain_duration: Option<String>,
+    drain_duration: Option<String>,
     concurrency: Option<usize>,
     proxy_metadata: BTreeMap<String, String>,
 }
@@ -212,10 +223,21 @@ impl Config {
         let limit =
             limit.or_else(|| Some(("TERMINATION_DRAIN_DURATION", var("TERMINATION_DRAIN_DURATION")?)));
         let minimum = var("MINIMUM_DRAIN_DURATION").map(|text| ("MINIMUM_DRAIN_DURATION", text));
+        let of_listeners = proxy.drain_duration.map(|text| ("drainDuration", text));
         let default = Drain::default();
         let drain = Drain {
             limit: limit.map_or(Ok(default.limit), |(name, text)| duration(name, &text))?,
             minimum: minimum.map_or(Ok(default.minimum), |(name, text)| duration(name, &text))?,
+            until_idle: match var("EXIT_ON_ZERO_ACTIVE_CONNECTIONS").as_deref() {
+                None | Some("false") => false,
+                Some("true") => true,
+                Some(other) => {
+                    let why = "must be true or false";
+                    return Err(AgentError::variable("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", other, why));
+                }
+            },
+            of_listeners: of_listeners
+                .map_or(Ok(default.of_listeners), |(name, text)| duration(name, &text))?,
         };
         let address = proxy.discovery_address.or_else(|| var("CA_ADDR"));
         let metadata = vars
@@ -292,7 +314,7 @@ mod tests {
                 ("ISTIO_META_CLUSTER_ID", "Kubernetes"),
                 (
                     "PROXY_CONFIG",
-                    r#"{"discoveryAddress":"pilot:1","terminationDrainDuration":"1.5s","proxyMetadata":{"MINIMUM_DRAIN_DURATION":"250ms"},"tracing":{}}"#,
+                    r#"{"discoveryAddress":"pilot:1","terminationDrainDuration":"1.5s","drainDuration":"30s","proxyMetadata":{"MINIMUM_DRAIN_DURATION":"250ms","EXIT_ON_ZERO_ACTIVE_CONNECTIONS":"true"},"tracing":{}}"#,
                 ),
             ]),
         )
@@ -302,6 +324,8 @@ mod tests {
         assert_eq!(config.discovery.address, "pilot:1");
         assert_eq!(config.drain.limit, Duration::from_millis(1500));
         assert_eq!(config.drain.minimum, Duration::from_millis(250));
+        assert!(config.drain.until_idle);
+        assert_eq!(config.drain.of_listeners, Duration::from_secs(30));
         assert_eq!(config.metadata, vars(&[("CLUSTER_ID", "Kubernetes")]));
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct EnvoyConfig {
     pub(crate) role: Role,
     /// For the agent's own requests to the admin service.
     pub(crate) mark: Option<u32>,
+    /// How long connections of removed listeners and filter chains may go on.
+    pub(crate) drain_time: Duration,
 }
 
 impl EnvoyConfig {
@@ -75,7 +77,7 @@ impl EnvoyConfig {
         command.arg("-c").arg(&self.bootstrap).args([
             "--disable-hot-restart",
             "--drain-time-s",
-            "45",
+            &self.drain_time.as_secs().max(1).to_string(),
             "--drain-strategy",
             "immediate",
             "--local-address-ip-version",

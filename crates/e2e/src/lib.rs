@@ -5,6 +5,7 @@
 
 pub mod load;
 pub mod mesh;
+pub mod traffic;
 pub mod web;
 
 pub use load::{Load, LoadReport};

@@ -45,7 +45,8 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     }
 }
 
-/// How long an idle HTTP/1 connection may still bring a request when it drains.
+/// How long an idle HTTP/1 connection may still bring a request when the proxy ends. When only its filter chain is gone, it has the
+/// whole drain time, as with Envoy.
 const IDLE_GRACE: Duration = Duration::from_millis(500);
 
 /// How long a connection that was idle for too long may take to end.
@@ -276,14 +277,15 @@ where
 struct Guarded<C> {
     serving: Pin<Box<C>>,
     connection: Rc<HttpConnection>,
-    watch: Option<Watch>,
+    /// The chain's end and the proxy's.
+    watches: Option<[Watch; 2]>,
     finishing: bool,
     /// Next look at idleness; while finishing: the end.
     timer: Option<Pin<Box<Sleep>>>,
     /// HTTP/2.
     multiplexed: bool,
-    /// How much longer an idle connection is kept although it drains.
-    grace: Option<Pin<Box<Sleep>>>,
+    /// How much longer an idle connection is kept although it drains, and whether because the proxy ends.
+    grace: Option<(bool, Pin<Box<Sleep>>)>,
     /// When a head that has begun must have come.
     head: Option<Pin<Box<Sleep>>>,
     /// Next look at a client that takes nothing.
@@ -298,7 +300,7 @@ impl<C: Serving> Guarded<C> {
         Self {
             serving: Box::pin(serving),
             connection,
-            watch: None,
+            watches: None,
             finishing: false,
             timer,
             multiplexed,
@@ -329,9 +331,16 @@ impl<C: Serving> Guarded<C> {
             connection.stats.downstream_cx_drain_close.inc();
             return true;
         }
-        let grace = IDLE_GRACE.min(connection.worker.drain_time);
-        let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(grace)));
-        let over = grace.as_mut().poll(cx).is_ready();
+        let worker = &connection.worker;
+        let ending = worker.draining.is_fired();
+        let grace = if ending { IDLE_GRACE.min(worker.drain_time) } else { worker.drain_time };
+        let fresh = || (ending, Box::pin(tokio::time::sleep(grace)));
+        // The proxy may end while a connection waits for the end of its chain.
+        let (for_ending, timer) = self.grace.get_or_insert_with(fresh);
+        if *for_ending != ending {
+            (*for_ending, *timer) = fresh();
+        }
+        let over = timer.as_mut().poll(cx).is_ready();
         if over {
             connection.stats.downstream_cx_drain_close.inc();
         }
@@ -414,9 +423,11 @@ impl<C: Serving> Future for Guarded<C> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if this.watch.is_none() {
+        if this.watches.is_none() {
             // First poll: from here on drain and time wake this task.
-            this.watch = Some(this.connection.drain.watch(cx.waker()));
+            let connection = &this.connection;
+            let signals = [&connection.drain, &connection.worker.draining];
+            this.watches = Some(signals.map(|signal| signal.watch(cx.waker())));
             if let Some(timer) = &mut this.timer {
                 let _ = timer.as_mut().poll(cx);
             }

@@ -114,7 +114,8 @@ async fn only_connections_of_a_changed_chain_are_ended() {
     assert_eq!(bed.address("web").await, address, "the socket stays");
     let mut second = bed.client("web").await;
     assert_eq!(second.get("/").await.header("server"), Some("other"));
-    assert!(client.is_closed().await, "an idle connection of the old chain is closed");
+    assert_eq!(client.get("/").await.header("connection"), Some("close"), "told with the next answer");
+    assert!(client.is_closed().await);
     assert_eq!(second.get("/").await.header("connection"), None);
 }
 

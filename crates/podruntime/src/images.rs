@@ -8,7 +8,7 @@
 //! | `kong/httpbin`, `kennethreitz/httpbin` | `lateen-samples httpbin` |
 //! | `mccutchen/go-httpbin` | `lateen-samples httpbin --port 8080 --style go` |
 //! | `google-samples/microservices-demo/frontend`, `…/productcatalogservice`, `…/recommendationservice` | `lateen-samples frontend --tag TAG`, … |
-//! | `lateen/echo` | `lateen-samples echo` |
+//! | `lateen/echo`, `lateen/load` | `lateen-samples echo`, `load` |
 //! | `curlimages/curl`, `busybox`, `alpine`, `nginx`, … | the container's own command, on the host's tools |
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -146,6 +146,7 @@ fn built_in(name: &str) -> Option<Mapping> {
     Some(match (owner, last) {
         ("lateen", "pilot") => ours("lateend", &[], false, false),
         ("lateen", "proxyv2") => ours("lateen-proxy", &[], false, false),
+        ("lateen", "load") => ours("lateen-samples", &["load"], false, true),
         ("lateen", "echo") => ours("lateen-samples", &["echo"], false, true),
         ("tetratelabs", "hello-world") => ours("lateen-samples", &["hello-world"], false, true),
         ("tetratelabs", "customers") => ours("lateen-samples", &["customers"], true, true),

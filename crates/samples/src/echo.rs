@@ -1,13 +1,17 @@
-//! `echo`: describes each request as JSON, which shows where it arrived and what the mesh did to it.
+//! `echo`: describes each request as JSON, which shows where it arrived and what the mesh did to it. WebSockets and the
+//! gRPC service of [`crate::echo_streams`] are answered on the same port.
 
 use std::net::SocketAddr;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::response::Json;
+use axum::response::{IntoResponse, Json, Response};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::echo_streams;
+use crate::serve::Ending;
 
 /// Who answers.
 #[derive(Clone, Debug, Default)]
@@ -32,12 +36,22 @@ impl Instance {
     }
 }
 
-/// The application; listens on port 8080.
-pub fn app(instance: Instance) -> Router {
-    Router::new().fallback(describe).with_state(instance)
+/// The application; listens on port 8080. Its streams end when `ending` begins.
+pub fn app(instance: Instance, ending: Ending) -> Router {
+    let grpc = echo_streams::grpc(instance.instance.clone(), ending.clone());
+    let own = Router::new().fallback(answer).with_state((instance, ending));
+    // gRPC's own "no such method" would answer every other request too.
+    grpc.reset_fallback().merge(own)
 }
 
-async fn describe(State(who): State<Instance>, request: Request) -> Json<Value> {
+async fn answer(State((who, ending)): State<(Instance, Ending)>, request: Request) -> Response {
+    if echo_streams::wants_websocket(&request) {
+        return echo_streams::websocket(request, &who.instance, ending);
+    }
+    describe(who, request).await.into_response()
+}
+
+async fn describe(who: Instance, request: Request) -> Json<Value> {
     let (parts, body) = request.into_parts();
     let mut trailers = Value::Null;
     let mut length = 0_u64;
@@ -106,7 +120,7 @@ mod tests {
             .header("x-one", "2")
             .body(axum::body::Body::from("12345"))
             .unwrap();
-        let response = app(who).oneshot(request).await.unwrap();
+        let response = app(who, Ending::never()).oneshot(request).await.unwrap();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let json: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(json["instance"], "pod-1");

@@ -6,9 +6,11 @@
 pub mod boutique;
 pub mod customers;
 pub mod echo;
+pub mod echo_streams;
 pub mod grpc;
 pub mod hello;
 pub mod httpbin;
+pub mod load;
 pub mod propagate;
 pub mod serve;
 pub mod web_frontend;

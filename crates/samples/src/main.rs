@@ -7,7 +7,8 @@ use anyhow::Context;
 use axum::Router;
 use clap::{Parser, Subcommand};
 use lateen_samples::boutique::{catalog, frontend, recommendation};
-use lateen_samples::{customers, echo, hello, httpbin, serve, web_frontend};
+use lateen_samples::{customers, echo, echo_streams, hello, httpbin, load, serve, web_frontend};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 #[derive(Parser)]
@@ -60,13 +61,26 @@ enum App {
         #[arg(long, value_enum, default_value_t = httpbin::Style::Python)]
         style: httpbin::Style,
     },
-    /// Describes each request it gets as JSON; optionally echoes bytes on a TCP port
+    /// Describes each request it gets as JSON, echoes gRPC and WebSocket messages, and optionally TCP bytes
     Echo {
         #[arg(long, env = "PORT", default_value_t = 8080)]
         port: u16,
         /// Echo raw bytes on this port as well
         #[arg(long)]
         tcp_port: Option<u16>,
+        /// Serve on this port as well, as a port of a Service has one protocol
+        #[arg(long)]
+        second_port: Option<u16>,
+        /// On this port greet with the instance's name, then echo 64-bit numbers and say goodbye at the end
+        #[arg(long)]
+        numbers_port: Option<u16>,
+    },
+    /// Sends a steady mixed load to `echo`; at the end prints what was lost as JSON
+    Load {
+        /// What to send, as JSON: {"seconds": 10, "flows": [{"kind": "http1", "to": "echo:80", "rate": 20}]}. Kinds: http1,
+        /// http1New, http2, grpc, grpcStream, websocket, numbers. Without seconds it ends at SIGTERM or the end of the input
+        #[arg(long)]
+        spec: String,
     },
     /// Online Boutique: the shop's pages
     Frontend {
@@ -110,11 +124,30 @@ async fn main() -> anyhow::Result<()> {
             serve_on(port, web_frontend::app(customer_service_url.parse()?), delay).await
         }
         App::Httpbin { port, style } => serve_on(port, httpbin::app(style), delay).await,
-        App::Echo { port, tcp_port } => {
+        App::Echo { port, tcp_port, second_port, numbers_port } => {
+            let who = echo::Instance::from_env();
+            let ending = serve::Ending::after(serve::terminated(), delay);
             if let Some(tcp) = tcp_port {
                 tokio::spawn(echo::serve_tcp(bind(tcp).await?));
             }
-            serve_on(port, echo::app(echo::Instance::from_env()), delay).await
+            if let Some(numbers) = numbers_port {
+                let listener = bind(numbers).await?;
+                tokio::spawn(echo_streams::serve_numbers(listener, who.instance.clone(), ending.clone()));
+            }
+            let app = echo::app(who, ending);
+            match second_port {
+                None => serve_on(port, app, delay).await,
+                Some(second) => {
+                    tokio::try_join!(serve_on(port, app.clone(), delay), serve_on(second, app, delay))
+                        .map(drop)
+                }
+            }
+        }
+        App::Load { spec } => {
+            let spec = serde_json::from_str(&spec).context("--spec")?;
+            let report = load::run(spec, told_to_stop()).await;
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(())
         }
         App::Frontend { port, tag, catalog, recommendation } => {
             let pod = echo::Instance::from_env().instance;
@@ -131,6 +164,26 @@ async fn main() -> anyhow::Result<()> {
             serve::terminated().await;
             Ok(())
         }
+    }
+}
+
+/// Resolves at SIGTERM, SIGINT or the end of a standard input that ever had something in it.
+async fn told_to_stop() {
+    let input = async {
+        let mut stdin = tokio::io::stdin();
+        let mut something = false;
+        loop {
+            match stdin.read(&mut [0; 64]).await {
+                Ok(0) | Err(_) if something => return,
+                // A container without standard input.
+                Ok(0) | Err(_) => std::future::pending().await,
+                Ok(_) => something = true,
+            }
+        }
+    };
+    tokio::select! {
+        () = serve::terminated() => {}
+        () = input => {}
     }
 }
 

@@ -14,6 +14,7 @@ use axum::response::Response;
 use http::{HeaderValue, Version, header};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// How long requests in flight may take to end before they are cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
@@ -48,6 +49,36 @@ pub async fn serve(
                 Err(_) => std::future::pending().await,
             }
         } => Ok(()),
+    }
+}
+
+/// Tells the long-lived streams of an application that it ends.
+#[derive(Clone, Debug)]
+pub struct Ending(watch::Receiver<bool>);
+
+impl Ending {
+    /// An application that goes on.
+    pub fn never() -> Self {
+        Self(watch::channel(false).1)
+    }
+
+    /// Begins `delay` after `stop` resolves.
+    pub fn after(stop: impl Future<Output = ()> + Send + 'static, delay: Duration) -> Self {
+        let (tell, hear) = watch::channel(false);
+        tokio::spawn(async move {
+            stop.await;
+            tokio::time::sleep(delay).await;
+            tell.send_replace(true);
+            tell.closed().await;
+        });
+        Self(hear)
+    }
+
+    /// Resolves when streams are to end.
+    pub async fn begun(&mut self) {
+        if self.0.wait_for(|begun| *begun).await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 

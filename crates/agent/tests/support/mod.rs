@@ -333,7 +333,8 @@ pub(crate) fn config(engine: EngineKind, control_plane: SocketAddr, folder: &Pat
     };
     config.folders =
         Folders { podinfo: folder.join("pod"), proxy: folder.join("proxy"), data: folder.join("data") };
-    config.drain = Drain { minimum: Duration::from_millis(50), limit: Duration::from_secs(5) };
+    config.drain =
+        Drain { minimum: Duration::from_millis(50), limit: Duration::from_secs(5), ..Drain::default() };
     config.mark = None;
     config.cache_after = Duration::from_millis(200);
     config.envoy = std::env::var_os("LATEEN_ENVOY_PATH").map(Into::into);

@@ -12,6 +12,7 @@ use lateen_e2e::{
 
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("traffic_splitting", traffic_splitting),
+    ("fault_injection", fault_injection),
     ("time_out_and_retries", time_out_and_retries),
     ("outlier_detection", outlier_detection),
 ];
@@ -93,6 +94,65 @@ fn traffic_splitting(mesh: &Mesh) -> Result<()> {
     );
     mesh.lab("boutique", "kubectl delete -f frontend-v1.yaml -f frontend-dr.yaml")?;
     clean(mesh)
+}
+
+/// Delay and abort with the course's numbers: half of the calls five seconds late, half of them failed with 500.
+fn fault_injection(mesh: &Mesh) -> Result<()> {
+    deploy(mesh)?;
+    let product = "/product/6E92ZMYYFZ";
+    mesh.lab("boutique", "kubectl apply -f recommendation-delay.yaml")?;
+    eventually("a page is late", SOON, || {
+        let (took, _) = timed(mesh, product)?;
+        ensure!(took >= Duration::from_secs(5), "only {took:?}");
+        Ok(())
+    })?;
+    // At the same time, as half of them take five seconds.
+    let pages = std::thread::scope(|scope| {
+        let pages: Vec<_> = (0..40).map(|_| scope.spawn(|| timed(mesh, product))).collect();
+        pages
+            .into_iter()
+            .map(|page| page.join().map_err(|_| anyhow::anyhow!("a page panicked"))?)
+            .collect::<Result<Vec<_>>>()
+    })?;
+    for (took, reply) in &pages {
+        ensure!(reply.status == 200 && reply.body.contains("Other Products You Might Like"), "{reply:?}");
+        ensure!(*took < Duration::from_secs(10), "{took:?}");
+    }
+    let late = pages.iter().filter(|(took, _)| *took >= Duration::from_secs(5)).count();
+    about_half(late, pages.len())?;
+    mesh.lab(
+        "boutique",
+        "kubectl delete virtualservice recommendationservice
+         kubectl apply -f productcatalogservice-abort.yaml",
+    )?;
+    let words = "rpc error: code = Unknown desc = fault filter abort\ncould not retrieve products";
+    eventually("a page fails", SOON, || {
+        page(mesh, "/")?.body.contains(words).then_some(()).context("no failure")
+    })?;
+    let n = 100;
+    let mut failed = 0;
+    for _ in 0..n {
+        let reply = page(mesh, "/")?;
+        let fails = reply.status == 500 && reply.body.contains(words);
+        ensure!(fails || reply.status == 200, "{reply:?}");
+        failed += usize::from(fails);
+    }
+    about_half(failed, n)?;
+    mesh.lab("boutique", "kubectl delete virtualservice productcatalogservice")?;
+    eventually("pages answer again", SOON, || {
+        for _ in 0..10 {
+            ensure!(page(mesh, "/")?.status == 200, "a page failed");
+        }
+        Ok(())
+    })?;
+    clean(mesh)
+}
+
+/// Within four standard deviations.
+fn about_half(count: usize, n: usize) -> Result<()> {
+    let off = (count as f64 - n as f64 * 0.5).abs();
+    ensure!(off <= 4.0 * (n as f64 * 0.25).sqrt(), "{count} of {n}");
+    Ok(())
 }
 
 /// Resiliency with the course's numbers: 6 s of latency, 2 s of time-out, tries of 1 s each.

@@ -9,6 +9,7 @@ mod faults;
 mod labs;
 mod lifecycle;
 mod loss;
+mod mixed;
 
 use std::sync::{Arc, Mutex};
 
@@ -81,6 +82,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let shared = Shared::default();
     let replies = agreement::Replies::default();
+    let ledger = mixed::Ledger::default();
     let mut trials = Vec::new();
 
     for (name, trial) in lifecycle::TRIALS {
@@ -105,6 +107,12 @@ fn main() {
                 }));
             }
         }
+        for (name, change) in mixed::CHANGES {
+            let (shared, ledger) = (shared.clone(), ledger.clone());
+            trials.push(Trial::test(format!("{engine}::mixed::{name}"), move || {
+                shared.with(engine, |mesh| mixed::run(mesh, &ledger, name, *change)).map_err(failed)
+            }));
+        }
         let (shared, replies) = (shared.clone(), replies.clone());
         trials.push(Trial::test(format!("{engine}::agreement::record"), move || {
             shared.with(engine, |mesh| replies.put(engine, agreement::record(mesh)?)).map_err(failed)
@@ -117,6 +125,7 @@ fn main() {
         lifecycle::nothing_left().map_err(failed)
     }));
     let conclusion = libtest_mimic::run(&arguments, trials);
+    ledger.print();
     shared.down();
     conclusion.exit();
 }
