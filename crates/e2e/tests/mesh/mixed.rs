@@ -1,7 +1,7 @@
 //! A steady mixed load (HTTP/1.1, HTTP/2, gRPC, gRPC and WebSocket streams through the gateway; these and TCP between sidecars) while
 //! everything changes: no request is lost and no stream breaks, on both engines.
 //!
-//! Each trial takes about ten seconds; `LATEEN_LOSS_SECONDS` makes the changes go on for longer.
+//! Each trial takes ten to twenty seconds; `LATEEN_LOSS_SECONDS` makes the changes go on for longer.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ pub(crate) const CHANGES: &[(&str, Change)] = &[
 ];
 
 const SOON: Duration = Duration::from_secs(60);
-/// What an edit may take, from one to the next.
+/// Edits of routes at least.
 const EDITS: usize = 1000;
 
 /// Losses that are no fault of the mesh.
