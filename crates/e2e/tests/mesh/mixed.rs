@@ -138,7 +138,7 @@ fn deploy(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
     // All paths work before anything is counted.
     let spec = through_the_gateway(mesh)?;
-    eventually("the gateway's routes are there", SOON, || probe(|spec| Traffic::from_here(spec), &spec))?;
+    eventually("the gateway's routes are there", SOON, || probe(Traffic::from_here, &spec))?;
     let pod = mesh.pod("default", "app=client")?;
     let spec = between_sidecars();
     eventually("the sidecar's routes are there", SOON, || {
@@ -244,7 +244,7 @@ fn routes(number: usize, subset: Option<&str>, grpc: Value) -> Value {
         json!({ "route": [to_echo(80, subset)], "headers": { "response": { "set": { "x-edit": number.to_string() } } } }),
     ];
     // More and fewer routes, in another order.
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         http.remove(0);
     }
     json!({ "spec": { "http": http } })
@@ -393,7 +393,7 @@ fn listeners_come_and_go(mesh: &Mesh) -> Result<Excuse> {
             .header("content-type", "application/json");
         api.send(create, "create a service")?;
         let mut servers = vec![server(80, &["echo.test"])];
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             servers.push(server(8081 + number % 3, &["other.test"]));
             servers.push(server(80, &["third.test"]));
             servers[2]["port"]["name"] = "http-third".into();
