@@ -82,7 +82,11 @@ pub(crate) fn admit(cluster: &ClusterConfig, what: Limited, high_priority: bool)
     let counts = counts(&cluster.breakers, high_priority);
     let limit = limit(limits, counts, what);
     // A budget needs the number of active requests even when requests are not limited.
-    let counted_anyway = limits.retry_budget.is_some() && matches!(what, Limited::Request | Limited::Pending);
+    let counted_anyway = match what {
+        Limited::Request | Limited::Pending => limits.retry_budget.is_some(),
+        Limited::Retry => limits.track_remaining,
+        Limited::Connection => false,
+    };
     if limit == u32::MAX && !counted_anyway {
         return Some(Admission(None));
     }
@@ -91,8 +95,32 @@ pub(crate) fn admit(cluster: &ClusterConfig, what: Limited, high_priority: bool)
     (before < limit).then_some(admission)
 }
 
+/// How many more there may be, if that is tracked. `active` is the number now where places are unlimited and so not counted here.
+pub(crate) fn remaining(
+    cluster: &ClusterConfig,
+    what: Limited,
+    high_priority: bool,
+    active: u64,
+) -> Option<u64> {
+    let limits = limits(&cluster.ir, high_priority);
+    if !limits.track_remaining {
+        return None;
+    }
+    // A budget has no number of places.
+    if what == Limited::Retry && limits.retry_budget.is_some() {
+        return Some(0);
+    }
+    let counts = counts(&cluster.breakers, high_priority);
+    let counted = u64::from(counter(counts, what).load(Relaxed));
+    let limit = limit(limits, counts, what);
+    let taken = if limit == u32::MAX && what != Limited::Retry { active } else { counted };
+    Some(u64::from(limit).saturating_sub(taken))
+}
+
 /// Whether the limit is reached now (the `…_open` gauges).
 pub(crate) fn is_open(cluster: &ClusterConfig, what: Limited, high_priority: bool) -> bool {
     let counts = counts(&cluster.breakers, high_priority);
-    counter(counts, what).load(Relaxed) >= limit(limits(&cluster.ir, high_priority), counts, what)
+    let count = counter(counts, what).load(Relaxed);
+    // As in Envoy the gauge moves with the count, so that of a limit of 0 is never set.
+    count > 0 && count >= limit(limits(&cluster.ir, high_priority), counts, what)
 }

@@ -57,6 +57,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         tried: SmallVec::new(),
         retry_place: None,
         hash,
+        active: None,
         timed_out: false,
     };
     let mut outcome = trial.run(weighted).await;

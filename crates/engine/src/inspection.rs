@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lateen_ir::{EndpointAddress, HealthStatus};
 
-use crate::breakers::{Limited, is_open};
+use crate::breakers::{self, Limited, is_open};
 use crate::snapshot::{ClusterConfig, ListenerConfig};
 use crate::stats::arena::{ArenaReading, Scope};
 use crate::stats::merge::{Stat, Value, merge};
@@ -187,6 +187,24 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
         ("circuit_breakers_high_rq_retry_open", high(Limited::Retry)),
     ] {
         stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
+    }
+    let sum = |name: &str| {
+        let position = HOST_STATS.iter().position(|(known, _)| *known == name);
+        position.map_or(0, |position| cluster.hosts.iter().map(|host| host.numbers[position]).sum())
+    };
+    for (leaf, what, high, active) in [
+        ("circuit_breakers_default_remaining_cx", Limited::Connection, false, sum("cx_active")),
+        ("circuit_breakers_default_remaining_pending", Limited::Pending, false, sum("rq_pending_active")),
+        ("circuit_breakers_default_remaining_rq", Limited::Request, false, sum("rq_active")),
+        ("circuit_breakers_default_remaining_retries", Limited::Retry, false, 0),
+        ("circuit_breakers_high_remaining_cx", Limited::Connection, true, 0),
+        ("circuit_breakers_high_remaining_pending", Limited::Pending, true, 0),
+        ("circuit_breakers_high_remaining_rq", Limited::Request, true, 0),
+        ("circuit_breakers_high_remaining_retries", Limited::Retry, true, 0),
+    ] {
+        if let Some(left) = breakers::remaining(config, what, high, active) {
+            stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, Value::Gauge(left)));
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct ConnectionFacts {
     pub(crate) local: Cell<Option<SocketAddr>>,
     /// Requests sent on it.
     pub(crate) requests: Cell<u32>,
-    /// Set by the connection's task when it ends.
+    /// Set by the connection's task when it ends or is to carry nothing more.
     pub(crate) ended: Cell<bool>,
 }
 
@@ -223,6 +223,12 @@ impl Pool {
             !old && !connection.sender.is_closed() && !connection.facts.ended.get()
         });
         closed
+    }
+
+    /// Lets go of connections that are to carry nothing more; those in use end with what they carry.
+    pub(crate) fn drop_ended(&self) {
+        self.idle.borrow_mut().retain(|connection| !connection.facts.ended.get());
+        self.shared.borrow_mut().retain(|connection| !connection.facts.ended.get());
     }
 
     /// The host is gone: idle connections close now, busy ones when their exchange ends. Requests that wait were promised

@@ -112,8 +112,16 @@ async fn connect(
             return None;
         };
         let target = Target { worker, cluster: &cluster, host: &host, high_priority: false };
-        match upstream::open(target, Some(place)).await {
+        let Ok(pending) = upstream::pending(target) else {
+            outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);
+            return None;
+        };
+        let opening = upstream::open(target, Some(place)).await;
+        drop(pending);
+        match opening {
             Ok((stream, opened)) => {
+                cluster.stats.upstream_rq_total.inc();
+                host.stats.rq_total.inc();
                 outcomes.flags = Flags::default();
                 outcomes.failure = None;
                 outcomes.upstream_local = opened.facts.local.get();

@@ -28,6 +28,9 @@ use crate::{retry, rewrite};
 
 const X_ENVOY_IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
+/// An attempt whose answer has begun.
+type Answered = (Lease, Response<Incoming>);
+
 /// The attempts of one request.
 pub(crate) struct Trial<'a> {
     pub(crate) context: &'a mut RequestContext,
@@ -44,6 +47,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) retry_place: Option<Admission>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
+    /// Counts the attempt under way once it has a connection.
+    pub(crate) active: Option<ActiveRequest>,
     /// The last attempt took too long.
     pub(crate) timed_out: bool,
 }
@@ -61,12 +66,6 @@ impl Trial<'_> {
                     rewrite::set_authority(self.context, self.action, name, suppress);
                 }
             }
-            let high_priority = self.action.high_priority;
-            let Some(place) = breakers::admit(&self.cluster.config, Limited::Request, high_priority) else {
-                self.cluster.stats.upstream_rq_pending_overflow.inc();
-                return Err(self.broken(Reset::Overflow));
-            };
-            let active = ActiveRequest::new(self.cluster, &host, place);
             match self.attempt(&host).await {
                 Ok((lease, response)) => {
                     let status = response.status();
@@ -81,7 +80,11 @@ impl Trial<'_> {
                         |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
                     if let Some(policy) = self.policy.filter(|policy| wanted(policy)) {
                         let told = retry::told_pause(policy, response.headers());
-                        if Box::pin(self.may_retry(told)).await {
+                        if let Some(until) = self.permit_retry(told) {
+                            // The request is no longer active while it waits: budgets go by that.
+                            self.active = None;
+                            drop((lease, response));
+                            Box::pin(tokio::time::sleep_until(until.into())).await;
                             self.timed_out = false;
                             continue;
                         }
@@ -89,23 +92,30 @@ impl Trial<'_> {
                     if self.context.attempts > 1 && !failed {
                         self.cluster.stats.upstream_rq_retry_success.inc();
                     }
+                    // It is there, since there is an answer.
+                    let active = self.active.take();
+                    let active = active.ok_or_else(|| self.broken(Reset::Terminated))?;
                     return Ok(self.answer(response, lease, active, weighted));
                 }
                 Err(AttemptFailure::Client) => {
                     self.cluster.stats.upstream_rq_tx_reset.inc();
                     return Err(self.source.failure());
                 }
+                // The endpoint is not to blame for a full cluster.
+                Err(AttemptFailure::Broken(Broken { reset: Reset::Overflow, .. })) => {
+                    return Err(self.broken(Reset::Overflow));
+                }
                 Err(failure) => {
+                    self.active = None;
                     host.stats.rq_error.inc();
                     self.cluster.observe(
                         &host,
                         Outcome::LocalFailure,
                         self.context.connection.worker.random(),
                     );
-                    drop(active);
-                    if !self.retriable(&failure) || !Box::pin(self.may_retry(None)).await {
-                        return Err(self.final_failure(failure));
-                    }
+                    let permitted = if self.retriable(&failure) { self.permit_retry(None) } else { None };
+                    let Some(until) = permitted else { return Err(self.final_failure(failure)) };
+                    Box::pin(tokio::time::sleep_until(until.into())).await;
                     self.timed_out = matches!(failure, AttemptFailure::PerTry | AttemptFailure::PerTryIdle);
                 }
             }
@@ -148,26 +158,26 @@ impl Trial<'_> {
         }
     }
 
-    /// Takes the permission for one more attempt and pauses: for as long as the last answer told, or else by the policy. The
-    /// attempt is known to be wanted.
-    async fn may_retry(&mut self, told: Option<Duration>) -> bool {
-        let Some(policy) = self.policy else { return false };
+    /// Takes the permission for one more attempt and says when it may begin: after as long as the last answer told, or else by the
+    /// policy. The attempt is known to be wanted.
+    fn permit_retry(&mut self, told: Option<Duration>) -> Option<Instant> {
+        let policy = self.policy?;
         let stats = &self.cluster.stats;
         if self.context.attempts > policy.num_retries {
             self.context.flags.insert(Flags::UPSTREAM_RETRY_LIMIT);
             stats.upstream_rq_retry_limit_exceeded.inc();
-            return false;
+            return None;
         }
         if !self.source.replayable() {
             stats.retry_or_shadow_abandoned.inc();
-            return false;
+            return None;
         }
         self.retry_place = None;
         let Some(place) = breakers::admit(&self.cluster.config, Limited::Retry, self.action.high_priority)
         else {
             self.context.flags.insert(Flags::RETRY_OVERFLOW);
             stats.upstream_rq_retry_overflow.inc();
-            return false;
+            return None;
         };
         self.retry_place = Some(place);
         stats.upstream_rq_retry.inc();
@@ -183,11 +193,7 @@ impl Trial<'_> {
             }
         };
         let until = Instant::now() + pause;
-        if self.deadline.is_some_and(|deadline| until >= deadline) {
-            return false;
-        }
-        tokio::time::sleep_until(until.into()).await;
-        true
+        self.deadline.is_none_or(|deadline| until < deadline).then_some(until)
     }
 
     fn pick_host(&mut self) -> Option<Rc<Host>> {
@@ -218,7 +224,7 @@ impl Trial<'_> {
     }
 
     /// One attempt with its time limits.
-    async fn attempt(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), AttemptFailure> {
+    async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
         let limits = Limits {
             timeout: self.timeout,
@@ -260,7 +266,7 @@ impl Trial<'_> {
     /// Sends the request once. A kept connection may be closing at this very moment; when nothing of the request can have
     /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense; what the
     /// policy repeats it repeats itself.
-    async fn try_once(&mut self, host: &Rc<Host>) -> Result<(Lease, Response<Incoming>), Broken> {
+    async fn try_once(&mut self, host: &Rc<Host>) -> Result<Answered, Broken> {
         let worker = self.context.connection.worker.clone();
         let target =
             Target { worker: &worker, cluster: self.cluster, host, high_priority: self.action.high_priority };
@@ -268,6 +274,18 @@ impl Trial<'_> {
         loop {
             let lease = upstream::lease(target, self.context.version, fresh).await;
             let mut lease = lease.map_err(|reset| Broken { reset, sent: false })?;
+            // As in Envoy a request counts when it has a connection; until then it is pending.
+            if self.active.is_none() {
+                let place =
+                    breakers::admit(&self.cluster.config, Limited::Request, self.action.high_priority);
+                let Some(place) = place else {
+                    self.cluster.stats.upstream_rq_active_overflow.inc();
+                    lease.finished(self.cluster, host);
+                    return Err(Broken { reset: Reset::Overflow, sent: false });
+                };
+                self.active = Some(ActiveRequest::new(self.cluster, host, place));
+            }
+            lease.count_last_request(&self.cluster.stats, &self.cluster.config.ir.http.common);
             self.context.upstream = Some(lease.facts().clone());
             self.context.upstream_version = Some(lease.version());
             let reused = lease.reused();

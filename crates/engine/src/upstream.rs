@@ -8,7 +8,7 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lateen_ir::UpstreamProtocol;
+use lateen_ir::{CommonHttpOptions, UpstreamProtocol};
 
 use crate::body::RequestBody;
 use crate::breakers::{self, Admission, Limited};
@@ -18,6 +18,7 @@ use crate::failure::Reset;
 use crate::host::Host;
 use crate::http_connection::LocalExecutor;
 use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, SharedTurn, StreamPlace};
+use crate::stats::blocks::ClusterStats;
 use crate::stream::{Stream, Transport};
 use crate::worker::Worker;
 
@@ -47,6 +48,13 @@ impl Lease {
         match self {
             Self::Http1 { reused, .. } => *reused,
             Self::Http2 { place } => place.0.facts.requests.get() > 0,
+        }
+    }
+
+    /// Counts the request that is about to use the connection up.
+    pub(crate) fn count_last_request(&self, stats: &ClusterStats, options: &CommonHttpOptions) {
+        if options.max_requests_per_connection == Some(self.facts().requests.get() + 1) {
+            stats.upstream_cx_max_requests.inc();
         }
     }
 
@@ -137,10 +145,7 @@ async fn connect_http1(target: Target<'_>, place: Option<Admission>) -> Result<L
     let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
     let facts = opened.facts.clone();
     target.cluster.stats.upstream_cx_http1_total.inc();
-    tokio::task::spawn_local(async move {
-        let result = driver.with_upgrades().await;
-        opened.ended(result);
-    });
+    tokio::task::spawn_local(opened.drive(driver.with_upgrades()));
     Ok(Lease::Http1 { connection: Http1::new(sender, facts), reused: false })
 }
 
@@ -205,21 +210,18 @@ async fn connect_http2(target: Target<'_>, place: Option<Admission>) -> Result<H
     let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
     let facts = opened.facts.clone();
     target.cluster.stats.upstream_cx_http2_total.inc();
-    tokio::task::spawn_local(async move {
-        let result = driver.await;
-        opened.ended(result);
-    });
+    tokio::task::spawn_local(opened.drive(driver));
     Ok(Http2::new(sender, facts))
 }
 
 /// Counts a request that waits for a connection.
-struct Pending<'a> {
+pub(crate) struct Pending<'a> {
     cluster: &'a LocalCluster,
     host: &'a Host,
     _place: Admission,
 }
 
-fn pending(target: Target<'_>) -> Result<Pending<'_>, Reset> {
+pub(crate) fn pending(target: Target<'_>) -> Result<Pending<'_>, Reset> {
     let stats = &target.cluster.stats;
     let Some(place) = breakers::admit(&target.cluster.config, Limited::Pending, target.high_priority) else {
         stats.upstream_rq_pending_overflow.inc();
@@ -248,6 +250,22 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// Runs the connection. One that is too old carries no further request (`max_connection_duration`).
+    async fn drive(self, driver: impl Future<Output = hyper::Result<()>>) {
+        let mut driver = std::pin::pin!(driver);
+        if let Some(limit) = self.cluster.config.ir.http.common.max_connection_duration {
+            tokio::select! {
+                biased;
+                result = &mut driver => return self.ended(result),
+                () = Box::pin(tokio::time::sleep(limit)) => {}
+            }
+            self.cluster.stats.upstream_cx_max_duration_reached.inc();
+            self.facts.ended.set(true);
+            self.host.pool.drop_ended();
+        }
+        self.ended(driver.await);
+    }
+
     fn ended(self, result: hyper::Result<()>) {
         if let Err(error) = result {
             if error.is_parse() {

@@ -144,6 +144,8 @@ pub struct CircuitBreakers {
     pub max_retries: u32,
     /// Limits retries by a share of the active requests.
     pub retry_budget: Option<RetryBudget>,
+    /// Tells in gauges how much of each limit is left.
+    pub track_remaining: bool,
 }
 
 impl Default for CircuitBreakers {
@@ -154,6 +156,7 @@ impl Default for CircuitBreakers {
             max_requests: 1024,
             max_retries: 3,
             retry_budget: None,
+            track_remaining: false,
         }
     }
 }

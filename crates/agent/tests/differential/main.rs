@@ -2,6 +2,7 @@
 //! log see must be the same. A case that differs for a good reason says so beside it.
 
 mod attacks;
+mod breaking;
 mod cases;
 mod duo;
 mod filters;

@@ -77,7 +77,7 @@ stat_block! {
         upstream_cx_protocol_error upstream_cx_total
         upstream_flow_control_backed_up_total
         upstream_internal_redirect_failed_total upstream_internal_redirect_succeeded_total
-        upstream_rq_cancelled upstream_rq_completed upstream_rq_maintenance_mode upstream_rq_max_duration_reached
+        upstream_rq_active_overflow upstream_rq_cancelled upstream_rq_completed upstream_rq_maintenance_mode upstream_rq_max_duration_reached
         upstream_rq_pending_failure_eject upstream_rq_pending_overflow upstream_rq_pending_total upstream_rq_per_try_timeout
         upstream_rq_per_try_idle_timeout
         upstream_rq_retry upstream_rq_retry_backoff_exponential upstream_rq_retry_backoff_ratelimited

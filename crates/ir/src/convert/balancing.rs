@@ -93,8 +93,9 @@ fn thresholds(at: &At<'_>, message: Thresholds) -> Converted<(RoutingPriority, C
     fields!(at, message => Thresholds {
         used {
             priority, max_connections, max_pending_requests, max_requests, max_retries, retry_budget,
+            track_remaining,
         }
-        inert { track_remaining = "the gauges of what remains are not kept" }
+        inert {}
         rejected { max_connection_pools = "a limit on connection pools" }
     });
     let default = CircuitBreakers::default();
@@ -106,6 +107,7 @@ fn thresholds(at: &At<'_>, message: Thresholds) -> Converted<(RoutingPriority, C
         retry_budget: retry_budget
             .map(|budget| self::retry_budget(&at.field("retry_budget"), budget))
             .transpose()?,
+        track_remaining,
     };
     Ok((enumeration(at, "priority", priority)?, limits))
 }
