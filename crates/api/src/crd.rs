@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::object::{Kind, Status};
 use crate::stored::{STORED_KINDS, StoredKind};
 use crate::{
-    DestinationRuleSpec, GatewaySpec, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
+    DestinationRuleSpec, GatewaySpec, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec,
     WorkloadGroupSpec,
 };
 
@@ -24,6 +24,7 @@ pub fn crds() -> Vec<ext::CustomResourceDefinition> {
         typed::<DestinationRuleSpec>(),
         typed::<GatewaySpec>(),
         typed::<ServiceEntrySpec>(),
+        typed::<SidecarSpec>(),
         typed::<VirtualServiceSpec>(),
         typed::<WorkloadEntrySpec>(),
         typed::<WorkloadGroupSpec>(),

@@ -20,6 +20,7 @@ pub use mesh::{MeshConfig, MeshConfigError};
 pub use networking::destination_rule::DestinationRuleSpec;
 pub use networking::gateway::GatewaySpec;
 pub use networking::service_entry::ServiceEntrySpec;
+pub use networking::sidecar::SidecarSpec;
 pub use networking::virtual_service::VirtualServiceSpec;
 pub use networking::workload_entry::WorkloadEntrySpec;
 pub use networking::workload_group::WorkloadGroupSpec;
@@ -33,6 +34,8 @@ pub type VirtualService = Object<VirtualServiceSpec>;
 pub type DestinationRule = Object<DestinationRuleSpec>;
 /// `networking.istio.io` ServiceEntry.
 pub type ServiceEntry = Object<ServiceEntrySpec>;
+/// `networking.istio.io` Sidecar.
+pub type Sidecar = Object<SidecarSpec>;
 /// `networking.istio.io` WorkloadEntry.
 pub type WorkloadEntry = Object<WorkloadEntrySpec>;
 /// `networking.istio.io` WorkloadGroup.

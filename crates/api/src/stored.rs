@@ -31,19 +31,10 @@ impl StoredKind {
     }
 }
 
-const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 const SECURITY: &[&str] = &["v1", "v1beta1"];
 
 /// Every kind that is stored only.
 pub const STORED_KINDS: &[StoredKind] = &[
-    StoredKind {
-        group: "networking.istio.io",
-        versions: NETWORKING,
-        kind: "Sidecar",
-        plural: "sidecars",
-        short_names: &[],
-        columns: &[],
-    },
     StoredKind {
         group: "networking.istio.io",
         versions: &["v1alpha3"],

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use lateen_model::{Delta, World};
 use lateen_translate::{
-    Affected, Cache, Extent, ProxyClass, Resource, ResourceType, Scope, Settings, affected, generate_outward,
+    Affected, Cache, Extent, ProxyClass, Resource, ResourceType, Scope, affected, generate_outward,
     generate_own,
 };
 use lateen_xds::server::{ResourceSet, Snapshot};
@@ -51,8 +51,10 @@ impl Classes {
     ) {
         let used: HashSet<&Arc<ProxyClass>> = used.collect();
         self.classes.retain(|class, _| used.contains(class));
-        let selects_anew =
-            !delta.virtual_services.is_empty() || !delta.destination_rules.is_empty() || delta.mesh;
+        let selects_anew = !delta.virtual_services.is_empty()
+            || !delta.destination_rules.is_empty()
+            || !delta.sidecars.is_empty()
+            || delta.mesh;
         if selects_anew {
             for (class, known) in &mut self.classes {
                 let outward = class.outward(world);
@@ -66,13 +68,13 @@ impl Classes {
         for view in self.views.values_mut() {
             view.follow(world, delta, &self.cache);
         }
-        let settings = own_may_change(delta).then(|| Arc::new(Settings::new(world.mesh())));
+        let own_may_change = own_may_change(delta);
         for (class, known) in &mut self.classes {
             let view = self
                 .views
                 .entry(known.outward.clone())
                 .or_insert_with(|| View::new(world, &known.outward, &self.cache));
-            known.follow(class, view, settings.as_ref(), world.version(), changed, &self.cache);
+            known.follow(class, view, own_may_change, changed, &self.cache);
         }
     }
 
@@ -89,7 +91,7 @@ impl Classes {
         let outward = class.outward(world);
         let view =
             self.views.entry(outward.clone()).or_insert_with(|| View::new(world, &outward, &self.cache));
-        let new = Class::new(class, view, world.version(), changed, &self.cache);
+        let new = Class::new(class, view, changed, &self.cache);
         let snapshot = new.snapshot.clone();
         self.classes.insert(class.clone(), new);
         snapshot
@@ -113,6 +115,7 @@ fn own_may_change(delta: &Delta) -> bool {
     delta.mesh
         || !delta.services.is_empty()
         || !delta.destination_rules.is_empty()
+        || !delta.sidecars.is_empty()
         || !delta.namespaces.is_empty()
 }
 
@@ -138,8 +141,8 @@ impl View {
 }
 
 impl Class {
-    fn new(class: &ProxyClass, view: &View, version: u64, changed: Instant, cache: &Cache) -> Self {
-        let own = own_of(class, &view.scope.settings, cache);
+    fn new(class: &ProxyClass, view: &View, changed: Instant, cache: &Cache) -> Self {
+        let (own, version) = (own_of(class, &view.scope.world, cache), view.scope.world.version());
         let mut snapshot = Snapshot::new(version, changed);
         for (index, kind) in ResourceType::ALL.into_iter().enumerate() {
             snapshot = snapshot.with(kind.type_url(), with_own(&view.sets[index], &own[index]));
@@ -152,12 +155,12 @@ impl Class {
         &mut self,
         class: &ProxyClass,
         view: &View,
-        settings: Option<&Arc<Settings>>,
-        version: u64,
+        own_may_change: bool,
         changed: Instant,
         cache: &Cache,
     ) {
-        let own = settings.map(|settings| own_of(class, settings, cache));
+        let own = own_may_change.then(|| own_of(class, &view.scope.world, cache));
+        let version = view.scope.world.version();
         let mut next: Option<Snapshot> = None;
         for (index, kind) in ResourceType::ALL.into_iter().enumerate() {
             let set = &view.sets[index];
@@ -179,12 +182,8 @@ impl Class {
     }
 }
 
-fn own_of(
-    class: &ProxyClass,
-    settings: &Arc<Settings>,
-    cache: &Cache,
-) -> [Vec<Arc<Resource>>; ResourceType::ALL.len()] {
-    ResourceType::ALL.map(|kind| generate_own(settings, class, cache, kind))
+fn own_of(class: &ProxyClass, world: &World, cache: &Cache) -> [Vec<Arc<Resource>>; ResourceType::ALL.len()] {
+    ResourceType::ALL.map(|kind| generate_own(world, class, cache, kind))
 }
 
 fn with_own(set: &Arc<ResourceSet>, own: &[Arc<Resource>]) -> Arc<ResourceSet> {
@@ -207,6 +206,7 @@ fn refreshed(
     // Endpoints that come and go change assignments but never which there are.
     let only_endpoints = matches!(extent, Extent::Services(_))
         && delta.services.is_empty()
+        && delta.virtual_services.is_empty()
         && delta.destination_rule_hosts.is_empty();
     let gone: Vec<Arc<str>> = if only_endpoints {
         Vec::new()

@@ -14,12 +14,12 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use lateen_api::validate::{
-    Findings, validate_destination_rule, validate_gateway, validate_service_entry, validate_virtual_service,
-    validate_workload_entry, validate_workload_group,
+    Findings, validate_destination_rule, validate_gateway, validate_service_entry, validate_sidecar,
+    validate_virtual_service, validate_workload_entry, validate_workload_group,
 };
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
-    WorkloadGroupSpec,
+    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec,
+    WorkloadEntrySpec, WorkloadGroupSpec,
 };
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;
@@ -36,7 +36,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 11] = [
+pub(crate) const KINDS: [&str; 12] = [
     "Service",
     "EndpointSlice",
     "Pod",
@@ -48,6 +48,7 @@ pub(crate) const KINDS: [&str; 11] = [
     "ServiceEntry",
     "WorkloadEntry",
     "WorkloadGroup",
+    "Sidecar",
 ];
 
 /// Starts following every kind.
@@ -69,6 +70,7 @@ pub(crate) fn start(
     core.custom::<ServiceEntrySpec>(KINDS[8], Object::ServiceEntry, validate_service_entry);
     core.custom::<WorkloadEntrySpec>(KINDS[9], Object::WorkloadEntry, validate_workload_entry);
     core.custom::<WorkloadGroupSpec>(KINDS[10], Object::WorkloadGroup, validate_workload_group);
+    core.custom::<SidecarSpec>(KINDS[11], Object::Sidecar, validate_sidecar);
 }
 
 struct Watches<'a> {

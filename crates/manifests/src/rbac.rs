@@ -52,11 +52,11 @@ fn cluster_rules() -> Value {
         { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
         // Istio's own kinds that have an effect: read them, write only their status.
         { "apiGroups": ["networking.istio.io"],
-          "resources": ["gateways", "virtualservices", "destinationrules", "serviceentries", "workloadentries", "workloadgroups"],
+          "resources": ["gateways", "virtualservices", "destinationrules", "serviceentries", "sidecars", "workloadentries", "workloadgroups"],
           "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["networking.istio.io"],
           "resources": ["gateways/status", "virtualservices/status", "destinationrules/status", "serviceentries/status",
-            "workloadentries/status", "workloadgroups/status"],
+            "sidecars/status", "workloadentries/status", "workloadgroups/status"],
           "verbs": ["patch", "update"] },
         // The root certificate is written to every namespace; what is to be created has no name to restrict it by.
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"] },

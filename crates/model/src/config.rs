@@ -3,8 +3,8 @@ use std::hash::{Hash, Hasher};
 
 use lateen_api::networking::virtual_service::Destination;
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, VirtualServiceSpec, WorkloadEntrySpec,
-    WorkloadGroupSpec,
+    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec,
+    WorkloadEntrySpec, WorkloadGroupSpec,
 };
 
 use crate::digest::{Digest, digest_of};
@@ -15,6 +15,8 @@ use crate::pod::Labels;
 pub type VirtualService = Config<VirtualServiceSpec>;
 /// A DestinationRule.
 pub type DestinationRule = Config<DestinationRuleSpec>;
+/// A Sidecar.
+pub type Sidecar = Config<SidecarSpec>;
 /// A Gateway.
 pub type Gateway = Config<GatewaySpec>;
 /// A ServiceEntry.

@@ -25,6 +25,8 @@ pub struct Delta {
     pub destination_rule_hosts: BTreeSet<String>,
     /// Gateways.
     pub gateways: BTreeSet<ObjectName>,
+    /// Sidecars.
+    pub sidecars: BTreeSet<ObjectName>,
     /// ServiceEntries; the services and endpoints they make are among those above.
     pub service_entries: BTreeSet<ObjectName>,
     /// WorkloadEntries; the endpoints they make are among those above.
@@ -61,6 +63,7 @@ impl Delta {
             && self.virtual_services.is_empty()
             && self.destination_rules.is_empty()
             && self.gateways.is_empty()
+            && self.sidecars.is_empty()
             && self.service_entries.is_empty()
             && self.workload_entries.is_empty()
             && self.workload_groups.is_empty()
@@ -79,6 +82,7 @@ impl Delta {
         self.destination_rules.extend(other.destination_rules);
         self.destination_rule_hosts.extend(other.destination_rule_hosts);
         self.gateways.extend(other.gateways);
+        self.sidecars.extend(other.sidecars);
         self.service_entries.extend(other.service_entries);
         self.workload_entries.extend(other.workload_entries);
         self.workload_groups.extend(other.workload_groups);

@@ -22,7 +22,7 @@ mod workload_entry;
 mod world;
 
 pub use config::{
-    Config, DestinationRule, Gateway, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup,
+    Config, DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
 };
 pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};
 pub use delta::{Delta, Problem};

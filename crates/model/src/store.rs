@@ -38,6 +38,8 @@ pub enum Object {
     VirtualService(Box<lateen_api::VirtualService>),
     /// A DestinationRule.
     DestinationRule(Box<lateen_api::DestinationRule>),
+    /// A Sidecar.
+    Sidecar(Box<lateen_api::Sidecar>),
     /// A ServiceEntry.
     ServiceEntry(Box<lateen_api::ServiceEntry>),
     /// A WorkloadEntry.
@@ -174,6 +176,14 @@ impl Store {
                     self.set_mesh(text, delta);
                 }
             }
+            Object::Sidecar(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.sidecars.get(&config.name) != Some(&config) {
+                    delta.sidecars.insert(config.name.clone());
+                    self.world.sidecars.insert(config.name.clone(), config);
+                    self.index_is_stale = true;
+                }
+            }
             Object::Gateway(object) => {
                 let config = Arc::new(Config::new(*object));
                 if self.world.gateways.get(&config.name) != Some(&config) {
@@ -235,6 +245,13 @@ impl Store {
                 if self.is_mesh_config(map) {
                     let default = self.options.mesh.clone();
                     self.replace_mesh(default, delta);
+                }
+            }
+            Object::Sidecar(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.sidecars.remove(&name).is_some() {
+                    delta.sidecars.insert(name);
+                    self.index_is_stale = true;
                 }
             }
             Object::Gateway(object) => {

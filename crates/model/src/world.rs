@@ -7,7 +7,9 @@ use imbl::{OrdMap, OrdSet};
 use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 
-use crate::config::{DestinationRule, Gateway, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup};
+use crate::config::{
+    DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
+};
 use crate::delegate::{self, DelegateProblem, is_delegate};
 use crate::endpoint::{Locality, ServiceEndpoints};
 use crate::hostname::{Hostname, resolve_host};
@@ -37,6 +39,7 @@ pub struct World {
     pub(crate) virtual_services: OrdMap<ObjectName, Arc<VirtualService>>,
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
+    pub(crate) sidecars: OrdMap<ObjectName, Arc<Sidecar>>,
     pub(crate) service_entries: OrdMap<ObjectName, Arc<ServiceEntry>>,
     pub(crate) workload_entries: OrdMap<ObjectName, Arc<WorkloadEntry>>,
     pub(crate) workload_groups: OrdMap<ObjectName, Arc<WorkloadGroup>>,
@@ -99,6 +102,7 @@ impl World {
             virtual_services: OrdMap::new(),
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
+            sidecars: OrdMap::new(),
             service_entries: OrdMap::new(),
             workload_entries: OrdMap::new(),
             workload_groups: OrdMap::new(),
@@ -219,6 +223,34 @@ impl World {
     /// The Gateway of this name.
     pub fn gateway(&self, name: &ObjectName) -> Option<&Arc<Gateway>> {
         self.gateways.get(name)
+    }
+
+    /// All Sidecars by name.
+    pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
+        self.sidecars.values()
+    }
+
+    /// The Sidecar for a workload: of its namespace one that selects it, else one without a selector, else the root
+    /// namespace's without a selector; the oldest of several, as Istio documents it.
+    pub fn sidecar_for(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<&Arc<Sidecar>> {
+        let selects = |sidecar: &Sidecar| sidecar.spec.workload_selector.is_some();
+        let own = self.sidecars_of(namespace).filter(|sidecar| {
+            let selector = sidecar.spec.workload_selector.as_ref();
+            selector.is_none_or(|selector| labels_match(&selector.labels, labels))
+        });
+        let oldest = |one: &&Arc<Sidecar>| (!selects(one), one.created, one.name.clone());
+        let of_root = || {
+            let all = self.sidecars_of(&self.mesh.root_namespace).filter(|sidecar| !selects(sidecar));
+            all.min_by_key(oldest)
+        };
+        own.min_by_key(oldest).or_else(of_root)
+    }
+
+    /// The Sidecars of a namespace, by name.
+    pub fn sidecars_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Sidecar>> {
+        let from = ObjectName::new(namespace, "");
+        let all = self.sidecars.range(from..).map(|(_, sidecar)| sidecar);
+        all.take_while(move |sidecar| *sidecar.name.namespace == *namespace)
     }
 
     /// Whether a VirtualService is visible to proxies in `namespace`.
@@ -398,6 +430,8 @@ fn selecting_labels(world: &World) -> BTreeSet<String> {
         let tls = service.spec.tls.iter().flat_map(|rule| &rule.r#match).map(|one| &one.source_labels);
         keys.extend(http.chain(tcp).chain(tls).flat_map(BTreeMap::keys).cloned());
     }
+    let sidecars = world.sidecars.values().filter_map(|sidecar| sidecar.spec.workload_selector.as_ref());
+    keys.extend(sidecars.flat_map(|selector| selector.labels.keys().cloned()));
     for rule in world.destination_rules.values() {
         let selector = rule.spec.workload_selector.iter();
         keys.extend(selector.flat_map(|selector| selector.match_labels.keys().cloned()));

@@ -88,7 +88,7 @@ impl Affected {
 /// it. A proxy whose class changed needs [`Affected::all`] instead. Never too little; too much only costs work, since
 /// resources are versioned by content.
 pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
-    if delta.mesh {
+    if delta.mesh || before.sidecar != scope.sidecar {
         return Affected::all();
     }
     let mut affected = Affected::default();
@@ -123,6 +123,12 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     if delta.virtual_service_states.iter().any(|state| before.may_use(state) || scope.may_use(state)) {
         affected.routes = Extent::All;
         affected.listeners = Extent::All;
+        if scope.sidecar.is_some() {
+            // With the rules come and go the services they lead to.
+            let differing = scope.services_unlike(before);
+            affected.clusters.add(differing.iter().cloned());
+            affected.endpoints.add(differing);
+        }
     }
     if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {
         affected.listeners = Extent::All;

@@ -1,8 +1,9 @@
 //! Clusters.
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_api::networking::destination_rule::OutlierDetection;
+use lateen_api::networking::destination_rule::{ConnectionPoolSettings, OutlierDetection};
 use lateen_api::networking::load_balancing::SimpleLb;
 use lateen_model::{DestinationRule, ObjectName, Protocol, Service, ServicePort};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
@@ -23,6 +24,7 @@ use crate::proxy::{InboundPort, ProxyKind};
 use crate::resource::{Resource, encode, versioned};
 use crate::scope::Scope;
 use crate::settings::Settings;
+use crate::sidecar::{Inbound, InboundEndpoint};
 use crate::traffic_policy::{self, EffectivePolicy};
 use crate::wire;
 
@@ -51,6 +53,22 @@ pub(crate) struct OutboundClusterInputs {
 pub(crate) struct InboundClusterInputs {
     connect_timeout: Duration,
     port: InboundPort,
+    endpoint: InboundEndpoint,
+    pool: Option<Pool>,
+}
+
+/// Limits as a Sidecar gives them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pool(ConnectionPoolSettings);
+
+impl Eq for Pool {}
+
+/// By its JSON form, as objects are.
+impl Hash for Pool {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Settings are strings and numbers, which can be serialized.
+        serde_json::to_vec(&self.0).unwrap_or_default().hash(state);
+    }
 }
 
 /// Everything the clusters without a service depend on.
@@ -212,19 +230,53 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
 pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
     let InboundPort { port, protocol, hostname, service_port: _ } = &inputs.port;
     let name = inbound_cluster(*port);
+    let policy = EffectivePolicy { pool: inputs.pool.as_ref().map(|pool| &pool.0), ..Default::default() };
+    let connect_timeout = traffic_policy::parse(policy.tcp().and_then(|tcp| tcp.connect_timeout.as_ref()));
     let mut message = cluster::Cluster {
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
-        lb_policy: LbPolicy::ClusterProvided as i32,
-        upstream_bind_config: Some(wire::bind_from(INBOUND_SOURCE)),
-        circuit_breakers: Some(traffic_policy::circuit_breakers(EffectivePolicy::default())),
-        ..base(&name, inputs.connect_timeout)
+        circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
+        upstream_connection_options: policy.tcp().and_then(traffic_policy::connection_options),
+        ..base(&name, connect_timeout.unwrap_or(inputs.connect_timeout))
     };
-    let policy = EffectivePolicy::default();
+    match inputs.endpoint {
+        InboundEndpoint::Original => to_original(&mut message, None),
+        InboundEndpoint::Port(port) => to_original(&mut message, Some(port)),
+        InboundEndpoint::Loopback(port) => to_loopback(&mut message, port),
+    }
     set_http_options(&mut message, upstream_protocol(*protocol, policy), policy);
     let mut labels = hostname.split('.');
     let (service, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or_default());
     let service = ObjectName::new(namespace, service);
     with_metadata(name, &message, vec![("services", services(hostname, &service))])
+}
+
+/// To the address the connection was made to, from one that tells capture to let it pass.
+fn to_original(message: &mut cluster::Cluster, port: Option<u16>) {
+    message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
+    message.lb_policy = LbPolicy::ClusterProvided as i32;
+    message.upstream_bind_config = Some(wire::bind_from(INBOUND_SOURCE));
+    message.lb_config = port.map(|port| {
+        cluster::cluster::LbConfig::OriginalDstLbConfig(cluster::cluster::OriginalDstLbConfig {
+            upstream_port_override: wire::uint32(u32::from(port)),
+            ..Default::default()
+        })
+    });
+}
+
+/// To a port of the loopback address, which capture leaves alone.
+fn to_loopback(message: &mut cluster::Cluster, port: u16) {
+    use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
+    message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
+    let address =
+        endpoint::Endpoint { address: Some(wire::address("127.0.0.1", port)), ..Default::default() };
+    let host = endpoint::LbEndpoint {
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(address)),
+        ..Default::default()
+    };
+    message.load_assignment = Some(endpoint::ClusterLoadAssignment {
+        cluster_name: message.name.clone(),
+        endpoints: vec![endpoint::LocalityLbEndpoints { lb_endpoints: vec![host], ..Default::default() }],
+        ..Default::default()
+    });
 }
 
 /// A cluster without a service.
@@ -253,8 +305,13 @@ pub(crate) fn fixed_inputs(settings: &Settings, which: FixedCluster) -> FixedClu
     FixedClusterInputs { connect_timeout: settings.connect_timeout, which }
 }
 
-pub(crate) fn inbound_inputs(settings: &Settings, port: InboundPort) -> InboundClusterInputs {
-    InboundClusterInputs { connect_timeout: settings.connect_timeout, port }
+pub(crate) fn inbound_inputs(settings: &Settings, inbound: &Inbound) -> InboundClusterInputs {
+    InboundClusterInputs {
+        connect_timeout: settings.connect_timeout,
+        port: inbound.port.clone(),
+        endpoint: inbound.endpoint,
+        pool: inbound.pool.clone().map(Pool),
+    }
 }
 
 fn base(name: &str, connect_timeout: Duration) -> cluster::Cluster {

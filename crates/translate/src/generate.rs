@@ -1,6 +1,8 @@
 //! All resources of a class, or those that may have changed.
 use std::sync::Arc;
 
+use lateen_model::World;
+
 use crate::affected::Extent;
 use crate::cache::Cache;
 use crate::clusters::{self, FixedCluster};
@@ -15,13 +17,14 @@ use crate::routes_gateway;
 use crate::routes_sidecar;
 use crate::scope::Scope;
 use crate::settings::Settings;
+use crate::sidecar;
 
 /// The resources of one type that are within the extent: with [`Extent::All`] every resource of that type; with
 /// [`Extent::Services`] those of these services. What the extent covers and this does not return does not exist (any more).
 pub fn generate(scope: &Scope, cache: &Cache, kind: ResourceType, extent: &Extent) -> Vec<Arc<Resource>> {
     let mut resources = generate_outward(scope, cache, kind, extent);
     if *extent == Extent::All {
-        resources.extend(generate_own(&scope.settings, &scope.class, cache, kind));
+        resources.extend(generate_own(&scope.world, &scope.class, cache, kind));
     }
     resources
 }
@@ -49,24 +52,28 @@ pub fn generate_outward(
     }
 }
 
-/// The others: those about the workload itself. They depend on mesh config and the class.
+/// The others: those about the workload itself. They depend on mesh config, the Sidecar in force and the class.
 pub fn generate_own(
-    settings: &Arc<Settings>,
+    world: &World,
     class: &ProxyClass,
     cache: &Cache,
     kind: ResourceType,
 ) -> Vec<Arc<Resource>> {
-    match (class.kind, kind) {
-        (ProxyKind::Sidecar, ResourceType::Cluster) => {
-            let ports = listeners_inbound::workload_ports(&class.inbound);
-            let inputs = ports.into_iter().map(|port| clusters::inbound_inputs(settings, port));
+    if class.kind == ProxyKind::Router || matches!(kind, ResourceType::Endpoint | ResourceType::Route) {
+        return Vec::new();
+    }
+    let settings = Arc::new(Settings::new(world.mesh()));
+    let ports = sidecar::inbound(sidecar::in_force(world, class).map(|sidecar| &**sidecar), class);
+    match kind {
+        ResourceType::Cluster => {
+            let inputs = ports.iter().map(|inbound| clusters::inbound_inputs(&settings, inbound));
             inputs.map(|inputs| cache.resource(kind, &inputs, clusters::inbound)).collect()
         }
-        (ProxyKind::Sidecar, ResourceType::Listener) => {
-            let inputs = listeners_inbound::inputs(settings, class);
+        ResourceType::Listener => {
+            let inputs = listeners_inbound::inputs(&settings, &ports);
             vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
         }
-        _ => Vec::new(),
+        ResourceType::Endpoint | ResourceType::Route => Vec::new(),
     }
 }
 

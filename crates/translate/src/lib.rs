@@ -40,6 +40,7 @@ mod routes_sidecar;
 mod rules;
 mod scope;
 mod settings;
+mod sidecar;
 mod tcp_routes;
 mod traffic_policy;
 mod warnings;
@@ -52,8 +53,7 @@ pub use names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, o
 pub use proxy::{InboundPort, NodeError, Proxy, ProxyClass, ProxyKind};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
-pub use settings::Settings;
 pub use warnings::{
-    Warning, check_destination_rule, check_gateway, check_service_entry, check_virtual_service,
-    check_workload_entry, check_workload_group,
+    Warning, check_destination_rule, check_gateway, check_service_entry, check_sidecar,
+    check_virtual_service, check_workload_entry, check_workload_group,
 };

@@ -11,9 +11,10 @@ use lateen_xds::pb::google::protobuf::Duration;
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_cluster};
-use crate::proxy::{InboundPort, ProxyClass};
+use crate::proxy::InboundPort;
 use crate::resource::{Resource, encode};
 use crate::settings::Settings;
+use crate::sidecar::Inbound;
 use crate::wire;
 
 /// The port captured inbound connections arrive at.
@@ -26,15 +27,11 @@ pub(crate) struct InboundInputs {
     ports: Vec<InboundPort>,
 }
 
-pub(crate) fn inputs(settings: &Arc<Settings>, class: &ProxyClass) -> InboundInputs {
-    InboundInputs { settings: settings.clone(), ports: workload_ports(&class.inbound) }
-}
-
-/// One entry per port of the workload; where several services lead to the same port, the oldest counts.
-pub(crate) fn workload_ports(inbound: &[InboundPort]) -> Vec<InboundPort> {
-    let mut ports = inbound.to_vec();
-    ports.dedup_by_key(|port| port.port);
-    ports
+pub(crate) fn inputs(settings: &Arc<Settings>, ports: &[Inbound]) -> InboundInputs {
+    InboundInputs {
+        settings: settings.clone(),
+        ports: ports.iter().map(|inbound| inbound.port.clone()).collect(),
+    }
 }
 
 /// `virtualInbound`: where connections to the pod arrive; a filter chain per declared port, the rest passes through.

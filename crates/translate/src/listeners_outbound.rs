@@ -13,7 +13,7 @@ use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
-use crate::names::{BLACK_HOLE, PASSTHROUGH, detected_routes};
+use crate::names::{BLACK_HOLE, detected_routes};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
@@ -59,7 +59,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
     let mut http: BTreeSet<u16> = BTreeSet::new();
     let mut addresses: BTreeMap<(IpAddr, u16), (Vec<TcpRoute>, Option<String>)> = BTreeMap::new();
-    for service in scope.services.iter() {
+    for service in scope.addressed.iter() {
         for port in service.mesh_ports() {
             if port.protocol.is_http() {
                 http.insert(port.port);
@@ -111,7 +111,7 @@ pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
         filter_chains: vec![http_chain(settings, &name, port.to_string())],
         default_filter_chain: Some(listener::FilterChain {
             name: "PassthroughFilterChain".to_owned(),
-            filters: vec![filters::tcp(settings, catch_all_cluster(settings))],
+            filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
             ..Default::default()
         }),
         ..detecting_listener(settings, &name, "0.0.0.0", *port)
@@ -190,18 +190,13 @@ pub(crate) fn virtual_outbound(inputs: &VirtualInputs) -> Resource {
             },
             listener::FilterChain {
                 name: "virtualOutbound-catchall-tcp".to_owned(),
-                filters: vec![filters::tcp(settings, catch_all_cluster(settings))],
+                filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
                 ..Default::default()
             },
         ],
         ..virtual_listener(settings, name, "0.0.0.0", OUTBOUND_PORT)
     };
     encode(name, &message)
-}
-
-/// Where connections go that the mesh knows nothing about.
-fn catch_all_cluster(settings: &Settings) -> &'static str {
-    if settings.allow_any { PASSTHROUGH } else { BLACK_HOLE }
 }
 
 /// A virtual listener that looks at the first bytes.

@@ -11,13 +11,14 @@ use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::cache::Cache;
 use crate::hash_policy;
-use crate::names::{PASSTHROUGH, detected_routes};
+use crate::names::detected_routes;
 use crate::parts::{self, Part};
 use crate::resource::{Resource, ResourceType};
 use crate::retries::Retries;
 use crate::route_rules::{self, RouteContext};
 use crate::rules::AppliedRules;
 use crate::scope::Scope;
+use crate::settings::Settings;
 use crate::wire;
 
 /// A route configuration to be made, with its virtual hosts not made yet.
@@ -55,7 +56,25 @@ enum DomainsOf {
 struct RestInputs {
     name: String,
     /// What becomes of requests for hosts the mesh does not know; none when a virtual host takes them.
-    catch_all: Option<bool>,
+    catch_all: Option<CatchAll>,
+}
+
+/// What becomes of requests for unknown hosts.
+#[derive(Hash)]
+enum CatchAll {
+    /// They go to this cluster.
+    Cluster(String),
+    /// They are refused.
+    Refused,
+}
+
+impl CatchAll {
+    fn new(settings: &Settings) -> Self {
+        match settings.allow_any {
+            true => Self::Cluster(settings.catch_all_cluster().into_owned()),
+            false => Self::Refused,
+        }
+    }
 }
 
 /// A host requests may be for.
@@ -89,7 +108,7 @@ struct PortServices<'a> {
 /// The route configurations of a class of sidecars.
 pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
     let mut ports: BTreeMap<u16, PortServices<'_>> = BTreeMap::new();
-    for service in scope.services.iter() {
+    for service in scope.addressed.iter() {
         for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed())
         {
             let found = ports.entry(port.port).or_default();
@@ -233,7 +252,7 @@ pub(crate) fn resource(scope: &Scope, cache: &Cache, routes: &SidecarRoutes) -> 
     }
     parts.sort_by(|a, b| a.name.cmp(&b.name));
     let all_taken = routes.alone || taken.contains("*");
-    let rest = RestInputs { name, catch_all: (!all_taken).then_some(scope.settings.allow_any) };
+    let rest = RestInputs { name, catch_all: (!all_taken).then(|| CatchAll::new(&scope.settings)) };
     cache.compound(ResourceType::Route, &rest, parts, route_configuration)
 }
 
@@ -245,7 +264,7 @@ fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
         ignore_port_in_host_matching: true,
         ..Default::default()
     };
-    let catch_all = rest.catch_all.map(|allow_any| Arc::new(Part::new(0, &catch_all(allow_any))));
+    let catch_all = rest.catch_all.as_ref().map(|unknown| Arc::new(Part::new(0, &catch_all(unknown))));
     let parts: Vec<Arc<Part>> = parts.iter().cloned().chain(catch_all).collect();
     parts::route_configuration(&message, &parts)
 }
@@ -297,10 +316,10 @@ fn names_of(host: &HostInputs, domain: &str) -> Vec<String> {
 }
 
 /// What becomes of requests for hosts the mesh does not know.
-fn catch_all(allow_any: bool) -> route::VirtualHost {
-    let (name, action) = if allow_any {
+fn catch_all(unknown: &CatchAll) -> route::VirtualHost {
+    let (name, action) = if let CatchAll::Cluster(cluster) = unknown {
         let forward = route::RouteAction {
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.clone())),
             timeout: Some(Duration::default()),
             max_stream_duration: Some(route_rules::no_grpc_timeout()),
             ..Default::default()

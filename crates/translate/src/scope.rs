@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 use lateen_model::{
-    Client, Delta, DestinationRule, Hostname, ObjectName, Registry, Service, VirtualService, World,
+    Client, Delta, DestinationRule, Hostname, ObjectName, Registry, Service, Sidecar, VirtualService, World,
     resolve_host,
 };
 
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
 use crate::settings::Settings;
+use crate::sidecar::{self, Imports};
 
 /// A world seen by one class of proxies.
 #[derive(Clone, Debug)]
@@ -19,14 +20,18 @@ pub struct Scope {
     pub world: Arc<World>,
     /// The class.
     pub class: Arc<ProxyClass>,
-    /// The services it may see, by host name, without those that are aliases (`ExternalName`).
+    /// The services it may send to, by host name, without those that are aliases (`ExternalName`).
     pub services: Arc<[Arc<Service>]>,
+    /// Those of them its callers may address: with a Sidecar, the others are only where rules send.
+    pub addressed: Arc<[Arc<Service>]>,
+    /// The Sidecar in force.
+    pub sidecar: Option<Arc<Sidecar>>,
     /// The aliases it may see, by the service they mean; aliases of what is outside the mesh are left to DNS.
     aliases: Arc<BTreeMap<Hostname, Vec<ObjectName>>>,
     /// For sidecars: the VirtualServices that apply to it, oldest first.
     pub virtual_services: Arc<[Arc<VirtualService>]>,
-    /// Mesh-wide settings.
-    pub settings: Arc<Settings>,
+    /// Mesh-wide settings, as the Sidecar changes them.
+    pub(crate) settings: Arc<Settings>,
 }
 
 impl Scope {
@@ -36,23 +41,43 @@ impl Scope {
         let of_use = |service: &&Arc<Service>| {
             service.registry == Registry::Kubernetes && service.alias_of().is_none()
         };
-        let services = world.visible_services(&class.namespace).filter(of_use).cloned().collect();
         let aliases = Arc::new(aliases(&world, &class.namespace));
-        let virtual_services = virtual_services(&world, &class);
-        let settings = Arc::new(Settings::new(world.mesh()));
-        Self { world, class, services, aliases, virtual_services, settings }
+        let sidecar = sidecar::in_force(&world, &class).cloned();
+        let imports = sidecar.as_ref().map(|sidecar| Imports::new(sidecar, &class.namespace));
+        let virtual_services = virtual_services(&world, &class, imports.as_ref());
+        let visible = world.visible_services(&class.namespace).filter(of_use);
+        let addressed: Arc<[Arc<Service>]> = match &imports {
+            None => visible.cloned().collect(),
+            Some(imports) => visible.filter_map(|service| imports.service(service)).collect(),
+        };
+        let settings = Settings::for_sidecar(&world, &class.namespace, sidecar.as_deref());
+        let services = match imports {
+            None => addressed.clone(),
+            Some(_) => {
+                let proxy =
+                    settings.egress_proxy.as_ref().map(|proxy| (proxy.host.as_str(), Some(proxy.port)));
+                let (rules, own) = (&virtual_services, &class.namespace);
+                sidecar::with_destinations(&addressed, rules, proxy, &world, own)
+                    .into_iter()
+                    .filter(|service| of_use(&service))
+                    .collect()
+            }
+        };
+        let settings = Arc::new(settings);
+        Self { world, class, services, addressed, sidecar, aliases, virtual_services, settings }
     }
 
     /// The same class's view of the world after a change. What the change cannot touch is taken over.
     #[must_use]
     pub fn follow(&self, world: Arc<World>, delta: &Delta) -> Self {
         // Mesh config has defaults of visibility.
-        if delta.mesh || !delta.services.is_empty() {
+        let by_sidecar = !delta.virtual_services.is_empty() && self.sidecar.is_some();
+        if delta.mesh || !delta.services.is_empty() || !delta.sidecars.is_empty() || by_sidecar {
             return Self::new(world, self.class.clone());
         }
         let virtual_services = match delta.virtual_services.is_empty() {
             true => self.virtual_services.clone(),
-            false => virtual_services(&world, &self.class),
+            false => virtual_services(&world, &self.class, None),
         };
         Self { world, virtual_services, ..self.clone() }
     }
@@ -85,6 +110,14 @@ impl Scope {
         !changed.is_empty() && (self.aliases != before.aliases || known())
     }
 
+    /// The hosts whose services differ from those of another view, either way.
+    pub(crate) fn services_unlike(&self, other: &Self) -> BTreeSet<Hostname> {
+        let lacks = |scope: &Self, service: &Arc<Service>| scope.service(&service.hostname) != Some(service);
+        let here = self.services.iter().filter(|service| lacks(other, service));
+        let there = other.services.iter().filter(|service| lacks(self, service));
+        here.chain(there).map(|service| service.hostname.clone()).collect()
+    }
+
     /// Whether the class may see this state of a VirtualService and it is bound to its kind of proxies.
     pub(crate) fn may_use(&self, rules: &VirtualService) -> bool {
         let gateways = &rules.spec.gateways;
@@ -93,7 +126,14 @@ impl Scope {
             ProxyKind::Router => gateways.iter().any(|name| name != MESH_GATEWAY),
         };
         // Without hosts it is one that others delegate to, wherever they are bound and whoever sees them.
-        rules.spec.hosts.is_empty() || (bound && self.world.is_visible(rules, &self.class.namespace))
+        let is_imported = || {
+            let sidecar = self.sidecar.as_ref();
+            sidecar.is_none_or(|sidecar| {
+                Imports::new(sidecar, &self.class.namespace).virtual_service(rules, self.world.domain())
+            })
+        };
+        rules.spec.hosts.is_empty()
+            || (bound && self.world.is_visible(rules, &self.class.namespace) && is_imported())
     }
 
     /// Whether a rule sends anything to this host.
@@ -112,9 +152,18 @@ impl Scope {
     }
 }
 
-fn virtual_services(world: &World, class: &ProxyClass) -> Arc<[Arc<VirtualService>]> {
+fn virtual_services(
+    world: &World,
+    class: &ProxyClass,
+    imports: Option<&Imports<'_>>,
+) -> Arc<[Arc<VirtualService>]> {
+    let is_imported = |rules: &Arc<VirtualService>| {
+        imports.is_none_or(|imports| imports.virtual_service(rules, world.domain()))
+    };
     match class.kind {
-        ProxyKind::Sidecar => world.mesh_virtual_services(&class.namespace).into(),
+        ProxyKind::Sidecar => {
+            world.mesh_virtual_services(&class.namespace).into_iter().filter(is_imported).collect()
+        }
         ProxyKind::Router => Arc::default(),
     }
 }

@@ -1,18 +1,24 @@
 //! The mesh-wide settings that generated resources depend on.
+use std::borrow::Cow;
 use std::time::Duration;
 
 use lateen_api::MeshConfig;
 use lateen_api::mesh::{AccessLogEncoding, NormalizationType};
+use lateen_api::networking::sidecar::SidecarTrafficMode;
+use lateen_model::{Sidecar, World, resolve_host};
 
+use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
 use crate::retries::Retries;
 
 /// What of mesh config goes into resources; part of most generators' inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Access log, when there is one.
     pub(crate) access_log: Option<AccessLogSettings>,
     /// Whether unknown destinations are reached as they are.
     pub(crate) allow_any: bool,
+    /// The service of the mesh that what goes to unknown destinations is sent to, when it is reached at all.
+    pub(crate) egress_proxy: Option<EgressProxy>,
     /// Connect timeout of clusters.
     pub(crate) connect_timeout: Duration,
     /// How long protocol detection waits; zero waits for ever.
@@ -21,6 +27,17 @@ pub struct Settings {
     pub(crate) normalization: NormalizationType,
     /// Retries of HTTP rules that say nothing.
     pub(crate) default_retries: Retries,
+}
+
+/// Where traffic to unknown destinations is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EgressProxy {
+    /// Host of the service.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
+    /// Subset; empty for the whole.
+    pub(crate) subset: String,
 }
 
 /// A file access log.
@@ -81,15 +98,43 @@ const DEFAULT_JSON: &[(&str, &str)] = &[
 ];
 
 impl Settings {
-    /// Takes them from mesh config.
-    pub fn new(mesh: &MeshConfig) -> Self {
+    pub(crate) fn new(mesh: &MeshConfig) -> Self {
         Self {
             access_log: access_log(mesh),
             allow_any: mesh.allows_any_outbound(),
+            egress_proxy: None,
             connect_timeout: mesh.connect_timeout(),
             detection_timeout: mesh.protocol_detection_timeout(),
             normalization: mesh.path_normalization.normalization,
             default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Those of proxies of a namespace for which a Sidecar is in force.
+    pub(crate) fn for_sidecar(world: &World, namespace: &str, sidecar: Option<&Sidecar>) -> Self {
+        let settings = Self::new(world.mesh());
+        let Some(policy) = sidecar.and_then(|sidecar| sidecar.spec.outbound_traffic_policy.as_ref()) else {
+            return settings;
+        };
+        let allow_any = policy.mode == SidecarTrafficMode::AllowAny;
+        let egress_proxy = policy.egress_proxy.as_ref().filter(|_| allow_any).and_then(|proxy| {
+            Some(EgressProxy {
+                host: resolve_host(&proxy.host, namespace, world.domain()),
+                port: u16::try_from(proxy.port.as_ref()?.number).ok()?,
+                subset: proxy.subset.clone(),
+            })
+        });
+        Self { allow_any, egress_proxy, ..settings }
+    }
+
+    /// The cluster for what goes to unknown destinations.
+    pub(crate) fn catch_all_cluster(&self) -> Cow<'static, str> {
+        match &self.egress_proxy {
+            _ if !self.allow_any => BLACK_HOLE.into(),
+            Some(proxy) => outbound_cluster(&proxy.host, proxy.port, &proxy.subset).into(),
+            None => PASSTHROUGH.into(),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What the author of a configuration object should know: references that lead nowhere, and fields that have no effect yet.
 //! Nothing is ignored without a word.
+use std::sync::Arc;
+
 use lateen_api::networking::destination_rule::{ClientTlsMode, TrafficPolicy};
+use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_model::{
-    DestinationRule, Gateway, ObjectName, ServiceEntry, VirtualService, WorkloadEntry, WorkloadGroup, World,
-    resolve_gateway, resolve_host,
+    DestinationRule, Gateway, ObjectName, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    WorkloadGroup, World, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
@@ -220,6 +223,49 @@ fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<
 /// Warnings about a ServiceEntry in a world.
 pub fn check_service_entry(_: &ServiceEntry, _: &World) -> Vec<Warning> {
     vec![Warning::no_effect("spec")]
+}
+
+/// Warnings about a Sidecar in a world.
+pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (index, listener) in sidecar.spec.ingress.iter().enumerate() {
+        let path = format!("spec.ingress[{index}]");
+        for (field, given) in [
+            ("tls", listener.tls.is_some()),
+            ("bind", !listener.bind.is_empty()),
+            ("captureMode", listener.capture_mode == CaptureMode::None),
+            ("defaultEndpoint", listener.default_endpoint.starts_with("unix://")),
+        ] {
+            if given {
+                warnings.push(Warning::no_effect(format!("{path}.{field}")));
+            }
+        }
+    }
+    for (index, listener) in sidecar.spec.egress.iter().enumerate() {
+        if crate::sidecar::is_bound(listener) {
+            warnings.push(Warning::no_effect_as(
+                format!("spec.egress[{index}]"),
+                "listeners that the application connects to itself (bind, captureMode NONE, Unix sockets) are not there",
+            ));
+        }
+    }
+    let without_selector = |one: &&Arc<Sidecar>| one.spec.workload_selector.is_none();
+    if sidecar.spec.workload_selector.is_none() {
+        let mut all: Vec<_> = world.sidecars_of(&sidecar.name.namespace).filter(without_selector).collect();
+        all.sort_by_key(|one| (one.created, &one.name));
+        if let Some(first) = all.first().filter(|first| first.name != sidecar.name) {
+            warnings.push(Warning {
+                code: Some("IST0116"),
+                name: "MultipleSidecarsWithoutWorkloadSelectors",
+                path: "spec.workloadSelector".to_owned(),
+                message: format!(
+                    "The Sidecar resources without a workload selector in namespace {:?} are more than one; {} is the oldest and in force",
+                    &*sidecar.name.namespace, first.name
+                ),
+            });
+        }
+    }
+    warnings
 }
 
 /// Warnings about a WorkloadEntry in a world.

@@ -3,6 +3,7 @@ pub mod destination_rule;
 pub mod gateway;
 pub mod load_balancing;
 pub mod service_entry;
+pub mod sidecar;
 pub mod virtual_service;
 pub mod workload_entry;
 pub mod workload_group;

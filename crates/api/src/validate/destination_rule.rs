@@ -196,7 +196,7 @@ fn check_table_size(findings: &mut Findings, path: &str, size: u64) {
     }
 }
 
-fn check_pool(findings: &mut Findings, path: &str, pool: &ConnectionPoolSettings) {
+pub(super) fn check_pool(findings: &mut Findings, path: &str, pool: &ConnectionPoolSettings) {
     if pool.tcp.is_none() && pool.http.is_none() {
         findings.error(path, "connection pool must have at least one field");
     }

@@ -7,12 +7,14 @@ mod http_match;
 mod http_route;
 mod re2;
 mod service_entry;
+mod sidecar;
 mod unreachable;
 mod virtual_service;
 
 pub use destination_rule::validate_destination_rule;
 pub use gateway::validate_gateway;
 pub use service_entry::{validate_service_entry, validate_workload_entry, validate_workload_group};
+pub use sidecar::{default_endpoint, validate_sidecar};
 pub use virtual_service::validate_virtual_service;
 
 use crate::duration;

@@ -10,6 +10,7 @@ mod labs;
 mod lifecycle;
 mod loss;
 mod mixed;
+mod sidecar;
 
 use std::sync::{Arc, Mutex};
 
@@ -97,6 +98,7 @@ fn main() {
             ("labs", labs::TRIALS),
             ("boutique", boutique::TRIALS),
             ("loss", loss::TRIALS),
+            ("sidecar", sidecar::TRIALS),
             ("faults", faults::TRIALS),
         ];
         for (module, list) in modules {

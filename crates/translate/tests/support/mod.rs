@@ -107,6 +107,7 @@ impl Mesh {
             Some("DestinationRule") => {
                 Object::DestinationRule(serde_json::from_value(value).expect("a DestinationRule"))
             }
+            Some("Sidecar") => Object::Sidecar(serde_json::from_value(value).expect("a Sidecar")),
             other => panic!("unexpected kind {other:?}"),
         };
         self.store.apply(Event::Applied(object))

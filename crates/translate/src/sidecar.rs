@@ -1,0 +1,203 @@
+//! The Sidecar in force for a class: what its proxies reach, and how their workload receives.
+//! <https://istio.io/latest/docs/reference/config/networking/sidecar/>
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lateen_api::networking::destination_rule::ConnectionPoolSettings;
+use lateen_api::networking::sidecar::{CaptureMode, EgressListener, IngressListener};
+use lateen_api::validate::default_endpoint;
+use lateen_model::{
+    Hostname, Protocol, Service, Sidecar, VirtualService, World, host_matches, hosts_overlap, resolve_host,
+};
+
+use crate::proxy::{InboundPort, ProxyClass, ProxyKind};
+
+/// A port the workload receives on, with where and how it is sent on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Inbound {
+    pub(crate) port: InboundPort,
+    pub(crate) endpoint: InboundEndpoint,
+    /// Limits of the Sidecar.
+    pub(crate) pool: Option<ConnectionPoolSettings>,
+}
+
+/// Where what is received is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum InboundEndpoint {
+    /// Where the connection was made to.
+    #[default]
+    Original,
+    /// The address the connection was made to, on another port.
+    Port(u16),
+    /// The loopback address, on this port.
+    Loopback(u16),
+}
+
+/// The Sidecar for a class; gateways have none.
+pub(crate) fn in_force<'a>(world: &'a World, class: &ProxyClass) -> Option<&'a Arc<Sidecar>> {
+    match class.kind {
+        ProxyKind::Sidecar => world.sidecar_for(&class.namespace, &class.labels),
+        ProxyKind::Router => None,
+    }
+}
+
+/// Whether an egress listener is one the application connects to itself, which there is not yet (see `warnings`).
+pub(crate) fn is_bound(listener: &EgressListener) -> bool {
+    !listener.bind.is_empty()
+        || listener.capture_mode == CaptureMode::None
+        || listener.port.as_ref().is_some_and(|port| port.number == 0)
+}
+
+/// Whether an ingress listener is one that callers connect to without capture, or has an endpoint, that there is not yet.
+pub(crate) fn is_unsupported(listener: &IngressListener) -> bool {
+    listener.capture_mode == CaptureMode::None || listener.default_endpoint.starts_with("unix://")
+}
+
+/// One entry of an egress listener's hosts, for one port or all.
+struct Import<'a> {
+    /// None: any.
+    namespace: Option<&'a str>,
+    pattern: String,
+    port: Option<u16>,
+}
+
+/// What a Sidecar imports for proxies of a namespace.
+pub(crate) struct Imports<'a>(Vec<Import<'a>>);
+
+impl<'a> Imports<'a> {
+    /// Reads the egress listeners; without any, everything is imported.
+    pub(crate) fn new(sidecar: &'a Sidecar, own: &'a str) -> Self {
+        if sidecar.spec.egress.is_empty() {
+            return Self(vec![Import { namespace: None, pattern: "*".to_owned(), port: None }]);
+        }
+        let captured = sidecar.spec.egress.iter().filter(|listener| !is_bound(listener));
+        let imports = captured.flat_map(|listener| {
+            let port = listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+            listener.hosts.iter().filter_map(move |host| {
+                let (namespace, pattern) = host.split_once('/')?;
+                let namespace = match namespace {
+                    "~" => return None,
+                    "*" => None,
+                    "." => Some(own),
+                    name => Some(name),
+                };
+                Some(Import { namespace, pattern: pattern.to_ascii_lowercase(), port })
+            })
+        });
+        Self(imports.collect())
+    }
+
+    /// The service with the ports that are imported; none when it is not.
+    pub(crate) fn service(&self, service: &Arc<Service>) -> Option<Arc<Service>> {
+        let matching = self.0.iter().filter(|import| {
+            import.namespace.is_none_or(|namespace| *service.name.namespace == *namespace)
+                && host_matches(&import.pattern, &service.hostname)
+        });
+        let ports: Vec<Option<u16>> = matching.map(|import| import.port).collect();
+        with_ports(service, &ports)
+    }
+
+    /// Whether a VirtualService is imported: one of its hosts is.
+    pub(crate) fn virtual_service(&self, rules: &VirtualService, domain: &str) -> bool {
+        let namespace = &*rules.name.namespace;
+        rules.spec.hosts.iter().any(|host| {
+            let host = resolve_host(host, namespace, domain);
+            self.0.iter().any(|import| {
+                import.namespace.is_none_or(|wanted| namespace == wanted)
+                    && hosts_overlap(&import.pattern, &host)
+            })
+        })
+    }
+}
+
+/// The service with only these ports; `None` among them is all of its ports. No port, no service.
+fn with_ports(service: &Arc<Service>, ports: &[Option<u16>]) -> Option<Arc<Service>> {
+    if ports.contains(&None) {
+        return Some(service.clone());
+    }
+    let is_wanted = |number: u16| ports.contains(&Some(number));
+    if service.ports.iter().all(|port| is_wanted(port.port)) && !ports.is_empty() {
+        return Some(service.clone());
+    }
+    let left: Vec<_> = service.ports.iter().filter(|port| is_wanted(port.port)).cloned().collect();
+    (!left.is_empty()).then(|| Arc::new(Service { ports: left, ..Service::clone(service) }))
+}
+
+/// The services to have clusters for, by host name: those that are imported, and where the imported VirtualServices send.
+pub(crate) fn with_destinations(
+    imported: &[Arc<Service>],
+    rules: &[Arc<VirtualService>],
+    egress_proxy: Option<(&str, Option<u16>)>,
+    world: &World,
+    namespace: &str,
+) -> Vec<Arc<Service>> {
+    let mut wanted: BTreeMap<Hostname, Vec<Option<u16>>> = BTreeMap::new();
+    let mut add = |host: &str, port: Option<u16>| {
+        wanted.entry(host.into()).or_default().push(port);
+    };
+    for rule in rules {
+        for destination in rule.destinations() {
+            let host = resolve_host(&destination.host, &rule.name.namespace, world.domain());
+            add(&host, destination.port.as_ref().and_then(|port| u16::try_from(port.number).ok()));
+        }
+    }
+    if let Some((host, port)) = egress_proxy {
+        add(host, port);
+    }
+    let mut services: BTreeMap<Hostname, Arc<Service>> =
+        imported.iter().map(|service| (service.hostname.clone(), service.clone())).collect();
+    for (host, mut ports) in wanted {
+        let Some(service) = world.service_for(&host, namespace) else { continue };
+        if service.alias_of().is_some() {
+            continue;
+        }
+        if let Some(known) = services.get(&host) {
+            ports.extend(known.ports.iter().map(|port| Some(port.port)));
+        }
+        if let Some(service) = with_ports(service, &ports) {
+            services.insert(host, service);
+        }
+    }
+    services.into_values().collect()
+}
+
+/// The ports a workload receives on: the Sidecar's when it lists any, else those of the services that select it, the oldest
+/// one's where several lead to one port.
+pub(crate) fn inbound(sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbound> {
+    let mut ports = class.inbound.clone();
+    ports.dedup_by_key(|port| port.port);
+    let general = sidecar.and_then(|sidecar| sidecar.spec.inbound_connection_pool.clone());
+    let listed = sidecar.map(|sidecar| (sidecar, sidecar.spec.ingress.as_slice()));
+    let Some((sidecar, listeners)) = listed.filter(|(_, listeners)| !listeners.is_empty()) else {
+        let of_service = |port| Inbound { port, endpoint: InboundEndpoint::Original, pool: general.clone() };
+        return ports.into_iter().map(of_service).collect();
+    };
+    let of_listener = |listener: &IngressListener| {
+        let port = listener.port.as_ref()?;
+        let number = u16::try_from(port.number).ok().filter(|_| !is_unsupported(listener))?;
+        let known = ports.iter().find(|known| known.port == number);
+        let hostname = known.map_or_else(
+            || format!("{}.{}", sidecar.name.name, class.namespace).into(),
+            |known| known.hostname.clone(),
+        );
+        Some(Inbound {
+            port: InboundPort {
+                port: number,
+                protocol: Protocol::parse(&port.protocol),
+                hostname,
+                service_port: known.map_or(number, |known| known.service_port),
+            },
+            endpoint: endpoint(&listener.default_endpoint),
+            pool: listener.connection_pool.clone().or_else(|| general.clone()),
+        })
+    };
+    listeners.iter().filter_map(of_listener).collect()
+}
+
+fn endpoint(text: &str) -> InboundEndpoint {
+    match default_endpoint(text) {
+        None => InboundEndpoint::Original,
+        Some(address) if address.ip().is_unspecified() => InboundEndpoint::Port(address.port()),
+        Some(address) => InboundEndpoint::Loopback(address.port()),
+    }
+}

@@ -1,0 +1,210 @@
+//! The Sidecar resource: which one is in force, what it imports, how the workload receives (T18).
+mod support;
+
+use lateen_translate::{Extent, Resource, ResourceType, Scope, affected, generate_outward};
+use serde_json::json;
+use support::Mesh;
+
+const HTTP: &str = r#"[{"name": "http", "port": 80}, {"name": "http-admin", "port": 9000}]"#;
+
+/// Services a, b and c in namespace shop, d in namespace other; each with ports 80 and 9000.
+fn mesh() -> Mesh {
+    let mut mesh = Mesh::empty();
+    for (index, (namespace, name)) in
+        [("shop", "a"), ("shop", "b"), ("shop", "c"), ("other", "d")].into_iter().enumerate()
+    {
+        let ports = serde_json::from_str(HTTP).expect("JSON");
+        mesh.service(namespace, name, &format!("10.96.0.{}", index + 1), ports, json!({"app": name}));
+        mesh.pod(namespace, name, &format!("10.244.0.{}", index + 1), json!({"app": name}));
+    }
+    mesh
+}
+
+fn sidecar(mesh: &mut Mesh, name: &str, namespace: &str, spec: &str) -> lateen_model::Delta {
+    mesh.config(&format!(
+        "{{kind: Sidecar, metadata: {{name: {name}, namespace: {namespace}}}, spec: {spec}}}"
+    ))
+}
+
+/// Hosts of the services whose clusters a proxy has, `name:ports`.
+fn clusters(mesh: &mut Mesh, namespace: &str, pod: &str) -> Vec<String> {
+    let resources = mesh.sidecar_resources(namespace, pod);
+    let outbound = resources.names(ResourceType::Cluster).into_iter().filter_map(|name| {
+        let [_, port, _, host] = name.split('|').collect::<Vec<_>>()[..] else { return None };
+        name.starts_with("outbound|")
+            .then(|| format!("{}:{port}", host.split('.').next().unwrap_or_default()))
+    });
+    let mut found: Vec<String> = outbound.collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn the_sidecar_that_selects_comes_before_the_namespaces_and_that_before_the_roots() {
+    let mut mesh = mesh();
+    let everything = ["a:80", "a:9000", "b:80", "b:9000", "c:80", "c:9000", "d:80", "d:9000"];
+    assert_eq!(clusters(&mut mesh, "shop", "a"), everything);
+    sidecar(&mut mesh, "default", "istio-system", "{egress: [{hosts: ['./*']}]}");
+    assert_eq!(clusters(&mut mesh, "other", "d"), ["d:80", "d:9000"], "the root's is for all namespaces");
+    assert_eq!(clusters(&mut mesh, "shop", "a").len(), 6);
+    sidecar(&mut mesh, "all", "shop", "{egress: [{hosts: ['other/*']}]}");
+    assert_eq!(clusters(&mut mesh, "shop", "a"), ["d:80", "d:9000"]);
+    let one = "{workloadSelector: {labels: {app: a}}, egress: [{hosts: ['*/b.shop.svc.cluster.local']}]}";
+    sidecar(&mut mesh, "one", "shop", one);
+    assert_eq!(clusters(&mut mesh, "shop", "a"), ["b:80", "b:9000"]);
+    assert_eq!(clusters(&mut mesh, "shop", "b"), ["d:80", "d:9000"]);
+    // A Sidecar of the root namespace with a selector is for the root namespace's own workloads.
+    sidecar(
+        &mut mesh,
+        "default",
+        "istio-system",
+        "{workloadSelector: {labels: {app: d}}, egress: [{hosts: ['~/*']}]}",
+    );
+    assert_eq!(clusters(&mut mesh, "other", "d"), everything);
+}
+
+#[test]
+fn hosts_are_imported_by_namespace_pattern_and_port() {
+    for (egress, expected) in [
+        ("[{hosts: ['~/*']}]", vec![]),
+        ("[{hosts: ['*/*']}]", vec!["a:80", "a:9000", "b:80", "b:9000", "c:80", "c:9000", "d:80", "d:9000"]),
+        (
+            "[{hosts: ['./a.shop.svc.cluster.local', '*/d.other.svc.cluster.local']}]",
+            vec!["a:80", "a:9000", "d:80", "d:9000"],
+        ),
+        ("[{hosts: ['other/*.shop.svc.cluster.local']}]", vec![]),
+        ("[{port: {number: 9000, protocol: HTTP}, hosts: ['./*']}]", vec!["a:9000", "b:9000", "c:9000"]),
+        (
+            "[{port: {number: 9000, protocol: HTTP}, hosts: ['./*']}, {hosts: ['./a.shop.svc.cluster.local']}]",
+            vec!["a:80", "a:9000", "b:9000", "c:9000"],
+        ),
+    ] {
+        let mut mesh = mesh();
+        sidecar(&mut mesh, "default", "shop", &format!("{{egress: {egress}}}"));
+        assert_eq!(clusters(&mut mesh, "shop", "a"), expected, "{egress}");
+    }
+}
+
+#[test]
+fn virtual_services_bring_their_destinations_but_no_addresses() {
+    let mut mesh = mesh();
+    sidecar(&mut mesh, "default", "shop", "{egress: [{hosts: ['./a.shop.svc.cluster.local']}]}");
+    mesh.config("{kind: VirtualService, metadata: {name: a, namespace: shop}, spec: {hosts: [a], http: [{route: [{destination: {host: d.other.svc.cluster.local, port: {number: 80}}}]}]}}");
+    mesh.config("{kind: VirtualService, metadata: {name: b, namespace: shop}, spec: {hosts: [b], http: [{route: [{destination: {host: c}}]}]}}");
+    assert_eq!(clusters(&mut mesh, "shop", "a"), ["a:80", "a:9000", "d:80"], "b's rules are not imported");
+    let resources = mesh.sidecar_resources("shop", "a");
+    let routes = resources.get(ResourceType::Route, "80").to_string();
+    assert!(routes.contains("outbound|80||d.other") && !routes.contains("d.other:80"), "{routes}");
+}
+
+#[test]
+fn unknown_destinations_are_the_sidecars_choice() {
+    let mut mesh = mesh();
+    let catch_all = |mesh: &mut Mesh| {
+        let resources = mesh.sidecar_resources("shop", "a");
+        let hosts = resources.get(ResourceType::Route, "80")["virtual_hosts"].clone();
+        let hosts = hosts.as_array().expect("virtual hosts").clone();
+        let unknown = hosts.iter().find(|host| host["domains"][0] == "*").expect("catches all").clone();
+        let outbound = resources.get(ResourceType::Listener, "virtualOutbound").to_string();
+        (unknown["name"].clone(), unknown.to_string(), outbound)
+    };
+    assert_eq!(catch_all(&mut mesh).0, "allow_any");
+    sidecar(&mut mesh, "default", "shop", "{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}");
+    let (name, _, outbound) = catch_all(&mut mesh);
+    assert!(name == "block_all" && !outbound.contains("PassthroughCluster"), "{name} {outbound}");
+    let proxy = "{egress: [{hosts: ['./*']}], outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: d.other.svc.cluster.local, port: {number: 9000}}}}";
+    sidecar(&mut mesh, "default", "shop", proxy);
+    let (name, route, outbound) = catch_all(&mut mesh);
+    let cluster = "outbound|9000||d.other.svc.cluster.local";
+    assert!(
+        name == "allow_any" && route.contains(cluster) && outbound.contains(cluster),
+        "{route} {outbound}"
+    );
+    assert!(clusters(&mut mesh, "shop", "a").contains(&"d:9000".to_owned()), "the proxy's cluster is there");
+}
+
+#[test]
+fn ingress_listeners_replace_the_services_ports() {
+    let mut mesh = mesh();
+    let spec = "{ingress: [
+        {port: {number: 9080, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {tcp: {maxConnections: 7}}},
+        {port: {number: 9081, protocol: TCP}, defaultEndpoint: '0.0.0.0:8081'},
+        {port: {number: 80, protocol: HTTP}}], inboundConnectionPool: {http: {http2MaxRequests: 9}}}";
+    sidecar(&mut mesh, "default", "shop", spec);
+    let resources = mesh.sidecar_resources("shop", "a");
+    let inbound: Vec<_> = resources
+        .names(ResourceType::Cluster)
+        .into_iter()
+        .filter(|name| name.starts_with("inbound|"))
+        .collect();
+    assert_eq!(inbound, ["inbound|80||", "inbound|9080||", "inbound|9081||"]);
+    let loopback = resources.get(ResourceType::Cluster, "inbound|9080||");
+    let address = &loopback["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
+    assert_eq!(address["socket_address"], json!({"address": "127.0.0.1", "port_value": 8080}));
+    assert_eq!(loopback["circuit_breakers"]["thresholds"][0]["max_connections"], 7);
+    let own = resources.get(ResourceType::Cluster, "inbound|9081||");
+    assert_eq!(own["original_dst_lb_config"]["upstream_port_override"], 8081);
+    let plain = resources.get(ResourceType::Cluster, "inbound|80||");
+    assert_eq!(plain["circuit_breakers"]["thresholds"][0]["max_requests"], 9, "{plain}");
+    let listener = resources.get(ResourceType::Listener, "virtualInbound").to_string();
+    assert!(listener.contains("0.0.0.0_9080") && !listener.contains("0.0.0.0_9000"), "{listener}");
+}
+
+fn held(scope: &Scope, mesh: &Mesh) -> Vec<(ResourceType, std::sync::Arc<Resource>)> {
+    let of = |kind| {
+        generate_outward(scope, &mesh.cache, kind, &Extent::All).into_iter().map(move |one| (kind, one))
+    };
+    ResourceType::ALL.into_iter().flat_map(of).collect()
+}
+
+/// Applies a change; what `affected` names, applied to the old state, must give the new one.
+fn follows(mesh: &mut Mesh, change: impl FnOnce(&mut Mesh) -> lateen_model::Delta) -> bool {
+    let before = mesh.sidecar("shop", "a");
+    let old = held(&before, mesh);
+    let delta = change(mesh);
+    let fresh = mesh.sidecar("shop", "a");
+    let scope = before.follow(fresh.world.clone(), &delta);
+    let named = affected(&delta, &before, &scope);
+    let mut patched: Vec<_> =
+        old.into_iter().filter(|(kind, one)| !named.of(*kind).covers(&one.name)).collect();
+    for kind in ResourceType::ALL {
+        let made = generate_outward(&scope, &mesh.cache, kind, named.of(kind));
+        patched.extend(made.into_iter().map(|one| (kind, one)));
+    }
+    let key = |(kind, one): &(ResourceType, std::sync::Arc<Resource>)| (*kind, one.name.clone());
+    let mut wanted = held(&fresh, mesh);
+    patched.sort_by_key(key);
+    wanted.sort_by_key(key);
+    assert_eq!(patched, wanted, "{delta:?}");
+    !named.is_none()
+}
+
+#[test]
+fn changes_of_what_is_not_imported_are_no_business_of_the_proxy() {
+    let mut mesh = mesh();
+    let spec = |hosts: &str| format!("{{egress: [{{hosts: [{hosts}]}}]}}");
+    let a = spec("'./a.shop.svc.cluster.local'");
+    assert!(follows(&mut mesh, |mesh| sidecar(mesh, "default", "shop", &a)));
+    assert!(!follows(&mut mesh, |mesh| mesh.endpoints(
+        "shop",
+        "b",
+        "http",
+        80,
+        &[("b", "10.244.0.2", true)]
+    )));
+    assert!(follows(&mut mesh, |mesh| mesh.endpoints("shop", "a", "http", 80, &[("a", "10.244.0.1", true)])));
+    let ports = || json!([{"name": "http", "port": 81}]);
+    assert!(!follows(&mut mesh, |mesh| mesh.service("shop", "b", "10.96.0.2", ports(), json!({"app": "b"}))));
+    assert!(follows(&mut mesh, |mesh| mesh.service("shop", "a", "10.96.0.1", ports(), json!({"app": "x"}))));
+    let rule = |host: &str, to: &str| {
+        format!(
+            "{{kind: VirtualService, metadata: {{name: {host}, namespace: shop}}, spec: {{hosts: [{host}], http: [{{route: [{{destination: {{host: {to}}}}}]}}]}}}}"
+        )
+    };
+    assert!(!follows(&mut mesh, |mesh| mesh.config(&rule("b", "c"))), "b is not imported");
+    assert!(follows(&mut mesh, |mesh| mesh.config(&rule("a", "c"))), "c's clusters come");
+    assert!(follows(&mut mesh, |mesh| mesh.config(&rule("a", "b"))), "c's go, b's come");
+    assert!(follows(&mut mesh, |mesh| mesh.endpoints("shop", "b", "http", 81, &[("b", "10.244.0.9", true)])));
+    assert!(follows(&mut mesh, |mesh| sidecar(mesh, "default", "shop", &spec("'*/*'"))));
+    assert!(!follows(&mut mesh, |mesh| sidecar(mesh, "default", "other", &a)), "another namespace's");
+}
