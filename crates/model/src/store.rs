@@ -438,6 +438,7 @@ impl Store {
         }
         let visibility_changed = self.world.mesh.default_service_export_to != mesh.default_service_export_to;
         self.world.mesh = Arc::new(mesh);
+        self.index_is_stale = true;
         delta.mesh = true;
         // Whom VirtualServices are exported to decides which may be delegated to.
         self.index_is_stale = true;

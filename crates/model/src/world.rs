@@ -445,6 +445,8 @@ fn selecting_labels(world: &World) -> BTreeSet<String> {
             );
         }
     }
+    let of_mesh = world.mesh.locality_lb_setting.iter().flat_map(|setting| &setting.failover_priority);
+    keys.extend(of_mesh.map(|label| label_key(label)));
     keys
 }
 
