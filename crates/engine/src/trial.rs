@@ -43,7 +43,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) deadline: Option<Instant>,
     /// When the stream must be over, whatever it does.
     pub(crate) stream_end: Option<Instant>,
-    pub(crate) tried: SmallVec<[SocketAddr; 4]>,
+    pub(crate) tried: SmallVec<[SocketAddr; 2]>,
     pub(crate) retry_place: Option<Admission>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
