@@ -55,6 +55,8 @@ pub struct MeshConfig {
     pub enable_prometheus_merge: Option<bool>,
     /// Connect timeout of clusters, a duration. Default 10s.
     pub connect_timeout: String,
+    /// How often names of endpoints are looked up when their answers do not say for how long they hold, a duration. Default 60s.
+    pub dns_refresh_rate: String,
     /// How long protocol detection waits for the client's first bytes; `0s` waits for ever.
     pub protocol_detection_timeout: String,
     /// Which Ingress objects are served: `OFF`, `DEFAULT` or `STRICT`.
@@ -97,6 +99,7 @@ impl Default for MeshConfig {
             root_namespace: "istio-system".to_owned(),
             enable_prometheus_merge: Some(true),
             connect_timeout: "10s".to_owned(),
+            dns_refresh_rate: "60s".to_owned(),
             protocol_detection_timeout: "0s".to_owned(),
             ingress_controller_mode: "STRICT".to_owned(),
             ingress_service: "istio-ingressgateway".to_owned(),
@@ -127,6 +130,7 @@ impl MeshConfig {
             serde_saphyr::from_str(yaml).map_err(|error| MeshConfigError::Parse(error.to_string()))?;
         let durations = [
             ("connectTimeout", &config.connect_timeout),
+            ("dnsRefreshRate", &config.dns_refresh_rate),
             ("protocolDetectionTimeout", &config.protocol_detection_timeout),
             ("defaultConfig.drainDuration", &config.default_config.drain_duration),
             ("defaultConfig.terminationDrainDuration", &config.default_config.termination_drain_duration),
@@ -136,6 +140,10 @@ impl MeshConfig {
         }
         if config.connect_timeout().is_zero() {
             let reason = "connectTimeout must be greater than zero".to_owned();
+            return Err(MeshConfigError::Parse(reason));
+        }
+        if config.dns_refresh_rate() < Duration::from_millis(1) {
+            let reason = "dnsRefreshRate must be at least 1ms".to_owned();
             return Err(MeshConfigError::Parse(reason));
         }
         // Every listener has it: a proxy would refuse them all.
@@ -157,6 +165,11 @@ impl MeshConfig {
     /// Connect timeout of clusters.
     pub fn connect_timeout(&self) -> Duration {
         duration::parse(&self.connect_timeout).unwrap_or(Duration::from_secs(10))
+    }
+
+    /// How often names of endpoints are looked up.
+    pub fn dns_refresh_rate(&self) -> Duration {
+        duration::parse(&self.dns_refresh_rate).unwrap_or(Duration::from_secs(60))
     }
 
     /// How long protocol detection waits; zero waits for ever.
@@ -299,7 +312,7 @@ mod tests {
     fn given_fields_override_and_the_unknown_is_reported() {
         let mesh = MeshConfig::parse(
             "accessLogFile: /dev/stdout\noutboundTrafficPolicy:\n  mode: REGISTRY_ONLY\nconnectTimeout: 3s\n\
-             defaultConfig:\n  concurrency: 2\n  tracing: {}\n  proxyMetadata:\n    A: b\ndnsRefreshRate: 60s\n",
+             defaultConfig:\n  concurrency: 2\n  tracing: {}\n  proxyMetadata:\n    A: b\nh2UpgradePolicy: UPGRADE\n",
         )
         .expect("parses");
         assert_eq!(mesh.access_log_file, "/dev/stdout");
@@ -307,7 +320,7 @@ mod tests {
         assert_eq!(mesh.connect_timeout(), Duration::from_secs(3));
         assert_eq!(mesh.default_config.concurrency, Some(2));
         assert_eq!(mesh.default_config.proxy_metadata["A"], "b");
-        assert_eq!(mesh.without_effect(), ["dnsRefreshRate", "defaultConfig.tracing"]);
+        assert_eq!(mesh.without_effect(), ["h2UpgradePolicy", "defaultConfig.tracing"]);
     }
 
     #[test]

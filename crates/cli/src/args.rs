@@ -140,6 +140,9 @@ pub struct UpArgs {
     /// Leave out the sample application
     #[arg(long)]
     pub no_sample: bool,
+    /// Add the egress gateway
+    #[arg(long)]
+    pub egress_gateway: bool,
     /// Run COMMAND for containers of image REF; may be given again
     #[arg(long = "image", value_name = "REF=COMMAND")]
     pub images: Vec<String>,
@@ -298,7 +301,7 @@ mod tests {
             "istioctl ps web-1.default -v 1",
             "istioctl version --remote=false",
             "istioctl version -o json",
-            "lateen up --engine envoy --no-sample --image a=b --image c=d",
+            "lateen up --engine envoy --no-sample --egress-gateway --image a=b --image c=d",
             "lateen down --keep",
             "lateen logs istiod -f",
         ] {

@@ -28,6 +28,7 @@ pub(crate) async fn up(state: &Path, args: &UpArgs) -> Result<()> {
         },
         images: args.images.clone(),
         sample: !args.no_sample,
+        egress_gateway: args.egress_gateway,
         ..UpOptions::default()
     };
     let mut lines = ProgressLines::start();

@@ -204,7 +204,8 @@ fn refreshed(
     }
     let now = generate_outward(scope, cache, kind, extent);
     // Endpoints that come and go change assignments but never which there are.
-    let only_endpoints = matches!(extent, Extent::Services(_))
+    let only_endpoints = kind == ResourceType::Endpoint
+        && matches!(extent, Extent::Services(_))
         && delta.services.is_empty()
         && delta.virtual_services.is_empty()
         && delta.destination_rule_hosts.is_empty();

@@ -15,6 +15,7 @@ use crate::admin;
 use crate::dns;
 use crate::engine::{EngineConfig, EngineError, EngineHandle};
 use crate::inspection::Inspection;
+use crate::resolver::Resolvers;
 use crate::store::Store;
 use crate::update::{ApplyReport, ConfigUpdate, Subscriptions};
 use crate::worker::{Identity, Worker, WorkerCommand};
@@ -204,6 +205,7 @@ struct Control {
     ready: watch::Sender<bool>,
     log: LogWriter,
     lookups: AHashMap<Arc<str>, AbortHandle>,
+    resolvers: Resolvers,
     resolved: mpsc::Sender<Resolved>,
     resolutions: mpsc::Receiver<Resolved>,
     initialized: bool,
@@ -236,6 +238,7 @@ impl Control {
             ready,
             log,
             lookups: AHashMap::new(),
+            resolvers: Resolvers::default(),
             resolved,
             resolutions,
             initialized: false,
@@ -344,6 +347,7 @@ impl Control {
             }
             let Some(cluster) = cluster else { continue };
             let (resolved, key) = (self.resolved.clone(), name.clone());
+            let resolver = self.resolvers.of(cluster.dns.resolver.as_ref());
             let (found, mut results) = watch::channel(None);
             // The newest answer is the only one that counts, so a slow control thread skips the others.
             let send = async move {
@@ -357,7 +361,7 @@ impl Control {
                 }
             };
             let task = tokio::spawn(async move {
-                let follow = dns::follow(cluster, move |assignment| {
+                let follow = dns::follow(cluster, resolver, move |assignment| {
                     found.send_replace(Some(assignment));
                 });
                 tokio::join!(follow, send);

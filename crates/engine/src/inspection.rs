@@ -206,6 +206,9 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
             stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, Value::Gauge(left)));
         }
     }
+    for (leaf, value) in config.dns_stats.iter().flat_map(|stats| stats.read()) {
+        stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, Value::Counter(value)));
+    }
 }
 
 fn server_stats(store: &Store, server: &ServerFacts, stats: &mut Vec<Stat>) {

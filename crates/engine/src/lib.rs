@@ -61,6 +61,7 @@ mod presence;
 mod progress;
 mod redirect;
 mod render;
+mod resolver;
 mod response_stream;
 mod retry;
 mod rewrite;

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU32;
 use ahash::AHashMap;
 use lateen_ir as ir;
 
+use crate::dns::DnsStats;
 use crate::filters::Filter;
 
 /// Position of a cluster in [`Snapshot::clusters`].
@@ -112,6 +113,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) stat_name: Arc<str>,
     /// From the cluster or else the bootstrap.
     pub(crate) bind: Option<Arc<ir::BindConfig>>,
+    /// Of a cluster whose names are looked up.
+    pub(crate) dns_stats: Option<Arc<DnsStats>>,
 }
 
 /// What counts against a cluster's circuit breakers, over all workers. Envoy's limits are per process too. Outlives configuration.

@@ -17,7 +17,7 @@ use prost::Message;
 use prost_types::Any;
 
 use crate::compile::{self, Names};
-use crate::dns::DnsCluster;
+use crate::dns::{DnsCluster, DnsStats};
 use crate::listen;
 use crate::snapshot::{Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, stat_name};
 use crate::update::{ApplyReport, ConfigUpdate, Rejection, Resource, ResourceKind, Subscriptions};
@@ -43,6 +43,8 @@ pub(crate) struct ClusterEntry {
     fingerprint: u64,
     breakers: Arc<Breakers>,
     bind: Option<Arc<ir::BindConfig>>,
+    /// Of a cluster whose names are looked up.
+    dns_stats: Option<Arc<DnsStats>>,
     /// In effect; `None` before the first endpoints.
     pub(crate) active: Option<Arc<ClusterConfig>>,
     /// When warming ends without endpoints.
@@ -205,15 +207,17 @@ impl Store {
                 (self.endpoints.contains_key(service_name), *initial_fetch_timeout)
             }
             ir::Discovery::StrictDns { assignment, dns } => {
-                self.look_up(&cluster.name, assignment, *dns, false);
+                self.look_up(&cluster.name, assignment, dns.clone(), false);
                 (false, Some(Duration::from_secs(5)))
             }
             ir::Discovery::LogicalDns { assignment, dns } => {
-                self.look_up(&cluster.name, assignment, *dns, true);
+                self.look_up(&cluster.name, assignment, dns.clone(), true);
                 (false, Some(Duration::from_secs(5)))
             }
         };
         let warm = warm || !cluster.wait_for_warm_on_init;
+        let dns_stats = self.dns_changes.iter().rev().find(|(name, _)| *name == cluster.name);
+        let dns_stats = dns_stats.and_then(|(_, change)| Some(change.as_ref()?.stats.clone()));
         let before = self.clusters.remove(&cluster.name);
         let (breakers, active) = match before {
             Some(entry) => (entry.breakers, entry.active),
@@ -227,6 +231,7 @@ impl Store {
             fingerprint,
             breakers,
             bind,
+            dns_stats,
             active,
             warm_until,
             warm,
@@ -246,7 +251,9 @@ impl Store {
         dns: ir::Dns,
         logical: bool,
     ) {
-        let cluster = DnsCluster { assignment: assignment.clone(), dns, logical };
+        let known = self.clusters.get(name).and_then(|entry| entry.dns_stats.clone());
+        let stats = known.unwrap_or_default();
+        let cluster = DnsCluster { assignment: assignment.clone(), dns, logical, stats };
         self.dns_changes.push((name.clone(), Some(cluster)));
     }
 
@@ -272,6 +279,7 @@ impl Store {
             breakers: entry.breakers.clone(),
             stat_name: stat_name(stats),
             bind: entry.bind.clone(),
+            dns_stats: entry.dns_stats.clone(),
         }));
     }
 

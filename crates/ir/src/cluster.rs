@@ -93,7 +93,7 @@ pub enum Discovery {
 pub type DnsAssignment = ClusterLoadAssignment;
 
 /// How names are resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dns {
     /// Pause between look-ups. Default 5 s.
     pub refresh_rate: Duration,
@@ -103,6 +103,27 @@ pub struct Dns {
     pub failure_refresh: Option<crate::listener::Backoff>,
     /// Address families.
     pub family: DnsFamily,
+    /// The pause is as long as the answer holds, where it says so (`respect_dns_ttl`).
+    pub respect_ttl: bool,
+    /// A shorter one counts as this (`dns_min_refresh_rate`).
+    pub least_ttl: Duration,
+    /// Who is asked; `None`: the system's servers.
+    pub resolver: Option<Arc<DnsResolver>>,
+}
+
+/// Who is asked for names, and how (`CaresDnsResolverConfig`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DnsResolver {
+    /// Servers; empty: the system's.
+    pub servers: Vec<SocketAddr>,
+    /// Over TCP only (`use_tcp_for_dns_lookups`).
+    pub tcp: bool,
+    /// Names are taken as they are, without the system's search domains (`no_default_search_domain`).
+    pub no_search: bool,
+    /// For one query; `None`: the system's.
+    pub timeout: Option<Duration>,
+    /// Queries for a name at most; `None`: the system's.
+    pub tries: Option<u32>,
 }
 
 /// `dns_lookup_family`.

@@ -188,6 +188,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::config::route::v3 as route;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::file::v3 as file_log;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::stream::v3 as stream_log;
+    pub(super) use lateen_xds::pb::envoy::extensions::clusters::dns::v3 as dns_cluster;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::common::fault::v3 as fault_common;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
@@ -197,6 +198,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
     pub(super) use lateen_xds::pb::envoy::extensions::load_balancing_policies as balancing;
+    pub(super) use lateen_xds::pb::envoy::extensions::network::dns_resolver::cares::v3 as cares;
     pub(super) use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
     pub(super) use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 }
@@ -278,6 +280,9 @@ table! {
     cluster::circuit_breakers::thresholds::RetryBudget,
     cluster::OutlierDetection,
     cluster::UpstreamConnectionOptions,
+    dns_cluster::DnsCluster,
+    cares::CaresDnsResolverConfig,
+    core::DnsResolverOptions,
     upstream_http::HttpProtocolOptions,
     endpoint::ClusterLoadAssignment,
     endpoint::cluster_load_assignment::Policy,

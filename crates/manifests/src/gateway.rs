@@ -1,38 +1,59 @@
-//! The ingress gateway: a router proxy with its own Deployment, account and LoadBalancer Service.
+//! The ingress and the egress gateway: router proxies with their own Deployment, account and Service.
 use crate::Options;
 use serde_json::{Value, json};
 
-const NAME: &str = "istio-ingressgateway";
-
-fn labels() -> Value {
-    json!({ "app": NAME, "istio": "ingressgateway" })
+/// One of the gateways.
+#[derive(Clone, Copy)]
+struct Gateway {
+    name: &'static str,
+    /// Value of the label `istio`, by which Gateways select it.
+    role: &'static str,
+    replicas: u32,
 }
 
+impl Gateway {
+    fn labels(self) -> Value {
+        json!({ "app": self.name, "istio": self.role })
+    }
+}
+
+/// Where traffic comes into the mesh: behind a load balancer's address.
 pub(crate) fn ingress(options: &Options) -> Vec<Value> {
-    let metadata = json!({ "name": NAME, "namespace": options.namespace, "labels": labels() });
+    let gateway =
+        Gateway { name: "istio-ingressgateway", role: "ingressgateway", replicas: options.gateway_replicas };
+    let status = json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP" });
+    objects(options, gateway, "LoadBalancer", vec![status])
+}
+
+/// Where traffic leaves the mesh: reached from inside only.
+pub(crate) fn egress(options: &Options) -> Vec<Value> {
+    let gateway = Gateway { name: "istio-egressgateway", role: "egressgateway", replicas: 1 };
+    objects(options, gateway, "ClusterIP", Vec::new())
+}
+
+fn objects(options: &Options, gateway: Gateway, service: &str, more_ports: Vec<Value>) -> Vec<Value> {
+    let labels = gateway.labels();
+    let metadata = json!({ "name": gateway.name, "namespace": options.namespace, "labels": labels });
+    let mut ports = more_ports;
+    ports.extend([
+        json!({ "name": "http2", "port": 80, "targetPort": 8080, "protocol": "TCP" }),
+        json!({ "name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP" }),
+    ]);
     vec![
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }),
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-            "spec": {
-                "type": "LoadBalancer",
-                "selector": labels(),
-                "ports": [
-                    { "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP" },
-                    { "name": "http2", "port": 80, "targetPort": 8080, "protocol": "TCP" },
-                    { "name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP" },
-                ]
-            }
+            "spec": { "type": service, "selector": labels, "ports": ports }
         }),
-        deployment(options, metadata),
+        deployment(options, gateway, &metadata),
     ]
 }
 
-fn deployment(options: &Options, metadata: Value) -> Value {
-    let mut pod_labels = labels();
+fn deployment(options: &Options, gateway: Gateway, metadata: &Value) -> Value {
+    let mut pod_labels = gateway.labels();
     for (key, value) in [
         ("istio.io/rev", options.revision_label()),
-        ("service.istio.io/canonical-name", NAME),
+        ("service.istio.io/canonical-name", gateway.name),
         ("service.istio.io/canonical-revision", "latest"),
         ("sidecar.istio.io/inject", "false"),
     ] {
@@ -41,8 +62,8 @@ fn deployment(options: &Options, metadata: Value) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
         "spec": {
-            "replicas": options.gateway_replicas,
-            "selector": { "matchLabels": labels() },
+            "replicas": gateway.replicas,
+            "selector": { "matchLabels": gateway.labels() },
             "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": "100%", "maxUnavailable": "25%" } },
             "template": {
                 "metadata": {
@@ -56,9 +77,9 @@ fn deployment(options: &Options, metadata: Value) -> Value {
                     }
                 },
                 "spec": {
-                    "serviceAccountName": NAME,
+                    "serviceAccountName": gateway.name,
                     "securityContext": { "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "fsGroup": 1337 },
-                    "containers": [container(options)],
+                    "containers": [container(options, gateway)],
                     "volumes": volumes(),
                 }
             }
@@ -66,7 +87,7 @@ fn deployment(options: &Options, metadata: Value) -> Value {
     })
 }
 
-fn container(options: &Options) -> Value {
+fn container(options: &Options, gateway: Gateway) -> Value {
     json!({
         "name": "istio-proxy",
         "image": options.proxy_image,
@@ -82,7 +103,7 @@ fn container(options: &Options) -> Value {
             { "name": "https", "containerPort": 8443, "protocol": "TCP" },
             { "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" },
         ],
-        "env": env(options),
+        "env": env(options, gateway),
         "readinessProbe": probe(1, 30),
         "startupProbe": probe(1, 600),
         "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2000m", "memory": "1024Mi" } },
@@ -113,11 +134,12 @@ fn probe(period_seconds: u32, failures: u32) -> Value {
     })
 }
 
-fn env(options: &Options) -> Value {
+fn env(options: &Options, gateway: Gateway) -> Value {
     let field =
         |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let value = |name: &str, value: String| json!({ "name": name, "value": value });
-    let owner = format!("kubernetes://apis/apps/v1/namespaces/{}/deployments/{NAME}", options.namespace);
+    let owner =
+        format!("kubernetes://apis/apps/v1/namespaces/{}/deployments/{}", options.namespace, gateway.name);
     let proxy_config = &crate::mesh_config(options)["defaultConfig"];
     json!([
         field("POD_NAME", "metadata.name"),
@@ -128,7 +150,7 @@ fn env(options: &Options) -> Value {
         value("CA_ADDR", format!("{}.{}.svc:15012", options.istiod(), options.namespace)),
         value("PROXY_CONFIG", proxy_config.to_string()),
         value("ISTIO_META_CLUSTER_ID", options.cluster_id.clone()),
-        value("ISTIO_META_WORKLOAD_NAME", NAME.into()),
+        value("ISTIO_META_WORKLOAD_NAME", gateway.name.into()),
         value("ISTIO_META_OWNER", owner),
         value("ISTIO_META_MESH_ID", options.trust_domain.clone()),
         value("ISTIO_META_UNPRIVILEGED_POD", "true".into()),

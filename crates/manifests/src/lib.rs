@@ -33,6 +33,9 @@ pub fn render(options: &Options) -> Vec<Value> {
     if options.ingress_gateway {
         objects.extend(gateway::ingress(options));
     }
+    if options.egress_gateway {
+        objects.extend(gateway::egress(options));
+    }
     objects
 }
 

@@ -42,6 +42,8 @@ pub struct Options {
     pub trust_domain: String,
     /// Whether the ingress gateway is part of the installation. Default true.
     pub ingress_gateway: bool,
+    /// Whether the egress gateway is part of the installation. Default false, as in Istio's default profile.
+    pub egress_gateway: bool,
     /// Replicas of the ingress gateway. Default 1.
     pub gateway_replicas: u32,
     /// Log filter of the control plane and default level of proxies (`error`, `warn`, `info`, `debug`). Default `info`
@@ -62,6 +64,7 @@ impl Default for Options {
             cluster_domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
             ingress_gateway: true,
+            egress_gateway: false,
             gateway_replicas: 1,
             log_level: "info".into(),
         }

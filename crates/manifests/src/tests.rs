@@ -31,6 +31,17 @@ fn every_object_is_complete_and_named_once() {
 }
 
 #[test]
+fn the_egress_gateway_is_reached_from_inside_only() {
+    let without = render(&Options::default());
+    assert!(!without.iter().any(|object| key(object).contains("egress")));
+    let objects = render(&Options { egress_gateway: true, ..Options::default() });
+    let service = objects.iter().find(|o| key(o) == "Service/istio-system/istio-egressgateway").unwrap();
+    assert_eq!(service["spec"]["type"], "ClusterIP");
+    assert_eq!(service["spec"]["selector"]["istio"], "egressgateway");
+    assert!(objects.iter().any(|o| key(o) == "Deployment/istio-system/istio-egressgateway"));
+}
+
+#[test]
 fn what_others_refer_to_comes_first() {
     let order: Vec<String> = render(&Options::default()).iter().map(key).collect();
     let at = |name: &str| order.iter().position(|k| k.ends_with(name)).unwrap_or_else(|| panic!("{name}"));

@@ -1,7 +1,7 @@
 //! From what changed in the world to what may change in a proxy's configuration.
 use std::collections::BTreeSet;
 
-use lateen_model::{Delta, Hostname};
+use lateen_model::{Delta, Hostname, Resolution};
 
 use crate::listeners_outbound::listens_at_endpoints;
 use crate::proxy::ProxyKind;
@@ -94,6 +94,13 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     let mut affected = Affected::default();
     let seen = |host: &&Hostname| scope.service(host).is_some() || before.service(host).is_some();
     affected.endpoints.add(delta.endpoints.iter().filter(seen).cloned());
+    // Names to look up are written into clusters.
+    let by_name = |host: &&Hostname| {
+        scope
+            .service(host)
+            .is_some_and(|service| matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin))
+    };
+    affected.clusters.add(delta.endpoints.iter().filter(by_name).cloned());
     let listens_at =
         |host: &Hostname| scope.service(host).is_some_and(|service| listens_at_endpoints(service));
     if scope.class.kind == ProxyKind::Sidecar && delta.endpoints.iter().any(listens_at) {

@@ -5,18 +5,25 @@ use std::time::Duration;
 
 use lateen_api::networking::destination_rule::{ConnectionPoolSettings, OutlierDetection};
 use lateen_api::networking::load_balancing::SimpleLb;
-use lateen_model::{DestinationRule, ObjectName, Protocol, Service, ServicePort};
+use lateen_model::{
+    DestinationRule, Endpoint, ObjectName, Protocol, Resolution, Service, ServiceEndpoints, ServicePort,
+    TargetPort, labels_match,
+};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
     LocalityConfigSpecifier, LocalityWeightedLbConfig,
 };
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
+    ClusterDiscoveryType, CustomClusterType, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
+    OriginalDstLbConfig,
 };
 use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily;
+use lateen_xds::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as http;
 use prost::Message;
 
+use crate::endpoints;
 use crate::locality::{self, Spread};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
 use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
@@ -31,6 +38,9 @@ use crate::wire;
 /// The source address of connections to the application, by which capture knows them (Istio's choice).
 const INBOUND_SOURCE: &str = "127.0.0.6";
 
+/// Spread of look-ups of many proxies for one name (Istio's `PILOT_DNS_JITTER_DURATION`).
+const DNS_JITTER: Duration = Duration::from_millis(100);
+
 /// Everything an outbound cluster depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct OutboundClusterInputs {
@@ -39,13 +49,32 @@ pub(crate) struct OutboundClusterInputs {
     service: ObjectName,
     port: u16,
     protocol: Protocol,
-    /// Whether requests keep the address their caller chose (headless services; gateways' callers choose none).
-    original_dst: bool,
+    source: EndpointSource,
     /// The rule for the host, with the index of the subset.
     rule: Option<Arc<DestinationRule>>,
     subset: Option<usize>,
     /// Whether the mesh's own locality setting would have localities share the load, without and with ejection.
     mesh_weighted: [bool; 2],
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum EndpointSource {
+    /// Over EDS.
+    Eds,
+    /// Connections keep the address their caller chose, with another port if the ServiceEntry says so. (Gateways' callers
+    /// choose none.)
+    OriginalDst(Option<u16>),
+    /// The proxy looks names up.
+    Dns {
+        /// One address at a time.
+        logical: bool,
+        refresh_rate: Duration,
+        port_name: String,
+        endpoints: Option<Arc<ServiceEndpoints>>,
+        /// By where they are; none: all alike.
+        spread: Option<Spread>,
+    },
 }
 
 /// Everything a cluster to the workload itself depends on.
@@ -91,14 +120,46 @@ pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundC
     let rule = scope.destination_rule(service);
     let mut inputs = Vec::new();
     for port in service.mesh_ports() {
-        let whole = outbound_input(scope, service, port, rule.clone());
+        let Some(source) = source(scope, service, port) else { continue };
+        let whole = outbound_input(scope, service, port, rule.clone(), source);
         let subsets = rule.as_ref().map_or(0, |rule| rule.spec.subsets.len());
         for index in 0..subsets {
             inputs.push(OutboundClusterInputs { subset: Some(index), ..whole.clone() });
         }
         inputs.push(whole);
     }
+    // As in Istio, names nobody gave make no cluster.
+    inputs.retain(|inputs| !inputs.looks_nothing_up());
+    for inputs in &mut inputs {
+        let by_place = inputs.spread(scope);
+        if let EndpointSource::Dns { spread, .. } = &mut inputs.source {
+            *spread = by_place;
+        }
+    }
     inputs
+}
+
+/// Where the endpoints behind a port come from; none when the port cannot be reached.
+fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<EndpointSource> {
+    match &service.resolution {
+        Resolution::Alias(_) | Resolution::DynamicDns => None,
+        Resolution::ClientSide => Some(EndpointSource::Eds),
+        Resolution::Passthrough if scope.class.kind == ProxyKind::Router => Some(EndpointSource::Eds),
+        Resolution::Passthrough => {
+            let other = match port.target {
+                TargetPort::Number(target) if !service.is_headless() && target != port.port => Some(target),
+                _ => None,
+            };
+            Some(EndpointSource::OriginalDst(other))
+        }
+        resolution @ (Resolution::Dns | Resolution::DnsRoundRobin) => Some(EndpointSource::Dns {
+            logical: *resolution == Resolution::DnsRoundRobin,
+            refresh_rate: scope.settings.dns_refresh_rate,
+            port_name: port.name.clone(),
+            endpoints: scope.world.endpoints(service).cloned(),
+            spread: None,
+        }),
+    }
 }
 
 fn outbound_input(
@@ -106,6 +167,7 @@ fn outbound_input(
     service: &Service,
     port: &ServicePort,
     rule: Option<Arc<DestinationRule>>,
+    source: EndpointSource,
 ) -> OutboundClusterInputs {
     OutboundClusterInputs {
         connect_timeout: scope.settings.connect_timeout,
@@ -113,7 +175,7 @@ fn outbound_input(
         service: service.name.clone(),
         port: port.port,
         protocol: port.protocol,
-        original_dst: service.is_headless() && scope.class.kind == ProxyKind::Sidecar,
+        source,
         rule,
         subset: None,
         mesh_weighted: mesh_weighted(scope),
@@ -174,10 +236,35 @@ impl OutboundClusterInputs {
     }
 
     /// Whether connections go where their caller meant them to, so that there are no endpoints to know.
-    pub(crate) fn goes_to_original_dst(&self) -> bool {
+    fn goes_to_original_dst(&self) -> bool {
         let policy = self.policy();
         let hashes = policy.balancer.is_some_and(|balancer| balancer.consistent_hash.is_some());
-        self.original_dst || (!hashes && policy.algorithm() == SimpleLb::Passthrough)
+        matches!(self.source, EndpointSource::OriginalDst(_))
+            || (!hashes && policy.algorithm() == SimpleLb::Passthrough)
+    }
+
+    /// Whether its endpoints come over EDS.
+    pub(crate) fn uses_eds(&self) -> bool {
+        self.source == EndpointSource::Eds && !self.goes_to_original_dst()
+    }
+
+    fn looks_nothing_up(&self) -> bool {
+        matches!(self.source, EndpointSource::Dns { .. })
+            && !self.goes_to_original_dst()
+            && self.names_to_look_up().is_empty()
+    }
+
+    /// The endpoints of the subset, of a service whose endpoints are looked up.
+    fn names_to_look_up(&self) -> Vec<&Endpoint> {
+        let EndpointSource::Dns { logical, port_name, endpoints, .. } = &self.source else {
+            return Vec::new();
+        };
+        let of_port = endpoints.as_ref().map(|endpoints| endpoints.of_port(port_name)).unwrap_or_default();
+        let most = if *logical { 1 } else { usize::MAX };
+        let labels = self.subset_of_rule().map(|subset| &subset.labels);
+        let selected =
+            |endpoint: &&Endpoint| labels.is_none_or(|labels| labels_match(labels, &endpoint.labels));
+        of_port.iter().filter(selected).take(most).collect()
     }
 }
 
@@ -197,10 +284,36 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     if inputs.goes_to_original_dst() {
         message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
         message.lb_policy = LbPolicy::ClusterProvided as i32;
+        if let EndpointSource::OriginalDst(Some(port)) = inputs.source {
+            message.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
+                upstream_port_override: wire::uint32(u32::from(port)),
+                ..Default::default()
+            }));
+        }
     } else {
-        message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
-        message.eds_cluster_config =
-            Some(EdsClusterConfig { eds_config: Some(wire::ads()), service_name: name.clone() });
+        match &inputs.source {
+            EndpointSource::Dns { logical, refresh_rate, spread, .. } => {
+                let dns = DnsCluster {
+                    dns_refresh_rate: Some(wire::duration(*refresh_rate)),
+                    dns_jitter: Some(wire::duration(DNS_JITTER)),
+                    respect_dns_ttl: true,
+                    dns_lookup_family: DnsLookupFamily::V4Only as i32,
+                    all_addresses_in_single_endpoint: *logical,
+                    ..Default::default()
+                };
+                message.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+                    name: if *logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.to_owned(),
+                    typed_config: Some(wire::any(&dns)),
+                }));
+                message.load_assignment =
+                    Some(endpoints::assignment(&name, spread.as_ref(), inputs.names_to_look_up()));
+            }
+            EndpointSource::Eds | EndpointSource::OriginalDst(_) => {
+                message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
+                message.eds_cluster_config =
+                    Some(EdsClusterConfig { eds_config: Some(wire::ads()), service_name: name.clone() });
+            }
+        }
         traffic_policy::set_balancer(&mut message, policy);
     }
     if let Some(outlier) = policy.outlier {

@@ -31,7 +31,7 @@ pub(crate) fn inputs(
     service: &Service,
     port_name: &str,
 ) -> Option<EndpointInputs> {
-    if cluster.goes_to_original_dst() {
+    if !cluster.uses_eds() {
         return None;
     }
     Some(EndpointInputs {
@@ -46,19 +46,29 @@ pub(crate) fn inputs(
 /// The ready endpoints that carry the subset's labels, by locality. A cluster without any gets an empty list, so that it
 /// does not wait for one.
 pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
-    let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     let all =
         inputs.endpoints.as_ref().map(|endpoints| endpoints.of_port(&inputs.port_name)).unwrap_or_default();
     let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
-    for endpoint in ready.filter(|endpoint| labels_match(&inputs.labels, &endpoint.labels)) {
-        // EDS cannot carry names; they come from WorkloadEntries that are behind a service by mistake.
-        if !matches!(endpoint.address, Address::Dns(_)) {
-            localities.entry(&endpoint.locality).or_default().push(endpoint);
-        }
+    // EDS cannot carry names; they come from WorkloadEntries that are behind such a service by mistake.
+    let of_use = ready.filter(|endpoint| {
+        labels_match(&inputs.labels, &endpoint.labels) && !matches!(endpoint.address, Address::Dns(_))
+    });
+    encode(inputs.cluster.clone(), &assignment(&inputs.cluster, inputs.spread.as_ref(), of_use))
+}
+
+/// Endpoints by locality.
+pub(crate) fn assignment<'a>(
+    cluster: &str,
+    spread: Option<&Spread>,
+    members: impl IntoIterator<Item = &'a Endpoint>,
+) -> endpoint::ClusterLoadAssignment {
+    let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in members {
+        localities.entry(&endpoint.locality).or_default().push(endpoint);
     }
     let groups =
         localities.into_iter().map(|(locality, endpoints)| Group::new(locality, endpoints)).collect();
-    let groups = match &inputs.spread {
+    let groups = match spread {
         Some(spread) => locality::spread(spread, groups),
         None => groups,
     };
@@ -76,12 +86,7 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
             ..Default::default()
         })
         .collect();
-    let message = endpoint::ClusterLoadAssignment {
-        cluster_name: inputs.cluster.clone(),
-        endpoints,
-        ..Default::default()
-    };
-    encode(inputs.cluster.clone(), &message)
+    endpoint::ClusterLoadAssignment { cluster_name: cluster.to_owned(), endpoints, ..Default::default() }
 }
 
 fn lb_endpoint(from: &Endpoint) -> endpoint::LbEndpoint {

@@ -8,6 +8,7 @@ use lateen_xds::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use lateen_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use lateen_xds::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use lateen_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use lateen_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use lateen_xds::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
@@ -201,6 +202,11 @@ fn network_filter(name: &str, config: Any) -> listener::Filter {
 /// Finds out the address a redirected connection was meant for.
 pub(crate) fn original_dst() -> listener::ListenerFilter {
     listener_filter("envoy.filters.listener.original_dst", wire::any(&OriginalDst::default()))
+}
+
+/// Finds out from the first bytes whether a connection is TLS, and for which server name.
+pub(crate) fn tls_inspector() -> listener::ListenerFilter {
+    listener_filter("envoy.filters.listener.tls_inspector", wire::any(&TlsInspector::default()))
 }
 
 /// Finds out from the first bytes whether a connection speaks HTTP.

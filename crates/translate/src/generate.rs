@@ -4,6 +4,7 @@ use std::sync::Arc;
 use lateen_model::World;
 
 use crate::affected::Extent;
+use crate::any_address;
 use crate::cache::Cache;
 use crate::clusters::{self, FixedCluster};
 use crate::endpoints;
@@ -127,8 +128,8 @@ fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     }
     let outbound = listeners_outbound::inputs(scope);
     let mut resources = Vec::new();
-    for inputs in &outbound.http {
-        resources.push(cache.resource(kind, inputs, listeners_outbound::http_port));
+    for inputs in &outbound.ports {
+        resources.push(cache.resource(kind, inputs, any_address::any_address));
     }
     for inputs in &outbound.addresses {
         resources.push(cache.resource(kind, inputs, listeners_outbound::service_address));

@@ -11,6 +11,7 @@
 //! ```
 mod access_log;
 mod affected;
+mod any_address;
 mod cache;
 mod clusters;
 mod conflicts;

@@ -2,16 +2,18 @@
 //!
 //! Connections captured on 15001 go to the listener of their original destination: `ADDRESS_PORT` if there is one, else
 //! `0.0.0.0_PORT`, else they stay on `virtualOutbound`. As in Istio, ports declared HTTP share `0.0.0.0_PORT` and its routes;
-//! every other port listens at the service's address, or at its pods' when it is headless.
-use std::collections::{BTreeMap, BTreeSet};
+//! every other port listens at the service's address, or at its pods' when it is headless. A ServiceEntry without addresses
+//! is found on `0.0.0.0_PORT` too (`any_address`).
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lateen_model::{Service, ServicePort};
+use lateen_model::{Resolution, Service, ServicePort};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::access_log;
+use crate::any_address::{AnyAddress, PortInputs, listens_at_any_address};
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::names::{BLACK_HOLE, detected_routes};
 use crate::resource::{Resource, encode};
@@ -22,13 +24,6 @@ use crate::wire;
 
 /// The port captured outbound connections arrive at.
 pub(crate) const OUTBOUND_PORT: u16 = 15001;
-
-/// Everything an HTTP port's listener depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct HttpPortInputs {
-    settings: Arc<Settings>,
-    port: u16,
-}
 
 /// Everything the listener of a service's address and port depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,19 +45,23 @@ pub(crate) struct VirtualInputs {
 
 /// The inputs of a sidecar's outbound listeners.
 pub(crate) struct OutboundInputs {
-    pub(crate) http: Vec<HttpPortInputs>,
+    pub(crate) ports: Vec<PortInputs>,
     pub(crate) addresses: Vec<AddressInputs>,
     pub(crate) catch_all: VirtualInputs,
 }
 
 pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
-    let mut http: BTreeSet<u16> = BTreeSet::new();
+    let mut ports: BTreeMap<u16, AnyAddress> = BTreeMap::new();
     let mut addresses: BTreeMap<(IpAddr, u16), (Vec<TcpRoute>, Option<String>)> = BTreeMap::new();
     for service in scope.addressed.iter() {
         for port in service.mesh_ports() {
             if port.protocol.is_http() {
-                http.insert(port.port);
+                ports.entry(port.port).or_default().http = true;
+                continue;
+            }
+            // Names that are looked up when a request comes have to be read from it.
+            if service.resolution == Resolution::DynamicDns {
                 continue;
             }
             let tcp = tcp_routes::of_service(scope, service, port.port);
@@ -70,9 +69,12 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
             for address in addresses_of(scope, service, port) {
                 addresses.entry((address, port.port)).or_insert_with(|| (tcp.clone(), http.clone()));
             }
+            if listens_at_any_address(scope, service) || !service.ranges.is_empty() {
+                ports.entry(port.port).or_default().add(scope, service, port, tcp);
+            }
         }
     }
-    let http = http.into_iter().map(|port| HttpPortInputs { settings: settings.clone(), port });
+    let ports = ports.into_iter().map(|(port, found)| PortInputs { settings: settings.clone(), port, found });
     let addresses = addresses.into_iter().map(|((address, port), (routes, http_routes))| AddressInputs {
         settings: settings.clone(),
         address,
@@ -81,7 +83,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
         http_routes,
     });
     OutboundInputs {
-        http: http.collect(),
+        ports: ports.collect(),
         addresses: addresses.collect(),
         catch_all: VirtualInputs { settings: settings.clone() },
     }
@@ -91,7 +93,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
 /// those of its pods, ready or not, since members of a set find each other before they are ready.
 fn addresses_of(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<IpAddr> {
     if !service.is_headless() {
-        return service.addresses.clone();
+        return scope.addresses_of(service);
     }
     let endpoints = scope.world.endpoints(service);
     let of_port = endpoints.map(|endpoints| endpoints.of_port(&port.name)).unwrap_or_default();
@@ -101,22 +103,6 @@ fn addresses_of(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<IpA
 /// Whether listeners of a service follow its endpoints.
 pub(crate) fn listens_at_endpoints(service: &Service) -> bool {
     service.is_headless() && service.mesh_ports().any(|port| !port.protocol.is_http())
-}
-
-/// `0.0.0.0_PORT`: HTTP to any address goes by the routes named after the port, everything else is unknown to the mesh.
-pub(crate) fn http_port(inputs: &HttpPortInputs) -> Resource {
-    let HttpPortInputs { settings, port } = inputs;
-    let name = format!("0.0.0.0_{port}");
-    let message = listener::Listener {
-        filter_chains: vec![http_chain(settings, &name, port.to_string())],
-        default_filter_chain: Some(listener::FilterChain {
-            name: "PassthroughFilterChain".to_owned(),
-            filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
-            ..Default::default()
-        }),
-        ..detecting_listener(settings, &name, "0.0.0.0", *port)
-    };
-    encode(name, &message)
 }
 
 /// `ADDRESS_PORT`: bytes go where the TCP rules send them, or to the service; where the port's protocol is undeclared, HTTP
@@ -131,7 +117,13 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
         listener::Listener {
             filter_chains: chains,
             default_filter_chain: rest,
-            ..detecting_listener(settings, &name, &address.to_string(), *port)
+            ..detecting_listener(
+                settings,
+                &name,
+                &address.to_string(),
+                *port,
+                vec![filters::http_inspector()],
+            )
         }
     } else {
         listener::Listener {
@@ -143,7 +135,7 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
 }
 
 /// Bytes to some addresses, or to all, as they are.
-fn bytes_chain(settings: &Settings, route: &TcpRoute) -> listener::FilterChain {
+pub(crate) fn bytes_chain(settings: &Settings, route: &TcpRoute) -> listener::FilterChain {
     let TcpRoute { subnets, destinations } = route;
     let prefix_ranges: Vec<_> = subnets.iter().filter_map(|subnet| wire::cidr(subnet)).collect();
     listener::FilterChain {
@@ -157,7 +149,7 @@ fn bytes_chain(settings: &Settings, route: &TcpRoute) -> listener::FilterChain {
 }
 
 /// What http_inspector found to be HTTP, by the routes of this name.
-fn http_chain(settings: &Settings, listener: &str, routes: String) -> listener::FilterChain {
+pub(crate) fn http_chain(settings: &Settings, listener: &str, routes: String) -> listener::FilterChain {
     let routes = Routes::Rds(routes);
     listener::FilterChain {
         filter_chain_match: Some(listener::FilterChainMatch {
@@ -199,13 +191,23 @@ pub(crate) fn virtual_outbound(inputs: &VirtualInputs) -> Resource {
     encode(name, &message)
 }
 
-/// A virtual listener that looks at the first bytes.
-fn detecting_listener(settings: &Settings, name: &str, address: &str, port: u16) -> listener::Listener {
+/// A virtual listener that looks at the first bytes, if it has something to look with.
+pub(crate) fn detecting_listener(
+    settings: &Settings,
+    name: &str,
+    address: &str,
+    port: u16,
+    inspectors: Vec<listener::ListenerFilter>,
+) -> listener::Listener {
+    let listener = virtual_listener(settings, name, address, port);
+    if inspectors.is_empty() {
+        return listener;
+    }
     listener::Listener {
-        listener_filters: vec![filters::http_inspector()],
+        listener_filters: inspectors,
         listener_filters_timeout: Some(wire::duration(settings.detection_timeout)),
         continue_on_listener_filters_timeout: true,
-        ..virtual_listener(settings, name, address, port)
+        ..listener
     }
 }
 

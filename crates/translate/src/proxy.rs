@@ -58,6 +58,8 @@ pub struct Proxy {
     pub version: String,
     /// How inbound traffic is captured (metadata `INTERCEPTION_MODE`).
     pub interception_mode: String,
+    /// Whether it answers its application's DNS queries (metadata `DNS_CAPTURE`).
+    pub dns_capture: bool,
 }
 
 impl Proxy {
@@ -112,6 +114,7 @@ impl Proxy {
             cluster_id: text("CLUSTER_ID"),
             version: text("ISTIO_VERSION"),
             interception_mode: text("INTERCEPTION_MODE"),
+            dns_capture: text("DNS_CAPTURE").eq_ignore_ascii_case("true"),
         })
     }
 }
@@ -146,6 +149,8 @@ pub struct ProxyClass {
     pub labels: Labels,
     /// Where it runs.
     pub locality: Locality,
+    /// Whether the proxies answer their applications' DNS queries, so that automatic addresses lead to them.
+    pub dns_capture: bool,
     /// The service ports that lead to the workload, by port; of one port, the oldest service's first.
     pub inbound: Vec<InboundPort>,
 }
@@ -191,7 +196,14 @@ impl ProxyClass {
                 service_port: target.port.port,
             })
             .collect();
-        Self { kind: proxy.kind, namespace: workload.namespace, labels: workload.labels, locality, inbound }
+        Self {
+            kind: proxy.kind,
+            namespace: workload.namespace,
+            labels: workload.labels,
+            locality,
+            dns_capture: proxy.dns_capture,
+            inbound,
+        }
     }
 
     /// What of the class matters for how it reaches the mesh. Sidecars of one namespace mostly agree in it, so that all but
@@ -214,6 +226,7 @@ impl ProxyClass {
             namespace: self.namespace.clone(),
             labels: labels.into(),
             locality: self.locality.clone(),
+            dns_capture: self.dns_capture,
             inbound: Vec::new(),
         })
     }

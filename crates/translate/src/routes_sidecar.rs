@@ -9,6 +9,7 @@ use lateen_model::{DestinationRule, ObjectName, Service, VirtualService, host_ma
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::google::protobuf::Duration;
 
+use crate::any_address::shares_port;
 use crate::cache::Cache;
 use crate::hash_policy;
 use crate::names::detected_routes;
@@ -88,7 +89,7 @@ struct HostInputs {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ServiceHost {
-    /// Its names, aliases after its own, each with whether it is of the proxies' namespace, where the short name will do.
+    /// Its names of the form Kubernetes gives, aliases after its own, each with whether it is of the proxies' namespace, where the short name will do.
     names: Vec<(ObjectName, bool)>,
     addresses: Vec<IpAddr>,
     headless: bool,
@@ -99,9 +100,9 @@ struct ServiceHost {
 /// The services with HTTP on one port.
 #[derive(Default)]
 struct PortServices<'a> {
-    /// Whether one of them declares it.
+    /// Whether some of it goes by the routes named after the port.
     shared: bool,
-    /// With whether the protocol is undeclared.
+    /// With whether the service has a listener, and so routes, of its own.
     services: Vec<(&'a Arc<Service>, bool)>,
 }
 
@@ -112,8 +113,9 @@ pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
         for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed())
         {
             let found = ports.entry(port.port).or_default();
-            found.shared |= port.protocol.is_http();
-            found.services.push((service, port.protocol.is_sniffed()));
+            let shares = shares_port(scope, service, port);
+            found.shared |= shares;
+            found.services.push((service, !shares));
         }
     }
     let rules = Rules::new(scope);
@@ -122,9 +124,9 @@ pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
         let configuration = |alone, hosts| SidecarRoutes { port, alone, hosts };
         // Hosts that VirtualServices name explicitly go before the other names of services.
         let mut hosts = if found.shared { rules.other_hosts(scope, port, &found) } else { Vec::new() };
-        for (service, detected) in &found.services {
+        for (service, has_own) in &found.services {
             let host = service_host(scope, &rules, service, port);
-            if *detected {
+            if *has_own {
                 all.push(configuration(true, vec![host.clone()]));
             }
             hosts.push(host);
@@ -139,13 +141,14 @@ pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
 fn service_host(scope: &Scope, rules: &Rules, service: &Service, port: u16) -> HostInputs {
     let rules =
         rules.find(&service.hostname).map(|found| AppliedRules::new(scope, found, MESH_GATEWAY, port));
-    let names = std::iter::once(service.name.clone()).chain(scope.aliases_of(&service.hostname));
+    let own = kubernetes_name(&service.hostname, scope.world.domain());
+    let names = own.into_iter().chain(scope.aliases_of(&service.hostname));
     let is_near = |name: &ObjectName| name.namespace == scope.class.namespace;
     HostInputs {
         host: service.hostname.to_string(),
         service: Some(ServiceHost {
             names: names.map(|name| (name.clone(), is_near(&name))).collect(),
-            addresses: service.addresses.clone(),
+            addresses: scope.addresses_of(service),
             headless: service.is_headless(),
             hashing: hash_policy::hashing_rule(scope, service),
         }),
@@ -297,6 +300,9 @@ fn virtual_host(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
 fn names_of(host: &HostInputs, domain: &str) -> Vec<String> {
     let Some(service) = &host.service else { return vec![host.host.clone()] };
     let mut domains = Vec::new();
+    if kubernetes_name(&host.host, domain).is_none() {
+        domains.push(host.host.clone());
+    }
     for (ObjectName { namespace, name }, is_near) in &service.names {
         let full = format!("{name}.{namespace}.svc.{domain}");
         domains.extend([full.clone(), format!("{full}.")]);
@@ -313,6 +319,14 @@ fn names_of(host: &HostInputs, domain: &str) -> Vec<String> {
         IpAddr::V6(address) => format!("[{address}]"),
     }));
     domains
+}
+
+/// Namespace and name in a host name of the form Kubernetes gives its Services.
+fn kubernetes_name(host: &str, domain: &str) -> Option<ObjectName> {
+    let name = host.strip_suffix(domain)?.strip_suffix(".svc.")?;
+    let (name, namespace) = name.split_once('.')?;
+    let is_label = |label: &str| !label.is_empty() && !label.contains(['.', '*']);
+    (is_label(name) && is_label(namespace)).then(|| ObjectName::new(namespace, name))
 }
 
 /// What becomes of requests for hosts the mesh does not know.

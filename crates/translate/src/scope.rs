@@ -1,10 +1,11 @@
 //! What one class of proxies may see.
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 use lateen_model::{
-    Client, Delta, DestinationRule, Hostname, ObjectName, Registry, Service, Sidecar, VirtualService, World,
+    Client, Delta, DestinationRule, Hostname, ObjectName, Service, Sidecar, VirtualService, World,
     resolve_host,
 };
 
@@ -37,10 +38,7 @@ pub struct Scope {
 impl Scope {
     /// The part of a world that a class may see.
     pub fn new(world: Arc<World>, class: Arc<ProxyClass>) -> Self {
-        // ServiceEntries are not translated yet.
-        let of_use = |service: &&Arc<Service>| {
-            service.registry == Registry::Kubernetes && service.alias_of().is_none()
-        };
+        let of_use = |service: &&Arc<Service>| service.alias_of().is_none();
         let aliases = Arc::new(aliases(&world, &class.namespace));
         let sidecar = sidecar::in_force(&world, &class).cloned();
         let imports = sidecar.as_ref().map(|sidecar| Imports::new(sidecar, &class.namespace));
@@ -92,6 +90,14 @@ impl Scope {
     pub(crate) fn destination_rule(&self, service: &Service) -> Option<Arc<DestinationRule>> {
         let client = Client { namespace: &self.class.namespace, labels: Some(&self.class.labels) };
         self.world.destination_rule(&service.hostname, client, &service.name.namespace)
+    }
+
+    /// The addresses callers connect to a service at: its own, else for proxies that answer DNS queries the automatic one.
+    pub(crate) fn addresses_of(&self, service: &Service) -> Vec<IpAddr> {
+        if service.addresses.is_empty() && service.ranges.is_empty() && self.class.dns_capture {
+            return service.auto_address.into_iter().collect();
+        }
+        service.addresses.clone()
     }
 
     /// The names of `ExternalName` services that mean this service.

@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) egress_proxy: Option<EgressProxy>,
     /// Connect timeout of clusters.
     pub(crate) connect_timeout: Duration,
+    /// How often names of endpoints are looked up when an answer does not say for how long it holds.
+    pub(crate) dns_refresh_rate: Duration,
     /// How long protocol detection waits; zero waits for ever.
     pub(crate) detection_timeout: Duration,
     /// Path normalisation.
@@ -104,6 +106,7 @@ impl Settings {
             allow_any: mesh.allows_any_outbound(),
             egress_proxy: None,
             connect_timeout: mesh.connect_timeout(),
+            dns_refresh_rate: mesh.dns_refresh_rate(),
             detection_timeout: mesh.protocol_detection_timeout(),
             normalization: mesh.path_normalization.normalization,
             default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use lateen_api::networking::destination_rule::{ClientTlsMode, TrafficPolicy};
+use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_model::{
-    DestinationRule, Gateway, ObjectName, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    DestinationRule, Gateway, ObjectName, Registry, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
     WorkloadGroup, World, resolve_gateway, resolve_host,
 };
 
@@ -221,8 +222,31 @@ fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<
 }
 
 /// Warnings about a ServiceEntry in a world.
-pub fn check_service_entry(_: &ServiceEntry, _: &World) -> Vec<Warning> {
-    vec![Warning::no_effect("spec")]
+pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> {
+    let spec = &entry.spec;
+    let mut warnings = Vec::new();
+    if spec.resolution == EntryResolution::DynamicDns {
+        warnings.push(Warning::no_effect_as("spec", "names are not looked up when a request comes"));
+    }
+    if !spec.subject_alt_names.is_empty() {
+        warnings.push(Warning::no_effect("spec.subjectAltNames"));
+    }
+    for (index, _) in spec.endpoints.iter().enumerate().filter(|(_, one)| !one.network.is_empty()) {
+        let path = format!("spec.endpoints[{index}].network");
+        warnings.push(Warning::no_effect_as(path, "all endpoints are reached directly"));
+    }
+    for (index, host) in spec.hosts.iter().enumerate() {
+        let own = &entry.name.namespace;
+        let known = world.service_in(&host.to_ascii_lowercase(), own);
+        if known.is_some_and(|service| service.registry == Registry::Kubernetes) {
+            let message = format!(
+                "spec.hosts[{index}]: {host:?} is a Kubernetes Service, which is used as it is; only endpoints are added to it"
+            );
+            let path = format!("spec.hosts[{index}]");
+            warnings.push(Warning { code: None, name: "HostOfService", path, message });
+        }
+    }
+    warnings
 }
 
 /// Warnings about a Sidecar in a world.

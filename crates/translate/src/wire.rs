@@ -1,11 +1,10 @@
 //! Short ways to write Envoy's messages.
-use std::time::Duration;
-
 use lateen_xds::Any;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 use lateen_xds::pb::google::protobuf as wkt;
 use prost::{Message, Name};
+use std::time::Duration;
 
 /// The mark of the proxy's own sockets, which capture leaves alone (ARCHITECTURE.md, "The proxy container").
 const PROXY_MARK: i64 = 1337;

@@ -104,6 +104,27 @@ fn engines_accept_the_courses_sidecars_and_gateway() {
 }
 
 #[test]
+fn engines_accept_entries_of_all_kinds() {
+    let mut mesh = Mesh::course();
+    let ports = "[{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}, {number: 7000, name: any}]";
+    let mut entry = |name: &str, spec: &str| {
+        let spec = format!("hosts: [{name}.example.com], {spec}, ports: {ports}");
+        mesh.config(&format!("{{kind: ServiceEntry, metadata: {{name: {name}}}, spec: {{{spec}}}}}"));
+    };
+    entry("dns", "resolution: DNS");
+    entry("turn", "resolution: DNS_ROUND_ROBIN");
+    entry("named", "resolution: DNS, endpoints: [{address: a.example.com}, {address: 1.2.3.4}]");
+    entry("static", "resolution: STATIC, endpoints: [{address: 1.2.3.4, weight: 7, locality: r/z/s}]");
+    entry("none", "resolution: NONE, addresses: [10.1.0.0/16, 10.2.0.1]");
+    entry("ranged", "resolution: STATIC, addresses: [10.3.0.0/16], endpoints: [{address: 1.2.3.4}]");
+    entry("wild", "resolution: NONE");
+    accept("entries", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
+    let node = "sidecar~10.0.0.1~web-frontend-1.default~default.svc.cluster.local";
+    accept("entries with DNS", &mut mesh, |mesh| mesh.scope_with(node, &json!({"DNS_CAPTURE": "true"})));
+    accept("entries at a gateway", &mut mesh, |mesh| mesh.gateway());
+}
+
+#[test]
 fn engines_accept_every_kind_of_rule_and_policy() {
     let mut mesh = Mesh::course();
     mesh.service("default", "grpc", "10.96.0.40", json!([{"name": "grpc", "port": 80}, {"name": "tcp-db", "port": 9000}, {"name": "any", "port": 9001}]), json!({"app": "web-frontend"}));

@@ -5,6 +5,7 @@
 
 mod agreement;
 mod boutique;
+mod external;
 mod faults;
 mod labs;
 mod lifecycle;
@@ -34,7 +35,7 @@ impl Shared {
             *slot = None;
         }
         if slot.is_none() {
-            let mesh = Mesh::up(engine, &["--no-sample"])?;
+            let mesh = Mesh::up(engine, &["--no-sample", "--egress-gateway"])?;
             mesh.kubectl(&["label", "namespace", "default", "istio-injection=enabled", "--overwrite"])?;
             *slot = Some(mesh);
         }
@@ -68,7 +69,7 @@ fn everything_acknowledged(mesh: &Mesh) -> Result<()> {
 fn diagnose(mesh: &Mesh) {
     for command in [
         "kubectl get pods -A -o wide",
-        "kubectl get vs,dr,gw,svc,endpointslices -A",
+        "kubectl get vs,dr,gw,se,we,svc,endpointslices -A",
         "lateen proxy-status",
         "kubectl logs -n istio-system deploy/istiod --tail=30",
         "kubectl logs -n istio-system deploy/istio-ingressgateway --tail=30",
@@ -100,6 +101,7 @@ fn main() {
             ("loss", loss::TRIALS),
             ("sidecar", sidecar::TRIALS),
             ("faults", faults::TRIALS),
+            ("external", external::TRIALS),
         ];
         for (module, list) in modules {
             for (name, trial) in list {

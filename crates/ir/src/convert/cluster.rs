@@ -10,6 +10,7 @@ use proto::cluster as nested;
 
 use super::balancing::{circuit_breakers, common_lb, outlier_detection};
 use super::config_source::{Source, config_source};
+use super::dns::{DnsCluster, dns_cluster, dns_resolver};
 use super::endpoint::{Names, load_assignment};
 use super::lb_policy::{self, Chosen};
 use super::listener::plaintext;
@@ -34,7 +35,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             name, alt_stat_name, eds_cluster_config, connect_timeout, per_connection_buffer_limit_bytes, lb_policy,
             load_assignment, max_requests_per_connection, circuit_breakers, common_http_protocol_options,
             http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate,
-            dns_jitter, dns_failure_refresh_rate, dns_lookup_family, wait_for_warm_on_init,
+            dns_jitter, dns_failure_refresh_rate, dns_lookup_family, respect_dns_ttl, typed_dns_resolver_config, wait_for_warm_on_init,
             outlier_detection, cleanup_interval, upstream_bind_config, common_lb_config, transport_socket, metadata,
             protocol_selection, upstream_connection_options, connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
             load_balancing_policy,
@@ -50,11 +51,9 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             per_connection_buffer_high_watermark_timeout = "closing connections with full buffers",
             health_checks = "active health checks",
             upstream_http_protocol_options = "SNI from the request",
-            respect_dns_ttl = "the system's resolver does not tell the TTL; use dns_refresh_rate",
-            dns_resolvers = "other DNS servers than the system's",
-            use_tcp_for_dns_lookups = "DNS over TCP",
-            dns_resolution_config = "other DNS servers than the system's",
-            typed_dns_resolver_config = "DNS resolvers by extension",
+            dns_resolvers = "use typed_dns_resolver_config",
+            use_tcp_for_dns_lookups = "use typed_dns_resolver_config",
+            dns_resolution_config = "use typed_dns_resolver_config",
             lb_subset_config = "subsets of endpoints",
             filters = "network filters towards upstream",
             lrs_server = "load reports",
@@ -65,7 +64,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             preconnect_policy = "connecting ahead",
             queuing_policies = "queues by extension",
         }
-        variants { cluster_type = "clusters by extension" }
+        variants { cluster_type = "clusters by extension, but for envoy.extensions.clusters.dns.v3.DnsCluster" }
     });
     if let Some(socket) = transport_socket {
         plaintext(&at.field("transport_socket"), &socket)?;
@@ -82,8 +81,23 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             nested::DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
             nested::DnsLookupFamily::All => DnsFamily::All,
         },
+        respect_ttl: respect_dns_ttl,
+        least_ttl: Duration::ZERO,
+        resolver: typed_dns_resolver_config
+            .map(|config| dns_resolver(&at.field("typed_dns_resolver_config"), config))
+            .transpose()?,
     };
-    let kind = discovery_type(at, cluster_discovery_type)?;
+    let (kind, dns) = match discovery_type(at, cluster_discovery_type)? {
+        Kind::Builtin(kind) => (kind, dns),
+        Kind::Dns(extension) => (
+            if extension.logical {
+                nested::DiscoveryType::LogicalDns
+            } else {
+                nested::DiscoveryType::StrictDns
+            },
+            extension.dns,
+        ),
+    };
     let common = common_lb(&at.field("common_lb_config"), common_lb_config)?;
     let chosen = match load_balancing_policy {
         Some(policy) => {
@@ -189,16 +203,22 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     })
 }
 
-fn discovery_type(
-    at: &At<'_>,
-    kind: Option<nested::ClusterDiscoveryType>,
-) -> Converted<nested::DiscoveryType> {
+enum Kind {
+    Builtin(nested::DiscoveryType),
+    Dns(DnsCluster),
+}
+
+fn discovery_type(at: &At<'_>, kind: Option<nested::ClusterDiscoveryType>) -> Converted<Kind> {
     match kind {
-        None => Ok(nested::DiscoveryType::Static),
-        Some(nested::ClusterDiscoveryType::Type(kind)) => enumeration(at, "type", kind),
-        Some(nested::ClusterDiscoveryType::ClusterType(custom)) => Err(
-            at.error_in("cluster_type", format!("{:?} is not supported: clusters by extension", custom.name))
-        ),
+        None => Ok(Kind::Builtin(nested::DiscoveryType::Static)),
+        Some(nested::ClusterDiscoveryType::Type(kind)) => enumeration(at, "type", kind).map(Kind::Builtin),
+        Some(nested::ClusterDiscoveryType::ClusterType(custom)) => {
+            let at = at.field("cluster_type");
+            match custom.typed_config {
+                Some(any) if any.type_url == DnsCluster::type_url() => dns_cluster(&at, &any).map(Kind::Dns),
+                _ => Err(at.error(format!("{:?} is not supported: clusters by extension", custom.name))),
+            }
+        }
     }
 }
 

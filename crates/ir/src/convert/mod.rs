@@ -7,6 +7,7 @@ mod cluster;
 mod cluster_names;
 mod config_source;
 mod cors;
+mod dns;
 mod endpoint;
 mod fault;
 mod hash_policy;

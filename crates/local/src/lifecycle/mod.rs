@@ -89,6 +89,8 @@ pub struct UpOptions {
     pub images: Vec<String>,
     /// Deploy the course's demo into `default`, labelled for injection. Default true.
     pub sample: bool,
+    /// Whether the mesh has an egress gateway. Default false.
+    pub egress_gateway: bool,
     /// The `lateen` program, which is started as the daemon; its folder holds the other programs. Default: this one.
     pub executable: Option<PathBuf>,
     /// How long to wait for everything. Default 120 s.
@@ -102,6 +104,7 @@ impl Default for UpOptions {
             engine: Engine::default(),
             images: Vec::new(),
             sample: true,
+            egress_gateway: false,
             executable: None,
             timeout: Duration::from_secs(120),
         }

@@ -63,7 +63,8 @@ async fn install(
     deadline: Instant,
     progress: Tell<'_>,
 ) -> Result<UpSummary, LifecycleError> {
-    let mesh = Options { engine: options.engine, ..Options::default() };
+    let mesh =
+        Options { engine: options.engine, egress_gateway: options.egress_gateway, ..Options::default() };
     let step = Step::begin("install the mesh", progress);
     let objects = lateen_manifests::render(&mesh);
     let webhooks = names_of(&objects, "MutatingWebhookConfiguration");

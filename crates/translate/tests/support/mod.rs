@@ -108,6 +108,12 @@ impl Mesh {
                 Object::DestinationRule(serde_json::from_value(value).expect("a DestinationRule"))
             }
             Some("Sidecar") => Object::Sidecar(serde_json::from_value(value).expect("a Sidecar")),
+            Some("ServiceEntry") => {
+                Object::ServiceEntry(serde_json::from_value(value).expect("a ServiceEntry"))
+            }
+            Some("WorkloadEntry") => {
+                Object::WorkloadEntry(serde_json::from_value(value).expect("a WorkloadEntry"))
+            }
             other => panic!("unexpected kind {other:?}"),
         };
         self.store.apply(Event::Applied(object))
@@ -175,7 +181,11 @@ impl Mesh {
     }
 
     pub(crate) fn scope(&mut self, node: &str) -> Scope {
-        let proxy = Proxy::parse(node, &json!({})).expect("a node id");
+        self.scope_with(node, &json!({}))
+    }
+
+    pub(crate) fn scope_with(&mut self, node: &str, metadata: &Value) -> Scope {
+        let proxy = Proxy::parse(node, metadata).expect("a node id");
         let world = self.store.world();
         let class = ProxyClass::of(&proxy, &world);
         Scope::new(world, Arc::new(class))

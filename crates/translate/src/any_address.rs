@@ -1,0 +1,187 @@
+//! `0.0.0.0_PORT`, the listener of a port at any address: HTTP that is declared so, and ServiceEntries without an address of
+//! their own. TLS goes by the server name it asks for, ranges of addresses to their service, and other bytes to the oldest.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use lateen_model::{Hostname, Registry, Service, ServicePort};
+use lateen_xds::pb::envoy::config::core::v3::CidrRange;
+use lateen_xds::pb::envoy::config::listener::v3 as listener;
+
+use crate::filters;
+use crate::listeners_outbound::{bytes_chain, detecting_listener, http_chain};
+use crate::resource::{Resource, encode};
+use crate::scope::Scope;
+use crate::settings::Settings;
+use crate::tcp_routes::TcpRoute;
+use crate::wire;
+
+/// Everything the listener of a port at any address depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PortInputs {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) port: u16,
+    pub(crate) found: AnyAddress,
+}
+
+/// What is found on a port at any address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct AnyAddress {
+    /// Whether HTTP goes by the routes named after the port.
+    pub(crate) http: bool,
+    /// Services known by ranges of addresses or TLS server names, with their clusters; the oldest of each.
+    destinations: BTreeMap<Destination, Owner>,
+    /// Whom other bytes are for; none: they are unknown to the mesh.
+    bytes: Option<Owner>,
+}
+
+/// What connections to a service have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Destination {
+    range: Option<IpNet>,
+    server_name: Option<String>,
+    /// Whether HTTP among it goes by the routes named after the port.
+    http: bool,
+}
+
+/// A service by its age, and where its bytes go: the last way is for all addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Owner {
+    created: i64,
+    host: Hostname,
+    routes: Vec<TcpRoute>,
+}
+
+impl Owner {
+    fn is_older_than(&self, other: &Self) -> bool {
+        (self.created, &self.host) < (other.created, &other.host)
+    }
+}
+
+impl AnyAddress {
+    /// Adds a port that is not declared HTTP.
+    pub(crate) fn add(
+        &mut self,
+        scope: &Scope,
+        service: &Service,
+        port: &ServicePort,
+        routes: Vec<TcpRoute>,
+    ) {
+        let owner = Owner { created: service.created, host: service.hostname.clone(), routes };
+        let shares = shares_port(scope, service, port);
+        let server_name = port.protocol.is_tls().then(|| service.hostname.to_string());
+        self.http |= shares && listens_at_any_address(scope, service);
+        for range in &service.ranges {
+            let destination =
+                Destination { range: Some(*range), server_name: server_name.clone(), http: shares };
+            keep_oldest(&mut self.destinations, destination, owner.clone());
+        }
+        if !listens_at_any_address(scope, service) {
+            return;
+        }
+        if server_name.is_some() {
+            let destination = Destination { range: None, server_name, http: false };
+            keep_oldest(&mut self.destinations, destination, owner);
+        } else if self.bytes.as_ref().is_none_or(|known| owner.is_older_than(known)) {
+            self.bytes = Some(owner);
+        }
+    }
+
+    fn detects_http(&self) -> bool {
+        self.http || self.destinations.keys().any(|destination| destination.http)
+    }
+
+    fn detects_tls(&self) -> bool {
+        self.destinations.keys().any(|destination| destination.server_name.is_some())
+    }
+}
+
+fn keep_oldest(known: &mut BTreeMap<Destination, Owner>, destination: Destination, owner: Owner) {
+    let oldest = known.entry(destination).or_insert_with(|| owner.clone());
+    if owner.is_older_than(oldest) {
+        *oldest = owner;
+    }
+}
+
+/// Whether a service's callers may connect to any address: a ServiceEntry that names none.
+pub(crate) fn listens_at_any_address(scope: &Scope, service: &Service) -> bool {
+    service.registry == Registry::ServiceEntry
+        && service.ranges.is_empty()
+        && scope.addresses_of(service).is_empty()
+}
+
+/// Whether HTTP to a port of a service goes by the routes named after the port: where it is declared, and where a port of
+/// undeclared protocol has no listener of its own.
+pub(crate) fn shares_port(scope: &Scope, service: &Service, port: &ServicePort) -> bool {
+    let has_own = service.registry == Registry::Kubernetes || !scope.addresses_of(service).is_empty();
+    port.protocol.is_http() || (port.protocol.is_sniffed() && !has_own)
+}
+
+/// `0.0.0.0_PORT`: HTTP to any address goes by the routes named after the port, other bytes to whom they are known to be
+/// for; everything else is unknown to the mesh.
+pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
+    let PortInputs { settings, port, found } = inputs;
+    let name = format!("0.0.0.0_{port}");
+    let mut chains = Vec::new();
+    for (destination, owner) in &found.destinations {
+        if destination.http {
+            let mut chain = http_chain(settings, &name, port.to_string());
+            if let Some(condition) = &mut chain.filter_chain_match {
+                condition.prefix_ranges = destination.prefix_ranges();
+            }
+            chains.push(chain);
+        }
+        chains.extend(known_destination(settings, destination, owner));
+    }
+    if found.http {
+        chains.push(http_chain(settings, &name, port.to_string()));
+    }
+    let rest = match found.bytes.as_ref().map(|owner| owner.routes.split_last()) {
+        Some(Some((last, first))) => {
+            chains.extend(first.iter().map(|route| bytes_chain(settings, route)));
+            bytes_chain(settings, last)
+        }
+        _ => listener::FilterChain {
+            name: "PassthroughFilterChain".to_owned(),
+            filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
+            ..Default::default()
+        },
+    };
+    let mut inspectors = Vec::new();
+    if found.detects_tls() {
+        inspectors.push(filters::tls_inspector());
+    }
+    if found.detects_http() {
+        inspectors.push(filters::http_inspector());
+    }
+    let mut message = detecting_listener(settings, &name, "0.0.0.0", *port, inspectors);
+    if chains.is_empty() {
+        chains.push(rest);
+    } else {
+        message.default_filter_chain = Some(rest);
+    }
+    message.filter_chains = chains;
+    encode(name, &message)
+}
+
+impl Destination {
+    fn prefix_ranges(&self) -> Vec<CidrRange> {
+        self.range.iter().filter_map(|range| wire::cidr(&range.to_string())).collect()
+    }
+}
+
+/// The chain of a service known by a range of addresses, a TLS server name, or both.
+fn known_destination(
+    settings: &Settings,
+    destination: &Destination,
+    owner: &Owner,
+) -> Option<listener::FilterChain> {
+    let mut chain = bytes_chain(settings, owner.routes.last()?);
+    chain.filter_chain_match = Some(listener::FilterChainMatch {
+        prefix_ranges: destination.prefix_ranges(),
+        server_names: destination.server_name.iter().cloned().collect(),
+        transport_protocol: destination.server_name.as_ref().map(|_| "tls".to_owned()).unwrap_or_default(),
+        ..Default::default()
+    });
+    Some(chain)
+}
