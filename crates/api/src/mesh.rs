@@ -59,12 +59,14 @@ pub struct MeshConfig {
     pub dns_refresh_rate: String,
     /// How long protocol detection waits for the client's first bytes; `0s` waits for ever.
     pub protocol_detection_timeout: String,
-    /// Which Ingress objects are served: `OFF`, `DEFAULT` or `STRICT`.
-    pub ingress_controller_mode: String,
+    /// Which Ingress objects are served. Default STRICT.
+    pub ingress_controller_mode: IngressControllerMode,
     /// Service of the ingress gateway for Ingress objects.
     pub ingress_service: String,
-    /// Ingress class served in STRICT mode.
+    /// Ingress class served, as the annotation `kubernetes.io/ingress.class` names it. Default `istio`.
     pub ingress_class: String,
+    /// Label `istio` of the gateways that serve Ingress objects; empty: that of `ingressService`.
+    pub ingress_selector: String,
     /// Default visibility of services.
     pub default_service_export_to: Vec<String>,
     /// Default visibility of VirtualServices.
@@ -101,9 +103,10 @@ impl Default for MeshConfig {
             connect_timeout: "10s".to_owned(),
             dns_refresh_rate: "60s".to_owned(),
             protocol_detection_timeout: "0s".to_owned(),
-            ingress_controller_mode: "STRICT".to_owned(),
+            ingress_controller_mode: IngressControllerMode::default(),
             ingress_service: "istio-ingressgateway".to_owned(),
             ingress_class: "istio".to_owned(),
+            ingress_selector: String::new(),
             default_service_export_to: vec!["*".to_owned()],
             default_virtual_service_export_to: vec!["*".to_owned()],
             default_destination_rule_export_to: vec!["*".to_owned()],
@@ -181,6 +184,20 @@ impl MeshConfig {
     pub fn allows_any_outbound(&self) -> bool {
         self.outbound_traffic_policy.mode == OutboundTrafficPolicyMode::AllowAny
     }
+}
+
+/// Which Ingress objects are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum IngressControllerMode {
+    /// None.
+    Off,
+    /// Those of our class, and those without any.
+    Default,
+    /// Those of our class.
+    #[default]
+    #[serde(alias = "UNSPECIFIED")]
+    Strict,
 }
 
 /// Form of access logs.

@@ -14,7 +14,6 @@ pub(crate) fn warning(def: &ResourceDef, object: &Value) -> Option<String> {
         }
         "HorizontalPodAutoscaler" => "there is no autoscaler (use `kubectl scale`)",
         "CronJob" => "no Job is made by the clock (use `kubectl create job --from=cronjob/NAME`)",
-        "Ingress" | "IngressClass" => "there is no ingress controller (use a Gateway of the mesh)",
         "NetworkPolicy" => "connections are not restricted (use an AuthorizationPolicy of the mesh)",
         "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => "authorization is not enforced",
         "PersistentVolume" | "PersistentVolumeClaim" | "StorageClass" => {

@@ -30,7 +30,9 @@ use crate::serve::Server;
 use crate::serving_cert::{ServingCert, ServingCertError};
 use crate::source::{ProxySource, Sessions};
 use crate::validation_webhook::Validator;
-use crate::{Config, root_cert, status_writer, validation_webhook, watch as watches, webhook_patch};
+use crate::{
+    Config, ingress_status, root_cert, status_writer, validation_webhook, watch as watches, webhook_patch,
+};
 
 /// Changes on their way from the watches to the push loop.
 const INPUTS: usize = 4096;
@@ -200,6 +202,7 @@ impl ControlPlane {
         let background = TaskTracker::new();
         background.spawn(certificate.clone().renew(authority, stop.clone()));
         background.spawn(root_cert::distribute(client.clone(), root_certificate.clone(), stop.clone()));
+        background.spawn(ingress_status::run(client.clone(), published.clone(), stop.clone()));
         background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
         let revision =
             if config.revision.is_empty() { "default".to_owned() } else { config.revision.clone() };

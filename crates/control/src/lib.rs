@@ -11,6 +11,7 @@ mod classes;
 mod config;
 mod control_plane;
 mod debug;
+mod ingress_status;
 mod inject;
 mod injection_webhook;
 mod mesh_objects;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
@@ -36,7 +37,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 12] = [
+pub(crate) const KINDS: [&str; 14] = [
     "Service",
     "EndpointSlice",
     "Pod",
@@ -49,6 +50,8 @@ pub(crate) const KINDS: [&str; 12] = [
     "WorkloadEntry",
     "WorkloadGroup",
     "Sidecar",
+    "Ingress",
+    "IngressClass",
 ];
 
 /// Starts following every kind.
@@ -71,6 +74,8 @@ pub(crate) fn start(
     core.custom::<WorkloadEntrySpec>(KINDS[9], Object::WorkloadEntry, validate_workload_entry);
     core.custom::<WorkloadGroupSpec>(KINDS[10], Object::WorkloadGroup, validate_workload_group);
     core.custom::<SidecarSpec>(KINDS[11], Object::Sidecar, validate_sidecar);
+    core.typed::<Ingress>(KINDS[12], Object::Ingress);
+    core.typed::<IngressClass>(KINDS[13], Object::IngressClass);
 }
 
 struct Watches<'a> {

@@ -58,6 +58,9 @@ fn cluster_rules() -> Value {
           "resources": ["gateways/status", "virtualservices/status", "destinationrules/status", "serviceentries/status",
             "sidecars/status", "workloadentries/status", "workloadgroups/status"],
           "verbs": ["patch", "update"] },
+        { "apiGroups": ["networking.k8s.io"], "resources": ["ingresses", "ingressclasses"],
+          "verbs": ["get", "list", "watch"] },
+        { "apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch", "update"] },
         // The root certificate is written to every namespace; what is to be created has no name to restrict it by.
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"] },
         { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["istio-ca-root-cert"],

@@ -37,10 +37,22 @@ pub struct Config<S> {
     pub generation: i64,
     /// Labels of the object.
     pub labels: Labels,
+    /// What it was made from.
+    pub origin: Origin,
     /// Digest of the spec.
     pub digest: Digest,
     /// The spec.
     pub spec: S,
+}
+
+/// What a configuration object was made from, which decides how its paths are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// An object of its own kind.
+    #[default]
+    Object,
+    /// A Kubernetes Ingress: prefixes are of whole path elements.
+    Ingress,
 }
 
 impl VirtualService {
@@ -67,6 +79,7 @@ impl<S: Kind> Config<S> {
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             generation: metadata.generation.unwrap_or_default(),
             labels: metadata.labels.clone().unwrap_or_default().into(),
+            origin: Origin::Object,
             digest: digest_of(bytes.as_slice()),
             spec: object.spec,
         }

@@ -33,6 +33,8 @@ pub struct Delta {
     pub workload_entries: BTreeSet<ObjectName>,
     /// WorkloadGroups.
     pub workload_groups: BTreeSet<ObjectName>,
+    /// Services whose load-balancer addresses changed.
+    pub load_balancers: BTreeSet<ObjectName>,
     /// Pods whose address, labels, service account, node or ports changed.
     pub pods: BTreeSet<ObjectName>,
     /// Namespaces whose labels changed.
@@ -64,6 +66,7 @@ impl Delta {
             && self.destination_rules.is_empty()
             && self.gateways.is_empty()
             && self.sidecars.is_empty()
+            && self.load_balancers.is_empty()
             && self.service_entries.is_empty()
             && self.workload_entries.is_empty()
             && self.workload_groups.is_empty()
@@ -83,6 +86,7 @@ impl Delta {
         self.destination_rule_hosts.extend(other.destination_rule_hosts);
         self.gateways.extend(other.gateways);
         self.sidecars.extend(other.sidecars);
+        self.load_balancers.extend(other.load_balancers);
         self.service_entries.extend(other.service_entries);
         self.workload_entries.extend(other.workload_entries);
         self.workload_groups.extend(other.workload_groups);

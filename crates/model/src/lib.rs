@@ -10,6 +10,7 @@ mod delta;
 mod digest;
 mod endpoint;
 mod hostname;
+mod ingress;
 mod name;
 mod pod;
 mod protocol;
@@ -22,13 +23,15 @@ mod workload_entry;
 mod world;
 
 pub use config::{
-    Config, DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
+    Config, DestinationRule, Gateway, Origin, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    WorkloadGroup,
 };
 pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};
 pub use delta::{Delta, Problem};
 pub use digest::{Digest, digest_of};
 pub use endpoint::{Address, Endpoint, Health, Locality, ServiceEndpoints};
 pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_name};
+pub use ingress::{CONTROLLER as INGRESS_CONTROLLER, Ingress};
 pub use name::ObjectName;
 pub use pod::{Labels, Pod, PodPhase, labels_match};
 pub use protocol::Protocol;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1 as networking;
 use lateen_api::MeshConfig;
 use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
 
@@ -12,6 +13,7 @@ use crate::config::{Config, DestinationRule, VirtualService};
 use crate::delta::{Delta, Problem};
 use crate::endpoint::{Locality, Slice};
 use crate::hostname::resolve_host;
+use crate::ingress::Ingress;
 use crate::name::ObjectName;
 use crate::pod::{Pod, PodPhase};
 use crate::service::Service;
@@ -40,6 +42,10 @@ pub enum Object {
     DestinationRule(Box<lateen_api::DestinationRule>),
     /// A Sidecar.
     Sidecar(Box<lateen_api::Sidecar>),
+    /// An Ingress.
+    Ingress(Box<networking::Ingress>),
+    /// An IngressClass.
+    IngressClass(Box<networking::IngressClass>),
     /// A ServiceEntry.
     ServiceEntry(Box<lateen_api::ServiceEntry>),
     /// A WorkloadEntry.
@@ -184,6 +190,14 @@ impl Store {
                     self.index_is_stale = true;
                 }
             }
+            Object::Ingress(object) => {
+                self.set_ingress(ObjectName::of(&object.metadata), Some(Ingress::new(&object)), delta);
+            }
+            Object::IngressClass(object) => {
+                let controller = object.spec.and_then(|spec| spec.controller).unwrap_or_default();
+                let name = object.metadata.name.unwrap_or_default();
+                self.set_ingress_class(&name, Some(controller.into()), delta);
+            }
             Object::Gateway(object) => {
                 let config = Arc::new(Config::new(*object));
                 if self.world.gateways.get(&config.name) != Some(&config) {
@@ -254,6 +268,10 @@ impl Store {
                     self.index_is_stale = true;
                 }
             }
+            Object::Ingress(object) => self.set_ingress(ObjectName::of(&object.metadata), None, delta),
+            Object::IngressClass(object) => {
+                self.set_ingress_class(object.metadata.name.as_deref().unwrap_or_default(), None, delta);
+            }
             Object::Gateway(object) => {
                 let name = ObjectName::of(&object.metadata);
                 if self.world.gateways.remove(&name).is_some() {
@@ -303,8 +321,14 @@ impl Store {
             Arc::new(Service::new(object, &self.world.domain, &self.world.mesh.default_service_export_to))
         });
         match object {
-            Some(object) => self.raw_services.insert(name.clone(), object),
-            None => self.raw_services.remove(&name),
+            Some(object) => {
+                self.set_load_balancer(&name, Some(&object), delta);
+                self.raw_services.insert(name.clone(), object)
+            }
+            None => {
+                self.set_load_balancer(&name, None, delta);
+                self.raw_services.remove(&name)
+            }
         };
         let key = self.key_of(&name);
         let old = match new {
@@ -313,6 +337,7 @@ impl Store {
         };
         if self.kubernetes.get(&key) != old.as_ref() {
             self.rebuild_service(&key, delta);
+            self.note_named_ports(&name, delta);
         }
     }
 
@@ -456,5 +481,6 @@ impl Store {
 
 mod registry;
 
+mod ingress;
 #[cfg(test)]
 mod tests;

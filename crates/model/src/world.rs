@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 
@@ -13,6 +14,7 @@ use crate::config::{
 use crate::delegate::{self, DelegateProblem, is_delegate};
 use crate::endpoint::{Locality, ServiceEndpoints};
 use crate::hostname::{Hostname, resolve_host};
+use crate::ingress::{self, Ingress};
 use crate::name::ObjectName;
 use crate::pod::{Labels, Pod, labels_match};
 use crate::rule_index::{Client, RuleIndex};
@@ -40,6 +42,11 @@ pub struct World {
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
     pub(crate) sidecars: OrdMap<ObjectName, Arc<Sidecar>>,
+    pub(crate) ingresses: OrdMap<ObjectName, Arc<Ingress>>,
+    /// Controllers of IngressClasses.
+    pub(crate) ingress_classes: OrdMap<Arc<str>, Arc<str>>,
+    /// Addresses of services of type LoadBalancer.
+    pub(crate) load_balancers: OrdMap<ObjectName, Arc<[LoadBalancerIngress]>>,
     pub(crate) service_entries: OrdMap<ObjectName, Arc<ServiceEntry>>,
     pub(crate) workload_entries: OrdMap<ObjectName, Arc<WorkloadEntry>>,
     pub(crate) workload_groups: OrdMap<ObjectName, Arc<WorkloadGroup>>,
@@ -56,6 +63,8 @@ pub(crate) struct Index {
     delegate_problems: BTreeMap<ObjectName, Vec<DelegateProblem>>,
     /// Of the VirtualServices with HTTP rules bound to `mesh`, those that name a host, oldest first.
     mesh_hosts: BTreeMap<String, Vec<Arc<VirtualService>>>,
+    /// The Gateways that Ingresses stand for.
+    ingress_gateways: Vec<Arc<Gateway>>,
     /// DestinationRules by namespace and host.
     rules: RuleIndex,
     /// Keys of the labels that rules ask of the workloads they apply to.
@@ -103,6 +112,9 @@ impl World {
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
             sidecars: OrdMap::new(),
+            ingresses: OrdMap::new(),
+            ingress_classes: OrdMap::new(),
+            load_balancers: OrdMap::new(),
             service_entries: OrdMap::new(),
             workload_entries: OrdMap::new(),
             workload_groups: OrdMap::new(),
@@ -220,6 +232,16 @@ impl World {
         self.gateways.values()
     }
 
+    /// All Ingresses by name, served or not.
+    pub fn ingresses(&self) -> impl Iterator<Item = &Arc<Ingress>> {
+        self.ingresses.values()
+    }
+
+    /// Load-balancer addresses of a Kubernetes Service.
+    pub fn load_balancer(&self, service: &ObjectName) -> &[LoadBalancerIngress] {
+        self.load_balancers.get(service).map(|addresses| &**addresses).unwrap_or_default()
+    }
+
     /// The Gateway of this name.
     pub fn gateway(&self, name: &ObjectName) -> Option<&Arc<Gateway>> {
         self.gateways.get(name)
@@ -299,6 +321,7 @@ impl World {
     pub fn gateways_for(&self, labels: &BTreeMap<String, String>) -> Vec<Arc<Gateway>> {
         self.gateways
             .values()
+            .chain(&self.index.ingress_gateways)
             .filter(|gateway| labels_match(&gateway.spec.selector, labels))
             .cloned()
             .collect()
@@ -377,7 +400,8 @@ fn preferred<'a>(services: &'a [Arc<Service>], namespace: &str) -> Option<&'a Ar
 
 impl Index {
     pub(crate) fn build(world: &World) -> Self {
-        let mut services: Vec<_> = world.virtual_services.values().cloned().collect();
+        let (ingress_gateways, of_ingresses) = ingress::convert(world);
+        let mut services: Vec<_> = world.virtual_services.values().cloned().chain(of_ingresses).collect();
         services.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         let mut by_gateway: BTreeMap<String, Vec<Arc<VirtualService>>> = BTreeMap::new();
         let mut delegate_problems = BTreeMap::new();
@@ -397,6 +421,7 @@ impl Index {
             mesh_hosts: mesh_hosts(world, &by_gateway),
             by_gateway,
             delegate_problems,
+            ingress_gateways,
             rules: RuleIndex::build(world),
             selecting_labels: selecting_labels(world),
         }

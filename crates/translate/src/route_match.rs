@@ -3,13 +3,14 @@ use std::collections::BTreeMap;
 
 use lateen_api::networking::StringMatch;
 use lateen_api::networking::virtual_service::HttpMatchRequest;
+use lateen_model::Origin;
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 
 use crate::wire;
 
 /// The conditions on the request.
-pub(crate) fn route_match(condition: &HttpMatchRequest) -> route::RouteMatch {
+pub(crate) fn route_match(condition: &HttpMatchRequest, origin: Origin) -> route::RouteMatch {
     let pseudo = [
         (":scheme", &condition.scheme),
         (":method", &condition.method),
@@ -23,7 +24,7 @@ pub(crate) fn route_match(condition: &HttpMatchRequest) -> route::RouteMatch {
     headers
         .extend(pseudo.into_iter().filter_map(|(name, matcher)| Some(header(name, Some(matcher.as_ref()?)))));
     route::RouteMatch {
-        path_specifier: Some(path(condition.uri.as_ref())),
+        path_specifier: Some(path(condition.uri.as_ref(), origin)),
         case_sensitive: condition.ignore_uri_case.then_some(false).and_then(wire::boolean),
         headers,
         query_parameters: query_parameters(&condition.query_params),
@@ -31,9 +32,15 @@ pub(crate) fn route_match(condition: &HttpMatchRequest) -> route::RouteMatch {
     }
 }
 
-fn path(uri: Option<&StringMatch>) -> route::route_match::PathSpecifier {
+fn path(uri: Option<&StringMatch>, origin: Origin) -> route::route_match::PathSpecifier {
     use route::route_match::PathSpecifier;
     match uri {
+        // `/a` of an Ingress is for `/a` and `/a/b`, not for `/ab`.
+        Some(StringMatch { prefix: Some(prefix), .. })
+            if origin == Origin::Ingress && !prefix.trim_end_matches('/').is_empty() =>
+        {
+            PathSpecifier::PathSeparatedPrefix(prefix.trim_end_matches('/').to_owned())
+        }
         Some(StringMatch { exact: Some(path), .. }) => PathSpecifier::Path(path.clone()),
         Some(StringMatch { prefix: Some(prefix), .. }) => PathSpecifier::Prefix(prefix.clone()),
         Some(StringMatch { regex: Some(expression), .. }) => {

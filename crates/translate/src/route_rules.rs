@@ -108,7 +108,9 @@ fn one_route(
 ) -> Option<route::Route> {
     let mut result = route::Route {
         name: route_name(http, condition),
-        r#match: Some(condition.map_or_else(match_everything, route_match)),
+        r#match: Some(condition.map_or_else(match_everything, |condition| {
+            route_match(condition, applied.virtual_service.origin)
+        })),
         metadata: Some(wire::istio_metadata("config", &applied.virtual_service.config_path())),
         ..Default::default()
     };

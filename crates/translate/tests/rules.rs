@@ -229,3 +229,25 @@ fn merged_destination_rules_are_told_what_is_not_in_force() {
         ]
     );
 }
+
+#[test]
+fn an_ingress_is_served_by_the_ingress_gateway() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: Ingress, metadata: {name: web, annotations: {kubernetes.io/ingress.class: istio}}, spec: {defaultBackend: {service: {name: web-frontend, port: {number: 80}}}, rules: [
+      {host: shop.example.com, http: {paths: [
+        {path: /, pathType: Prefix, backend: {service: {name: web-frontend, port: {number: 80}}}},
+        {path: /customers/, pathType: Prefix, backend: {service: {name: customers, port: {number: 80}}}},
+        {path: /exact, pathType: Exact, backend: {service: {name: customers, port: {number: 80}}}}]}}]}}");
+    let resources = mesh.gateway_resources();
+    let host = virtual_host(resources.get(Route, "http.8080"), "shop.example.com:80");
+    let routes = host["routes"].as_array().expect("routes");
+    let customers = json!(format!("outbound|80||{CUSTOMERS}"));
+    assert_eq!(routes[0]["match"]["path_separated_prefix"], "/customers");
+    assert_eq!(routes[1]["match"]["path"], "/exact");
+    assert_eq!(routes[2]["match"]["prefix"], "/");
+    assert_eq!((&routes[0]["route"]["cluster"], &routes[1]["route"]["cluster"]), (&customers, &customers));
+    virtual_host(resources.get(Route, "http.8080"), "*:80");
+    mesh.config("{kind: Ingress, metadata: {name: web, annotations: {kubernetes.io/ingress.class: other}}, spec: {rules: [{host: shop.example.com}]}}");
+    let resources = mesh.gateway_resources();
+    assert!(!resources.get(Route, "http.8080").to_string().contains("shop.example.com"));
+}

@@ -127,10 +127,12 @@ fn identity(object: &Object) -> (u8, String) {
         Object::Gateway(object) => (6, &object.metadata),
         Object::VirtualService(object) => (7, &object.metadata),
         Object::DestinationRule(object) => (8, &object.metadata),
-        Object::Sidecar(object) => (8, &object.metadata),
+        Object::Sidecar(object) => (14, &object.metadata),
         Object::ServiceEntry(object) => (9, &object.metadata),
         Object::WorkloadEntry(object) => (10, &object.metadata),
         Object::WorkloadGroup(object) => (11, &object.metadata),
+        Object::Ingress(object) => (12, &object.metadata),
+        Object::IngressClass(object) => (13, &object.metadata),
     };
     (kind, ObjectName::of(metadata).to_string())
 }

@@ -114,6 +114,7 @@ impl Mesh {
             Some("WorkloadEntry") => {
                 Object::WorkloadEntry(serde_json::from_value(value).expect("a WorkloadEntry"))
             }
+            Some("Ingress") => Object::Ingress(serde_json::from_value(value).expect("an Ingress")),
             other => panic!("unexpected kind {other:?}"),
         };
         self.store.apply(Event::Applied(object))
