@@ -74,8 +74,9 @@ def start(name, folder, services):
 
 def cost(port, name, process, seconds):
     before = cpu(process.pid)
-    out = subprocess.run(["wrk", "-t1", "-c16", f"-d{seconds}s", "-H", f"host: {name}", f"http://127.0.0.1:{port}/mark"],
+    out = subprocess.run(["wrk", "-t1", "-c16", f"-d{seconds}s", "-H", f"Host: {name}", f"http://127.0.0.1:{port}/mark"],
                          capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in out and "Socket errors" not in out, out
     served = int(out.split(" requests in ")[0].split()[-1])
     return (cpu(process.pid) - before) / served * 1e6
 
