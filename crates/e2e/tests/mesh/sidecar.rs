@@ -51,7 +51,7 @@ fn reach_and_reception(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
     becomes(mesh, "http://echo/", "200")?;
-    becomes(mesh, "http://httpbin/get", "200")?;
+    becomes(mesh, "http://httpbin:8000/get", "200")?;
 
     mesh.apply(RECEPTION)?;
     let pod =
@@ -60,14 +60,15 @@ fn reach_and_reception(mesh: &Mesh) -> Result<()> {
         becomes(mesh, &format!("http://{}:{port}/get", pod.trim()), "200")?;
     }
 
+    // Nothing that is left speaks HTTP on that port: connections are closed.
     mesh.apply(REACH)?;
-    becomes(mesh, "http://httpbin/get", "502")?;
+    becomes(mesh, "http://httpbin:8000/get", "000")?;
     ensure!(status(mesh, "http://echo/")? == "200", "what is imported stays");
     let clusters = mesh.lateen(&["proxy-config", "clusters", "client.default"])?;
     ensure!(clusters.contains("echo.default") && !clusters.contains("httpbin.default"), "{clusters}");
 
     mesh.kubectl(&["delete", "sidecars", "--all"])?;
-    becomes(mesh, "http://httpbin/get", "200")?;
+    becomes(mesh, "http://httpbin:8000/get", "200")?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
