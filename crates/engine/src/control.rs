@@ -114,6 +114,7 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
             .and_then(|name| name.into_string().ok())
             .unwrap_or_default()
             .into(),
+        node: config.node.id.clone().into(),
         cluster: config.node.cluster.clone().into(),
         address: own_address(),
     });

@@ -162,7 +162,7 @@ impl FormatValues for RequestContext {
                 text(out, id)
             }
             Operator::UniqueId => text(out, Some(&uuid::Uuid::new_v4().to_string())),
-            Operator::LocalReplyBody => text(out, self.local_reply.as_deref()),
+            Operator::LocalReplyBody => text(out, Some(self.local_reply.as_deref().unwrap_or_default())),
             Operator::GrpcStatus(style) => self.grpc_status(*style, out),
             Operator::GrpcStatusNumber => self.grpc_status(GrpcStatusStyle::Number, out),
             Operator::AccessLogType => text(out, Some("DownstreamEnd")),
@@ -273,18 +273,14 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// All values of a header, joined by commas as Envoy does. Bytes that are not UTF-8 print as replacement characters.
+/// The first value of a header, as Envoy prints it. Bytes that are not UTF-8 print as replacement characters.
 fn named(headers: Option<&HeaderMap>, name: &FormatHeader, out: &mut String) -> bool {
     let (Some(headers), FormatHeader::Named(name)) = (headers, name) else { return false };
-    let mut found = false;
-    for value in headers.get_all(name) {
-        if found {
-            out.push(',');
-        }
+    let value = headers.get(name);
+    if let Some(value) = value {
         out.push_str(&String::from_utf8_lossy(value.as_bytes()));
-        found = true;
     }
-    found
+    value.is_some()
 }
 
 fn downstream_address(info: &ConnectionInfo, client: SocketAddr, of: AddressOf) -> Option<SocketAddr> {

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use lateen_ir::{
-    Action, ClusterSpecifier, Forward, HeaderMutations, PathRewrite, PickedCluster, RetryPolicy, Route,
-    WeightedTarget,
+    Action, ClusterSpecifier, Forward, PathRewrite, PickedCluster, RetryPolicy, Route, WeightedTarget,
 };
 use smallvec::SmallVec;
 
@@ -15,7 +14,8 @@ use crate::asked::Asked;
 use crate::cluster::LocalCluster;
 use crate::context::RequestContext;
 use crate::failure::Failure;
-use crate::http_request::{apply_levels, request_view};
+use crate::header_mutations;
+use crate::http_request::request_view;
 use crate::presence::Present;
 use crate::trial::Trial;
 use crate::{mirror, rewrite};
@@ -253,35 +253,13 @@ fn prepare_head(
         context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }
     let weighted = weighted.and_then(|(route, index)| weighted_entry(route, *index));
-    if let Some(levels) = request_mutations(context, weighted) {
-        let mut headers = context.head.headers.clone();
-        apply_levels(levels.0, levels.1, &mut headers, context);
-        context.head.headers = headers;
-    }
-    let literal = weighted.and_then(|entry| entry.host_rewrite.as_ref());
-    rewrite::authority(context, action, literal, suppress);
+    header_mutations::mutate_request(context, weighted);
+    rewrite::authority(context, action, suppress);
     if !matches!(action.path_rewrite, PathRewrite::None)
         && let Some(route) = context.route.clone()
     {
         rewrite::path(context, action, &route.matching, suppress);
     }
-}
-
-/// Changes to request headers from the most specific level to the least, and whether the most specific wins; `None`: there are none.
-fn request_mutations<'a>(
-    context: &'a RequestContext,
-    weighted: Option<&'a lateen_ir::WeightedCluster>,
-) -> Option<([Option<&'a HeaderMutations>; 4], bool)> {
-    let (route, host, table) =
-        (context.route.as_ref()?, context.virtual_host.as_ref()?, context.routes.as_ref()?);
-    let levels = [
-        weighted.map(|entry| &entry.request_headers),
-        Some(&route.request_headers),
-        Some(&host.request_headers),
-        Some(&table.ir.request_headers),
-    ];
-    let any = levels.iter().flatten().any(|mutations| !mutations.is_empty());
-    any.then_some((levels, table.ir.most_specific_header_mutations_wins))
 }
 
 #[cfg(test)]

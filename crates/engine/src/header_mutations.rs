@@ -1,66 +1,140 @@
 //! Applies a route's header mutations.
 
-use http::{HeaderMap, HeaderValue};
-use lateen_ir::{AppendAction, FormatValues, HeaderMutations, HeaderToAdd, Part};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use lateen_ir::{AppendAction, FormatValues, HeaderMutations, HeaderToAdd, Part, WeightedCluster};
 
+use smallvec::SmallVec;
+
+use crate::context::RequestContext;
 use crate::render;
 
-/// Applies the levels in order. `values` is asked only for operators; constant values are not copied by character.
-pub(crate) fn apply<'a>(
-    levels: impl Iterator<Item = &'a HeaderMutations>,
-    headers: &mut HeaderMap,
+/// Headers that one level adds, rendered.
+#[derive(Default)]
+pub(crate) struct Changes<'a> {
+    replaced: SmallVec<[(&'a HeaderName, HeaderValue); 4]>,
+    added: SmallVec<[(&'a HeaderName, HeaderValue); 4]>,
+}
+
+/// Renders what one level adds to these headers. What is there already is what counts, not what the level itself adds.
+pub(crate) fn changes<'a>(
+    additions: &'a [HeaderToAdd],
+    headers: &HeaderMap,
     values: &dyn FormatValues,
-) {
-    for mutations in levels {
-        for name in &mutations.remove {
-            headers.remove(name);
-        }
-        add_all(&mutations.add, headers, values);
-    }
-}
-
-/// Adds headers in order.
-pub(crate) fn add_all(additions: &[HeaderToAdd], headers: &mut HeaderMap, values: &dyn FormatValues) {
+) -> Changes<'a> {
+    let mut changes = Changes::default();
     for addition in additions {
-        add(addition, headers, values);
+        let Some(value) = value(addition, values) else { continue };
+        let (name, there) = (&addition.name, || headers.contains_key(&addition.name));
+        match addition.action {
+            AppendAction::AppendIfExistsOrAdd => changes.added.push((name, value)),
+            AppendAction::AddIfAbsent if !there() => changes.added.push((name, value)),
+            AppendAction::OverwriteIfExistsOrAdd => changes.replaced.push((name, value)),
+            AppendAction::OverwriteIfExists if there() => changes.replaced.push((name, value)),
+            AppendAction::AddIfAbsent | AppendAction::OverwriteIfExists => {}
+        }
+    }
+    changes
+}
+
+impl Changes<'_> {
+    /// As in Envoy, values that replace are set first, and then all others are added.
+    pub(crate) fn apply(self, headers: &mut HeaderMap) {
+        for (name, value) in self.replaced {
+            headers.insert(name, value);
+        }
+        for (name, value) in self.added {
+            headers.append(name, value);
+        }
     }
 }
 
-fn add(addition: &HeaderToAdd, headers: &mut HeaderMap, values: &dyn FormatValues) {
+/// Adds headers to a message whose own headers no value is made of.
+pub(crate) fn add_all(additions: &[HeaderToAdd], headers: &mut HeaderMap, values: &dyn FormatValues) {
+    changes(additions, headers, values).apply(headers);
+}
+
+/// The route's changes to a response, level by level: each sees what those before it have made. `weighted`: of the weighted cluster.
+pub(crate) fn mutate_response(
+    context: &mut RequestContext,
+    weighted: Option<&HeaderMutations>,
+    headers: &mut HeaderMap,
+) {
+    let (Some(route), Some(host), Some(table)) = (&context.route, &context.virtual_host, &context.routes)
+    else {
+        return;
+    };
+    let any = [&route.response_headers, &host.response_headers, &table.ir.response_headers];
+    if any.iter().all(|level| level.is_empty()) && weighted.is_none_or(|weighted| weighted.is_empty()) {
+        return;
+    }
+    let (route, host, table) = (route.clone(), host.clone(), table.clone());
+    let mut levels = [
+        weighted,
+        Some(&route.response_headers),
+        Some(&host.response_headers),
+        Some(&table.ir.response_headers),
+    ];
+    if table.ir.most_specific_header_mutations_wins {
+        levels.reverse();
+    }
+    for level in levels.into_iter().flatten().filter(|level| !level.is_empty()) {
+        level.remove.iter().for_each(|name| drop(headers.remove(name)));
+        // Where values look for them, for a moment.
+        context.response_headers = Some(std::mem::take(headers));
+        let changes =
+            changes(&level.add, context.response_headers.as_ref().unwrap_or(&HeaderMap::new()), context);
+        *headers = context.response_headers.take().unwrap_or_default();
+        changes.apply(headers);
+    }
+}
+
+/// The route's changes to a request, level by level. `weighted`: the weighted cluster that was chosen; its host is set with its headers.
+pub(crate) fn mutate_request(context: &mut RequestContext, weighted: Option<&WeightedCluster>) {
+    let literal = weighted.and_then(|entry| entry.host_rewrite.clone());
+    let (Some(route), Some(host), Some(table)) = (&context.route, &context.virtual_host, &context.routes)
+    else {
+        return;
+    };
+    let (route, host, table) = (route.clone(), host.clone(), table.clone());
+    let mut levels = [
+        weighted.map(|entry| &entry.request_headers),
+        Some(&route.request_headers),
+        Some(&host.request_headers),
+        Some(&table.ir.request_headers),
+    ];
+    let specific_wins = table.ir.most_specific_header_mutations_wins;
+    if specific_wins {
+        levels.reverse();
+    }
+    let first = usize::from(!specific_wins);
+    for (position, level) in levels.into_iter().enumerate() {
+        if position == first
+            && let Some(literal) = &literal
+        {
+            context.authority = literal.clone();
+        }
+        let Some(level) = level.filter(|level| !level.is_empty()) else { continue };
+        level.remove.iter().for_each(|name| drop(context.head.headers.remove(name)));
+        changes(&level.add, &context.head.headers, context).apply(&mut context.head.headers);
+    }
+}
+
+/// The rendered value; `None`: there is nothing to add.
+fn value(addition: &HeaderToAdd, values: &dyn FormatValues) -> Option<HeaderValue> {
     let mut text = String::new();
     match &*addition.value.parts {
         [Part::Literal(literal)] => text.push_str(literal),
         _ => render::text(&addition.value, values, &mut text),
     }
     if text.is_empty() && !addition.keep_empty_value {
-        return;
+        return None;
     }
     // A rendered value may hold bytes a header can't; then there is no header rather than a broken message.
-    let Ok(value) = HeaderValue::try_from(text) else { return };
-    let name = &addition.name;
-    match addition.action {
-        AppendAction::AppendIfExistsOrAdd => {
-            headers.append(name, value);
-        }
-        AppendAction::AddIfAbsent => {
-            if !headers.contains_key(name) {
-                headers.insert(name, value);
-            }
-        }
-        AppendAction::OverwriteIfExistsOrAdd => {
-            headers.insert(name, value);
-        }
-        AppendAction::OverwriteIfExists => {
-            if headers.contains_key(name) {
-                headers.insert(name, value);
-            }
-        }
-    }
+    HeaderValue::try_from(text).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
     use lateen_ir::{Operator, Substitution, TextFormat};
 
     use super::*;
@@ -83,8 +157,7 @@ mod tests {
         for value in before {
             headers.append("x", HeaderValue::from_static(value));
         }
-        let mutations = HeaderMutations { remove: vec![], add: vec![addition] };
-        apply([&mutations].into_iter(), &mut headers, &Nothing);
+        add_all(&[addition], &mut headers, &Nothing);
         headers.get_all("x").iter().map(|value| value.to_str().unwrap().to_owned()).collect()
     }
 

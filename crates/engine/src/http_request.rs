@@ -143,6 +143,11 @@ enum Prepared {
 /// Normalises the request and finds its route; or the answer that comes before that.
 fn prepare(context: &mut RequestContext, upgrade: bool) -> Result<Prepared, Failure> {
     if let Normalised::Redirect(path) = ingress::normalise(context)? {
+        if local_reply::is_grpc(&context.head.headers) {
+            // A gRPC client does not follow redirects.
+            context.path = path;
+            return Err(Failure::BadRequest("path_normalization_failed"));
+        }
         return Ok(Prepared::Answered(redirect::to_normalised_path(context, &path)));
     }
     if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
@@ -242,20 +247,20 @@ pub(crate) fn route_again(context: &mut RequestContext) -> bool {
     if !routes.ir.internal_only_headers.is_empty() && !context.head.headers.contains_key("x-envoy-internal") {
         routes.ir.internal_only_headers.iter().for_each(|name| drop(context.head.headers.remove(name)));
     }
-    match routes.ir.table.route(&request_view(context), connection.worker.random()) {
-        Ok(found) => {
-            let (virtual_host, route) = (found.virtual_host.clone(), found.route.clone());
-            context.virtual_host = Some(virtual_host);
-            context.route = Some(route);
-            context.routes = Some(routes);
-        }
-        Err(_) => return false,
-    }
-    let https =
-        context.virtual_host.as_ref().and_then(|host| redirect::required_https(context, host.require_tls));
-    if let Some(forced) = https {
+    let authority = context.authority.to_str().unwrap_or_default();
+    let Some(virtual_host) = routes.ir.table.virtual_host(authority).cloned() else {
+        return false;
+    };
+    // Before any route: neither a route's nor the host's own changes to headers apply.
+    if let Some(forced) = redirect::required_https(context, virtual_host.require_tls) {
         context.route = Some(forced);
+        return true;
     }
+    let found = virtual_host.route(&request_view(context), connection.worker.random()).cloned();
+    let Some(route) = found else { return false };
+    context.virtual_host = Some(virtual_host);
+    context.route = Some(route);
+    context.routes = Some(routes);
     forward::choose_cluster(context);
     true
 }
@@ -310,9 +315,9 @@ fn respond(
     for cookie in std::mem::take(&mut context.new_cookies) {
         head.headers.append(header::SET_COOKIE, cookie);
     }
-    mutate_response(&context, stream.weighted(), &mut head.headers);
+    header_mutations::mutate_response(&mut context, stream.weighted(), &mut head.headers);
     filters::encode(&context, &mut head.headers);
-    general_response_headers(&context, &mut head.headers, true);
+    general_response_headers(&context, &mut head.headers);
     if connection.config.logs {
         context.response_headers = Some(head.headers.clone());
     }
@@ -355,8 +360,8 @@ fn open_tunnel(
     context.status = Some(StatusCode::OK);
     context.details = "via_upstream".into();
     let mut response = Response::new(ResponseBody::Empty);
-    mutate_response(&context, stream.weighted(), response.headers_mut());
-    general_response_headers(&context, response.headers_mut(), true);
+    header_mutations::mutate_response(&mut context, stream.weighted(), response.headers_mut());
+    general_response_headers(&context, response.headers_mut());
     if context.connection.config.logs {
         context.response_headers = Some(response.headers().clone());
     }
@@ -373,49 +378,8 @@ fn small_number(number: u64) -> HeaderValue {
     }
 }
 
-/// The route's changes to response headers, in Envoy's order.
-pub(crate) fn mutate_response(
-    context: &RequestContext,
-    weighted: Option<&lateen_ir::HeaderMutations>,
-    headers: &mut HeaderMap,
-) {
-    let (Some(route), Some(host), Some(table)) = (&context.route, &context.virtual_host, &context.routes)
-    else {
-        return;
-    };
-    let levels = [
-        weighted,
-        Some(&route.response_headers),
-        Some(&host.response_headers),
-        Some(&table.ir.response_headers),
-    ];
-    apply_levels(levels, table.ir.most_specific_header_mutations_wins, headers, context);
-}
-
-/// Applies mutation levels given from the most specific to the least.
-pub(crate) fn apply_levels(
-    levels: [Option<&lateen_ir::HeaderMutations>; 4],
-    most_specific_wins: bool,
-    headers: &mut HeaderMap,
-    context: &RequestContext,
-) {
-    if levels.iter().flatten().all(|mutations| mutations.is_empty()) {
-        return;
-    }
-    let in_order = levels.into_iter().flatten();
-    if most_specific_wins {
-        header_mutations::apply(in_order.rev(), headers, context);
-    } else {
-        header_mutations::apply(in_order, headers, context);
-    }
-}
-
 /// Headers of every response.
-pub(crate) fn general_response_headers(
-    context: &RequestContext,
-    headers: &mut HeaderMap,
-    from_upstream: bool,
-) {
+pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut HeaderMap) {
     let hcm = &context.connection.config.hcm;
     match hcm.server_header {
         ServerHeader::Overwrite => {
@@ -426,11 +390,7 @@ pub(crate) fn general_response_headers(
                 headers.insert(header::SERVER, hcm.server_name.clone());
             }
         }
-        ServerHeader::PassThrough => {
-            if !from_upstream {
-                headers.insert(header::SERVER, hcm.server_name.clone());
-            }
-        }
+        ServerHeader::PassThrough => {}
     }
     if hcm.always_set_request_id_in_response
         && let Some(id) = context.head.headers.get(X_REQUEST_ID)

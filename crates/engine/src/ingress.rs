@@ -2,7 +2,7 @@
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/headers>
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
-use lateen_ir::{ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Underscores};
+use lateen_ir::{EscapedSlashes, ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Underscores};
 
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
@@ -30,6 +30,8 @@ const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal")
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER: HeaderName =
     HeaderName::from_static("x-envoy-downstream-service-cluster");
+const X_ENVOY_DOWNSTREAM_SERVICE_NODE: HeaderName =
+    HeaderName::from_static("x-envoy-downstream-service-node");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -139,7 +141,6 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     if context.version == Version::HTTP_2 && present.any(Present::COOKIE) {
         join_cookies(&mut context.head.headers);
     }
-    strip_authority(context, hcm);
     let upgrade = present.any(Present::UPGRADE) && is_upgrade(&context.head);
     if present.any(Present::CONNECTION) {
         remove_nominated(&mut context.head.headers)?;
@@ -147,7 +148,6 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     }
     let present = context.present;
     hop_by_hop(&mut context.head.headers, present, upgrade);
-    trusted_headers(context, hcm);
     if connection.verdict.get() == Some(Offence::Fragment) {
         return Err(Failure::BadRequest(Offence::Fragment.details()));
     }
@@ -158,10 +158,18 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
             Ok(Some(changed)) => context.path = changed.path,
             Err(PathProblem) => {
                 connection.stats.downstream_rq_failed_path_normalization.inc();
+                // What it would have been is what Envoy logs.
+                if let Some(path) = path::with_slashes(&context.path)
+                    && hcm.escaped_slashes == EscapedSlashes::Reject
+                {
+                    context.path = path;
+                }
                 return Err(Failure::BadRequest("path_normalization_failed"));
             }
         }
     }
+    strip_authority(context, hcm);
+    trusted_headers(context, hcm);
     Ok(Normalised::Go)
 }
 
@@ -362,14 +370,21 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     let connection = context.connection.clone();
     let peer = connection.info.peer;
     let present = context.present;
-    let single_hop = !present.any(Present::FORWARDED_FOR);
-    if !single_hop {
+    let forwarded = present.any(Present::FORWARDED_FOR);
+    // Nobody is internal but by one address in `x-forwarded-for`, be it the one that is appended here.
+    let single_hop = if hcm.use_remote_address {
+        !forwarded
+    } else {
+        forwarded && hcm.xff_num_trusted_hops == 0 && names_one_address(&context.head.headers)
+    };
+    if forwarded {
         context.client = client_address(&context.head.headers, hcm, peer);
     }
     let headers = &mut context.head.headers;
     if hcm.use_remote_address {
         // A client on this machine is known to others by the machine's address.
-        let own = connection.worker.identity.address.filter(|_| peer.ip().is_loopback());
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let own = connection.worker.identity.address.filter(|_| loopback.contains(&peer.ip()));
         if !hcm.skip_xff_append
             && let Some(text) = connection.forwarded_text.get(own.unwrap_or(peer.ip()))
         {
@@ -395,9 +410,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     } else if hcm.use_remote_address {
         context.secure = false;
     }
-    // Nobody is internal but by one address in `x-forwarded-for`, be it the one that is appended here.
-    let single = if hcm.use_remote_address { single_hop } else { !single_hop && one_address(headers) };
-    let internal = single && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
+    let internal = single_hop && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
     let edge = !internal && hcm.use_remote_address;
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
@@ -424,11 +437,6 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     }
 }
 
-fn one_address(headers: &HeaderMap) -> bool {
-    let mut lists = headers.get_all(X_FORWARDED_FOR).iter();
-    lists.next().is_some_and(|list| !list.as_bytes().contains(&b',')) && lists.next().is_none()
-}
-
 fn remove_untrusted(headers: &mut HeaderMap, edge: bool) {
     headers.remove(X_ENVOY_INTERNAL);
     NOT_FOR_OUTSIDERS.iter().for_each(|name| drop(headers.remove(*name)));
@@ -439,10 +447,14 @@ fn remove_untrusted(headers: &mut HeaderMap, edge: bool) {
 
 fn add_user_agent(headers: &mut HeaderMap, connection: &HttpConnection) {
     let Ok(cluster) = HeaderValue::from_str(&connection.worker.identity.cluster) else { return };
-    if !headers.contains_key(header::USER_AGENT) {
+    if headers.get(header::USER_AGENT).is_none_or(|value| value.is_empty()) {
         headers.insert(header::USER_AGENT, cluster.clone());
     }
     headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster);
+    let node = &connection.worker.identity.node;
+    if let Some(Ok(node)) = (!node.is_empty()).then(|| HeaderValue::from_str(node)) {
+        headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_NODE, node);
+    }
 }
 
 fn request_id(
@@ -479,6 +491,9 @@ pub(crate) fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &Hea
         None => {
             headers.insert(name, value.clone());
         }
+        Some(before) if before.is_empty() => {
+            headers.insert(name, value.clone());
+        }
         Some(before) => {
             let separator: &[u8] = if name == header::VIA { b", " } else { b"," };
             let joined = [before.as_bytes(), separator, value.as_bytes()].concat();
@@ -487,6 +502,14 @@ pub(crate) fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &Hea
             }
         }
     }
+}
+
+/// Whether `x-forwarded-for` is an address and nothing else.
+fn names_one_address(headers: &HeaderMap) -> bool {
+    let mut lists = headers.get_all(X_FORWARDED_FOR).iter();
+    let (first, more) = (lists.next(), lists.next());
+    let parses = |list: &HeaderValue| list.to_str().is_ok_and(|list| list.trim().parse::<IpAddr>().is_ok());
+    more.is_none() && first.is_some_and(parses)
 }
 
 /// The client as the configuration trusts it: the peer, or an entry of `x-forwarded-for` counted from the right.

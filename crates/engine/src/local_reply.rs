@@ -11,8 +11,9 @@ use lateen_ir::{BodyFormat, BodyText, LocalReplyMapper};
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
 use crate::failure::Failure;
+use crate::forward::weighted_entry;
 use crate::header_mutations;
-use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, mutate_response, name_status};
+use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, name_status};
 use crate::{filters, log_filter, render};
 
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
@@ -54,13 +55,17 @@ fn finish_with(
     mut response: Response<ResponseBody>,
     grpc_status: Option<u32>,
 ) -> Response<ResponseBody> {
-    // The router tells how often it tried, once it had somebody to try.
+    // The router tells how often it tried.
     let tells = context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response);
-    if tells && context.host.is_some() {
+    if tells && context.attempts > 0 {
         response.headers_mut().insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
     }
     // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
-    mutate_response(&context, None, response.headers_mut());
+    let route = context.route.clone();
+    let weighted =
+        route.as_deref().zip(context.weighted).and_then(|(route, index)| weighted_entry(route, index));
+    let weighted = weighted.map(|entry| &entry.response_headers);
+    header_mutations::mutate_response(&mut context, weighted, response.headers_mut());
     context.status = Some(response.status());
     if context.local_reply.is_none() {
         let text = String::from_utf8_lossy(text_of(&response)).into_owned();
@@ -79,7 +84,7 @@ pub(crate) fn finish_as_is(
     mut response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
     filters::encode(&context, response.headers_mut());
-    general_response_headers(&context, response.headers_mut(), false);
+    general_response_headers(&context, response.headers_mut());
     if context.head.method == Method::HEAD {
         if let ResponseBody::Text(Some(text)) = response.body() {
             let length = HeaderValue::from(text.len());
@@ -114,7 +119,7 @@ pub(crate) fn finish_as_is(
     response
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -145,6 +150,7 @@ fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>) {
         _ => 2,
     };
     let message = String::from_utf8_lossy(text_of(response)).into_owned();
+    *response.body_mut() = ResponseBody::Empty;
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -155,7 +161,6 @@ fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>) {
     {
         headers.insert(GRPC_MESSAGE, value);
     }
-    *response.body_mut() = ResponseBody::Empty;
 }
 
 /// gRPC's percent-encoding of messages: printable ASCII but `%` stays.

@@ -45,9 +45,7 @@ pub(crate) fn normalise(
         text = remove_dots(&text)?;
     }
     if hcm.merge_slashes {
-        while text.contains("//") {
-            text = text.replace("//", "/");
-        }
+        text = merge_slashes(&text);
     }
     if let Some(query) = path.query() {
         text.push('?');
@@ -55,6 +53,30 @@ pub(crate) fn normalise(
     }
     let path = PathAndQuery::try_from(text).map_err(|_| PathProblem)?;
     Ok(Some(Changed { path, redirect }))
+}
+
+/// Joins what stands between slashes. A path of slashes only ends as two: it keeps its first and its last one, as in Envoy.
+fn merge_slashes(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    if path.starts_with('/') {
+        text.push('/');
+    }
+    for (position, part) in path.split('/').filter(|part| !part.is_empty()).enumerate() {
+        if position > 0 {
+            text.push('/');
+        }
+        text.push_str(part);
+    }
+    if path.len() > 1 && path.ends_with('/') {
+        text.push('/');
+    }
+    text
+}
+
+/// A path with its escaped slashes undone, query and all.
+pub(crate) fn with_slashes(path: &PathAndQuery) -> Option<PathAndQuery> {
+    let query = path.query().map(|query| format!("?{query}")).unwrap_or_default();
+    PathAndQuery::try_from(unescape_slashes(path.path()) + &query).ok()
 }
 
 fn has_escaped_slash(path: &str) -> bool {
@@ -144,5 +166,10 @@ mod tests {
             assert_eq!(remove_dots(path).as_deref(), Ok(expected), "{path}");
         }
         assert_eq!(remove_dots("/%00"), Err(PathProblem));
+        for (path, expected) in
+            [("/a//b", "/a/b"), ("//a///b//", "/a/b/"), ("/", "/"), ("//", "//"), ("///", "//")]
+        {
+            assert_eq!(merge_slashes(path), expected, "{path}");
+        }
     }
 }

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
-use lateen_ir::{Action, DirectResponse, HeaderMutations, PathRedirect, Redirect, RequireTls, Route};
+use lateen_ir::{
+    Action, DirectResponse, HeaderMutations, PathMatcher, PathRedirect, Redirect, RequireTls, Route,
+    RouteMatcher,
+};
 
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
@@ -42,9 +45,9 @@ pub(crate) fn redirect(
 ) -> Response<ResponseBody> {
     context.details = "direct_response".into();
     let location = action.location(&route.matching.path, &request_view(context));
-    // As with Envoy, what follows (the log, for example) sees the rewritten path.
-    if matches!(action.path, PathRedirect::Prefix(_) | PathRedirect::Regex(_))
-        && let Some(path) = location.parse::<http::Uri>().ok().and_then(|uri| uri.path_and_query().cloned())
+    // Envoy rewrites the request's own path on the way, which headers and the log show.
+    if let Some(text) = action.path.rewritten(&route.matching.path, context.path.as_str())
+        && let Ok(path) = PathAndQuery::try_from(text)
     {
         context.path = path;
     }
@@ -57,6 +60,7 @@ pub(crate) fn to_normalised_path(
     path: &PathAndQuery,
 ) -> Response<ResponseBody> {
     context.details = "path_normalization_failed".into();
+    context.path = path.clone();
     context.connection.stats.downstream_rq_redirected_with_normalized_path.inc();
     moved(StatusCode::TEMPORARY_REDIRECT, path.as_str())
 }
@@ -81,10 +85,15 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
     if !wanted || context.secure {
         return None;
     }
-    let route = context.route.as_ref()?;
     Some(Arc::new(Route {
-        name: route.name.clone(),
-        matching: route.matching.clone(),
+        name: Arc::default(),
+        matching: RouteMatcher {
+            path: PathMatcher::Prefix { value: Box::default(), case_sensitive: true },
+            headers: Vec::new(),
+            query_parameters: Vec::new(),
+            runtime_fraction: None,
+            grpc: false,
+        },
         action: Action::Redirect(Box::new(Redirect {
             scheme: Some("https".into()),
             host: None,
@@ -92,9 +101,10 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
             path: PathRedirect::Keep,
             status: StatusCode::MOVED_PERMANENTLY,
             strip_query: false,
+            keep_port: true,
         })),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
-        overrides: route.overrides.clone(),
+        overrides: Default::default(),
     }))
 }

@@ -5,28 +5,24 @@ use http::{HeaderName, HeaderValue};
 use lateen_ir::{Forward, HostRewrite, RouteMatcher, TextFormat};
 
 use crate::context::RequestContext;
+use crate::ingress::append_list;
 use crate::render;
 
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const X_ENVOY_ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// The authority. `literal`: that of the weighted cluster, which wins.
-pub(crate) fn authority(
-    context: &mut RequestContext,
-    action: &Forward,
-    literal: Option<&HeaderValue>,
-    suppress: bool,
-) {
-    let new = match (literal, &action.host_rewrite) {
-        (Some(literal), _) | (None, HostRewrite::Literal(literal)) => Some(literal.clone()),
+/// The authority.
+pub(crate) fn authority(context: &mut RequestContext, action: &Forward, suppress: bool) {
+    let new = match &action.host_rewrite {
+        HostRewrite::Literal(literal) => Some(literal.clone()),
         // `Auto` is done when the endpoint is known.
-        (None, HostRewrite::None | HostRewrite::Auto) => None,
-        (None, HostRewrite::Header(name)) => context.head.headers.get(name).cloned(),
-        (None, HostRewrite::PathRegex(rewrite)) => {
-            HeaderValue::from_str(&rewrite.apply(context.path.path())).ok()
+        HostRewrite::None | HostRewrite::Auto => None,
+        HostRewrite::Header(name) => {
+            context.head.headers.get(name).filter(|value| !value.is_empty()).cloned()
         }
-        (None, HostRewrite::Format(format)) => {
+        HostRewrite::PathRegex(rewrite) => HeaderValue::from_str(&rewrite.apply(context.path.path())).ok(),
+        HostRewrite::Format(format) => {
             let mut text = String::new();
             render::text(format, context, &mut text);
             HeaderValue::try_from(text).ok()
@@ -49,7 +45,7 @@ pub(crate) fn set_authority(
         context.head.headers.insert(X_ENVOY_ORIGINAL_HOST, old.clone());
     }
     if action.append_x_forwarded_host && old != context.authority {
-        context.head.headers.append(X_FORWARDED_HOST, old);
+        append_list(&mut context.head.headers, X_FORWARDED_HOST, &old);
     }
 }
 

@@ -28,6 +28,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Identity {
     pub(crate) hostname: Box<str>,
+    /// `node.id`.
+    pub(crate) node: Box<str>,
     /// `node.cluster`.
     pub(crate) cluster: Box<str>,
     /// First IPv4 address of the machine that is not loopback.

@@ -250,7 +250,8 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// Filters; the last is the router.
     pub http_filters: Vec<HttpFilter>,
-    /// Adds `user-agent` and `x-envoy-downstream-service-cluster` with the node's cluster name.
+    /// Adds `user-agent` and `x-envoy-downstream-service-cluster` with the node's cluster name, and `x-envoy-downstream-service-node`
+    /// with its id.
     pub add_user_agent: bool,
     /// Value of `server`. Default `envoy`.
     pub server_name: HeaderValue,

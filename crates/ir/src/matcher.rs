@@ -166,7 +166,9 @@ impl HeaderMatcher {
             Joined::Many(value) => Some(value.as_slice()),
         };
         let matched = match (&self.value, value) {
-            (HeaderValueMatcher::Present(present), value) => *present == value.is_some(),
+            (HeaderValueMatcher::Present(present), value) => {
+                *present == (value.is_some() || self.treat_missing_as_empty)
+            }
             (_, None) if !self.treat_missing_as_empty => return false,
             (HeaderValueMatcher::Range { start, end }, value) => {
                 let number = std::str::from_utf8(value.unwrap_or_default())

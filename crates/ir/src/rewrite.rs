@@ -35,6 +35,19 @@ fn replace_prefix(matcher: &PathMatcher, path_and_query: &str, prefix: &str) -> 
     format!("{prefix}{}", path_and_query.get(matched..).unwrap_or_default())
 }
 
+impl PathRedirect {
+    /// The request's path and query with the prefix or the matches of a regex replaced; `None`: it is not about parts of the path.
+    pub fn rewritten(&self, matcher: &PathMatcher, path_and_query: &str) -> Option<String> {
+        let path = path_only(path_and_query);
+        let new = match self {
+            Self::Keep | Self::Path(_) => return None,
+            Self::Prefix(prefix) => replace_prefix(matcher, path, prefix),
+            Self::Regex(rewrite) => rewrite.apply(path),
+        };
+        Some(new + &path_and_query[path.len()..])
+    }
+}
+
 impl Redirect {
     /// The `location` for a request. Source: Envoy's `RedirectAction`.
     pub fn location(&self, matcher: &PathMatcher, request: &RequestView<'_>) -> String {
@@ -49,8 +62,7 @@ impl Redirect {
         let keeps_query = |new: String| if self.strip_query { new } else { new + query };
         let path = match &self.path {
             PathRedirect::Keep => keeps_query(path.to_owned()),
-            // A query of its own replaces the request's.
-            PathRedirect::Path(new) if new.contains('?') && self.strip_query => path_only(new).to_owned(),
+            // A query of its own replaces the request's, and is never dropped.
             PathRedirect::Path(new) if new.contains('?') => new.to_string(),
             PathRedirect::Path(new) => keeps_query(new.to_string()),
             PathRedirect::Prefix(prefix) => keeps_query(replace_prefix(matcher, path, prefix)),
@@ -72,7 +84,7 @@ impl Redirect {
             _ => ":80",
         };
         let changes = scheme != request.scheme && &authority[end..] == default;
-        if self.port.is_some() || changes { &authority[..end] } else { authority }
+        if self.port.is_some() || (changes && !self.keep_port) { &authority[..end] } else { authority }
     }
 }
 
@@ -118,6 +130,7 @@ mod tests {
             path: PathRedirect::Keep,
             status: StatusCode::MOVED_PERMANENTLY,
             strip_query: false,
+            keep_port: false,
         };
         let https = Redirect { scheme: Some("https".into()), ..keep.clone() };
         let table = [

@@ -351,6 +351,8 @@ pub struct Redirect {
     pub status: StatusCode,
     /// Drops the query.
     pub strip_query: bool,
+    /// Keeps the request's port though the scheme changes: for `require_tls`.
+    pub keep_port: bool,
 }
 
 /// The path of a redirect.

@@ -172,8 +172,17 @@ impl RouteTable {
     /// The route for a request. `random` is uniformly distributed and decides runtime fractions. Does not allocate.
     pub fn route(&self, request: &RequestView<'_>, random: u64) -> Result<RouteMatch<'_>, NoRoute> {
         let virtual_host = self.virtual_host(request.authority).ok_or(NoRoute::NoVirtualHost)?;
-        let route = virtual_host.routes.iter().find(|route| route.matching.is_match(request, random));
-        route.map(|route| RouteMatch { virtual_host, route }).ok_or(NoRoute::NoRoute)
+        virtual_host
+            .route(request, random)
+            .map(|route| RouteMatch { virtual_host, route })
+            .ok_or(NoRoute::NoRoute)
+    }
+}
+
+impl VirtualHost {
+    /// The first route that matches a request. `random` as in [`RouteTable::route`].
+    pub fn route(&self, request: &RequestView<'_>, random: u64) -> Option<&Arc<Route>> {
+        self.routes.iter().find(|route| route.matching.is_match(request, random))
     }
 }
 

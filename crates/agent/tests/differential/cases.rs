@@ -81,7 +81,7 @@ const VERSION: &str =
 const SILENT: &str = "hyper closes without 408 when a head does not come; RFC 9112, section 9.5 lets it";
 
 /// What may differ, and why that is right.
-const KNOWN: [(&str, Compare); 81] = [
+const KNOWN: [(&str, Compare); 77] = [
     ("two hosts", Compare::Nothing("Envoy joins them to `a,b`; RFC 9112, section 3.2 asks for 400")),
     ("the same host twice", Compare::Nothing("as above")),
     ("custom method", Compare::Outcome(REFUSED)),
@@ -149,10 +149,6 @@ const KNOWN: [(&str, Compare); 81] = [
         "304-length",
         Compare::Outcome("the length of a body that is not there may be left out (RFC 9110, section 8.6)"),
     ),
-    ("unescape-redirect /a%2Fb", Compare::Outcome("the log shows what the client asked for")),
-    ("unescape-redirect /a%5cb?c=d", Compare::Outcome("the log shows what the client asked for")),
-    ("reject-escaped /a%5Cb", Compare::Outcome("the log shows what the client asked for")),
-    ("reject-escaped /a%2fb", Compare::Outcome("the log shows what the client asked for")),
     ("chunk without end", Compare::Nothing("Envoy takes a chunk that is longer than it says")),
     ("length and chunked", Compare::Outcome(REFUSED)),
     ("chunked and length", Compare::Outcome(REFUSED)),

@@ -7,6 +7,7 @@ mod cases;
 mod duo;
 mod filters;
 mod frames;
+mod fuzz;
 mod h2;
 mod h2spec;
 mod hashing;

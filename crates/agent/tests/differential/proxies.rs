@@ -220,13 +220,14 @@ pub(crate) fn free_ports(n: usize) -> Vec<u16> {
 }
 
 impl Proxy {
-    /// How many ports one needs.
-    fn ports() -> usize {
-        listeners().len() + 3
+    /// How many ports one with so many listeners needs.
+    fn ports(listeners: usize) -> usize {
+        listeners + 3
     }
 
     async fn start(
         envoy: bool,
+        wanted: Vec<(&'static str, Value)>,
         mut free: Vec<u16>,
         folder: &Path,
         service: SocketAddr,
@@ -234,7 +235,6 @@ impl Proxy {
         mirror: SocketAddr,
     ) -> Self {
         let log = folder.join(if envoy { "envoy.log" } else { "lateen.log" });
-        let wanted = listeners();
         let (admin, tcp, dead) = (free.pop().unwrap(), free.pop().unwrap(), free.pop().unwrap());
         let mut ports: BTreeMap<_, _> = wanted.iter().map(|(name, _)| *name).zip(free).collect();
         let mut all: Vec<Value> =
@@ -349,6 +349,11 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn start() -> Self {
+        Self::start_with(listeners()).await
+    }
+
+    /// With these listeners.
+    pub(crate) async fn start_with(wanted: Vec<(&'static str, Value)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let service = service::start().await;
         let http2 = [crate::h2::start_service().await, crate::tunnels::start_service().await];
@@ -357,11 +362,11 @@ impl Pair {
         // One each, as it keeps what it was sent.
         let mirrors = [service::start_mirror().await, service::start_mirror().await];
         // At once, as both proxies would share a port without a word (`SO_REUSEPORT`).
-        let mut ports = free_ports(2 * Proxy::ports());
-        let others = ports.split_off(Proxy::ports());
+        let mut ports = free_ports(2 * Proxy::ports(wanted.len()));
+        let others = ports.split_off(Proxy::ports(wanted.len()));
         let (envoy, lateen) = tokio::join!(
-            Proxy::start(true, ports, folder.path(), service, http2, mirrors[0]),
-            Proxy::start(false, others, folder.path(), service, http2, mirrors[1])
+            Proxy::start(true, wanted.clone(), ports, folder.path(), service, http2, mirrors[0]),
+            Proxy::start(false, wanted, others, folder.path(), service, http2, mirrors[1])
         );
         Self { proxies: [envoy, lateen], _folder: folder }
     }

@@ -579,6 +579,7 @@ fn redirect(at: &At<'_>, message: proto::RedirectAction) -> Converted<Redirect> 
             RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
         },
         strip_query,
+        keep_port: false,
     })
 }
 
