@@ -185,10 +185,11 @@ mod tests {
 
     #[test]
     fn fields_without_effect_are_told_and_missing_hosts_are_not() {
-        let http = json!([{ "fault": { "abort": { "httpStatus": 500 } }, "route": [{ "destination": { "host": "nobody" } }] }]);
+        let condition = json!([{ "uri": { "prefix": "/" }, "statPrefix": "all" }]);
+        let http = json!([{ "match": condition, "route": [{ "destination": { "host": "nobody" } }] }]);
         let spec = json!({ "hosts": ["a"], "http": http });
         let verdict = validate(&object("networking.istio.io", "VirtualService", spec));
         assert_eq!(verdict.error, None);
-        assert_eq!(verdict.warnings, ["spec.http[0].fault has no effect yet"]);
+        assert_eq!(verdict.warnings, ["spec.http[0].match[0].statPrefix has no effect yet"]);
     }
 }
