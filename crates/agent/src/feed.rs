@@ -141,6 +141,7 @@ impl Source {
         let wanted = self.wanted.borrow();
         self.client.subscribe(type_urls::ENDPOINT, wanted.endpoints.clone());
         self.client.subscribe(type_urls::ROUTE, wanted.routes.clone());
+        self.client.subscribe(type_urls::SECRET, wanted.secrets.clone());
     }
 
     /// Applies what comes and subscribes to what is referred to. Ends when the engine has stopped.
@@ -200,7 +201,7 @@ impl Feed {
         match kind {
             ResourceKind::Cluster => self.have_clusters = true,
             ResourceKind::Listener => self.have_listeners = true,
-            ResourceKind::Endpoints | ResourceKind::Routes => {}
+            ResourceKind::Endpoints | ResourceKind::Routes | ResourceKind::Secret => {}
         }
         if self.have_clusters && self.have_listeners && !self.initialized {
             self.initialized = true;
@@ -242,6 +243,8 @@ impl Feed {
             ResourceKind::from_type_url(&resource.body.type_url)
                 .is_some_and(|kind| !refused.contains_key(&(kind, resource.name.as_str())))
         });
+        // Secrets are not written to disk.
+        set.retain(|resource| resource.body.type_url != type_urls::SECRET);
         self.with_cache(|cache| cache.record(&set, removed));
         set.into_iter().map(|resource| (resource.body.type_url, resource.name, resource.version)).collect()
     }

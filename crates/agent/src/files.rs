@@ -1,6 +1,6 @@
 //! Resources from a file (`path_config_source`): a `DiscoveryResponse` in YAML or JSON, read again when it is replaced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -77,6 +77,39 @@ impl FileSource {
                 }
                 // Between removal and replacement there is no file; what it brought stays.
                 Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Follows the files that hold secrets, whichever configuration names at the time.
+pub(crate) async fn follow_secrets(engine: EngineHandle) {
+    let mut wanted = engine.subscriptions();
+    let mut followed: BTreeMap<String, FileSource> = BTreeMap::new();
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            changed = wanted.changed() => if changed.is_err() {
+                return;
+            },
+        }
+        let files = wanted.borrow_and_update().secret_files.clone();
+        followed.retain(|path, _| files.contains(path));
+        for path in files {
+            let file = followed.entry(path.clone()).or_insert_with(|| FileSource::new(&path));
+            let Ok(now) = stamp(&path) else { continue };
+            if file.stamp == Some(now) {
+                continue;
+            }
+            match file.apply(&engine).await {
+                Ok(()) => info!(path, "secrets applied"),
+                Err(AgentError::Engine(EngineError::Stopped)) => return,
+                // The same file is not tried again.
+                Err(error) => {
+                    file.stamp = Some(now);
+                    warn!(%error, "secrets refused");
+                }
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::config::SetLogLevel;
 use crate::dial;
 use crate::error::AgentError;
 use crate::feed::{self, Feed, Source};
-use crate::files::FileSource;
+use crate::files::{self, FileSource};
 use crate::node::VERSION;
 
 /// `SOL_SOCKET` and `SO_MARK`, as Envoy's socket options name them by number.
@@ -110,6 +110,7 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
         set_log_level: config.set_log_level.clone().map(|set| set.0),
     })?;
     let mut running = PlainRunning { engine: engine.clone(), tasks: JoinSet::new() };
+    running.tasks.spawn(files::follow_secrets(engine.clone()));
     let report =
         engine.apply(ConfigUpdate { set: static_resources(&bootstrap), removed: Vec::new() }).await?;
     if let Some(rejection) = report.rejected.first() {
@@ -269,7 +270,10 @@ fn static_resources(bootstrap: &Bootstrap) -> Vec<Resource> {
             lateen_xds::pb::envoy::config::listener::v3::Listener { name: name.clone(), ..listener.clone() };
         resource(ResourceKind::Listener, name, listener.encode_to_vec())
     });
-    clusters.chain(listeners).collect()
+    let secrets = resources.secrets.iter();
+    let secrets =
+        secrets.map(|secret| resource(ResourceKind::Secret, secret.name.clone(), secret.encode_to_vec()));
+    secrets.chain(clusters).chain(listeners).collect()
 }
 
 /// How to reach the management server: the first endpoint of the static cluster the bootstrap names, in plaintext.

@@ -67,7 +67,7 @@ impl UpstreamStream {
     /// The answer is not wanted. The connection can carry another request when there is nothing more of it.
     pub(crate) fn release(&mut self, body: &Incoming) {
         let lease = self.lease.take().filter(|_| body.is_end_stream());
-        lease.into_iter().for_each(|lease| lease.finished(&self.active.cluster, &self.active.host));
+        lease.into_iter().for_each(|lease| lease.finished(&self.active.cluster));
     }
 
     /// True when the client had sent its whole request.
@@ -112,7 +112,7 @@ impl UpstreamStream {
         // A connection on which the request is still being sent cannot carry another, and nobody wants the rest.
         match &self.source {
             Some(source) if !source.ended() => source.abandon(),
-            _ => lease.into_iter().for_each(|lease| lease.finished(cluster, &self.active.host)),
+            _ => lease.into_iter().for_each(|lease| lease.finished(cluster)),
         }
     }
 }

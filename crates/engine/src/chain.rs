@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lateen_ir::{ConnectionView, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,10 +13,11 @@ use crate::filters::{self, LocalFilter};
 use crate::inspect::Inspected;
 use crate::signal::Signal;
 use crate::snapshot::{ChainConfig, Terminal};
-use crate::stats::blocks::{HttpStats, TcpStats};
+use crate::stats::blocks::{HttpStats, ListenerStats, TcpStats};
+use crate::stats::tls::TlsStats;
 use crate::stream::Stream;
 use crate::worker::Worker;
-use crate::{http_connection, tcp_proxy};
+use crate::{http_connection, tcp_proxy, tls};
 
 /// A filter chain in one worker. As long as the chain's content stays, so do this and its connections.
 pub(crate) struct ChainRuntime {
@@ -24,10 +26,12 @@ pub(crate) struct ChainRuntime {
     pub(crate) drain: Signal,
     http: Option<(Rc<HttpStats>, Rc<[LocalFilter]>)>,
     tcp: Option<Rc<TcpStats>>,
+    tls: Option<Rc<TlsStats>>,
 }
 
 impl ChainRuntime {
-    pub(crate) fn new(config: Arc<ChainConfig>, worker: &Worker) -> Rc<Self> {
+    /// `listener`: name in stats.
+    pub(crate) fn new(config: Arc<ChainConfig>, listener: &Arc<str>, worker: &Worker) -> Rc<Self> {
         let (http, tcp) = match &config.terminal {
             Terminal::Http(http) => {
                 let filters = filters::local(&http.filters, &http.stat_name, &worker.stats);
@@ -40,7 +44,8 @@ impl ChainRuntime {
         if worker.draining.is_fired() {
             drain.fire();
         }
-        Rc::new(Self { config, drain, http, tcp })
+        let tls = config.tls.as_ref().map(|_| worker.stats.listener_tls(listener));
+        Rc::new(Self { config, drain, http, tcp, tls })
     }
 }
 
@@ -50,26 +55,68 @@ pub(crate) fn find(
     found: &Inspected,
     local: SocketAddr,
     peer: SocketAddr,
+    direct_peer: SocketAddr,
 ) -> Option<usize> {
     let protocols: smallvec::SmallVec<[&str; 4]> = found.application_protocols.iter().map(|p| &**p).collect();
     listener.chain_index.find(&ConnectionView {
         destination: local,
         source: peer,
-        direct_source: peer,
+        direct_source: direct_peer,
         server_name: found.server_name.as_deref().unwrap_or_default(),
         transport_protocol: if found.tls { "tls" } else { "raw_buffer" },
         application_protocols: &protocols,
     })
 }
 
+/// How long a handshake may take where nothing says so: as long as a connection may be idle.
+const HANDSHAKE: Duration = Duration::from_secs(3600);
+
+/// Step 3b: shakes hands, where the chain has TLS. `None`: the connection is over.
+async fn transport(
+    chain: &ChainRuntime,
+    stream: Stream,
+    info: &mut ConnectionInfo,
+    listener: &ListenerStats,
+) -> Option<Stream> {
+    let (Some(tls), Some(stats)) = (&chain.config.tls, &chain.tls) else { return Some(stream) };
+    let limit = chain.config.ir.transport_connect_timeout.unwrap_or(HANDSHAKE);
+    // Boxed: it is large, and over before the connection's real work.
+    let shaken = Box::pin(tokio::time::timeout(limit, tls::accept(tls, stream, stats)));
+    match shaken.await {
+        Ok(Ok((stream, facts))) => {
+            info.tls = Some(Rc::new(facts));
+            Some(stream)
+        }
+        Ok(Err(refused)) => {
+            tracing::debug!(peer = %info.peer, reason = refused.reason, "no TLS with a client");
+            info.transport_failure =
+                Some(refused.reason.into()).filter(|reason: &Box<str>| !reason.is_empty());
+            None
+        }
+        Err(_) => {
+            listener.downstream_cx_transport_socket_connect_timeout.inc();
+            None
+        }
+    }
+}
+
 /// Step 4: serves the connection until it ends.
 pub(crate) async fn serve(
     chain: &Rc<ChainRuntime>,
     stream: Stream,
-    info: ConnectionInfo,
+    mut info: ConnectionInfo,
+    listener: &ListenerStats,
     worker: &Rc<Worker>,
     buffer_limit: u32,
 ) {
+    let Some(stream) = transport(chain, stream, &mut info, listener).await else {
+        match (&chain.config.terminal, &chain.http, &chain.tcp) {
+            (Terminal::Http(_), Some((stats, _)), _) => http_connection::not_shaken(stats),
+            (Terminal::Tcp(config), _, Some(stats)) => tcp_proxy::not_shaken(&info, config, stats, worker),
+            _ => {}
+        }
+        return;
+    };
     match (&chain.config.terminal, &chain.http, &chain.tcp) {
         (Terminal::Http(config), Some((stats, filters)), _) => {
             // Boxed: HTTP connections are the long-lived and by far the largest case.

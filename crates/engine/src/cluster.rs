@@ -1,6 +1,6 @@
 //! Step 7: a cluster as one worker sees it, and the choice of an endpoint.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use crate::host::Host;
 use crate::outlier;
 use crate::snapshot::ClusterConfig;
 use crate::stats::blocks::ClusterStats;
+use crate::stats::tls::TlsStats;
+use crate::worker::Worker;
 
 /// Most original destinations remembered for one cluster; beyond it hosts are used once.
 const MOST_ORIGINAL_DESTINATIONS: usize = 16 * 1024;
@@ -49,6 +51,7 @@ pub(crate) struct LocalCluster {
     seed: u64,
     /// ORIGINAL_DST only.
     destinations: RefCell<AHashMap<SocketAddr, Rc<Host>>>,
+    tls_stats: OnceCell<Rc<TlsStats>>,
     /// Replaced or removed: hosts found now must not keep connections.
     retired: Cell<bool>,
 }
@@ -70,7 +73,14 @@ impl LocalCluster {
         let mut hosts = Vec::new();
         for endpoint in endpoints(&config) {
             let EndpointAddress::Socket(address) = endpoint.address else { continue };
-            match same_settings.and_then(|_| known.remove(&address)) {
+            // An endpoint that is reached otherwise from now on needs other connections.
+            let same_transport = |host: &Rc<Host>| {
+                config.ir.transport_matches.is_empty()
+                    || config.transport_position(&host.endpoint.borrow())
+                        == config.transport_position(endpoint)
+            };
+            let kept = known.get(&address).is_some_and(same_transport);
+            match same_settings.filter(|_| kept).and_then(|_| known.remove(&address)) {
                 Some(host) => {
                     *host.endpoint.borrow_mut() = endpoint.clone();
                     host.pool.revive();
@@ -96,6 +106,7 @@ impl LocalCluster {
             balancer,
             seed,
             destinations: RefCell::new(destinations),
+            tls_stats: previous.map(|old| old.tls_stats.clone()).unwrap_or_default(),
             retired: Cell::new(false),
         }
     }
@@ -130,6 +141,11 @@ impl LocalCluster {
             }
             attempt += 1;
         }
+    }
+
+    /// Numbers about TLS, which most clusters have none of.
+    pub(crate) fn tls_stats(&self, worker: &Worker) -> Rc<TlsStats> {
+        self.tls_stats.get_or_init(|| worker.stats.cluster_tls(&self.config.stat_name)).clone()
     }
 
     /// All hosts known now.

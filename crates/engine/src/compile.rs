@@ -1,7 +1,6 @@
 //! Turns accepted resources (`ir`) into what a snapshot holds: names become slots, unchanged filter chains stay the same object.
 
 use std::hash::{BuildHasher, Hasher};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ahash::{AHashMap, RandomState};
@@ -13,8 +12,9 @@ use crate::dial::socket_option_supported;
 use crate::filters;
 use crate::snapshot::{
     ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig,
-    Terminal, stat_name,
+    Terminal, Transports, stat_name,
 };
+use crate::tls::{ClientTls, Secrets, ServerTls};
 
 /// Gives every name its slot, for the engine's life.
 #[derive(Default)]
@@ -73,42 +73,77 @@ fn slots(clusters: &[Arc<str>], names: &mut Names) -> Box<[ClusterSlot]> {
     clusters.iter().map(|name| names.clusters.of(name)).collect()
 }
 
-/// A listener. Chains of `before` with the same content are taken over, and with them their connections.
+/// A listener that is not bound yet. Chains of `before` with the same content are taken over, and with them their connections.
 pub(crate) fn listener(
     config: Arc<ir::Listener>,
     message: ListenerMessage,
-    bound: Vec<SocketAddr>,
     before: Option<&ListenerConfig>,
     names: &mut Names,
-) -> ListenerConfig {
+    secrets: &Secrets,
+) -> Result<ListenerConfig, String> {
     let mut base = message;
     let chains = std::mem::take(&mut base.filter_chains);
     let default = base.default_filter_chain.take();
     let base = base.encode_to_vec();
-    let mut build = |chain: &Arc<ir::FilterChain>, bytes: Vec<u8>| {
+    let mut build = |path: &str, chain: &Arc<ir::FilterChain>, bytes: Vec<u8>| {
         let fingerprint = fingerprint(&[&base, &bytes]);
         let known = before
             .into_iter()
             .flat_map(|before| before.chains.iter().chain(&before.default_chain))
             .find(|known| known.fingerprint == fingerprint);
-        known.cloned().unwrap_or_else(|| {
-            let terminal = terminal(chain, names);
-            Arc::new(ChainConfig { ir: chain.clone(), fingerprint, terminal })
-        })
+        if let Some(known) = known {
+            return Ok(known.clone());
+        }
+        let tls = match &chain.transport {
+            ir::DownstreamTransport::Plaintext => None,
+            ir::DownstreamTransport::Tls(tls) => Some(
+                ServerTls::new(tls.clone(), secrets)
+                    .map_err(|reason| format!("{path}.transport_socket.typed_config: {reason}"))?,
+            ),
+        };
+        let terminal = terminal(chain, names);
+        Ok::<_, String>(Arc::new(ChainConfig { ir: chain.clone(), fingerprint, terminal, tls }))
     };
     let listed = config
         .filter_chains
         .iter()
         .zip(chains.iter().map(Message::encode_to_vec))
-        .map(|(chain, bytes)| build(chain, bytes))
-        .collect();
+        .enumerate()
+        .map(|(index, (chain, bytes))| build(&format!("filter_chains[{index}]"), chain, bytes))
+        .collect::<Result<_, _>>()?;
     let default_bytes = default.map(|chain| chain.encode_to_vec()).unwrap_or_default();
-    let default_chain = config.default_filter_chain.as_ref().map(|chain| build(chain, default_bytes));
+    let default_chain = config
+        .default_filter_chain
+        .as_ref()
+        .map(|chain| build("default_filter_chain", chain, default_bytes))
+        .transpose()?;
     let stats = match &config.stat_prefix {
         Some(prefix) => stat_name(prefix),
         None => stat_name(&config.address.to_string()),
     };
-    ListenerConfig { ir: config.clone(), stat_name: stats, chains: listed, default_chain, bound }
+    Ok(ListenerConfig {
+        ir: config.clone(),
+        stat_name: stats,
+        chains: listed,
+        default_chain,
+        bound: Vec::new(),
+    })
+}
+
+/// TLS towards a cluster's endpoints.
+pub(crate) fn transports(cluster: &ir::Cluster, secrets: &Secrets) -> Result<Transports, String> {
+    let by_request = cluster.http.names.auto_san_validation;
+    let make = |path: &str, transport: &ir::UpstreamTransport| {
+        let tls = transport.tls().map(|tls| ClientTls::new(tls.clone(), by_request, secrets));
+        tls.transpose().map_err(|reason| format!("{path}transport_socket.typed_config: {reason}"))
+    };
+    let matched = cluster.transport_matches.iter().enumerate();
+    Ok(Transports {
+        general: make("", &cluster.transport)?,
+        matched: matched
+            .map(|(index, one)| make(&format!("transport_socket_matches[{index}]."), &one.transport))
+            .collect::<Result<_, _>>()?,
+    })
 }
 
 fn terminal(chain: &ir::FilterChain, names: &mut Names) -> Terminal {
@@ -246,6 +281,10 @@ fn unsupported_in_chain(chain: &ir::FilterChain) -> Option<&'static str> {
 pub(crate) fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
     if cluster.connection_pool_per_downstream_connection {
         return Some("connection_pool_per_downstream_connection: is not supported; leave it out".to_owned());
+    }
+    if cluster.http.names.auto_san_validation && !cluster.http.names.auto_sni {
+        let reason = "is supported together with auto_sni only";
+        return Some(format!("upstream_http_protocol_options.auto_san_validation: {reason}"));
     }
     let bind = cluster.bind.as_ref()?;
     let unknown = bind.socket_options.iter().position(|option| !socket_option_supported(option))?;

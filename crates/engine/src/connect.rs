@@ -13,6 +13,7 @@ use crate::failure::{Failure, Reset, underscored};
 use crate::forward::{idle_timeout, request_hash, stream_end};
 use crate::outlier::Outcome;
 use crate::retry;
+use crate::special::Special;
 use crate::stream::Stream;
 use crate::upstream::{self, Broken, Opened, Target};
 
@@ -54,9 +55,13 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
             return Err(Failure::Upstream { reset: Reset::Overflow, retried });
         };
         let active = ActiveRequest::new(&cluster, &host, place);
-        let target =
-            Target { worker: &worker, cluster: &cluster, host: &host, high_priority: action.high_priority };
-        match upstream::open(target, Some(connection)).await {
+        let target = Target {
+            worker: &worker,
+            cluster: &cluster,
+            host: &host,
+            special: Special::of_request(context, &cluster.config.ir, &host, action.high_priority),
+        };
+        match upstream::open(&target, Some(connection), &[]).await {
             Ok((connection, opened)) => {
                 context.upstream = Some(opened.facts.clone());
                 let now = Instant::now();

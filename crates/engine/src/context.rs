@@ -27,14 +27,17 @@ use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
 use crate::stats::blocks::HttpStats;
 use crate::stream::Heard;
+use crate::tls::TlsFacts;
 use crate::worker::{View, Worker};
 
 /// Facts of a downstream connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionInfo {
     pub(crate) id: u64,
-    /// Peer of the socket.
+    /// The client: the socket's peer, or who the PROXY protocol says it is.
     pub(crate) peer: SocketAddr,
+    /// Peer of the socket.
+    pub(crate) direct_peer: SocketAddr,
     /// This end of the socket.
     pub(crate) direct_local: SocketAddr,
     /// Where the client wanted to go: the original destination when restored, else `direct_local`.
@@ -42,6 +45,10 @@ pub(crate) struct ConnectionInfo {
     /// True when `local` was restored.
     pub(crate) restored: bool,
     pub(crate) server_name: Option<Box<str>>,
+    /// `None`: plaintext.
+    pub(crate) tls: Option<Rc<TlsFacts>>,
+    /// Why there is no TLS.
+    pub(crate) transport_failure: Option<Box<str>>,
     pub(crate) chain_name: Arc<str>,
     pub(crate) started: Instant,
 }

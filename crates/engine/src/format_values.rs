@@ -8,11 +8,12 @@ use http::{HeaderMap, Method, Version};
 use jiff::Timestamp;
 use lateen_ir::{
     AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator,
-    TimeFormat, TimePiece, TimePoint,
+    TimeFormat, TimePiece, TimePoint, TlsFact,
 };
 
 use crate::context::{ConnectionInfo, RequestContext};
 use crate::failure::Flags;
+use crate::tls::{CertificateFacts, TlsFacts};
 
 /// What formats may read at the end of a TCP connection.
 pub(crate) struct TcpFacts<'a> {
@@ -25,6 +26,7 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) cluster: Option<&'a str>,
     pub(crate) host: Option<SocketAddr>,
     pub(crate) upstream_local: Option<SocketAddr>,
+    pub(crate) upstream_tls: Option<&'a TlsFacts>,
     pub(crate) failure: Option<&'a str>,
 }
 
@@ -75,6 +77,9 @@ impl FormatValues for TcpFacts<'_> {
                 address(which, *part, out)
             }
             Operator::RequestedServerName => text(out, self.info.server_name.as_deref()),
+            Operator::DownstreamTls(fact) => tls(self.info.tls.as_deref(), *fact, out),
+            Operator::UpstreamTls(fact) => tls(self.upstream_tls, *fact, out),
+            Operator::DownstreamTransportFailureReason => text(out, self.info.transport_failure.as_deref()),
             Operator::FilterChainName => {
                 text(out, Some(&*self.info.chain_name).filter(|name| !name.is_empty()))
             }
@@ -148,6 +153,11 @@ impl FormatValues for RequestContext {
                 address(which, *part, out)
             }
             Operator::RequestedServerName => text(out, self.connection.info.server_name.as_deref()),
+            Operator::DownstreamTls(fact) => tls(self.connection.info.tls.as_deref(), *fact, out),
+            Operator::UpstreamTls(fact) => {
+                let facts = self.upstream.as_ref().and_then(|facts| facts.tls.get());
+                tls(facts.map(|facts| &**facts), *fact, out)
+            }
             Operator::RouteName => {
                 text(out, self.route.as_ref().map(|route| &*route.name).filter(|name| !name.is_empty()))
             }
@@ -174,7 +184,7 @@ impl FormatValues for RequestContext {
                 let metadata = self.host.as_ref().and_then(|host| host.endpoint.borrow().metadata.clone());
                 json_at(metadata.as_deref(), path, out)
             }
-            // Nothing here makes these: no TLS, no filters that note metadata, no virtual clusters.
+            // Nothing here makes these: no filters that note metadata, no virtual clusters.
             _ => false,
         }
     }
@@ -286,7 +296,7 @@ fn named(headers: Option<&HeaderMap>, name: &FormatHeader, out: &mut String) -> 
 fn downstream_address(info: &ConnectionInfo, client: SocketAddr, of: AddressOf) -> Option<SocketAddr> {
     match of {
         AddressOf::DownstreamRemote => Some(client),
-        AddressOf::DownstreamDirectRemote => Some(info.peer),
+        AddressOf::DownstreamDirectRemote => Some(info.direct_peer),
         AddressOf::DownstreamLocal => Some(info.local),
         AddressOf::DownstreamDirectLocal => Some(info.direct_local),
         AddressOf::UpstreamLocal | AddressOf::UpstreamRemote => None,
@@ -302,6 +312,41 @@ fn address(address: Option<SocketAddr>, part: AddressPart, out: &mut String) -> 
         AddressPart::Port => write!(out, "{}", address.port()),
     };
     true
+}
+
+fn tls(facts: Option<&TlsFacts>, fact: TlsFact, out: &mut String) -> bool {
+    let Some(facts) = facts else { return false };
+    let peer = |of: fn(&CertificateFacts) -> &str, out: &mut String| {
+        text(out, facts.peer().map(|peer| of(peer)).filter(|value| !value.is_empty()))
+    };
+    let names = |of: Option<&[String]>, out: &mut String| match of {
+        Some(names) if !names.is_empty() => text(out, Some(&names.join(","))),
+        _ => false,
+    };
+    let date = |seconds: Option<i64>, out: &mut String| {
+        let stamp = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        text(out, stamp.map(|stamp| stamp.strftime("%Y-%m-%dT%H:%M:%S.000Z").to_string()).as_deref())
+    };
+    match fact {
+        TlsFact::Version => text(out, Some(facts.version)),
+        TlsFact::Cipher => text(out, Some(facts.cipher)),
+        // rustls does not tell it.
+        TlsFact::SessionId => false,
+        TlsFact::PeerSubject => peer(|peer| &peer.subject, out),
+        TlsFact::PeerIssuer => peer(|peer| &peer.issuer, out),
+        TlsFact::PeerUriSan => names(facts.peer().map(|peer| &*peer.uris), out),
+        TlsFact::PeerDnsSan => names(facts.peer().map(|peer| &*peer.dns), out),
+        TlsFact::LocalSubject => {
+            text(out, facts.local().map(|own| &*own.subject).filter(|subject| !subject.is_empty()))
+        }
+        TlsFact::LocalUriSan => names(facts.local().map(|own| &*own.uris), out),
+        TlsFact::LocalDnsSan => names(facts.local().map(|own| &*own.dns), out),
+        TlsFact::PeerFingerprint256 => peer(|peer| &peer.fingerprint, out),
+        TlsFact::PeerSerial => peer(|peer| &peer.serial, out),
+        TlsFact::PeerCert => text(out, facts.peer_pem().as_deref()),
+        TlsFact::PeerCertStart => date(facts.peer().map(|peer| peer.not_before), out),
+        TlsFact::PeerCertEnd => date(facts.peer().map(|peer| peer.not_after), out),
+    }
 }
 
 fn json_at(value: Option<&serde_json::Value>, path: &[Box<str>], out: &mut String) -> bool {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use lateen_ir::{Endpoint, HealthStatus};
 
-use crate::pool::Pool;
+use crate::pools::Pools;
 use crate::stats::slots::{Counter, Gauge};
 
 /// `/clusters` numbers of a host.
@@ -46,7 +46,7 @@ pub(crate) struct Host {
     pub(crate) endpoint: RefCell<Arc<Endpoint>>,
     pub(crate) stats: HostStats,
     pub(crate) failures: FailureRun,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Pools,
     /// ORIGINAL_DST: when it was last asked for.
     pub(crate) last_used: Cell<Instant>,
     /// When it joined the healthy ones, for slow start.
@@ -62,7 +62,7 @@ impl Host {
             endpoint: RefCell::new(endpoint),
             stats: HostStats::default(),
             failures: FailureRun::default(),
-            pool: Pool::default(),
+            pool: Pools::default(),
             last_used: Cell::new(now),
         }
     }

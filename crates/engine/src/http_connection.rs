@@ -66,11 +66,12 @@ pub(crate) async fn serve(
     buffer_limit: u32,
 ) {
     let hcm = config.hcm.clone();
-    let http2 = match hcm.codec_type {
-        CodecType::Http1 => false,
-        CodecType::Http2 => true,
+    let http2 = match (hcm.codec_type, agreed(&info)) {
+        (CodecType::Http1, _) => false,
+        (CodecType::Http2, _) => true,
+        (CodecType::Auto, Some(protocol)) => protocol == b"h2",
         // Nothing was said yet: an idle time-out applies as to any idle connection.
-        CodecType::Auto => match within(hcm.common.idle_timeout, speaks_http2(&mut stream)).await {
+        (CodecType::Auto, None) => match within(hcm.common.idle_timeout, speaks_http2(&mut stream)).await {
             Some(Ok(answer)) => answer,
             _ => return,
         },
@@ -82,7 +83,7 @@ pub(crate) async fn serve(
     }
     let heard = stream.heard();
     stream.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
-    let counted = Counted::new(stats.clone(), http2);
+    let counted = Counted::new(stats.clone(), http2, info.tls.is_some());
     let connection = Rc::new(HttpConnection {
         _counted: counted,
         worker,
@@ -156,6 +157,18 @@ fn flooded(connection: &HttpConnection, offence: Offence) {
     }
 }
 
+/// The protocol that TLS agreed on.
+fn agreed(info: &ConnectionInfo) -> Option<&[u8]> {
+    info.tls.as_ref()?.alpn.as_deref()
+}
+
+/// Counts a connection whose handshake failed.
+pub(crate) fn not_shaken(stats: &Rc<HttpStats>) {
+    stats.downstream_cx_total.inc();
+    stats.downstream_cx_ssl_total.inc();
+    stats.downstream_cx_destroy.inc();
+}
+
 /// Counts and logs bytes that are no request. hyper has answered them by itself (400, 414, 431).
 fn refused(connection: &HttpConnection, too_large: bool) {
     let stats = &connection.stats;
@@ -183,6 +196,7 @@ fn refused(connection: &HttpConnection, too_large: bool) {
             cluster: None,
             host: None,
             upstream_local: None,
+            upstream_tls: None,
             failure: None,
         },
         status: if too_large { 431 } else { 400 },
@@ -464,11 +478,12 @@ impl<C: Serving> Future for Guarded<C> {
 pub(crate) struct Counted {
     stats: Rc<HttpStats>,
     http2: bool,
+    tls: bool,
     since: Instant,
 }
 
 impl Counted {
-    fn new(stats: Rc<HttpStats>, http2: bool) -> Self {
+    fn new(stats: Rc<HttpStats>, http2: bool, tls: bool) -> Self {
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
         let (total, active) = if http2 {
@@ -478,7 +493,11 @@ impl Counted {
         };
         total.inc();
         active.inc();
-        Self { stats, http2, since: Instant::now() }
+        if tls {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
+        Self { stats, http2, tls, since: Instant::now() }
     }
 }
 
@@ -486,6 +505,9 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let stats = &self.stats;
         stats.downstream_cx_active.dec();
+        if self.tls {
+            stats.downstream_cx_ssl_active.dec();
+        }
         stats.downstream_cx_destroy.inc();
         if self.http2 { &stats.downstream_cx_http2_active } else { &stats.downstream_cx_http1_active }.dec();
         stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);

@@ -10,8 +10,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
-use lateen_ir::{EscapedSlashes, ForwardClientCert, HttpConnectionManager, Scheme, StripPort, Underscores};
+use lateen_ir::{EscapedSlashes, HttpConnectionManager, Scheme, StripPort, Underscores};
 
+use crate::client_cert;
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::guard::Offence;
@@ -25,7 +26,6 @@ pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER: HeaderName =
@@ -78,7 +78,8 @@ pub(crate) fn receive(
         None => head.headers.get(header::HOST).cloned(),
     };
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let secure = head.uri.scheme_str() == Some("https") && head.version == Version::HTTP_2;
+    let secure = connection.info.tls.is_some()
+        || (head.uri.scheme_str() == Some("https") && head.version == Version::HTTP_2);
     let context = Box::new(RequestContext {
         connection: connection.clone(),
         view: connection.worker.view(),
@@ -391,7 +392,8 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
             append_forwarded_for(headers, text);
         }
         if hcm.xff_num_trusted_hops == 0 || !present.any(Present::FORWARDED_PROTO) {
-            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            let scheme = if connection.info.tls.is_some() { "https" } else { "http" };
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         }
     } else if !present.any(Present::FORWARDED_PROTO) {
         let scheme = if context.secure { "https" } else { "http" };
@@ -408,7 +410,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     if present.any(Present::FORWARDED_PROTO) || hcm.scheme_to_overwrite.is_some() {
         context.secure = headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme.as_bytes() == b"https");
     } else if hcm.use_remote_address {
-        context.secure = false;
+        context.secure = connection.info.tls.is_some();
     }
     let internal = single_hop && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
     let edge = !internal && hcm.use_remote_address;
@@ -428,10 +430,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         add_user_agent(headers, &connection);
     }
     request_id(headers, hcm, edge, present, &connection);
-    // Without mTLS only "always forward" keeps it.
-    if present.any(Present::CLIENT_CERT) && hcm.forward_client_cert != ForwardClientCert::AlwaysForwardOnly {
-        headers.remove(X_FORWARDED_CLIENT_CERT);
-    }
+    client_cert::forward(headers, hcm, connection.info.tls.as_deref(), present.any(Present::CLIENT_CERT));
     if let Some(via) = &hcm.via {
         append_list(headers, header::VIA, via);
     }

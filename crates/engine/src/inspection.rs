@@ -12,6 +12,7 @@ use crate::snapshot::{ClusterConfig, ListenerConfig};
 use crate::stats::arena::{ArenaReading, Scope};
 use crate::stats::merge::{Stat, Value, merge};
 use crate::store::{Raw, Store};
+use crate::tls;
 use crate::update::ResourceKind;
 use crate::worker::{HOST_STATS, HostReading};
 
@@ -65,6 +66,8 @@ pub(crate) struct Inspection {
     pub(crate) clusters: Vec<ClusterView>,
     pub(crate) listeners: Vec<Arc<ListenerConfig>>,
     pub(crate) resources: Vec<RawView>,
+    /// Authorities and own certificates of each TLS context.
+    pub(crate) certificates: Vec<(Vec<lateen_ir::Pem>, Vec<lateen_ir::Pem>)>,
 }
 
 impl Inspection {
@@ -79,9 +82,14 @@ impl Inspection {
         let known = clusters
             .iter()
             .map(|cluster| (Scope::Cluster, cluster.config.stat_name.clone()))
-            .chain(store.active_listeners().map(|listener| (Scope::Listener, listener.stat_name.clone())));
+            .chain(store.active_listeners().map(|listener| (Scope::Listener, listener.stat_name.clone())))
+            .chain(with_tls(&clusters).map(|config| (Scope::ClusterTls, config.stat_name.clone())));
         let mut stats = merge(readings, known);
         clusters.iter().for_each(|cluster| cluster_gauges(cluster, &mut stats));
+        tls_updates(store, &clusters, &mut stats);
+        let contexts = with_resources.then(|| store.contexts());
+        let certificates =
+            contexts.into_iter().flatten().map(|common| tls::shown(common, &store.secrets)).collect();
         server_stats(store, &server, &mut stats);
         // Thousands of resources are copied only for the one page that shows them.
         let raw = with_resources.then_some(&store.raw);
@@ -95,11 +103,36 @@ impl Inspection {
                 warming: match kind {
                     ResourceKind::Listener => store.is_warming_listener(name),
                     ResourceKind::Cluster => store.is_warming_cluster(name),
-                    ResourceKind::Routes | ResourceKind::Endpoints => false,
+                    ResourceKind::Routes | ResourceKind::Endpoints | ResourceKind::Secret => false,
                 },
             })
             .collect();
-        Self { server, stats, clusters, listeners: store.active_listeners().cloned().collect(), resources }
+        Self {
+            server,
+            stats,
+            clusters,
+            listeners: store.active_listeners().cloned().collect(),
+            resources,
+            certificates,
+        }
+    }
+}
+
+fn with_tls(clusters: &[ClusterView]) -> impl Iterator<Item = &ClusterConfig> {
+    clusters.iter().map(|cluster| &*cluster.config).filter(|config| config.transports.all().next().is_some())
+}
+
+/// How often secrets changed what listeners and clusters do.
+fn tls_updates(store: &Store, clusters: &[ClusterView], stats: &mut Vec<Stat>) {
+    for listener in store.active_listeners().filter(|listener| listener.tls().next().is_some()) {
+        let value = Value::Counter(tls::updates(listener.tls()));
+        let leaf = "server_ssl_socket_factory.ssl_context_update_by_sds";
+        stats.push(Stat::scoped(Scope::ListenerTls, listener.stat_name.clone(), leaf, value));
+    }
+    for config in with_tls(clusters) {
+        let value = Value::Counter(tls::client_updates(config.transports.all()));
+        let leaf = "client_ssl_socket_factory.ssl_context_update_by_sds";
+        stats.push(Stat::scoped(Scope::ClusterTls, config.stat_name.clone(), leaf, value));
     }
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lateen_ir::ListenerFilterKind;
+use lateen_ir::{ListenerFilterKind, ProxyProtocolFilter};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -18,6 +18,7 @@ use crate::failure::Flags;
 use crate::format_values::TcpFacts;
 use crate::inspect::{Inspected, inspect};
 use crate::original_dst::original_destination;
+use crate::proxy_protocol::{self, Ends};
 use crate::signal::Signal;
 use crate::snapshot::ListenerConfig;
 use crate::stats::blocks::ListenerStats;
@@ -165,12 +166,14 @@ impl LocalListener {
         let _active = Active::new(stats);
         let mut stream = Stream::of_client(stream);
         let config = listener.config.borrow().clone();
-        let Some(found) = peek(&mut stream, &config, &own, local.port(), stats).await else {
+        let Some((found, ends)) = peek(&mut stream, &config, &own, local.port(), stats).await else {
             return;
         };
+        let direct_peer = peer;
+        let (peer, local) = ends.map_or((peer, local), |ends| (ends.source, ends.destination));
         let chain = {
             let chains = listener.chains.borrow();
-            chain::find(&config.ir, &found, local, peer)
+            chain::find(&config.ir, &found, local, peer, direct_peer)
                 .and_then(|position| chains.listed.get(position))
                 .or(chains.default.as_ref())
                 .cloned()
@@ -178,10 +181,13 @@ impl LocalListener {
         let info = ConnectionInfo {
             id: worker.connection_id(),
             peer,
+            direct_peer,
             direct_local,
             local,
-            restored: original.is_some(),
+            restored: original.is_some() || ends.is_some(),
             server_name: found.server_name,
+            tls: None,
+            transport_failure: None,
             chain_name: chain.as_ref().map_or_else(Default::default, |chain| chain.config.ir.name.clone()),
             started: Instant::now(),
         };
@@ -190,7 +196,8 @@ impl LocalListener {
             log_unmatched(&config.ir, &info, worker);
             return;
         };
-        chain::serve(&chain, stream, info, worker, config.ir.per_connection_buffer_limit_bytes).await;
+        let limit = config.ir.per_connection_buffer_limit_bytes;
+        chain::serve(&chain, stream, info, &listener.stats, worker, limit).await;
     }
 }
 
@@ -207,6 +214,7 @@ fn log_unmatched(listener: &lateen_ir::Listener, info: &ConnectionInfo, worker: 
         cluster: None,
         host: None,
         upstream_local: None,
+        upstream_tls: None,
         failure: None,
     };
     for log in &listener.access_log {
@@ -225,7 +233,7 @@ async fn peek(
     accepted_by: &ListenerConfig,
     port: u16,
     stats: &ListenerStats,
-) -> Option<Inspected> {
+) -> Option<(Inspected, Option<Ends>)> {
     let wants = |kind| {
         let filters = config.ir.listener_filters.iter().chain(&accepted_by.ir.listener_filters);
         filters
@@ -234,17 +242,25 @@ async fn peek(
     };
     let (want_tls, want_http) =
         (wants(ListenerFilterKind::TlsInspector), wants(ListenerFilterKind::HttpInspector));
-    if !want_tls && !want_http {
-        return Some(Inspected::default());
+    let filters = config.ir.listener_filters.iter().chain(&accepted_by.ir.listener_filters);
+    let proxy_protocol = filters
+        .filter(|filter| !filter.disabled.as_ref().is_some_and(|rule| rule.holds(port)))
+        .find_map(|filter| match filter.kind {
+            ListenerFilterKind::ProxyProtocol(filter) => Some(filter),
+            _ => None,
+        });
+    if !want_tls && !want_http && proxy_protocol.is_none() {
+        return Some((Inspected::default(), None));
     }
+    let look = look(stream, proxy_protocol, want_tls, want_http);
     let result = match config.ir.listener_filters_timeout {
-        None => inspect(stream, want_tls, want_http).await,
-        Some(limit) => match tokio::time::timeout(limit, inspect(stream, want_tls, want_http)).await {
+        None => look.await,
+        Some(limit) => match tokio::time::timeout(limit, look).await {
             Ok(result) => result,
             Err(_) => {
                 stats.downstream_pre_cx_timeout.inc();
                 // A server-first protocol says nothing; what was read so far stays readable.
-                return config.ir.continue_on_listener_filters_timeout.then(Inspected::default);
+                return config.ir.continue_on_listener_filters_timeout.then(Default::default);
             }
         },
     };
@@ -257,13 +273,32 @@ async fn peek(
     }
 }
 
+/// First the header of the PROXY protocol, as all else comes after it.
+async fn look(
+    stream: &mut Stream,
+    proxy_protocol: Option<ProxyProtocolFilter>,
+    want_tls: bool,
+    want_http: bool,
+) -> io::Result<(Inspected, Option<Ends>)> {
+    let ends = match proxy_protocol {
+        None => None,
+        Some(filter) => proxy_protocol::read(stream, filter).await?,
+    };
+    let found = if want_tls || want_http {
+        inspect(stream, want_tls, want_http).await?
+    } else {
+        Inspected::default()
+    };
+    Ok((found, ends))
+}
+
 fn make_chains(config: &ListenerConfig, before: Option<&Chains>, worker: &Worker) -> Chains {
     let keep_or_make = |chain: &Arc<crate::snapshot::ChainConfig>| {
         let same = before
             .into_iter()
             .flat_map(|chains| chains.listed.iter().chain(&chains.default))
             .find(|old| Arc::ptr_eq(&old.config, chain));
-        same.cloned().unwrap_or_else(|| ChainRuntime::new(chain.clone(), worker))
+        same.cloned().unwrap_or_else(|| ChainRuntime::new(chain.clone(), &config.stat_name, worker))
     };
     Chains {
         listed: config.chains.iter().map(keep_or_make).collect(),

@@ -24,6 +24,7 @@ use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::ingress::{X_FORWARDED_FOR, append_list};
 use crate::message::Message;
 use crate::outlier::Outcome;
+use crate::special::Special;
 use crate::upstream::{self, Target};
 use crate::worker::Worker;
 
@@ -252,8 +253,20 @@ impl Mirror {
     /// Sends it and takes the answer for nothing.
     async fn send(self, host: Rc<Host>, active: ActiveRequest) -> Result<(), Reset> {
         let Self { worker, cluster, message, downstream, high_priority, tap, .. } = self;
-        let target = Target { worker: &worker, cluster: &cluster, host: &host, high_priority };
-        let mut lease = upstream::lease(target, downstream, false).await?;
+        // Nobody's connection carries a copy.
+        let target = Target {
+            worker: &worker,
+            cluster: &cluster,
+            host: &host,
+            special: Special::of(
+                Some((&message.authority, &message.headers)),
+                None,
+                &cluster.config.ir,
+                &host,
+                high_priority,
+            ),
+        };
+        let mut lease = upstream::lease(&target, downstream, false).await?;
         let body = tap.map_or(RequestBody::Empty, RequestBody::Tapped);
         let request = message.request(lease.version(), body);
         let began = Instant::now();

@@ -4,10 +4,10 @@
 //! many streams each. The pool belongs to its host and the host to its cluster, so there is no key to mix up; a cluster whose
 //! connection settings change gets new hosts and with them new pools.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
@@ -15,19 +15,23 @@ use tokio::sync::oneshot;
 
 use crate::body::RequestBody;
 use crate::failure::Reset;
+use crate::tls::TlsFacts;
 
 /// Streams one HTTP/2 connection carries before another is opened: what RFC 9113 recommends servers to allow at least.
 const STREAMS_PER_CONNECTION: u32 = 100;
 
 /// Facts of an upstream connection that logs and limits need.
-#[derive(Debug)]
 pub(crate) struct ConnectionFacts {
     pub(crate) id: u64,
     pub(crate) local: Cell<Option<SocketAddr>>,
+    /// Set when hands were shaken.
+    pub(crate) tls: OnceCell<Rc<TlsFacts>>,
     /// Requests sent on it.
     pub(crate) requests: Cell<u32>,
     /// Set by the connection's task when it ends or is to carry nothing more.
     pub(crate) ended: Cell<bool>,
+    /// The pool it belongs to.
+    pub(crate) pool: Weak<Pool>,
 }
 
 /// An HTTP/1 connection.
@@ -45,7 +49,7 @@ pub(crate) struct Http2 {
     idle_since: Cell<Instant>,
 }
 
-/// Connections to one host.
+/// Connections to one host that requests may share.
 #[derive(Default)]
 pub(crate) struct Pool {
     idle: RefCell<Vec<Http1>>,
@@ -237,6 +241,15 @@ impl Pool {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Whether no connection waits for a request.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
     }
 
     /// The address is back.

@@ -83,8 +83,12 @@ impl ResponseStream {
                         open.context.connection.expect_progress(Some(now + idle));
                     }
                 }
-                // Nothing follows trailers, and a client that doesn't take them is not asked for more.
-                if frame.is_trailers() || self.is_end_stream() {
+                // Nothing follows trailers, and a client that doesn't take them is not asked for more. Nor is an HTTP/1 client once it has
+                // the length it was promised, though HTTP/2's end may be a frame of its own.
+                let over = |open: &Open| {
+                    open.context.version < Version::HTTP_2 && self.size_hint().exact() == Some(0)
+                };
+                if frame.is_trailers() || self.is_end_stream() || self.open.as_ref().is_some_and(over) {
                     self.end(None);
                 }
                 Poll::Ready(Some(Ok(frame)))

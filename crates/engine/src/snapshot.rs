@@ -12,6 +12,7 @@ use lateen_ir as ir;
 
 use crate::dns::DnsStats;
 use crate::filters::Filter;
+use crate::tls::{ClientTls, ServerTls};
 
 /// Position of a cluster in [`Snapshot::clusters`].
 pub(crate) type ClusterSlot = u32;
@@ -49,12 +50,21 @@ pub(crate) struct ListenerConfig {
     pub(crate) bound: Vec<SocketAddr>,
 }
 
+impl ListenerConfig {
+    /// TLS contexts of its chains.
+    pub(crate) fn tls(&self) -> impl Iterator<Item = &Arc<ServerTls>> {
+        self.chains.iter().chain(&self.default_chain).filter_map(|chain| chain.tls.as_ref())
+    }
+}
+
 /// A filter chain with its references resolved. The same `Arc` across updates means that connections may stay.
 pub(crate) struct ChainConfig {
     pub(crate) ir: Arc<ir::FilterChain>,
     /// Content of the chain and of everything in the listener that its connections depend on.
     pub(crate) fingerprint: u64,
     pub(crate) terminal: Terminal,
+    /// `None`: plaintext.
+    pub(crate) tls: Option<Arc<ServerTls>>,
 }
 
 /// What takes the connection.
@@ -115,6 +125,43 @@ pub(crate) struct ClusterConfig {
     pub(crate) bind: Option<Arc<ir::BindConfig>>,
     /// Of a cluster whose names are looked up.
     pub(crate) dns_stats: Option<Arc<DnsStats>>,
+    pub(crate) transports: Arc<Transports>,
+}
+
+/// TLS towards a cluster's endpoints. The same `Arc` as long as the connection settings stay.
+#[derive(Default)]
+pub(crate) struct Transports {
+    pub(crate) general: Option<Arc<ClientTls>>,
+    /// At the positions of `ir.transport_matches`.
+    pub(crate) matched: Vec<Option<Arc<ClientTls>>>,
+}
+
+impl Transports {
+    /// All contexts.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<ClientTls>> {
+        self.general.iter().chain(self.matched.iter().flatten())
+    }
+}
+
+impl ClusterConfig {
+    /// Position of an endpoint's transport in `ir.transport_matches`; `None`: the cluster's own.
+    pub(crate) fn transport_position(&self, endpoint: &ir::Endpoint) -> Option<usize> {
+        let metadata = endpoint.metadata.as_deref();
+        self.ir.transport_matches.iter().position(|one| one.is_match(metadata))
+    }
+
+    /// How to reach an endpoint.
+    pub(crate) fn transport(
+        &self,
+        endpoint: &ir::Endpoint,
+    ) -> (&ir::UpstreamTransport, Option<&Arc<ClientTls>>) {
+        match self.transport_position(endpoint) {
+            None => (&self.ir.transport, self.transports.general.as_ref()),
+            Some(position) => {
+                (&self.ir.transport_matches[position].transport, self.transports.matched[position].as_ref())
+            }
+        }
+    }
 }
 
 /// What counts against a cluster's circuit breakers, over all workers. Envoy's limits are per process too. Outlives configuration.

@@ -19,7 +19,10 @@ use prost_types::Any;
 use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
 use crate::listen;
-use crate::snapshot::{Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, stat_name};
+use crate::snapshot::{
+    Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, Transports, stat_name,
+};
+use crate::tls::Secrets;
 use crate::update::{ApplyReport, ConfigUpdate, Rejection, Resource, ResourceKind, Subscriptions};
 use crate::worker::NewSocket;
 
@@ -50,6 +53,9 @@ pub(crate) struct ClusterEntry {
     /// When warming ends without endpoints.
     warm_until: Option<Instant>,
     warm: bool,
+    transports: Arc<Transports>,
+    /// Secrets that warming waits for; endpoints come into effect when they are there.
+    awaits_secrets: Vec<AwaitedSecret>,
     /// Set when it was removed.
     gone_since: Option<Instant>,
 }
@@ -60,10 +66,14 @@ struct ListenerEntry {
     warming: Option<Warming>,
 }
 
+/// A secret that something waits for, and until when.
+type AwaitedSecret = (Arc<str>, Option<Instant>);
+
 struct Warming {
     config: Arc<ListenerConfig>,
     /// When each awaited route configuration is given up.
     awaits: Vec<(Arc<str>, Option<Instant>)>,
+    awaits_secrets: Vec<AwaitedSecret>,
 }
 
 /// See the module.
@@ -85,6 +95,7 @@ pub(crate) struct Store {
     /// Clusters whose names must be looked up anew (`Some`) or no longer (`None`).
     pub(crate) dns_changes: Vec<(Arc<str>, Option<DnsCluster>)>,
     pub(crate) rejections: u64,
+    pub(crate) secrets: Secrets,
 }
 
 impl Store {
@@ -103,6 +114,7 @@ impl Store {
             new_sockets: (0..workers).map(|_| Vec::new()).collect(),
             dns_changes: Vec::new(),
             rejections: 0,
+            secrets: Secrets::default(),
         }
     }
 
@@ -114,7 +126,7 @@ impl Store {
             .into_iter()
             .map(|resource| (ResourceKind::from_type_url(&resource.body.type_url), resource))
             .collect();
-        resources.sort_by_key(|(kind, _)| *kind);
+        resources.sort_by_key(|(kind, _)| kind.map(ResourceKind::order));
         // Removals first where they free addresses, last where they would break references.
         for (kind, name) in &update.removed {
             if *kind == ResourceKind::Listener {
@@ -165,6 +177,7 @@ impl Store {
             ResourceKind::Endpoints => self.set_endpoints(&resource.name, bytes),
             ResourceKind::Listener => self.set_listener(&resource.name, bytes, now),
             ResourceKind::Routes => self.set_routes(&resource.name, bytes),
+            ResourceKind::Secret => self.set_secret(&resource.name, bytes),
         };
         match result {
             Ok(()) => {
@@ -198,6 +211,13 @@ impl Store {
         let mut message = ClusterMessage::decode(bytes).map_err(|error| error.to_string())?;
         message.load_assignment = None;
         let fingerprint = compile::fingerprint(&[&message.encode_to_vec()]);
+        let known = self.clusters.get(&cluster.name).filter(|known| known.fingerprint == fingerprint);
+        let transports = match known {
+            Some(known) => known.transports.clone(),
+            None => Arc::new(compile::transports(&cluster, &self.secrets)?),
+        };
+        let secrets = transports.all().flat_map(|tls| tls.ir.common.secrets());
+        let awaits_secrets = self.missing_secrets(secrets, now);
         let cluster = Arc::new(cluster);
         let bind = cluster.bind.clone().map(Arc::new).or_else(|| self.default_bind.clone());
         let (warm, limit) = match &cluster.discovery {
@@ -215,7 +235,7 @@ impl Store {
                 (false, Some(Duration::from_secs(5)))
             }
         };
-        let warm = warm || !cluster.wait_for_warm_on_init;
+        let warm = (warm && awaits_secrets.is_empty()) || !cluster.wait_for_warm_on_init;
         let dns_stats = self.dns_changes.iter().rev().find(|(name, _)| *name == cluster.name);
         let dns_stats = dns_stats.and_then(|(_, change)| Some(change.as_ref()?.stats.clone()));
         let before = self.clusters.remove(&cluster.name);
@@ -235,6 +255,8 @@ impl Store {
             active,
             warm_until,
             warm,
+            transports,
+            awaits_secrets,
             gone_since: None,
         };
         self.clusters.insert(key.clone(), entry);
@@ -242,6 +264,62 @@ impl Store {
             self.activate_cluster(&key);
         }
         Ok(())
+    }
+
+    /// Takes a secret. Contexts that use it are made anew; those that can't be keep what they have.
+    fn set_secret(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
+        let secret = ir::Secret::from_bytes(bytes).map_err(|error| error.to_string())?;
+        same_name(name, &secret.name)?;
+        self.secrets.set(secret)?;
+        let uses = |common: &ir::CommonTls| common.secrets().any(|secret| *secret.name == *name);
+        let mut refused = Ok(());
+        let mut note = |result: Result<(), String>| {
+            if result.is_err() {
+                refused = result;
+            }
+        };
+        for tls in self.listener_configs().flat_map(|config| config.tls()).filter(|tls| uses(&tls.ir.common))
+        {
+            note(tls.refresh(&self.secrets));
+        }
+        for tls in self.clusters.values().flat_map(|entry| entry.transports.all()) {
+            if uses(&tls.ir.common) {
+                note(tls.refresh(&self.secrets));
+            }
+        }
+        refused
+    }
+
+    /// Secrets that are not there, with the end of waiting for each.
+    fn missing_secrets<'a>(
+        &self,
+        secrets: impl Iterator<Item = &'a ir::SecretName>,
+        now: Instant,
+    ) -> Vec<AwaitedSecret> {
+        let missing = secrets.filter(|secret| !self.secrets.has(&secret.name));
+        let until = |secret: &ir::SecretName| match &secret.source {
+            ir::SecretSource::Static => None,
+            ir::SecretSource::Ads { initial_fetch_timeout }
+            | ir::SecretSource::Path { initial_fetch_timeout, .. } => {
+                initial_fetch_timeout.map(|limit| now + limit)
+            }
+        };
+        missing.map(|secret| (secret.name.clone(), until(secret))).collect()
+    }
+
+    /// Listeners in effect and on their way.
+    fn listener_configs(&self) -> impl Iterator<Item = &Arc<ListenerConfig>> {
+        self.listeners.values().flat_map(|entry| {
+            entry.active.iter().chain(entry.warming.as_ref().map(|warming| &warming.config))
+        })
+    }
+
+    /// Every TLS context there is.
+    pub(crate) fn contexts(&self) -> impl Iterator<Item = &ir::CommonTls> {
+        let of_listeners = self.listener_configs().flat_map(|config| config.tls()).map(|tls| &tls.ir.common);
+        let of_clusters =
+            self.clusters.values().flat_map(|entry| entry.transports.all()).map(|tls| &tls.ir.common);
+        of_listeners.chain(of_clusters)
     }
 
     fn look_up(
@@ -260,6 +338,11 @@ impl Store {
     /// Puts the cluster with the endpoints known now into effect.
     fn activate_cluster(&mut self, name: &str) {
         let Some(entry) = self.clusters.get_mut(name) else { return };
+        if !entry.awaits_secrets.is_empty() && entry.ir.wait_for_warm_on_init {
+            // The secrets that come, or the end of waiting for them, bring it here again.
+            entry.warm_until = None;
+            return;
+        }
         entry.warm = true;
         entry.warm_until = None;
         let assignment = match &entry.ir.discovery {
@@ -280,6 +363,7 @@ impl Store {
             stat_name: stat_name(stats),
             bind: entry.bind.clone(),
             dns_stats: entry.dns_stats.clone(),
+            transports: entry.transports.clone(),
         }));
     }
 
@@ -325,35 +409,26 @@ impl Store {
         if let Some((other, _)) = clash {
             return Err(format!("address: {} is already used by listener {other}", listener.address));
         }
-        let entry = self.listeners.remove(&listener.name);
-        let serving = entry.as_ref().and_then(|entry| entry.active.clone());
-        let latest = entry
-            .as_ref()
-            .and_then(|entry| entry.warming.as_ref().map(|w| w.config.clone()))
-            .or(serving.clone());
-        let bound = match &latest {
-            Some(latest) if same_sockets(&latest.ir, &listener) => Ok(latest.bound.clone()),
-            _ => self.open(&listener),
+        let entry = self.listeners.get(&listener.name);
+        let serving = entry.and_then(|entry| entry.active.clone());
+        let warming = entry.and_then(|entry| entry.warming.as_ref().map(|warming| warming.config.clone()));
+        let latest = warming.or(serving.clone());
+        let mut config =
+            compile::listener(listener.clone(), message, serving.as_deref(), &mut self.names, &self.secrets)?;
+        config.bound = match &latest {
+            Some(latest) if same_sockets(&latest.ir, &listener) => latest.bound.clone(),
+            _ => self.open(&listener)?,
         };
-        let bound = match bound {
-            Ok(bound) => bound,
-            Err(reason) => {
-                if let Some(entry) = entry {
-                    self.listeners.insert(listener.name.clone(), entry);
-                }
-                return Err(reason);
-            }
-        };
-        let config = compile::listener(listener.clone(), message, bound, serving.as_deref(), &mut self.names);
+        let awaits_secrets = self.missing_secrets(config.tls().flat_map(|tls| tls.ir.common.secrets()), now);
         let awaits: Vec<_> = compile::rds_names(&listener)
             .filter(|(name, _)| !self.routes.contains_key(*name))
             .map(|(name, limit)| (name.clone(), limit.map(|limit| now + limit)))
             .collect();
         let config = Arc::new(config);
-        let entry = if awaits.is_empty() {
+        let entry = if awaits.is_empty() && awaits_secrets.is_empty() {
             ListenerEntry { active: Some(config), warming: None }
         } else {
-            ListenerEntry { active: serving, warming: Some(Warming { config, awaits }) }
+            ListenerEntry { active: serving, warming: Some(Warming { config, awaits, awaits_secrets }) }
         };
         self.listeners.insert(listener.name.clone(), entry);
         Ok(())
@@ -398,7 +473,7 @@ impl Store {
                 }
             }
             // Endpoints and routes go when nothing refers to them; until then the last ones serve, as with Envoy.
-            ResourceKind::Endpoints | ResourceKind::Routes => {}
+            ResourceKind::Endpoints | ResourceKind::Routes | ResourceKind::Secret => {}
             ResourceKind::Listener => {
                 self.listeners.remove(name);
                 self.new_sockets
@@ -413,7 +488,27 @@ impl Store {
         let mut next: Option<Instant> = None;
         let mut due = |at: Instant| next = Some(next.map_or(at, |known| known.min(at)));
         let mut warm = Vec::new();
-        for (name, entry) in &self.clusters {
+        for (name, entry) in &mut self.clusters {
+            if !entry.awaits_secrets.is_empty() {
+                entry
+                    .awaits_secrets
+                    .retain(|(secret, until)| still_missing(&self.secrets, secret, *until, now));
+                entry.awaits_secrets.iter().filter_map(|(_, until)| *until).for_each(&mut due);
+                if entry.awaits_secrets.is_empty() {
+                    // Whether endpoints are there is decided below, or when they come.
+                    let there = match &entry.ir.discovery {
+                        ir::Discovery::Static(_) | ir::Discovery::OriginalDst { .. } => true,
+                        ir::Discovery::Eds { service_name, .. } => self.endpoints.contains_key(service_name),
+                        ir::Discovery::StrictDns { .. } | ir::Discovery::LogicalDns { .. } => {
+                            self.endpoints.contains_key(&dns_key(name))
+                        }
+                    };
+                    if there || entry.warm_until.is_none() {
+                        warm.push(name.clone());
+                        continue;
+                    }
+                }
+            }
             match entry.warm_until {
                 Some(at) if at <= now && !entry.warm => warm.push(name.clone()),
                 Some(at) if !entry.warm => due(at),
@@ -425,8 +520,10 @@ impl Store {
             warming.awaits.retain(|(name, until)| {
                 !self.routes.contains_key(name) && until.is_none_or(|until| until > now)
             });
-            warming.awaits.iter().filter_map(|(_, until)| *until).for_each(&mut due);
-            if warming.awaits.is_empty() {
+            warming.awaits_secrets.retain(|(name, until)| still_missing(&self.secrets, name, *until, now));
+            let both = warming.awaits.iter().chain(&warming.awaits_secrets);
+            both.filter_map(|(_, until)| *until).for_each(&mut due);
+            if warming.awaits.is_empty() && warming.awaits_secrets.is_empty() {
                 entry.active = entry.warming.take().map(|warming| warming.config);
             }
         }
@@ -468,10 +565,17 @@ impl Store {
             let key = (ResourceKind::Routes, name.to_string());
             wanted.routes.contains(&**name) || statics.get(&key).is_some_and(|raw| raw.is_static)
         });
-        let (endpoints, routes) = (&self.endpoints, &self.routes);
+        let named: BTreeSet<Arc<str>> =
+            self.contexts().flat_map(|common| common.secrets()).map(|secret| secret.name.clone()).collect();
+        self.secrets.retain(|name| {
+            let key = (ResourceKind::Secret, name.to_owned());
+            named.contains(name) || statics.get(&key).is_some_and(|raw| raw.is_static)
+        });
+        let (endpoints, routes, secrets) = (&self.endpoints, &self.routes, &self.secrets);
         self.raw.retain(|(kind, name), raw| match kind {
             ResourceKind::Endpoints => raw.is_static || endpoints.contains_key(&**name),
             ResourceKind::Routes => raw.is_static || routes.contains_key(&**name),
+            ResourceKind::Secret => raw.is_static || secrets.has(name),
             ResourceKind::Cluster | ResourceKind::Listener => true,
         });
     }
@@ -483,6 +587,13 @@ impl Store {
             let configs = entry.active.iter().chain(entry.warming.as_ref().map(|warming| &warming.config));
             for config in configs {
                 wanted.routes.extend(compile::rds_names(&config.ir).map(|(name, _)| name.to_string()));
+            }
+        }
+        for secret in self.contexts().flat_map(|common| common.secrets()) {
+            match &secret.source {
+                ir::SecretSource::Static => {}
+                ir::SecretSource::Ads { .. } => drop(wanted.secrets.insert(secret.name.to_string())),
+                ir::SecretSource::Path { path, .. } => drop(wanted.secret_files.insert(path.to_string())),
             }
         }
         for entry in self.clusters.values().filter(|entry| entry.gone_since.is_none()) {
@@ -575,6 +686,10 @@ fn same_name(told: &str, inside: &str) -> Result<(), String> {
     } else {
         Err(format!("name: is {inside:?} but the resource was sent as {told:?}"))
     }
+}
+
+fn still_missing(secrets: &Secrets, name: &str, until: Option<Instant>, now: Instant) -> bool {
+    !secrets.has(name) && until.is_none_or(|until| until > now)
 }
 
 fn same_sockets(a: &ir::Listener, b: &ir::Listener) -> bool {

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
 use crate::guard::Guard;
 use crate::stats::slots::ByteCounter;
@@ -26,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
+    /// TLS over another stream, which does the lingering.
+    Tls(Box<TlsStream<Stream>>),
     /// Nothing any more.
     Closed,
     /// In-memory pipe, for tests without sockets.
@@ -64,6 +67,14 @@ impl Heard {
 
     pub(crate) fn get(&self) -> bool {
         self.0.load(Relaxed)
+    }
+}
+
+/// A peer that ends without TLS's `close_notify` has ended all the same, as with Envoy: HTTP knows where its messages end.
+fn without_notice<T: Default>(read: io::Result<T>) -> io::Result<T> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(T::default()),
+        other => other,
     }
 }
 
@@ -123,6 +134,16 @@ impl Stream {
         stream
     }
 
+    /// What comes out of TLS once hands are shaken.
+    pub(crate) fn over_tls(tls: TlsStream<Stream>) -> Self {
+        Self::new(Transport::Tls(Box::new(tls)))
+    }
+
+    /// Forgets bytes that were read ahead.
+    pub(crate) fn skip(&mut self, n: usize) {
+        self.ahead.advance(n);
+    }
+
     /// Counts into these from now on; bytes read ahead count as received.
     pub(crate) fn count_into(&mut self, received: &ByteCounter, sent: &ByteCounter) {
         received.add(self.ahead.len() as u64);
@@ -137,6 +158,7 @@ impl Stream {
         let mut limited = (&mut self.ahead).limit(wanted);
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp.read_buf(&mut limited).await,
+            Transport::Tls(tls) => without_notice(tls.read_buf(&mut limited).await),
             Transport::Closed => Ok(0),
             #[cfg(test)]
             Transport::Memory(pipe) => pipe.read_buf(&mut limited).await,
@@ -156,6 +178,7 @@ impl Stream {
     fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf).map(without_notice),
             Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_read(cx, buf),
@@ -201,6 +224,7 @@ impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
             Transport::Closed => Poll::Ready(Ok(0)),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
@@ -229,6 +253,7 @@ impl AsyncWrite for Stream {
         }
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Transport::Closed => Poll::Ready(Ok(0)),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
@@ -246,6 +271,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
             Transport::Tcp(tcp) => tcp.is_write_vectored(),
+            Transport::Tls(tls) => tls.is_write_vectored(),
             Transport::Closed => false,
             #[cfg(test)]
             Transport::Memory(pipe) => pipe.is_write_vectored(),
@@ -255,6 +281,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
             Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_flush(cx),
@@ -265,6 +292,7 @@ impl AsyncWrite for Stream {
         self.half_closed = true;
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
             Transport::Memory(pipe) => Pin::new(pipe).poll_shutdown(cx),

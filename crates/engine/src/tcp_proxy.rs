@@ -15,10 +15,13 @@ use crate::format_values::TcpFacts;
 use crate::host::Host;
 use crate::mover::{Moved, Mover};
 use crate::outlier::Outcome;
+use crate::proxy_protocol::Ends;
 use crate::signal::Signal;
 use crate::snapshot::TcpConfig;
+use crate::special::Special;
 use crate::stats::blocks::TcpStats;
 use crate::stream::Stream;
+use crate::tls::TlsFacts;
 use crate::upstream::{self, Opened, Target};
 use crate::worker::Worker;
 use crate::{log_filter, render, retry};
@@ -31,6 +34,7 @@ struct Outcomes {
     cluster: Option<Rc<LocalCluster>>,
     host: Option<Rc<Host>>,
     upstream_local: Option<std::net::SocketAddr>,
+    upstream_tls: Option<Rc<TlsFacts>>,
     failure: Option<Box<str>>,
     moved: Moved,
 }
@@ -64,6 +68,12 @@ pub(crate) async fn serve(
         }
     }
     log(&info, config, worker, &outcomes);
+}
+
+/// Counts and logs a connection whose handshake failed.
+pub(crate) fn not_shaken(info: &ConnectionInfo, config: &TcpConfig, stats: &TcpStats, worker: &Rc<Worker>) {
+    stats.downstream_cx_total.inc();
+    log(info, config, worker, &Outcomes::default());
 }
 
 async fn sleep_or_for_ever(limit: Option<Duration>) {
@@ -111,12 +121,18 @@ async fn connect(
             outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);
             return None;
         };
-        let target = Target { worker, cluster: &cluster, host: &host, high_priority: false };
-        let Ok(pending) = upstream::pending(target) else {
+        let client = Ends { source: info.peer, destination: info.local };
+        let target = Target {
+            worker,
+            cluster: &cluster,
+            host: &host,
+            special: Special::of(None, Some(client), &cluster.config.ir, &host, false),
+        };
+        let Ok(pending) = upstream::pending(&target) else {
             outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);
             return None;
         };
-        let opening = upstream::open(target, Some(place)).await;
+        let opening = upstream::open(&target, Some(place), &[]).await;
         drop(pending);
         match opening {
             Ok((stream, opened)) => {
@@ -125,6 +141,7 @@ async fn connect(
                 outcomes.flags = Flags::default();
                 outcomes.failure = None;
                 outcomes.upstream_local = opened.facts.local.get();
+                outcomes.upstream_tls = opened.facts.tls.get().cloned();
                 return Some((stream, opened));
             }
             Err(reset) => note_failure(&cluster, &host, &reset, worker, outcomes),
@@ -162,6 +179,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),
         host: outcomes.host.as_ref().map(|host| host.address),
         upstream_local: outcomes.upstream_local,
+        upstream_tls: outcomes.upstream_tls.as_deref(),
         failure: outcomes.failure.as_deref(),
     };
     let millis = info.started.elapsed().as_millis() as u64;

@@ -22,6 +22,7 @@ use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
 use crate::outlier::Outcome;
 use crate::presence::Present;
+use crate::special::Special;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::{retry, rewrite};
@@ -268,19 +269,29 @@ impl Trial<'_> {
     /// policy repeats it repeats itself.
     async fn try_once(&mut self, host: &Rc<Host>) -> Result<Answered, Broken> {
         let worker = self.context.connection.worker.clone();
-        let target =
-            Target { worker: &worker, cluster: self.cluster, host, high_priority: self.action.high_priority };
+        let target = Target {
+            worker: &worker,
+            cluster: self.cluster,
+            host,
+            special: Special::of_request(
+                self.context,
+                &self.cluster.config.ir,
+                host,
+                self.action.high_priority,
+            ),
+        };
         let mut fresh = false;
         loop {
-            let lease = upstream::lease(target, self.context.version, fresh).await;
-            let mut lease = lease.map_err(|reset| Broken { reset, sent: false })?;
+            let mut lease = upstream::lease(&target, self.context.version, fresh)
+                .await
+                .map_err(|reset| Broken { reset, sent: false })?;
             // As in Envoy a request counts when it has a connection; until then it is pending.
             if self.active.is_none() {
                 let place =
                     breakers::admit(&self.cluster.config, Limited::Request, self.action.high_priority);
                 let Some(place) = place else {
                     self.cluster.stats.upstream_rq_active_overflow.inc();
-                    lease.finished(self.cluster, host);
+                    lease.finished(self.cluster);
                     return Err(Broken { reset: Reset::Overflow, sent: false });
                 };
                 self.active = Some(ActiveRequest::new(self.cluster, host, place));

@@ -16,11 +16,19 @@ pub enum ResourceKind {
     Listener,
     /// `envoy.config.route.v3.RouteConfiguration` (RDS).
     Routes,
+    /// `envoy.extensions.transport_sockets.tls.v3.Secret` (SDS).
+    Secret,
 }
 
 impl ResourceKind {
-    /// Every kind, in the order they are applied: what others refer to comes first (Envoy's make-before-break order).
-    pub const ALL: [ResourceKind; 4] = [Self::Cluster, Self::Endpoints, Self::Listener, Self::Routes];
+    /// Every kind.
+    pub const ALL: [ResourceKind; 5] =
+        [Self::Cluster, Self::Endpoints, Self::Listener, Self::Routes, Self::Secret];
+
+    /// Order in which kinds are applied: what others refer to comes first (Envoy's make-before-break order), and secrets before all.
+    pub(crate) fn order(self) -> usize {
+        if self == Self::Secret { 0 } else { 1 + self as usize }
+    }
 
     /// The type URL used in xDS and in `Any`.
     pub fn type_url(self) -> &'static str {
@@ -29,6 +37,7 @@ impl ResourceKind {
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -45,6 +54,7 @@ impl fmt::Display for ResourceKind {
             Self::Endpoints => "endpoints",
             Self::Listener => "listener",
             Self::Routes => "routes",
+            Self::Secret => "secret",
         })
     }
 }
@@ -100,4 +110,8 @@ pub struct Subscriptions {
     pub routes: BTreeSet<String>,
     /// EDS resource names (a cluster's `service_name`, or its name).
     pub endpoints: BTreeSet<String>,
+    /// SDS secret names.
+    pub secrets: BTreeSet<String>,
+    /// Files that hold secrets (`path_config_source`).
+    pub secret_files: BTreeSet<String>,
 }

@@ -1,6 +1,6 @@
 //! Steps 8 and 9: a connection to the chosen host, and one exchange on it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lateen_ir::{CommonHttpOptions, UpstreamProtocol};
+use lateen_ir::{CommonHttpOptions, UpstreamProtocol, UpstreamTransport};
+use tokio::io::AsyncWriteExt;
 
 use crate::body::RequestBody;
 use crate::breakers::{self, Admission, Limited};
@@ -17,9 +18,12 @@ use crate::dial::{DialOptions, dial};
 use crate::failure::Reset;
 use crate::host::Host;
 use crate::http_connection::LocalExecutor;
-use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, SharedTurn, StreamPlace};
+use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, Pool, SharedTurn, StreamPlace};
+use crate::proxy_protocol;
+use crate::special::Special;
 use crate::stats::blocks::ClusterStats;
 use crate::stream::{Stream, Transport};
+use crate::tls::{self, ServerIdentity};
 use crate::worker::Worker;
 
 /// A connection for one exchange.
@@ -59,9 +63,12 @@ impl Lease {
     }
 
     /// The exchange ended cleanly: the connection can carry another.
-    pub(crate) fn finished(self, cluster: &LocalCluster, host: &Host) {
-        if let Self::Http1 { connection, .. } = self {
-            host.pool.give_back(connection, cluster.config.ir.http.common.max_requests_per_connection);
+    pub(crate) fn finished(self, cluster: &LocalCluster) {
+        // Without its host a connection is of no use to others.
+        if let Self::Http1 { connection, .. } = self
+            && let Some(pool) = connection.facts.pool.upgrade()
+        {
+            pool.give_back(connection, cluster.config.ir.http.common.max_requests_per_connection);
         }
     }
 }
@@ -75,16 +82,27 @@ pub(crate) struct Broken {
 }
 
 /// Where a connection goes and for which cluster.
-#[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) worker: &'a Rc<Worker>,
     pub(crate) cluster: &'a Rc<LocalCluster>,
     pub(crate) host: &'a Rc<Host>,
-    pub(crate) high_priority: bool,
+    /// What is out of the ordinary.
+    pub(crate) special: Option<Box<Special>>,
+}
+
+impl Target<'_> {
+    fn high_priority(&self) -> bool {
+        self.special.as_ref().is_some_and(|special| special.high_priority)
+    }
+
+    /// Connections to the host that may be used for the request.
+    fn pool(&self) -> Rc<Pool> {
+        self.host.pool.of(self.special.as_ref().and_then(|special| special.pool_key()))
+    }
 }
 
 /// A connection from the pool or a new one.
-pub(crate) async fn lease(target: Target<'_>, downstream: Version, fresh: bool) -> Result<Lease, Reset> {
+pub(crate) async fn lease(target: &Target<'_>, downstream: Version, fresh: bool) -> Result<Lease, Reset> {
     let http2 = match target.cluster.config.ir.http.protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
@@ -93,27 +111,27 @@ pub(crate) async fn lease(target: Target<'_>, downstream: Version, fresh: bool) 
     if http2 {
         let options = &target.cluster.config.ir.http;
         let limits = (options.http2.max_concurrent_streams, options.common.max_requests_per_connection);
-        return match target.host.pool.ready_shared(limits.0, limits.1) {
+        return match target.pool().ready_shared(limits.0, limits.1) {
             Some(place) => Ok(Lease::Http2 { place }),
             None => Box::pin(connect_http2_once(target)).await,
         };
     }
-    let mut kept = if fresh { None } else { target.host.pool.take_idle() };
+    let mut kept = if fresh { None } else { target.pool().take_idle() };
     while let Some(mut connection) = kept {
         // Usually ready at once; right after an exchange its task may not have run yet.
         if connection.sender.is_ready() || connection.sender.ready().await.is_ok() {
             return Ok(Lease::Http1 { connection, reused: true });
         }
-        kept = target.host.pool.take_idle();
+        kept = target.pool().take_idle();
     }
     // Boxed, as everything that is rare: the future of a request is moved, so its size costs every request.
     Box::pin(open_http1(target)).await
 }
 
-async fn open_http1(target: Target<'_>) -> Result<Lease, Reset> {
+async fn open_http1(target: &Target<'_>) -> Result<Lease, Reset> {
     let _pending = pending(target)?;
     loop {
-        let place = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority)
+        let place = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority())
             .filter(|_| below_host_limit(target));
         if let Some(place) = place {
             return connect_http1(target, Some(place)).await;
@@ -123,19 +141,19 @@ async fn open_http1(target: Target<'_>) -> Result<Lease, Reset> {
             // Envoy lets every host have one connection, so that a full cluster cannot starve a host.
             return connect_http1(target, None).await;
         }
-        if let Some(connection) = target.host.pool.wait_for_idle().await.ok().flatten() {
+        if let Some(connection) = target.pool().wait_for_idle().await.ok().flatten() {
             return Ok(Lease::Http1 { connection, reused: true });
         }
     }
 }
 
-fn below_host_limit(target: Target<'_>) -> bool {
+fn below_host_limit(target: &Target<'_>) -> bool {
     let limit = target.cluster.config.ir.max_connections_per_host;
     limit.is_none_or(|most| target.host.stats.cx_active.get() < u64::from(most))
 }
 
-async fn connect_http1(target: Target<'_>, place: Option<Admission>) -> Result<Lease, Reset> {
-    let (stream, opened) = open(target, place).await?;
+async fn connect_http1(target: &Target<'_>, place: Option<Admission>) -> Result<Lease, Reset> {
+    let (stream, opened) = open(target, place, &["http/1.1"]).await?;
     let head_limit = 80 * 1024; // Envoy's limit for response heads of HTTP/1
     let handshake = http1::Builder::new()
         .max_header_size(head_limit)
@@ -150,13 +168,12 @@ async fn connect_http1(target: Target<'_>, place: Option<Admission>) -> Result<L
 }
 
 /// Opens a shared connection, or waits for whoever is opening one.
-async fn connect_http2_once(target: Target<'_>) -> Result<Lease, Reset> {
+async fn connect_http2_once(target: &Target<'_>) -> Result<Lease, Reset> {
     let options = &target.cluster.config.ir.http;
+    let pool = target.pool();
     loop {
-        let turn = target
-            .host
-            .pool
-            .shared(options.http2.max_concurrent_streams, options.common.max_requests_per_connection);
+        let turn =
+            pool.shared(options.http2.max_concurrent_streams, options.common.max_requests_per_connection);
         match turn {
             SharedTurn::Ready(place) => return Ok(Lease::Http2 { place }),
             SharedTurn::Wait(outcome) => {
@@ -166,10 +183,10 @@ async fn connect_http2_once(target: Target<'_>) -> Result<Lease, Reset> {
                 }
             }
             SharedTurn::Connect => {
-                let turn = ConnectTurn::new(&target.host.pool);
+                let turn = ConnectTurn::new(&pool);
                 let _pending = pending(target)?;
                 let place =
-                    breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority);
+                    breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority());
                 if place.is_none() {
                     target.cluster.stats.upstream_cx_overflow.inc();
                 }
@@ -189,8 +206,8 @@ async fn connect_http2_once(target: Target<'_>) -> Result<Lease, Reset> {
     }
 }
 
-async fn connect_http2(target: Target<'_>, place: Option<Admission>) -> Result<Http2, Reset> {
-    let (stream, opened) = open(target, place).await?;
+async fn connect_http2(target: &Target<'_>, place: Option<Admission>) -> Result<Http2, Reset> {
+    let (stream, opened) = open(target, place, &["h2"]).await?;
     let options = &target.cluster.config.ir.http.http2;
     let mut builder = http2::Builder::new(LocalExecutor);
     builder.timer(TokioTimer::new()).max_header_list_size(60 * 1024);
@@ -221,9 +238,10 @@ pub(crate) struct Pending<'a> {
     _place: Admission,
 }
 
-pub(crate) fn pending(target: Target<'_>) -> Result<Pending<'_>, Reset> {
+pub(crate) fn pending<'a>(target: &Target<'a>) -> Result<Pending<'a>, Reset> {
     let stats = &target.cluster.stats;
-    let Some(place) = breakers::admit(&target.cluster.config, Limited::Pending, target.high_priority) else {
+    let Some(place) = breakers::admit(&target.cluster.config, Limited::Pending, target.high_priority())
+    else {
         stats.upstream_rq_pending_overflow.inc();
         return Err(Reset::Overflow);
     };
@@ -247,6 +265,7 @@ pub(crate) struct Opened {
     host: Rc<Host>,
     since: Instant,
     place: Option<Admission>,
+    pool: Rc<Pool>,
 }
 
 impl Opened {
@@ -261,7 +280,7 @@ impl Opened {
             }
             self.cluster.stats.upstream_cx_max_duration_reached.inc();
             self.facts.ended.set(true);
-            self.host.pool.drop_ended();
+            self.pool.drop_ended();
         }
         self.ended(driver.await);
     }
@@ -286,15 +305,20 @@ impl Drop for Opened {
         self.host.stats.cx_active.dec();
         // The place has to be free before somebody is told so.
         drop(self.place.take());
-        self.host.pool.ended();
+        self.pool.ended();
     }
 }
 
-/// Opens a socket to the host and counts it.
-pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result<(Stream, Opened), Reset> {
-    let Target { worker, cluster, host, .. } = target;
+/// Opens a socket to the host, shakes hands where there is TLS, and counts it. `alpn`: what to offer where the configuration says nothing.
+pub(crate) async fn open(
+    target: &Target<'_>,
+    place: Option<Admission>,
+    alpn: &[&'static str],
+) -> Result<(Stream, Opened), Reset> {
+    let (worker, cluster, host) = (target.worker, target.cluster, target.host);
     let config = &cluster.config;
     let stats = &cluster.stats;
+    let pool = target.pool();
     let began = Instant::now();
     stats.upstream_cx_total.inc();
     stats.upstream_cx_active.inc();
@@ -303,12 +327,20 @@ pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result
     let facts = Rc::new(ConnectionFacts {
         id: worker.connection_id(),
         local: Cell::new(None),
+        tls: OnceCell::new(),
         requests: Cell::new(0),
         ended: Cell::new(false),
+        pool: Rc::downgrade(&pool),
     });
     // From here on the drop of `opened` takes the counts back.
-    let opened =
-        Opened { facts: facts.clone(), cluster: cluster.clone(), host: host.clone(), since: began, place };
+    let opened = Opened {
+        facts: facts.clone(),
+        cluster: cluster.clone(),
+        host: host.clone(),
+        since: began,
+        place,
+        pool,
+    };
     let options = DialOptions {
         mark: worker.mark,
         bind: config.bind.as_deref(),
@@ -319,8 +351,18 @@ pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result
             config.ir.connect_timeout
         },
     };
-    let tcp = match dial(host.address, options).await {
-        Ok(tcp) => tcp,
+    let connected = match dial(host.address, options).await {
+        Ok(tcp) => {
+            facts.local.set(tcp.local_addr().ok());
+            let stream = Stream::new(Transport::Tcp(tcp));
+            let left = options.timeout.saturating_sub(began.elapsed());
+            // Boxed: it is large, and over before the connection's real work.
+            Box::pin(transport(target, stream, &facts, alpn, left)).await
+        }
+        Err(reset) => Err(reset),
+    };
+    let mut stream = match connected {
+        Ok(stream) => stream,
         Err(reset) => {
             stats.upstream_cx_connect_fail.inc();
             host.stats.cx_connect_fail.inc();
@@ -331,10 +373,43 @@ pub(crate) async fn open(target: Target<'_>, place: Option<Admission>) -> Result
         }
     };
     stats.upstream_cx_connect_ms.record(began.elapsed().as_millis() as u64);
-    facts.local.set(tcp.local_addr().ok());
-    let mut stream = Stream::new(Transport::Tcp(tcp));
     stream.count_into(&stats.upstream_cx_rx_bytes_total, &stats.upstream_cx_tx_bytes_total);
     Ok((stream, opened))
+}
+
+/// What goes before the first byte of the protocol: the PROXY protocol's header, TLS. `limit`: what is left of the connect time-out.
+async fn transport(
+    target: &Target<'_>,
+    mut stream: Stream,
+    facts: &ConnectionFacts,
+    alpn: &[&'static str],
+    limit: Duration,
+) -> Result<Stream, Reset> {
+    let config = &target.cluster.config;
+    let endpoint = target.host.endpoint.borrow().clone();
+    let (transport, tls) = config.transport(&endpoint);
+    if let UpstreamTransport::ProxyProtocol { version, .. } = transport {
+        let header =
+            proxy_protocol::header(*version, target.special.as_ref().and_then(|special| special.client));
+        let sent = stream.write_all(&header).await;
+        sent.map_err(|error| Reset::ConnectFailure(error.to_string().into()))?;
+    }
+    let Some(tls) = tls else { return Ok(stream) };
+    let stats = target.cluster.tls_stats(target.worker);
+    let identity = ServerIdentity {
+        of_request: target.special.as_ref().and_then(|special| special.server_name.as_deref()),
+        of_endpoint: endpoint.hostname.as_deref(),
+        alpn,
+    };
+    match tokio::time::timeout(limit, tls::connect(tls, stream, identity, &stats)).await {
+        Ok(Ok((stream, shaken))) => {
+            // The cell is new and empty.
+            let _ = facts.tls.set(Rc::new(shaken));
+            Ok(stream)
+        }
+        Ok(Err(reason)) => Err(Reset::ConnectFailure(reason.into())),
+        Err(_) => Err(Reset::ConnectTimeout),
+    }
 }
 
 /// Sends a request and waits for the head of the answer.

@@ -46,7 +46,11 @@ async fn a_listener_waits_for_its_routes_and_a_cluster_for_its_endpoints() {
     bed.accept(&[(Listener, &rds_listener()), (Cluster, &eds_cluster("a"))]).await;
     bed.engine.initialized().await.unwrap();
     assert!(!bed.engine.ready());
-    let expected = Subscriptions { routes: ["r".to_owned()].into(), endpoints: ["a".to_owned()].into() };
+    let expected = Subscriptions {
+        routes: ["r".to_owned()].into(),
+        endpoints: ["a".to_owned()].into(),
+        ..Subscriptions::default()
+    };
     assert_eq!(*bed.engine.subscriptions().borrow(), expected);
     assert_eq!(bed.stat("listener_manager.total_listeners_warming").await, Some(1));
     bed.accept(&[(Endpoints, &endpoints("a", &[&upstream]))]).await;

@@ -8,6 +8,7 @@ use crate::common::{SocketOption, TcpKeepalive};
 use crate::endpoint::ClusterLoadAssignment;
 use crate::hcm::{CommonHttpOptions, Http1Options, Http2Options};
 use crate::lb_policy::LbPolicy;
+use crate::tls::{ProxyProtocolVersion, UpstreamTls};
 
 /// Envoy's `cluster.v3.Cluster`.
 #[derive(Clone, Debug)]
@@ -36,8 +37,10 @@ pub struct Cluster {
     pub max_connections_per_host: Option<u32>,
     /// HTTP towards the endpoints.
     pub http: UpstreamHttp,
-    /// TLS towards the endpoints; only plaintext for now.
+    /// TLS towards the endpoints.
     pub transport: UpstreamTransport,
+    /// Transports for endpoints whose metadata (`envoy.transport_socket_match`) matches; the first that does counts, else `transport`.
+    pub transport_matches: Vec<TransportMatch>,
     /// Source address and socket options; `None`: the bootstrap's.
     pub bind: Option<BindConfig>,
     /// Keep-alive of upstream connections.
@@ -202,6 +205,26 @@ pub struct UpstreamHttp {
     pub http1: Http1Options,
     /// HTTP/2.
     pub http2: Http2Options,
+    /// SNI and names to verify from requests (`upstream_http_protocol_options`).
+    pub names: UpstreamNames,
+}
+
+/// `UpstreamHttpProtocolOptions`: what TLS towards endpoints takes from a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamNames {
+    /// Ask for the request's host.
+    pub auto_sni: bool,
+    /// The certificate must have the request's host.
+    pub auto_san_validation: bool,
+    /// Take the host from this header, when the request has it.
+    pub header: Option<http::HeaderName>,
+}
+
+impl UpstreamNames {
+    /// Whether connections differ by request.
+    pub fn by_request(&self) -> bool {
+        self.auto_sni || self.auto_san_validation
+    }
 }
 
 /// HTTP version towards endpoints.
@@ -217,11 +240,51 @@ pub enum UpstreamProtocol {
 }
 
 /// Upstream transport.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
+#[derive(Clone, Debug, Default)]
 pub enum UpstreamTransport {
     /// Plaintext.
+    #[default]
     Plaintext,
+    /// TLS.
+    Tls(Arc<UpstreamTls>),
+    /// A PROXY protocol header, then another transport.
+    ProxyProtocol {
+        /// Which version.
+        version: ProxyProtocolVersion,
+        /// What follows the header; never another of its kind.
+        inner: Box<UpstreamTransport>,
+    },
+}
+
+impl UpstreamTransport {
+    /// TLS, with or without a PROXY protocol header before it.
+    pub fn tls(&self) -> Option<&Arc<UpstreamTls>> {
+        match self {
+            Self::Plaintext => None,
+            Self::Tls(tls) => Some(tls),
+            Self::ProxyProtocol { inner, .. } => inner.tls(),
+        }
+    }
+}
+
+/// One of `transport_socket_matches`.
+#[derive(Clone, Debug)]
+pub struct TransportMatch {
+    /// Name, for stats.
+    pub name: Arc<str>,
+    /// Members that the endpoint's `envoy.transport_socket_match` metadata must have, as JSON. Empty: any endpoint.
+    pub criteria: Arc<serde_json::Value>,
+    /// The transport.
+    pub transport: UpstreamTransport,
+}
+
+impl TransportMatch {
+    /// Whether an endpoint with this metadata (`filter_metadata` as JSON) uses it.
+    pub fn is_match(&self, metadata: Option<&serde_json::Value>) -> bool {
+        let Some(criteria) = self.criteria.as_object() else { return true };
+        let given = metadata.and_then(|metadata| metadata.get("envoy.transport_socket_match"));
+        criteria.iter().all(|(key, wanted)| given.and_then(|given| given.get(key)) == Some(wanted))
+    }
 }
 
 /// `core.v3.BindConfig`.

@@ -312,7 +312,20 @@ fn tls(name: &str) -> Option<Operator> {
         "PEER_CERT_V_END" => TlsFact::PeerCertEnd,
         _ => return None,
     };
-    Some(if downstream { Operator::DownstreamTls(fact) } else { Operator::UpstreamTls(fact) })
+    // Envoy has these of clients only.
+    let of_clients = matches!(
+        fact,
+        TlsFact::LocalSubject
+            | TlsFact::LocalUriSan
+            | TlsFact::LocalDnsSan
+            | TlsFact::PeerFingerprint256
+            | TlsFact::PeerSerial
+    );
+    if downstream {
+        Some(Operator::DownstreamTls(fact))
+    } else {
+        (!of_clients).then_some(Operator::UpstreamTls(fact))
+    }
 }
 
 fn header_pair(argument: &str) -> Result<(FormatHeader, Option<FormatHeader>), String> {

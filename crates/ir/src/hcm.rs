@@ -63,6 +63,21 @@ pub enum ForwardClientCert {
     AlwaysForwardOnly,
 }
 
+/// `set_current_client_cert_details`: what this hop adds to `x-forwarded-client-cert` besides the hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClientCertDetails {
+    /// The client's subject.
+    pub subject: bool,
+    /// Its certificate.
+    pub cert: bool,
+    /// Its whole chain.
+    pub chain: bool,
+    /// Its DNS names.
+    pub dns: bool,
+    /// Its URIs.
+    pub uri: bool,
+}
+
 /// `path_with_escaped_slashes_action`: what to do with `%2F` and `%5C` in a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EscapedSlashes {
@@ -291,6 +306,8 @@ pub struct HttpConnectionManager {
     pub always_set_request_id_in_response: bool,
     /// `x-forwarded-client-cert`.
     pub forward_client_cert: ForwardClientCert,
+    /// What is added to it.
+    pub client_cert_details: ClientCertDetails,
     /// Forwards `expect: 100-continue` instead of answering it.
     pub proxy_100_continue: bool,
     /// Upgrades.

@@ -33,6 +33,7 @@ mod rewrite;
 mod route;
 mod route_table;
 mod support;
+mod tls;
 
 pub use access_log::*;
 pub use balancer::*;
@@ -56,3 +57,4 @@ pub use matcher::*;
 pub use route::*;
 pub use route_table::*;
 pub use support::{FieldSupport, Support, support_markdown, support_table};
+pub use tls::*;

@@ -8,6 +8,7 @@ use crate::access_log::AccessLog;
 use crate::common::{ClusterRef, SocketOption, TcpKeepalive};
 use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
 use crate::hcm::HttpConnectionManager;
+use crate::tls::{DownstreamTls, ProxyProtocolFilter};
 
 /// A listener ready to run (Envoy's `listener.v3.Listener`).
 #[derive(Clone, Debug)]
@@ -89,6 +90,8 @@ pub enum ListenerFilterKind {
     TlsInspector,
     /// Peeks at plaintext: `http/1.0`, `http/1.1` or `h2c`.
     HttpInspector,
+    /// Takes the addresses of both ends from the PROXY protocol's header.
+    ProxyProtocol(ProxyProtocolFilter),
 }
 
 /// Envoy's `ListenerFilterChainMatchPredicate`.
@@ -133,8 +136,10 @@ pub struct FilterChain {
     pub name: Arc<str>,
     /// Which connections it takes.
     pub matching: FilterChainMatch,
-    /// TLS of the downstream connection. Only plaintext for now: anything else is refused by the conversion.
+    /// TLS of the downstream connection.
     pub transport: DownstreamTransport,
+    /// How long the handshake may take. `None`: as long as an idle connection.
+    pub transport_connect_timeout: Option<Duration>,
     /// Filters that run before the terminal one. None are supported yet, so this is empty.
     pub filters: Vec<NetworkFilter>,
     /// The last filter, which takes the connection. `None`: an empty chain; the connection is closed at once, as with Envoy.
@@ -143,10 +148,11 @@ pub struct FilterChain {
 
 /// Downstream transport.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum DownstreamTransport {
     /// Plaintext (`envoy.transport_sockets.raw_buffer` or none).
     Plaintext,
+    /// TLS.
+    Tls(Arc<DownstreamTls>),
 }
 
 /// A network filter that is not terminal (RBAC and the like, later).

@@ -193,12 +193,15 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::router::v3 as router;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol_filter;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3 as tls_inspector;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::direct_response::v3 as direct_response;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
     pub(super) use lateen_xds::pb::envoy::extensions::load_balancing_policies as balancing;
     pub(super) use lateen_xds::pb::envoy::extensions::network::dns_resolver::cares::v3 as cares;
+    pub(super) use lateen_xds::pb::envoy::extensions::transport_sockets::proxy_protocol::v3 as proxy_protocol;
+    pub(super) use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
     pub(super) use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
     pub(super) use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 }
@@ -213,10 +216,23 @@ table! {
     listener::ListenerFilter,
     listener::Filter,
     tls_inspector::TlsInspector,
+    proxy_protocol_filter::ProxyProtocol,
+    tls::DownstreamTlsContext,
+    tls::UpstreamTlsContext,
+    tls::CommonTlsContext,
+    tls::common_tls_context::CombinedCertificateValidationContext,
+    tls::TlsParameters,
+    tls::TlsCertificate,
+    tls::CertificateValidationContext,
+    tls::SubjectAltNameMatcher,
+    tls::SdsSecretConfig,
+    proxy_protocol::ProxyProtocolUpstreamTransport,
+    core::ProxyProtocolConfig,
     hcm::HttpConnectionManager,
     hcm::Rds,
     hcm::HttpFilter,
     hcm::http_connection_manager::UpgradeConfig,
+    hcm::http_connection_manager::SetCurrentClientCertDetails,
     hcm::http_connection_manager::InternalAddressConfig,
     hcm::http_connection_manager::HcmAccessLogOptions,
     hcm::LocalReplyConfig,
@@ -261,6 +277,8 @@ table! {
     matcher::RegexMatchAndSubstitute,
     cluster::Cluster,
     cluster::cluster::EdsClusterConfig,
+    cluster::cluster::TransportSocketMatch,
+    core::UpstreamHttpProtocolOptions,
     cluster::cluster::CommonLbConfig,
     cluster::cluster::LeastRequestLbConfig,
     cluster::cluster::RoundRobinLbConfig,

@@ -17,6 +17,9 @@ mod proxies;
 mod redirects;
 mod retries;
 mod service;
+mod tls;
+mod tls_config;
+mod tls_pki;
 mod tunnels;
 mod wire;
 

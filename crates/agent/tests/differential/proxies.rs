@@ -12,10 +12,10 @@ use crate::Log;
 use crate::service;
 use crate::wire::Wire;
 
-const PROXY: &str = env!("CARGO_BIN_EXE_lateen-proxy");
+pub(crate) const PROXY: &str = env!("CARGO_BIN_EXE_lateen-proxy");
 
 /// Nothing takes longer than this.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Listeners by name, and what each adds to the connection manager.
 pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
@@ -103,7 +103,7 @@ pub(crate) fn address(port: u16) -> Value {
     json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
 }
 
-fn cluster(name: &str, more: Value, endpoints: &[SocketAddr]) -> Value {
+pub(crate) fn cluster(name: &str, more: Value, endpoints: &[SocketAddr]) -> Value {
     let endpoints: Vec<_> = endpoints
         .iter()
         .map(|endpoint| json!({ "endpoint": { "address": address(endpoint.port()) } }))

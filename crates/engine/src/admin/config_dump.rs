@@ -86,7 +86,10 @@ fn dump(
         routes["static_route_configs"] = Json::Array(inline);
     }
     configs.push(routes);
-    Ok(json!({ "configs": configs }))
+    configs.push(secrets(&codec, of(ResourceKind::Secret))?);
+    let mut dump = json!({ "configs": configs });
+    redact(&mut dump);
+    Ok(dump)
 }
 
 /// Routes that stand in listeners. Envoy calls them static wherever the listener came from.
@@ -166,6 +169,57 @@ fn section<'a>(
         }
     }
     Ok(out)
+}
+
+/// Secrets, with their private parts blacked out as Envoy does it.
+fn secrets<'a>(codec: &JsonCodec, resources: impl Iterator<Item = &'a RawView>) -> Result<Json, JsonError> {
+    let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
+    for resource in resources {
+        let raw = &resource.raw;
+        let secret = codec.any_to_value(&raw.body.type_url, &raw.body.value)?;
+        let mut entry = json!({ "name": resource.name, "last_updated": time(raw.updated), "secret": secret });
+        if raw.is_static {
+            fixed.push(entry);
+        } else {
+            entry["version_info"] = json!(raw.version);
+            dynamic.push(entry);
+        }
+    }
+    let mut out = json!({ "@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump" });
+    for (name, list) in [("static_secrets", fixed), ("dynamic_active_secrets", dynamic)] {
+        if !list.is_empty() {
+            out[name] = Json::Array(list);
+        }
+    }
+    Ok(out)
+}
+
+/// "[redacted]" in base64.
+const REDACTED_BYTES: &str = "W3JlZGFjdGVkXQ==";
+
+/// Replaces what must not be shown: keys, wherever they stand.
+fn redact(value: &mut Json) {
+    match value {
+        Json::Object(members) => {
+            for (name, member) in members.iter_mut() {
+                if matches!(name.as_str(), "private_key" | "password" | "pkcs12") {
+                    redact_source(member);
+                } else {
+                    redact(member);
+                }
+            }
+        }
+        Json::Array(members) => members.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
+/// A `DataSource`. Where a key is in a file, the name of the file is no secret, but Envoy hides it as well.
+fn redact_source(source: &mut Json) {
+    let Some(members) = source.as_object_mut() else { return };
+    for (name, member) in members.iter_mut() {
+        *member = if name == "inline_bytes" { json!(REDACTED_BYTES) } else { json!("[redacted]") };
+    }
 }
 
 fn listeners<'a>(codec: &JsonCodec, resources: impl Iterator<Item = &'a RawView>) -> Result<Json, JsonError> {

@@ -1,6 +1,7 @@
 //! The admin service, in Envoy's shapes, on the control thread. Meant for loopback.
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/operations/admin>
 
+mod certs;
 mod clusters;
 mod config_dump;
 mod listeners;

@@ -5,7 +5,7 @@ use hyper::body::Incoming;
 use regex::Regex;
 use serde_json::json;
 
-use super::{Admin, Query, Reply, clusters, config_dump, is_post, json, listeners, reply, text};
+use super::{Admin, Query, Reply, certs, clusters, config_dump, is_post, json, listeners, reply, text};
 use crate::control::{Command, ask};
 use crate::inspection::{Inspection, resident_bytes, state};
 use crate::stats::merge::{Stat, Value};
@@ -40,7 +40,6 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Reply {
     match path.as_str() {
         "" | "/help" => help(),
         "/ready" => ready(admin).await,
-        "/certs" => json(&json!({ "certificates": [] })),
         "/runtime" => json(&json!({ "layers": [], "entries": {} })),
         "/memory" => memory(),
         "/logging" => logging(admin, &method, &query),
@@ -52,7 +51,7 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Reply {
                 text(StatusCode::METHOD_NOT_ALLOWED, "Method GET not allowed, POST required.\n")
             }
         }
-        _ => match inspect(admin, path == "/config_dump").await {
+        _ => match inspect(admin, matches!(path.as_str(), "/config_dump" | "/certs")).await {
             None => text(StatusCode::SERVICE_UNAVAILABLE, "the engine is stopping\n"),
             Some(inspection) => page(admin, &path, &query, inspection).await,
         },
@@ -71,6 +70,7 @@ async fn page(admin: &Admin, path: &str, query: &Query, inspection: Inspection) 
         "/listeners" => text(StatusCode::OK, listeners::text(&inspection)),
         "/stats" | "/stats/prometheus" => stats(path, query, inspection.stats),
         "/server_info" => json(&server_info(admin, &inspection)),
+        "/certs" => json(&certs::json(&inspection)),
         "/config_dump" => config_dump::answer(admin, query, inspection).await,
         _ => text(StatusCode::NOT_FOUND, format!("invalid path. {}", help_text())),
     }

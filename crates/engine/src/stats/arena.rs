@@ -11,11 +11,13 @@ use super::blocks::{
     BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, Http1CodecStats,
     Http2CodecStats, HttpStats, ListenerStats, TcpStats,
 };
+use super::tls::TlsStats;
 
 /// What a block is about; also the first part of its stats' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Scope {
     Cluster,
+    ClusterTls,
     Cors,
     Fault,
     /// The name is the connection manager's prefix, a line feed, and the client's name.
@@ -26,6 +28,7 @@ pub(crate) enum Scope {
     /// Of all HTTP/2 connections of clients; its only block has no name.
     Http2Codec,
     Listener,
+    ListenerTls,
     Tcp,
 }
 
@@ -33,11 +36,11 @@ impl Scope {
     /// First part of the names.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
-            Self::Cluster => "cluster",
+            Self::Cluster | Self::ClusterTls => "cluster",
             Self::Cors | Self::Fault | Self::FaultClient | Self::Http => "http",
             Self::Http1Codec => "http1",
             Self::Http2Codec => "http2",
-            Self::Listener => "listener",
+            Self::Listener | Self::ListenerTls => "listener",
             Self::Tcp => "tcp",
         }
     }
@@ -47,9 +50,14 @@ impl Scope {
         match self {
             Self::Cors => Some("cors"),
             Self::Fault | Self::FaultClient => Some("fault"),
-            Self::Cluster | Self::Http | Self::Http1Codec | Self::Http2Codec | Self::Listener | Self::Tcp => {
-                None
-            }
+            Self::Cluster
+            | Self::ClusterTls
+            | Self::Http
+            | Self::Http1Codec
+            | Self::Http2Codec
+            | Self::Listener
+            | Self::ListenerTls
+            | Self::Tcp => None,
         }
     }
 
@@ -65,6 +73,7 @@ impl Scope {
             Self::Http2Codec => &Http2CodecStats::NAMES,
             Self::Listener => &ListenerStats::NAMES,
             Self::Tcp => &TcpStats::NAMES,
+            Self::ClusterTls | Self::ListenerTls => &TlsStats::NAMES,
         }
     }
 }
@@ -87,6 +96,8 @@ pub(crate) struct StatsArena {
     http1_codec: OnceCell<Rc<Http1CodecStats>>,
     http2_codec: OnceCell<Rc<Http2CodecStats>>,
     tcp: Blocks<TcpStats>,
+    cluster_tls: Blocks<TlsStats>,
+    listener_tls: Blocks<TlsStats>,
 }
 
 fn find_or_make<T: Default>(blocks: &Blocks<T>, name: &Arc<str>) -> Rc<T> {
@@ -150,6 +161,14 @@ impl StatsArena {
         find_or_make(&self.fault_clients, &format!("{prefix}\n{client}").into())
     }
 
+    pub(crate) fn cluster_tls(&self, name: &Arc<str>) -> Rc<TlsStats> {
+        find_or_make(&self.cluster_tls, name)
+    }
+
+    pub(crate) fn listener_tls(&self, address: &Arc<str>) -> Rc<TlsStats> {
+        find_or_make(&self.listener_tls, address)
+    }
+
     /// Copies all numbers out.
     pub(crate) fn read(&self) -> ArenaReading {
         let mut out = ArenaReading::new();
@@ -167,6 +186,8 @@ impl StatsArena {
         ];
         out.extend(codecs.into_iter().flatten());
         visit(&self.tcp, |name, block| out.push((Scope::Tcp, name.clone(), block.read())));
+        visit(&self.cluster_tls, |name, block| out.push((Scope::ClusterTls, name.clone(), block.read())));
+        visit(&self.listener_tls, |name, block| out.push((Scope::ListenerTls, name.clone(), block.read())));
         out
     }
 
@@ -181,6 +202,8 @@ impl StatsArena {
         self.http1_codec.get().into_iter().for_each(|block| block.reset_counters());
         self.http2_codec.get().into_iter().for_each(|block| block.reset_counters());
         visit(&self.tcp, |_, block| block.reset_counters());
+        visit(&self.cluster_tls, |_, block| block.reset_counters());
+        visit(&self.listener_tls, |_, block| block.reset_counters());
     }
 }
 

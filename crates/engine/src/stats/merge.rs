@@ -113,6 +113,9 @@ fn flatten(key: (Scope, Arc<str>), total: BlockReading, stats: &mut Vec<Stat>) {
     let names = key.0.names();
     let mut push = |leaf, value| stats.push(Stat { scope: Some(key.clone()), leaf, value });
     for (name, n) in names.counters.iter().zip(total.counters) {
+        if n == 0 && super::tls::appears_when_used(name) {
+            continue;
+        }
         push(Leaf::Name(name), Value::Counter(n));
     }
     for (name, n) in names.gauges.iter().zip(total.gauges) {

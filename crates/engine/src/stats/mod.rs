@@ -10,3 +10,4 @@ pub(crate) mod merge;
 pub(crate) mod prometheus;
 pub(crate) mod render;
 pub(crate) mod slots;
+pub(crate) mod tls;

@@ -11,12 +11,12 @@ use super::slots::BUCKETS;
 /// `None`: there is one block only.
 fn label_name(scope: Scope) -> Option<&'static str> {
     match scope {
-        Scope::Cluster => Some("envoy_cluster_name"),
+        Scope::Cluster | Scope::ClusterTls => Some("envoy_cluster_name"),
         Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http => {
             Some("envoy_http_conn_manager_prefix")
         }
         Scope::Http1Codec | Scope::Http2Codec => None,
-        Scope::Listener => Some("envoy_listener_address"),
+        Scope::Listener | Scope::ListenerTls => Some("envoy_listener_address"),
         Scope::Tcp => Some("envoy_tcp_prefix"),
     }
 }
@@ -33,12 +33,18 @@ fn metric(stat: &Stat) -> (String, String) {
     }
     // Writing to a String cannot fail.
     match &stat.leaf {
-        Leaf::Name(leaf) => match class_of(leaf) {
-            Some((base, class)) => {
+        Leaf::Name(leaf) => match (class_of(leaf), tls_fact(leaf)) {
+            (_, Some((base, label, value))) => {
+                name.push_str(base);
+                let _ = write!(labels, "{label}=\"{value}\"");
+            }
+            (Some((base, class)), None) => {
                 name.push_str(base);
                 let _ = write!(labels, "envoy_response_code_class=\"{class}\"");
             }
-            None => name.extend(leaf.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })),
+            (None, None) => {
+                name.extend(leaf.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }))
+            }
         },
         Leaf::Class(class) => {
             name.push_str("upstream_rq_xx");
@@ -72,6 +78,17 @@ fn class_of(leaf: &str) -> Option<(&'static str, char)> {
         (Some(class @ '1'..='5'), None) => Some(("downstream_rq_xx", class)),
         _ => None,
     }
+}
+
+/// `ssl.versions.TLSv1.3` is `ssl_versions` with a label.
+fn tls_fact(leaf: &str) -> Option<(&'static str, &'static str, &str)> {
+    let (kind, value) = leaf.strip_prefix("ssl.")?.split_once('.')?;
+    Some(match kind {
+        "versions" => ("ssl_versions", "envoy_ssl_version", value),
+        "ciphers" => ("ssl_ciphers", "envoy_ssl_cipher", value),
+        "curves" => ("ssl_curves", "envoy_ssl_curve", value),
+        _ => return None,
+    })
 }
 
 fn escape(value: &str) -> String {

@@ -84,9 +84,9 @@ pub(super) fn bootstrap(at: &At<'_>, message: proto::Bootstrap) -> Converted<Boo
 
 fn static_resources(at: &At<'_>, message: StaticResources) -> Converted<(Vec<Listener>, Vec<Cluster>)> {
     fields!(at, message => StaticResources {
-        used { listeners, clusters }
+        used { listeners, clusters, secrets }
         inert {}
-        rejected { secrets = "static secrets" }
+        rejected {}
     });
     let listeners = listeners
         .into_iter()
@@ -98,6 +98,10 @@ fn static_resources(at: &At<'_>, message: StaticResources) -> Converted<(Vec<Lis
         .enumerate()
         .map(|(index, cluster)| super::cluster::cluster(&at.index("clusters", index), cluster))
         .collect::<Converted<Vec<_>>>()?;
+    // The engine gets them one by one; here it counts that they can be used.
+    for (index, secret) in secrets.into_iter().enumerate() {
+        super::tls::secret(&at.index("secrets", index), secret)?;
+    }
     Ok((listeners, clusters))
 }
 

@@ -13,7 +13,7 @@ use super::config_source::{Source, config_source};
 use super::dns::{DnsCluster, dns_cluster, dns_resolver};
 use super::endpoint::{Names, load_assignment};
 use super::lb_policy::{self, Chosen};
-use super::listener::plaintext;
+use super::tls;
 use super::upstream_http::{self, Deprecated};
 use super::values::{
     Converted, bind_config, bool_or, duration, enumeration, metadata, nonempty, number, optional, positive,
@@ -23,7 +23,7 @@ use crate::error::At;
 use crate::support::fields;
 use crate::{
     Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, DnsFamily, LbPolicy, TcpKeepalive,
-    UpstreamTransport,
+    TransportMatch,
 };
 
 const BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -36,7 +36,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             load_assignment, max_requests_per_connection, circuit_breakers, common_http_protocol_options,
             http_protocol_options, http2_protocol_options, typed_extension_protocol_options, dns_refresh_rate,
             dns_jitter, dns_failure_refresh_rate, dns_lookup_family, respect_dns_ttl, typed_dns_resolver_config, wait_for_warm_on_init,
-            outlier_detection, cleanup_interval, upstream_bind_config, common_lb_config, transport_socket, metadata,
+            outlier_detection, cleanup_interval, upstream_bind_config, upstream_http_protocol_options, common_lb_config, transport_socket, transport_socket_matches, metadata,
             protocol_selection, upstream_connection_options, connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
             load_balancing_policy,
         }
@@ -45,12 +45,10 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             ignore_health_on_host_removal = "there are no active health checks; removed endpoints stop at once",
         }
         rejected {
-            transport_socket_matches = "transport sockets by endpoint",
             transport_socket_matcher = "transport sockets by endpoint",
             stats_matcher = "matchers for stats",
             per_connection_buffer_high_watermark_timeout = "closing connections with full buffers",
             health_checks = "active health checks",
-            upstream_http_protocol_options = "SNI from the request",
             dns_resolvers = "use typed_dns_resolver_config",
             use_tcp_for_dns_lookups = "use typed_dns_resolver_config",
             dns_resolution_config = "use typed_dns_resolver_config",
@@ -66,9 +64,10 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         }
         variants { cluster_type = "clusters by extension, but for envoy.extensions.clusters.dns.v3.DnsCluster" }
     });
-    if let Some(socket) = transport_socket {
-        plaintext(&at.field("transport_socket"), &socket)?;
-    }
+    let transport = transport_socket
+        .map(|socket| tls::upstream(&at.field("transport_socket"), socket))
+        .transpose()?
+        .unwrap_or_default();
     let name = nonempty(at, "name", name)?;
     let dns = Dns {
         refresh_rate: positive(at, "dns_refresh_rate", dns_refresh_rate, Duration::from_secs(5))?,
@@ -162,6 +161,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             protocol_selection,
         )? == nested::ClusterProtocolSelection::UseDownstreamProtocol,
         max_requests_per_connection: number(max_requests_per_connection),
+        names: upstream_http_protocol_options,
     };
     let http = upstream_http::upstream_http(
         at,
@@ -185,7 +185,8 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         high_priority_circuit_breakers: high,
         max_connections_per_host,
         http,
-        transport: UpstreamTransport::Plaintext,
+        transport,
+        transport_matches: transport_matches(at, transport_socket_matches)?,
         bind: upstream_bind_config
             .map(|bind| bind_config(&at.field("upstream_bind_config"), bind))
             .transpose()?,
@@ -201,6 +202,28 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         cleanup_interval: positive(at, "cleanup_interval", cleanup_interval, Duration::from_secs(5))?,
         metadata: self::metadata(metadata),
     })
+}
+
+fn transport_matches(
+    at: &At<'_>,
+    matches: Vec<nested::TransportSocketMatch>,
+) -> Converted<Vec<TransportMatch>> {
+    let convert = |(index, one): (usize, nested::TransportSocketMatch)| {
+        let at = at.index("transport_socket_matches", index);
+        fields!(&at, one => nested::TransportSocketMatch {
+            used { name, r#match, transport_socket }
+            inert {}
+            rejected {}
+        });
+        let criteria = r#match.map_or(serde_json::Value::Null, super::values::struct_value);
+        let socket = required(&at, "transport_socket", transport_socket)?;
+        Ok(TransportMatch {
+            name: nonempty(&at, "name", name)?,
+            criteria: std::sync::Arc::new(criteria),
+            transport: tls::upstream(&at.field("transport_socket"), socket)?,
+        })
+    };
+    matches.into_iter().enumerate().map(convert).collect()
 }
 
 enum Kind {

@@ -18,8 +18,8 @@ use super::values::{
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    CodecType, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LocalReplyConfig, LocalReplyMapper,
-    RouteSource, Scheme, ServerHeader, StripPort, UpgradeConfig,
+    ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LocalReplyConfig,
+    LocalReplyMapper, RouteSource, Scheme, ServerHeader, StripPort, UpgradeConfig,
 };
 
 #[allow(clippy::too_many_lines)] // One entry for each field of the message; there is nothing to split.
@@ -34,13 +34,12 @@ pub(super) fn http_connection_manager(
             max_request_headers_kb, stream_idle_timeout, request_timeout, request_headers_timeout, access_log, access_log_flush_interval, flush_access_log_on_new_request,
             access_log_options, use_remote_address, xff_num_trusted_hops, internal_address_config, skip_xff_append,
             via, generate_request_id, preserve_external_request_id, always_set_request_id_in_response,
-            forward_client_cert_details, proxy_100_continue, upgrade_configs,
+            forward_client_cert_details, set_current_client_cert_details, proxy_100_continue, upgrade_configs,
             normalize_path, merge_slashes, path_with_escaped_slashes_action, request_id_extension, local_reply_config,
             strip_matching_host_port, stream_error_on_invalid_http_message, strip_trailing_host_dot,
             append_x_forwarded_port, route_specifier, strip_port_mode,
         }
         inert {
-            set_current_client_cert_details = "there is no TLS yet, so there is no client certificate",
             drain_timeout = "the last GOAWAY follows the first after a round trip",
             delayed_close_timeout = "what a client still sends is read for a second after its connection was closed",
             append_local_overload = "there is no overload manager",
@@ -128,6 +127,7 @@ pub(super) fn http_connection_manager(
         preserve_external_request_id,
         always_set_request_id_in_response,
         forward_client_cert: forward_client_cert(at, forward_client_cert_details)?,
+        client_cert_details: client_cert_details(at, set_current_client_cert_details)?,
         proxy_100_continue,
         upgrades: upgrades(at, upgrade_configs)?,
         normalize_path: bool_or(normalize_path, false),
@@ -247,6 +247,20 @@ fn forward_client_cert(at: &At<'_>, value: i32) -> Converted<ForwardClientCert> 
         ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
         ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
     })
+}
+
+fn client_cert_details(
+    at: &At<'_>,
+    details: Option<nested::SetCurrentClientCertDetails>,
+) -> Converted<ClientCertDetails> {
+    let at = at.field("set_current_client_cert_details");
+    let Some(details) = details else { return Ok(ClientCertDetails::default()) };
+    fields!(&at, details => nested::SetCurrentClientCertDetails {
+        used { subject, cert, chain, dns, uri }
+        inert {}
+        rejected { issuer = "the issuer", format = "another form of the header" }
+    });
+    Ok(ClientCertDetails { subject: bool_or(subject, false), cert, chain, dns, uri })
 }
 
 fn upgrades(at: &At<'_>, configs: Vec<nested::UpgradeConfig>) -> Converted<Vec<UpgradeConfig>> {

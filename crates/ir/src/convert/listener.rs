@@ -12,6 +12,7 @@ use lateen_xds::pb::envoy::extensions::filters::network;
 use super::access_log::access_logs;
 use super::hcm::http_connection_manager;
 use super::tcp_proxy::tcp_proxy;
+use super::tls;
 use super::values::{
     Converted, bool_or, cidrs, data_source, enumeration, nonempty, number, optional, port, required,
     socket_address, socket_options, tcp_keepalive, timeout, typed,
@@ -20,7 +21,8 @@ use crate::error::At;
 use crate::support::fields;
 use crate::{
     AdditionalAddress, ConnectionPredicate, DownstreamTransport, FilterChain, FilterChainIndex,
-    FilterChainMatch, Listener, ListenerFilter, ListenerFilterKind, SourceType, TerminalFilter,
+    FilterChainMatch, Listener, ListenerFilter, ListenerFilterKind, ProxyProtocolFilter, SourceType,
+    TerminalFilter,
 };
 
 const BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -144,7 +146,7 @@ fn exact_balance(at: &At<'_>, config: Option<proto::listener::ConnectionBalanceC
 }
 
 fn listener_filter(at: &At<'_>, filter: proto::ListenerFilter) -> Converted<ListenerFilter> {
-    use listener_filters::{http_inspector, original_dst, tls_inspector};
+    use listener_filters::{http_inspector, original_dst, proxy_protocol, tls_inspector};
     use proto::listener_filter::ConfigType;
     fields!(at, filter => proto::ListenerFilter {
         used { filter_disabled, config_type }
@@ -183,9 +185,14 @@ fn listener_filter(at: &At<'_>, filter: proto::ListenerFilter) -> Converted<List
             let http_inspector::v3::HttpInspector {} = typed(at, &any)?;
             ListenerFilterKind::HttpInspector
         }
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+            let config: proxy_protocol::v3::ProxyProtocol = typed(at, &any)?;
+            ListenerFilterKind::ProxyProtocol(proxy_protocol_filter(&at.field("typed_config"), config)?)
+        }
         other => {
-            let reason =
-                format!("{other:?} is not supported; original_dst, tls_inspector and http_inspector are");
+            let reason = format!(
+                "{other:?} is not supported; original_dst, tls_inspector, http_inspector and proxy_protocol are"
+            );
             return Err(at.error_in("typed_config", reason));
         }
     };
@@ -193,6 +200,32 @@ fn listener_filter(at: &At<'_>, filter: proto::ListenerFilter) -> Converted<List
         .map(|predicate| connection_predicate(&at.field("filter_disabled"), predicate))
         .transpose()?;
     Ok(ListenerFilter { kind, disabled })
+}
+
+fn proxy_protocol_filter(
+    at: &At<'_>,
+    config: listener_filters::proxy_protocol::v3::ProxyProtocol,
+) -> Converted<ProxyProtocolFilter> {
+    use core::proxy_protocol_config::Version;
+    use listener_filters::proxy_protocol::v3::ProxyProtocol;
+    fields!(at, config => ProxyProtocol {
+        used { allow_requests_without_proxy_protocol, disallowed_versions }
+        inert { tlv_location = "TLVs are not kept" }
+        rejected {
+            rules = "metadata from TLVs",
+            pass_through_tlvs = "TLVs",
+            stat_prefix = "a prefix of its own for stats",
+        }
+    });
+    let mut filter =
+        ProxyProtocolFilter { optional: allow_requests_without_proxy_protocol, v1: true, v2: true };
+    for version in disallowed_versions {
+        match enumeration(at, "disallowed_versions", version)? {
+            Version::V1 => filter.v1 = false,
+            Version::V2 => filter.v2 = false,
+        }
+    }
+    Ok(filter)
 }
 
 fn connection_predicate(
@@ -226,16 +259,16 @@ fn connection_predicate(
 
 fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain> {
     fields!(at, chain => proto::FilterChain {
-        used { filter_chain_match, filters, transport_socket, name }
+        used { filter_chain_match, filters, transport_socket, transport_socket_connect_timeout, name }
         inert {
             metadata = "no supported extension reads a filter chain's metadata; it stays in config_dump",
-            transport_socket_connect_timeout = "a plaintext connection has no handshake",
         }
         rejected { use_proxy_proto = "the PROXY protocol" }
     });
-    if let Some(socket) = transport_socket {
-        plaintext(&at.field("transport_socket"), &socket)?;
-    }
+    let transport = transport_socket
+        .map(|socket| tls::downstream(&at.field("transport_socket"), socket))
+        .transpose()?
+        .unwrap_or(DownstreamTransport::Plaintext);
     let last = filters.len().saturating_sub(1);
     let mut terminal = None;
     for (index, filter) in filters.into_iter().enumerate() {
@@ -253,24 +286,16 @@ fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain
             .map(|matching| self::filter_chain_match(&at.field("filter_chain_match"), matching))
             .transpose()?
             .unwrap_or_default(),
-        transport: DownstreamTransport::Plaintext,
+        transport,
+        transport_connect_timeout: timeout(
+            at,
+            "transport_socket_connect_timeout",
+            transport_socket_connect_timeout,
+            None,
+        )?,
         filters: Vec::new(),
         terminal,
     })
-}
-
-/// Accepts the raw buffer only.
-pub(super) fn plaintext(at: &At<'_>, socket: &core::TransportSocket) -> Converted<()> {
-    use core::transport_socket::ConfigType;
-    let type_url = match &socket.config_type {
-        None if socket.name == "envoy.transport_sockets.raw_buffer" => return Ok(()),
-        Some(ConfigType::TypedConfig(any)) => any.type_url.as_str(),
-        None => socket.name.as_str(),
-    };
-    if type_url.ends_with("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer") {
-        return Ok(());
-    }
-    Err(at.error_in("typed_config", format!("{type_url:?} is not supported yet; only plaintext is")))
 }
 
 fn filter_chain_match(at: &At<'_>, matching: proto::FilterChainMatch) -> Converted<FilterChainMatch> {

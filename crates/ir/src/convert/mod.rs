@@ -21,6 +21,7 @@ mod matchers;
 mod retry;
 mod route;
 mod tcp_proxy;
+mod tls;
 mod upstream_http;
 mod values;
 
@@ -31,7 +32,7 @@ use lateen_xds::pb::envoy::config as proto;
 use prost::Message;
 
 use crate::error::At;
-use crate::{Bootstrap, Cluster, ClusterLoadAssignment, ConvertError, Listener, RouteConfiguration};
+use crate::{Bootstrap, Cluster, ClusterLoadAssignment, ConvertError, Listener, RouteConfiguration, Secret};
 
 fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, ConvertError> {
     M::decode(bytes).map_err(|error| At::ROOT.error(format!("not a valid encoding: {error}")))
@@ -65,5 +66,7 @@ entry_points! {
     Cluster, proto::cluster::v3::Cluster, |message| cluster::cluster(&At::ROOT, message);
     ClusterLoadAssignment, proto::endpoint::v3::ClusterLoadAssignment,
         |message| endpoint::load_assignment(&At::ROOT, message, endpoint::Names::Refused);
+    Secret, lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret,
+        |message| tls::secret(&At::ROOT, message);
     Bootstrap, proto::bootstrap::v3::Bootstrap, |message| bootstrap::bootstrap(&At::ROOT, message);
 }

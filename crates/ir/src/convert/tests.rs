@@ -369,7 +369,7 @@ fn listeners_are_refused_with_the_fields_path() {
         (tcp_listener(", cluster: c").replace("name: l,", "name: l, udp_listener_config: {},"), "udp_listener_config".into()),
         (
             tcp_listener(", cluster: c").replace("filters: [", "transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext}}, filters: ["),
-            "filter_chains[0].transport_socket.typed_config".into(),
+            "filter_chains[0].transport_socket.typed_config.common_tls_context".into(),
         ),
         (
             tcp_listener(", cluster: c").replace("filters: [", "filter_chain_match: {server_names: ['a*.b']}, filters: ["),

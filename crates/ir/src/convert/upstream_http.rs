@@ -11,7 +11,7 @@ use super::http_options::{common_options, http1_options, http2_options};
 use super::values::{Converted, required};
 use crate::error::At;
 use crate::support::fields;
-use crate::{UpstreamHttp, UpstreamProtocol};
+use crate::{UpstreamHttp, UpstreamNames, UpstreamProtocol};
 
 const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -22,11 +22,17 @@ pub(super) struct Deprecated {
     pub(super) http2: Option<core::Http2ProtocolOptions>,
     pub(super) downstream: bool,
     pub(super) max_requests_per_connection: Option<u32>,
+    pub(super) names: Option<core::UpstreamHttpProtocolOptions>,
 }
 
 pub(super) fn upstream_http(at: &At<'_>, options: Option<Any>, old: Deprecated) -> Converted<UpstreamHttp> {
     let Some(any) = options else { return deprecated(at, old) };
-    if old.common.is_some() || old.http1.is_some() || old.http2.is_some() || old.downstream {
+    if old.common.is_some()
+        || old.http1.is_some()
+        || old.http2.is_some()
+        || old.downstream
+        || old.names.is_some()
+    {
         let reason = "must not be set together with deprecated HTTP options of the cluster";
         return Err(at.key("typed_extension_protocol_options", KEY).error(reason));
     }
@@ -34,10 +40,9 @@ pub(super) fn upstream_http(at: &At<'_>, options: Option<Any>, old: Deprecated) 
     let message: proto::HttpProtocolOptions =
         lateen_xds::any::unpack(&any).map_err(|error| at.error(error.to_string()))?;
     fields!(&at, message => proto::HttpProtocolOptions {
-        used { common_http_protocol_options, upstream_protocol_options }
+        used { common_http_protocol_options, upstream_protocol_options, upstream_http_protocol_options }
         inert {}
         rejected {
-            upstream_http_protocol_options = "SNI from the request",
             http_filters = "HTTP filters towards upstream",
             header_validation_config = "header validation by extension",
             outlier_detection = "what counts as an error",
@@ -49,6 +54,7 @@ pub(super) fn upstream_http(at: &At<'_>, options: Option<Any>, old: Deprecated) 
     });
     let mut http = UpstreamHttp {
         common: common_options(&at.field("common_http_protocol_options"), common_http_protocol_options)?,
+        names: names(&at.field("upstream_http_protocol_options"), upstream_http_protocol_options)?,
         ..UpstreamHttp::default()
     };
     match required(&at, "upstream_protocol_options", upstream_protocol_options)? {
@@ -84,6 +90,19 @@ pub(super) fn upstream_http(at: &At<'_>, options: Option<Any>, old: Deprecated) 
     Ok(http)
 }
 
+fn names(at: &At<'_>, options: Option<core::UpstreamHttpProtocolOptions>) -> Converted<UpstreamNames> {
+    let Some(message) = options else { return Ok(UpstreamNames::default()) };
+    fields!(at, message => core::UpstreamHttpProtocolOptions {
+        used { auto_sni, auto_san_validation, override_auto_sni_header }
+        inert {}
+        rejected {}
+    });
+    let header = (!override_auto_sni_header.is_empty())
+        .then(|| super::matchers::header_name(at, "override_auto_sni_header", &override_auto_sni_header))
+        .transpose()?;
+    Ok(UpstreamNames { auto_sni, auto_san_validation, header })
+}
+
 fn deprecated(at: &At<'_>, old: Deprecated) -> Converted<UpstreamHttp> {
     let protocol = match (old.downstream, &old.http2) {
         (true, _) => UpstreamProtocol::Downstream,
@@ -98,5 +117,6 @@ fn deprecated(at: &At<'_>, old: Deprecated) -> Converted<UpstreamHttp> {
         common,
         http1: http1_options(&at.field("http_protocol_options"), old.http1)?,
         http2: http2_options(&at.field("http2_protocol_options"), old.http2)?,
+        names: names(&at.field("upstream_http_protocol_options"), old.names)?,
     })
 }

@@ -1,0 +1,112 @@
+//! The handshake with an endpoint.
+
+use std::sync::Arc;
+
+use lateen_ir as ir;
+use rustls::client::{ClientSessionMemoryCache, Resumption};
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, CommonState};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio_rustls::TlsConnector;
+
+use super::certificate;
+use super::facts::TlsFacts;
+use super::verify::{Peer, Verifier, no_name};
+use super::{ClientTls, Material, provider, reason};
+use crate::stats::tls::{TlsCounter, TlsStats};
+use crate::stream::Stream;
+
+/// A client's side, ready for handshakes.
+pub(super) struct ClientContext {
+    config: Arc<ClientConfig>,
+    local: Option<CertificateDer<'static>>,
+}
+
+impl ClientContext {
+    pub(super) fn new(tls: &ir::UpstreamTls, by_request: bool, material: &Material) -> Result<Self, String> {
+        let provider = provider::provider(&tls.common.params);
+        let algorithms = provider.signature_verification_algorithms;
+        let peer = Peer::Server { by_name: by_request || tls.auto_sni_san_validation };
+        let verifier = Verifier::new(material.validation.clone(), peer, algorithms)?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&provider::versions(&tls.common.params))
+            .map_err(|error| format!("tls_params: {error}"))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let own = material.certificates.first().map(|own| certificate::load(own)).transpose()?;
+        let local = own.as_ref().and_then(|own| own.key.cert.first().cloned());
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from((*own.key).clone())))
+            }
+        };
+        config.alpn_protocols = tls.common.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config.resumption = match tls.max_session_keys {
+            0 => Resumption::disabled(),
+            // rustls keeps sessions by server; Envoy counts tickets. A few more do no harm.
+            keys => Resumption::store(Arc::new(ClientSessionMemoryCache::new((keys as usize).max(8)))),
+        };
+        Ok(Self { config: Arc::new(config), local })
+    }
+}
+
+/// Who the endpoint is to be, besides what the context says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ServerIdentity<'a> {
+    /// Host of the request, when the cluster takes the name from there.
+    pub(crate) of_request: Option<&'a str>,
+    /// The endpoint's `hostname`.
+    pub(crate) of_endpoint: Option<&'a str>,
+    /// Protocols to offer when the context names none.
+    pub(crate) alpn: &'a [&'static str],
+}
+
+/// Shakes hands with an endpoint.
+///
+/// # Errors
+/// The transport failure reason.
+pub(crate) async fn connect(
+    tls: &ClientTls,
+    stream: Stream,
+    identity: ServerIdentity<'_>,
+    stats: &TlsStats,
+) -> Result<(Stream, TlsFacts), String> {
+    let Some(context) = tls.current.load_full() else {
+        stats.inc(TlsCounter::UpstreamSecretsNotReady);
+        return Err("TLS error: Secret is not supplied by SDS".to_owned());
+    };
+    let name = server_name(tls, identity)?;
+    let connector = TlsConnector::from(context.config.clone());
+    let shaken = if tls.ir.common.alpn.is_empty() && !identity.alpn.is_empty() {
+        let protocols = identity.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        connector.with_alpn(protocols).connect(name, stream).await
+    } else {
+        connector.connect(name, stream).await
+    };
+    match shaken {
+        Ok(stream) => {
+            let state: &CommonState = stream.get_ref().1;
+            let facts = TlsFacts::new(state, context.local.as_ref());
+            stats.shaken(&facts);
+            Ok((Stream::over_tls(stream.into()), facts))
+        }
+        Err(error) => {
+            let failed = reason::failed(&error);
+            if let Some(counter) = failed.counter {
+                stats.inc(counter);
+            }
+            Err(failed.reason)
+        }
+    }
+}
+
+/// The name to ask for: the request's, or the endpoint's, or the context's.
+fn server_name(tls: &ClientTls, identity: ServerIdentity<'_>) -> Result<ServerName<'static>, String> {
+    let of_endpoint = identity.of_endpoint.filter(|_| tls.ir.auto_host_sni);
+    let Some(name) = identity.of_request.or(of_endpoint).or(tls.ir.sni.as_deref()) else {
+        return Ok(no_name());
+    };
+    let parsed = ServerName::try_from(name.to_owned());
+    parsed.map_err(|_| format!("TLS error: {name:?} is not a name that can be asked for"))
+}

@@ -1,0 +1,391 @@
+//! How a peer's certificate is verified: chain, hashes, names (Envoy's default validator).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use lateen_ir as ir;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::certificate::certificates;
+
+/// Why a certificate that chains to a root is refused all the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// None of its names is one of those wanted; which they are.
+    #[error("{0}")]
+    Names(String),
+    /// Its hash is none of those wanted.
+    #[error("certificate hash does not match")]
+    Hash,
+}
+
+/// Authorities and revocation lists of a validation context.
+#[derive(Default)]
+pub(super) struct Anchors {
+    authorities: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+    revoked: Vec<CertRevocationList<'static>>,
+}
+
+impl Anchors {
+    /// Reads a context's PEM.
+    pub(super) fn of(context: &ir::ValidationContext) -> Result<Self, String> {
+        let mut anchors = Self::default();
+        if let Some(pem) = &context.trusted_ca {
+            let bad = |reason: &dyn std::fmt::Display| {
+                format!("trusted_ca: Failed to load trusted CA certificates from {}: {reason}", pem.origin)
+            };
+            anchors.authorities = certificates(pem).map_err(|reason| bad(&reason))?;
+            for authority in &anchors.authorities {
+                let anchor = webpki::anchor_from_trusted_cert(authority).map_err(|error| bad(&error))?;
+                anchors.anchors.push(anchor.to_owned());
+            }
+        }
+        if let Some(pem) = &context.crl {
+            let bad = |reason: &dyn std::fmt::Display| {
+                format!("crl: Failed to load CRL from {}: {reason}", pem.origin)
+            };
+            for list in CertificateRevocationListDer::pem_slice_iter(&pem.bytes) {
+                let list = list.map_err(|error| bad(&error))?;
+                let list = OwnedCertRevocationList::from_der(&list).map_err(|error| bad(&error))?;
+                anchors.revoked.push(list.into());
+            }
+            if anchors.revoked.is_empty() {
+                return Err(bad(&"there is no list in it"));
+            }
+        }
+        Ok(anchors)
+    }
+}
+
+/// Which end is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Server {
+        /// The certificate must have the name that is asked for.
+        by_name: bool,
+    },
+    Client {
+        /// There must be one.
+        required: bool,
+    },
+}
+
+/// Verifies the peers of one context.
+pub(super) struct Verifier {
+    context: Arc<ir::ValidationContext>,
+    anchors: Anchors,
+    hints: Vec<DistinguishedName>,
+    peer: Peer,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Verifier({:?}, {} authorities)", self.peer, self.anchors.authorities.len())
+    }
+}
+
+/// What stands for "no name" where rustls wants one; an address is never sent as SNI.
+pub(super) fn no_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED).into())
+}
+
+impl Verifier {
+    pub(super) fn new(
+        context: Arc<ir::ValidationContext>,
+        peer: Peer,
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Result<Self, String> {
+        let anchors = Anchors::of(&context)?;
+        let hints =
+            anchors.anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
+        Ok(Self { context, anchors, hints, peer, algorithms })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: Option<&ServerName<'_>>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if self.context.accept_untrusted {
+            return Ok(());
+        }
+        if self.context.trusted_ca.is_some() {
+            self.chain(leaf, intermediates, now)?;
+        }
+        let by_name = matches!(self.peer, Peer::Server { by_name: true })
+            .then_some(name)
+            .flatten()
+            .filter(|name| **name != no_name());
+        if by_name.is_some() || !self.context.sans.is_empty() {
+            let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+            let fits = match by_name {
+                Some(name) => has_name(&parsed, &name.to_str()),
+                None => self.context.sans.iter().any(|wanted| matches(&parsed, wanted)),
+            };
+            if !fits {
+                let shown: Vec<String> =
+                    super::facts::alternative_names(&parsed).into_iter().map(|(_, name)| name).collect();
+                let shown = shown.join(", ");
+                return Err(refusal(Refusal::Names(match by_name {
+                    Some(name) => format!(
+                        "verify SAN list, expected SANs: [{}], certificate SANs: [{shown}]",
+                        name.to_str()
+                    ),
+                    None => format!("SAN matcher, certificate SANs are [{shown}]"),
+                })));
+            }
+        }
+        if !self.hash_fits(leaf)? {
+            return Err(refusal(Refusal::Hash));
+        }
+        Ok(())
+    }
+
+    fn chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let now = if self.context.allow_expired {
+            within_validity(leaf, intermediates).unwrap_or(now)
+        } else {
+            now
+        };
+        // An authority may be its own leaf, which webpki does not take as one.
+        if self.anchors.authorities.iter().any(|authority| authority == leaf) {
+            return check_validity(leaf, now);
+        }
+        let parsed = webpki::EndEntityCert::try_from(leaf).map_err(of_webpki)?;
+        let usage = match self.peer {
+            Peer::Server { .. } => webpki::KeyUsage::server_auth(),
+            Peer::Client { .. } => webpki::KeyUsage::client_auth(),
+        };
+        let lists: Vec<&CertRevocationList<'_>> = self.anchors.revoked.iter().collect();
+        let revocation = webpki::RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            let depth = if self.context.only_leaf_crl {
+                webpki::RevocationCheckDepth::EndEntity
+            } else {
+                webpki::RevocationCheckDepth::Chain
+            };
+            options.with_depth(depth).with_expiration_policy(webpki::ExpirationPolicy::Enforce).build()
+        });
+        parsed
+            .verify_for_usage(
+                self.algorithms.all,
+                &self.anchors.anchors,
+                intermediates,
+                now,
+                usage,
+                revocation,
+                None,
+            )
+            .map(drop)
+            .map_err(of_webpki)
+    }
+
+    /// Where hashes are wanted, one must fit.
+    fn hash_fits(&self, leaf: &CertificateDer<'_>) -> Result<bool, Error> {
+        let context = &self.context;
+        if context.verify_hash.is_empty() && context.verify_spki.is_empty() {
+            return Ok(true);
+        }
+        let sha256 = |bytes: &[u8]| digest::digest(&digest::SHA256, bytes);
+        let whole = sha256(leaf);
+        if context.verify_hash.iter().any(|wanted| wanted == whole.as_ref()) {
+            return Ok(true);
+        }
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let key = sha256(parsed.public_key().raw);
+        Ok(context.verify_spki.iter().any(|wanted| wanted == key.as_ref()))
+    }
+}
+
+fn refusal(why: Refusal) -> Error {
+    CertificateError::Other(OtherError(Arc::new(why))).into()
+}
+
+fn of_webpki(error: webpki::Error) -> Error {
+    use webpki::Error as E;
+    match error {
+        E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
+        E::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
+        E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        E::InvalidCertValidity => CertificateError::Expired,
+        E::CertRevoked => CertificateError::Revoked,
+        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+    .into()
+}
+
+fn check_validity(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    if now > parsed.validity().not_after.timestamp() {
+        return Err(CertificateError::Expired.into());
+    }
+    if now < parsed.validity().not_before.timestamp() {
+        return Err(CertificateError::NotValidYet.into());
+    }
+    Ok(())
+}
+
+/// A moment at which all of these were valid, if there was one: the latest of their beginnings.
+fn within_validity(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Option<UnixTime> {
+    let begin = |certificate: &CertificateDer<'_>| {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        u64::try_from(parsed.validity().not_before.timestamp()).ok()
+    };
+    let latest = std::iter::once(leaf).chain(intermediates).filter_map(begin).max()?;
+    Some(UnixTime::since_unix_epoch(Duration::from_secs(latest)))
+}
+
+/// Whether one of the certificate's names is what is wanted.
+fn matches(certificate: &X509Certificate<'_>, wanted: &ir::SanMatcher) -> bool {
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
+    let is = |kind| wanted.san_type.is_none_or(|wanted| wanted == kind);
+    names.value.general_names.iter().any(|name| match name {
+        GeneralName::DNSName(name) if is(ir::SanType::Dns) => match &wanted.matcher {
+            ir::StringMatcher::Exact(text) => dns_fits(name, &text.value),
+            matcher => matcher.is_match(name.as_bytes()),
+        },
+        GeneralName::URI(uri) if is(ir::SanType::Uri) => wanted.matcher.is_match(uri.as_bytes()),
+        GeneralName::RFC822Name(address) if is(ir::SanType::Email) => {
+            wanted.matcher.is_match(address.as_bytes())
+        }
+        GeneralName::IPAddress(bytes) if is(ir::SanType::IpAddress) => {
+            super::facts::address(bytes).is_some_and(|text| wanted.matcher.is_match(text.as_bytes()))
+        }
+        _ => false,
+    })
+}
+
+/// Whether the certificate has this name, of whatever kind.
+fn has_name(certificate: &X509Certificate<'_>, wanted: &str) -> bool {
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
+    names.value.general_names.iter().any(|name| match name {
+        GeneralName::DNSName(name) => dns_fits(name, wanted),
+        GeneralName::URI(uri) => *uri == wanted,
+        GeneralName::IPAddress(bytes) => super::facts::address(bytes).as_deref() == Some(wanted),
+        _ => false,
+    })
+}
+
+/// A certificate's DNS name, which may have a wildcard for its first label, against a host.
+fn dns_fits(name: &str, host: &str) -> bool {
+    if name.eq_ignore_ascii_case(host) {
+        return true;
+    }
+    let Some(rest) = name.strip_prefix("*.") else { return false };
+    host.split_once('.').is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(rest))
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(leaf, intermediates, Some(server_name), now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        matches!(self.peer, Peer::Client { required: true })
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(leaf, intermediates, None, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_stands_for_one_label() {
+        assert!(dns_fits("*.example.com", "a.Example.com"));
+        assert!(dns_fits("a.example.com", "A.example.com"));
+        assert!(!dns_fits("*.example.com", "a.b.example.com"));
+        assert!(!dns_fits("*.example.com", "example.com"));
+        assert!(!dns_fits("a.example.com", "b.example.com"));
+    }
+}
