@@ -89,8 +89,7 @@ async fn transport(
         }
         Ok(Err(refused)) => {
             tracing::debug!(peer = %info.peer, reason = refused.reason, "no TLS with a client");
-            info.transport_failure =
-                Some(refused.reason.into()).filter(|reason: &Box<str>| !reason.is_empty());
+            info.transport_failure = (!refused.reason.is_empty()).then(|| refused.reason.into());
             None
         }
         Err(_) => {

@@ -54,6 +54,7 @@ fn case(name: &'static str, listener: &'static str) -> Case {
     }
 }
 
+#[allow(clippy::too_many_lines)] // A table of cases.
 fn cases(pki: &Pki) -> Vec<Case> {
     let with = |name, listener, pair: &Pair| {
         let mut case = case(name, listener);
