@@ -13,6 +13,8 @@ mod h2spec;
 mod hashing;
 mod mirrors;
 mod pages;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proxies;
 mod redirects;
 mod retries;

@@ -1,7 +1,7 @@
 //! Envoy and our proxy, each a process with the same bootstrap but for its ports and log.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Log;
+use crate::ports::free_port;
 use crate::service;
 use crate::wire::Wire;
 
@@ -213,10 +214,9 @@ impl Drop for Proxy {
     }
 }
 
-/// Ports that are free now; all are held until all are chosen.
+/// So many free ports.
 pub(crate) fn free_ports(n: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    (0..n).map(|_| free_port()).collect()
 }
 
 impl Proxy {

@@ -1,5 +1,7 @@
 //! A control plane of a few lines, an upstream, and the configuration that leads to it.
 
+mod ports;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,6 +27,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) use ports::free_port;
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -309,11 +313,6 @@ impl Upstream {
         server.spawn(async move { axum::serve(listener, app).await.unwrap() });
         Self { address, release, entered, _server: server }
     }
-}
-
-/// A port nobody uses, for programs that can't tell which they chose.
-pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub(crate) fn config(engine: EngineKind, control_plane: SocketAddr, folder: &Path) -> Config {
