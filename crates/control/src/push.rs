@@ -188,6 +188,7 @@ fn touches_config(delta: &Delta) -> bool {
         || !delta.gateways.is_empty()
         || !delta.sidecars.is_empty()
         || !delta.load_balancers.is_empty()
+        || !delta.credentials.is_empty()
         || !delta.service_entries.is_empty()
         || !delta.workload_entries.is_empty()
         || !delta.workload_groups.is_empty()

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt as _;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -37,7 +37,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 14] = [
+pub(crate) const KINDS: [&str; 15] = [
     "Service",
     "EndpointSlice",
     "Pod",
@@ -52,6 +52,7 @@ pub(crate) const KINDS: [&str; 14] = [
     "Sidecar",
     "Ingress",
     "IngressClass",
+    "Secret",
 ];
 
 /// Starts following every kind.
@@ -67,6 +68,7 @@ pub(crate) fn start(
     core.typed::<Pod>(KINDS[2], Object::Pod);
     core.typed::<Namespace>(KINDS[3], Object::Namespace);
     core.typed::<Node>(KINDS[4], Object::Node);
+    core.typed::<Secret>(KINDS[14], Object::Secret);
     core.custom::<GatewaySpec>(KINDS[5], Object::Gateway, validate_gateway);
     core.custom::<VirtualServiceSpec>(KINDS[6], Object::VirtualService, validate_virtual_service);
     core.custom::<DestinationRuleSpec>(KINDS[7], Object::DestinationRule, validate_destination_rule);

@@ -50,6 +50,8 @@ fn cluster_rules() -> Value {
     json!([
         { "apiGroups": [""], "resources": ["services", "pods", "namespaces", "nodes"], "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
+        // Certificates of gateways; which they are is not known before a Gateway names them.
+        { "apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"] },
         // Istio's own kinds that have an effect: read them, write only their status.
         { "apiGroups": ["networking.istio.io"],
           "resources": ["gateways", "virtualservices", "destinationrules", "serviceentries", "sidecars", "workloadentries", "workloadgroups"],

@@ -103,7 +103,8 @@ fn roles_give_what_is_used_and_no_more() {
             };
             let only_creates = rule["verbs"] == serde_json::json!(["create"]);
             if about("secrets") && cluster_wide {
-                panic!("secrets of other namespaces are nobody's business: {rule}");
+                // Any of them may be one that a Gateway names; none is ever written.
+                assert_eq!(rule["verbs"], serde_json::json!(["get", "list", "watch"]), "{rule}");
             }
             if about("secrets") && !only_creates && object["metadata"]["name"] == "istiod" {
                 assert_eq!(rule["resourceNames"], serde_json::json!(["istio-ca-secret"]), "{rule}");

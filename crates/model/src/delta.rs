@@ -35,6 +35,8 @@ pub struct Delta {
     pub workload_groups: BTreeSet<ObjectName>,
     /// Services whose load-balancer addresses changed.
     pub load_balancers: BTreeSet<ObjectName>,
+    /// Secrets with credentials.
+    pub credentials: BTreeSet<ObjectName>,
     /// Pods whose address, labels, service account, node or ports changed.
     pub pods: BTreeSet<ObjectName>,
     /// Namespaces whose labels changed.
@@ -70,6 +72,7 @@ impl Delta {
             && self.service_entries.is_empty()
             && self.workload_entries.is_empty()
             && self.workload_groups.is_empty()
+            && self.credentials.is_empty()
             && self.pods.is_empty()
             && self.namespaces.is_empty()
             && self.nodes.is_empty()
@@ -90,6 +93,7 @@ impl Delta {
         self.service_entries.extend(other.service_entries);
         self.workload_entries.extend(other.workload_entries);
         self.workload_groups.extend(other.workload_groups);
+        self.credentials.extend(other.credentials);
         self.pods.extend(other.pods);
         self.namespaces.extend(other.namespaces);
         self.nodes.extend(other.nodes);

@@ -5,6 +5,7 @@
 //! pods take a path of their own and never touch services or policies.
 mod auto_address;
 mod config;
+mod credential;
 mod delegate;
 mod delta;
 mod digest;
@@ -26,6 +27,7 @@ pub use config::{
     Config, DestinationRule, Gateway, Origin, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
     WorkloadGroup,
 };
+pub use credential::Credential;
 pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};
 pub use delta::{Delta, Problem};
 pub use digest::{Digest, digest_of};

@@ -10,6 +10,7 @@ use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
 
 use crate::auto_address::{AutoAddresses, Claim};
 use crate::config::{Config, DestinationRule, VirtualService};
+use crate::credential::Credential;
 use crate::delta::{Delta, Problem};
 use crate::endpoint::{Locality, Slice};
 use crate::hostname::resolve_host;
@@ -34,6 +35,8 @@ pub enum Object {
     Node(Box<core::Node>),
     /// A ConfigMap; only the mesh config is of interest.
     ConfigMap(Box<core::ConfigMap>),
+    /// A Secret; those with credentials are of interest.
+    Secret(Box<core::Secret>),
     /// A Gateway.
     Gateway(Box<lateen_api::Gateway>),
     /// A VirtualService.
@@ -198,6 +201,9 @@ impl Store {
                 let name = object.metadata.name.unwrap_or_default();
                 self.set_ingress_class(&name, Some(controller.into()), delta);
             }
+            Object::Secret(secret) => {
+                self.set_credential(ObjectName::of(&secret.metadata), Credential::new(&secret), delta)
+            }
             Object::Gateway(object) => {
                 let config = Arc::new(Config::new(*object));
                 if self.world.gateways.get(&config.name) != Some(&config) {
@@ -272,6 +278,7 @@ impl Store {
             Object::IngressClass(object) => {
                 self.set_ingress_class(object.metadata.name.as_deref().unwrap_or_default(), None, delta);
             }
+            Object::Secret(secret) => self.set_credential(ObjectName::of(&secret.metadata), None, delta),
             Object::Gateway(object) => {
                 let name = ObjectName::of(&object.metadata);
                 if self.world.gateways.remove(&name).is_some() {
@@ -307,6 +314,18 @@ impl Store {
         delta.virtual_services.insert(service.name.clone());
         delta.virtual_service_states.push(service.clone());
         self.index_is_stale = true;
+    }
+
+    /// Secrets that hold nothing of use are not kept.
+    fn set_credential(&mut self, name: ObjectName, new: Option<Credential>, delta: &mut Delta) {
+        if self.world.credentials.get(&name).map(|known| &**known) == new.as_ref() {
+            return;
+        }
+        delta.credentials.insert(name.clone());
+        match new {
+            Some(new) => self.world.credentials.insert(name, Arc::new(new)),
+            None => self.world.credentials.remove(&name),
+        };
     }
 
     fn note_rule(&mut self, rule: &DestinationRule, delta: &mut Delta) {

@@ -11,6 +11,7 @@ use lateen_api::networking::virtual_service::MESH_GATEWAY;
 use crate::config::{
     DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
 };
+use crate::credential::Credential;
 use crate::delegate::{self, DelegateProblem, is_delegate};
 use crate::endpoint::{Locality, ServiceEndpoints};
 use crate::hostname::{Hostname, resolve_host};
@@ -47,6 +48,7 @@ pub struct World {
     pub(crate) ingress_classes: OrdMap<Arc<str>, Arc<str>>,
     /// Addresses of services of type LoadBalancer.
     pub(crate) load_balancers: OrdMap<ObjectName, Arc<[LoadBalancerIngress]>>,
+    pub(crate) credentials: OrdMap<ObjectName, Arc<Credential>>,
     pub(crate) service_entries: OrdMap<ObjectName, Arc<ServiceEntry>>,
     pub(crate) workload_entries: OrdMap<ObjectName, Arc<WorkloadEntry>>,
     pub(crate) workload_groups: OrdMap<ObjectName, Arc<WorkloadGroup>>,
@@ -115,6 +117,7 @@ impl World {
             ingresses: OrdMap::new(),
             ingress_classes: OrdMap::new(),
             load_balancers: OrdMap::new(),
+            credentials: OrdMap::new(),
             service_entries: OrdMap::new(),
             workload_entries: OrdMap::new(),
             workload_groups: OrdMap::new(),
@@ -315,6 +318,18 @@ impl World {
     fn bound_virtual_services(&self, gateway: &str, namespace: &str) -> Vec<Arc<VirtualService>> {
         let bound = self.index.by_gateway.get(gateway).map(Vec::as_slice).unwrap_or_default();
         bound.iter().filter(|service| self.is_visible(service, namespace)).cloned().collect()
+    }
+
+    /// As [`Self::gateways_for`], the oldest first.
+    pub fn gateways_for_oldest_first(&self, labels: &BTreeMap<String, String>) -> Vec<Arc<Gateway>> {
+        let mut gateways = self.gateways_for(labels);
+        gateways.sort_by_key(|gateway| (gateway.created, gateway.name.clone()));
+        gateways
+    }
+
+    /// The credential in a Secret.
+    pub fn credential(&self, name: &ObjectName) -> Option<&Arc<Credential>> {
+        self.credentials.get(name)
     }
 
     /// Gateways whose selector matches a proxy's labels, by name. An empty selector matches every gateway proxy.

@@ -1,7 +1,7 @@
 //! From what changed in the world to what may change in a proxy's configuration.
 use std::collections::BTreeSet;
 
-use lateen_model::{Delta, Hostname, Resolution};
+use lateen_model::{Delta, Hostname, ObjectName, Resolution};
 
 use crate::listeners_outbound::listens_at_endpoints;
 use crate::proxy::ProxyKind;
@@ -60,12 +60,20 @@ pub struct Affected {
     pub listeners: Extent,
     /// RDS.
     pub routes: Extent,
+    /// SDS.
+    pub secrets: Extent,
 }
 
 impl Affected {
     /// Everything: for a proxy that just connected or changed its class.
     pub fn all() -> Self {
-        Self { clusters: Extent::All, endpoints: Extent::All, listeners: Extent::All, routes: Extent::All }
+        Self {
+            clusters: Extent::All,
+            endpoints: Extent::All,
+            listeners: Extent::All,
+            routes: Extent::All,
+            secrets: Extent::All,
+        }
     }
 
     /// The extent of one type.
@@ -75,6 +83,7 @@ impl Affected {
             ResourceType::Endpoint => &self.endpoints,
             ResourceType::Listener => &self.listeners,
             ResourceType::Route => &self.routes,
+            ResourceType::Secret => &self.secrets,
         }
     }
 
@@ -140,6 +149,17 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {
         affected.listeners = Extent::All;
         affected.routes = Extent::All;
+    }
+    let router = scope.class.kind == ProxyKind::Router;
+    let of_namespace = |name: &ObjectName| name.namespace == scope.class.namespace;
+    if router && delta.credentials.iter().any(of_namespace) {
+        affected.listeners = Extent::All;
+        affected.secrets = Extent::All;
+    }
+    if router
+        && (!delta.gateways.is_empty() || !delta.destination_rules.is_empty() || !delta.services.is_empty())
+    {
+        affected.secrets = Extent::All;
     }
     affected
 }

@@ -23,6 +23,7 @@ use lateen_xds::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as http;
 use prost::Message;
 
+use crate::client_tls;
 use crate::endpoints;
 use crate::locality::{self, Spread};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
@@ -50,6 +51,8 @@ pub(crate) struct OutboundClusterInputs {
     port: u16,
     protocol: Protocol,
     source: EndpointSource,
+    /// Whether the proxy is given secrets.
+    secrets: bool,
     /// The rule for the host, with the index of the subset.
     rule: Option<Arc<DestinationRule>>,
     subset: Option<usize>,
@@ -176,6 +179,10 @@ fn outbound_input(
         port: port.port,
         protocol: port.protocol,
         source,
+        // Only where it matters, so that gateways share the other clusters with sidecars.
+        secrets: scope.class.kind == ProxyKind::Router
+            && scope.class.attested
+            && rule.as_deref().is_some_and(names_credential),
         rule,
         subset: None,
         mesh_weighted: mesh_weighted(scope),
@@ -188,6 +195,17 @@ fn mesh_weighted(scope: &Scope) -> [bool; 2] {
         locality::setting(EffectivePolicy::default(), scope.world.mesh().locality_lb_setting.as_ref());
     [None, Some(&outlier)].map(|outlier| {
         locality::is_weighted(EffectivePolicy { outlier, ..EffectivePolicy::default() }, setting)
+    })
+}
+
+/// Whether a rule's TLS needs a secret, for whichever port or subset.
+fn names_credential(rule: &DestinationRule) -> bool {
+    let general = rule.spec.traffic_policy.iter();
+    let mut policies =
+        general.chain(rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()));
+    policies.any(|policy| {
+        let ports = policy.port_level_settings.iter().filter_map(|port| port.tls.as_ref());
+        policy.tls.iter().chain(ports).any(|tls| !tls.credential_name.is_empty())
     })
 }
 
@@ -233,6 +251,12 @@ impl OutboundClusterInputs {
         let general = self.rule.as_ref().and_then(|rule| rule.spec.traffic_policy.as_ref());
         let special = self.subset_of_rule().and_then(|subset| subset.traffic_policy.as_ref());
         EffectivePolicy::new(general, special, self.port)
+    }
+
+    /// The secret that TLS to the cluster needs.
+    pub(crate) fn credential(&self) -> Option<&str> {
+        let tls = self.policy().tls.filter(|tls| client_tls::is_spoken(tls))?;
+        Some(tls.credential_name.as_str()).filter(|name| !name.is_empty())
     }
 
     /// Whether connections go where their caller meant them to, so that there are no endpoints to know.
@@ -324,7 +348,12 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
         message.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
     }
-    set_http_options(&mut message, upstream_protocol(inputs.protocol, policy), policy);
+    let protocol = upstream_protocol(inputs.protocol, policy);
+    set_http_options(&mut message, protocol, policy);
+    if let Some(tls) = policy.tls.filter(|tls| client_tls::is_spoken(tls)) {
+        let http2 = protocol == UpstreamProtocol::Http2;
+        message.transport_socket = Some(client_tls::transport_socket(tls, http2, inputs.secrets));
+    }
     let mut metadata = vec![
         ("default_original_port", Value::number(inputs.port)),
         ("services", services(&inputs.hostname, &inputs.service)),
@@ -481,10 +510,11 @@ fn set_http_options(message: &mut cluster::Cluster, protocol: UpstreamProtocol, 
     let explicit = |config| {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) })
     };
+    let names = policy.tls.and_then(client_tls::names);
     let options = match protocol {
         UpstreamProtocol::NotHttp => return,
         // HTTP/1.1 is what Envoy speaks without options.
-        UpstreamProtocol::Http1 if common.is_none() => return,
+        UpstreamProtocol::Http1 if common.is_none() && names.is_none() => return,
         UpstreamProtocol::Http1 => {
             explicit(ProtocolConfig::HttpProtocolOptions(core::Http1ProtocolOptions::default()))
         }
@@ -499,6 +529,7 @@ fn set_http_options(message: &mut cluster::Cluster, protocol: UpstreamProtocol, 
     };
     let options = http::HttpProtocolOptions {
         common_http_protocol_options: common,
+        upstream_http_protocol_options: names,
         upstream_protocol_options: Some(options),
         ..Default::default()
     };

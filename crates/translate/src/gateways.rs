@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use lateen_api::networking::gateway::Server;
 use lateen_model::{Gateway, Protocol, VirtualService, host_matches, resolve_host};
 
+use crate::gateways_tls;
 use crate::rules::AppliedRules;
 use crate::scope::Scope;
 
@@ -18,6 +19,8 @@ pub(crate) struct HttpServer {
     pub(crate) server_port: u16,
     /// What is served, by domain.
     pub(crate) hosts: BTreeMap<String, ServedHost>,
+    /// Name of the routes of an HTTPS server, which has routes of its own.
+    pub(crate) https_routes: Option<String>,
 }
 
 /// What becomes of requests for one domain.
@@ -37,7 +40,9 @@ impl HttpServer {
 
     /// Name of the route configuration, `http.PORT` as in Istio.
     pub(crate) fn route_name(&self) -> String {
-        if self.bind == "0.0.0.0" {
+        if let Some(name) = &self.https_routes {
+            name.clone()
+        } else if self.bind == "0.0.0.0" {
             format!("http.{}", self.port)
         } else {
             format!("http.{}.{}", self.port, self.bind)
@@ -47,17 +52,22 @@ impl HttpServer {
 
 /// The HTTP servers of a gateway's proxies. Servers of several Gateways on one port are merged.
 pub(crate) fn http_servers(scope: &Scope) -> Vec<HttpServer> {
+    let kinds = gateways_tls::kinds(scope);
     let mut servers: BTreeMap<(String, u16), HttpServer> = BTreeMap::new();
     for gateway in scope.world.gateways_for(&scope.class.labels) {
         for server in gateway.spec.servers.iter().filter(|server| serves_plain_http(server)) {
             let Ok(server_port) = u16::try_from(server.port.number) else { continue };
             let bind = if server.bind.is_empty() { "0.0.0.0" } else { &server.bind };
             for port in pod_ports(scope, server_port) {
+                if !gateways_tls::is_plain(&kinds, bind, port) {
+                    continue;
+                }
                 let merged = servers.entry((bind.to_owned(), port)).or_insert_with(|| HttpServer {
                     bind: bind.to_owned(),
                     port,
                     server_port,
                     hosts: BTreeMap::new(),
+                    https_routes: None,
                 });
                 add_hosts(scope, &gateway, server, server_port, &mut merged.hosts);
             }
@@ -72,7 +82,7 @@ pub(crate) fn serves_plain_http(server: &Server) -> bool {
 }
 
 /// The pods' ports behind a port of the gateway's service; the port itself when no service has it.
-fn pod_ports(scope: &Scope, server_port: u16) -> Vec<u16> {
+pub(crate) fn pod_ports(scope: &Scope, server_port: u16) -> Vec<u16> {
     let behind = scope.class.inbound.iter().filter(|port| port.service_port == server_port);
     let mut ports: Vec<u16> = behind.map(|port| port.port).collect();
     ports.sort_unstable();
@@ -80,7 +90,7 @@ fn pod_ports(scope: &Scope, server_port: u16) -> Vec<u16> {
     if ports.is_empty() { vec![server_port] } else { ports }
 }
 
-fn add_hosts(
+pub(crate) fn add_hosts(
     scope: &Scope,
     gateway: &Gateway,
     server: &Server,
@@ -120,15 +130,15 @@ fn add_hosts(
 }
 
 /// A host of a server, `namespace/host`, taken apart.
-struct ServerHost<'a> {
+pub(crate) struct ServerHost<'a> {
     /// Namespace VirtualServices must be in; none for any.
-    namespace: Option<&'a str>,
+    pub(crate) namespace: Option<&'a str>,
     /// In lower case.
-    pattern: String,
+    pub(crate) pattern: String,
 }
 
 impl<'a> ServerHost<'a> {
-    fn new(host: &'a str, own: &'a str) -> Self {
+    pub(crate) fn new(host: &'a str, own: &'a str) -> Self {
         let (namespace, pattern) = match host.split_once('/') {
             None => (None, host),
             Some(("*", pattern)) => (None, pattern),

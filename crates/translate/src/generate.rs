@@ -9,6 +9,7 @@ use crate::cache::Cache;
 use crate::clusters::{self, FixedCluster};
 use crate::endpoints;
 use crate::gateways;
+use crate::gateways_tls;
 use crate::listeners_gateway;
 use crate::listeners_inbound;
 use crate::listeners_outbound;
@@ -17,6 +18,7 @@ use crate::resource::{Resource, ResourceType};
 use crate::routes_gateway;
 use crate::routes_sidecar;
 use crate::scope::Scope;
+use crate::secrets;
 use crate::settings::Settings;
 use crate::sidecar;
 
@@ -50,6 +52,7 @@ pub fn generate_outward(
         ResourceType::Endpoint => endpoints(scope, cache, extent),
         ResourceType::Listener => listeners(scope, cache),
         ResourceType::Route => routes(scope, cache),
+        ResourceType::Secret => secrets::generate(scope, cache),
     }
 }
 
@@ -60,7 +63,9 @@ pub fn generate_own(
     cache: &Cache,
     kind: ResourceType,
 ) -> Vec<Arc<Resource>> {
-    if class.kind == ProxyKind::Router || matches!(kind, ResourceType::Endpoint | ResourceType::Route) {
+    if class.kind == ProxyKind::Router
+        || matches!(kind, ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret)
+    {
         return Vec::new();
     }
     let settings = Arc::new(Settings::new(world.mesh()));
@@ -74,7 +79,7 @@ pub fn generate_own(
             let inputs = listeners_inbound::inputs(&settings, &ports);
             vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
         }
-        ResourceType::Endpoint | ResourceType::Route => Vec::new(),
+        ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret => Vec::new(),
     }
 }
 
@@ -120,11 +125,13 @@ fn endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>
 fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     let kind = ResourceType::Listener;
     if scope.class.kind == ProxyKind::Router {
-        return gateways::http_servers(scope)
-            .iter()
-            .map(|server| listeners_gateway::inputs(&scope.settings, server))
-            .map(|inputs| cache.resource(kind, &inputs, listeners_gateway::http_listener))
-            .collect();
+        let servers = gateways::http_servers(scope);
+        let plain = servers.iter().map(|server| listeners_gateway::inputs(&scope.settings, server));
+        let plain = plain.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::http_listener));
+        let tls = gateways_tls::ports(scope).into_iter();
+        let tls = tls.map(|port| listeners_gateway::tls_inputs(&scope.settings, port));
+        let tls = tls.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::tls_listener));
+        return plain.chain(tls).collect();
     }
     let outbound = listeners_outbound::inputs(scope);
     let mut resources = Vec::new();
@@ -141,7 +148,8 @@ fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
 /// RDS.
 fn routes(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     if scope.class.kind == ProxyKind::Router {
-        let servers = gateways::http_servers(scope);
+        let mut servers = gateways::http_servers(scope);
+        servers.extend(gateways_tls::https_servers(scope));
         return servers.iter().map(|server| routes_gateway::resource(scope, cache, server)).collect();
     }
     let routes = routes_sidecar::routes(scope);

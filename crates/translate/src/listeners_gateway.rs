@@ -1,13 +1,21 @@
 //! Listeners of gateways.
 use std::sync::Arc;
 
+use lateen_api::networking::TlsProtocol;
+use lateen_api::networking::gateway::{ServerTlsMode, ServerTlsSettings};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
+use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
+use tls::tls_parameters::TlsProtocol as Version;
 
 use crate::access_log;
+use crate::client_tls;
 use crate::filters::{self, HttpRole, Routes};
 use crate::gateways::HttpServer;
+use crate::gateways_tls::{TlsChain, TlsEnd, TlsPort};
 use crate::resource::{Resource, encode};
+use crate::secrets;
 use crate::settings::Settings;
 use crate::wire;
 
@@ -49,4 +57,123 @@ pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
         ..Default::default()
     };
     encode(name.clone(), &message)
+}
+
+/// Everything a gateway's listener with TLS depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct GatewayTlsInputs {
+    settings: Arc<Settings>,
+    port: TlsPort,
+}
+
+pub(crate) fn tls_inputs(settings: &Arc<Settings>, port: TlsPort) -> GatewayTlsInputs {
+    GatewayTlsInputs { settings: settings.clone(), port }
+}
+
+/// A listener with TLS: a chain for the names of each server.
+pub(crate) fn tls_listener(inputs: &GatewayTlsInputs) -> Resource {
+    let GatewayTlsInputs { settings, port: TlsPort { bind, port, chains } } = inputs;
+    let name = format!("{bind}_{port}");
+    let message = listener::Listener {
+        name: name.clone(),
+        address: Some(wire::address(bind, *port)),
+        listener_filters: vec![filters::tls_inspector()],
+        filter_chains: chains.iter().map(|chain| tls_chain(settings, &name, chain)).collect(),
+        traffic_direction: core::TrafficDirection::Outbound as i32,
+        access_log: access_log::listener_log(settings),
+        ..Default::default()
+    };
+    encode(name, &message)
+}
+
+fn tls_chain(settings: &Settings, listener: &str, chain: &TlsChain) -> listener::FilterChain {
+    let matching = listener::FilterChainMatch { server_names: chain.names.clone(), ..Default::default() };
+    let base = listener::FilterChain { filter_chain_match: Some(matching), ..Default::default() };
+    match &chain.end {
+        TlsEnd::Passthrough(destinations) => {
+            listener::FilterChain { filters: vec![filters::tcp_to(settings, destinations)], ..base }
+        }
+        TlsEnd::Https { routes, server } => {
+            let prefix = format!("outbound_{listener};");
+            let manager = filters::http(settings, HttpRole::Gateway, &prefix, Routes::Rds(routes.clone()));
+            let socket = server.tls().map(|terms| client_tls::socket(wire::any(&downstream(terms))));
+            listener::FilterChain { filters: vec![manager], transport_socket: socket, ..base }
+        }
+    }
+}
+
+/// <https://istio.io/latest/docs/reference/config/networking/gateway/#ServerTLSSettings>
+fn downstream(terms: &ServerTlsSettings) -> tls::DownstreamTlsContext {
+    let version = |given: TlsProtocol| match given {
+        TlsProtocol::TLS_AUTO => Version::TlsAuto as i32,
+        // Older versions are served by none of the proxies (RFC 8996): what asks for them at least gets more.
+        TlsProtocol::TLSV1_0 | TlsProtocol::TLSV1_1 | TlsProtocol::TLSV1_2 => Version::TlSv12 as i32,
+        TlsProtocol::TLSV1_3 => Version::TlSv13 as i32,
+    };
+    let minimum = match version(terms.min_protocol_version) {
+        auto if auto == Version::TlsAuto as i32 => Version::TlSv12 as i32,
+        given => given,
+    };
+    let mut common = tls::CommonTlsContext {
+        alpn_protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
+        tls_params: Some(tls::TlsParameters {
+            tls_minimum_protocol_version: minimum,
+            tls_maximum_protocol_version: version(terms.max_protocol_version),
+            cipher_suites: terms.cipher_suites.iter().filter(|name| is_served(name)).cloned().collect(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let credentials = secrets::credentials(terms);
+    if credentials.is_empty() {
+        let files = terms
+            .tls_certificates
+            .iter()
+            .map(|one| client_tls::pair(&one.server_certificate, &one.private_key));
+        common.tls_certificates = files.collect();
+        if common.tls_certificates.is_empty() {
+            common.tls_certificates = vec![client_tls::pair(&terms.server_certificate, &terms.private_key)];
+        }
+    } else {
+        let configs = credentials.iter().map(|name| secrets::config(secrets::certificate_name(name)));
+        common.tls_certificate_sds_secret_configs = configs.collect();
+    }
+    let mutual = matches!(terms.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
+    if mutual {
+        common.validation_context_type = Some(clients(terms));
+    }
+    tls::DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: wire::boolean(terms.mode == ServerTlsMode::Mutual),
+        ..Default::default()
+    }
+}
+
+/// How clients are verified.
+fn clients(terms: &ServerTlsSettings) -> ValidationContextType {
+    let mut context = tls::CertificateValidationContext {
+        match_typed_subject_alt_names: client_tls::alternative_names(&terms.subject_alt_names),
+        verify_certificate_spki: terms.verify_certificate_spki.clone(),
+        verify_certificate_hash: terms.verify_certificate_hash.clone(),
+        crl: (!terms.ca_crl.is_empty()).then(|| client_tls::file(&terms.ca_crl)),
+        ..Default::default()
+    };
+    match secrets::authorities_credential(terms) {
+        Some(name) => {
+            ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+                default_validation_context: Some(context),
+                validation_context_sds_secret_config: Some(secrets::config(secrets::authorities_name(name))),
+                ..Default::default()
+            })
+        }
+        None => {
+            context.trusted_ca = Some(client_tls::file(&terms.ca_certificates));
+            ValidationContextType::ValidationContext(context)
+        }
+    }
+}
+
+/// Whether a cipher suite is one that the proxies serve: forward secret and authenticated.
+pub(crate) fn is_served(name: &str) -> bool {
+    name.starts_with("ECDHE-") && (name.contains("-GCM-") || name.ends_with("-CHACHA20-POLY1305"))
 }

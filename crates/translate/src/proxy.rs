@@ -151,6 +151,8 @@ pub struct ProxyClass {
     pub locality: Locality,
     /// Whether the proxies answer their applications' DNS queries, so that automatic addresses lead to them.
     pub dns_capture: bool,
+    /// The labels are those of a pod that the API server knows, and not only what the proxy says. Secrets go to nobody else.
+    pub attested: bool,
     /// The service ports that lead to the workload, by port; of one port, the oldest service's first.
     pub inbound: Vec<InboundPort>,
 }
@@ -174,9 +176,11 @@ impl ProxyClass {
     pub fn of(proxy: &Proxy, world: &World) -> Self {
         let mut workload = proxy.workload.clone();
         let mut locality = Locality::of_pod(&workload.labels, None);
+        let mut attested = false;
         if let Some(pod) = &workload.pod {
             let name = lateen_model::ObjectName::new(&workload.namespace, pod);
             if let Some(pod) = world.pod(&name) {
+                attested = true;
                 workload.labels = pod.labels.clone();
                 locality = Locality::of_pod(&pod.labels, world.node_locality(&pod.node));
             }
@@ -202,6 +206,7 @@ impl ProxyClass {
             labels: workload.labels,
             locality,
             dns_capture: proxy.dns_capture,
+            attested,
             inbound,
         }
     }
@@ -227,6 +232,8 @@ impl ProxyClass {
             labels: labels.into(),
             locality: self.locality.clone(),
             dns_capture: self.dns_capture,
+            // Only gateways are given secrets.
+            attested: false,
             inbound: Vec::new(),
         })
     }

@@ -16,11 +16,13 @@ pub enum ResourceType {
     Listener,
     /// RDS.
     Route,
+    /// SDS.
+    Secret,
 }
 
 impl ResourceType {
     /// All of them, in the order of sending.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route];
+    pub const ALL: [Self; 5] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret];
 
     /// The type URL xDS knows it by.
     pub fn type_url(self) -> &'static str {
@@ -29,6 +31,7 @@ impl ResourceType {
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 

@@ -1,18 +1,23 @@
 //! What the author of a configuration object should know: references that lead nowhere, and fields that have no effect yet.
 //! Nothing is ignored without a word.
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use lateen_api::networking::TlsProtocol;
 use lateen_api::networking::destination_rule::{ClientTlsMode, TrafficPolicy};
+use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_model::{
-    DestinationRule, Gateway, ObjectName, Registry, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup, World, resolve_gateway, resolve_host,
+    DestinationRule, Gateway, ObjectName, Pod, Registry, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry, WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
-use crate::gateways::serves_plain_http;
+use crate::gateways_tls;
+use crate::listeners_gateway::is_served;
+use crate::secrets;
 
 /// Name of warnings about what is accepted and does nothing.
 const NO_EFFECT_YET: &str = "NoEffectYet";
@@ -96,8 +101,17 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
             check_destination(&path, &mirror.destination, own, world, &mut warnings);
         }
     }
-    if !service.spec.tls.is_empty() {
-        warnings.push(Warning::no_effect("spec.tls"));
+    let of_mesh =
+        service.spec.gateways.is_empty() || service.spec.gateways.iter().any(|name| name == MESH_GATEWAY);
+    if !service.spec.tls.is_empty() && of_mesh {
+        warnings
+            .push(Warning::no_effect_as("spec.tls", "at sidecars; gateways with TLS PASSTHROUGH heed it"));
+    }
+    for (index, route) in service.spec.tls.iter().enumerate() {
+        for (index, destination) in (0..).zip(&route.route).map(|(at, one)| ((index, at), one)) {
+            let path = format!("spec.tls[{}].route[{}].destination", index.0, index.1);
+            check_destination(&path, &destination.destination, own, world, &mut warnings);
+        }
     }
     for (index, route) in service.spec.tcp.iter().enumerate() {
         let path = format!("spec.tcp[{index}]");
@@ -208,8 +222,11 @@ fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<
     let ports = policy.port_level_settings.iter().enumerate();
     levels.extend(ports.map(|(index, port)| (format!("{path}.portLevelSettings[{index}]"), &port.tls)));
     for (path, tls) in levels {
-        if tls.as_ref().is_some_and(|tls| tls.mode != ClientTlsMode::Disable) {
-            warnings.push(Warning::no_effect(format!("{path}.tls")));
+        if tls.as_ref().is_some_and(|tls| tls.mode == ClientTlsMode::IstioMutual) {
+            warnings.push(Warning::no_effect_as(
+                format!("{path}.tls"),
+                "ISTIO_MUTUAL comes with the mesh's own certificates",
+            ));
         }
     }
     for (field, given) in
@@ -306,14 +323,55 @@ pub fn check_workload_group(_: &WorkloadGroup) -> Vec<Warning> {
     vec![Warning::no_effect_as("spec", "workloads do not register themselves; make WorkloadEntries")]
 }
 
+fn check_server_tls(
+    path: &str,
+    tls: &ServerTlsSettings,
+    gateway: &Gateway,
+    world: &World,
+    warnings: &mut Vec<Warning>,
+) {
+    // Secrets are looked for where the gateway's pods are.
+    let selects = |pod: &&Arc<Pod>| labels_match(&gateway.spec.selector, &pod.labels);
+    let namespaces: BTreeSet<_> =
+        world.pods().filter(selects).map(|pod| pod.name.namespace.clone()).collect();
+    for namespace in namespaces {
+        if let Some(reason) = secrets::missing(world, &namespace, tls) {
+            let message = format!("{path}.tls.credentialName: {reason}; the server is not served until then");
+            let path = format!("{path}.tls.credentialName");
+            warnings.push(Warning {
+                code: Some("IST0101"),
+                name: "ReferencedResourceNotFound",
+                path,
+                message,
+            });
+        }
+    }
+    for (index, name) in tls.cipher_suites.iter().enumerate() {
+        if !is_served(name) {
+            warnings.push(Warning::no_effect(format!("{path}.tls.cipherSuites[{index}]")));
+        }
+    }
+    for (field, given) in
+        [("minProtocolVersion", tls.min_protocol_version), ("maxProtocolVersion", tls.max_protocol_version)]
+    {
+        if matches!(given, TlsProtocol::TLSV1_0 | TlsProtocol::TLSV1_1) {
+            let reason = "TLS 1.0 and 1.1 are not served; it counts as TLS 1.2";
+            warnings.push(Warning::no_effect_as(format!("{path}.tls.{field}"), reason));
+        }
+    }
+}
+
 /// Warnings about a Gateway in a world.
 pub fn check_gateway(gateway: &Gateway, world: &World) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (index, server) in gateway.spec.servers.iter().enumerate() {
-        if !serves_plain_http(server) {
-            let reason =
-                format!("protocol {:?} is not served, only HTTP without TLS is", server.port.protocol);
-            warnings.push(Warning::no_effect_as(format!("spec.servers[{index}]"), &reason));
+        let path = format!("spec.servers[{index}]");
+        if let Some(reason) = gateways_tls::no_effect(server) {
+            warnings.push(Warning::no_effect_as(path, &reason));
+            continue;
+        }
+        if let Some(tls) = &server.tls {
+            check_server_tls(&path, tls, gateway, world, &mut warnings);
         }
     }
     let selected = world.pods().any(|pod| lateen_model::labels_match(&gateway.spec.selector, &pod.labels));

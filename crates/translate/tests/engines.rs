@@ -44,7 +44,7 @@ fn bootstrap(resources: &Resources) -> Value {
         }
         strip_type(cluster);
     }
-    json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
+    json!({"node": {"id": "test", "cluster": "test"}, "static_resources": {"listeners": listeners, "clusters": clusters}})
 }
 
 fn strip_type(message: &mut Value) {
@@ -90,6 +90,7 @@ fn convert(kind: ResourceType, body: &[u8]) -> Result<(), ConvertError> {
         ResourceType::Endpoint => lateen_ir::ClusterLoadAssignment::from_bytes(body).map(drop),
         ResourceType::Listener => lateen_ir::Listener::from_bytes(body).map(drop),
         ResourceType::Route => lateen_ir::RouteConfiguration::from_bytes(body).map(drop),
+        ResourceType::Secret => lateen_ir::Secret::from_bytes(body).map(drop),
     }
 }
 
@@ -297,4 +298,19 @@ fn policies_an_engine_would_refuse_are_refused_when_applied() {
         refused.extend(found.err().map(|refusal| format!("{refusal}\n  in {spec}")));
     }
     assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
+
+#[test]
+fn engines_accept_tls_of_gateways_and_services() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: Gateway, metadata: {name: tls}, spec: {selector: {istio: ingressgateway}, servers: [
+      {port: {number: 443, name: https, protocol: HTTPS}, hosts: [a.example], tls: {mode: SIMPLE, credentialName: web, minProtocolVersion: TLSV1_1, cipherSuites: [ECDHE-ECDSA-AES128-GCM-SHA256, AES128-SHA]}},
+      {port: {number: 443, name: mutual, protocol: HTTPS}, hosts: ['*.b.example'], tls: {mode: MUTUAL, credentialName: web, subjectAltNames: [c.example]}},
+      {port: {number: 443, name: passed, protocol: TLS}, hosts: ['*.example'], tls: {mode: PASSTHROUGH}}]}}");
+    mesh.secret("istio-system", "web", json!({"tls.crt": "-----BEGIN CERTIFICATE-----", "tls.key": "-----BEGIN PRIVATE KEY-----", "ca.crt": "-----BEGIN CERTIFICATE-----"}));
+    mesh.config("{kind: VirtualService, metadata: {name: passed}, spec: {hosts: ['*.example'], gateways: [tls], tls: [
+      {match: [{sniHosts: [p.example]}], route: [{destination: {host: customers, subset: v1}, weight: 30}, {destination: {host: customers, subset: v2}, weight: 70}]}]}}");
+    mesh.config("{kind: DestinationRule, metadata: {name: web-frontend}, spec: {host: web-frontend, trafficPolicy: {tls: {mode: SIMPLE, sni: s.example, subjectAltNames: [s.example]}}}}");
+    accept("tls-gateway", &mut mesh, |mesh| mesh.gateway());
+    accept("tls-sidecar", &mut mesh, |mesh| mesh.sidecar("default", "customers-v1-1"));
 }

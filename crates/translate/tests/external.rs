@@ -189,11 +189,11 @@ fn names_to_look_up_are_part_of_clusters() {
         "{kind: WorkloadEntry, metadata: {name: vm}, spec: {address: vm.example.com, labels: {app: sel}}}",
     );
     let scope = mesh.sidecar("default", "web-frontend-1");
-    let Affected { clusters, endpoints, listeners, routes } = affected(&delta, &before, &scope);
+    let Affected { clusters, endpoints, listeners, routes, secrets } = affected(&delta, &before, &scope);
     assert!(
         clusters.covers("outbound|80||sel.example.com") && !clusters.covers("outbound|80||x.example.com")
     );
-    assert!(!endpoints.is_none() && listeners.is_none() && routes.is_none());
+    assert!(!endpoints.is_none() && listeners.is_none() && routes.is_none() && secrets.is_none());
     assert!(sidecar(&mut mesh).names(Cluster).contains(&"outbound|80||sel.example.com"));
 }
 

@@ -12,6 +12,7 @@ mod lifecycle;
 mod loss;
 mod mixed;
 mod sidecar;
+mod tls;
 
 use std::sync::{Arc, Mutex};
 
@@ -102,6 +103,7 @@ fn main() {
             ("sidecar", sidecar::TRIALS),
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
+            ("tls", tls::TRIALS),
         ];
         for (module, list) in modules {
             for (name, trial) in list {

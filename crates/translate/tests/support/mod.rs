@@ -120,6 +120,17 @@ impl Mesh {
         self.store.apply(Event::Applied(object))
     }
 
+    /// A Secret; values are text.
+    pub(crate) fn secret(&mut self, namespace: &str, name: &str, data: Value) -> Delta {
+        let secret = json!({"metadata": {"namespace": namespace, "name": name}, "data": {}});
+        let mut secret: k8s_openapi::api::core::v1::Secret =
+            serde_json::from_value(secret).expect("a Secret");
+        let data = data.as_object().expect("an object").iter();
+        let bytes = |value: &Value| k8s_openapi::ByteString(value.as_str().unwrap_or_default().into());
+        secret.data = Some(data.map(|(key, value)| (key.clone(), bytes(value))).collect());
+        self.store.apply(Event::Applied(Object::Secret(Box::new(secret))))
+    }
+
     pub(crate) fn mesh_config(&mut self, yaml: &str) -> Delta {
         let map = json!({"metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": yaml}});
         self.store.apply(Event::Applied(Object::ConfigMap(serde_json::from_value(map).expect("a ConfigMap"))))

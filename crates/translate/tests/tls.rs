@@ -1,0 +1,154 @@
+//! TLS at gateways and towards services.
+mod support;
+
+use lateen_translate::ResourceType::{Cluster, Listener, Route, Secret};
+use serde_json::{Value, json};
+use support::Mesh;
+
+const PAIR: (&str, &str) = ("-----BEGIN CERTIFICATE-----\nMQ==\n", "-----BEGIN PRIVATE KEY-----\nMg==\n");
+
+fn mesh(server: &str) -> Mesh {
+    let mut mesh = Mesh::course();
+    mesh.config(&format!(
+        "{{kind: Gateway, metadata: {{name: tls}}, spec: {{selector: {{istio: ingressgateway}}, servers: [{server}]}}}}"
+    ));
+    mesh
+}
+
+fn https(mode: &str) -> String {
+    format!(
+        "{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: [a.example, '*.b.example'], tls: {mode}}}"
+    )
+}
+
+fn pair(mesh: &mut Mesh, namespace: &str, name: &str) {
+    mesh.secret(namespace, name, json!({"tls.crt": PAIR.0, "tls.key": PAIR.1}));
+}
+
+fn context(chain: &Value) -> &Value {
+    &chain["transport_socket"]["typed_config"]
+}
+
+#[test]
+fn https_comes_with_its_certificate() {
+    let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web, minProtocolVersion: TLSV1_3}"));
+    mesh.config("{kind: VirtualService, metadata: {name: a}, spec: {hosts: [a.example], gateways: [tls], http: [{route: [{destination: {host: customers}}]}]}}");
+    let before = mesh.gateway_resources();
+    assert_eq!(before.names(Listener), ["0.0.0.0_8080"], "the other server goes on without the certificate");
+    assert!(before.names(Secret).is_empty());
+    pair(&mut mesh, "default", "web");
+    assert_eq!(
+        mesh.gateway_resources().names(Listener),
+        ["0.0.0.0_8080"],
+        "secrets of other namespaces are no business of it"
+    );
+    let delta = { mesh.secret("istio-system", "web", json!({"tls.crt": PAIR.0, "tls.key": PAIR.1})) };
+    assert_eq!(delta.credentials.len(), 1);
+    let resources = mesh.gateway_resources();
+    assert_eq!(resources.names(Secret), ["kubernetes://web"]);
+    let listener = resources.get(Listener, "0.0.0.0_8443");
+    assert!(listener["listener_filters"][0]["name"].as_str().unwrap().contains("tls_inspector"));
+    let chain = &listener["filter_chains"][0];
+    assert_eq!(chain["filter_chain_match"]["server_names"], json!(["a.example", "*.b.example"]));
+    let common = &context(chain)["common_tls_context"];
+    assert_eq!(common["alpn_protocols"], json!(["h2", "http/1.1"]));
+    assert_eq!(common["tls_params"]["tls_minimum_protocol_version"], "TLSv1_3");
+    assert_eq!(common["tls_certificate_sds_secret_configs"][0]["name"], "kubernetes://web");
+    assert_eq!(context(chain)["require_client_certificate"], false);
+    let routes = resources.get(Route, "https.8443.https.tls.default");
+    assert_eq!(routes["virtual_hosts"][0]["domains"], json!(["a.example"]));
+    let sidecar = mesh.sidecar("default", "web-frontend-1");
+    assert!(mesh.resources(&sidecar).names(Secret).is_empty(), "sidecars get no secrets");
+}
+
+#[test]
+fn mutual_tls_verifies_clients() {
+    for (mode, required) in [("MUTUAL", true), ("OPTIONAL_MUTUAL", false)] {
+        let mut mesh =
+            mesh(&https(&format!("{{mode: {mode}, credentialName: web, subjectAltNames: [c.example]}}")));
+        pair(&mut mesh, "istio-system", "web");
+        assert!(
+            !mesh.gateway_resources().names(Listener).contains(&"0.0.0.0_8443"),
+            "without authorities nobody is let in"
+        );
+        mesh.secret("istio-system", "web-cacert", json!({"cacert": PAIR.0}));
+        let resources = mesh.gateway_resources();
+        assert_eq!(resources.names(Secret), ["kubernetes://web", "kubernetes://web-cacert"]);
+        let chain = &resources.get(Listener, "0.0.0.0_8443")["filter_chains"][0];
+        assert_eq!(context(chain)["require_client_certificate"], required);
+        let combined = &context(chain)["common_tls_context"]["combined_validation_context"];
+        assert_eq!(combined["validation_context_sds_secret_config"]["name"], "kubernetes://web-cacert");
+        let names = &combined["default_validation_context"]["match_typed_subject_alt_names"];
+        assert_eq!(names[1]["matcher"]["exact"], "c.example");
+    }
+}
+
+#[test]
+fn tls_is_passed_through_by_name() {
+    let mut mesh = mesh(
+        "{port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.example'], tls: {mode: PASSTHROUGH}}",
+    );
+    mesh.config("{kind: VirtualService, metadata: {name: a}, spec: {hosts: ['*.example'], gateways: [tls], tls: [
+      {match: [{sniHosts: [a.example], port: 443}], route: [{destination: {host: customers, subset: v1}, weight: 30}, {destination: {host: customers, subset: v2}, weight: 70}]},
+      {match: [{sniHosts: [b.example], port: 444}], route: [{destination: {host: customers}}]},
+      {match: [{sniHosts: [c.example, a.example, d.other]}], route: [{destination: {host: web-frontend}}]}]}}");
+    let resources = mesh.gateway_resources();
+    let chains = resources.get(Listener, "0.0.0.0_8443")["filter_chains"].as_array().unwrap();
+    let names: Vec<_> =
+        chains.iter().map(|chain| chain["filter_chain_match"]["server_names"].clone()).collect();
+    assert_eq!(names, [json!(["a.example"]), json!(["c.example"])]);
+    assert!(chains.iter().all(|chain| chain.get("transport_socket").is_none()));
+    assert_eq!(chains[0]["filters"][0]["typed_config"]["weighted_clusters"]["clusters"][1]["weight"], 70);
+}
+
+#[test]
+fn the_oldest_gateway_has_the_port_and_the_name() {
+    let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web}"));
+    pair(&mut mesh, "istio-system", "web");
+    mesh.config("{kind: Gateway, metadata: {name: later, creationTimestamp: '2030-01-01T00:00:00Z'}, spec: {selector: {istio: ingressgateway}, servers: [
+      {port: {number: 443, name: http, protocol: HTTP}, hosts: ['*']},
+      {port: {number: 443, name: again, protocol: HTTPS}, hosts: [a.example, n.example], tls: {mode: SIMPLE, credentialName: web}}]}}");
+    let resources = mesh.gateway_resources();
+    let chains = resources.get(Listener, "0.0.0.0_8443")["filter_chains"].as_array().unwrap();
+    let names: Vec<_> =
+        chains.iter().map(|chain| chain["filter_chain_match"]["server_names"].clone()).collect();
+    assert_eq!(names, [json!(["a.example", "*.b.example"]), json!(["n.example"])]);
+    assert!(!resources.names(Route).contains(&"http.8443"));
+}
+
+#[test]
+fn services_are_called_over_tls() {
+    let mut mesh = Mesh::course();
+    let rule = |tls: &str| {
+        format!(
+            "{{kind: DestinationRule, metadata: {{name: customers}}, spec: {{host: customers, trafficPolicy: {{tls: {tls}}}}}}}"
+        )
+    };
+    mesh.config(&rule("{mode: SIMPLE}"));
+    let name = "outbound|80||customers.default.svc.cluster.local";
+    let resources = mesh.gateway_resources();
+    let cluster = resources.get(Cluster, name);
+    let common = &context(cluster)["common_tls_context"];
+    assert_eq!(common["validation_context"]["trusted_ca"]["filename"], "/etc/ssl/certs/ca-certificates.crt");
+    let options = &cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+    assert_eq!(
+        options["upstream_http_protocol_options"],
+        json!({"auto_sni": true, "auto_san_validation": true})
+    );
+    mesh.config(&rule("{mode: MUTUAL, clientCertificate: /c, privateKey: /k, caCertificates: /ca, sni: s.example, subjectAltNames: [s.example]}"));
+    let resources = mesh.gateway_resources();
+    let cluster = resources.get(Cluster, name);
+    assert_eq!(context(cluster)["sni"], "s.example");
+    let common = &context(cluster)["common_tls_context"];
+    assert_eq!(common["tls_certificates"][0]["private_key"]["filename"], "/k");
+    assert_eq!(common["validation_context"]["trusted_ca"]["filename"], "/ca");
+    mesh.config(&rule("{mode: MUTUAL, credentialName: client}"));
+    mesh.secret("istio-system", "client", json!({"tls.crt": PAIR.0, "tls.key": PAIR.1, "ca.crt": PAIR.0}));
+    let resources = mesh.gateway_resources();
+    assert_eq!(resources.names(Secret), ["kubernetes://client", "kubernetes://client-cacert"]);
+    let common = &context(resources.get(Cluster, name))["common_tls_context"];
+    assert_eq!(common["tls_certificate_sds_secret_configs"][0]["name"], "kubernetes://client");
+    mesh.config(&rule("{mode: SIMPLE, insecureSkipVerify: true}"));
+    let resources = mesh.gateway_resources();
+    assert!(context(resources.get(Cluster, name))["common_tls_context"].get("validation_context").is_none());
+}
