@@ -15,7 +15,9 @@ pub(crate) fn warning(def: &ResourceDef, object: &Value) -> Option<String> {
         "HorizontalPodAutoscaler" => "there is no autoscaler (use `kubectl scale`)",
         "CronJob" => "no Job is made by the clock (use `kubectl create job --from=cronjob/NAME`)",
         "NetworkPolicy" => "connections are not restricted (use an AuthorizationPolicy of the mesh)",
-        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => "authorization is not enforced",
+        "Role" | "ClusterRole" | "RoleBinding" | "ClusterRoleBinding" => {
+            "the API server enforces no authorization (SubjectAccessReviews go by it)"
+        }
         "PersistentVolume" | "PersistentVolumeClaim" | "StorageClass" => {
             "there are no persistent volumes (use emptyDir or hostPath)"
         }

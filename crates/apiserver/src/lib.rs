@@ -43,6 +43,7 @@ mod patch;
 mod pki;
 mod protobuf;
 mod proxy;
+mod rbac;
 mod read;
 mod resources;
 mod response;

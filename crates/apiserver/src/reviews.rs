@@ -9,6 +9,7 @@ use crate::{
     authn::{Bound, User},
     builtin::Review,
     call::Call,
+    rbac,
     response::{self, Body},
     schema::strings,
     server::TokenRequest,
@@ -42,6 +43,11 @@ pub(crate) fn answer(
             "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
             "incomplete": false,
         }),
+        // What the roles grant; not asked before anything is done here (see below).
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => match rbac::granted(api, &object["spec"]) {
+            Some(reason) => json!({"allowed": true, "reason": reason}),
+            None => json!({"allowed": false, "reason": "no role is bound to it that grants this"}),
+        },
         // Whoever is authenticated may do everything.
         _ => json!({"allowed": true, "reason": "authorization is not enforced by this API server"}),
     };

@@ -26,6 +26,7 @@ use crate::mesh_objects::{self, InjectionState, MeshObjects};
 use crate::metrics::Metrics;
 use crate::push::{Input, Published, PushLoop};
 use crate::refused::Refused;
+use crate::secret_access::SecretAccess;
 use crate::serve::Server;
 use crate::serving_cert::{ServingCert, ServingCertError};
 use crate::source::{ProxySource, Sessions};
@@ -210,7 +211,23 @@ impl ControlPlane {
         background.spawn(trust);
 
         let ready = Readiness { published, injection };
-        let parts = Parts { config: &config, client, inputs: inputs.clone(), metrics, ready: ready.clone() };
+        let (sessions, secret_access) = (Sessions::default(), Arc::new(SecretAccess::new(client.clone())));
+        let following = secret_access.clone().follow(
+            sessions.clone(),
+            ready.published.clone(),
+            inputs.clone(),
+            stop.clone(),
+        );
+        background.spawn(following);
+        let parts = Parts {
+            config: &config,
+            client,
+            inputs: inputs.clone(),
+            metrics,
+            ready: ready.clone(),
+            sessions,
+            secret_access,
+        };
         let servers = TaskTracker::new();
         for server in parts.servers(bound, &certificate)? {
             servers.spawn(server.run(stop.clone()));
@@ -284,11 +301,13 @@ struct Parts<'a> {
     inputs: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
     ready: Readiness,
+    sessions: Sessions,
+    secret_access: Arc<SecretAccess>,
 }
 
 impl Parts<'_> {
     fn servers(self, bound: Bound, certificate: &Arc<ServingCert>) -> Result<Vec<Server>, StartError> {
-        let sessions = Sessions::default();
+        let sessions = self.sessions.clone();
         let connections = Connections::default();
         let h2 = certificate.server_config(&[b"h2"])?;
         let any_http = certificate.server_config(&[b"h2", b"http/1.1"])?;
@@ -296,6 +315,8 @@ impl Parts<'_> {
             let source = ProxySource {
                 inputs: self.inputs.clone(),
                 authenticator,
+                secret_access: self.secret_access.clone(),
+                published: self.ready.published.clone(),
                 sessions: sessions.clone(),
                 metrics: self.metrics.clone(),
             };

@@ -21,6 +21,7 @@ mod process_metrics;
 mod push;
 mod refused;
 mod root_cert;
+mod secret_access;
 mod serve;
 mod serving_cert;
 mod source;

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::classes::Classes;
 use crate::metrics::Metrics;
+use crate::secret_access::Account;
 
 /// Changes taken at a time.
 const BATCH: usize = 4096;
@@ -29,6 +30,8 @@ pub(crate) enum Input {
     Listed(&'static str),
     /// A proxy wants to be served. Answered when the configuration is complete.
     Connect(Arc<Proxy>, SnapshotsReply),
+    /// Whether proxies of a service account may be given secrets.
+    SecretAccess(Account, bool),
     /// The loop is to end, and with it every connection.
     Stop,
 }
@@ -119,6 +122,7 @@ impl PushLoop {
                     self.waiting.retain(|(_, reply)| !reply.is_closed());
                     self.waiting.push((proxy, reply));
                 }
+                Input::SecretAccess(account, allowed) => self.set_secret_access(&account, allowed),
                 // Looked for before.
                 Input::Stop => {}
             }
@@ -132,6 +136,17 @@ impl PushLoop {
         }
         if complete {
             self.push(&delta, first_change.unwrap_or_else(Instant::now));
+        }
+    }
+
+    /// Takes effect with the push that follows.
+    fn set_secret_access(&mut self, account: &Account, allowed: bool) {
+        let world = self.published.borrow().world.clone();
+        for connected in &mut self.connected {
+            if connected.proxy.reads_secrets != allowed && Account::of(&connected.proxy) == *account {
+                Arc::make_mut(&mut connected.proxy).reads_secrets = allowed;
+                connected.class = Arc::new(ProxyClass::of(&connected.proxy, &world));
+            }
         }
     }
 

@@ -12,10 +12,12 @@ use tonic::Status;
 use crate::authenticate::Authenticator;
 use crate::metrics::Metrics;
 use crate::node;
-use crate::push::Input;
+use crate::push::{Input, Published};
+use crate::secret_access::SecretAccess;
 
 /// How long a proxy waits for the control plane to have read its configuration.
 const COMPLETE: Duration = Duration::from_secs(30);
+const NOT_READ: &str = "the control plane has not read its configuration yet; reconnect";
 
 /// A connected proxy and what it should have.
 #[derive(Clone)]
@@ -35,6 +37,10 @@ impl Sessions {
 
     pub(crate) fn get(&self, connection: u64) -> Option<Session> {
         self.lock().get(&connection).cloned()
+    }
+
+    pub(crate) fn proxies(&self) -> Vec<Arc<Proxy>> {
+        self.lock().values().map(|session| session.proxy.clone()).collect()
     }
 }
 
@@ -58,6 +64,8 @@ pub(crate) struct ProxySource {
     pub(crate) inputs: mpsc::Sender<Input>,
     /// None only on the plain-text port.
     pub(crate) authenticator: Option<Authenticator>,
+    pub(crate) secret_access: Arc<SecretAccess>,
+    pub(crate) published: watch::Receiver<Published>,
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -69,10 +77,18 @@ impl ProxySource {
             None => None,
         };
         let metadata = node::metadata(hello.node.metadata.as_ref());
-        let proxy = Proxy::parse(&hello.node.id, &metadata)
+        let mut proxy = Proxy::parse(&hello.node.id, &metadata)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if let Some(caller) = caller {
             caller.may_be(&proxy)?;
+            // What is proven counts, also where the proxy says nothing of it.
+            proxy.service_account = caller.service_account;
+            // Sidecars want secrets by rules, which have to be known.
+            let unknown = |_| Status::unavailable(NOT_READ);
+            let mut published = self.published.clone();
+            let complete = published.wait_for(|published| published.complete);
+            drop(tokio::time::timeout(COMPLETE, complete).await.map_err(unknown)?);
+            proxy.reads_secrets = self.secret_access.of_new(&proxy, &self.published).await?;
         }
         let proxy = Arc::new(proxy);
         let (reply, answer) = oneshot::channel();
@@ -83,9 +99,7 @@ impl ProxySource {
             .map_err(|error| shutting_down(error.to_string()))?;
         let snapshots = tokio::time::timeout(COMPLETE, answer)
             .await
-            .map_err(|_| {
-                Status::unavailable("the control plane has not read its configuration yet; reconnect")
-            })?
+            .map_err(|_| Status::unavailable(NOT_READ))?
             .map_err(|error| shutting_down(error.to_string()))?;
         tracing::info!(connection = hello.connection, peer = ?hello.peer, "{} connected", hello.node.id);
         self.metrics.connected(&proxy);

@@ -3,7 +3,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
 use serde_json::{Value, json};
 use support::{Cluster, Introduction, Proxy, carries, debug, service, slice, virtual_service};
 use tonic::Code;
@@ -81,6 +81,84 @@ async fn callers_must_prove_who_they_are() {
     let (code, _) = refused(Introduction { account: "admin", ..Introduction::web(&good) }).await;
     assert_eq!(code, Code::PermissionDenied);
     assert!(Proxy::connect(&control_plane, Introduction::web(&good), CLUSTER).await.is_ok());
+}
+
+const CREDENTIAL: &str = "kubernetes://web";
+
+/// A Gateway in namespace `default`, its Secret in `istio-system`, and pods that it selects in both.
+async fn with_credential(cluster: &Cluster) {
+    let (certificate, key) =
+        (include_str!("../../model/tests/server.crt"), include_str!("../../model/tests/server.key"));
+    cluster
+        .apply(json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "web", "namespace": "istio-system" },
+            "type": "kubernetes.io/tls", "stringData": { "tls.crt": certificate, "tls.key": key } }))
+        .await;
+    for namespace in ["istio-system", "default"] {
+        let labels = json!({ "istio": "ingressgateway" });
+        cluster
+            .apply(json!({ "apiVersion": "v1", "kind": "Pod",
+                "metadata": { "name": "web-1", "namespace": namespace, "labels": labels },
+                "spec": { "containers": [{ "name": "istio-proxy", "image": "lateen/proxyv2" }] } }))
+            .await;
+    }
+    cluster
+        .apply(json!({ "apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+            "metadata": { "name": "web", "namespace": "default" },
+            "spec": { "selector": { "istio": "ingressgateway" }, "servers": [{ "hosts": ["*"],
+                "port": { "number": 443, "name": "https", "protocol": "HTTPS" },
+                "tls": { "mode": "SIMPLE", "credentialName": "web" } }] } }))
+        .await;
+}
+
+fn role_binding(namespace: &str, account: &str) -> [Value; 2] {
+    let metadata = json!({ "name": "reads-secrets", "namespace": namespace });
+    let group = "rbac.authorization.k8s.io";
+    let api = "rbac.authorization.k8s.io/v1";
+    [
+        json!({ "apiVersion": api, "kind": "Role", "metadata": metadata,
+            "rules": [{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["list"] }] }),
+        json!({ "apiVersion": api, "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": { "apiGroup": group, "kind": "Role", "name": "reads-secrets" },
+            "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": namespace }] }),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_go_only_to_those_who_may_read_them() {
+    let cluster = Cluster::start().await;
+    with_credential(&cluster).await;
+    for object in role_binding("default", "web") {
+        cluster.apply(object).await;
+    }
+    let control_plane = cluster.control_plane().await;
+    let connect = async |kind: &str, namespace: &str, account: &str| {
+        let token = cluster.token_in(namespace, account, AUDIENCE).await;
+        let introduction = Introduction { kind, namespace, account, ..Introduction::web(&token) };
+        let proxy = Proxy::connect(&control_plane, introduction, SECRET).await.unwrap();
+        let names = [CREDENTIAL, "kubernetes://istio-system/web", "kubernetes-gateway://istio-system/web"];
+        proxy.subscribe(SECRET, &names).await;
+        proxy
+    };
+    let mut gateway = connect("router", "istio-system", "istio-ingressgateway").await;
+    gateway.until(|response| carries(response, CREDENTIAL)).await;
+    for (kind, namespace, account, why) in [
+        ("sidecar", "default", "web", "a sidecar of another namespace, whose account reads that one's"),
+        ("sidecar", "istio-system", "istio-ingressgateway", "a sidecar, which no rule gives it"),
+        ("router", "default", "web", "a gateway of another namespace"),
+        ("router", "istio-system", "nobody", "an account that may not read Secrets"),
+    ] {
+        let mut proxy = connect(kind, namespace, account).await;
+        // Whatever is to come about secrets comes before the listeners.
+        proxy.subscribe(LISTENER, &[]).await;
+        proxy.until(|response| response.type_url == LISTENER).await;
+        assert!(proxy.held.keys().all(|(type_url, _)| type_url != SECRET), "{why}: {:?}", proxy.held);
+    }
+    // Roles that come later are heeded, on the same connection.
+    let mut late = connect("router", "istio-system", "nobody").await;
+    for object in role_binding("istio-system", "nobody") {
+        cluster.apply(object).await;
+    }
+    late.until(|response| carries(response, CREDENTIAL)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

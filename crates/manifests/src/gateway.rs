@@ -34,6 +34,8 @@ pub(crate) fn egress(options: &Options) -> Vec<Value> {
 fn objects(options: &Options, gateway: Gateway, service: &str, more_ports: Vec<Value>) -> Vec<Value> {
     let labels = gateway.labels();
     let metadata = json!({ "name": gateway.name, "namespace": options.namespace, "labels": labels });
+    let role =
+        json!({ "name": format!("{}-sds", gateway.name), "namespace": options.namespace, "labels": labels });
     let mut ports = more_ports;
     ports.extend([
         json!({ "name": "http2", "port": 80, "targetPort": 8080, "protocol": "TCP" }),
@@ -41,6 +43,16 @@ fn objects(options: &Options, gateway: Gateway, service: &str, more_ports: Vec<V
     ]);
     vec![
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }),
+        // By this the control plane knows that the gateway may have its namespace's certificates.
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": role,
+            "rules": [{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"] }]
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": role,
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["name"] },
+            "subjects": [{ "kind": "ServiceAccount", "name": gateway.name, "namespace": options.namespace }]
+        }),
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": metadata,
             "spec": { "type": service, "selector": labels, "ports": ports }

@@ -71,5 +71,7 @@ fn cluster_rules() -> Value {
           "resources": ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
           "verbs": ["get", "list", "watch", "patch"] },
         { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
+        // Whether a gateway's service account may have the Secrets it asks for.
+        { "apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"] },
     ])
 }

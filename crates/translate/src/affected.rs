@@ -151,15 +151,14 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         affected.routes = Extent::All;
     }
     let router = scope.class.kind == ProxyKind::Router;
-    let of_namespace = |name: &ObjectName| name.namespace == scope.class.namespace;
-    if router && delta.credentials.iter().any(of_namespace) {
-        affected.listeners = Extent::All;
-        affected.secrets = Extent::All;
-    }
-    if router
-        && (!delta.gateways.is_empty() || !delta.destination_rules.is_empty() || !delta.services.is_empty())
-    {
-        affected.secrets = Extent::All;
+    if scope.class.reads_secrets {
+        let of_namespace = |name: &ObjectName| name.namespace == scope.class.namespace;
+        let named_anew = !delta.destination_rules.is_empty()
+            || !delta.services.is_empty()
+            || (router && !delta.gateways.is_empty());
+        if named_anew || delta.credentials.iter().any(of_namespace) {
+            affected.secrets = Extent::All;
+        }
     }
     affected
 }

@@ -30,7 +30,7 @@ pub(crate) fn names(settings: &ClientTlsSettings) -> Option<core::UpstreamHttpPr
     })
 }
 
-/// The transport socket. `secrets`: the proxy is given secrets.
+/// The transport socket. `secrets`: the rule's credentials are for this proxy.
 pub(crate) fn transport_socket(
     settings: &ClientTlsSettings,
     http2: bool,
@@ -50,7 +50,11 @@ pub(crate) fn transport_socket(
                 common.tls_certificate_sds_secret_configs =
                     vec![secrets::config(secrets::certificate_name(name))];
             }
-            None => common.tls_certificates = vec![pair(&settings.client_certificate, &settings.private_key)],
+            None if !settings.client_certificate.is_empty() => {
+                common.tls_certificates = vec![pair(&settings.client_certificate, &settings.private_key)];
+            }
+            // A credential that is not for this proxy: it has nothing to show, and the server will not have it.
+            None => {}
         }
     }
     let context = tls::UpstreamTlsContext {

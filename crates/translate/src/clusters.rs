@@ -31,6 +31,7 @@ use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
 use crate::proxy::{InboundPort, ProxyKind};
 use crate::resource::{Resource, encode, versioned};
 use crate::scope::Scope;
+use crate::secrets;
 use crate::settings::Settings;
 use crate::sidecar::{Inbound, InboundEndpoint};
 use crate::traffic_policy::{self, EffectivePolicy};
@@ -51,7 +52,7 @@ pub(crate) struct OutboundClusterInputs {
     port: u16,
     protocol: Protocol,
     source: EndpointSource,
-    /// Whether the proxy is given secrets.
+    /// Whether the rule's credentials are for this proxy.
     secrets: bool,
     /// The rule for the host, with the index of the subset.
     rule: Option<Arc<DestinationRule>>,
@@ -180,9 +181,7 @@ fn outbound_input(
         protocol: port.protocol,
         source,
         // Only where it matters, so that gateways share the other clusters with sidecars.
-        secrets: scope.class.kind == ProxyKind::Router
-            && scope.class.attested
-            && rule.as_deref().is_some_and(names_credential),
+        secrets: rule.as_deref().is_some_and(|rule| secrets::are_wanted(scope.class.kind, rule)),
         rule,
         subset: None,
         mesh_weighted: mesh_weighted(scope),
@@ -195,17 +194,6 @@ fn mesh_weighted(scope: &Scope) -> [bool; 2] {
         locality::setting(EffectivePolicy::default(), scope.world.mesh().locality_lb_setting.as_ref());
     [None, Some(&outlier)].map(|outlier| {
         locality::is_weighted(EffectivePolicy { outlier, ..EffectivePolicy::default() }, setting)
-    })
-}
-
-/// Whether a rule's TLS needs a secret, for whichever port or subset.
-fn names_credential(rule: &DestinationRule) -> bool {
-    let general = rule.spec.traffic_policy.iter();
-    let mut policies =
-        general.chain(rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()));
-    policies.any(|policy| {
-        let ports = policy.port_level_settings.iter().filter_map(|port| port.tls.as_ref());
-        policy.tls.iter().chain(ports).any(|tls| !tls.credential_name.is_empty())
     })
 }
 
@@ -255,6 +243,9 @@ impl OutboundClusterInputs {
 
     /// The secret that TLS to the cluster needs.
     pub(crate) fn credential(&self) -> Option<&str> {
+        if !self.secrets {
+            return None;
+        }
         let tls = self.policy().tls.filter(|tls| client_tls::is_spoken(tls))?;
         Some(tls.credential_name.as_str()).filter(|name| !name.is_empty())
     }

@@ -8,7 +8,6 @@ use lateen_model::{Gateway, Protocol, host_matches, labels_match, resolve_gatewa
 
 use crate::gateways::{HttpServer, ServerHost, add_hosts, pod_ports, serves_plain_http};
 use crate::scope::Scope;
-use crate::secrets;
 use crate::tcp_routes::TcpDestinations;
 
 /// An address and port with TLS.
@@ -121,7 +120,6 @@ struct Placed<'a> {
     gateway: &'a Arc<Gateway>,
     index: usize,
     server: &'a Server,
-    settings: &'a ServerTlsSettings,
     mode: ServerTlsMode,
     bind: String,
     port: u16,
@@ -143,7 +141,7 @@ fn each(scope: &Scope, mut act: impl FnMut(Placed<'_>)) {
     let mut taken: BTreeSet<(String, u16, String)> = BTreeSet::new();
     for gateway in scope.world.gateways_for_oldest_first(&scope.class.labels) {
         for (index, server) in gateway.spec.servers.iter().enumerate() {
-            let (Some(mode), Some(settings)) = (kind_of(server), &server.tls) else { continue };
+            let Some(mode) = kind_of(server) else { continue };
             for (bind, port, server_port) in places(scope, server) {
                 if is_plain(&kinds, &bind, port) {
                     continue;
@@ -155,17 +153,7 @@ fn each(scope: &Scope, mut act: impl FnMut(Placed<'_>)) {
                 if names.is_empty() {
                     continue;
                 }
-                act(Placed {
-                    gateway: &gateway,
-                    index,
-                    server,
-                    settings,
-                    mode,
-                    bind,
-                    port,
-                    server_port,
-                    names,
-                });
+                act(Placed { gateway: &gateway, index, server, mode, bind, port, server_port, names });
             }
         }
     }
@@ -191,17 +179,14 @@ pub(crate) fn https_servers(scope: &Scope) -> Vec<HttpServer> {
     servers
 }
 
-/// Ports with TLS. Servers whose certificate is not there are left out, so that the others go on; they come with it.
+/// Ports with TLS. Where a certificate is not there, connections are reset until it is, as with Istio: the chain stays the same, so that
+/// nothing is lost when Secrets come, change, or are replaced by deleting and creating.
 pub(crate) fn ports(scope: &Scope) -> Vec<TlsPort> {
     let mut ports: BTreeMap<(String, u16), Vec<TlsChain>> = BTreeMap::new();
     each(scope, |placed| {
         let chains = ports.entry((placed.bind.clone(), placed.port)).or_default();
         if placed.mode == ServerTlsMode::Passthrough {
             chains.extend(passed_through(scope, &placed));
-            return;
-        }
-        let namespace = &scope.class.namespace;
-        if secrets::missing(scope.world.as_ref(), namespace, placed.settings).is_some() {
             return;
         }
         let any = placed.names.iter().any(|name| name == "*");

@@ -57,6 +57,7 @@ pub use names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, o
 pub use proxy::{InboundPort, NodeError, Proxy, ProxyClass, ProxyKind};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
+pub use secrets::may_want_secrets;
 pub use warnings::{
     Warning, check_destination_rule, check_gateway, check_service_entry, check_sidecar,
     check_virtual_service, check_workload_entry, check_workload_group,

@@ -60,6 +60,8 @@ pub struct Proxy {
     pub interception_mode: String,
     /// Whether it answers its application's DNS queries (metadata `DNS_CAPTURE`).
     pub dns_capture: bool,
+    /// Whether its service account is known to be allowed to read the Secrets of its namespace. Nothing a proxy says sets it.
+    pub reads_secrets: bool,
 }
 
 impl Proxy {
@@ -115,6 +117,7 @@ impl Proxy {
             version: text("ISTIO_VERSION"),
             interception_mode: text("INTERCEPTION_MODE"),
             dns_capture: text("DNS_CAPTURE").eq_ignore_ascii_case("true"),
+            reads_secrets: false,
         })
     }
 }
@@ -151,8 +154,9 @@ pub struct ProxyClass {
     pub locality: Locality,
     /// Whether the proxies answer their applications' DNS queries, so that automatic addresses lead to them.
     pub dns_capture: bool,
-    /// The labels are those of a pod that the API server knows, and not only what the proxy says. Secrets go to nobody else.
-    pub attested: bool,
+    /// Whether it may be given Secrets of its namespace: its account may read them, and its labels are those of a pod that the
+    /// API server knows, and not only what the proxy says.
+    pub reads_secrets: bool,
     /// The service ports that lead to the workload, by port; of one port, the oldest service's first.
     pub inbound: Vec<InboundPort>,
 }
@@ -176,11 +180,11 @@ impl ProxyClass {
     pub fn of(proxy: &Proxy, world: &World) -> Self {
         let mut workload = proxy.workload.clone();
         let mut locality = Locality::of_pod(&workload.labels, None);
-        let mut attested = false;
+        let mut reads_secrets = false;
         if let Some(pod) = &workload.pod {
             let name = lateen_model::ObjectName::new(&workload.namespace, pod);
             if let Some(pod) = world.pod(&name) {
-                attested = true;
+                reads_secrets = proxy.reads_secrets;
                 workload.labels = pod.labels.clone();
                 locality = Locality::of_pod(&pod.labels, world.node_locality(&pod.node));
             }
@@ -206,7 +210,7 @@ impl ProxyClass {
             labels: workload.labels,
             locality,
             dns_capture: proxy.dns_capture,
-            attested,
+            reads_secrets,
             inbound,
         }
     }
@@ -232,8 +236,7 @@ impl ProxyClass {
             labels: labels.into(),
             locality: self.locality.clone(),
             dns_capture: self.dns_capture,
-            // Only gateways are given secrets.
-            attested: false,
+            reads_secrets: self.reads_secrets,
             inbound: Vec::new(),
         })
     }

@@ -1,24 +1,30 @@
 //! Secrets for gateways, named as in Istio: `kubernetes://NAME`, and `kubernetes://NAME-cacert` for authorities.
 //!
-//! A gateway gets the secrets of its own namespace that its Gateways and DestinationRules name, and only when the API server knows its
-//! pod: what a proxy says of itself is not enough.
+//! A proxy gets the secrets of its own namespace that its Gateways and DestinationRules name, and only when the API server knows its
+//! pod and lets its service account read them: what a proxy says of itself is not enough. Sidecars get those of rules with a
+//! `workloadSelector`, as in Istio.
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use lateen_api::networking::destination_rule::TrafficPolicy;
 use lateen_api::networking::gateway::{ServerTlsMode, ServerTlsSettings};
-use lateen_model::{Credential, ObjectName, World};
+use lateen_model::{Credential, DestinationRule, ObjectName, Service, World};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 
 use crate::cache::Cache;
 use crate::clusters;
-use crate::proxy::ProxyKind;
+use crate::proxy::{Proxy, ProxyKind};
 use crate::resource::{Resource, ResourceType, encode};
 use crate::scope::Scope;
 use crate::wire;
 
 const PREFIX: &str = "kubernetes://";
 const AUTHORITIES: &str = "-cacert";
+/// How long what needs a secret waits for it. One that is there comes at once; one that is not must not hold up what is beside it.
+/// (Istio leaves Envoy's 15 seconds.) After that connections are reset until it comes.
+const MISSING: Duration = Duration::from_secs(2);
 
 /// Name of the resource with a certificate and its key.
 pub(crate) fn certificate_name(credential: &str) -> String {
@@ -36,8 +42,7 @@ fn bare(credential: &str) -> &str {
 
 /// How to get a secret.
 pub(crate) fn config(name: String) -> tls::SdsSecretConfig {
-    // With Envoy's default time-out: a secret that never comes must not keep a proxy from starting.
-    let source = core::ConfigSource { initial_fetch_timeout: None, ..wire::ads() };
+    let source = core::ConfigSource { initial_fetch_timeout: Some(wire::duration(MISSING)), ..wire::ads() };
     tls::SdsSecretConfig { name, sds_config: Some(source) }
 }
 
@@ -48,19 +53,45 @@ enum SecretInputs {
     Authorities { name: String, credential: Arc<Credential> },
 }
 
-/// All secrets of a gateway.
+/// Whether the clusters of a rule may need secrets, for whichever port or subset, at proxies of a kind.
+pub(crate) fn are_wanted(kind: ProxyKind, rule: &DestinationRule) -> bool {
+    let names_one = |policy: &TrafficPolicy| {
+        let ports = policy.port_level_settings.iter().filter_map(|port| port.tls.as_ref());
+        policy.tls.iter().chain(ports).any(|tls| !tls.credential_name.is_empty())
+    };
+    let selects = kind == ProxyKind::Router || rule.spec.workload_selector.is_some();
+    let of_subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    selects && rule.spec.traffic_policy.iter().chain(of_subsets).any(names_one)
+}
+
+/// Whether a proxy may come to want secrets: gateways do, sidecars where a rule of their namespace has some for them.
+pub fn may_want_secrets(proxy: &Proxy, world: &World) -> bool {
+    let of_rule = |rule: &Arc<DestinationRule>| {
+        rule.name.namespace == proxy.workload.namespace && are_wanted(ProxyKind::Sidecar, rule)
+    };
+    proxy.kind == ProxyKind::Router || world.destination_rules().any(of_rule)
+}
+
+/// All secrets of a proxy.
 pub(crate) fn generate(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
-    if scope.class.kind != ProxyKind::Router || !scope.class.attested {
+    if !scope.class.reads_secrets {
         return Vec::new();
     }
     let mut names: BTreeSet<String> = BTreeSet::new();
-    for gateway in scope.world.gateways_for(&scope.class.labels) {
+    let gateways = match scope.class.kind {
+        ProxyKind::Router => scope.world.gateways_for(&scope.class.labels),
+        ProxyKind::Sidecar => Vec::new(),
+    };
+    for gateway in gateways {
         for tls in gateway.spec.servers.iter().filter_map(|server| server.tls.as_ref()) {
             let ca = (!tls.ca_cert_credential_name.is_empty()).then(|| tls.ca_cert_credential_name.clone());
             names.extend(credentials(tls).into_iter().map(str::to_owned).chain(ca));
         }
     }
-    for service in scope.services.iter() {
+    let with_secrets = |service: &&Arc<Service>| {
+        scope.destination_rule(service).is_some_and(|rule| are_wanted(scope.class.kind, &rule))
+    };
+    for service in scope.services.iter().filter(with_secrets) {
         for inputs in clusters::outbound_inputs(scope, service) {
             names.extend(inputs.credential().map(str::to_owned));
         }
@@ -70,7 +101,7 @@ pub(crate) fn generate(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
         let find = |name: &str| {
             scope.world.credential(&ObjectName::new(&scope.class.namespace, bare(name))).cloned()
         };
-        if let Some(credential) = find(&name).filter(|found| has_pair(found)) {
+        if let Some(credential) = find(&name).filter(|found| found.pair.is_some()) {
             let inputs = SecretInputs::Certificate { name: certificate_name(&name), credential };
             resources.push(cache.resource(ResourceType::Secret, &inputs, resource));
         }
@@ -97,41 +128,41 @@ pub(crate) fn credentials(settings: &ServerTlsSettings) -> Vec<&str> {
     one.into_iter().chain(settings.credential_names.iter().map(String::as_str)).collect()
 }
 
-fn is_pem(bytes: Option<&Arc<[u8]>>, label: &str) -> bool {
-    let find = |bytes: &Arc<[u8]>| bytes.windows(label.len()).any(|window| window == label.as_bytes());
-    bytes.is_some_and(find)
-}
-
-fn has_pair(credential: &Credential) -> bool {
-    is_pem(credential.certificate.as_ref(), "-----BEGIN CERTIFICATE-----")
-        && is_pem(credential.key.as_ref(), "PRIVATE KEY-----")
-}
-
-/// What a server's TLS lacks among the secrets of a namespace, in words.
-pub(crate) fn missing(world: &World, namespace: &str, settings: &ServerTlsSettings) -> Option<String> {
+/// What a server's TLS lacks among the secrets of a namespace, in words; `now` in Unix seconds.
+pub(crate) fn missing(
+    world: &World,
+    namespace: &str,
+    settings: &ServerTlsSettings,
+    now: i64,
+) -> Option<String> {
     for name in credentials(settings) {
-        match world.credential(&ObjectName::new(namespace, bare(name))) {
-            None => {
-                return Some(format!(
-                    "secret {namespace}/{} is not there, or has no certificate",
-                    bare(name)
-                ));
+        let shown = format!("secret {namespace}/{}", bare(name));
+        let Some(found) = world.credential(&ObjectName::new(namespace, bare(name))) else {
+            return Some(format!("{shown} is not there, or has no certificate and key"));
+        };
+        match (&found.pair, &found.problem) {
+            (None, Some(problem)) => return Some(format!("{shown}: {problem}")),
+            (None, None) => return Some(format!("{shown} has no certificate and key")),
+            (Some(pair), _) if pair.not_after < now => {
+                return Some(format!("{shown}: the certificate has expired; clients will refuse it"));
             }
-            Some(found) if !has_pair(found) => {
-                return Some(format!("secret {namespace}/{} has no certificate and key in PEM", bare(name)));
-            }
-            Some(_) => {}
+            (Some(_), _) => {}
         }
     }
-    let mutual = matches!(settings.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
-    let name = authorities_credential(settings)?;
-    if mutual && authorities_of(world, namespace, name).is_none() {
-        return Some(format!(
-            "there are no authorities for clients: neither secret {namespace}/{0}{AUTHORITIES} nor {namespace}/{0} has them",
-            bare(name)
-        ));
+    if !matches!(settings.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
+        return None;
     }
-    None
+    let name = bare(authorities_credential(settings)?);
+    if authorities_of(world, namespace, name).is_some() {
+        return None;
+    }
+    let problems = [format!("{name}{AUTHORITIES}"), name.to_owned()]
+        .into_iter()
+        .filter_map(|name| world.credential(&ObjectName::new(namespace, &name))?.problem.clone());
+    let problem = problems.map(|problem| format!(" ({problem})")).next().unwrap_or_default();
+    Some(format!(
+        "there are no authorities for clients: neither secret {namespace}/{name}{AUTHORITIES} nor {namespace}/{name} has them{problem}"
+    ))
 }
 
 /// Name of the credential with the authorities of a server's clients.
@@ -152,8 +183,8 @@ fn resource(inputs: &SecretInputs) -> Resource {
         SecretInputs::Certificate { name, credential } => (
             name,
             tls::secret::Type::TlsCertificate(tls::TlsCertificate {
-                certificate_chain: credential.certificate.as_ref().map(inline),
-                private_key: credential.key.as_ref().map(inline),
+                certificate_chain: credential.pair.as_ref().map(|pair| inline(&pair.certificate)),
+                private_key: credential.pair.as_ref().map(|pair| inline(&pair.key)),
                 ..Default::default()
             }),
         ),

@@ -205,23 +205,31 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
     if !host.starts_with('*') && world.service(&host).is_none() {
         warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
     }
+    let selects = rule.spec.workload_selector.is_some();
     if let Some(policy) = &rule.spec.traffic_policy {
-        unsupported_in_policy("spec.trafficPolicy", policy, &mut warnings);
+        unsupported_in_policy("spec.trafficPolicy", policy, selects, &mut warnings);
     }
     warnings.extend(conflicts::merged_rules(rule, world));
     for (index, subset) in rule.spec.subsets.iter().enumerate() {
         if let Some(policy) = &subset.traffic_policy {
-            unsupported_in_policy(&format!("spec.subsets[{index}].trafficPolicy"), policy, &mut warnings);
+            let path = format!("spec.subsets[{index}].trafficPolicy");
+            unsupported_in_policy(&path, policy, selects, &mut warnings);
         }
     }
     warnings
 }
 
-fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, warnings: &mut Vec<Warning>) {
+fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, selects: bool, warnings: &mut Vec<Warning>) {
     let mut levels = vec![(path.to_owned(), &policy.tls)];
     let ports = policy.port_level_settings.iter().enumerate();
     levels.extend(ports.map(|(index, port)| (format!("{path}.portLevelSettings[{index}]"), &port.tls)));
     for (path, tls) in levels {
+        if tls.as_ref().is_some_and(|tls| !tls.credential_name.is_empty()) && !selects {
+            warnings.push(Warning::no_effect_as(
+                format!("{path}.tls.credentialName"),
+                "at sidecars, which use it only from rules with a workloadSelector; gateways heed it",
+            ));
+        }
         if tls.as_ref().is_some_and(|tls| tls.mode == ClientTlsMode::IstioMutual) {
             warnings.push(Warning::no_effect_as(
                 format!("{path}.tls"),
@@ -323,6 +331,12 @@ pub fn check_workload_group(_: &WorkloadGroup) -> Vec<Warning> {
     vec![Warning::no_effect_as("spec", "workloads do not register themselves; make WorkloadEntries")]
 }
 
+/// Unix seconds: certificates end by the clock.
+fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn check_server_tls(
     path: &str,
     tls: &ServerTlsSettings,
@@ -335,8 +349,8 @@ fn check_server_tls(
     let namespaces: BTreeSet<_> =
         world.pods().filter(selects).map(|pod| pod.name.namespace.clone()).collect();
     for namespace in namespaces {
-        if let Some(reason) = secrets::missing(world, &namespace, tls) {
-            let message = format!("{path}.tls.credentialName: {reason}; the server is not served until then");
+        if let Some(reason) = secrets::missing(world, &namespace, tls, now()) {
+            let message = format!("{path}.tls.credentialName: {reason}");
             let path = format!("{path}.tls.credentialName");
             warnings.push(Warning {
                 code: Some("IST0101"),

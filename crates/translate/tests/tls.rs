@@ -5,7 +5,8 @@ use lateen_translate::ResourceType::{Cluster, Listener, Route, Secret};
 use serde_json::{Value, json};
 use support::Mesh;
 
-const PAIR: (&str, &str) = ("-----BEGIN CERTIFICATE-----\nMQ==\n", "-----BEGIN PRIVATE KEY-----\nMg==\n");
+const PAIR: (&str, &str) =
+    (include_str!("../../model/tests/server.crt"), include_str!("../../model/tests/server.key"));
 
 fn mesh(server: &str) -> Mesh {
     let mut mesh = Mesh::course();
@@ -34,18 +35,15 @@ fn https_comes_with_its_certificate() {
     let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web, minProtocolVersion: TLSV1_3}"));
     mesh.config("{kind: VirtualService, metadata: {name: a}, spec: {hosts: [a.example], gateways: [tls], http: [{route: [{destination: {host: customers}}]}]}}");
     let before = mesh.gateway_resources();
-    assert_eq!(before.names(Listener), ["0.0.0.0_8080"], "the other server goes on without the certificate");
     assert!(before.names(Secret).is_empty());
     pair(&mut mesh, "default", "web");
-    assert_eq!(
-        mesh.gateway_resources().names(Listener),
-        ["0.0.0.0_8080"],
-        "secrets of other namespaces are no business of it"
-    );
-    let delta = { mesh.secret("istio-system", "web", json!({"tls.crt": PAIR.0, "tls.key": PAIR.1})) };
+    let none = mesh.gateway_resources().names(Secret).len();
+    assert_eq!(none, 0, "secrets of other namespaces are no business of it");
+    let delta = mesh.secret("istio-system", "web", json!({"tls.crt": PAIR.0, "tls.key": PAIR.1}));
     assert_eq!(delta.credentials.len(), 1);
     let resources = mesh.gateway_resources();
     assert_eq!(resources.names(Secret), ["kubernetes://web"]);
+    assert_eq!(resources.all(Listener), before.all(Listener), "nothing else changes with a Secret");
     let listener = resources.get(Listener, "0.0.0.0_8443");
     assert!(listener["listener_filters"][0]["name"].as_str().unwrap().contains("tls_inspector"));
     let chain = &listener["filter_chains"][0];
@@ -67,10 +65,7 @@ fn mutual_tls_verifies_clients() {
         let mut mesh =
             mesh(&https(&format!("{{mode: {mode}, credentialName: web, subjectAltNames: [c.example]}}")));
         pair(&mut mesh, "istio-system", "web");
-        assert!(
-            !mesh.gateway_resources().names(Listener).contains(&"0.0.0.0_8443"),
-            "without authorities nobody is let in"
-        );
+        assert_eq!(mesh.gateway_resources().names(Secret), ["kubernetes://web"]);
         mesh.secret("istio-system", "web-cacert", json!({"cacert": PAIR.0}));
         let resources = mesh.gateway_resources();
         assert_eq!(resources.names(Secret), ["kubernetes://web", "kubernetes://web-cacert"]);
@@ -81,6 +76,86 @@ fn mutual_tls_verifies_clients() {
         let names = &combined["default_validation_context"]["match_typed_subject_alt_names"];
         assert_eq!(names[1]["matcher"]["exact"], "c.example");
     }
+}
+
+#[test]
+fn bad_secrets_are_told_and_not_given() {
+    let weak = (include_str!("../../pki/tests/rsa1024.crt"), include_str!("../../pki/tests/rsa1024.key"));
+    let other = include_str!("../../model/tests/other.key");
+    for (data, told) in [
+        (None, "is not there"),
+        (Some(json!({"tls.crt": "x", "tls.key": PAIR.1})), "certificate is not in PEM"),
+        (Some(json!({"tls.crt": PAIR.0, "tls.key": other})), "not that of the certificate"),
+        (Some(json!({"tls.crt": weak.0, "tls.key": weak.1})), "too weak"),
+        (Some(json!({"tls.crt": PAIR.0})), "is not there, or has no certificate and key"),
+        (Some(json!({"ca.crt": PAIR.0})), "has no certificate and key"),
+    ] {
+        let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web}"));
+        if let Some(data) = data {
+            mesh.secret("istio-system", "web", data);
+        }
+        let resources = mesh.gateway_resources();
+        assert!(!resources.names(Secret).contains(&"kubernetes://web"), "{told}");
+        assert_eq!(resources.names(Listener), ["0.0.0.0_8080", "0.0.0.0_8443"]);
+        let world = mesh.world();
+        let gateway = world.gateway(&lateen_model::ObjectName::new("default", "tls")).unwrap();
+        let warnings = lateen_translate::check_gateway(gateway, &world);
+        let messages: Vec<_> = warnings.iter().map(|warning| warning.message.as_str()).collect();
+        assert!(messages.len() == 1 && messages[0].contains(told), "{told}: {messages:?}");
+    }
+}
+
+#[test]
+fn secrets_go_only_to_proxies_that_may_read_them() {
+    let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web}"));
+    pair(&mut mesh, "istio-system", "web");
+    assert_eq!(mesh.gateway_resources().names(Secret), ["kubernetes://web"]);
+    let id = "router~10.244.0.9~istio-ingressgateway-1.istio-system~istio-system.svc.cluster.local";
+    let scope = mesh.scope_reading(id, false);
+    assert!(mesh.resources(&scope).names(Secret).is_empty(), "its account may not");
+    let labels = json!({"LABELS": {"istio": "ingressgateway"}});
+    let unknown =
+        mesh.scope_with("router~10.0.0.1~no-pod.istio-system~istio-system.svc.cluster.local", &labels);
+    assert!(mesh.resources(&unknown).names(Secret).is_empty(), "labels that only the proxy itself gives");
+    mesh.pod("default", "gateway-2", "10.244.0.10", json!({"istio": "ingressgateway"}));
+    let other = mesh.scope("router~10.244.0.10~gateway-2.default~default.svc.cluster.local");
+    assert!(mesh.resources(&other).names(Secret).is_empty(), "a gateway of another namespace");
+}
+
+#[test]
+fn sidecars_get_credentials_of_rules_that_select_them() {
+    let rule = |selector: &str| {
+        format!(
+            "{{kind: DestinationRule, metadata: {{name: customers}}, spec: {{host: customers, {selector}trafficPolicy: {{tls: {{mode: MUTUAL, credentialName: client}}}}}}}}"
+        )
+    };
+    let mut mesh = Mesh::course();
+    pair(&mut mesh, "default", "client");
+    mesh.config(&rule("workloadSelector: {matchLabels: {app: web-frontend}}, "));
+    let of = |mesh: &mut Mesh, pod: &str| {
+        let scope =
+            mesh.scope_reading(&format!("sidecar~10.0.0.1~{pod}.default~default.svc.cluster.local"), true);
+        mesh.resources(&scope)
+    };
+    let name = "outbound|80||customers.default.svc.cluster.local";
+    let resources = of(&mut mesh, "web-frontend-1");
+    assert_eq!(resources.names(Secret), ["kubernetes://client"]);
+    let common = &context(resources.get(Cluster, name))["common_tls_context"];
+    assert_eq!(common["tls_certificate_sds_secret_configs"][0]["name"], "kubernetes://client");
+    assert_eq!(
+        common["combined_validation_context"]["validation_context_sds_secret_config"]["name"],
+        "kubernetes://client-cacert"
+    );
+    let other = of(&mut mesh, "customers-v1-1");
+    assert!(other.names(Secret).is_empty());
+    mesh.config(&rule(""));
+    let resources = of(&mut mesh, "web-frontend-1");
+    assert!(resources.names(Secret).is_empty());
+    let common = &context(resources.get(Cluster, name))["common_tls_context"];
+    assert!(
+        common.get("tls_certificate_sds_secret_configs").is_none()
+            && common.get("tls_certificates").is_none()
+    );
 }
 
 #[test]

@@ -207,6 +207,8 @@ pub(crate) struct Proxy {
 
 /// How a proxy introduces itself.
 pub(crate) struct Introduction<'a> {
+    /// `sidecar` or `router`.
+    pub(crate) kind: &'a str,
     pub(crate) namespace: &'a str,
     pub(crate) account: &'a str,
     pub(crate) authorization: Option<String>,
@@ -216,6 +218,7 @@ pub(crate) struct Introduction<'a> {
 impl Introduction<'_> {
     pub(crate) fn web(token: &str) -> Self {
         Self {
+            kind: "sidecar",
             namespace: "default",
             account: "web",
             authorization: Some(format!("Bearer {token}")),
@@ -240,7 +243,7 @@ impl Proxy {
         introduction: Introduction<'_>,
         type_url: &str,
     ) -> Result<Self, Status> {
-        let Introduction { namespace, account, authorization, known } = introduction;
+        let Introduction { kind, namespace, account, authorization, known } = introduction;
         let text = |text: &str| ProtoValue { kind: Some(Kind::StringValue(text.to_owned())) };
         let fields = HashMap::from([
             ("NAMESPACE".to_owned(), text(namespace)),
@@ -248,7 +251,7 @@ impl Proxy {
             ("ISTIO_VERSION".to_owned(), text("1.24.0")),
         ]);
         let node = Node {
-            id: format!("sidecar~10.1.1.1~web-1.{namespace}~{namespace}.svc.cluster.local"),
+            id: format!("{kind}~10.1.1.1~web-1.{namespace}~{namespace}.svc.cluster.local"),
             metadata: Some(Struct { fields }),
             ..Node::default()
         };

@@ -197,7 +197,17 @@ impl Mesh {
     }
 
     pub(crate) fn scope_with(&mut self, node: &str, metadata: &Value) -> Scope {
-        let proxy = Proxy::parse(node, metadata).expect("a node id");
+        // Gateways' accounts are given a role for it, others mostly are not.
+        self.scope_of(node, metadata, node.starts_with("router"))
+    }
+
+    pub(crate) fn scope_reading(&mut self, node: &str, secrets: bool) -> Scope {
+        self.scope_of(node, &json!({}), secrets)
+    }
+
+    fn scope_of(&mut self, node: &str, metadata: &Value, secrets: bool) -> Scope {
+        let mut proxy = Proxy::parse(node, metadata).expect("a node id");
+        proxy.reads_secrets = secrets;
         let world = self.store.world();
         let class = ProxyClass::of(&proxy, &world);
         Scope::new(world, Arc::new(class))
