@@ -76,6 +76,14 @@ impl Authenticator {
         Self { reviews: kube::Api::all(client), limit: Semaphore::new(REVIEWS), cache: Mutex::default() }
     }
 
+    /// Who sent a request with these headers, by a review of this moment: for answers that outlive the token.
+    pub(crate) async fn authenticate_anew(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
+        let token = bearer(headers).ok_or(AuthError::NoToken)?;
+        // The semaphore is never closed.
+        let _permit = self.limit.acquire().await;
+        self.review(token).await
+    }
+
     /// Who sent a request with these headers.
     pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
         let token = bearer(headers).ok_or(AuthError::NoToken)?;

@@ -1,5 +1,6 @@
 //! What a control plane is started with.
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 /// Addresses to listen on. Port 0 picks a free one; what was bound is in [`Addresses`](crate::Addresses).
 #[derive(Clone, Debug)]
@@ -44,6 +45,41 @@ pub struct Config {
     pub name: String,
     /// Where to listen.
     pub listen: Listen,
+    /// How long certificates of workloads live.
+    pub certificate_life: CertificateLife,
+}
+
+/// How long certificates of workloads live, as Istio's CA has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateLife {
+    /// When nothing is asked for. Default 24 h (`DEFAULT_WORKLOAD_CERT_TTL`).
+    pub default: Duration,
+    /// What may be asked for at most. Default 90 days (`MAX_WORKLOAD_CERT_TTL`).
+    pub most: Duration,
+}
+
+impl Default for CertificateLife {
+    fn default() -> Self {
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        Self { default: hours(24), most: hours(90 * 24) }
+    }
+}
+
+impl CertificateLife {
+    /// What is granted to who asks for so many seconds; nothing or less asks for the default.
+    pub(crate) fn granted(self, seconds: i64) -> Result<Duration, String> {
+        let asked = match u64::try_from(seconds) {
+            Ok(0) | Err(_) => self.default,
+            Ok(seconds) => Duration::from_secs(seconds),
+        };
+        if asked > self.most {
+            return Err(format!(
+                "requested TTL {asked:?} is greater than the max allowed TTL {:?}",
+                self.most
+            ));
+        }
+        Ok(asked)
+    }
 }
 
 impl Default for Config {
@@ -55,6 +91,7 @@ impl Default for Config {
             cluster_id: "Kubernetes".into(),
             name: "istiod".into(),
             listen: Listen::default(),
+            certificate_life: CertificateLife::default(),
         }
     }
 }

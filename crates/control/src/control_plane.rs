@@ -12,14 +12,17 @@ use axum::routing::{get, post};
 use kube::Client;
 use lateen_model::{Store, StoreOptions};
 use lateen_pki::CertificateAuthority;
+use lateen_xds::certificate_service::CertificateService;
 use lateen_xds::server::{AdsServer, Connections};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::server::NamedService;
 
 use crate::authenticate::Authenticator;
 use crate::ca_secret::{self, CaSecretError};
+use crate::ca_service::CaService;
 use crate::debug::{self, Debug};
 use crate::injection_webhook::{self, Injector};
 use crate::mesh_objects::{self, InjectionState, MeshObjects};
@@ -77,7 +80,7 @@ impl From<ServingCertError> for StartError {
 /// What a control plane listens on.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// xDS over TLS.
+    /// xDS and the certificate service over TLS.
     pub xds: SocketAddr,
     /// xDS in plain text.
     pub plain_xds: Option<SocketAddr>,
@@ -175,7 +178,7 @@ impl ControlPlane {
         let bound = Bound::new(&config).await?;
         let addresses = bound.addresses()?;
         let authority = Arc::new(authority(&client, &config.namespace).await?);
-        let root_certificate = authority.certificate_pem().to_owned();
+        let root_certificate = authority.root_pem().to_owned();
         let certificate = ServingCert::new(&authority, config.server_names())?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let stop = CancellationToken::new();
@@ -201,7 +204,7 @@ impl ControlPlane {
         tokio::spawn(async move { until.run_until_cancelled(following).await });
 
         let background = TaskTracker::new();
-        background.spawn(certificate.clone().renew(authority, stop.clone()));
+        background.spawn(certificate.clone().renew(authority.clone(), stop.clone()));
         background.spawn(root_cert::distribute(client.clone(), root_certificate.clone(), stop.clone()));
         background.spawn(ingress_status::run(client.clone(), published.clone(), stop.clone()));
         background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
@@ -227,6 +230,7 @@ impl ControlPlane {
             ready: ready.clone(),
             sessions,
             secret_access,
+            authority,
         };
         let servers = TaskTracker::new();
         for server in parts.servers(bound, &certificate)? {
@@ -303,14 +307,15 @@ struct Parts<'a> {
     ready: Readiness,
     sessions: Sessions,
     secret_access: Arc<SecretAccess>,
+    authority: Arc<CertificateAuthority>,
 }
 
 impl Parts<'_> {
     fn servers(self, bound: Bound, certificate: &Arc<ServingCert>) -> Result<Vec<Server>, StartError> {
         let sessions = self.sessions.clone();
         let connections = Connections::default();
-        let h2 = certificate.server_config(&[b"h2"])?;
-        let any_http = certificate.server_config(&[b"h2", b"http/1.1"])?;
+        let h2 = certificate.server_config(&[b"h2"], Some(self.authority.root_pem()))?;
+        let any_http = certificate.server_config(&[b"h2", b"http/1.1"], None)?;
         let ads = |authenticator| {
             let source = ProxySource {
                 inputs: self.inputs.clone(),
@@ -322,7 +327,16 @@ impl Parts<'_> {
             };
             ads_router(AdsServer::with_connections(Arc::new(source), connections.clone()))
         };
-        let xds = ads(Some(Authenticator::new(self.client.clone())));
+        let ca = CaService::new(
+            self.authority.clone(),
+            Authenticator::new(self.client.clone()),
+            self.ready.published.clone(),
+            self.config.certificate_life,
+            self.metrics.authority.clone(),
+        );
+        let ca_path = format!("/{}/{{*method}}", <CertificateService<CaService> as NamedService>::NAME);
+        let xds = ads(Some(Authenticator::new(self.client.clone())))
+            .route_service(&ca_path, CertificateService::new(ca));
         let mut servers = vec![Server { name: "xDS", listener: bound.xds, router: xds, tls: Some(h2) }];
         if let Some(listener) = bound.plain_xds {
             tracing::warn!("plain-text xDS is on: whoever reaches it reads the mesh's configuration");
@@ -372,7 +386,7 @@ impl Parts<'_> {
 }
 
 fn ads_router(ads: AdsServer<ProxySource>) -> Router {
-    let name = <AdsServer<ProxySource> as tonic::server::NamedService>::NAME;
+    let name = <AdsServer<ProxySource> as NamedService>::NAME;
     let unknown =
         || async { tonic::Status::unimplemented("no such service here").into_http::<axum::body::Body>() };
     Router::new().route_service(&format!("/{name}/{{*method}}"), ads).fallback(unknown)

@@ -6,7 +6,9 @@
 //!
 //! Threads: tokio's for all I/O; one for the push loop, so that generating configuration never holds up a connection.
 mod authenticate;
+mod ca_metrics;
 mod ca_secret;
+mod ca_service;
 mod classes;
 mod config;
 mod control_plane;
@@ -31,5 +33,5 @@ mod validation_webhook;
 mod watch;
 mod webhook_patch;
 
-pub use config::{Config, Listen};
+pub use config::{CertificateLife, Config, Listen};
 pub use control_plane::{Addresses, ControlPlane, StartError};

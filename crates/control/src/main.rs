@@ -1,9 +1,10 @@
 //! The `lateend` program.
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use lateen_control::{Config, ControlPlane, Listen};
+use lateen_control::{CertificateLife, Config, ControlPlane, Listen};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -43,6 +44,12 @@ struct Discovery {
     /// What is logged: a level, or tracing's filter directives.
     #[arg(long, env = "LATEEN_LOG", default_value = "info")]
     log_level: String,
+    /// Life of workloads' certificates when they ask for none.
+    #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = go_duration)]
+    default_workload_cert_ttl: Duration,
+    /// Longest life of workloads' certificates.
+    #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = go_duration)]
+    max_workload_cert_ttl: Duration,
     /// Port of xDS over TLS.
     #[arg(long, default_value_t = 15012)]
     xds_port: u16,
@@ -60,6 +67,11 @@ struct Discovery {
     ready_port: u16,
 }
 
+/// A duration as Go and Istio write it.
+fn go_duration(text: &str) -> Result<Duration, String> {
+    lateen_api::duration::parse(text).map_err(|error| error.to_string())
+}
+
 impl Discovery {
     fn config(&self) -> Config {
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
@@ -75,6 +87,10 @@ impl Discovery {
                 monitoring: any(self.monitoring_port),
                 webhooks: any(self.webhook_port),
                 ready: any(self.ready_port),
+            },
+            certificate_life: CertificateLife {
+                default: self.default_workload_cert_ttl,
+                most: self.max_workload_cert_ttl,
             },
         }
     }

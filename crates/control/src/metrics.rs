@@ -17,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::ca_metrics::CaMetrics;
 use crate::process_metrics::ProcessMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +64,8 @@ pub(crate) struct Metrics {
     virtual_services: Gauge,
     injections: [Counter; 4],
     validations: [Family<ResourceLabel, Gauge>; 2],
+    /// The certificate authority's.
+    pub(crate) authority: CaMetrics,
 }
 
 /// How an injection request ended.
@@ -105,6 +108,7 @@ impl Metrics {
             virtual_services: Gauge::default(),
             injections: std::array::from_fn(|_| Counter::default()),
             validations: std::array::from_fn(|_| Family::default()),
+            authority: CaMetrics::default(),
         };
         Arc::new(metrics.registered(version))
     }
@@ -170,6 +174,7 @@ impl Metrics {
                 family.clone(),
             );
         }
+        self.authority.register(&mut registry);
         registry.register_collector(Box::new(ProcessMetrics::new()));
         self.registry = registry;
         self

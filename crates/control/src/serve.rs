@@ -10,6 +10,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use lateen_xds::server::PeerAddress;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -26,6 +27,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections of one listener.
 const CONNECTIONS: usize = 20_000;
+
+/// Where the certificates a client has shown, verified, are found in a request's extensions: the leaf first.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerCertificates(pub(crate) Arc<[CertificateDer<'static>]>);
 
 /// A bound listener and what it serves.
 pub(crate) struct Server {
@@ -65,10 +70,14 @@ impl Server {
                 let _permit = permit;
                 let served = async {
                     match tls {
-                        None => serve_connection(stream, peer, router, watcher).await,
+                        None => serve_connection(stream, peer, None, router, watcher).await,
                         Some(config) => {
                             let stream = handshake(stream, config).await?;
-                            serve_connection(stream, peer, router, watcher).await
+                            let shown = stream.get_ref().1.peer_certificates();
+                            let shown = shown.map(|shown| {
+                                PeerCertificates(shown.iter().map(|one| one.clone().into_owned()).collect())
+                            });
+                            serve_connection(stream, peer, shown, router, watcher).await
                         }
                     }
                 };
@@ -99,6 +108,7 @@ async fn handshake(
 async fn serve_connection<I>(
     stream: I,
     peer: SocketAddr,
+    certificates: Option<PeerCertificates>,
     router: Router,
     watcher: hyper_util::server::graceful::Watcher,
 ) -> Result<(), ConnectionError>
@@ -107,6 +117,9 @@ where
 {
     let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(PeerAddress(peer));
+        if let Some(certificates) = &certificates {
+            request.extensions_mut().insert(certificates.clone());
+        }
         router.clone().oneshot(request)
     });
     let mut builder = Builder::new(TokioExecutor::new());

@@ -1,16 +1,20 @@
 //! The control plane's own certificate: issued by its CA, renewed at half of its life without a restart.
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lateen_pki::{CaError, CertificateAuthority};
-use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 /// Life of a serving certificate.
 const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Shortest pause between two renewals.
+const SOONEST: Duration = Duration::from_secs(60);
 
 /// Why there is no certificate to serve with.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,15 @@ fn issue(
     Ok(Arc::new(CertifiedKey::from_der(certificate.chain, certificate.key, provider)?))
 }
 
+fn roots(pem: &str) -> Result<RootCertStore, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|error| rustls::Error::General(error.to_string()))?;
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
 impl ServingCert {
     /// Issues the first certificate.
     pub(crate) fn new(
@@ -55,14 +68,28 @@ impl ServingCert {
         Ok(Arc::new(Self { current, names, provider }))
     }
 
-    /// A TLS configuration that serves it, offering these application protocols.
+    /// A TLS configuration that serves it, offering these application protocols. With `clients`, roots in PEM, a client may show
+    /// a certificate, which must be of these.
     pub(crate) fn server_config(
         self: &Arc<Self>,
         protocols: &[&[u8]],
+        clients: Option<&str>,
     ) -> Result<Arc<ServerConfig>, ServingCertError> {
+        let verifier = match clients {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(pem) => {
+                let roots = roots(pem)?;
+                let builder =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), self.provider.clone());
+                builder
+                    .allow_unauthenticated()
+                    .build()
+                    .map_err(|error| rustls::Error::General(error.to_string()))?
+            }
+        };
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.clone());
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Arc::new(config))
@@ -74,7 +101,13 @@ impl ServingCert {
         authority: Arc<CertificateAuthority>,
         stop: CancellationToken,
     ) {
-        while stop.run_until_cancelled(tokio::time::sleep(LIFETIME / 2)).await.is_some() {
+        loop {
+            // Nothing outlives the authority's own certificate.
+            let left = authority.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+            let pause = (LIFETIME.min(left) / 2).max(SOONEST);
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
             match issue(&authority, &self.names, &self.provider) {
                 Ok(renewed) => *self.current.write().unwrap_or_else(PoisonError::into_inner) = renewed,
                 Err(error) => tracing::error!("{error}; the old certificate stays"),

@@ -1,4 +1,5 @@
 //! The control plane end to end: Kubernetes objects in, xDS, admission and status out.
+mod certificates;
 mod support;
 
 use std::time::{Duration, Instant};

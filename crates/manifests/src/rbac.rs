@@ -32,7 +32,7 @@ pub(crate) fn objects(options: &Options) -> Vec<Value> {
             "rules": [
                 // The CA: made once, read at every start.
                 { "apiGroups": [""], "resources": ["secrets"], "verbs": ["create"] },
-                { "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["istio-ca-secret"], "verbs": ["get"] },
+                { "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["istio-ca-secret", "cacerts"], "verbs": ["get"] },
                 // Mesh configuration and injection templates.
                 { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"] },
             ]

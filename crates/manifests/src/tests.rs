@@ -107,7 +107,11 @@ fn roles_give_what_is_used_and_no_more() {
                 assert_eq!(rule["verbs"], serde_json::json!(["get", "list", "watch"]), "{rule}");
             }
             if about("secrets") && !only_creates && object["metadata"]["name"] == "istiod" {
-                assert_eq!(rule["resourceNames"], serde_json::json!(["istio-ca-secret"]), "{rule}");
+                assert_eq!(
+                    rule["resourceNames"],
+                    serde_json::json!(["istio-ca-secret", "cacerts"]),
+                    "{rule}"
+                );
             }
             if about("configmaps") && cluster_wide && !only_creates {
                 assert_eq!(rule["resourceNames"], serde_json::json!(["istio-ca-root-cert"]), "{rule}");

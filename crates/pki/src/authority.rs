@@ -1,12 +1,18 @@
-//! The mesh's certificate authority: a P-256 root that signs what the mesh serves with.
+//! The mesh's certificate authority: its own root, or an intermediate authority that somebody plugged in. It signs what the
+//! control plane serves with and who workloads are.
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{SigningRequest, SpiffeId};
 
 /// Lifetime of a self-signed root: ten years, as Istio's.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -24,6 +30,9 @@ pub enum CaError {
         /// The library's reason.
         source: rcgen::Error,
     },
+    /// The system has no randomness.
+    #[error("the system has no random numbers to give")]
+    Random,
     /// A stored CA could not be used.
     #[error("the stored CA cannot be used: {0}; restore the Secret, or delete it to start with a new root")]
     Stored(String),
@@ -35,11 +44,30 @@ impl CaError {
     }
 }
 
-/// A root certificate and its key.
+/// A certificate that signs, its key, and what leads from it to the root.
 pub struct CertificateAuthority {
     certificate_pem: String,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
+    /// What a peer that knows the root only must be shown besides a leaf; empty when the root itself signs.
+    intermediates: Vec<CertificateDer<'static>>,
+    root_pem: String,
+    not_after: SystemTime,
+    root_not_after: SystemTime,
+}
+
+/// The parts of a plugged-in authority, as Secret `cacerts` has them.
+/// <https://istio.io/latest/docs/tasks/security/cert-management/plugin-ca-cert/>
+#[derive(Clone, Copy)]
+pub struct PluggedIn<'a> {
+    /// `ca-cert.pem`: the certificate that signs.
+    pub certificate: &'a str,
+    /// `ca-key.pem`: its key.
+    pub key: &'a str,
+    /// `cert-chain.pem`: from it to the root; with or without either end.
+    pub chain: &'a str,
+    /// `root-cert.pem`: what workloads trust.
+    pub root: &'a str,
 }
 
 /// The key stays out of logs.
@@ -81,7 +109,16 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate_pem = params.self_signed(&key).map_err(&failed)?.pem();
         let key_pem = key.serialize_pem();
-        Ok(Self { certificate_pem, key_pem, issuer: Issuer::new(params, key) })
+        let not_after = SystemTime::now() + ROOT_LIFETIME;
+        Ok(Self {
+            root_pem: certificate_pem.clone(),
+            certificate_pem,
+            key_pem,
+            issuer: Issuer::new(params, key),
+            intermediates: Vec::new(),
+            not_after,
+            root_not_after: not_after,
+        })
     }
 
     /// A root from its PEM texts, the values of `ca-cert.pem` and `ca-key.pem` in Secret `istio-ca-secret`.
@@ -92,30 +129,86 @@ impl CertificateAuthority {
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, CaError> {
         let stored = |reason: &str| CaError::Stored(reason.to_owned());
         let key = KeyPair::from_pem(key_pem).map_err(|_| stored("ca-key.pem is not a private key in PEM"))?;
-        let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-            .map_err(|_| stored("ca-cert.pem is not a certificate in PEM"))?;
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(&der).map_err(|_| stored("ca-cert.pem does not parse"))?;
-        if !parsed.is_ca() {
-            return Err(stored("ca-cert.pem is not a CA certificate"));
-        }
-        if !parsed.validity().is_valid() {
-            return Err(CaError::Stored(format!("ca-cert.pem is valid {:?} only", parsed.validity())));
-        }
+        let der = certificate_of(certificate_pem, "ca-cert.pem")?;
+        let parsed = authority_of(&der, "ca-cert.pem")?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(stored("ca-key.pem is not the key of ca-cert.pem"));
         }
+        let not_after = end_of(&parsed);
         let issuer =
             Issuer::from_ca_cert_der(&der, key).map_err(|error| CaError::Stored(error.to_string()))?;
-        Ok(Self { certificate_pem: certificate_pem.to_owned(), key_pem: key_pem.to_owned(), issuer })
+        Ok(Self {
+            certificate_pem: certificate_pem.to_owned(),
+            key_pem: key_pem.to_owned(),
+            issuer,
+            intermediates: Vec::new(),
+            root_pem: certificate_pem.to_owned(),
+            not_after,
+            root_not_after: not_after,
+        })
+    }
+
+    /// An authority that an organization made for the mesh.
+    ///
+    /// # Errors
+    /// [`CaError::Stored`] as for [`Self::from_pem`], and when the chain does not lead from the certificate to the root.
+    pub fn plugged_in(parts: PluggedIn<'_>) -> Result<Self, CaError> {
+        let mut authority = Self::from_pem(parts.certificate, parts.key)?;
+        let signing = certificate_of(parts.certificate, "ca-cert.pem")?;
+        let root = certificate_of(parts.root, "root-cert.pem")?;
+        let mut chain = Vec::new();
+        for certificate in CertificateDer::pem_slice_iter(parts.chain.as_bytes()) {
+            let certificate = certificate.map_err(|_| {
+                CaError::Stored("cert-chain.pem is not a list of certificates in PEM".to_owned())
+            })?;
+            if certificate != root && certificate != signing {
+                chain.push(certificate);
+            }
+        }
+        if signing != root {
+            chain.insert(0, signing);
+        }
+        for (index, certificate) in chain.iter().enumerate() {
+            let issuer = chain.get(index + 1).unwrap_or(&root);
+            let name = if index + 1 < chain.len() { "cert-chain.pem" } else { "root-cert.pem" };
+            let issuer = authority_of(issuer, name)?;
+            let signed = parse(certificate, "cert-chain.pem")?;
+            if signed.issuer() != issuer.subject()
+                || signed.verify_signature(Some(issuer.public_key())).is_err()
+            {
+                return Err(CaError::Stored(format!(
+                    "certificate {} of the chain from ca-cert.pem is not signed by the next, of {name}",
+                    index + 1
+                )));
+            }
+        }
+        authority.root_not_after = end_of(&authority_of(&root, "root-cert.pem")?);
+        authority.intermediates = chain;
+        authority.root_pem = parts.root.to_owned();
+        Ok(authority)
     }
 
     /// The root certificate, PEM: what goes into ConfigMap `istio-ca-root-cert` and webhooks' `caBundle`.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// The certificate that signs, PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// The root's private key, PEM. For storing it, nothing else.
+    /// When the certificate that signs ends.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// When the root ends.
+    pub fn root_not_after(&self) -> SystemTime {
+        self.root_not_after
+    }
+
+    /// The private key, PEM. For storing it, nothing else.
     pub fn key_pem(&self) -> &str {
         &self.key_pem
     }
@@ -137,12 +230,85 @@ impl CertificateAuthority {
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer).map_err(&failed)?;
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Ok(ServerCertificate {
-            chain: vec![certificate.der().clone()],
-            key,
-            not_after: SystemTime::now() + lifetime,
-        })
+        let mut chain = vec![certificate.der().clone()];
+        chain.extend(self.intermediates.iter().cloned());
+        Ok(ServerCertificate { chain, key, not_after: self.limited(lifetime) })
     }
+
+    /// A certificate for a workload, as client and server: its URI SAN is `id` and nothing else of it is the workload's choice
+    /// but the key. PEM: the leaf, what leads to the root, and the root, as Istio's CA answers.
+    ///
+    /// # Errors
+    /// [`CaError::Sign`] when it cannot be signed.
+    pub fn issue_workload(
+        &self,
+        request: &SigningRequest,
+        id: &SpiffeId,
+        lifetime: Duration,
+    ) -> Result<Vec<String>, CaError> {
+        let failed = CaError::sign("a workload's certificate");
+        let mut params = params("", Vec::new(), lifetime)?;
+        params.not_after = self.limited(lifetime).into();
+        let name = id.to_string().try_into().map_err(&failed)?;
+        params.subject_alt_names = vec![SanType::URI(name)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(&request.key, &self.issuer).map_err(&failed)?;
+        let mut chain = vec![leaf.pem()];
+        chain.extend(self.intermediates.iter().map(|certificate| pem(certificate)));
+        chain.push(self.root_pem.clone());
+        Ok(chain)
+    }
+
+    /// No certificate outlives the one that signed it.
+    fn limited(&self, lifetime: Duration) -> SystemTime {
+        (SystemTime::now() + lifetime).min(self.not_after)
+    }
+}
+
+/// The first certificate of a PEM text.
+fn certificate_of(pem: &str, name: &str) -> Result<CertificateDer<'static>, CaError> {
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| CaError::Stored(format!("{name} is not a certificate in PEM")))
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>, name: &str) -> Result<X509Certificate<'a>, CaError> {
+    let parsed = X509Certificate::from_der(der);
+    parsed.map(|(_, parsed)| parsed).map_err(|_| CaError::Stored(format!("{name} does not parse")))
+}
+
+/// A certificate that may sign others now.
+fn authority_of<'a>(der: &'a CertificateDer<'_>, name: &str) -> Result<X509Certificate<'a>, CaError> {
+    let parsed = parse(der, name)?;
+    if !parsed.is_ca() {
+        return Err(CaError::Stored(format!("{name} is not a CA certificate")));
+    }
+    if !parsed.validity().is_valid() {
+        return Err(CaError::Stored(format!("{name} is valid {:?} only", parsed.validity())));
+    }
+    Ok(parsed)
+}
+
+fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
+    let seconds = certificate.validity().not_after.timestamp();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    let text = STANDARD.encode(certificate);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        out.push_str(line);
+        out.push('\n');
+        rest = after;
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
 }
 
 fn params(organization: &str, names: Vec<String>, lifetime: Duration) -> Result<CertificateParams, CaError> {
@@ -155,6 +321,11 @@ fn params(organization: &str, names: Vec<String>, lifetime: Duration) -> Result<
     let now = SystemTime::now();
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + lifetime).into();
+    // Random, since renewed certificates may be of the same key.
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| CaError::Random)?;
+    serial[0] &= 0x7f;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(params)
 }
 
@@ -197,6 +368,77 @@ mod tests {
         assert!(why(one.certificate_pem(), two.key_pem()).contains("not the key"));
         assert!(why("nonsense", one.key_pem()).contains("ca-cert.pem"));
         assert!(why(one.certificate_pem(), "nonsense").contains("ca-key.pem"));
+    }
+
+    fn request() -> SigningRequest {
+        let key = KeyPair::generate().unwrap();
+        let asked = CertificateParams::new(vec!["istiod.istio-system.svc".into()]).unwrap();
+        SigningRequest::from_pem(&asked.serialize_request(&key).unwrap().pem().unwrap()).unwrap()
+    }
+
+    /// A chain of authorities below a root: certificates and keys in PEM, the root first.
+    fn hierarchy(length: usize) -> Vec<(String, String)> {
+        let root = CertificateAuthority::generate("org").unwrap();
+        let mut made = vec![(root.certificate_pem.clone(), root.key_pem.clone())];
+        let mut issuer = root.issuer;
+        for number in 1..length {
+            let key = KeyPair::generate().unwrap();
+            let mut params =
+                params(&format!("level {number}"), Vec::new(), Duration::from_secs(3600)).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            let certificate = params.signed_by(&key, &issuer).unwrap();
+            made.push((certificate.pem(), key.serialize_pem()));
+            issuer = Issuer::new(params, key);
+        }
+        made
+    }
+
+    #[test]
+    fn a_workload_gets_its_own_name_and_no_other() {
+        let authority = CertificateAuthority::generate("cluster.local").unwrap();
+        let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let issue = || authority.issue_workload(&request(), &id, Duration::from_secs(3600)).unwrap();
+        let chain = issue();
+        assert_eq!(chain[1..], [authority.root_pem().to_owned()]);
+        let der = certificate_of(&chain[0], "leaf").unwrap();
+        let leaf = parse(&der, "leaf").unwrap();
+        let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+        let expected = x509_parser::extensions::GeneralName::URI("spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(names, [expected], "names in the request do not count");
+        assert!(!leaf.is_ca());
+        let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && usage.server_auth);
+        let other = certificate_of(&issue()[0], "leaf").unwrap();
+        assert_ne!(leaf.raw_serial(), parse(&other, "leaf").unwrap().raw_serial());
+        let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
+        assert_eq!(life, 3600 + 120);
+    }
+
+    #[test]
+    fn a_plugged_in_authority_shows_the_way_to_its_root() {
+        let made = hierarchy(3);
+        let [(root, _), (middle, _), (signing, key)] = &made[..] else { panic!("three") };
+        let full = format!("{signing}{middle}{root}");
+        let parts = PluggedIn { certificate: signing, key, chain: &full, root };
+        let authority = CertificateAuthority::plugged_in(parts).unwrap();
+        assert_eq!(authority.root_pem(), root);
+        let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let chain = authority.issue_workload(&request(), &id, Duration::from_secs(7 * 24 * 3600)).unwrap();
+        let normal = |text: &str| text.replace("\r\n", "\n").trim().to_owned();
+        let shown: Vec<String> = chain[1..].iter().map(|text| normal(text)).collect();
+        assert_eq!(shown, [normal(signing), normal(middle), normal(root)]);
+        let der = certificate_of(&chain[0], "leaf").unwrap();
+        assert!(end_of(&parse(&der, "leaf").unwrap()) <= authority.not_after(), "outlives its issuer");
+        let server =
+            authority.issue_server(&["istiod.istio-system.svc".into()], Duration::from_secs(60)).unwrap();
+        assert!(accepts(root, &server, "istiod.istio-system.svc"));
+        // The middle may be all there is of the chain; without it there is no way.
+        assert!(CertificateAuthority::plugged_in(PluggedIn { chain: middle, ..parts }).is_ok());
+        assert!(CertificateAuthority::plugged_in(PluggedIn { chain: "", ..parts }).is_err());
+        let other = hierarchy(1);
+        let result = CertificateAuthority::plugged_in(PluggedIn { root: &other[0].0, ..parts });
+        assert!(result.unwrap_err().to_string().contains("not signed by the next"));
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! SPIFFE ids, the certificate authority, server certificates, and what people bring of their own.
+//! SPIFFE ids, the certificate authority, signing requests, certificates of servers and workloads, and what people bring of their own.
 mod authority;
 mod credential;
+mod csr;
 mod spiffe;
 
-pub use authority::{CaError, CertificateAuthority, ServerCertificate};
+pub use authority::{CaError, CertificateAuthority, PluggedIn, ServerCertificate};
 pub use credential::{CredentialError, check_authorities, check_pair, check_revoked};
+pub use csr::{CsrError, SigningRequest};
 pub use spiffe::{SpiffeError, SpiffeId};

@@ -1,6 +1,8 @@
 //! Workload identities in the form Istio gives them.
 use std::{fmt, str::FromStr};
 
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
 /// `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT` (SPIFFE-ID specification; the path is Istio's).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
@@ -15,6 +17,9 @@ pub enum SpiffeError {
     /// Not of the form.
     #[error("{0:?} is not of the form spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT")]
     Form(String),
+    /// A certificate is to have one.
+    #[error("the certificate has {0} URI names; a workload's has one")]
+    Certificate(usize),
     /// A part is empty or has characters it may not have.
     #[error(
         "{part} {value:?} of a SPIFFE id must be lower-case letters, digits, '-', '.' or '_', and not empty"
@@ -47,6 +52,24 @@ impl SpiffeId {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
         })
+    }
+
+    /// The workload a certificate (DER) is of: its only URI SAN.
+    ///
+    /// # Errors
+    /// When it has none, more than one, or one of another form.
+    pub fn of_certificate(der: &[u8]) -> Result<Self, SpiffeError> {
+        let count = |number: usize| SpiffeError::Certificate(number);
+        let (_, parsed) = X509Certificate::from_der(der).map_err(|_| count(0))?;
+        let names = parsed.subject_alternative_name().ok().flatten();
+        let uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+        match uris.collect::<Vec<_>>()[..] {
+            [uri] => uri.parse(),
+            ref others => Err(count(others.len())),
+        }
     }
 
     /// The trust domain.
@@ -99,6 +122,23 @@ mod tests {
             ("cluster.local", "default", "web-frontend")
         );
         assert_eq!(id.to_string(), text);
+    }
+
+    #[test]
+    fn a_certificate_is_of_one_workload() {
+        let certificate = |names: &[&str]| {
+            let mut params = rcgen::CertificateParams::new(vec!["a.example".into()]).unwrap();
+            let uris = names.iter().map(|&name| rcgen::SanType::URI(name.to_owned().try_into().unwrap()));
+            params.subject_alt_names.extend(uris);
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec()
+        };
+        let web = "spiffe://cluster.local/ns/a/sa/web";
+        assert_eq!(SpiffeId::of_certificate(&certificate(&[web])).unwrap().to_string(), web);
+        let refused = |names: &[&str]| SpiffeId::of_certificate(&certificate(names)).unwrap_err();
+        assert_eq!(refused(&[]), SpiffeError::Certificate(0));
+        assert_eq!(refused(&[web, "spiffe://cluster.local/ns/a/sa/b"]), SpiffeError::Certificate(2));
+        assert_eq!(refused(&["https://a.example"]), SpiffeError::Form("https://a.example".into()));
+        assert!(SpiffeId::of_certificate(b"junk").is_err());
     }
 
     #[test]

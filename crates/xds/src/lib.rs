@@ -1,6 +1,7 @@
 //! Envoy's protos, the Any registry and JSON mapping, the delta and SotW protocols as client and server.
 
 pub mod any;
+pub mod certificate_service;
 pub mod client;
 pub mod json;
 pub mod server;

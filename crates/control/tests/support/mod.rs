@@ -19,7 +19,7 @@ use lateen_xds::pb::google::rpc::Status as RpcStatus;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Status, Streaming};
 
 /// The longest that anything here may take.
@@ -131,6 +131,13 @@ impl Cluster {
         self.api_of(object).await.delete(name, &kube::api::DeleteParams::default()).await.unwrap();
     }
 
+    /// Deletes a pod without waiting for it to end.
+    pub(crate) async fn remove_at_once(&self, object: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let params = kube::api::DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
+        self.api_of(object).await.delete(name, &params).await.unwrap();
+    }
+
     /// Reads an object until `found` says what was looked for.
     pub(crate) async fn until<T>(&self, what: &str, object: Value, found: impl Fn(&Value) -> Option<T>) -> T {
         let api = self.api_of(&object).await;
@@ -169,6 +176,18 @@ impl Cluster {
             audiences: vec![audience.into()],
             expiration: Duration::from_secs(3600),
             pod: None,
+        };
+        self.api.mint_token(&request).unwrap()
+    }
+
+    /// A token bound to a pod of namespace `default`, as pods are given them.
+    pub(crate) fn token_of_pod(&self, service_account: &str, audience: &str, pod: &str) -> String {
+        let request = TokenRequest {
+            namespace: "default".into(),
+            service_account: service_account.into(),
+            audiences: vec![audience.into()],
+            expiration: Duration::from_secs(3600),
+            pod: Some(pod.into()),
         };
         self.api.mint_token(&request).unwrap()
     }
@@ -227,13 +246,32 @@ impl Introduction<'_> {
     }
 }
 
-async fn channel(control_plane: &ControlPlane) -> Channel {
-    let tls = ClientTlsConfig::new()
+/// A connection that trusts the mesh's root.
+pub(crate) async fn channel(control_plane: &ControlPlane) -> Channel {
+    connect(control_plane, None).await.unwrap()
+}
+
+/// The same of a client that shows a certificate.
+pub(crate) async fn channel_as(
+    control_plane: &ControlPlane,
+    identity: Identity,
+) -> Result<Channel, tonic::transport::Error> {
+    connect(control_plane, Some(identity)).await
+}
+
+async fn connect(
+    control_plane: &ControlPlane,
+    identity: Option<Identity>,
+) -> Result<Channel, tonic::transport::Error> {
+    let mut tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(control_plane.root_certificate()))
         .domain_name("istiod.istio-system.svc");
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
+    }
     let address = control_plane.addresses().xds;
     let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
-    soon("TLS", endpoint.connect()).await.unwrap()
+    soon("TLS", endpoint.connect()).await
 }
 
 impl Proxy {

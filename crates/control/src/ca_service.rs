@@ -1,0 +1,136 @@
+//! The certificate service of workloads: whoever proves to be one gets a certificate that says so, and nothing else.
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lateen_pki::{CertificateAuthority, SigningRequest, SpiffeId};
+use lateen_xds::certificate_service::{CertificateIssuer, IstioCertificateRequest, IstioCertificateResponse};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{Semaphore, watch};
+use tonic::{Request, Status};
+
+use crate::authenticate::{AuthError, Authenticator, Caller};
+use crate::ca_metrics::{CaMetrics, CsrOutcome};
+use crate::config::CertificateLife;
+use crate::push::Published;
+use crate::serve::PeerCertificates;
+
+/// Certificates signed at a time: signing is work for a processor.
+const SIGNING: usize = 8;
+
+/// Signs for workloads.
+pub(crate) struct CaService {
+    authority: Arc<CertificateAuthority>,
+    authenticator: Authenticator,
+    published: watch::Receiver<Published>,
+    life: CertificateLife,
+    metrics: CaMetrics,
+    signing: Arc<Semaphore>,
+}
+
+/// What is counted, and what the caller is told.
+type Refusal = (CsrOutcome, Status);
+
+impl CaService {
+    pub(crate) fn new(
+        authority: Arc<CertificateAuthority>,
+        authenticator: Authenticator,
+        published: watch::Receiver<Published>,
+        life: CertificateLife,
+        metrics: CaMetrics,
+    ) -> Self {
+        metrics.authority(&authority);
+        let signing = Arc::new(Semaphore::new(SIGNING));
+        Self { authority, authenticator, published, life, metrics, signing }
+    }
+
+    async fn sign(&self, request: Request<IstioCertificateRequest>) -> Result<Vec<String>, Refusal> {
+        let (metadata, extensions, message) = request.into_parts();
+        let trust_domain = {
+            let published = self.published.borrow();
+            if !published.complete {
+                let status = Status::unavailable("the mesh config has not been read yet; try again");
+                return Err((CsrOutcome::NotSigned("CSR_NOT_READY"), status));
+            }
+            published.world.mesh().trust_domain.clone()
+        };
+        // A certificate goes before a token, as in Istio.
+        let id = match extensions.get::<PeerCertificates>() {
+            Some(shown) => identity_of(shown.0.first(), &trust_domain)
+                .map_err(|reason| (CsrOutcome::NotAuthenticated, Status::unauthenticated(reason)))?,
+            None => {
+                let Caller { namespace, service_account, pod: _ } = self
+                    .authenticator
+                    .authenticate_anew(&metadata.into_headers())
+                    .await
+                    .map_err(|error: AuthError| (CsrOutcome::NotAuthenticated, error.into()))?;
+                SpiffeId::new(&trust_domain, &namespace, &service_account)
+                    .map_err(|error| (CsrOutcome::NoIdentity, Status::permission_denied(error.to_string())))?
+            }
+        };
+        no_more_than_a_certificate(&message)?;
+        let lifetime = self
+            .life
+            .granted(message.validity_duration)
+            .map_err(|reason| (CsrOutcome::NotSigned("TTL_ERROR"), Status::invalid_argument(reason)))?;
+        let (authority, signing) = (self.authority.clone(), self.signing.clone());
+        // The semaphore is never closed.
+        let _permit = signing.acquire().await;
+        let signed = tokio::task::spawn_blocking(move || {
+            let request = SigningRequest::from_pem(&message.csr)
+                .map_err(|error| (CsrOutcome::BadRequest, Status::invalid_argument(error.to_string())))?;
+            let signed = authority.issue_workload(&request, &id, lifetime);
+            signed.map_err(|error| {
+                (CsrOutcome::NotSigned("CERT_GEN_ERROR"), Status::internal(error.to_string()))
+            })
+        });
+        signed.await.unwrap_or_else(|error| {
+            Err((CsrOutcome::NotSigned("CERT_GEN_ERROR"), Status::internal(error.to_string())))
+        })
+    }
+}
+
+impl CertificateIssuer for CaService {
+    fn create(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> BoxFuture<'_, Result<IstioCertificateResponse, Status>> {
+        Box::pin(async move {
+            match self.sign(request).await {
+                Ok(cert_chain) => {
+                    self.metrics.count(CsrOutcome::Issued);
+                    Ok(IstioCertificateResponse { cert_chain })
+                }
+                Err((outcome, status)) => {
+                    self.metrics.count(outcome);
+                    tracing::warn!(reason = status.message(), "no certificate for a caller");
+                    Err(status)
+                }
+            }
+        })
+    }
+}
+
+/// Refuses what asks for more than a certificate for the caller itself.
+fn no_more_than_a_certificate(message: &IstioCertificateRequest) -> Result<(), Refusal> {
+    let asks = |key: &str| message.metadata.as_ref().is_some_and(|given| given.fields.contains_key(key));
+    if asks("ImpersonatedIdentity") {
+        let status =
+            Status::permission_denied("nobody may ask for another's certificate (ImpersonatedIdentity)");
+        return Err((CsrOutcome::NotAuthenticated, status));
+    }
+    if asks("CertSigner") {
+        let status = Status::invalid_argument("there are no other signers to choose from (CertSigner)");
+        return Err((CsrOutcome::NotSigned("CSR_ERROR"), status));
+    }
+    Ok(())
+}
+
+/// The workload whose certificate this is. The handshake has verified it: it is of our root and has not expired.
+fn identity_of(leaf: Option<&CertificateDer<'_>>, trust_domain: &str) -> Result<SpiffeId, String> {
+    let leaf = leaf.ok_or("no certificate was shown")?;
+    let id = SpiffeId::of_certificate(leaf).map_err(|error| error.to_string())?;
+    if id.trust_domain() != trust_domain {
+        return Err(format!("the certificate is of {id}, which is not of the trust domain {trust_domain}"));
+    }
+    Ok(id)
+}

@@ -1,0 +1,143 @@
+//! Certificate signing requests (PKCS #10, RFC 2986) of workloads: only their key counts, which they prove to have.
+
+use rcgen::SubjectPublicKeyInfo;
+use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+
+/// Largest request, in bytes. One with an RSA key of 8,192 bits has some 3,000.
+const MAX_BYTES: usize = 16 << 10;
+/// Fewest and most bits of an RSA key: less is weak, more is work for whoever verifies.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+
+const P256: &str = "1.2.840.10045.3.1.7";
+const P384: &str = "1.3.132.0.34";
+const ED25519: &str = "1.3.101.112";
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CsrError {
+    /// Longer than any honest one.
+    #[error("the certificate signing request has {0} bytes; {MAX_BYTES} are the most")]
+    TooLong(usize),
+    /// Not a request.
+    #[error("the certificate signing request is not a PKCS #10 request in PEM")]
+    Malformed,
+    /// Signed by another key than the one in it, or not at all.
+    #[error("the certificate signing request is not signed by the key in it")]
+    Signature,
+    /// A key that is not accepted.
+    #[error(
+        "the key of the certificate signing request is {0}; use P-256, P-384, Ed25519, or RSA with at least 2048 bits"
+    )]
+    Key(String),
+}
+
+/// A request whose sender has the key in it. What else it says (names, usages) is not looked at: a workload gets a certificate
+/// for what it proved to be, whatever it asks for.
+pub struct SigningRequest {
+    pub(crate) key: SubjectPublicKeyInfo,
+}
+
+impl SigningRequest {
+    /// Reads and checks a request.
+    ///
+    /// # Errors
+    /// When it is none, its signature does not fit, or its key is weak.
+    pub fn from_pem(pem: &str) -> Result<Self, CsrError> {
+        if pem.len() > MAX_BYTES {
+            return Err(CsrError::TooLong(pem.len()));
+        }
+        let der =
+            CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrError::Malformed)?;
+        let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| CsrError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(CsrError::Malformed);
+        }
+        let info = &request.certification_request_info.subject_pki;
+        let algorithm = info.algorithm.algorithm.to_id_string();
+        let curve = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+        match info.parsed().map_err(|_| CsrError::Malformed)? {
+            PublicKey::RSA(key) if RSA_BITS.contains(&key.key_size()) => {}
+            PublicKey::RSA(key) => return Err(CsrError::Key(format!("RSA with {} bits", key.key_size()))),
+            PublicKey::EC(_) => match curve.map(|oid| oid.to_id_string()).as_deref() {
+                Some(P256 | P384) => {}
+                other => return Err(CsrError::Key(format!("of curve {}", other.unwrap_or("unknown")))),
+            },
+            _ if algorithm == ED25519 => {}
+            _ => return Err(CsrError::Key(format!("of algorithm {algorithm}"))),
+        }
+        request.verify_signature().map_err(|_| CsrError::Signature)?;
+        let key = SubjectPublicKeyInfo::from_der(info.raw)
+            .map_err(|_| CsrError::Key(format!("of algorithm {algorithm}")))?;
+        Ok(Self { key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair};
+
+    fn request(key: &KeyPair) -> String {
+        CertificateParams::new(vec!["evil.example".into()])
+            .unwrap()
+            .serialize_request(key)
+            .unwrap()
+            .pem()
+            .unwrap()
+    }
+
+    fn refused(pem: &str) -> String {
+        SigningRequest::from_pem(pem).err().expect("refused").to_string()
+    }
+
+    #[test]
+    fn keys_that_are_strong_are_taken() {
+        for algorithm in
+            [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
+        {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            SigningRequest::from_pem(&request(&key)).unwrap();
+        }
+        let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+        SigningRequest::from_pem(&request(&rsa)).unwrap();
+    }
+
+    #[test]
+    fn weak_keys_are_refused() {
+        // `openssl req -new -newkey rsa:1024 -nodes -subj /`
+        let weak = include_str!("../tests/rsa1024.csr");
+        assert!(refused(weak).contains("RSA with 1024 bits"), "{}", refused(weak));
+        let p521 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+        assert!(refused(&request(&p521)).contains("of curve"));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        let key = KeyPair::generate().unwrap();
+        let good = request(&key);
+        for text in
+            ["", "garbage", &good[..good.len() / 2], &good.replace("CERTIFICATE REQUEST", "CERTIFICATE")]
+        {
+            assert_eq!(SigningRequest::from_pem(text).err(), Some(CsrError::Malformed), "{text}");
+        }
+        assert_eq!(
+            SigningRequest::from_pem(&"x".repeat(MAX_BYTES + 1)).err(),
+            Some(CsrError::TooLong(MAX_BYTES + 1))
+        );
+        // A bit of the signature, which is at the end.
+        let mut der = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap().to_vec();
+        *der.last_mut().unwrap() ^= 1;
+        let pem = pem_of(&der);
+        assert_eq!(SigningRequest::from_pem(&pem).err(), Some(CsrError::Signature));
+    }
+
+    fn pem_of(der: &[u8]) -> String {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n")
+    }
+}
