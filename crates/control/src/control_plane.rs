@@ -15,6 +15,7 @@ use lateen_pki::CertificateAuthority;
 use lateen_xds::certificate_service::CertificateService;
 use lateen_xds::server::{AdsServer, Connections};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -192,9 +193,10 @@ impl ControlPlane {
         let kinds = watches::KINDS.into_iter().chain([mesh_objects::KIND]);
         let push = PushLoop::new(Store::new(options), kinds, metrics.clone());
         let published = push.subscribe();
+        let runtime = Handle::current();
         let push = std::thread::Builder::new()
             .name("push".to_owned())
-            .spawn(move || push.run(receiver))
+            .spawn(move || push.run(receiver, &runtime))
             .map_err(StartError::Thread)?;
         let refused = Refused::default();
         watches::start(&client, &inputs, &refused, &stop);

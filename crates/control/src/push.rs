@@ -3,13 +3,18 @@
 //! It runs on a thread of its own and owns the store. The first change is worked on at once; what arrives meanwhile is the
 //! next batch. Nothing waits for a quiet moment, and a connection that is still busy with an older snapshot finds only the
 //! latest one when it is done.
+//!
+//! One exception: a change that would leave a route without its destination waits for its other half, for a moment. A subset and
+//! the route to it are objects of two kinds, whose watches may deliver them in the other order than they were written in; the
+//! same goes for taking both away.
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lateen_model::{Delta, Event, Store, World};
-use lateen_translate::{Proxy, ProxyClass};
+use lateen_translate::{Proxy, ProxyClass, newly_missing};
 use lateen_xds::server::Snapshot;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::classes::Classes;
@@ -18,6 +23,10 @@ use crate::secret_access::Account;
 
 /// Changes taken at a time.
 const BATCH: usize = 4096;
+
+/// How long a change that breaks references waits for its other half: what istiod waits for after every change
+/// (`PILOT_DEBOUNCE_AFTER`). Watches lag behind one another by some milliseconds, on a busy machine by some tens.
+const OTHER_HALF: Duration = Duration::from_millis(100);
 
 /// Where a proxy's snapshots are answered to.
 pub(crate) type SnapshotsReply = oneshot::Sender<watch::Receiver<Arc<Snapshot>>>;
@@ -61,6 +70,12 @@ pub(crate) struct PushLoop {
     waiting: Vec<(Arc<Proxy>, SnapshotsReply)>,
     connected: Vec<Connected>,
     classes: Classes,
+    /// What was applied to the store and is not pushed yet, ...
+    pending: Delta,
+    /// ... when the first of it was seen, ...
+    first_change: Option<Instant>,
+    /// ... and until when it waits for more, if it does.
+    held_until: Option<Instant>,
 }
 
 impl PushLoop {
@@ -79,6 +94,9 @@ impl PushLoop {
             waiting: Vec::new(),
             connected: Vec::new(),
             classes: Classes::default(),
+            pending: Delta::default(),
+            first_change: None,
+            held_until: None,
         }
     }
 
@@ -87,20 +105,27 @@ impl PushLoop {
         self.published.subscribe()
     }
 
-    /// Works until told to stop. Connections end with it, since it holds their snapshots' senders.
-    pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    /// Works until told to stop. Connections end with it, since it holds their snapshots' senders. `runtime` keeps the time.
+    pub(crate) fn run(mut self, mut inputs: mpsc::Receiver<Input>, runtime: &Handle) {
         let mut batch = Vec::new();
-        while inputs.blocking_recv_many(&mut batch, BATCH) > 0 {
-            if batch.iter().any(|input| matches!(input, Input::Stop)) {
+        loop {
+            let received = match self.held_until {
+                None => inputs.blocking_recv_many(&mut batch, BATCH),
+                Some(until) => {
+                    let more = inputs.recv_many(&mut batch, BATCH);
+                    // Time is up: what waits goes out as it is.
+                    let more = async { tokio::time::timeout_at(until.into(), more).await.unwrap_or(1) };
+                    runtime.block_on(more)
+                }
+            };
+            if received == 0 || batch.iter().any(|input| matches!(input, Input::Stop)) {
                 return;
             }
-            self.take(batch.drain(..));
+            self.take(batch.drain(..), Instant::now());
         }
     }
 
-    fn take(&mut self, batch: impl Iterator<Item = Input>) {
-        let mut delta = Delta::default();
-        let mut first_change: Option<Instant> = None;
+    fn take(&mut self, batch: impl Iterator<Item = Input>, now: Instant) {
         let was_complete = self.unlisted.is_empty();
         for input in batch {
             match input {
@@ -110,8 +135,8 @@ impl PushLoop {
                         tracing::warn!("{}: {}", problem.object, problem.message);
                     }
                     if !change.is_empty() {
-                        first_change = Some(first_change.map_or(seen, |first| first.min(seen)));
-                        delta.merge(change);
+                        self.first_change = Some(self.first_change.map_or(seen, |first| first.min(seen)));
+                        self.pending.merge(change);
                     }
                 }
                 Input::Listed(kind) => {
@@ -127,15 +152,19 @@ impl PushLoop {
                 Input::Stop => {}
             }
         }
+        if self.waits_for_other_half(now) {
+            return;
+        }
         let complete = self.unlisted.is_empty();
         if complete && !was_complete {
             tracing::info!("configuration is complete; serving proxies");
         }
+        let (delta, first_change) = (std::mem::take(&mut self.pending), self.first_change.take());
         if !delta.is_empty() || complete != was_complete {
             self.publish(&delta, complete);
         }
         if complete {
-            self.push(&delta, first_change.unwrap_or_else(Instant::now));
+            self.push(&delta, first_change.unwrap_or(now));
         }
     }
 
@@ -148,6 +177,33 @@ impl PushLoop {
                 connected.class = Arc::new(ProxyClass::of(&connected.proxy, &world));
             }
         }
+    }
+
+    /// Whether what is pending breaks references that held, and its time is not up.
+    fn waits_for_other_half(&mut self, now: Instant) -> bool {
+        let before = self.published.borrow().clone();
+        if !before.complete || !touches_config(&self.pending) {
+            // Nobody was served, or nothing referred to anything else.
+            return false;
+        }
+        let missing = newly_missing(&before.world, &self.store.world(), &self.pending);
+        if missing.is_empty() {
+            self.held_until = None;
+            return false;
+        }
+        let waits = now < *self.held_until.get_or_insert(now + OTHER_HALF);
+        if !waits {
+            self.held_until = None;
+            for one in missing {
+                tracing::debug!(
+                    "{} routes to {:?} subset {:?}, which is not there",
+                    one.rule,
+                    one.host,
+                    one.subset
+                );
+            }
+        }
+        waits
     }
 
     fn publish(&mut self, delta: &Delta, complete: bool) {
@@ -228,14 +284,14 @@ mod tests {
         let mut push = PushLoop::new(store, ["Service"], Metrics::new("test"));
         for _ in 0..100 {
             let (reply, answer) = oneshot::channel();
-            push.take([Input::Connect(proxy(), reply)].into_iter());
+            push.take([Input::Connect(proxy(), reply)].into_iter(), Instant::now());
             drop(answer);
         }
         let (reply, mut answer) = oneshot::channel();
-        push.take([Input::Connect(proxy(), reply)].into_iter());
+        push.take([Input::Connect(proxy(), reply)].into_iter(), Instant::now());
         assert_eq!(push.waiting.len(), 1);
         assert!(answer.try_recv().is_err(), "nobody is served from half a configuration");
-        push.take([Input::Listed("Service")].into_iter());
+        push.take([Input::Listed("Service")].into_iter(), Instant::now());
         assert!(answer.try_recv().is_ok());
     }
 
@@ -256,15 +312,12 @@ mod tests {
         };
         let (reply, mut answer) = oneshot::channel();
         let services = (0..200).map(|index| service(format!("s{index}")));
-        push.take(services.chain([
-            slice("10.0.0.1"),
-            Input::Listed("Service"),
-            Input::Connect(proxy(), reply),
-        ]));
+        let rest = [slice("10.0.0.1"), Input::Listed("Service"), Input::Connect(proxy(), reply)];
+        push.take(services.chain(rest), Instant::now());
         let snapshots = answer.try_recv().unwrap();
         let before = snapshots.borrow().clone();
         let made = push.classes.made();
-        push.take([slice("10.0.0.2")].into_iter());
+        push.take([slice("10.0.0.2")].into_iter(), Instant::now());
         let after = snapshots.borrow().clone();
         assert_eq!(push.classes.made(), made + 1, "one resource is generated");
         for (type_url, set) in after.types() {
@@ -277,5 +330,77 @@ mod tests {
                 "{type_url}"
             );
         }
+    }
+
+    /// A service, a rule with these subsets and a route to this one.
+    fn object(kind: &str, spec: serde_json::Value) -> Input {
+        let object = json!({"metadata": {"namespace": "default", "name": "a"}, "spec": spec});
+        let object = match kind {
+            "Service" => Object::Service(serde_json::from_value(object).unwrap()),
+            "DestinationRule" => Object::DestinationRule(serde_json::from_value(object).unwrap()),
+            _ => Object::VirtualService(serde_json::from_value(object).unwrap()),
+        };
+        Input::Object(Event::Applied(object), Instant::now())
+    }
+
+    fn subsets(names: &[&str]) -> Input {
+        let subsets: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+        object("DestinationRule", json!({"host": "a", "subsets": subsets}))
+    }
+
+    fn route(subset: &str) -> Input {
+        let destination = json!({"destination": {"host": "a", "subset": subset}});
+        object("VirtualService", json!({"hosts": ["a"], "http": [{"route": [destination]}]}))
+    }
+
+    /// What the proxy's routes lead to, and the subsets that have a cluster.
+    fn served(snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> (bool, String, String) {
+        let changed = snapshots.has_changed().unwrap();
+        let snapshot = snapshots.borrow_and_update().clone();
+        let routes = snapshot.set(ResourceType::Route.type_url()).get("80").unwrap().body.clone();
+        let routes = String::from_utf8_lossy(&routes).into_owned();
+        let subset = |text: &str| text.split('|').nth(2).filter(|name| !name.is_empty()).map(str::to_owned);
+        let to = routes.split("outbound").filter_map(subset).collect::<BTreeSet<_>>();
+        let clusters = snapshot.set(ResourceType::Cluster.type_url());
+        let there = clusters.iter().filter_map(|cluster| subset(&cluster.name)).collect::<BTreeSet<_>>();
+        let words = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(" ");
+        (changed, words(to), words(there))
+    }
+
+    fn answer(changed: bool, to: &str, there: &str) -> (bool, String, String) {
+        (changed, to.to_owned(), there.to_owned())
+    }
+
+    #[test]
+    fn halves_of_a_change_wait_for_each_other() {
+        let mut push = PushLoop::new(Store::new(StoreOptions::default()), ["Service"], Metrics::new("test"));
+        let service = object(
+            "Service",
+            json!({"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}], "selector": {"app": "a"}}),
+        );
+        let (reply, mut connected) = oneshot::channel();
+        let (listed, connect) = (Input::Listed("Service"), Input::Connect(proxy(), reply));
+        let start = Instant::now();
+        push.take([service, subsets(&["v1"]), route("v1"), listed, connect].into_iter(), start);
+        let mut snapshots = connected.try_recv().unwrap();
+        assert_eq!(served(&mut snapshots), answer(false, "v1", "v1"));
+
+        // Written: both subsets, the route to the new one, the old one's removal. Arrived: the route last.
+        push.take([subsets(&["v2"])].into_iter(), start);
+        assert_eq!(served(&mut snapshots), answer(false, "v1", "v1"), "the route to v1 is still there");
+        assert_eq!(push.held_until, Some(start + OTHER_HALF));
+        push.take([route("v2")].into_iter(), start + OTHER_HALF / 2);
+        assert_eq!((served(&mut snapshots), push.held_until), (answer(true, "v2", "v2"), None));
+        // The route first.
+        push.take([route("v3")].into_iter(), start);
+        assert_eq!(served(&mut snapshots), answer(false, "v2", "v2"));
+        push.take([subsets(&["v3"])].into_iter(), start);
+        assert_eq!((served(&mut snapshots), push.held_until), (answer(true, "v3", "v3"), None));
+        // What has no other half goes out when its time is up, and is not waited for again.
+        push.take([route("absent")].into_iter(), start);
+        push.take([].into_iter(), start + OTHER_HALF);
+        assert_eq!((served(&mut snapshots), push.held_until), (answer(true, "absent", "v3"), None));
+        push.take([subsets(&["v4"])].into_iter(), start);
+        assert_eq!(served(&mut snapshots), answer(true, "absent", "v4"));
     }
 }

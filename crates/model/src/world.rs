@@ -230,6 +230,16 @@ impl World {
         self.destination_rules.values()
     }
 
+    /// A VirtualService as it was written.
+    pub fn virtual_service(&self, name: &ObjectName) -> Option<&Arc<VirtualService>> {
+        self.virtual_services.get(name)
+    }
+
+    /// A DestinationRule as it was written.
+    pub fn destination_rule_named(&self, name: &ObjectName) -> Option<&Arc<DestinationRule>> {
+        self.destination_rules.get(name)
+    }
+
     /// All Gateways by name.
     pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
         self.gateways.values()

@@ -30,6 +30,8 @@ struct Given {
     snapshots: Mutex<watch::Sender<Arc<Snapshot>>>,
     /// Type, resources and removals of every response.
     sent: Mutex<Vec<(String, usize, usize)>>,
+    /// Types of the responses sent (`>`) and accepted (`<`).
+    order: Mutex<Vec<String>>,
     streams: Mutex<usize>,
 }
 
@@ -41,6 +43,16 @@ impl Source for Given {
     }
 
     fn observe(&self, event: &Event<'_>) {
+        let short = |url: &str| url.rsplit('.').next().unwrap_or_default().to_owned();
+        match event {
+            Event::Pushed { type_url, .. } => {
+                self.order.lock().unwrap().push(format!("> {}", short(type_url)))
+            }
+            Event::Acked { type_url, .. } => {
+                self.order.lock().unwrap().push(format!("< {}", short(type_url)))
+            }
+            Event::Nacked { .. } | Event::Failed { .. } => {}
+        }
         if let Event::Pushed { type_url, resources, removed } = event {
             self.sent.lock().unwrap().push(((*type_url).to_owned(), *resources, *removed));
         }
@@ -71,6 +83,7 @@ impl Mesh {
         let given = Arc::new(Given {
             snapshots: Mutex::new(watch::Sender::new(empty)),
             sent: Mutex::default(),
+            order: Mutex::default(),
             streams: Mutex::default(),
         });
         let ads = AdsServer::new(given.clone());
@@ -374,4 +387,58 @@ async fn a_returning_envoy_is_sent_only_what_changed() {
     assert_eq!(resources_sent(), [(CLUSTER.to_owned(), 1, 0), (ENDPOINT.to_owned(), 1, 0)]);
     let answers = async || ask(port, "/c").await.is_some_and(|answer| answer.ends_with("upstream"));
     mesh.until("traffic", answers).await;
+}
+
+/// Routes follow their new clusters at once, a hundred times, and the old clusters go; a client that sends requests all the while
+/// sees no gap.
+async fn routes_never_overtake_clusters(protocol: Protocol) {
+    let mesh = Mesh::start(protocol).await;
+    let port = free_port();
+    let content = |name: &str| -> Content {
+        let all = routes("r", json!([{"match": {"prefix": "/"}, "route": {"cluster": name}}]));
+        vec![
+            (CLUSTER, vec![cluster(name, "1s")]),
+            (ENDPOINT, vec![endpoints(name, mesh.upstream)]),
+            (LISTENER, vec![listener("l", port, "r")]),
+            (ROUTE, vec![all]),
+        ]
+    };
+    mesh.give(content("c0"));
+    mesh.serves(port, "upstream").await;
+    mesh.until("everything in sync", async || mesh.in_sync()).await;
+    for number in 1..=100 {
+        mesh.given.order.lock().unwrap().clear();
+        mesh.give(content(&format!("c{number}")));
+        let done = async || {
+            let answer = ask(port, "/").await.unwrap_or_default();
+            assert!(answer.ends_with("upstream"), "{protocol:?}, change {number}: {answer:?}");
+            // The removal of the old cluster is the last.
+            let order = mesh.given.order.lock().unwrap();
+            order.iter().filter(|step| *step == "< Cluster").count() == 2
+        };
+        mesh.until("the change is complete", done).await;
+        // Envoy accepts clusters only when all of them are warm, that is, when it has their endpoints. That is what routes wait for.
+        let order = mesh.given.order.lock().unwrap();
+        let needed = [
+            "> Cluster",
+            "> ClusterLoadAssignment",
+            "< Cluster",
+            "> RouteConfiguration",
+            "< RouteConfiguration",
+            "> Cluster",
+        ];
+        let mut steps = order.iter();
+        let found = needed.iter().all(|&needed| steps.any(|step| step == needed));
+        assert!(found, "{protocol:?}, change {number}: {order:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_never_overtake_clusters_by_delta() {
+    routes_never_overtake_clusters(Protocol::Delta).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_never_overtake_clusters_by_state_of_the_world() {
+    routes_never_overtake_clusters(Protocol::Sotw).await;
 }

@@ -114,9 +114,6 @@ fn main() {
             }
         }
         for (name, change) in mixed::CHANGES {
-            if engine == Engine::Envoy && mixed::NOT_ON_ENVOY_YET.contains(name) {
-                continue;
-            }
             let (shared, ledger) = (shared.clone(), ledger.clone());
             trials.push(Trial::test(format!("{engine}::mixed::{name}"), move || {
                 shared.with(engine, |mesh| mixed::run(mesh, &ledger, name, *change)).map_err(failed)

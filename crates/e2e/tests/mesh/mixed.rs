@@ -34,11 +34,6 @@ pub(crate) const CHANGES: &[(&str, Change)] = &[
     ("gateways_roll", gateways_roll),
 ];
 
-/// Changes that lose requests on Envoy still: a route that follows its new cluster within milliseconds can overtake that cluster's
-/// endpoints, since Envoy may acknowledge clusters before it asks for the endpoints of new ones (4 of 1,700 requests were answered
-/// 503 on a busy machine). Not yet mended, and said in docs/FEATURES.md (T22).
-pub(crate) const NOT_ON_ENVOY_YET: [&str; 1] = ["subsets_come_and_go"];
-
 const SOON: Duration = Duration::from_secs(60);
 /// Edits of routes at least.
 const EDITS: usize = 1000;

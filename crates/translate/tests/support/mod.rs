@@ -131,6 +131,10 @@ impl Mesh {
         self.store.apply(Event::Applied(Object::Secret(Box::new(secret))))
     }
 
+    pub(crate) fn apply(&mut self, event: Event) -> Delta {
+        self.store.apply(event)
+    }
+
     pub(crate) fn mesh_config(&mut self, yaml: &str) -> Delta {
         let map = json!({"metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": yaml}});
         self.store.apply(Event::Applied(Object::ConfigMap(serde_json::from_value(map).expect("a ConfigMap"))))

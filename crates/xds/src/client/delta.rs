@@ -2,8 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Streaming};
+
+use crate::client::variant::{Batch, Variant};
 use crate::client::{Rejected, Resource, Subscriptions, nack_message};
 use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::pb::google::rpc::Status;
 
@@ -33,8 +39,37 @@ impl Delta {
         Self { node, wildcards, versions, asked: HashMap::new(), node_sent: false }
     }
 
-    /// First requests of a new stream: wildcards in their order, then what is subscribed by name.
-    pub(super) fn open(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
+    fn with_node(&mut self, mut request: DeltaDiscoveryRequest) -> DeltaDiscoveryRequest {
+        if !self.node_sent {
+            self.node_sent = true;
+            request.node = Some(self.node.clone());
+        }
+        request
+    }
+}
+
+/// A response that is not answered yet.
+pub(super) struct Receipt {
+    type_url: String,
+    nonce: String,
+    /// Names and versions.
+    added: Vec<(String, String)>,
+    removed: Vec<String>,
+}
+
+impl Variant for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    type Receipt = Receipt;
+
+    async fn call(
+        client: &mut AggregatedDiscoveryServiceClient<Channel>,
+        requests: Request<ReceiverStream<Self::Request>>,
+    ) -> Result<Response<Streaming<Self::Response>>, tonic::Status> {
+        client.delta_aggregated_resources(requests).await
+    }
+
+    fn open(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
         self.asked.clear();
         self.node_sent = false;
         let mut requests = Vec::new();
@@ -52,8 +87,7 @@ impl Delta {
         requests
     }
 
-    /// Requests that bring the stream from what was asked to what is wanted.
-    pub(super) fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DeltaDiscoveryRequest> {
+    fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
         let mut requests = Vec::new();
         for (type_url, names) in wanted {
             let first = !self.asked.contains_key(type_url);
@@ -83,43 +117,37 @@ impl Delta {
         requests
     }
 
-    fn with_node(&mut self, mut request: DeltaDiscoveryRequest) -> DeltaDiscoveryRequest {
-        if !self.node_sent {
-            self.node_sent = true;
-            request.node = Some(self.node.clone());
-        }
-        request
+    fn receive(&self, response: Self::Response) -> (Batch, Receipt) {
+        // A resource without a body would be an alias only; those are not used here.
+        let present = response.resources.into_iter().filter_map(|resource| {
+            let body = resource.resource?;
+            Some(Resource { name: resource.name, version: resource.version, body })
+        });
+        let batch = Batch {
+            type_url: response.type_url,
+            version: response.system_version_info,
+            added: present.collect(),
+            removed: response.removed_resources,
+        };
+        let versions = batch.added.iter().map(|resource| (resource.name.clone(), resource.version.clone()));
+        let receipt = Receipt {
+            type_url: batch.type_url.clone(),
+            nonce: response.nonce,
+            added: versions.collect(),
+            removed: batch.removed.clone(),
+        };
+        (batch, receipt)
     }
 
-    /// Resources and removals of a response. A resource without a body would be an alias only; those are not used here.
-    pub(super) fn receive(&self, response: &mut DeltaDiscoveryResponse) -> (Vec<Resource>, Vec<String>) {
-        let added = std::mem::take(&mut response.resources)
-            .into_iter()
-            .filter_map(|resource| {
-                let body = resource.resource?;
-                Some(Resource { name: resource.name, version: resource.version, body })
-            })
-            .collect();
-        (added, std::mem::take(&mut response.removed_resources))
-    }
-
-    /// Notes what was accepted, and answers.
-    pub(super) fn answer(
-        &mut self,
-        type_url: &str,
-        nonce: String,
-        added: Vec<(String, String)>,
-        removed: &[String],
-        rejected: &[Rejected],
-    ) -> DeltaDiscoveryRequest {
-        let versions = self.versions.entry(type_url.to_owned()).or_default();
+    fn answer(&mut self, receipt: Receipt, rejected: &[Rejected]) -> Self::Request {
+        let versions = self.versions.entry(receipt.type_url.clone()).or_default();
         let refused: BTreeSet<&str> = rejected.iter().map(|rejected| rejected.name.as_str()).collect();
-        for (name, version) in added {
+        for (name, version) in receipt.added {
             if !refused.contains(name.as_str()) {
                 versions.insert(name, version);
             }
         }
-        for name in removed {
+        for name in &receipt.removed {
             versions.remove(name);
         }
         let error_detail = (!rejected.is_empty()).then(|| Status {
@@ -128,8 +156,8 @@ impl Delta {
             details: Vec::new(),
         });
         DeltaDiscoveryRequest {
-            type_url: type_url.to_owned(),
-            response_nonce: nonce,
+            type_url: receipt.type_url,
+            response_nonce: receipt.nonce,
             error_detail,
             ..Default::default()
         }

@@ -13,6 +13,7 @@ mod run;
 mod sotw;
 #[cfg(test)]
 mod tests;
+mod variant;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

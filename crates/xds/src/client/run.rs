@@ -6,15 +6,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Streaming};
 use tracing::{debug, info, warn};
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::client::delta::Delta;
 use crate::client::sotw::Sotw;
-use crate::client::{ClientConfig, Connection, Mode, Rejected, Resource, Status, Subscriptions, Update};
+use crate::client::variant::{Batch, Variant};
+use crate::client::{ClientConfig, Connection, Mode, Rejected, Status, Subscriptions, Update};
 use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use crate::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
 
 /// Largest response taken, in bytes. A first response to a big mesh holds every cluster.
 const MAX_RESPONSE: usize = 256 * 1024 * 1024;
@@ -52,10 +49,8 @@ pub(super) async fn run(
         let ended = match connect().await {
             Err(reason) => Ended::Lost { reason, received_any: false },
             Ok(connection) => match &mut protocol {
-                Protocol::Delta(delta) => {
-                    delta_stream(delta, connection, &mut wanted, &updates, &status).await
-                }
-                Protocol::Sotw(sotw) => sotw_stream(sotw, connection, &mut wanted, &updates, &status).await,
+                Protocol::Delta(delta) => stream(delta, connection, &mut wanted, &updates, &status).await,
+                Protocol::Sotw(sotw) => stream(sotw, connection, &mut wanted, &updates, &status).await,
             },
         };
         let Ended::Lost { reason, received_any } = ended else { return };
@@ -74,29 +69,28 @@ pub(super) async fn run(
 }
 
 /// Hands a batch to the consumer and waits for its answer. `None`: the consumer is gone.
-async fn offer(
-    updates: &mpsc::Sender<Update>,
-    type_url: &str,
-    version: &str,
-    added: Vec<Resource>,
-    removed: Vec<String>,
-) -> Option<Vec<Rejected>> {
+async fn offer(updates: &mpsc::Sender<Update>, batch: Batch) -> Option<Vec<Rejected>> {
+    let Batch { type_url, version, added, removed } = batch;
     let names: Vec<String> = added.iter().map(|resource| resource.name.clone()).collect();
+    let (kind, added_count, removed_count) =
+        (crate::any::message_name(&type_url).to_owned(), added.len(), removed.len());
     let (reply, answer) = oneshot::channel();
-    let (type_url, version) = (type_url.to_owned(), version.to_owned());
     updates.send(Update { type_url, version, added, removed, reply }).await.ok()?;
-    Some(answer.await.unwrap_or_else(|_| {
+    let rejected = answer.await.unwrap_or_else(|_| {
         let reason = "the update was dropped".to_owned();
         names.into_iter().map(|name| Rejected { name, reason: reason.clone() }).collect()
-    }))
-}
-
-fn log_answer(type_url: &str, added: usize, removed: usize, rejected: &[Rejected]) {
-    let kind = crate::any::message_name(type_url);
-    debug!(kind, added, removed, rejected = rejected.len(), "xDS response applied");
-    for rejected in rejected {
+    });
+    debug!(
+        kind,
+        added = added_count,
+        removed = removed_count,
+        rejected = rejected.len(),
+        "xDS response applied"
+    );
+    for rejected in &rejected {
         warn!(kind, name = %rejected.name, reason = %rejected.reason, "resource refused");
     }
+    Some(rejected)
 }
 
 /// Sends requests; false when the stream is gone.
@@ -144,21 +138,22 @@ fn lost(reason: impl Into<String>, received_any: bool) -> Ended {
     Ended::Lost { reason: reason.into(), received_any }
 }
 
-async fn delta_stream(
-    delta: &mut Delta,
+/// One stream, from its first requests to its end.
+async fn stream<V: Variant>(
+    variant: &mut V,
     connection: Connection,
     wanted: &mut watch::Receiver<Subscriptions>,
     updates: &mpsc::Sender<Update>,
     status: &watch::Sender<Status>,
 ) -> Ended {
-    let (sender, receiver) = mpsc::channel::<DeltaDiscoveryRequest>(REQUEST_QUEUE);
-    let first = delta.open(&wanted.borrow_and_update().clone());
+    let (sender, receiver) = mpsc::channel(REQUEST_QUEUE);
+    let first = variant.open(&wanted.borrow_and_update().clone());
     let mut request = Request::new(ReceiverStream::new(receiver));
     *request.metadata_mut() = connection.metadata;
     let mut client =
         AggregatedDiscoveryServiceClient::new(connection.channel).max_decoding_message_size(MAX_RESPONSE);
     // The first requests must be on their way before the server answers with headers.
-    let (opened, sent) = tokio::join!(client.delta_aggregated_resources(request), send_all(&sender, first));
+    let (opened, sent) = tokio::join!(V::call(&mut client, request), send_all(&sender, first));
     let mut stream = match opened {
         Ok(response) if sent => response.into_inner(),
         Ok(_) => return lost("the stream closed at once", false),
@@ -168,82 +163,21 @@ async fn delta_stream(
     status.send_replace(Status::Connected);
     let mut received_any = false;
     loop {
-        let mut message: DeltaDiscoveryResponse =
-            match next_event(&mut stream, wanted, updates, received_any).await {
-                Event::Ended(ended) => return ended,
-                Event::Resubscribe => {
-                    let requests = delta.resubscribe(&wanted.borrow_and_update().clone());
-                    if !send_all(&sender, requests).await {
-                        return lost("the server closed the stream", received_any);
-                    }
-                    continue;
+        let message = match next_event(&mut stream, wanted, updates, received_any).await {
+            Event::Ended(ended) => return ended,
+            Event::Resubscribe => {
+                let requests = variant.resubscribe(&wanted.borrow_and_update().clone());
+                if !send_all(&sender, requests).await {
+                    return lost("the server closed the stream", received_any);
                 }
-                Event::Message(message) => message,
-            };
-        received_any = true;
-        let (added, removed) = delta.receive(&mut message);
-        let versions: Vec<_> =
-            added.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect();
-        let count = added.len();
-        let version = &message.system_version_info;
-        let Some(rejected) = offer(updates, &message.type_url, version, added, removed.clone()).await else {
-            return Ended::ConsumerGone;
+                continue;
+            }
+            Event::Message(message) => message,
         };
-        log_answer(&message.type_url, count, removed.len(), &rejected);
-        let answer = delta.answer(&message.type_url, message.nonce, versions, &removed, &rejected);
-        if sender.send(answer).await.is_err() {
-            return lost("the server closed the stream", received_any);
-        }
-    }
-}
-
-async fn sotw_stream(
-    sotw: &mut Sotw,
-    connection: Connection,
-    wanted: &mut watch::Receiver<Subscriptions>,
-    updates: &mpsc::Sender<Update>,
-    status: &watch::Sender<Status>,
-) -> Ended {
-    let (sender, receiver) = mpsc::channel::<DiscoveryRequest>(REQUEST_QUEUE);
-    let first = sotw.open(&wanted.borrow_and_update().clone());
-    let mut request = Request::new(ReceiverStream::new(receiver));
-    *request.metadata_mut() = connection.metadata;
-    let mut client =
-        AggregatedDiscoveryServiceClient::new(connection.channel).max_decoding_message_size(MAX_RESPONSE);
-    let (opened, sent) = tokio::join!(client.stream_aggregated_resources(request), send_all(&sender, first));
-    let mut stream = match opened {
-        Ok(response) if sent => response.into_inner(),
-        Ok(_) => return lost("the stream closed at once", false),
-        Err(error) => return lost(status_text(&error), false),
-    };
-    info!("xDS stream open");
-    status.send_replace(Status::Connected);
-    let mut received_any = false;
-    loop {
-        let mut message: DiscoveryResponse =
-            match next_event(&mut stream, wanted, updates, received_any).await {
-                Event::Ended(ended) => return ended,
-                Event::Resubscribe => {
-                    let requests = sotw.resubscribe(&wanted.borrow_and_update().clone());
-                    if !send_all(&sender, requests).await {
-                        return lost("the server closed the stream", received_any);
-                    }
-                    continue;
-                }
-                Event::Message(message) => message,
-            };
         received_any = true;
-        let (added, removed) = sotw.receive(&mut message);
-        let hashes: Vec<_> =
-            added.iter().map(|resource| (resource.name.clone(), xxh3_128(&resource.body.value))).collect();
-        let count = added.len();
-        let version = message.version_info;
-        let Some(rejected) = offer(updates, &message.type_url, &version, added, removed.clone()).await else {
-            return Ended::ConsumerGone;
-        };
-        log_answer(&message.type_url, count, removed.len(), &rejected);
-        let answer = sotw.answer(&message.type_url, version, message.nonce, hashes, &removed, &rejected);
-        if sender.send(answer).await.is_err() {
+        let (batch, receipt) = variant.receive(message);
+        let Some(rejected) = offer(updates, batch).await else { return Ended::ConsumerGone };
+        if sender.send(variant.answer(receipt, &rejected)).await.is_err() {
             return lost("the server closed the stream", received_any);
         }
     }

@@ -2,11 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Streaming};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::any::resource_name;
+use crate::client::variant::{Batch, Variant};
 use crate::client::{Rejected, Resource, Subscriptions, nack_message};
 use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use crate::pb::google::rpc::Status;
 
@@ -38,8 +43,45 @@ impl Sotw {
         Self { node, wildcards, types: HashMap::new(), node_sent: false }
     }
 
-    /// First requests of a new stream.
-    pub(super) fn open(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
+    fn request(&mut self, type_url: &str, error_detail: Option<Status>) -> DiscoveryRequest {
+        let node = (!self.node_sent).then(|| self.node.clone());
+        self.node_sent = true;
+        let state = self.types.entry(type_url.to_owned()).or_default();
+        DiscoveryRequest {
+            version_info: state.version.clone(),
+            node,
+            resource_names: state.asked.iter().flatten().cloned().collect(),
+            type_url: type_url.to_owned(),
+            response_nonce: state.nonce.clone(),
+            error_detail,
+            ..Default::default()
+        }
+    }
+}
+
+/// A response that is not answered yet.
+pub(super) struct Receipt {
+    type_url: String,
+    version: String,
+    nonce: String,
+    /// Names and content hashes.
+    added: Vec<(String, u128)>,
+    removed: Vec<String>,
+}
+
+impl Variant for Sotw {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+    type Receipt = Receipt;
+
+    async fn call(
+        client: &mut AggregatedDiscoveryServiceClient<Channel>,
+        requests: Request<ReceiverStream<Self::Request>>,
+    ) -> Result<Response<Streaming<Self::Response>>, tonic::Status> {
+        client.stream_aggregated_resources(requests).await
+    }
+
+    fn open(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
         self.node_sent = false;
         for state in self.types.values_mut() {
             state.nonce.clear();
@@ -51,8 +93,7 @@ impl Sotw {
         requests
     }
 
-    /// Requests that bring the stream to what is wanted.
-    pub(super) fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<DiscoveryRequest> {
+    fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
         let mut requests = Vec::new();
         for (type_url, names) in wanted {
             let state = self.types.entry(type_url.clone()).or_default();
@@ -70,66 +111,52 @@ impl Sotw {
         requests
     }
 
-    fn request(&mut self, type_url: &str, error_detail: Option<Status>) -> DiscoveryRequest {
-        let node = (!self.node_sent).then(|| self.node.clone());
-        self.node_sent = true;
-        let state = self.types.entry(type_url.to_owned()).or_default();
-        DiscoveryRequest {
-            version_info: state.version.clone(),
-            node,
-            resource_names: state.asked.iter().flatten().cloned().collect(),
-            type_url: type_url.to_owned(),
-            response_nonce: state.nonce.clone(),
-            error_detail,
-            ..Default::default()
-        }
-    }
-
-    /// The differences a response makes. Of wildcard types, what is missing is removed; of others a response may hold a part.
-    pub(super) fn receive(&self, response: &mut DiscoveryResponse) -> (Vec<Resource>, Vec<String>) {
-        let state = self.types.get(&response.type_url);
+    /// Of wildcard types, what is missing is removed; of others a response may hold a part.
+    fn receive(&self, response: Self::Response) -> (Batch, Receipt) {
+        let DiscoveryResponse { type_url, version_info: version, nonce, resources, .. } = response;
+        let state = self.types.get(&type_url);
         let accepted = |name: &str| state.and_then(|state| state.accepted.get(name)).copied();
         let mut seen = BTreeSet::new();
-        let mut added = Vec::new();
-        for body in std::mem::take(&mut response.resources) {
+        let (mut added, mut hashes) = (Vec::new(), Vec::new());
+        for body in resources {
             let Some(name) = resource_name(&body) else { continue };
             seen.insert(name.clone());
-            if accepted(&name) != Some(xxh3_128(&body.value)) {
-                added.push(Resource { name, version: response.version_info.clone(), body });
+            let hash = xxh3_128(&body.value);
+            if accepted(&name) != Some(hash) {
+                hashes.push((name.clone(), hash));
+                added.push(Resource { name, version: version.clone(), body });
             }
         }
-        let whole = self.wildcards.contains(&response.type_url.as_str());
+        let whole = self.wildcards.contains(&type_url.as_str());
         let known = state.iter().filter(|_| whole).flat_map(|state| state.accepted.keys());
-        let removed = known.filter(|name| !seen.contains(*name)).cloned().collect();
-        (added, removed)
+        let removed: Vec<String> = known.filter(|name| !seen.contains(*name)).cloned().collect();
+        let receipt = Receipt {
+            type_url: type_url.clone(),
+            version: version.clone(),
+            nonce,
+            added: hashes,
+            removed: removed.clone(),
+        };
+        (Batch { type_url, version, added, removed }, receipt)
     }
 
-    /// Notes what was accepted, and answers.
-    pub(super) fn answer(
-        &mut self,
-        type_url: &str,
-        version: String,
-        nonce: String,
-        added: Vec<(String, u128)>,
-        removed: &[String],
-        rejected: &[Rejected],
-    ) -> DiscoveryRequest {
-        let state = self.types.entry(type_url.to_owned()).or_default();
-        state.nonce = nonce;
+    fn answer(&mut self, receipt: Receipt, rejected: &[Rejected]) -> Self::Request {
+        let state = self.types.entry(receipt.type_url.clone()).or_default();
+        state.nonce = receipt.nonce;
         let refused: BTreeSet<&str> = rejected.iter().map(|rejected| rejected.name.as_str()).collect();
-        for (name, hash) in added {
+        for (name, hash) in receipt.added {
             if !refused.contains(name.as_str()) {
                 state.accepted.insert(name, hash);
             }
         }
-        for name in removed {
+        for name in &receipt.removed {
             state.accepted.remove(name);
         }
         if rejected.is_empty() {
-            state.version = version;
-            return self.request(type_url, None);
+            state.version = receipt.version;
+            return self.request(&receipt.type_url, None);
         }
         let error = Status { code: INVALID_ARGUMENT, message: nack_message(rejected), details: Vec::new() };
-        self.request(type_url, Some(error))
+        self.request(&receipt.type_url, Some(error))
     }
 }
