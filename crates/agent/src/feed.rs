@@ -149,7 +149,7 @@ impl Source {
         loop {
             tokio::select! {
                 update = self.updates.recv() => match update {
-                    Some(update) => feed.apply(update).await?,
+                    Some(update) => feed.apply(update, || self.subscribe()).await?,
                     None => return Ok(()),
                 },
                 changed = self.wanted.changed() => match changed {
@@ -181,7 +181,9 @@ impl Feed {
         Self { engine, cache, begun, have_clusters: false, have_listeners: false, initialized: false }
     }
 
-    async fn apply(&mut self, mut update: Update) -> Result<(), EngineError> {
+    /// Applies a batch, has `subscribe` ask for what it refers to, and answers it, in this order: the control plane sends the
+    /// endpoints of new clusters before the routes to them as long as it knows that they are wanted.
+    async fn apply(&mut self, mut update: Update, subscribe: impl FnOnce()) -> Result<(), EngineError> {
         self.begun.send_replace(true);
         let Some(kind) = ResourceKind::from_type_url(&update.type_url) else {
             let reason = format!("{} is not a type this proxy uses", update.type_url);
@@ -197,6 +199,7 @@ impl Feed {
         let removed: Vec<_> = update.removed.iter().map(|name| (kind, name.clone())).collect();
         let report = self.engine.apply(ConfigUpdate { set: set.clone(), removed: removed.clone() }).await?;
         self.remember(set, &removed, &report);
+        subscribe();
         update.answer(refused(report));
         match kind {
             ResourceKind::Cluster => self.have_clusters = true,

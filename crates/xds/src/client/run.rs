@@ -166,8 +166,7 @@ async fn stream<V: Variant>(
         let message = match next_event(&mut stream, wanted, updates, received_any).await {
             Event::Ended(ended) => return ended,
             Event::Resubscribe => {
-                let requests = variant.resubscribe(&wanted.borrow_and_update().clone());
-                if !send_all(&sender, requests).await {
+                if !resubscribe(variant, wanted, &sender).await {
                     return lost("the server closed the stream", received_any);
                 }
                 continue;
@@ -177,8 +176,21 @@ async fn stream<V: Variant>(
         received_any = true;
         let (batch, receipt) = variant.receive(message);
         let Some(rejected) = offer(updates, batch).await else { return Ended::ConsumerGone };
-        if sender.send(variant.answer(receipt, &rejected)).await.is_err() {
+        // What the batch refers to is asked for before it is acknowledged, as Envoy does: servers take an acknowledgement of clusters
+        // for leave to send the routes to them, and hold those back while endpoints are on their way.
+        let asked = !wanted.has_changed().unwrap_or(false) || resubscribe(variant, wanted, &sender).await;
+        if !asked || sender.send(variant.answer(receipt, &rejected)).await.is_err() {
             return lost("the server closed the stream", received_any);
         }
     }
+}
+
+/// Asks for what is wanted now; false when the stream is gone.
+async fn resubscribe<V: Variant>(
+    variant: &mut V,
+    wanted: &mut watch::Receiver<Subscriptions>,
+    sender: &mpsc::Sender<V::Request>,
+) -> bool {
+    let requests = variant.resubscribe(&wanted.borrow_and_update().clone());
+    send_all(sender, requests).await
 }

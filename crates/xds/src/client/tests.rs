@@ -227,6 +227,25 @@ async fn names_are_subscribed_and_unsubscribed() {
 }
 
 #[tokio::test]
+async fn what_a_batch_refers_to_is_asked_for_before_it_is_acknowledged() {
+    let mut fixture = start(Mode::Delta, vec![]);
+    let mut stream = fixture.delta.recv().await.unwrap();
+    stream.request().await;
+    for (nonce, cluster) in [("1", "a"), ("2", "b"), ("3", "c")] {
+        stream.respond(delta_response(nonce, &[(cluster, "v1")], &[])).await;
+        let update = fixture.update().await;
+        fixture.client.subscribe(ENDPOINT, names(&[cluster]));
+        update.answer(vec![]);
+        let request = stream.request().await;
+        assert_eq!(
+            (request.type_url.as_str(), request.resource_names_subscribe),
+            (ENDPOINT, vec![cluster.to_owned()])
+        );
+        assert_eq!(stream.request().await.response_nonce, nonce);
+    }
+}
+
+#[tokio::test]
 async fn attempts_go_on_while_nobody_listens() {
     let mut fixture = start(Mode::Delta, vec![]);
     let stream = fixture.delta.recv().await.unwrap();
