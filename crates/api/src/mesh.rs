@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::duration::{self, DurationError};
+use crate::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
 use crate::validate::header_value::check_commands;
 
 /// Name of the ConfigMap that holds the mesh config.
@@ -55,6 +56,10 @@ pub struct MeshConfig {
     pub enable_prometheus_merge: Option<bool>,
     /// Connect timeout of clusters, a duration. Default 10s.
     pub connect_timeout: String,
+    /// TCP keepalive of connections to destinations; absent: the operating system's.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Whether HTTP/1.1 requests are sent as HTTP/2, to ports declared HTTP. Default no.
+    pub h2_upgrade_policy: H2UpgradePolicy,
     /// How often names of endpoints are looked up when their answers do not say for how long they hold, a duration. Default 60s.
     pub dns_refresh_rate: String,
     /// How long protocol detection waits for the client's first bytes; `0s` waits for ever.
@@ -101,6 +106,8 @@ impl Default for MeshConfig {
             root_namespace: "istio-system".to_owned(),
             enable_prometheus_merge: Some(true),
             connect_timeout: "10s".to_owned(),
+            tcp_keepalive: None,
+            h2_upgrade_policy: H2UpgradePolicy::DoNotUpgrade,
             dns_refresh_rate: "60s".to_owned(),
             protocol_detection_timeout: "0s".to_owned(),
             ingress_controller_mode: IngressControllerMode::default(),
@@ -138,7 +145,11 @@ impl MeshConfig {
             ("defaultConfig.drainDuration", &config.default_config.drain_duration),
             ("defaultConfig.terminationDrainDuration", &config.default_config.termination_drain_duration),
         ];
-        for (field, text) in durations {
+        let keepalive = config.tcp_keepalive.iter().flat_map(|keepalive| {
+            [("tcpKeepalive.time", &keepalive.time), ("tcpKeepalive.interval", &keepalive.interval)]
+        });
+        let keepalive = keepalive.filter_map(|(field, text)| Some((field, text.as_ref()?)));
+        for (field, text) in durations.into_iter().chain(keepalive) {
             duration::parse(text).map_err(|source| MeshConfigError::Duration { field, source })?;
         }
         if config.connect_timeout().is_zero() {
@@ -158,7 +169,9 @@ impl MeshConfig {
     /// Fields that were given and do nothing yet, as paths.
     pub fn without_effect(&self) -> Vec<String> {
         let mut paths: Vec<String> = self.rest.keys().cloned().collect();
-        paths.extend(self.default_config.rest.keys().map(|key| format!("defaultConfig.{key}")));
+        paths.extend(
+            self.default_config.without_effect().into_iter().map(|path| format!("defaultConfig.{path}")),
+        );
         if self.enable_tracing {
             paths.push("enableTracing".to_owned());
         }
@@ -292,6 +305,23 @@ pub struct ProxyConfig {
     pub rest: BTreeMap<String, Value>,
 }
 
+impl ProxyConfig {
+    /// Fields that were given something else than their default and do nothing yet.
+    pub fn without_effect(&self) -> Vec<String> {
+        let default = Self::default();
+        let fixed = [
+            ("configPath", self.config_path != default.config_path),
+            ("serviceCluster", self.service_cluster.is_some()),
+            ("statusPort", self.status_port != default.status_port),
+            ("proxyAdminPort", self.proxy_admin_port != default.proxy_admin_port),
+            ("interceptionMode", self.interception_mode != default.interception_mode),
+            ("image", self.image.is_some()),
+        ];
+        let given = fixed.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned());
+        given.chain(self.rest.keys().cloned()).collect()
+    }
+}
+
 impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
@@ -329,7 +359,7 @@ mod tests {
     fn given_fields_override_and_the_unknown_is_reported() {
         let mesh = MeshConfig::parse(
             "accessLogFile: /dev/stdout\noutboundTrafficPolicy:\n  mode: REGISTRY_ONLY\nconnectTimeout: 3s\n\
-             defaultConfig:\n  concurrency: 2\n  tracing: {}\n  proxyMetadata:\n    A: b\nh2UpgradePolicy: UPGRADE\n",
+             defaultConfig:\n  concurrency: 2\n  tracing: {}\n  statusPort: 15999\n  proxyMetadata:\n    A: b\ndiscoverySelectors: []\n",
         )
         .expect("parses");
         assert_eq!(mesh.access_log_file, "/dev/stdout");
@@ -337,7 +367,10 @@ mod tests {
         assert_eq!(mesh.connect_timeout(), Duration::from_secs(3));
         assert_eq!(mesh.default_config.concurrency, Some(2));
         assert_eq!(mesh.default_config.proxy_metadata["A"], "b");
-        assert_eq!(mesh.without_effect(), ["h2UpgradePolicy", "defaultConfig.tracing"]);
+        assert_eq!(
+            mesh.without_effect(),
+            ["discoverySelectors", "defaultConfig.statusPort", "defaultConfig.tracing"]
+        );
     }
 
     #[test]
@@ -346,6 +379,9 @@ mod tests {
         assert!(error.to_string().contains("connectTimeout"), "{error}");
         assert!(MeshConfig::parse("accessLogFile: [").is_err());
         assert!(MeshConfig::parse("connectTimeout: 0s").is_err(), "proxies refuse clusters with it");
+        let error = MeshConfig::parse("tcpKeepalive: { interval: often }").expect_err("refused");
+        assert!(error.to_string().contains("tcpKeepalive.interval"), "{error}");
+        assert!(MeshConfig::parse("h2UpgradePolicy: PERHAPS").is_err());
     }
 
     #[test]

@@ -208,6 +208,11 @@ impl PushLoop {
 
     fn publish(&mut self, delta: &Delta, complete: bool) {
         let world = self.store.world();
+        if delta.mesh {
+            for path in world.mesh().without_effect() {
+                tracing::warn!("{path} of the mesh config has no effect yet");
+            }
+        }
         self.metrics.world(&world);
         self.published.send_modify(|published| {
             published.world = world;

@@ -3,7 +3,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_api::networking::destination_rule::{ConnectionPoolSettings, OutlierDetection};
+use lateen_api::networking::destination_rule::{ConnectionPoolSettings, H2UpgradePolicy, OutlierDetection};
 use lateen_api::networking::load_balancing::SimpleLb;
 use lateen_model::{
     DestinationRule, Endpoint, ObjectName, Protocol, Resolution, Service, ServiceEndpoints, ServicePort,
@@ -32,7 +32,7 @@ use crate::proxy::{InboundPort, ProxyKind};
 use crate::resource::{Resource, encode, versioned};
 use crate::scope::Scope;
 use crate::secrets;
-use crate::settings::Settings;
+use crate::settings::{ConnectionDefaults, Settings};
 use crate::sidecar::{Inbound, InboundEndpoint};
 use crate::traffic_policy::{self, EffectivePolicy};
 use crate::wire;
@@ -46,7 +46,7 @@ const DNS_JITTER: Duration = Duration::from_millis(100);
 /// Everything an outbound cluster depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct OutboundClusterInputs {
-    connect_timeout: Duration,
+    connections: ConnectionDefaults,
     hostname: Arc<str>,
     service: ObjectName,
     port: u16,
@@ -84,7 +84,7 @@ enum EndpointSource {
 /// Everything a cluster to the workload itself depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct InboundClusterInputs {
-    connect_timeout: Duration,
+    connections: ConnectionDefaults,
     port: InboundPort,
     endpoint: InboundEndpoint,
     pool: Option<Pool>,
@@ -107,7 +107,7 @@ impl Hash for Pool {
 /// Everything the clusters without a service depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FixedClusterInputs {
-    connect_timeout: Duration,
+    connections: ConnectionDefaults,
     which: FixedCluster,
 }
 
@@ -174,7 +174,7 @@ fn outbound_input(
     source: EndpointSource,
 ) -> OutboundClusterInputs {
     OutboundClusterInputs {
-        connect_timeout: scope.settings.connect_timeout,
+        connections: scope.settings.connections,
         hostname: service.hostname.clone(),
         service: service.name.clone(),
         port: port.port,
@@ -288,13 +288,8 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     let name = inputs.name();
     let policy = inputs.policy();
     let mut message = cluster::Cluster {
-        connect_timeout: Some(wire::duration(
-            traffic_policy::parse(policy.tcp().and_then(|tcp| tcp.connect_timeout.as_ref()))
-                .unwrap_or(inputs.connect_timeout),
-        )),
         circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
-        upstream_connection_options: policy.tcp().and_then(traffic_policy::connection_options),
-        ..base(&name, inputs.connect_timeout)
+        ..base(&name, inputs.connections, policy)
     };
     if inputs.goes_to_original_dst() {
         message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
@@ -339,7 +334,8 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
         message.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
     }
-    let protocol = upstream_protocol(inputs.protocol, policy);
+    let upgrade = upgrades_to_http2(inputs.protocol, inputs.connections, policy);
+    let protocol = upstream_protocol(inputs.protocol, upgrade, policy);
     set_http_options(&mut message, protocol, policy);
     if let Some(tls) = policy.tls.filter(|tls| client_tls::is_spoken(tls)) {
         let http2 = protocol == UpstreamProtocol::Http2;
@@ -364,18 +360,17 @@ pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
     let InboundPort { port, protocol, hostname, service_port: _ } = &inputs.port;
     let name = inbound_cluster(*port);
     let policy = EffectivePolicy { pool: inputs.pool.as_ref().map(|pool| &pool.0), ..Default::default() };
-    let connect_timeout = traffic_policy::parse(policy.tcp().and_then(|tcp| tcp.connect_timeout.as_ref()));
     let mut message = cluster::Cluster {
         circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
-        upstream_connection_options: policy.tcp().and_then(traffic_policy::connection_options),
-        ..base(&name, connect_timeout.unwrap_or(inputs.connect_timeout))
+        ..base(&name, inputs.connections, policy)
     };
     match inputs.endpoint {
         InboundEndpoint::Original => to_original(&mut message, None),
         InboundEndpoint::Port(port) => to_original(&mut message, Some(port)),
         InboundEndpoint::Loopback(port) => to_loopback(&mut message, port),
     }
-    set_http_options(&mut message, upstream_protocol(*protocol, policy), policy);
+    // The application is spoken to as its callers speak: nothing is upgraded.
+    set_http_options(&mut message, upstream_protocol(*protocol, false, policy), policy);
     let mut labels = hostname.split('.');
     let (service, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or_default());
     let service = ObjectName::new(namespace, service);
@@ -419,8 +414,9 @@ pub(crate) fn fixed(inputs: &FixedClusterInputs) -> Resource {
         FixedCluster::Passthrough => PASSTHROUGH,
         FixedCluster::InboundPassthrough => INBOUND_PASSTHROUGH,
     };
-    let mut message = base(name, inputs.connect_timeout);
+    let mut message = base(name, inputs.connections, EffectivePolicy::default());
     if inputs.which == FixedCluster::BlackHole {
+        message.upstream_connection_options = None;
         message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
         return encode(name, &message);
     }
@@ -435,22 +431,25 @@ pub(crate) fn fixed(inputs: &FixedClusterInputs) -> Resource {
 }
 
 pub(crate) fn fixed_inputs(settings: &Settings, which: FixedCluster) -> FixedClusterInputs {
-    FixedClusterInputs { connect_timeout: settings.connect_timeout, which }
+    FixedClusterInputs { connections: settings.connections, which }
 }
 
 pub(crate) fn inbound_inputs(settings: &Settings, inbound: &Inbound) -> InboundClusterInputs {
     InboundClusterInputs {
-        connect_timeout: settings.connect_timeout,
+        connections: settings.connections,
         port: inbound.port.clone(),
         endpoint: inbound.endpoint,
         pool: inbound.pool.clone().map(Pool),
     }
 }
 
-fn base(name: &str, connect_timeout: Duration) -> cluster::Cluster {
+/// What every cluster has, by a policy and where that says nothing by the mesh.
+fn base(name: &str, mesh: ConnectionDefaults, policy: EffectivePolicy<'_>) -> cluster::Cluster {
+    let given = policy.tcp().and_then(|tcp| tcp.connect_timeout.as_ref());
     cluster::Cluster {
         name: name.to_owned(),
-        connect_timeout: Some(wire::duration(connect_timeout)),
+        connect_timeout: Some(wire::duration(traffic_policy::parse(given).unwrap_or(mesh.connect_timeout))),
+        upstream_connection_options: traffic_policy::connection_options(mesh, policy.tcp()),
         ..Default::default()
     }
 }
@@ -464,8 +463,18 @@ enum UpstreamProtocol {
     AsDownstream,
 }
 
-fn upstream_protocol(protocol: Protocol, policy: EffectivePolicy<'_>) -> UpstreamProtocol {
-    if protocol.is_http2() || (protocol == Protocol::Http && policy.upgrades_to_http2()) {
+/// A rule's upgrade counts for ports whose protocol is detected too: whoever writes it knows that they speak HTTP. The mesh's is for
+/// ports declared HTTP (istiod's `shouldH2Upgrade`).
+fn upgrades_to_http2(protocol: Protocol, mesh: ConnectionDefaults, policy: EffectivePolicy<'_>) -> bool {
+    match policy.http().map(|http| http.h2_upgrade_policy).unwrap_or_default() {
+        H2UpgradePolicy::Upgrade => protocol.is_http() || protocol.is_sniffed(),
+        H2UpgradePolicy::DoNotUpgrade => false,
+        H2UpgradePolicy::Default => protocol.is_http() && mesh.upgrades_to_http2,
+    }
+}
+
+fn upstream_protocol(protocol: Protocol, upgrade: bool, policy: EffectivePolicy<'_>) -> UpstreamProtocol {
+    if protocol.is_http2() || upgrade {
         UpstreamProtocol::Http2
     } else if protocol.is_sniffed() || policy.http().is_some_and(|http| http.use_client_protocol) {
         UpstreamProtocol::AsDownstream

@@ -267,14 +267,15 @@ fn redirect_action(redirect: &HttpRedirect, request_port: u16) -> route::Redirec
         308 => RedirectResponseCode::PermanentRedirect,
         _ => RedirectResponseCode::MovedPermanently,
     };
-    // Envoy derives no port from the scheme when it is rewritten: the port is given for it.
-    let port = match (redirect.port, redirect.derive_port, redirect.scheme.as_str()) {
-        (Some(port), _, _) => port,
-        (None, Some(RedirectPort::FromRequestPort), _) => u32::from(request_port),
-        (None, Some(RedirectPort::FromProtocolDefault), "http") => 80,
-        (None, Some(RedirectPort::FromProtocolDefault), "https") => 443,
-        _ => 0,
+    let port = match (redirect.port, redirect.derive_port) {
+        (Some(port), _) => port,
+        (None, Some(RedirectPort::FromRequestPort)) => u32::from(request_port),
+        // What proxies do when nothing is said.
+        (None, Some(RedirectPort::FromProtocolDefault) | None) => 0,
     };
+    // A scheme's own port is not written out.
+    let own = matches!((redirect.scheme.as_str(), port), ("" | "http", 80) | ("https", 443));
+    let port = if own { 0 } else { port };
     let path = match redirect.uri.strip_prefix("%PREFIX()%") {
         Some(prefix) => Some(PathRewriteSpecifier::PrefixRewrite(prefix.to_owned())),
         None if redirect.uri.is_empty() => None,

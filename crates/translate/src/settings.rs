@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use lateen_api::MeshConfig;
 use lateen_api::mesh::{AccessLogEncoding, NormalizationType};
+use lateen_api::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
 use lateen_api::networking::sidecar::SidecarTrafficMode;
 use lateen_model::{Sidecar, World, resolve_host};
 
 use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
 use crate::retries::Retries;
+use crate::traffic_policy;
 
 /// What of mesh config goes into resources; part of most generators' inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +21,8 @@ pub(crate) struct Settings {
     pub(crate) allow_any: bool,
     /// The service of the mesh that what goes to unknown destinations is sent to, when it is reached at all.
     pub(crate) egress_proxy: Option<EgressProxy>,
-    /// Connect timeout of clusters.
-    pub(crate) connect_timeout: Duration,
+    /// Of connections to destinations.
+    pub(crate) connections: ConnectionDefaults,
     /// How often names of endpoints are looked up when an answer does not say for how long it holds.
     pub(crate) dns_refresh_rate: Duration,
     /// How long protocol detection waits; zero waits for ever.
@@ -29,6 +31,41 @@ pub(crate) struct Settings {
     pub(crate) normalization: NormalizationType,
     /// Retries of HTTP rules that say nothing.
     pub(crate) default_retries: Retries,
+}
+
+/// What holds for connections to destinations whose rule says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionDefaults {
+    /// Connect timeout.
+    pub(crate) connect_timeout: Duration,
+    /// TCP keepalive; none: the operating system's default, which is none.
+    pub(crate) keepalive: Option<Keepalive>,
+    /// Whether HTTP/1.1 requests are sent as HTTP/2.
+    pub(crate) upgrades_to_http2: bool,
+}
+
+/// TCP keepalive; what is absent is left to the operating system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Keepalive {
+    /// Probes before the connection counts as dead.
+    pub(crate) probes: Option<u32>,
+    /// Idle seconds before the first probe.
+    pub(crate) time: Option<u32>,
+    /// Seconds between probes.
+    pub(crate) interval: Option<u32>,
+}
+
+impl Keepalive {
+    pub(crate) fn new(given: &TcpKeepalive) -> Self {
+        let seconds = |text: Option<&String>| {
+            traffic_policy::parse(text).map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
+        };
+        Self {
+            probes: (given.probes > 0).then_some(given.probes),
+            time: seconds(given.time.as_ref()),
+            interval: seconds(given.interval.as_ref()),
+        }
+    }
 }
 
 /// Where traffic to unknown destinations is sent.
@@ -105,7 +142,11 @@ impl Settings {
             access_log: access_log(mesh),
             allow_any: mesh.allows_any_outbound(),
             egress_proxy: None,
-            connect_timeout: mesh.connect_timeout(),
+            connections: ConnectionDefaults {
+                connect_timeout: mesh.connect_timeout(),
+                keepalive: mesh.tcp_keepalive.as_ref().map(Keepalive::new),
+                upgrades_to_http2: mesh.h2_upgrade_policy == H2UpgradePolicy::Upgrade,
+            },
             dns_refresh_rate: mesh.dns_refresh_rate(),
             detection_timeout: mesh.protocol_detection_timeout(),
             normalization: mesh.path_normalization.normalization,

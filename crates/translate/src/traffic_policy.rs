@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use lateen_api::duration;
 use lateen_api::networking::destination_rule::{
-    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, RetryBudget,
-    TcpSettings, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, HttpSettings, OutlierDetection, RetryBudget, TcpSettings,
+    TrafficPolicy,
 };
 use lateen_api::networking::load_balancing::{ConsistentHashLb, LoadBalancerSettings, SimpleLb};
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
@@ -12,6 +12,7 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::r#type::v3::Percent;
 use lateen_xds::pb::google::protobuf::UInt64Value;
 
+use crate::settings::{ConnectionDefaults, Keepalive};
 use crate::wire;
 
 /// The parts of a DestinationRule's policies that count for one port and subset.
@@ -82,11 +83,6 @@ impl<'a> EffectivePolicy<'a> {
 
     pub(crate) fn http(&self) -> Option<&'a HttpSettings> {
         self.pool.and_then(|pool| pool.http.as_ref())
-    }
-
-    /// Whether HTTP/1.1 requests are sent as HTTP/2.
-    pub(crate) fn upgrades_to_http2(&self) -> bool {
-        self.http().is_some_and(|http| http.h2_upgrade_policy == H2UpgradePolicy::Upgrade)
     }
 }
 
@@ -226,17 +222,21 @@ pub(crate) fn panic_threshold(given: &OutlierDetection) -> cluster::cluster::Com
     }
 }
 
-/// TCP keepalive of upstream connections.
-pub(crate) fn connection_options(tcp: &TcpSettings) -> Option<cluster::UpstreamConnectionOptions> {
-    let keepalive = tcp.tcp_keepalive.as_ref()?;
-    let seconds = |text: Option<&String>| {
-        parse(text).and_then(|duration| wire::uint32(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)))
-    };
+/// TCP keepalive of upstream connections: the mesh's, with what a policy says about it in its place.
+pub(crate) fn connection_options(
+    mesh: ConnectionDefaults,
+    tcp: Option<&TcpSettings>,
+) -> Option<cluster::UpstreamConnectionOptions> {
+    let own = tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).map(Keepalive::new);
+    if own.is_none() && mesh.keepalive.is_none() {
+        return None;
+    }
+    let (own, mesh) = (own.unwrap_or_default(), mesh.keepalive.unwrap_or_default());
     Some(cluster::UpstreamConnectionOptions {
         tcp_keepalive: Some(core::TcpKeepalive {
-            keepalive_probes: (keepalive.probes > 0).then_some(keepalive.probes).and_then(wire::uint32),
-            keepalive_time: seconds(keepalive.time.as_ref()),
-            keepalive_interval: seconds(keepalive.interval.as_ref()),
+            keepalive_probes: own.probes.or(mesh.probes).and_then(wire::uint32),
+            keepalive_time: own.time.or(mesh.time).and_then(wire::uint32),
+            keepalive_interval: own.interval.or(mesh.interval).and_then(wire::uint32),
         }),
         ..Default::default()
     })

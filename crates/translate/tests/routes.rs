@@ -153,7 +153,7 @@ fn actions_are_translated() {
         (&redirect["path_redirect"], &redirect["host_redirect"]),
         (&json!("/there"), &json!("b.example"))
     );
-    assert_eq!((&redirect["scheme_redirect"], &redirect["port_redirect"]), (&json!("https"), &json!(443)));
+    assert_eq!((&redirect["scheme_redirect"], &redirect["port_redirect"]), (&json!("https"), &Value::Null));
     assert_eq!(found[2]["direct_response"], json!({"status": 418, "body": {"inline_string": "short"}}));
     let plain = &found[3]["route"];
     assert_eq!(plain["timeout"], "0s", "no timeout by default");
@@ -162,6 +162,24 @@ fn actions_are_translated() {
         plain["cluster"], "outbound|80||customers.default.svc.cluster.local",
         "the service's only port"
     );
+}
+
+#[test]
+fn redirects_name_no_port_that_their_scheme_implies() {
+    for (redirect, port) in [
+        ("{port: 8443, scheme: https}", json!(8443)),
+        ("{port: 443, scheme: https}", Value::Null),
+        ("{port: 80, scheme: http}", Value::Null),
+        ("{port: 80}", Value::Null),
+        ("{port: 80, scheme: https}", json!(80)),
+        ("{port: 443}", json!(443)),
+        ("{derivePort: FROM_REQUEST_PORT}", Value::Null),
+        ("{derivePort: FROM_REQUEST_PORT, scheme: https}", json!(80)),
+        ("{derivePort: FROM_PROTOCOL_DEFAULT, scheme: https}", Value::Null),
+    ] {
+        let found = routes(&format!("[{{redirect: {redirect}}}]"));
+        assert_eq!(found[0]["redirect"]["port_redirect"], port, "{redirect}");
+    }
 }
 
 #[test]

@@ -392,3 +392,49 @@ fn access_logs_follow_mesh_config() {
     let log = &filter(&json.get(Listener, "0.0.0.0_80")["filter_chains"][0])["access_log"][0];
     assert_eq!(log["typed_config"]["log_format"]["json_format"]["response_flags"], "%RESPONSE_FLAGS%");
 }
+
+#[test]
+fn connections_follow_mesh_config_where_rules_say_nothing() {
+    let mut mesh = Mesh::course();
+    mesh.mesh_config(
+        "connectTimeout: 3s\ntcpKeepalive: { probes: 5, time: 60s, interval: 10s }\nh2UpgradePolicy: UPGRADE",
+    );
+    mesh.service(
+        "default",
+        "other",
+        "10.96.0.77",
+        json!([{"name": "http", "port": 80}, {"name": "tcp", "port": 81}, {"port": 82}]),
+        json!({}),
+    );
+    let keepalive = json!({"keepalive_probes": 5, "keepalive_time": 60, "keepalive_interval": 10});
+    let http2 = |cluster: &serde_json::Value| {
+        let options = &cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+        options["explicit_http_config"]["http2_protocol_options"].is_object()
+    };
+    let outbound = |port: u16| format!("outbound|{port}||other.default.svc.cluster.local");
+    let found = mesh.sidecar_resources("default", "web-frontend-1");
+    let cluster = |name: &str| found.get(Cluster, name);
+    for name in
+        [&*outbound(80), &outbound(81), "PassthroughCluster", "InboundPassthroughCluster", "inbound|8080||"]
+    {
+        assert_eq!(cluster(name)["connect_timeout"], "3s", "{name}");
+        assert_eq!(cluster(name)["upstream_connection_options"]["tcp_keepalive"], keepalive, "{name}");
+    }
+    assert!(cluster("BlackHoleCluster")["upstream_connection_options"].is_null());
+    let upgraded =
+        [&*outbound(80), &outbound(81), &outbound(82), "inbound|8080||"].map(|name| http2(cluster(name)));
+    assert_eq!(upgraded, [true, false, false, false], "declared HTTP, to others");
+
+    // A rule's settings go before, one by one; its upgrade reaches ports whose protocol is detected.
+    mesh.config(
+        "{kind: DestinationRule, metadata: {name: other}, spec: {host: other, trafficPolicy: {portLevelSettings: [
+          {port: {number: 80}, connectionPool: {tcp: {connectTimeout: 1s, tcpKeepalive: {time: 7s}}, http: {h2UpgradePolicy: DO_NOT_UPGRADE}}},
+          {port: {number: 82}, connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}]}}}",
+    );
+    let found = mesh.sidecar_resources("default", "web-frontend-1");
+    let cluster = |port: u16| found.get(Cluster, &outbound(port));
+    let own = json!({"keepalive_probes": 5, "keepalive_time": 7, "keepalive_interval": 10});
+    assert_eq!(cluster(80)["upstream_connection_options"]["tcp_keepalive"], own);
+    assert_eq!(cluster(80)["connect_timeout"], "1s");
+    assert_eq!([80, 82].map(|port| http2(cluster(port))), [false, true]);
+}
