@@ -82,6 +82,9 @@ impl EnvoyConfig {
             "immediate",
             "--local-address-ip-version",
             "v4",
+            // As Istio's agent has it; Envoy's own default of 10 s is long for somebody who looks at an access log.
+            "--file-flush-interval-msec",
+            "1000",
             "--log-level",
             &self.log_level,
             "--log-format",

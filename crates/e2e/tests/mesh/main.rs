@@ -11,6 +11,7 @@ mod labs;
 mod lifecycle;
 mod loss;
 mod mixed;
+mod resiliency;
 mod sidecar;
 mod tls;
 
@@ -100,6 +101,7 @@ fn main() {
             ("labs", labs::TRIALS),
             ("boutique", boutique::TRIALS),
             ("loss", loss::TRIALS),
+            ("resiliency", resiliency::TRIALS),
             ("sidecar", sidecar::TRIALS),
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
