@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lateen_engine::{Engine, EngineConfig, NodeInfo};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -15,6 +15,7 @@ use crate::config::{Addresses, Config, Drain, EngineKind};
 use crate::envoy::{self, Envoy, EnvoyConfig};
 use crate::error::AgentError;
 use crate::health::{self, AppMetrics, Status};
+use crate::identity::{self, Current};
 use crate::node::{Node, VERSION};
 use crate::podinfo::PodInfo;
 use crate::proxy::Proxy;
@@ -43,6 +44,10 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
     let merged = listen(&mut addresses.status, "merged metrics").await?;
     let mut tasks = JoinSet::new();
     let quit = Arc::new(Notify::new());
+    let (certificate, current) = watch::channel(None);
+    if let Some(identity) = config.identity {
+        tasks.spawn(identity.keep(config.discovery.clone(), config.mark, certificate));
+    }
     let mut own_metrics = None;
     let proxy = match config.engine {
         EngineKind::Lateen => {
@@ -51,6 +56,7 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
             if let Some(admin) = engine.admin_address() {
                 addresses.admin = admin;
             }
+            tasks.spawn(identity::engine::supply(engine.clone(), current));
             let (engine_for_feed, feed_config, feed_node) = (engine.clone(), config.clone(), node.clone());
             let stopped = quit.clone();
             tasks.spawn(async move {
@@ -60,7 +66,7 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
             });
             Proxy::Lateen(engine)
         }
-        EngineKind::Envoy => Proxy::Envoy(start_envoy(&config, &node, &mut tasks)?),
+        EngineKind::Envoy => Proxy::Envoy(start_envoy(&config, &node, current, &mut tasks)?),
     };
 
     let status = Arc::new(Status {
@@ -102,25 +108,34 @@ fn engine_config(config: &Config, node: &Node) -> EngineConfig {
         },
         bootstrap: Some(bootstrap::of_our_engine(node, config.addresses.admin, &config.discovery.address)),
         mark: config.mark,
+        agent_secrets: config.identity.is_some(),
         drain_time: config.drain.of_listeners,
         set_log_level: config.set_log_level.clone().map(|set| set.0),
     }
 }
 
-fn start_envoy(config: &Config, node: &Node, tasks: &mut JoinSet<()>) -> Result<Envoy, AgentError> {
+fn start_envoy(
+    config: &Config,
+    node: &Node,
+    current: Current,
+    tasks: &mut JoinSet<()>,
+) -> Result<Envoy, AgentError> {
     let program = envoy::find(config.envoy.as_deref())?;
     let folder = &config.folders.proxy;
     std::fs::create_dir_all(folder).map_err(|error| AgentError::file("create", folder, error))?;
-    let (socket, file) = (folder.join("XDS"), folder.join("envoy-rev.json"));
+    let (socket, secrets) = (folder.join("XDS"), folder.join("SDS"));
+    let file = folder.join("envoy-rev.json");
     let bootstrap = Bootstrap {
         node,
         admin: config.addresses.admin,
         stats: config.addresses.stats,
         xds: &socket,
+        sds: &secrets,
         mark: config.mark,
     };
     let text = format!("{:#}\n", bootstrap.to_json());
     std::fs::write(&file, text).map_err(|error| AgentError::file("write", &file, error))?;
+    tasks.spawn(identity::sds::serve(identity::sds::bind(&secrets)?, current));
     tasks.spawn(forward::serve(forward::bind(&socket)?, config.discovery.clone(), config.mark));
     Envoy::start(EnvoyConfig {
         program,

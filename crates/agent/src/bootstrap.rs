@@ -70,6 +70,8 @@ pub(crate) struct Bootstrap<'a> {
     pub(crate) stats: SocketAddr,
     /// The Unix socket on which the agent serves xDS.
     pub(crate) xds: &'a Path,
+    /// The Unix socket on which the agent serves the workload's certificate.
+    pub(crate) sds: &'a Path,
     /// `SO_MARK` for upstream sockets.
     pub(crate) mark: Option<u32>,
 }
@@ -105,7 +107,7 @@ impl Bootstrap<'_> {
                 },
             },
             "static_resources": {
-                "clusters": [self.xds_cluster(), self.admin_cluster()],
+                "clusters": [grpc_cluster("xds-grpc", self.xds), grpc_cluster("sds-grpc", self.sds), self.admin_cluster()],
                 "listeners": [self.stats_listener()],
             },
         });
@@ -117,25 +119,6 @@ impl Bootstrap<'_> {
             }]}});
         }
         bootstrap
-    }
-
-    fn xds_cluster(&self) -> Value {
-        json!({
-            "name": "xds-grpc",
-            "type": "STATIC",
-            "connect_timeout": "1s",
-            "typed_extension_protocol_options": {
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": { "http2_protocol_options": {} },
-                },
-            },
-            "load_assignment": assignment("xds-grpc", json!({ "pipe": { "path": self.xds } })),
-            // Configuration must flow whatever else the proxy does.
-            "circuit_breakers": { "thresholds": [
-                { "priority": "DEFAULT", "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000 },
-            ]},
-        })
     }
 
     fn admin_cluster(&self) -> Value {
@@ -172,6 +155,26 @@ impl Bootstrap<'_> {
             }]}],
         })
     }
+}
+
+/// A gRPC service of the agent.
+fn grpc_cluster(name: &str, socket: &Path) -> Value {
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": { "http2_protocol_options": {} },
+            },
+        },
+        "load_assignment": assignment(name, json!({ "pipe": { "path": socket } })),
+        // Configuration must flow whatever else the proxy does.
+        "circuit_breakers": { "thresholds": [
+            { "priority": "DEFAULT", "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000 },
+        ]},
+    })
 }
 
 /// Configuration over the aggregated stream, waited for without a limit: an Envoy that gives up waiting would open its ports
@@ -211,6 +214,7 @@ mod tests {
             admin: "127.0.0.1:15000".parse().unwrap(),
             stats: "0.0.0.0:15090".parse().unwrap(),
             xds: &folder.path().join("XDS"),
+            sds: &folder.path().join("SDS"),
             mark: Some(1337),
         };
         let file = folder.path().join("bootstrap.json");

@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lateen_pki::KeyKind;
 use serde::Deserialize;
 
 use crate::error::AgentError;
+use crate::identity::Identity;
 
 /// What the proxy stands for in the mesh; the first part of its node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +155,8 @@ pub struct Config {
     pub concurrency: usize,
     /// The control plane.
     pub discovery: Discovery,
+    /// How the workload's certificate is had; `None`: it has none, and mutual TLS is not for it.
+    pub identity: Option<Identity>,
     /// Where to listen.
     pub addresses: Addresses,
     /// Where files are.
@@ -265,6 +269,7 @@ impl Config {
                 ),
                 token: Some("/var/run/secrets/tokens/istio-token".into()),
             },
+            identity: Some(identity(&vars)?),
             addresses: Addresses::default(),
             folders: Folders::default(),
             drain,
@@ -277,8 +282,42 @@ impl Config {
     }
 }
 
+/// By the variables of Istio's agent.
+fn identity(vars: &BTreeMap<String, String>) -> Result<Identity, AgentError> {
+    let default = Identity::default();
+    let var = |name: &str| vars.get(name).filter(|value| !value.is_empty());
+    let part = |name: &str, default: f64| match var(name) {
+        None => Ok(default),
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|part| (0.0..=1.0).contains(part))
+            .ok_or_else(|| AgentError::variable(name, text, "must be a number from 0 to 1")),
+    };
+    let key = match (var("WORKLOAD_RSA_KEY_SIZE").map(String::as_str), var("ECC_CURVE").map(String::as_str)) {
+        (None, None | Some("P256")) => KeyKind::P256,
+        (None, Some("P384")) => KeyKind::P384,
+        (None, Some(other)) => return Err(AgentError::variable("ECC_CURVE", other, "must be P256 or P384")),
+        (Some("2048"), _) => KeyKind::Rsa2048,
+        (Some("3072"), _) => KeyKind::Rsa3072,
+        (Some("4096"), _) => KeyKind::Rsa4096,
+        (Some(other), _) => {
+            return Err(AgentError::variable("WORKLOAD_RSA_KEY_SIZE", other, "must be 2048, 3072 or 4096"));
+        }
+    };
+    Ok(Identity {
+        life: var("SECRET_TTL").map_or(Ok(default.life), |text| duration("SECRET_TTL", text))?,
+        grace: part("SECRET_GRACE_PERIOD_RATIO", default.grace)?,
+        jitter: part("SECRET_GRACE_PERIOD_RATIO_JITTER", default.jitter)?,
+        key,
+    })
+}
+
 /// A duration as Istio and Go write them, in one unit: `500ms`, `5s`, `1m`, `1.5s`. `name` is for the error.
 fn duration(name: &str, text: &str) -> Result<Duration, AgentError> {
+    // Go writes zero parts too: 24h0m0s.
+    let text = text.strip_suffix("0s").filter(|rest| rest.ends_with('m')).unwrap_or(text);
+    let text = text.strip_suffix("0m").filter(|rest| rest.ends_with('h')).unwrap_or(text);
     let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(number_end);
     let unit = match unit {
@@ -327,6 +366,32 @@ mod tests {
         assert!(config.drain.until_idle);
         assert_eq!(config.drain.of_listeners, Duration::from_secs(30));
         assert_eq!(config.metadata, vars(&[("CLUSTER_ID", "Kubernetes")]));
+    }
+
+    #[test]
+    fn certificates_are_had_as_istios_variables_say() {
+        let of = |pairs: &[(&str, &str)]| {
+            Config::from_env(Role::Sidecar, &vars(pairs)).map(|config| config.identity.unwrap())
+        };
+        assert_eq!(of(&[]).unwrap(), Identity::default());
+        let given =
+            of(&[("SECRET_TTL", "12h0m0s"), ("SECRET_GRACE_PERIOD_RATIO", "0.2"), ("ECC_CURVE", "P384")]);
+        let expected = Identity {
+            life: Duration::from_secs(12 * 3600),
+            grace: 0.2,
+            key: KeyKind::P384,
+            ..Identity::default()
+        };
+        assert_eq!(given.unwrap(), expected);
+        assert_eq!(of(&[("WORKLOAD_RSA_KEY_SIZE", "2048")]).unwrap().key, KeyKind::Rsa2048);
+        for (name, value) in [
+            ("SECRET_TTL", "long"),
+            ("SECRET_GRACE_PERIOD_RATIO", "2"),
+            ("ECC_CURVE", "P521"),
+            ("WORKLOAD_RSA_KEY_SIZE", "1024"),
+        ] {
+            assert!(of(&[(name, value)]).unwrap_err().to_string().contains(name), "{name}");
+        }
     }
 
     #[test]

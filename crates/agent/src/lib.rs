@@ -17,6 +17,7 @@ mod fetch;
 mod files;
 mod forward;
 mod health;
+mod identity;
 pub mod logging;
 mod node;
 pub mod plain;
@@ -28,4 +29,5 @@ pub use config::{
     Addresses, Config, Discovery, Drain, EngineKind, Folders, PROXY_MARK, Pod, Role, SetLogLevel,
 };
 pub use error::AgentError;
+pub use identity::Identity;
 pub use node::VERSION;

@@ -106,6 +106,7 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
             value: bootstrap.encode_to_vec(),
         }),
         mark: mark(&bootstrap),
+        agent_secrets: false,
         drain_time: config.drain_time,
         set_log_level: config.set_log_level.clone().map(|set| set.0),
     })?;

@@ -226,7 +226,7 @@ impl Control {
         log: LogWriter,
     ) -> Self {
         let (resolved, resolutions) = mpsc::channel(QUEUE);
-        let mut store = Store::new(workers.len());
+        let mut store = Store::new(workers.len(), config.agent_secrets);
         store.default_bind = config.bootstrap.as_ref().and_then(|bootstrap| {
             let bootstrap = lateen_ir::Bootstrap::from_bytes(&bootstrap.value).ok()?;
             bootstrap.upstream_bind.map(Arc::new)

@@ -38,6 +38,8 @@ pub struct EngineConfig {
     pub bootstrap: Option<Any>,
     /// `SO_MARK` for every upstream socket (needs `CAP_NET_ADMIN`), so that capture rules can exempt the proxy.
     pub mark: Option<u32>,
+    /// Whether configuration may name secrets of an agent ([`Subscriptions::agent_secrets`]), which the embedder brings.
+    pub agent_secrets: bool,
     /// How long old connections may finish when a listener is drained or the engine stops. Envoy's `--drain-time-s`; default 45 s.
     pub drain_time: Duration,
     /// Handler behind `/logging`; `None` makes the endpoint read-only.
@@ -52,6 +54,7 @@ impl Default for EngineConfig {
             node: NodeInfo::default(),
             bootstrap: None,
             mark: None,
+            agent_secrets: false,
             drain_time: Duration::from_secs(45),
             set_log_level: None,
         }

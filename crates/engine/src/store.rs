@@ -99,7 +99,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(workers: usize) -> Self {
+    pub(crate) fn new(workers: usize, agent_secrets: bool) -> Self {
         Self {
             raw: BTreeMap::new(),
             clusters: BTreeMap::new(),
@@ -114,7 +114,7 @@ impl Store {
             new_sockets: (0..workers).map(|_| Vec::new()).collect(),
             dns_changes: Vec::new(),
             rejections: 0,
-            secrets: Secrets::default(),
+            secrets: Secrets::new(agent_secrets),
         }
     }
 
@@ -300,6 +300,7 @@ impl Store {
         let until = |secret: &ir::SecretName| match &secret.source {
             ir::SecretSource::Static => None,
             ir::SecretSource::Ads { initial_fetch_timeout }
+            | ir::SecretSource::Agent { initial_fetch_timeout }
             | ir::SecretSource::Path { initial_fetch_timeout, .. } => {
                 initial_fetch_timeout.map(|limit| now + limit)
             }
@@ -593,6 +594,9 @@ impl Store {
             match &secret.source {
                 ir::SecretSource::Static => {}
                 ir::SecretSource::Ads { .. } => drop(wanted.secrets.insert(secret.name.to_string())),
+                ir::SecretSource::Agent { .. } => {
+                    wanted.agent_secrets.insert(secret.name.to_string());
+                }
                 ir::SecretSource::Path { path, .. } => drop(wanted.secret_files.insert(path.to_string())),
             }
         }

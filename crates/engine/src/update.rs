@@ -112,6 +112,8 @@ pub struct Subscriptions {
     pub endpoints: BTreeSet<String>,
     /// SDS secret names.
     pub secrets: BTreeSet<String>,
+    /// Secrets of the agent around the proxy.
+    pub agent_secrets: BTreeSet<String>,
     /// Files that hold secrets (`path_config_source`).
     pub secret_files: BTreeSet<String>,
 }

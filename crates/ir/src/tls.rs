@@ -188,6 +188,12 @@ pub enum SecretSource {
         /// How long its listener or cluster waits for it. Default 15 s; `None`: for ever.
         initial_fetch_timeout: Option<Duration>,
     },
+    /// The agent around this proxy, which has the workload's own certificate (`default`) and the mesh's roots (`ROOTCA`). In
+    /// configuration it is a stream of its own to the cluster `sds-grpc`, as Istio writes it.
+    Agent {
+        /// As for the stream.
+        initial_fetch_timeout: Option<Duration>,
+    },
     /// A file with a `DiscoveryResponse`.
     Path {
         /// The file.

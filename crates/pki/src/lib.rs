@@ -3,8 +3,10 @@ mod authority;
 mod credential;
 mod csr;
 mod spiffe;
+mod workload;
 
 pub use authority::{CaError, CertificateAuthority, PluggedIn, ServerCertificate};
 pub use credential::{CredentialError, check_authorities, check_pair, check_revoked};
 pub use csr::{CsrError, SigningRequest};
 pub use spiffe::{SpiffeError, SpiffeId};
+pub use workload::{KeyKind, WorkloadCertificate, WorkloadError, WorkloadKey};

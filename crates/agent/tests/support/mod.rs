@@ -6,12 +6,18 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::Stream;
+use futures::future::BoxFuture;
 use lateen_agent::{Addresses, Config, Discovery, Drain, EngineKind, Folders, Role};
+use lateen_pki::{CertificateAuthority, SigningRequest, SpiffeId};
 use lateen_xds::Any;
+use lateen_xds::certificate_service::{
+    CertificateIssuer, CertificateService, IstioCertificateRequest, IstioCertificateResponse,
+};
 use lateen_xds::json::JsonCodec;
 use lateen_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -203,9 +209,50 @@ impl Ads {
     }
 }
 
+/// An authority that gives everybody certificates of the same workload, or nobody any.
+#[derive(Clone)]
+pub(crate) struct Authority {
+    pub(crate) signer: Arc<CertificateAuthority>,
+    pub(crate) issued: Arc<AtomicUsize>,
+    pub(crate) away: Arc<AtomicBool>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let signer = Arc::new(CertificateAuthority::generate("cluster.local").unwrap());
+        Self { signer, issued: Arc::default(), away: Arc::default() }
+    }
+
+    pub(crate) fn sign(&self, csr: &str, name: &str, life: Duration) -> Vec<String> {
+        let id = SpiffeId::new("cluster.local", "default", name).unwrap();
+        self.signer.issue_workload(&SigningRequest::from_pem(csr).unwrap(), &id, life).unwrap()
+    }
+}
+
+impl CertificateIssuer for Authority {
+    fn create(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> BoxFuture<'_, Result<IstioCertificateResponse, Status>> {
+        Box::pin(async move {
+            if self.away.load(Relaxed) {
+                return Err(Status::unavailable("away"));
+            }
+            if request.metadata().get("authorization").is_none_or(|value| value != "Bearer the-token") {
+                return Err(Status::unauthenticated("no token"));
+            }
+            let message = request.into_inner();
+            let life = Duration::from_secs(message.validity_duration.try_into().unwrap());
+            self.issued.fetch_add(1, Relaxed);
+            Ok(IstioCertificateResponse { cert_chain: self.sign(&message.csr, "web", life) })
+        })
+    }
+}
+
 /// A running fake control plane.
 pub(crate) struct ControlPlane {
     pub(crate) address: SocketAddr,
+    pub(crate) authority: Authority,
     world: watch::Sender<World>,
     heard: Arc<Mutex<Heard>>,
     server: tokio::task::JoinHandle<()>,
@@ -222,9 +269,13 @@ impl ControlPlane {
         let (world, _) = watch::channel(world);
         let ads = Ads { world: world.clone(), heard: Arc::default() };
         let heard = ads.heard.clone();
-        let app = axum::Router::new().fallback_service(AggregatedDiscoveryServiceServer::new(ads));
+        let authority = Authority::new();
+        let certificates = CertificateService::new(authority.clone());
+        let app = axum::Router::new()
+            .route_service("/istio.v1.auth.IstioCertificateService/{method}", certificates)
+            .fallback_service(AggregatedDiscoveryServiceServer::new(ads));
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, world, heard, server }
+        Self { address, authority, world, heard, server }
     }
 
     pub(crate) fn set(&self, world: World) {

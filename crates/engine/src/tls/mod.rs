@@ -26,12 +26,18 @@ pub(crate) use connect::{ServerIdentity, connect};
 pub(crate) use facts::{CertificateFacts, TlsFacts};
 
 /// Secrets by name.
-#[derive(Default)]
 pub(crate) struct Secrets {
     known: AHashMap<Arc<str>, Arc<ir::Secret>>,
+    /// Whether an agent brings some.
+    has_agent: bool,
 }
 
 impl Secrets {
+    /// None yet.
+    pub(crate) fn new(has_agent: bool) -> Self {
+        Self { known: AHashMap::new(), has_agent }
+    }
+
     /// Takes a secret, whose PEM must be what it says.
     pub(crate) fn set(&mut self, secret: ir::Secret) -> Result<(), String> {
         match &secret.kind {
@@ -67,8 +73,15 @@ impl Secrets {
         }
     }
 
-    /// The first static secret that configuration names and that is not there.
-    pub(crate) fn check_static(&self, common: &ir::CommonTls) -> Result<(), String> {
+    /// Refuses what names a static secret that is not there, or one of an agent where there is none.
+    pub(crate) fn check_sources(&self, common: &ir::CommonTls) -> Result<(), String> {
+        let of_agent = |secret: &&ir::SecretName| matches!(secret.source, ir::SecretSource::Agent { .. });
+        if let Some(secret) = common.secrets().find(of_agent).filter(|_| !self.has_agent) {
+            return Err(format!(
+                "secret {}: there is no agent to have it from (sds-grpc); use ads or path_config_source",
+                secret.name
+            ));
+        }
         let missing = common
             .secrets()
             .find(|secret| secret.source == ir::SecretSource::Static && !self.has(&secret.name));
@@ -115,7 +128,7 @@ pub(crate) struct ServerTls {
 
 impl ServerTls {
     pub(crate) fn new(ir: Arc<ir::DownstreamTls>, secrets: &Secrets) -> Result<Arc<Self>, String> {
-        secrets.check_static(&ir.common)?;
+        secrets.check_sources(&ir.common)?;
         let tls = Self { ir, current: ArcSwapOption::empty(), updates: AtomicU64::new(0) };
         tls.refresh(secrets)?;
         Ok(Arc::new(tls))
@@ -148,7 +161,7 @@ impl ClientTls {
         by_request: bool,
         secrets: &Secrets,
     ) -> Result<Arc<Self>, String> {
-        secrets.check_static(&ir.common)?;
+        secrets.check_sources(&ir.common)?;
         let tls = Self { ir, by_request, current: ArcSwapOption::empty(), updates: AtomicU64::new(0) };
         tls.refresh(secrets)?;
         Ok(Arc::new(tls))

@@ -5,7 +5,7 @@ use lateen_xds::pb::envoy::config::bootstrap::v3 as proto;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use proto::bootstrap::{DynamicResources as DynamicMessage, StaticResources};
 
-use super::config_source::{Source, api_version, config_source};
+use super::config_source::{STREAM_NOT_SUPPORTED, Source, api_version, config_source};
 use super::matchers::{header_name, header_value};
 use super::values::{Converted, bind_config, nonempty, optional, required, socket_address};
 use crate::error::At;
@@ -122,6 +122,7 @@ fn dynamic(at: &At<'_>, message: DynamicMessage) -> Converted<DynamicResources> 
         Ok(Some(match source {
             Source::Ads => ConfigSource::Ads,
             Source::Path(path) => ConfigSource::Path(path),
+            Source::Stream(_) => return Err(at.error_in(field, STREAM_NOT_SUPPORTED)),
         }))
     };
     let listeners = source("lds_config", lds_config)?;

@@ -10,7 +10,7 @@ use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as proto;
 use lateen_xds::pb::google::protobuf::Any;
 use proto::common_tls_context::ValidationContextType;
 
-use super::config_source::{Source, config_source};
+use super::config_source::{STREAM_NOT_SUPPORTED, Source, config_source};
 use super::matchers::string_matcher;
 use super::values::{
     Converted, bool_or, data_source, duration, enumeration, nonempty, number, optional, required, typed,
@@ -22,6 +22,9 @@ use crate::{
     ProxyProtocolVersion, SanMatcher, SanType, Secret, SecretKind, SecretName, SecretSource, TlsCertificate,
     TlsParams, TlsVersion, UpstreamTls, UpstreamTransport, ValidationContext, ValidationRef,
 };
+
+/// The cluster by which Istio's configuration means the agent beside the proxy.
+const AGENT: &str = "sds-grpc";
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
@@ -282,6 +285,10 @@ fn secret_name(at: &At<'_>, config: proto::SdsSecretConfig) -> Converted<SecretN
         Some(source) => match config_source(&at.field("sds_config"), source)? {
             (Source::Ads, initial_fetch_timeout) => SecretSource::Ads { initial_fetch_timeout },
             (Source::Path(path), initial_fetch_timeout) => SecretSource::Path { path, initial_fetch_timeout },
+            (Source::Stream(cluster), initial_fetch_timeout) if cluster == AGENT => {
+                SecretSource::Agent { initial_fetch_timeout }
+            }
+            (Source::Stream(_), _) => return Err(at.error_in("sds_config", STREAM_NOT_SUPPORTED)),
         },
     };
     Ok(SecretName { name: nonempty(at, "name", name)?, source })

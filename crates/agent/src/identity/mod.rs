@@ -1,0 +1,209 @@
+//! Who this workload is: its key and certificate, had from the certificate authority and renewed in time, and given to the engine.
+//!
+//! Nothing of it is written to disk. When the authority is away, what there is serves until it ends; the log says so.
+
+pub(crate) mod engine;
+pub(crate) mod sds;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use lateen_pki::{KeyKind, WorkloadCertificate, WorkloadKey};
+use lateen_xds::certificate_service::{IstioCertificateRequest, create_certificate};
+use lateen_xds::client::channel_over;
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use tokio::sync::watch;
+use tonic::metadata::MetadataValue;
+use tracing::{error, info, warn};
+
+use crate::config::Discovery;
+use crate::dial::{self, ControlPlaneStream};
+use crate::error::AgentError;
+
+/// Name of the secret with the workload's certificate, as Istio's configuration has it.
+pub(crate) const CERTIFICATE: &str = "default";
+/// Name of the secret with the roots.
+pub(crate) const ROOTS: &str = "ROOTCA";
+
+/// Shortest and longest pause before the authority is asked again.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(200);
+const LAST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How certificates are had, by the variables of Istio's agent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Identity {
+    /// Life that is asked for. Default 24 h (`SECRET_TTL`).
+    pub life: Duration,
+    /// Part of the life that is left when a certificate is renewed. Default 0.5 (`SECRET_GRACE_PERIOD_RATIO`).
+    pub grace: f64,
+    /// How much that part may be more or less, so that not all workloads come at once. Default 0.01
+    /// (`SECRET_GRACE_PERIOD_RATIO_JITTER`).
+    pub jitter: f64,
+    /// Kind of key. Default P-256 (`ECC_CURVE`, `WORKLOAD_RSA_KEY_SIZE`).
+    pub key: KeyKind,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self { life: Duration::from_secs(24 * 3600), grace: 0.5, jitter: 0.01, key: KeyKind::default() }
+    }
+}
+
+/// The certificate in use; none before the first one came.
+pub(crate) type Current = watch::Receiver<Option<Arc<WorkloadCertificate>>>;
+
+impl Identity {
+    /// When a certificate is to be renewed. `random` is from -1 to 1.
+    fn renewal(&self, certificate: &WorkloadCertificate, random: f64) -> SystemTime {
+        let life = certificate.not_after.duration_since(certificate.received).unwrap_or_default();
+        let grace = (self.grace + self.jitter * random).clamp(0.0, 1.0);
+        certificate.not_after - life.mul_f64(grace)
+    }
+
+    /// Keeps a certificate until nobody wants it any more.
+    pub(crate) async fn keep(
+        self,
+        discovery: Discovery,
+        mark: Option<u32>,
+        current: watch::Sender<Option<Arc<WorkloadCertificate>>>,
+    ) {
+        let mut pause = FIRST_BACK_OFF;
+        let mut told_of_end = false;
+        while !current.is_closed() {
+            match self.obtain(&discovery, mark).await {
+                Ok(certificate) => {
+                    let until = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                    info!(seconds_left = until.as_secs(), "certificate received");
+                    let renewal = self.renewal(&certificate, fastrand::f64() * 2.0 - 1.0);
+                    current.send_replace(Some(Arc::new(certificate)));
+                    (pause, told_of_end) = (FIRST_BACK_OFF, false);
+                    sleep_until(renewal).await;
+                }
+                Err(problem) => {
+                    let left = current
+                        .borrow()
+                        .as_ref()
+                        .map(|held| held.not_after.duration_since(SystemTime::now()));
+                    match left {
+                        None => warn!(%problem, "no certificate yet; mutual TLS waits for it"),
+                        Some(Ok(left)) => {
+                            warn!(%problem, seconds_left = left.as_secs(), "cannot renew the certificate; the one there is serves on");
+                        }
+                        Some(Err(_)) if !told_of_end => {
+                            error!(%problem, "the certificate has expired and cannot be renewed; peers refuse mutual TLS until it can");
+                            told_of_end = true;
+                        }
+                        Some(Err(_)) => {}
+                    }
+                    // Of many proxies that lost the same authority not all come back at once.
+                    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                    pause = (pause * 2).min(LAST_BACK_OFF);
+                }
+            }
+        }
+    }
+
+    async fn obtain(
+        &self,
+        discovery: &Discovery,
+        mark: Option<u32>,
+    ) -> Result<WorkloadCertificate, AgentError> {
+        let failed = |reason: String| AgentError::ControlPlane {
+            address: discovery.address.clone(),
+            reason: format!("certificate: {reason}"),
+        };
+        let kind = self.key;
+        // An RSA key takes a while, and configuration comes on this thread too.
+        let made = tokio::task::spawn_blocking(move || {
+            let key = WorkloadKey::generate(kind)?;
+            let csr = key.request()?;
+            Ok::<_, lateen_pki::WorkloadError>((key, csr))
+        });
+        let (key, csr) = made
+            .await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let validity_duration = i64::try_from(self.life.as_secs()).unwrap_or(i64::MAX);
+        let message = IstioCertificateRequest { csr, validity_duration, metadata: None };
+        let mut request = tonic::Request::new(message);
+        if let Some(token) = dial::token(discovery)? {
+            let mut value = MetadataValue::try_from(format!("Bearer {token}"))
+                .map_err(|_| failed("the service-account token is not a header value".to_owned()))?;
+            value.set_sensitive(true);
+            request.metadata_mut().insert("authorization", value);
+        }
+        let channel = match dial::control_plane(discovery, mark).await? {
+            ControlPlaneStream::Plain(stream) => channel_over(stream, &discovery.address).await,
+            ControlPlaneStream::Tls(stream) => channel_over(*stream, &discovery.address).await,
+        };
+        let channel = channel.map_err(failed)?;
+        let answer = tokio::time::timeout(ANSWER, create_certificate(channel, request))
+            .await
+            .map_err(|_| failed(format!("no answer within {} s", ANSWER.as_secs())))?
+            .map_err(|status| failed(format!("{}: {}", status.code(), status.message())))?;
+        WorkloadCertificate::new(&key, answer.cert_chain).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// By the clock on the wall, which certificates go by: it may be set while we sleep.
+async fn sleep_until(time: SystemTime) {
+    const LOOK: Duration = Duration::from_secs(60);
+    while let Ok(left) = time.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
+/// One of our two secrets, for an engine; none of another name.
+pub(crate) fn secret(name: &str, certificate: &WorkloadCertificate) -> Option<tls::Secret> {
+    let inline = |text: &str| core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineBytes(text.as_bytes().to_vec())),
+        ..Default::default()
+    };
+    let kind = match name {
+        CERTIFICATE => tls::secret::Type::TlsCertificate(tls::TlsCertificate {
+            certificate_chain: Some(inline(&certificate.chain)),
+            private_key: Some(inline(&certificate.key)),
+            ..Default::default()
+        }),
+        ROOTS => tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
+            trusted_ca: Some(inline(&certificate.roots)),
+            ..Default::default()
+        }),
+        _ => return None,
+    };
+    Some(tls::Secret { name: name.to_owned(), r#type: Some(kind) })
+}
+
+/// What secrets of this certificate are called in xDS: which one it is, without saying what is in it.
+pub(crate) fn version(certificate: &WorkloadCertificate) -> String {
+    let since = certificate.received.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_micros().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_at_half_of_the_life_more_or_less() {
+        let received = SystemTime::now();
+        let life = Duration::from_secs(1000);
+        let certificate = WorkloadCertificate {
+            chain: String::new(),
+            key: String::new(),
+            roots: String::new(),
+            received,
+            not_after: received + life,
+        };
+        let after = |identity: Identity, random| {
+            identity.renewal(&certificate, random).duration_since(received).unwrap().as_secs()
+        };
+        let default = Identity::default();
+        assert_eq!([-1.0, 0.0, 1.0].map(|random| after(default, random)), [510, 500, 490]);
+        assert_eq!(after(Identity { grace: 0.2, jitter: 0.0, ..default }, 1.0), 800);
+        assert_eq!(after(Identity { grace: 1.0, ..default }, 1.0), 0, "never before it was there");
+    }
+}
