@@ -12,6 +12,7 @@ mod lifecycle;
 mod loss;
 mod mixed;
 mod resiliency;
+mod rules;
 mod sidecar;
 mod tls;
 
@@ -102,6 +103,7 @@ fn main() {
             ("boutique", boutique::TRIALS),
             ("loss", loss::TRIALS),
             ("resiliency", resiliency::TRIALS),
+            ("rules", rules::TRIALS),
             ("sidecar", sidecar::TRIALS),
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
