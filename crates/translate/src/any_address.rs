@@ -9,7 +9,7 @@ use lateen_xds::pb::envoy::config::core::v3::CidrRange;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::filters;
-use crate::listeners_outbound::{bytes_chain, detecting_listener, http_chain};
+use crate::listeners_outbound::{bytes_chain, detecting_listener, http_chain, passthrough_chain};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
@@ -67,23 +67,41 @@ impl AnyAddress {
         port: &ServicePort,
         routes: Vec<TcpRoute>,
     ) {
-        let owner = Owner { created: service.created, host: service.hostname.clone(), routes };
+        let owner = |routes| Owner { created: service.created, host: service.hostname.clone(), routes };
         let shares = shares_port(scope, service, port);
-        let server_name = port.protocol.is_tls().then(|| service.hostname.to_string());
-        self.http |= shares && listens_at_any_address(scope, service);
-        for range in &service.ranges {
-            let destination =
-                Destination { range: Some(*range), server_name: server_name.clone(), http: shares };
-            keep_oldest(&mut self.destinations, destination, owner.clone());
-        }
-        if !listens_at_any_address(scope, service) {
-            return;
-        }
-        if server_name.is_some() {
-            let destination = Destination { range: None, server_name, http: false };
-            keep_oldest(&mut self.destinations, destination, owner);
-        } else if self.bytes.as_ref().is_none_or(|known| owner.is_older_than(known)) {
-            self.bytes = Some(owner);
+        let anywhere = listens_at_any_address(scope, service);
+        self.http |= shares && anywhere;
+        // TLS goes by the names of the rules, else by the service's own.
+        let named: Vec<(Option<String>, Vec<IpNet>, Vec<TcpRoute>)> = if !port.protocol.is_tls() {
+            vec![(None, Vec::new(), routes)]
+        } else if routes.last().is_some_and(TcpRoute::takes_all) {
+            vec![(Some(service.hostname.to_string()), Vec::new(), routes)]
+        } else {
+            let of_route = |route: TcpRoute| {
+                let subnets: Vec<IpNet> =
+                    route.subnets.iter().filter_map(|subnet| wire::range(subnet)).collect();
+                let names = route.server_names.clone().into_iter();
+                names.map(move |name| (Some(name), subnets.clone(), vec![route.clone()]))
+            };
+            routes.into_iter().flat_map(of_route).collect()
+        };
+        for (server_name, subnets, routes) in named {
+            let ranges = if subnets.is_empty() { &service.ranges } else { &subnets };
+            for range in ranges {
+                let destination =
+                    Destination { range: Some(*range), server_name: server_name.clone(), http: shares };
+                keep_oldest(&mut self.destinations, destination, owner(routes.clone()));
+            }
+            if !anywhere || !subnets.is_empty() {
+                continue;
+            }
+            let owner = owner(routes);
+            if server_name.is_some() {
+                let destination = Destination { range: None, server_name, http: false };
+                keep_oldest(&mut self.destinations, destination, owner);
+            } else if self.bytes.as_ref().is_none_or(|known| owner.is_older_than(known)) {
+                self.bytes = Some(owner);
+            }
         }
     }
 
@@ -141,11 +159,7 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
             chains.extend(first.iter().map(|route| bytes_chain(settings, route)));
             bytes_chain(settings, last)
         }
-        _ => listener::FilterChain {
-            name: "PassthroughFilterChain".to_owned(),
-            filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
-            ..Default::default()
-        },
+        _ => passthrough_chain(settings),
     };
     let mut inspectors = Vec::new();
     if found.detects_tls() {
@@ -179,7 +193,7 @@ fn known_destination(
     let mut chain = bytes_chain(settings, owner.routes.last()?);
     chain.filter_chain_match = Some(listener::FilterChainMatch {
         prefix_ranges: destination.prefix_ranges(),
-        server_names: destination.server_name.iter().cloned().collect(),
+        server_names: wire::server_names(destination.server_name.as_slice()),
         transport_protocol: destination.server_name.as_ref().map(|_| "tls".to_owned()).unwrap_or_default(),
         ..Default::default()
     });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use lateen_api::networking::gateway::Server;
 use lateen_model::{Gateway, Protocol, VirtualService, host_matches, resolve_host};
 
-use crate::gateways_tls;
+use crate::gateways_tls::{self, PortSort};
 use crate::rules::AppliedRules;
 use crate::scope::Scope;
 
@@ -52,14 +52,14 @@ impl HttpServer {
 
 /// The HTTP servers of a gateway's proxies. Servers of several Gateways on one port are merged.
 pub(crate) fn http_servers(scope: &Scope) -> Vec<HttpServer> {
-    let kinds = gateways_tls::kinds(scope);
+    let sorts = gateways_tls::sorts(scope);
     let mut servers: BTreeMap<(String, u16), HttpServer> = BTreeMap::new();
     for gateway in scope.world.gateways_for(&scope.class.labels) {
         for server in gateway.spec.servers.iter().filter(|server| serves_plain_http(server)) {
             let Ok(server_port) = u16::try_from(server.port.number) else { continue };
             let bind = if server.bind.is_empty() { "0.0.0.0" } else { &server.bind };
             for port in pod_ports(scope, server_port) {
-                if !gateways_tls::is_plain(&kinds, bind, port) {
+                if sorts.get(&(bind.to_owned(), port)) != Some(&PortSort::Http) {
                     continue;
                 }
                 let merged = servers.entry((bind.to_owned(), port)).or_insert_with(|| HttpServer {
@@ -150,7 +150,11 @@ impl<'a> ServerHost<'a> {
 }
 
 /// The domains a VirtualService is served under: where its hosts and the server's overlap, the narrower of the two.
-fn served_domains(scope: &Scope, server_hosts: &[ServerHost<'_>], service: &VirtualService) -> Vec<String> {
+pub(crate) fn served_domains(
+    scope: &Scope,
+    server_hosts: &[ServerHost<'_>],
+    service: &VirtualService,
+) -> Vec<String> {
     let mut domains = Vec::new();
     for host in &service.spec.hosts {
         let host = resolve_host(host, &service.name.namespace, scope.world.domain());

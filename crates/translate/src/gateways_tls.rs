@@ -1,44 +1,55 @@
-//! What gateways serve over TLS: HTTPS with certificates of their own, and TLS that is passed on by the name asked for.
+//! What gateways serve besides plain HTTP: HTTPS with certificates of their own, TLS that is passed on by the name asked for, and bytes,
+//! with or without TLS that ends here.
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lateen_api::networking::gateway::{Server, ServerTlsMode, ServerTlsSettings};
 use lateen_api::networking::virtual_service::TlsMatchAttributes;
-use lateen_model::{Gateway, Protocol, host_matches, labels_match, resolve_gateway};
+use lateen_model::{Gateway, Protocol, VirtualService, host_matches};
 
-use crate::gateways::{HttpServer, ServerHost, add_hosts, pod_ports, serves_plain_http};
+use crate::gateways::{HttpServer, ServerHost, add_hosts, pod_ports, served_domains};
 use crate::scope::Scope;
-use crate::tcp_routes::TcpDestinations;
+use crate::tcp_routes::{self, TcpDestinations};
+use crate::wire;
 
-/// An address and port with TLS.
+/// An address and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TlsPort {
+pub(crate) struct ServedPort {
     pub(crate) bind: String,
     pub(crate) port: u16,
+    /// Whether connections are TLS, so that the name they ask for is looked at.
+    pub(crate) tls: bool,
     /// In order of their servers; no two have a name in common.
-    pub(crate) chains: Vec<TlsChain>,
+    pub(crate) chains: Vec<ServedChain>,
 }
 
 /// What becomes of connections that ask for one of some names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TlsChain {
+pub(crate) struct ServedChain {
     /// Names, possibly with a leading wildcard; empty: any.
     pub(crate) names: Vec<String>,
-    pub(crate) end: TlsEnd,
+    pub(crate) end: ChainEnd,
 }
 
-/// Where the TLS of a chain ends.
+/// What a chain's connections come to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum TlsEnd {
-    /// Here.
+pub(crate) enum ChainEnd {
+    /// HTTP over TLS that ends here.
     Https {
         /// Name of the routes.
         routes: String,
         /// The server, whose TLS it is.
         server: ServerRef,
     },
-    /// At the destination.
-    Passthrough(TcpDestinations),
+    /// Bytes over TLS that ends here.
+    Terminated {
+        /// Where they go.
+        destinations: TcpDestinations,
+        /// The server, whose TLS it is.
+        server: ServerRef,
+    },
+    /// Bytes as they are, TLS or not.
+    Bytes(TcpDestinations),
 }
 
 /// A server of a Gateway.
@@ -55,57 +66,89 @@ impl ServerRef {
     }
 }
 
-/// How a server's connections are secured; `None`: it serves no TLS that is known here.
-fn kind_of(server: &Server) -> Option<ServerTlsMode> {
-    if server.bind.starts_with("unix://") {
-        return None;
+/// What a server serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerKind {
+    /// HTTP without TLS.
+    Http,
+    /// Bytes without TLS.
+    Tcp,
+    /// HTTP over TLS that ends here.
+    Https,
+    /// Bytes over TLS that ends here.
+    TlsEnded,
+    /// TLS that ends at the destination, by the name asked for.
+    Passthrough,
+}
+
+/// Servers of one port are of one sort, as in Istio: HTTP, bytes, or TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PortSort {
+    Http,
+    Tcp,
+    Tls,
+}
+
+impl ServerKind {
+    /// None: nothing (yet), see [`no_effect`].
+    fn of(server: &Server) -> Option<Self> {
+        if server.bind.starts_with("unix://") {
+            return None;
+        }
+        let protocol = Protocol::parse(&server.port.protocol);
+        if protocol.is_http() {
+            return Some(Self::Http);
+        }
+        if matches!(protocol, Protocol::Udp | Protocol::Unsupported) {
+            return None;
+        }
+        if !protocol.is_tls() {
+            return Some(Self::Tcp);
+        }
+        match server.tls.as_ref()?.mode {
+            ServerTlsMode::Passthrough => Some(Self::Passthrough),
+            ServerTlsMode::AutoPassthrough | ServerTlsMode::IstioMutual => None,
+            _ if protocol == Protocol::Https => Some(Self::Https),
+            _ => Some(Self::TlsEnded),
+        }
     }
-    let mode = server.tls.as_ref().map(|tls| tls.mode);
-    match (Protocol::parse(&server.port.protocol), mode?) {
-        (
-            Protocol::Https,
-            mode @ (ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual),
-        ) => Some(mode),
-        (Protocol::Https | Protocol::Tls, ServerTlsMode::Passthrough) => Some(ServerTlsMode::Passthrough),
-        _ => None,
+
+    fn sort(self) -> PortSort {
+        match self {
+            Self::Http => PortSort::Http,
+            Self::Tcp => PortSort::Tcp,
+            Self::Https | Self::TlsEnded | Self::Passthrough => PortSort::Tls,
+        }
     }
 }
 
 /// Why a server has no effect (yet); `None`: it has.
 pub(crate) fn no_effect(server: &Server) -> Option<String> {
-    if serves_plain_http(server) || kind_of(server).is_some() {
+    if ServerKind::of(server).is_some() {
         return None;
     }
     let protocol = &server.port.protocol;
     Some(match server.tls.as_ref().map(|tls| tls.mode) {
+        _ if server.bind.starts_with("unix://") => "gateways do not listen on Unix sockets".to_owned(),
         Some(ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough) => {
             "its TLS mode comes with the mesh's own certificates".to_owned()
         }
-        _ => format!(
-            "protocol {protocol:?} is not served, only HTTP, HTTPS and TLS that is passed through are"
-        ),
+        _ => format!("protocol {protocol:?} is not served"),
     })
 }
 
-/// Whether each address and port is for plain HTTP. The oldest Gateway has its way.
-pub(crate) fn kinds(scope: &Scope) -> BTreeMap<(String, u16), bool> {
-    let mut kinds = BTreeMap::new();
+/// What each address and port is for. The oldest Gateway has its way.
+pub(crate) fn sorts(scope: &Scope) -> BTreeMap<(String, u16), PortSort> {
+    let mut sorts = BTreeMap::new();
     for gateway in scope.world.gateways_for_oldest_first(&scope.class.labels) {
         for server in &gateway.spec.servers {
-            let plain = serves_plain_http(server);
-            if !plain && kind_of(server).is_none() {
-                continue;
-            }
+            let Some(kind) = ServerKind::of(server) else { continue };
             for (bind, port, _) in places(scope, server) {
-                kinds.entry((bind, port)).or_insert(plain);
+                sorts.entry((bind, port)).or_insert(kind.sort());
             }
         }
     }
-    kinds
-}
-
-pub(crate) fn is_plain(kinds: &BTreeMap<(String, u16), bool>, bind: &str, port: u16) -> bool {
-    kinds.get(&(bind.to_owned(), port)).copied().unwrap_or(true)
+    sorts
 }
 
 /// Address, the pod's port and the server's port of a server.
@@ -120,7 +163,7 @@ struct Placed<'a> {
     gateway: &'a Arc<Gateway>,
     index: usize,
     server: &'a Server,
-    mode: ServerTlsMode,
+    kind: ServerKind,
     bind: String,
     port: u16,
     server_port: u16,
@@ -137,13 +180,15 @@ impl Placed<'_> {
 }
 
 fn each(scope: &Scope, mut act: impl FnMut(Placed<'_>)) {
-    let kinds = kinds(scope);
+    let sorts = sorts(scope);
     let mut taken: BTreeSet<(String, u16, String)> = BTreeSet::new();
     for gateway in scope.world.gateways_for_oldest_first(&scope.class.labels) {
         for (index, server) in gateway.spec.servers.iter().enumerate() {
-            let Some(mode) = kind_of(server) else { continue };
+            let Some(kind) = ServerKind::of(server).filter(|kind| *kind != ServerKind::Http) else {
+                continue;
+            };
             for (bind, port, server_port) in places(scope, server) {
-                if is_plain(&kinds, &bind, port) {
+                if sorts.get(&(bind.clone(), port)) != Some(&kind.sort()) {
                     continue;
                 }
                 let own = &gateway.name.namespace;
@@ -153,7 +198,7 @@ fn each(scope: &Scope, mut act: impl FnMut(Placed<'_>)) {
                 if names.is_empty() {
                     continue;
                 }
-                act(Placed { gateway: &gateway, index, server, mode, bind, port, server_port, names });
+                act(Placed { gateway: &gateway, index, server, kind, bind, port, server_port, names });
             }
         }
     }
@@ -163,7 +208,7 @@ fn each(scope: &Scope, mut act: impl FnMut(Placed<'_>)) {
 pub(crate) fn https_servers(scope: &Scope) -> Vec<HttpServer> {
     let mut servers = Vec::new();
     each(scope, |placed| {
-        if placed.mode == ServerTlsMode::Passthrough {
+        if placed.kind != ServerKind::Https {
             return;
         }
         let mut hosts = BTreeMap::new();
@@ -179,27 +224,47 @@ pub(crate) fn https_servers(scope: &Scope) -> Vec<HttpServer> {
     servers
 }
 
-/// Ports with TLS. Where a certificate is not there, connections are reset until it is, as with Istio: the chain stays the same, so that
-/// nothing is lost when Secrets come, change, or are replaced by deleting and creating.
-pub(crate) fn ports(scope: &Scope) -> Vec<TlsPort> {
-    let mut ports: BTreeMap<(String, u16), Vec<TlsChain>> = BTreeMap::new();
+/// Ports for more than plain HTTP. Where a certificate is not there, connections are reset until it is, as with Istio: the chain stays the
+/// same, so that nothing is lost when Secrets come, change, or are replaced by deleting and creating.
+pub(crate) fn ports(scope: &Scope) -> Vec<ServedPort> {
+    let mut ports: BTreeMap<(String, u16), (bool, Vec<ServedChain>)> = BTreeMap::new();
     each(scope, |placed| {
-        let chains = ports.entry((placed.bind.clone(), placed.port)).or_default();
-        if placed.mode == ServerTlsMode::Passthrough {
-            chains.extend(passed_through(scope, &placed));
-            return;
-        }
-        let any = placed.names.iter().any(|name| name == "*");
+        let tls = placed.kind.sort() == PortSort::Tls;
+        let (_, chains) =
+            ports.entry((placed.bind.clone(), placed.port)).or_insert_with(|| (tls, Vec::new()));
         let server = ServerRef { gateway: placed.gateway.clone(), index: placed.index };
-        let end = TlsEnd::Https { routes: placed.routes(), server };
-        chains.push(TlsChain { names: if any { Vec::new() } else { placed.names }, end });
+        let end = match placed.kind {
+            ServerKind::Http => return,
+            ServerKind::Passthrough => return chains.extend(passed_through(scope, &placed)),
+            ServerKind::Https => Some(ChainEnd::Https { routes: placed.routes(), server }),
+            ServerKind::TlsEnded => tcp_destinations(scope, &placed)
+                .map(|destinations| ChainEnd::Terminated { destinations, server }),
+            // One chain takes all; further servers of the port have no say.
+            ServerKind::Tcp if !chains.is_empty() => None,
+            ServerKind::Tcp => tcp_destinations(scope, &placed).map(ChainEnd::Bytes),
+        };
+        let names = if tls { wire::server_names(&placed.names) } else { Vec::new() };
+        chains.extend(end.map(|end| ServedChain { names, end }));
     });
-    let with_chains = ports.into_iter().filter(|(_, chains)| !chains.is_empty());
-    with_chains.map(|((bind, port), chains)| TlsPort { bind, port, chains }).collect()
+    let with_chains = ports.into_iter().filter(|(_, (_, chains))| !chains.is_empty());
+    with_chains.map(|((bind, port), (tls, chains))| ServedPort { bind, port, tls, chains }).collect()
+}
+
+/// Where the TCP rules bound to the gateway send a server's connections: those of the oldest VirtualService that has one for it.
+fn tcp_destinations(scope: &Scope, placed: &Placed<'_>) -> Option<TcpDestinations> {
+    let name = &placed.gateway.name;
+    let hosts: Vec<ServerHost<'_>> =
+        placed.server.hosts.iter().map(|host| ServerHost::new(host, &name.namespace)).collect();
+    let bound = scope.world.gateway_virtual_services(name, &scope.class.namespace);
+    let served = |service: &&Arc<VirtualService>| !served_domains(scope, &hosts, service).is_empty();
+    bound
+        .iter()
+        .filter(served)
+        .find_map(|service| tcp_routes::of_gateway(scope, service, name, placed.server_port))
 }
 
 /// A chain for each name of the TLS rules bound to the gateway, as far as the server serves it.
-fn passed_through(scope: &Scope, placed: &Placed<'_>) -> Vec<TlsChain> {
+fn passed_through(scope: &Scope, placed: &Placed<'_>) -> Vec<ServedChain> {
     let gateway = placed.gateway.name.to_string();
     let hosts: Vec<ServerHost<'_>> = placed
         .server
@@ -221,11 +286,8 @@ fn passed_through(scope: &Scope, placed: &Placed<'_>) -> Vec<TlsChain> {
         };
         for rule in &service.spec.tls {
             let holds = |condition: &&TlsMatchAttributes| {
-                let of_gateway = condition.gateways.is_empty()
-                    || condition.gateways.iter().any(|name| resolve_gateway(name, own) == gateway);
-                of_gateway
+                tcp_routes::is_for(&condition.gateways, &gateway, own)
                     && (condition.port == 0 || condition.port == u32::from(placed.server_port))
-                    && labels_match(&condition.source_labels, &scope.class.labels)
             };
             let names: Vec<String> = rule
                 .r#match
@@ -237,9 +299,8 @@ fn passed_through(scope: &Scope, placed: &Placed<'_>) -> Vec<TlsChain> {
                 .collect();
             let destinations = TcpDestinations::new(scope, &service, &rule.route, placed.server_port);
             let (Some(destinations), false) = (destinations, names.is_empty()) else { continue };
-            let any = names.iter().any(|name| name == "*");
-            let names = if any { Vec::new() } else { names };
-            chains.push(TlsChain { names, end: TlsEnd::Passthrough(destinations) });
+            let names = wire::server_names(&names);
+            chains.push(ServedChain { names, end: ChainEnd::Bytes(destinations) });
         }
     }
     chains

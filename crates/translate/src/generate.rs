@@ -129,8 +129,8 @@ fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
         let plain = servers.iter().map(|server| listeners_gateway::inputs(&scope.settings, server));
         let plain = plain.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::http_listener));
         let tls = gateways_tls::ports(scope).into_iter();
-        let tls = tls.map(|port| listeners_gateway::tls_inputs(&scope.settings, port));
-        let tls = tls.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::tls_listener));
+        let tls = tls.map(|port| listeners_gateway::port_inputs(&scope.settings, port));
+        let tls = tls.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::port_listener));
         return plain.chain(tls).collect();
     }
     let outbound = listeners_outbound::inputs(scope);

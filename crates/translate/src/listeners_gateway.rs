@@ -13,7 +13,7 @@ use crate::access_log;
 use crate::client_tls;
 use crate::filters::{self, HttpRole, Routes};
 use crate::gateways::HttpServer;
-use crate::gateways_tls::{TlsChain, TlsEnd, TlsPort};
+use crate::gateways_tls::{ChainEnd, ServedChain, ServedPort, ServerRef};
 use crate::resource::{Resource, encode};
 use crate::secrets;
 use crate::settings::Settings;
@@ -59,26 +59,26 @@ pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
     encode(name.clone(), &message)
 }
 
-/// Everything a gateway's listener with TLS depends on.
+/// Everything a gateway's listener for more than plain HTTP depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct GatewayTlsInputs {
+pub(crate) struct ServedPortInputs {
     settings: Arc<Settings>,
-    port: TlsPort,
+    port: ServedPort,
 }
 
-pub(crate) fn tls_inputs(settings: &Arc<Settings>, port: TlsPort) -> GatewayTlsInputs {
-    GatewayTlsInputs { settings: settings.clone(), port }
+pub(crate) fn port_inputs(settings: &Arc<Settings>, port: ServedPort) -> ServedPortInputs {
+    ServedPortInputs { settings: settings.clone(), port }
 }
 
-/// A listener with TLS: a chain for the names of each server.
-pub(crate) fn tls_listener(inputs: &GatewayTlsInputs) -> Resource {
-    let GatewayTlsInputs { settings, port: TlsPort { bind, port, chains } } = inputs;
+/// A listener for more than plain HTTP: with TLS a chain for the names of each server.
+pub(crate) fn port_listener(inputs: &ServedPortInputs) -> Resource {
+    let ServedPortInputs { settings, port: ServedPort { bind, port, tls, chains } } = inputs;
     let name = format!("{bind}_{port}");
     let message = listener::Listener {
         name: name.clone(),
         address: Some(wire::address(bind, *port)),
-        listener_filters: vec![filters::tls_inspector()],
-        filter_chains: chains.iter().map(|chain| tls_chain(settings, &name, chain)).collect(),
+        listener_filters: if *tls { vec![filters::tls_inspector()] } else { Vec::new() },
+        filter_chains: chains.iter().map(|chain| served_chain(settings, &name, chain)).collect(),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),
         ..Default::default()
@@ -86,19 +86,26 @@ pub(crate) fn tls_listener(inputs: &GatewayTlsInputs) -> Resource {
     encode(name, &message)
 }
 
-fn tls_chain(settings: &Settings, listener: &str, chain: &TlsChain) -> listener::FilterChain {
+fn served_chain(settings: &Settings, listener: &str, chain: &ServedChain) -> listener::FilterChain {
     let matching = listener::FilterChainMatch { server_names: chain.names.clone(), ..Default::default() };
-    let base = listener::FilterChain { filter_chain_match: Some(matching), ..Default::default() };
+    let matching = (!chain.names.is_empty()).then_some(matching);
+    let base = listener::FilterChain { filter_chain_match: matching, ..Default::default() };
+    let ended =
+        |server: &ServerRef| server.tls().map(|terms| client_tls::socket(wire::any(&downstream(terms))));
     match &chain.end {
-        TlsEnd::Passthrough(destinations) => {
+        ChainEnd::Bytes(destinations) => {
             listener::FilterChain { filters: vec![filters::tcp_to(settings, destinations)], ..base }
         }
-        TlsEnd::Https { routes, server } => {
+        ChainEnd::Https { routes, server } => {
             let prefix = format!("outbound_{listener};");
             let manager = filters::http(settings, HttpRole::Gateway, &prefix, Routes::Rds(routes.clone()));
-            let socket = server.tls().map(|terms| client_tls::socket(wire::any(&downstream(terms))));
-            listener::FilterChain { filters: vec![manager], transport_socket: socket, ..base }
+            listener::FilterChain { filters: vec![manager], transport_socket: ended(server), ..base }
         }
+        ChainEnd::Terminated { destinations, server } => listener::FilterChain {
+            filters: vec![filters::tcp_to(settings, destinations)],
+            transport_socket: ended(server),
+            ..base
+        },
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
             if service.resolution == Resolution::DynamicDns {
                 continue;
             }
-            let tcp = tcp_routes::of_service(scope, service, port.port);
+            let tcp = tcp_routes::of_service(scope, service, port);
             let http = port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
             for address in addresses_of(scope, service, port) {
                 addresses.entry((address, port.port)).or_insert_with(|| (tcp.clone(), http.clone()));
@@ -105,7 +105,7 @@ pub(crate) fn listens_at_endpoints(service: &Service) -> bool {
     service.is_headless() && service.mesh_ports().any(|port| !port.protocol.is_http())
 }
 
-/// `ADDRESS_PORT`: bytes go where the TCP rules send them, or to the service; where the port's protocol is undeclared, HTTP
+/// `ADDRESS_PORT`: bytes go where the TCP or TLS rules send them, or to the service; where the port's protocol is undeclared, HTTP
 /// goes by routes of the service.
 pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
     let AddressInputs { settings, address, port, routes, http_routes } = inputs;
@@ -126,9 +126,13 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
             )
         }
     } else {
+        let by_name = routes.iter().any(|route| !route.server_names.is_empty());
+        let inspectors = if by_name { vec![filters::tls_inspector()] } else { Vec::new() };
+        let unknown = !routes.last().is_some_and(TcpRoute::takes_all);
         listener::Listener {
             filter_chains: chains,
-            ..virtual_listener(settings, &name, &address.to_string(), *port)
+            default_filter_chain: unknown.then(|| passthrough_chain(settings)),
+            ..detecting_listener(settings, &name, &address.to_string(), *port, inspectors)
         }
     };
     encode(name, &message)
@@ -136,14 +140,27 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
 
 /// Bytes to some addresses, or to all, as they are.
 pub(crate) fn bytes_chain(settings: &Settings, route: &TcpRoute) -> listener::FilterChain {
-    let TcpRoute { subnets, destinations } = route;
-    let prefix_ranges: Vec<_> = subnets.iter().filter_map(|subnet| wire::cidr(subnet)).collect();
+    let TcpRoute { subnets, server_names, destinations } = route;
+    let condition = listener::FilterChainMatch {
+        prefix_ranges: subnets.iter().filter_map(|subnet| wire::cidr(subnet)).collect(),
+        server_names: wire::server_names(server_names),
+        transport_protocol: if server_names.is_empty() { String::new() } else { "tls".to_owned() },
+        ..Default::default()
+    };
     listener::FilterChain {
         name: destinations.stat_prefix.clone(),
-        filter_chain_match: (!prefix_ranges.is_empty())
-            .then(|| listener::FilterChainMatch { prefix_ranges, ..Default::default() }),
+        filter_chain_match: (condition != Default::default()).then_some(condition),
         filters: vec![filters::tcp_to(settings, destinations)],
         metadata: destinations.config.as_ref().map(|path| wire::istio_metadata("config", path)),
+        ..Default::default()
+    }
+}
+
+/// What nobody is known to have: as it is, or nowhere, by the mesh's policy.
+pub(crate) fn passthrough_chain(settings: &Settings) -> listener::FilterChain {
+    listener::FilterChain {
+        name: "PassthroughFilterChain".to_owned(),
+        filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
         ..Default::default()
     }
 }

@@ -1,9 +1,14 @@
-//! A VirtualService's TCP rules: which clusters connections are spread over.
+//! A VirtualService's TCP and TLS rules: which clusters connections are spread over.
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lateen_api::networking::virtual_service::{L4MatchAttributes, MESH_GATEWAY, RouteDestination};
-use lateen_model::{Service, VirtualService, host_matches, labels_match, resolve_gateway, resolve_host};
+use lateen_api::networking::virtual_service::{
+    L4MatchAttributes, MESH_GATEWAY, RouteDestination, TlsMatchAttributes,
+};
+use lateen_model::{
+    ObjectName, Service, ServicePort, VirtualService, host_matches, labels_match, resolve_gateway,
+    resolve_host,
+};
 
 use crate::filters::TcpOptions;
 use crate::names::outbound_cluster;
@@ -16,7 +21,20 @@ use crate::traffic_policy::EffectivePolicy;
 pub(crate) struct TcpRoute {
     /// Destination subnets it is for, `address/length`; empty: all addresses.
     pub(crate) subnets: Vec<String>,
+    /// Names that TLS asks for, possibly with a leading wildcard; empty: any, and what is no TLS.
+    pub(crate) server_names: Vec<String>,
     pub(crate) destinations: TcpDestinations,
+}
+
+impl TcpRoute {
+    fn everything(destinations: TcpDestinations) -> Self {
+        Self { subnets: Vec::new(), server_names: Vec::new(), destinations }
+    }
+
+    /// Whether no connection is left to what comes after it.
+    pub(crate) fn takes_all(&self) -> bool {
+        self.subnets.is_empty() && self.server_names.is_empty()
+    }
 }
 
 /// Where connections go.
@@ -87,18 +105,32 @@ fn options_of(scope: &Scope, service: &Service, port: u16, subset: &str) -> TcpO
     TcpOptions::new(EffectivePolicy::new(rule.spec.traffic_policy.as_ref(), special, port))
 }
 
-/// The ways of connections to one port of a service, from the VirtualServices about it, oldest first. The last one is for
-/// all addresses and, unless a rule says otherwise, leads to the service itself.
-pub(crate) fn of_service(scope: &Scope, service: &Service, port: u16) -> Vec<TcpRoute> {
+/// The ways of connections to one port of a service, from the VirtualServices about it, oldest first. Those of TLS ports go by the
+/// TLS rules alone, the others' by the TCP rules. Without a rule the last one leads to the service itself; with TLS rules, names
+/// that none of them has are left to whoever else knows them.
+pub(crate) fn of_service(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<TcpRoute> {
     let about = |found: &&Arc<VirtualService>| {
         let resolve = |host: &String| resolve_host(host, &found.name.namespace, scope.world.domain());
-        !found.spec.tcp.is_empty()
+        !(found.spec.tcp.is_empty() && found.spec.tls.is_empty())
             && found.spec.hosts.iter().any(|host| host_matches(&resolve(host), &service.hostname))
     };
+    let about = scope.virtual_services.iter().filter(about);
+    let (tls, port) = (port.protocol.is_tls(), port.port);
     let mut routes = Vec::new();
     let mut taken = BTreeSet::new();
-    for found in scope.virtual_services.iter().filter(about) {
-        for mut route in routes_of(scope, found, MESH_GATEWAY, port) {
+    if tls {
+        let mut taken = BTreeSet::new();
+        for found in about {
+            routes.extend(tls_routes(scope, found, port, &mut taken));
+        }
+        if !routes.is_empty() {
+            return routes;
+        }
+        routes.push(to_itself(scope, service, port));
+        return routes;
+    }
+    for found in about {
+        for mut route in routes_of(scope, found, port) {
             if route.subnets.is_empty() {
                 routes.push(route);
                 return routes;
@@ -110,20 +142,90 @@ pub(crate) fn of_service(scope: &Scope, service: &Service, port: u16) -> Vec<Tcp
             }
         }
     }
-    let destinations = TcpDestinations {
-        options: options_of(scope, service, port, ""),
-        ..TcpDestinations::only(outbound_cluster(&service.hostname, port, ""))
-    };
-    routes.push(TcpRoute { subnets: Vec::new(), destinations });
+    routes.push(to_itself(scope, service, port));
     routes
 }
 
-/// The ways a VirtualService's TCP rules give to connections through `gateway` (`mesh` or `namespace/name`) to `port`, in its
-/// order, up to the first that is for all addresses.
-pub(crate) fn routes_of(scope: &Scope, service: &VirtualService, gateway: &str, port: u16) -> Vec<TcpRoute> {
+fn to_itself(scope: &Scope, service: &Service, port: u16) -> TcpRoute {
+    TcpRoute::everything(TcpDestinations {
+        options: options_of(scope, service, port, ""),
+        ..TcpDestinations::only(outbound_cluster(&service.hostname, port, ""))
+    })
+}
+
+/// The ways a VirtualService's TLS rules give to connections of sidecars to `port`. Of several with the same condition the first one
+/// counts, as in Istio; `taken` remembers what is asked for already, by name and subnet.
+fn tls_routes(
+    scope: &Scope,
+    service: &VirtualService,
+    port: u16,
+    taken: &mut BTreeSet<(String, String)>,
+) -> Vec<TcpRoute> {
+    let (own, class) = (&service.name.namespace, &scope.class);
+    let mut routes = Vec::new();
+    for rule in &service.spec.tls {
+        let holds = |condition: &&TlsMatchAttributes| {
+            is_for(&condition.gateways, MESH_GATEWAY, own)
+                && (condition.port == 0 || condition.port == u32::from(port))
+                && (condition.source_namespace.is_empty() || *condition.source_namespace == *class.namespace)
+                && labels_match(&condition.source_labels, &class.labels)
+        };
+        for condition in rule.r#match.iter().filter(holds) {
+            let everywhere = [String::new()];
+            let subnets = match condition.destination_subnets.as_slice() {
+                [] => everywhere.as_slice(),
+                given => given,
+            };
+            let names = condition.sni_hosts.iter().map(|name| name.to_ascii_lowercase());
+            let mut is_new =
+                |name: &String| subnets.iter().all(|subnet| taken.insert((name.clone(), subnet.clone())));
+            let server_names: Vec<String> = names.filter(|name| is_new(name)).collect();
+            if server_names.is_empty() {
+                continue;
+            }
+            let Some(destinations) = TcpDestinations::new(scope, service, &rule.route, port) else {
+                continue;
+            };
+            routes.push(TcpRoute {
+                subnets: condition.destination_subnets.clone(),
+                server_names,
+                destinations,
+            });
+        }
+    }
+    routes
+}
+
+/// Where a VirtualService's TCP rules send connections to a gateway's port, `gateway` being `namespace/name`. As in Istio only ports
+/// and gateways are looked at.
+pub(crate) fn of_gateway(
+    scope: &Scope,
+    service: &VirtualService,
+    gateway: &ObjectName,
+    port: u16,
+) -> Option<TcpDestinations> {
+    let own = &service.name.namespace;
+    let gateway = gateway.to_string();
+    let holds = |condition: &L4MatchAttributes| {
+        (condition.port == 0 || condition.port == u32::from(port))
+            && is_for(&condition.gateways, &gateway, own)
+    };
+    let mut rules = service.spec.tcp.iter();
+    let rule = rules.find(|rule| rule.r#match.is_empty() || rule.r#match.iter().any(holds))?;
+    TcpDestinations::new(scope, service, &rule.route, port)
+}
+
+/// Whether a condition on gateways, written in namespace `own`, names this one.
+pub(crate) fn is_for(gateways: &[String], gateway: &str, own: &str) -> bool {
+    gateways.is_empty() || gateways.iter().any(|name| resolve_gateway(name, own) == gateway)
+}
+
+/// The ways a VirtualService's TCP rules give to connections of sidecars to `port`, in its order, up to the first that is for all
+/// addresses.
+fn routes_of(scope: &Scope, service: &VirtualService, port: u16) -> Vec<TcpRoute> {
     let mut routes = Vec::new();
     for rule in &service.spec.tcp {
-        let holds = |condition: &&L4MatchAttributes| may_hold(scope, service, condition, gateway, port);
+        let holds = |condition: &&L4MatchAttributes| may_hold(scope, service, condition, port);
         let held: Vec<&L4MatchAttributes> = rule.r#match.iter().filter(holds).collect();
         if held.is_empty() && !rule.r#match.is_empty() {
             continue;
@@ -131,28 +233,20 @@ pub(crate) fn routes_of(scope: &Scope, service: &VirtualService, gateway: &str, 
         let Some(destinations) = TcpDestinations::new(scope, service, &rule.route, port) else { continue };
         let everywhere = held.is_empty() || held.iter().any(|one| one.destination_subnets.is_empty());
         if everywhere {
-            routes.push(TcpRoute { subnets: Vec::new(), destinations });
+            routes.push(TcpRoute::everything(destinations));
             break;
         }
         let subnets = held.iter().flat_map(|condition| condition.destination_subnets.iter().cloned());
-        routes.push(TcpRoute { subnets: subnets.collect(), destinations });
+        let subnets = subnets.collect();
+        routes.push(TcpRoute { subnets, ..TcpRoute::everything(destinations) });
     }
     routes
 }
 
 /// As in Istio the caller's address (`sourceSubnet`) is not looked at.
-fn may_hold(
-    scope: &Scope,
-    service: &VirtualService,
-    condition: &L4MatchAttributes,
-    gateway: &str,
-    port: u16,
-) -> bool {
-    let own = &service.name.namespace;
+fn may_hold(scope: &Scope, service: &VirtualService, condition: &L4MatchAttributes, port: u16) -> bool {
     let class = &scope.class;
-    let of_gateway = condition.gateways.is_empty()
-        || condition.gateways.iter().any(|name| resolve_gateway(name, own) == gateway);
-    of_gateway
+    is_for(&condition.gateways, MESH_GATEWAY, &service.name.namespace)
         && (condition.port == 0 || condition.port == u32::from(port))
         && (condition.source_namespace.is_empty() || *condition.source_namespace == *class.namespace)
         && labels_match(&condition.source_labels, &class.labels)

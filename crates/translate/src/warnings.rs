@@ -101,12 +101,6 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
             check_destination(&path, &mirror.destination, own, world, &mut warnings);
         }
     }
-    let of_mesh =
-        service.spec.gateways.is_empty() || service.spec.gateways.iter().any(|name| name == MESH_GATEWAY);
-    if !service.spec.tls.is_empty() && of_mesh {
-        warnings
-            .push(Warning::no_effect_as("spec.tls", "at sidecars; gateways with TLS PASSTHROUGH heed it"));
-    }
     for (index, route) in service.spec.tls.iter().enumerate() {
         for (index, destination) in (0..).zip(&route.route).map(|(at, one)| ((index, at), one)) {
             let path = format!("spec.tls[{}].route[{}].destination", index.0, index.1);

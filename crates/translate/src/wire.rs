@@ -84,6 +84,16 @@ pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
     Some(core::CidrRange { address_prefix: address.to_owned(), prefix_len: uint32(length) })
 }
 
+/// A range of addresses, or one address.
+pub(crate) fn range(text: &str) -> Option<ipnet::IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(ipnet::IpNet::from))
+}
+
+/// Server names to match; any, where `*` is among them (Envoy knows no wildcard of nothing).
+pub(crate) fn server_names(names: &[String]) -> Vec<String> {
+    if names.iter().any(|name| name == "*") { Vec::new() } else { names.to_vec() }
+}
+
 pub(crate) fn regex(expression: &str) -> matcher::RegexMatcher {
     matcher::RegexMatcher { regex: expression.to_owned(), ..Default::default() }
 }

@@ -306,8 +306,18 @@ fn engines_accept_tls_of_gateways_and_services() {
     mesh.config("{kind: Gateway, metadata: {name: tls}, spec: {selector: {istio: ingressgateway}, servers: [
       {port: {number: 443, name: https, protocol: HTTPS}, hosts: [a.example], tls: {mode: SIMPLE, credentialName: web, minProtocolVersion: TLSV1_1, cipherSuites: [ECDHE-ECDSA-AES128-GCM-SHA256, AES128-SHA]}},
       {port: {number: 443, name: mutual, protocol: HTTPS}, hosts: ['*.b.example'], tls: {mode: MUTUAL, credentialName: web, subjectAltNames: [c.example]}},
-      {port: {number: 443, name: passed, protocol: TLS}, hosts: ['*.example'], tls: {mode: PASSTHROUGH}}]}}");
-    mesh.secret("istio-system", "web", json!({"tls.crt": "-----BEGIN CERTIFICATE-----", "tls.key": "-----BEGIN PRIVATE KEY-----", "ca.crt": "-----BEGIN CERTIFICATE-----"}));
+      {port: {number: 443, name: passed, protocol: TLS}, hosts: ['*.example'], tls: {mode: PASSTHROUGH}},
+      {port: {number: 443, name: ended, protocol: TLS}, hosts: [e.example], tls: {mode: OPTIONAL_MUTUAL, credentialName: web, caCertCredentialName: web}},
+      {port: {number: 9000, name: bytes, protocol: MONGO}, hosts: ['*']}]}}");
+    let (certificate, key) =
+        (include_str!("../../model/tests/server.crt"), include_str!("../../model/tests/server.key"));
+    mesh.secret("istio-system", "web", json!({"tls.crt": certificate, "tls.key": key, "ca.crt": certificate}));
+    mesh.service("default", "secure", "10.96.0.50", json!([{"name": "tls", "port": 443}]), json!({"app": "secure"}));
+    mesh.config("{kind: ServiceEntry, metadata: {name: outside}, spec: {hosts: [a.example.com, '*.b.example.com'], resolution: NONE, ports: [{number: 443, name: tls, protocol: TLS}]}}");
+    mesh.config("{kind: VirtualService, metadata: {name: bytes}, spec: {hosts: [e.example, f.example], gateways: [tls], tcp: [{route: [{destination: {host: customers, subset: v1}, weight: 30}, {destination: {host: customers, subset: v2}, weight: 70}]}]}}");
+    mesh.config("{kind: VirtualService, metadata: {name: names}, spec: {hosts: [secure, a.example.com, '*.b.example.com'], tls: [
+      {match: [{sniHosts: [a.example.com, '*.b.example.com'], destinationSubnets: [10.0.0.0/8, 'fd00::/8']}], route: [{destination: {host: customers}}]},
+      {match: [{sniHosts: ['*']}], route: [{destination: {host: secure}}]}]}}");
     mesh.config("{kind: VirtualService, metadata: {name: passed}, spec: {hosts: ['*.example'], gateways: [tls], tls: [
       {match: [{sniHosts: [p.example]}], route: [{destination: {host: customers, subset: v1}, weight: 30}, {destination: {host: customers, subset: v2}, weight: 70}]}]}}");
     mesh.config("{kind: DestinationRule, metadata: {name: web-frontend}, spec: {host: web-frontend, trafficPolicy: {tls: {mode: SIMPLE, sni: s.example, subjectAltNames: [s.example]}}}}");

@@ -176,6 +176,95 @@ fn tls_is_passed_through_by_name() {
     assert_eq!(chains[0]["filters"][0]["typed_config"]["weighted_clusters"]["clusters"][1]["weight"], 70);
 }
 
+fn only_cluster(chain: &Value) -> &Value {
+    &support::filter(chain)["cluster"]
+}
+
+#[test]
+fn bytes_enter_at_gateways() {
+    let mut mesh = mesh(
+        "{port: {number: 31400, name: tcp, protocol: TCP}, hosts: ['*']}, {port: {number: 3306, name: db, protocol: MYSQL}, hosts: [db.example]},
+         {port: {number: 443, name: tls, protocol: TLS}, hosts: [a.example], tls: {mode: SIMPLE, credentialName: web}}",
+    );
+    mesh.config("{kind: VirtualService, metadata: {name: a}, spec: {hosts: [a.example], gateways: [tls], tcp: [
+      {match: [{port: 1}, {gateways: [other]}], route: [{destination: {host: never}}]},
+      {match: [{port: 31400}], route: [{destination: {host: customers, subset: v1}, weight: 20}, {destination: {host: customers, subset: v2}, weight: 80}]},
+      {match: [{port: 443, destinationSubnets: [10.0.0.0/8], sourceLabels: {no: body}}], route: [{destination: {host: web-frontend}}]}]}}");
+    let resources = mesh.gateway_resources();
+    let plain = resources.get(Listener, "0.0.0.0_31400");
+    assert!(plain.get("listener_filters").is_none());
+    let proxy = support::filter(&plain["filter_chains"][0]);
+    assert_eq!(
+        proxy["weighted_clusters"]["clusters"],
+        json!([
+            {"name": "outbound|80|v1|customers.default.svc.cluster.local", "weight": 20},
+            {"name": "outbound|80|v2|customers.default.svc.cluster.local", "weight": 80}])
+    );
+    assert!(!resources.names(Listener).contains(&"0.0.0.0_3306"), "no VirtualService has its host");
+    let ended = &resources.get(Listener, "0.0.0.0_8443")["filter_chains"][0];
+    assert_eq!(ended["filter_chain_match"]["server_names"], json!(["a.example"]));
+    assert_eq!(*only_cluster(ended), "outbound|80||web-frontend.default.svc.cluster.local");
+    let certificates = &context(ended)["common_tls_context"]["tls_certificate_sds_secret_configs"];
+    assert_eq!(certificates[0]["name"], "kubernetes://web");
+    mesh.config("{kind: VirtualService, metadata: {name: b}, spec: {hosts: [db.example], gateways: [tls], tcp: [{route: [{destination: {host: customers}}]}]}}");
+    let resources = mesh.gateway_resources();
+    let chain = &resources.get(Listener, "0.0.0.0_3306")["filter_chains"][0];
+    assert_eq!(*only_cluster(chain), "outbound|80||customers.default.svc.cluster.local");
+}
+
+#[test]
+fn sidecars_send_tls_by_its_name() {
+    let mut mesh = Mesh::course();
+    let ports = json!([{"name": "tls", "port": 443}, {"name": "tcp", "port": 444}]);
+    mesh.service("default", "secure", "10.96.0.50", ports, json!({"app": "secure"}));
+    let entry = "{hosts: [a.example.com, b.example.com, c.example.com], resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}";
+    mesh.config(&format!("{{kind: ServiceEntry, metadata: {{name: outside}}, spec: {entry}}}"));
+    mesh.config("{kind: VirtualService, metadata: {name: secure}, spec: {hosts: [secure, a.example.com, b.example.com], gateways: [mesh, other], tls: [
+      {match: [{sniHosts: [never.example.com], sourceLabels: {app: nobody}}, {sniHosts: [never.example.com], gateways: [other]}, {sniHosts: [never.example.com], port: 1}], route: [{destination: {host: never}}]},
+      {match: [{sniHosts: [a.example.com, B.example.com], port: 443, sourceNamespace: default}], route: [{destination: {host: customers, subset: v1}, weight: 25}, {destination: {host: customers, subset: v2}, weight: 75}]},
+      {match: [{sniHosts: [a.example.com], destinationSubnets: [10.1.0.0/16]}, {sniHosts: [a.example.com]}], route: [{destination: {host: web-frontend}}]}],
+      tcp: [{route: [{destination: {host: web-frontend}}]}]}}");
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let found = |listener: &Value| -> Vec<String> {
+        let chains = listener["filter_chains"].as_array().unwrap().iter();
+        let text = |chain: &Value| {
+            let condition = &chain["filter_chain_match"];
+            let to = match support::filter(chain).get("cluster") {
+                Some(cluster) => cluster.to_string(),
+                None => "weighted".to_owned(),
+            };
+            format!("{} {} {to}", condition["server_names"], condition["prefix_ranges"][0]["address_prefix"])
+        };
+        chains.map(text).collect()
+    };
+    let own = resources.get(Listener, "10.96.0.50_443");
+    let frontend = "\"outbound|80||web-frontend.default.svc.cluster.local\"";
+    assert_eq!(
+        found(own),
+        [
+            "[\"a.example.com\",\"b.example.com\"] null weighted".to_owned(),
+            format!("[\"a.example.com\"] \"10.1.0.0\" {frontend}"),
+        ]
+    );
+    assert!(own["listener_filters"][0]["name"].as_str().unwrap().contains("tls_inspector"));
+    assert_eq!(*only_cluster(&own["default_filter_chain"]), "PassthroughCluster", "names nobody knows");
+    let bytes = resources.get(Listener, "10.96.0.50_444");
+    assert_eq!(
+        *only_cluster(&bytes["filter_chains"][0]),
+        "outbound|80||web-frontend.default.svc.cluster.local"
+    );
+    let outside = found(resources.get(Listener, "0.0.0.0_443"));
+    assert_eq!(
+        outside,
+        [
+            "[\"a.example.com\"] null weighted".to_owned(),
+            "[\"b.example.com\"] null weighted".to_owned(),
+            "[\"c.example.com\"] null \"outbound|443||c.example.com\"".to_owned(),
+            format!("[\"a.example.com\"] \"10.1.0.0\" {frontend}"),
+        ]
+    );
+}
+
 #[test]
 fn the_oldest_gateway_has_the_port_and_the_name() {
     let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web}"));

@@ -53,7 +53,18 @@ fn check_server(findings: &mut Findings, path: &str, server: &Server) {
     let protocol = port.protocol.to_ascii_uppercase();
     if !matches!(
         protocol.as_str(),
-        "HTTP" | "HTTPS" | "GRPC" | "GRPC-WEB" | "HTTP2" | "MONGO" | "TCP" | "TLS" | "HTTP_PROXY"
+        "HTTP"
+            | "HTTPS"
+            | "GRPC"
+            | "GRPC-WEB"
+            | "HTTP2"
+            | "MONGO"
+            | "REDIS"
+            | "MYSQL"
+            | "TCP"
+            | "TLS"
+            | "UDP"
+            | "HTTP_PROXY"
     ) {
         findings.error(format!("{path}.port.protocol"), format!(
                 "invalid protocol {:?}, supported protocols are HTTP, HTTP2, GRPC, GRPC-WEB, MONGO, REDIS, MYSQL, TCP",
