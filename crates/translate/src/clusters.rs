@@ -54,6 +54,8 @@ pub(crate) struct OutboundClusterInputs {
     source: EndpointSource,
     /// Whether the rule's credentials are for this proxy.
     secrets: bool,
+    /// Names the ServiceEntry gives its servers, where a rule has TLS spoken to them.
+    subject_alt_names: Vec<String>,
     /// The rule for the host, with the index of the subset.
     rule: Option<Arc<DestinationRule>>,
     subset: Option<usize>,
@@ -181,6 +183,7 @@ fn outbound_input(
         protocol: port.protocol,
         source,
         // Only where it matters, so that gateways share the other clusters with sidecars.
+        subject_alt_names: if rule.is_some() { service.subject_alt_names.clone() } else { Vec::new() },
         secrets: rule.as_deref().is_some_and(|rule| secrets::are_wanted(scope.class.kind, rule)),
         rule,
         subset: None,
@@ -336,8 +339,16 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     }
     let upgrade = upgrades_to_http2(inputs.protocol, inputs.connections, policy);
     let protocol = upstream_protocol(inputs.protocol, upgrade, policy);
-    set_http_options(&mut message, protocol, policy);
-    if let Some(tls) = policy.tls.filter(|tls| client_tls::is_spoken(tls)) {
+    let tls = policy.tls.filter(|tls| client_tls::is_spoken(tls)).map(|tls| {
+        // The rule's names override those of the ServiceEntry.
+        let mut tls = tls.clone();
+        if tls.subject_alt_names.is_empty() {
+            tls.subject_alt_names.clone_from(&inputs.subject_alt_names);
+        }
+        tls
+    });
+    set_http_options(&mut message, protocol, EffectivePolicy { tls: tls.as_ref(), ..policy });
+    if let Some(tls) = &tls {
         let http2 = protocol == UpstreamProtocol::Http2;
         message.transport_socket = Some(client_tls::transport_socket(tls, http2, inputs.secrets));
     }

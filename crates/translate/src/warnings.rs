@@ -247,9 +247,6 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
     if spec.resolution == EntryResolution::DynamicDns {
         warnings.push(Warning::no_effect_as("spec", "names are not looked up when a request comes"));
     }
-    if !spec.subject_alt_names.is_empty() {
-        warnings.push(Warning::no_effect("spec.subjectAltNames"));
-    }
     for (index, _) in spec.endpoints.iter().enumerate().filter(|(_, one)| !one.network.is_empty()) {
         let path = format!("spec.endpoints[{index}].network");
         warnings.push(Warning::no_effect_as(path, "all endpoints are reached directly"));

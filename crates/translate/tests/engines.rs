@@ -311,8 +311,18 @@ fn engines_accept_tls_of_gateways_and_services() {
       {port: {number: 9000, name: bytes, protocol: MONGO}, hosts: ['*']}]}}");
     let (certificate, key) =
         (include_str!("../../model/tests/server.crt"), include_str!("../../model/tests/server.key"));
-    mesh.secret("istio-system", "web", json!({"tls.crt": certificate, "tls.key": key, "ca.crt": certificate}));
-    mesh.service("default", "secure", "10.96.0.50", json!([{"name": "tls", "port": 443}]), json!({"app": "secure"}));
+    mesh.secret(
+        "istio-system",
+        "web",
+        json!({"tls.crt": certificate, "tls.key": key, "ca.crt": certificate}),
+    );
+    mesh.service(
+        "default",
+        "secure",
+        "10.96.0.50",
+        json!([{"name": "tls", "port": 443}]),
+        json!({"app": "secure"}),
+    );
     mesh.config("{kind: ServiceEntry, metadata: {name: outside}, spec: {hosts: [a.example.com, '*.b.example.com'], resolution: NONE, ports: [{number: 443, name: tls, protocol: TLS}]}}");
     mesh.config("{kind: VirtualService, metadata: {name: bytes}, spec: {hosts: [e.example, f.example], gateways: [tls], tcp: [{route: [{destination: {host: customers, subset: v1}, weight: 30}, {destination: {host: customers, subset: v2}, weight: 70}]}]}}");
     mesh.config("{kind: VirtualService, metadata: {name: names}, spec: {hosts: [secure, a.example.com, '*.b.example.com'], tls: [

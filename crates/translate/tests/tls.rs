@@ -316,3 +316,30 @@ fn services_are_called_over_tls() {
     let resources = mesh.gateway_resources();
     assert!(context(resources.get(Cluster, name))["common_tls_context"].get("validation_context").is_none());
 }
+
+#[test]
+fn entries_name_their_servers() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: ServiceEntry, metadata: {name: api}, spec: {hosts: [api.example], resolution: DNS, subjectAltNames: [real.example], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]}}");
+    let rule = |names: &str| {
+        format!(
+            "{{kind: DestinationRule, metadata: {{name: api}}, spec: {{host: api.example, trafficPolicy: {{tls: {{mode: SIMPLE{names}}}}}}}}}"
+        )
+    };
+    let name = |mesh: &mut Mesh| {
+        let resources = mesh.sidecar_resources("default", "web-frontend-1");
+        let cluster = resources.get(Cluster, "outbound|80||api.example");
+        let options = &cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+        assert_eq!(
+            options["upstream_http_protocol_options"],
+            json!({"auto_sni": true}),
+            "names that are told are verified"
+        );
+        let context = &context(cluster)["common_tls_context"]["validation_context"];
+        context["match_typed_subject_alt_names"][1]["matcher"]["exact"].clone()
+    };
+    mesh.config(&rule(""));
+    assert_eq!(name(&mut mesh), "real.example");
+    mesh.config(&rule(", subjectAltNames: [other.example]"));
+    assert_eq!(name(&mut mesh), "other.example", "the rule's are in force");
+}

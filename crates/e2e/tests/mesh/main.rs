@@ -5,12 +5,14 @@
 
 mod agreement;
 mod boutique;
+mod egress_tls;
 mod external;
 mod faults;
 mod labs;
 mod lifecycle;
 mod loss;
 mod mixed;
+mod pki;
 mod resiliency;
 mod rules;
 mod sidecar;
@@ -108,6 +110,7 @@ fn main() {
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
             ("tls", tls::TRIALS),
+            ("egress_tls", egress_tls::TRIALS),
         ];
         for (module, list) in modules {
             for (name, trial) in list {

@@ -1,7 +1,5 @@
 //! TLS at the gateway and towards services (T1, T10, T15, T22). Certificates are made for each run.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -9,75 +7,16 @@ use anyhow::{Context, Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
 use crate::OnMesh;
+use crate::pki::Pki;
 
-pub(crate) const TRIALS: &[OnMesh] =
-    &[("gateway_https", gateway_https), ("passed_on_and_originated", passed_on_and_originated)];
+pub(crate) const TRIALS: &[OnMesh] = &[
+    ("gateway_https", gateway_https),
+    ("passed_on_and_originated", passed_on_and_originated),
+    ("bytes_at_the_gateway", bytes_at_the_gateway),
+    ("ingress_tls", ingress_tls),
+];
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// Files of one run.
-struct Pki(tempfile::TempDir);
-
-impl Pki {
-    fn new() -> Result<Self> {
-        let pki = Self(tempfile::tempdir()?);
-        pki.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 30 -subj /CN=root")?;
-        Ok(pki)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.path().join(name).display().to_string()
-    }
-
-    fn openssl(&self, arguments: &str) -> Result<()> {
-        let out = Command::new("openssl").args(arguments.split(' ')).current_dir(self.path()).output()?;
-        ensure!(out.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(())
-    }
-
-    /// `NAME.crt` and `NAME.key`, for a host.
-    fn issue(&self, name: &str, host: &str) -> Result<()> {
-        std::fs::write(self.path().join("names"), format!("subjectAltName=DNS:{host}\n"))?;
-        self.openssl(&format!("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"))?;
-        self.openssl(&format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 30 -extfile names"))
-    }
-
-    fn secret(&self, mesh: &Mesh, namespace: &str, secret: &str, name: &str) -> Result<()> {
-        let script = format!(
-            "kubectl create secret tls {secret} -n {namespace} --cert {} --key {} --dry-run=client -o json | kubectl apply -f -",
-            self.file(&format!("{name}.crt")),
-            self.file(&format!("{name}.key"))
-        );
-        mesh.lab("", &script).map(drop)
-    }
-
-    /// What curl gets over HTTPS: the body, then the status; or its exit code.
-    fn curl(&self, address: &str, host: &str, more: &[&str]) -> Result<String> {
-        let out = Command::new("curl")
-            .args(["-s", "-m", "5", "-w", "\n%{http_code}", "--cacert", &self.file("ca.crt")])
-            .args(["--resolve", &format!("{host}:443:{address}")])
-            .args(more)
-            .arg(format!("https://{host}/"))
-            .output()?;
-        if let Some(code) = out.status.code().filter(|code| *code != 0) {
-            return Ok(format!("exit {code}"));
-        }
-        Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    }
-
-    /// Common name of what a server shows.
-    fn shown(&self, address: &str, host: &str) -> Result<String> {
-        let script = format!(
-            "openssl s_client -connect {address}:443 -servername {host} </dev/null 2>/dev/null | openssl x509 -noout -subject"
-        );
-        let out = Command::new("sh").args(["-c", &script]).output()?;
-        Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    }
-}
 
 fn gateway(servers: &str) -> String {
     format!(
@@ -123,11 +62,7 @@ fn gateway_https(mesh: &Mesh) -> Result<()> {
     rotate(mesh, &pki, &address)?;
     bad_contents(mesh, &pki, &address)?;
     pki.secret(mesh, "istio-system", "late", "mutual")?;
-    let authorities = format!(
-        "kubectl create secret generic late-cacert -n istio-system --from-file=cacert={} --dry-run=client -o json | kubectl apply -f -",
-        pki.file("ca.crt")
-    );
-    mesh.lab("", &authorities)?;
+    pki.generic(mesh, "istio-system", "late-cacert", &[("cacert", "ca.crt")])?;
     answers("m.example", &["--cert", &pki.file("client.crt"), "--key", &pki.file("client.key")])?;
     ensure!(
         pki.curl(&address, "m.example", &[])?.starts_with("exit"),
@@ -223,6 +158,88 @@ fn passed_on_and_originated(mesh: &Mesh) -> Result<()> {
         Ok(())
     })?;
     mesh.kubectl(&["delete", "gw,vs,dr", "--all", "-n", "default"])?;
+    mesh.kubectl(&["delete", "pod", "caller", "--grace-period=1", "--wait=true"])?;
+    mesh.kubectl(&["delete", "namespace", "outside", "--wait=true", "--timeout=60s"]).map(drop)
+}
+
+/// A port more on the gateway's Service, as Istio's demo profile has it.
+fn open_port(mesh: &Mesh, port: u16) -> Result<()> {
+    let patch = format!(r#"{{"spec":{{"ports":[{{"name":"tcp","port":{port},"targetPort":{port}}}]}}}}"#);
+    mesh.kubectl(&["patch", "svc", "-n", "istio-system", "istio-ingressgateway", "-p", &patch]).map(drop)
+}
+
+fn bytes_at_the_gateway(mesh: &Mesh) -> Result<()> {
+    let (pki, address) = (Pki::new()?, mesh.gateway()?);
+    mesh.apply_fixture("external.yaml")?;
+    pki.issue("server", "secure.example")?;
+    let data = [("tls.crt", "server.crt"), ("tls.key", "server.key"), ("ca.crt", "ca.crt")];
+    for secret in ["certificate", "strict"] {
+        pki.generic(mesh, "outside", secret, &data)?;
+    }
+    pki.secret(mesh, "istio-system", "bytes", "server")?;
+    mesh.apply_fixture("secure.yaml")?;
+    mesh.kubectl(&["wait", "-n", "outside", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=60s"])?;
+    open_port(mesh, 31400)?;
+    mesh.apply(&(gateway("{ port: { number: 31400, name: tcp, protocol: TCP }, hosts: ['*'] }, { port: { number: 443, name: tls, protocol: TLS }, hosts: [secure.example], tls: { mode: SIMPLE, credentialName: bytes } }")
+        + "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: { name: plain, namespace: outside }\nspec: { host: plain.outside.svc.cluster.local, subsets: [{ name: one, labels: { version: one } }, { name: two, labels: { version: two } }] }\n---\n"
+        + "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: { name: tls }\nspec: { hosts: ['*'], gateways: [tls], tcp: [{ match: [{ port: 31400 }], route: [{ destination: { host: plain.outside.svc.cluster.local, subset: one }, weight: 75 }, { destination: { host: plain.outside.svc.cluster.local, subset: two }, weight: 25 }] }, { match: [{ port: 443 }], route: [{ destination: { host: plain.outside.svc.cluster.local, subset: two } }] }] }\n---\n"))?;
+    let ask = || mesh.lab("", &format!("curl -s -m 5 http://{address}:31400/"));
+    eventually("bytes through the gateway", SOON, || {
+        let said = ask()?;
+        ensure!(said.contains("one") || said.contains("two"), "{said}");
+        Ok(())
+    })?;
+    let many =
+        mesh.lab("", &format!("for i in $(seq 200); do curl -s -m 5 http://{address}:31400/; echo; done"))?;
+    let count = |version: &str| many.lines().filter(|line| line.contains(&format!("\"{version}\""))).count();
+    let (one, two) = (count("one"), count("two"));
+    // Four standard deviations of 200 connections at 75%.
+    ensure!(one + two == 200 && one.abs_diff(150) <= 25, "{one} and {two} of 200 connections: {many:.300}");
+    eventually("bytes over TLS that ends at the gateway", SOON, || {
+        let said = pki.curl(&address, "secure.example", &["--http1.1"])?;
+        ensure!(said.ends_with("200") && said.contains("two"), "{said}");
+        Ok(())
+    })?;
+    ensure!(pki.shown(&address, "secure.example")?.contains("server"), "the gateway's certificate is shown");
+    mesh.kubectl(&["delete", "gw,vs,dr", "--all", "-n", "default"])?;
+    mesh.kubectl(&["delete", "secret", "-n", "istio-system", "bytes"])?;
+    mesh.kubectl(&["delete", "pod", "caller", "--grace-period=1", "--wait=true"])?;
+    mesh.kubectl(&["delete", "namespace", "outside", "--wait=true", "--timeout=60s"]).map(drop)
+}
+
+fn ingress_tls(mesh: &Mesh) -> Result<()> {
+    let (pki, address) = (Pki::new()?, mesh.gateway()?);
+    for (name, host) in [("first", "a.example"), ("second", "b.example")] {
+        pki.issue(name, host)?;
+        pki.secret(mesh, "istio-system", name, name)?;
+    }
+    mesh.apply_fixture("external.yaml")?;
+    mesh.kubectl(&["wait", "-n", "outside", "--for=condition=Ready", "pod/far", "--timeout=60s"])?;
+    mesh.apply("apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: { name: tls, namespace: outside, annotations: { kubernetes.io/ingress.class: istio } }\nspec:\n  tls: [{ hosts: [a.example], secretName: first }, { hosts: [b.example], secretName: second }]\n  rules:\n    - { host: a.example, http: { paths: [{ path: /, pathType: Prefix, backend: { service: { name: near, port: { number: 80 } } } }] } }\n    - { host: b.example, http: { paths: [{ path: /, pathType: Prefix, backend: { service: { name: near, port: { number: 80 } } } }] } }\n---\napiVersion: v1\nkind: Service\nmetadata: { name: near, namespace: outside }\nspec: { selector: { app: far }, ports: [{ name: http, port: 80, targetPort: 8080 }] }\n")?;
+    for (name, host) in [("first", "a.example"), ("second", "b.example")] {
+        eventually(host, SOON, || {
+            let said = pki.curl(&address, host, &[])?;
+            ensure!(said.ends_with("200") && said.contains("far"), "{said}");
+            Ok(())
+        })?;
+        let shown = pki.shown(&address, host)?;
+        ensure!(shown.contains(name), "each host has its certificate: {shown}");
+    }
+    ensure!(
+        pki.curl(&address, "c.example", &[])?.starts_with("exit"),
+        "hosts without one are not served over TLS"
+    );
+    let status = mesh.kubectl(&[
+        "get",
+        "ingress",
+        "-n",
+        "outside",
+        "tls",
+        "-o",
+        "jsonpath={.status.loadBalancer.ingress[0].ip}",
+    ])?;
+    ensure!(status == address, "the gateway's address is in the status: {status:?}");
+    mesh.kubectl(&["delete", "secret", "-n", "istio-system", "first", "second"])?;
     mesh.kubectl(&["delete", "pod", "caller", "--grace-period=1", "--wait=true"])?;
     mesh.kubectl(&["delete", "namespace", "outside", "--wait=true", "--timeout=60s"]).map(drop)
 }
