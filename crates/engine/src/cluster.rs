@@ -242,7 +242,7 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
                     hash_key: hashing
                         .map(|hashing| endpoint.hash_key(hashing.use_hostname))
                         .unwrap_or_default(),
-                    joined: host.joined.get(),
+                    joined: config.joined.as_ref().and_then(|joined| joined.since(host.address)),
                 });
             }
             locality += 1;

@@ -49,21 +49,17 @@ pub(crate) struct Host {
     pub(crate) pool: Pools,
     /// ORIGINAL_DST: when it was last asked for.
     pub(crate) last_used: Cell<Instant>,
-    /// When it joined the healthy ones, for slow start.
-    pub(crate) joined: Cell<Option<Instant>>,
 }
 
 impl Host {
     pub(crate) fn new(address: SocketAddr, endpoint: Arc<Endpoint>) -> Self {
-        let now = Instant::now();
         Self {
             address,
-            joined: Cell::new((endpoint.health == HealthStatus::Healthy).then_some(now)),
             endpoint: RefCell::new(endpoint),
             stats: HostStats::default(),
             failures: FailureRun::default(),
             pool: Pools::default(),
-            last_used: Cell::new(now),
+            last_used: Cell::new(Instant::now()),
         }
     }
 

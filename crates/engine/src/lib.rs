@@ -47,6 +47,7 @@ mod ingress;
 mod inspect;
 mod inspection;
 mod internal_redirect;
+mod joined;
 mod limits;
 mod listen;
 mod local_reply;

@@ -12,6 +12,7 @@ use lateen_ir as ir;
 
 use crate::dns::DnsStats;
 use crate::filters::Filter;
+use crate::joined::Joined;
 use crate::tls::{ClientTls, ServerTls};
 
 /// Position of a cluster in [`Snapshot::clusters`].
@@ -118,6 +119,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) fingerprint: u64,
     /// Endpoints with resolved addresses.
     pub(crate) endpoints: Arc<ir::ClusterLoadAssignment>,
+    /// With slow start only.
+    pub(crate) joined: Option<Arc<Joined>>,
     pub(crate) breakers: Arc<Breakers>,
     /// Stats name: `alt_stat_name` or the name, with `:` replaced.
     pub(crate) stat_name: Arc<str>,

@@ -18,6 +18,7 @@ use prost_types::Any;
 
 use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
+use crate::joined::Joined;
 use crate::listen;
 use crate::snapshot::{
     Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, Transports, stat_name,
@@ -356,10 +357,13 @@ impl Store {
         };
         let endpoints = assignment.unwrap_or_else(|| Arc::new(no_endpoints(&entry.ir.name)));
         let stats = entry.ir.alt_stat_name.as_ref().unwrap_or(&entry.ir.name);
+        let before = entry.active.as_ref().and_then(|active| active.joined.as_deref());
+        let joined = Joined::note(&entry.ir, &endpoints, before, Instant::now());
         entry.active = Some(Arc::new(ClusterConfig {
             ir: entry.ir.clone(),
             fingerprint: entry.fingerprint,
             endpoints,
+            joined,
             breakers: entry.breakers.clone(),
             stat_name: stat_name(stats),
             bind: entry.bind.clone(),

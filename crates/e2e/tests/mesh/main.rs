@@ -4,6 +4,7 @@
 //! runs the trials whose name contains `lab5`.
 
 mod agreement;
+mod balancing;
 mod boutique;
 mod egress_tls;
 mod external;
@@ -102,6 +103,7 @@ fn main() {
     for engine in [Engine::Envoy, Engine::Lateen] {
         let modules = [
             ("labs", labs::TRIALS),
+            ("balancing", balancing::TRIALS),
             ("boutique", boutique::TRIALS),
             ("loss", loss::TRIALS),
             ("resiliency", resiliency::TRIALS),
