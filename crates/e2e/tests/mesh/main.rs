@@ -16,6 +16,7 @@ mod mixed;
 mod pki;
 mod resiliency;
 mod rules;
+mod services;
 mod sidecar;
 mod tls;
 
@@ -108,6 +109,7 @@ fn main() {
             ("loss", loss::TRIALS),
             ("resiliency", resiliency::TRIALS),
             ("rules", rules::TRIALS),
+            ("services", services::TRIALS),
             ("sidecar", sidecar::TRIALS),
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
