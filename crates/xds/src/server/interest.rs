@@ -2,6 +2,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::resource::ResourceSet;
 use crate::type_urls;
 
 /// The name that stands for all resources of a type.
@@ -19,6 +20,11 @@ pub(super) struct Interest {
 /// Whether naming nothing in the first request means everything. That is so for clusters and listeners only.
 fn empty_means_all(type_url: &str) -> bool {
     type_url == type_urls::CLUSTER || type_url == type_urls::LISTENER
+}
+
+/// The name as the resources have it: thousands of clients subscribe to the same thousands of names.
+fn shared(name: String, known: &ResourceSet) -> Arc<str> {
+    known.get(&name).map_or_else(|| name.into(), |resource| resource.name.clone())
 }
 
 impl Interest {
@@ -43,6 +49,7 @@ impl Interest {
         subscribe: Vec<String>,
         unsubscribe: Vec<String>,
         first: bool,
+        known: &ResourceSet,
     ) -> Vec<Arc<str>> {
         let mut asked = Vec::new();
         if first && subscribe.is_empty() && empty_means_all(type_url) {
@@ -52,7 +59,7 @@ impl Interest {
             if name == WILDCARD {
                 self.wildcard = true;
             } else {
-                let name: Arc<str> = name.into();
+                let name = shared(name, known);
                 self.names.insert(name.clone());
                 asked.push(name);
             }
@@ -68,7 +75,12 @@ impl Interest {
     }
 
     /// Takes over the names of a state-of-the-world request. Returns the newly subscribed ones.
-    pub(super) fn replace(&mut self, type_url: &str, names: Vec<String>) -> Vec<Arc<str>> {
+    pub(super) fn replace(
+        &mut self,
+        type_url: &str,
+        names: Vec<String>,
+        known: &ResourceSet,
+    ) -> Vec<Arc<str>> {
         if names.is_empty() {
             self.wildcard = !self.explicit && empty_means_all(type_url);
             self.names.clear();
@@ -77,7 +89,7 @@ impl Interest {
         self.explicit = true;
         self.wildcard = names.iter().any(|name| name == WILDCARD);
         let names: BTreeSet<Arc<str>> =
-            names.into_iter().filter(|name| name != WILDCARD).map(Arc::from).collect();
+            names.into_iter().filter(|name| name != WILDCARD).map(|name| shared(name, known)).collect();
         let asked = names.difference(&self.names).cloned().collect();
         self.names = names;
         asked
@@ -86,6 +98,7 @@ impl Interest {
 
 #[cfg(test)]
 mod tests {
+    use super::super::resource::Resource;
     use super::*;
 
     fn names(list: &[&str]) -> Vec<String> {
@@ -99,38 +112,72 @@ mod tests {
     #[test]
     fn naming_nothing_first_means_all_clusters_but_no_routes() {
         let mut interest = Interest::default();
-        interest.change(type_urls::CLUSTER, vec![], vec![], true);
+        interest.change(type_urls::CLUSTER, vec![], vec![], true, &ResourceSet::default());
         assert!(interest.is_wildcard());
         let mut interest = Interest::default();
-        interest.change(type_urls::ROUTE, vec![], vec![], true);
+        interest.change(type_urls::ROUTE, vec![], vec![], true, &ResourceSet::default());
         assert!(!interest.is_wildcard());
         // Later empty requests are acknowledgements and change nothing.
         let mut interest = Interest::default();
-        interest.change(type_urls::CLUSTER, names(&["a"]), vec![], true);
-        interest.change(type_urls::CLUSTER, vec![], vec![], false);
+        interest.change(type_urls::CLUSTER, names(&["a"]), vec![], true, &ResourceSet::default());
+        interest.change(type_urls::CLUSTER, vec![], vec![], false, &ResourceSet::default());
         assert!(!interest.is_wildcard() && interest.covers("a") && !interest.covers("b"));
     }
 
     #[test]
     fn the_star_can_be_taken_and_given_back() {
         let mut interest = Interest::default();
-        assert_eq!(asked(interest.change(type_urls::ROUTE, names(&["*", "a"]), vec![], true)), ["a"]);
+        assert_eq!(
+            asked(interest.change(
+                type_urls::ROUTE,
+                names(&["*", "a"]),
+                vec![],
+                true,
+                &ResourceSet::default()
+            )),
+            ["a"]
+        );
         assert!(interest.covers("b"));
         // Still covered by the wildcard: the client must be told.
-        assert_eq!(asked(interest.change(type_urls::ROUTE, vec![], names(&["a"]), false)), ["a"]);
-        interest.change(type_urls::ROUTE, names(&["c"]), names(&["*"]), false);
+        assert_eq!(
+            asked(interest.change(type_urls::ROUTE, vec![], names(&["a"]), false, &ResourceSet::default())),
+            ["a"]
+        );
+        interest.change(type_urls::ROUTE, names(&["c"]), names(&["*"]), false, &ResourceSet::default());
         assert!(interest.covers("c") && !interest.covers("a") && !interest.covers("b"));
     }
 
     #[test]
     fn state_of_the_world_requests_replace() {
         let mut interest = Interest::default();
-        assert!(interest.replace(type_urls::LISTENER, vec![]).is_empty());
+        assert!(interest.replace(type_urls::LISTENER, vec![], &ResourceSet::default()).is_empty());
         assert!(interest.is_wildcard());
-        assert_eq!(asked(interest.replace(type_urls::LISTENER, names(&["a", "b"]))), ["a", "b"]);
-        assert_eq!(asked(interest.replace(type_urls::LISTENER, names(&["b", "c"]))), ["c"]);
+        assert_eq!(
+            asked(interest.replace(type_urls::LISTENER, names(&["a", "b"]), &ResourceSet::default())),
+            ["a", "b"]
+        );
+        assert_eq!(
+            asked(interest.replace(type_urls::LISTENER, names(&["b", "c"]), &ResourceSet::default())),
+            ["c"]
+        );
         assert!(!interest.covers("a") && !interest.is_wildcard());
-        interest.replace(type_urls::LISTENER, vec![]);
+        interest.replace(type_urls::LISTENER, vec![], &ResourceSet::default());
         assert!(!interest.is_wildcard(), "after naming something, nothing means nothing");
+    }
+
+    #[test]
+    fn names_of_resources_are_shared() {
+        let resource = |name: &str| {
+            Arc::new(Resource { name: name.into(), version: "1".into(), body: bytes::Bytes::new() })
+        };
+        let known: ResourceSet = [resource("a"), resource("b")].into_iter().collect();
+        let mut interest = Interest::default();
+        interest.change(type_urls::ENDPOINT, names(&["a", "absent"]), vec![], true, &known);
+        interest.replace(type_urls::ENDPOINT, names(&["a", "b", "absent"]), &known);
+        for name in ["a", "b"] {
+            let held = interest.names().get(name).expect("subscribed");
+            assert!(Arc::ptr_eq(held, &known.get(name).expect("there").name), "{name}");
+        }
+        assert!(interest.covers("absent"));
     }
 }

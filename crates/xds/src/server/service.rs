@@ -2,16 +2,15 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use tokio::sync::watch;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::server::NamedService;
 use tonic::{Code, Status, Streaming};
 
 use super::resource::Snapshot;
@@ -19,7 +18,7 @@ use super::session::{Answer, Change, Protocol, Push, Request, Session};
 use super::status::{ConnectionStatus, Connections, Entry};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use crate::server::wire::PushCodec;
+use crate::server::wire::{RequestDecoder, ResponseBody};
 
 /// How long a client may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
@@ -152,20 +151,12 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let handler = Handler(self.clone());
+        let server = self.clone();
         Box::pin(async move {
             let method = request.uri().path().rsplit('/').next().unwrap_or_default();
             Ok(match method {
-                "DeltaAggregatedResources" => {
-                    let mut grpc = Grpc::new(PushCodec::<DeltaDiscoveryRequest>::default())
-                        .max_decoding_message_size(MAX_REQUEST_BYTES);
-                    grpc.streaming(handler, request).await
-                }
-                "StreamAggregatedResources" => {
-                    let mut grpc = Grpc::new(PushCodec::<DiscoveryRequest>::default())
-                        .max_decoding_message_size(MAX_REQUEST_BYTES);
-                    grpc.streaming(handler, request).await
-                }
+                "DeltaAggregatedResources" => server.stream::<DeltaDiscoveryRequest, B>(request).await,
+                "StreamAggregatedResources" => server.stream::<DiscoveryRequest, B>(request).await,
                 _ => Status::unimplemented(format!("no method {method:?}")).into_http(),
             })
         })
@@ -225,39 +216,47 @@ fn shorten(mut message: String) -> String {
     message
 }
 
-struct Handler<S>(AdsServer<S>);
-
-type Responses = Pin<Box<dyn Stream<Item = Result<Push, Status>> + Send>>;
-
-impl<S: Source, R: Incoming> StreamingService<R> for Handler<S> {
-    type Response = Push;
-    type ResponseStream = Responses;
-    type Future = BoxFuture<'static, Result<tonic::Response<Responses>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<R>>) -> Self::Future {
-        let server = self.0.clone();
-        Box::pin(async move {
-            let source = server.source.clone();
-            let opened = server.open(request).await;
-            if let Err(status) = &opened {
-                source.observe(&Event::Failed { status });
-            }
-            let stream = stream::unfold(opened?, |mut connection| async move {
-                let item = connection.next().await?;
-                Some((item, connection))
-            });
-            Ok(tonic::Response::new(Box::pin(stream) as Responses))
-        })
-    }
-}
-
 impl<S: Source> AdsServer<S> {
-    async fn open<R: Incoming>(
-        self,
-        request: tonic::Request<Streaming<R>>,
-    ) -> Result<Connection<S, R>, Status> {
-        let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0);
-        let (metadata, _, mut requests) = request.into_parts();
+    /// Serves one stream.
+    async fn stream<R, B>(self, request: http::Request<B>) -> http::Response<Body>
+    where
+        R: Incoming,
+        B: http_body::Body + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let source = self.source.clone();
+        let connection = match self.open::<R, B>(request).await {
+            Ok(connection) => connection,
+            Err(status) => {
+                source.observe(&Event::Failed { status: &status });
+                return status.into_http();
+            }
+        };
+        let pushes = stream::unfold(connection, |mut connection| async move {
+            let item = connection.next().await?;
+            Some((item, connection))
+        });
+        let mut response = http::Response::new(Body::new(ResponseBody::new(pushes)));
+        let grpc = http::HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+        response
+    }
+
+    async fn open<R, B>(self, request: http::Request<B>) -> Result<Connection<S, R>, Status>
+    where
+        R: Incoming,
+        B: http_body::Body + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let (http::request::Parts { mut headers, extensions, .. }, body) = request.into_parts();
+        let peer = extensions.get::<PeerAddress>().map(|peer| peer.0);
+        if let Some(coding) = headers.get("grpc-encoding").filter(|coding| *coding != "identity") {
+            return Err(Status::unimplemented(format!(
+                "requests in grpc-encoding {coding:?} are not understood"
+            )));
+        }
+        let decoder = RequestDecoder::<R>::default();
+        let mut requests = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
         let mut first = tokio::time::timeout(FIRST_REQUEST, requests.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no discovery request came after the stream was opened"))??
@@ -267,7 +266,6 @@ impl<S: Source> AdsServer<S> {
                 Status::invalid_argument("the first request on a stream must carry the node")
             })?);
         let connection = self.connections.number();
-        let mut headers = metadata.into_headers();
         // Tokens must not show where headers are printed.
         if let Some(credentials) = headers.get_mut(http::header::AUTHORIZATION) {
             credentials.set_sensitive(true);

@@ -296,6 +296,7 @@ impl Session {
             return Err(RequestError::NoType);
         }
         let (index, first) = self.type_index(&request.type_url)?;
+        let known = self.snapshot.set(&request.type_url);
         let state = &mut self.types[index];
         // Where responses are the whole state there are no parts.
         let divisible = self.protocol == Protocol::Delta || !is_whole(&request.type_url);
@@ -303,14 +304,14 @@ impl Session {
         let was_wildcard = state.interest.is_wildcard();
         match request.change {
             Change::Delta { subscribe, unsubscribe, initial } => {
-                state.change(subscribe, unsubscribe, initial, first);
+                state.change(subscribe, unsubscribe, initial, first, known);
             }
             // A request that answers an older response was sent before the client saw the newer one, whose answer will
             // carry the names again (xDS protocol, "Resource updates").
             Change::Sotw { .. }
                 if !first && answer.is_none() && !request.nonce.is_empty() && state.in_flight.is_some() => {}
             Change::Sotw { names } => {
-                let asked = state.interest.replace(&request.type_url, names);
+                let asked = state.interest.replace(&request.type_url, names, known);
                 state.answer_due |= first || !asked.is_empty();
                 state.asked.extend(asked);
             }
@@ -457,13 +458,14 @@ impl TypeState {
         unsubscribe: Vec<String>,
         initial: HashMap<String, String>,
         first: bool,
+        known: &ResourceSet,
     ) {
         for name in &unsubscribe {
             self.asked.remove(name.as_str());
             self.stale.remove(name.as_str());
             self.ahead.remove(name.as_str());
         }
-        let asked = self.interest.change(&self.url, subscribe, unsubscribe, first);
+        let asked = self.interest.change(&self.url, subscribe, unsubscribe, first, known);
         if first && !initial.is_empty() {
             // A returning client has these versions. Only what differs is sent.
             let claimed = initial.into_iter().map(|(name, version)| {
