@@ -1,22 +1,26 @@
 //! What a change costs the control plane and how soon it is everywhere: endpoints, a VirtualService for all and one for a single
-//! namespace, pushed to many simulated proxies.
+//! namespace, pushed to many simulated proxies; and what steady change costs it.
 //!
 //! ```text
-//! cargo run --release -p lateen-control --example push_cost -- [SERVICES] [ENDPOINTS_PER_SERVICE] [PROXIES] [CHANGES]
+//! cargo run --release -p lateen-control --example push_cost -- [SERVICES] [ENDPOINTS_PER_SERVICE] [PROXIES] [CHANGES] [SECONDS]
 //! ```
-//! Defaults: 1000, 10, 500, 50. An API server and the control plane run in this process, the proxies (of 10 namespaces and 20
-//! apps, so 200 classes) in a child. Latencies run from the start of the API request to the response's arrival at a proxy,
-//! over all proxies and changes. `push` is the CPU time of the push thread (world, generation), `process` that of the whole
-//! process (the API server, TLS and gRPC too); the resident memory is this process's, API server and all objects included.
+//! Defaults: 1000, 10, 500, 50, 20. An API server runs in this process, the control plane in a child and the proxies (of 10 namespaces
+//! and 20 apps, so 200 classes) in another. Latencies run from the start of the API request to the response's arrival at a proxy,
+//! over all proxies and changes. `push` is the CPU time of the push thread (world, generation), `process` that of the whole control
+//! plane; resident memory is the control plane's. Steady change is for SECONDS: endpoints of one service every second, a
+//! VirtualService that all see every ten.
 #[allow(dead_code, reason = "the tests' support, of which this uses a part")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use lateen_control::{Config, ControlPlane, Listen};
 use lateen_xds::pb::envoy::config::core::v3::Node;
 use lateen_xds::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use lateen_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -29,12 +33,18 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
+/// As in `lateend`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Namespaces the proxies are of.
 const NAMESPACES: usize = 10;
 /// Apps in each.
 const APPS: usize = 20;
+/// Flow-control windows of proxies, as ours have them.
+const WINDOW: u32 = 4 << 20;
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -45,13 +55,66 @@ async fn main() -> Result<(), Error> {
         let tokens = std::env::var("TOKENS")?.split(' ').map(str::to_owned).collect();
         return proxies_of(url, &std::env::var("ROOT")?, tokens, proxies.parse()?).await;
     }
+    if arguments.first().is_some_and(|flag| flag == "--control-plane") {
+        return control_plane().await;
+    }
     let number = |index: usize, default| arguments.get(index).map_or(Ok(default), |text| text.parse());
-    measure(number(0, 1000)?, number(1, 10)?, number(2, 500)?, number(3, 50)?).await
+    let seconds = number(4, 20)?;
+    measure(number(0, 1000)?, number(1, 10)?, number(2, 500)?, number(3, 50)?, seconds).await
 }
 
-async fn measure(services: usize, endpoints: usize, proxies: usize, changes: usize) -> Result<(), Error> {
+/// The child that is the control plane: says where it serves, then serves until it is killed.
+async fn control_plane() -> Result<(), Error> {
+    let kubeconfig = Kubeconfig::from_yaml(&std::env::var("KUBECONFIG_TEXT")?)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listen = Listen { xds: any, plain_xds: None, monitoring: any, webhooks: any, ready: any };
+    let config_of_ours = Config { listen, ..Config::default() };
+    let control_plane = ControlPlane::start(config_of_ours, kube::Client::try_from(config)?).await?;
+    control_plane.ready().await;
+    let addresses = control_plane.addresses();
+    let root = control_plane.root_certificate().replace('\n', "|");
+    println!("{} {} {root}", addresses.xds, addresses.webhooks);
+    std::future::pending().await
+}
+
+/// The control plane as this process sees it.
+struct Serving {
+    _child: Child,
+    pid: u32,
+    xds: String,
+    root: String,
+}
+
+impl Serving {
+    async fn start(cluster: &Cluster) -> Result<Self, Error> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("--control-plane")
+            .env("KUBECONFIG_TEXT", cluster.api.kubeconfig(&cluster.api.url())?)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child.id().ok_or("the control plane has ended")?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+        let line = lines.next_line().await?.ok_or("the control plane has ended")?;
+        let mut words = line.splitn(3, ' ');
+        let mut word = || words.next().map(str::to_owned).ok_or("half a line");
+        let (xds, webhooks, root) = (word()?, word()?, word()?.replace('|', "\n"));
+        cluster.webhooks_at(webhooks.parse()?);
+        Ok(Self { _child: child, pid, xds, root })
+    }
+}
+
+async fn measure(
+    services: usize,
+    endpoints: usize,
+    proxies: usize,
+    changes: usize,
+    seconds: usize,
+) -> Result<(), Error> {
     let cluster = Cluster::start().await;
-    let control_plane = cluster.control_plane().await;
+    let serving = Serving::start(&cluster).await?;
+    let sample = || Sample::of(serving.pid);
     let addresses = |service: usize, count: usize| -> Vec<String> {
         (0..count).map(|index| format!("10.{}.{}.{}", 1 + service / 250, service % 250, index + 1)).collect()
     };
@@ -66,15 +129,15 @@ async fn measure(services: usize, endpoints: usize, proxies: usize, changes: usi
     println!(
         "{services} services with {endpoints} endpoints each; {proxies} proxies of {NAMESPACES} namespaces"
     );
-    let empty = Sample::now()?;
+    let empty = sample()?;
     let mut tokens = Vec::new();
     for index in 0..NAMESPACES {
         tokens.push(cluster.token_in(&namespace(index), "web", "istio-ca").await);
     }
-    let url = format!("https://{}", control_plane.addresses().xds);
+    let url = format!("https://{}", serving.xds);
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--proxies", &url, &proxies.to_string()])
-        .env("ROOT", control_plane.root_certificate())
+        .env("ROOT", &serving.root)
         .env("TOKENS", tokens.join(" "))
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -82,23 +145,23 @@ async fn measure(services: usize, endpoints: usize, proxies: usize, changes: usi
     let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     let mut seen = Seen { lines, child, others: 0 };
     seen.until("all", proxies).await?;
-    report("first configuration of all proxies", &empty, 1, &[])?;
+    report("first configuration of all proxies", &empty, &sample()?, 1, &[]);
 
-    let before = Sample::now()?;
+    let before = sample()?;
     let mut arrivals = Vec::new();
     for round in 0..changes {
         let start = micros();
         cluster.apply(slice_of(round % services, endpoints - 1 + (round / services) % 2)).await;
         arrivals.extend(seen.since(start, ENDPOINT, proxies).await?);
     }
-    report("one endpoint, seen by all", &before, changes, &arrivals)?;
+    report("one endpoint, seen by all", &before, &sample()?, changes, &arrivals);
 
     let rounds = (changes / 5).max(1);
     for (what, export_to, expected) in [
         ("one VirtualService, seen by all", "*", proxies),
         ("one VirtualService, seen in one namespace", ".", proxies.div_ceil(NAMESPACES)),
     ] {
-        let before = Sample::now()?;
+        let before = sample()?;
         let (mut arrivals, unasked) = (Vec::new(), seen.others);
         for round in 0..rounds {
             let start = micros();
@@ -115,11 +178,45 @@ async fn measure(services: usize, endpoints: usize, proxies: usize, changes: usi
         // A change that everybody sees: whatever the ones before sent to others is here before it.
         cluster.apply(slice_of(0, 1 + rounds % 2 + usize::from(export_to == "*"))).await;
         seen.until(ENDPOINT, proxies).await?;
-        report(what, &before, rounds, &arrivals)?;
+        report(what, &before, &sample()?, rounds, &arrivals);
         println!("    responses beyond these: {}", seen.others - unasked);
     }
+    steady(&cluster, &serving, &mut seen, proxies, seconds, &slice_of).await?;
     seen.child.kill().await?;
-    control_plane.shutdown().await;
+    Ok(())
+}
+
+/// Change at a steady pace.
+async fn steady(
+    cluster: &Cluster,
+    serving: &Serving,
+    seen: &mut Seen,
+    proxies: usize,
+    seconds: usize,
+    slice_of: &impl Fn(usize, usize) -> serde_json::Value,
+) -> Result<(), Error> {
+    let before = Sample::of(serving.pid)?;
+    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    for second in 0..seconds {
+        clock.tick().await;
+        cluster.apply(slice_of(10 + second % 100, 5 + second / 100 % 2)).await;
+        seen.until(ENDPOINT, proxies).await?;
+        if second % 10 == 5 {
+            let mut rule = virtual_service("s3.default.svc.cluster.local", "s3");
+            rule["spec"]["http"][0]["timeout"] = format!("{}s", 100 + second).into();
+            cluster.apply(rule).await;
+            seen.until(ROUTE, proxies).await?;
+        }
+    }
+    clock.tick().await;
+    let now = Sample::of(serving.pid)?;
+    println!(
+        "steady change for {seconds} s: {:.3} CPUs (push thread {:.3}); resident {} MiB, at most {} MiB",
+        (now.process - before.process).as_secs_f64() / (now.time - before.time).as_secs_f64(),
+        (now.push - before.push).as_secs_f64() / (now.time - before.time).as_secs_f64(),
+        now.resident_kib / 1024,
+        now.most_kib / 1024,
+    );
     Ok(())
 }
 
@@ -180,13 +277,15 @@ struct Sample {
     push: Duration,
     process: Duration,
     resident_kib: u64,
+    most_kib: u64,
     time: Instant,
 }
 
 impl Sample {
-    fn now() -> Result<Self, Error> {
+    /// Of a process.
+    fn of(pid: u32) -> Result<Self, Error> {
         let mut push = Duration::ZERO;
-        for task in std::fs::read_dir("/proc/self/task")? {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
             let folder = task?.path();
             if std::fs::read_to_string(folder.join("comm"))?.trim() == "push" {
                 // The first field: nanoseconds on a CPU.
@@ -194,24 +293,31 @@ impl Sample {
                 push += Duration::from_nanos(spent.split(' ').next().ok_or("schedstat")?.parse()?);
             }
         }
-        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let fields: Vec<&str> = stat.rsplit(')').next().ok_or("stat")?.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        let status = std::fs::read_to_string("/proc/self/status")?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("VmRSS")?;
-        let resident_kib = resident.trim().trim_end_matches(" kB").parse()?;
-        Ok(Self { push, process: Duration::from_millis(ticks * 10), resident_kib, time: Instant::now() })
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kib = |field: &str| -> Result<u64, Error> {
+            let value = status.lines().find_map(|line| line.strip_prefix(field)).ok_or("no such field")?;
+            Ok(value.trim().trim_end_matches(" kB").parse()?)
+        };
+        Ok(Self {
+            push,
+            process: Duration::from_millis(ticks * 10),
+            resident_kib: kib("VmRSS:")?,
+            most_kib: kib("VmHWM:")?,
+            time: Instant::now(),
+        })
     }
 }
 
-fn report(what: &str, before: &Sample, rounds: usize, arrivals: &[Arrival]) -> Result<(), Error> {
-    let now = Sample::now()?;
+fn report(what: &str, before: &Sample, now: &Sample, rounds: usize, arrivals: &[Arrival]) {
     let each = |duration: Duration| duration.as_secs_f64() * 1000.0 / rounds as f64;
     println!(
         "{what}: push {:.2} ms, process {:.1} ms, {:.1} ms in all; resident {} MiB",
         each(now.push - before.push),
         each(now.process - before.process),
-        each(before.time.elapsed()),
+        each(now.time - before.time),
         now.resident_kib / 1024
     );
     let mut after: Vec<u64> = arrivals.iter().map(|arrival| arrival.after).collect();
@@ -228,7 +334,6 @@ fn report(what: &str, before: &Sample, rounds: usize, arrivals: &[Arrival]) -> R
             after.len() / rounds
         );
     }
-    Ok(())
 }
 
 /// The child: says when a proxy had a response, and `all` when it had one of each type.
@@ -236,7 +341,10 @@ async fn proxies_of(url: &str, root: &str, tokens: Vec<String>, count: usize) ->
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(root))
         .domain_name("istiod.istio-system.svc");
-    let endpoint = Endpoint::from_shared(url.to_owned())?.tls_config(tls)?;
+    let endpoint = Endpoint::from_shared(url.to_owned())?
+        .tls_config(tls)?
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
     let mut proxies = tokio::task::JoinSet::new();
     for index in 0..count {
         let token = tokens.get(index % NAMESPACES).cloned().unwrap_or_default();

@@ -81,10 +81,14 @@ impl Cluster {
         let listen = Listen { xds: any, plain_xds: None, monitoring: any, webhooks: any, ready: any };
         let config = Config { listen, ..Config::default() };
         let control_plane = soon("start", ControlPlane::start(config, self.client.clone())).await.unwrap();
-        // A second control plane of the same test is not asked by webhooks.
-        let _first_wins = self.webhooks.set(control_plane.addresses().webhooks);
+        self.webhooks_at(control_plane.addresses().webhooks);
         soon("ready", control_plane.ready()).await;
         control_plane
+    }
+
+    /// Where webhooks are asked; a second control plane of the same test is not.
+    pub(crate) fn webhooks_at(&self, address: SocketAddr) {
+        let _first_wins = self.webhooks.set(address);
     }
 
     /// The API of an object's kind; kinds of CRDs may take a moment to be served.

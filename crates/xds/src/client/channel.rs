@@ -11,6 +11,8 @@ use tower::service_fn;
 
 /// How soon a server that is silently gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How much may be on its way, in bytes: the routes of a big mesh at once. (Envoy's default is 256 MiB.)
+const WINDOW: u32 = 4 << 20;
 
 /// A channel over `stream`, which must already speak HTTP/2 (for TLS: with ALPN `h2`). `authority` is what the server sees as its name.
 /// The channel is as good as the stream: make a new one for the next attempt.
@@ -26,7 +28,8 @@ where
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
-        .http2_adaptive_window(true);
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
     let slot = Arc::new(Mutex::new(Some(stream)));
     let connector = service_fn(move |_| {
         let stream = slot.lock().ok().and_then(|mut slot| slot.take());
