@@ -408,4 +408,91 @@ mod tests {
         push.take([subsets(&["v4"])].into_iter(), start);
         assert_eq!(served(&mut snapshots), answer(true, "absent", "v4"));
     }
+
+    #[test]
+    fn a_change_touches_only_the_proxies_that_see_it() {
+        let named = |kind: &str, namespace: &str, spec: serde_json::Value| {
+            let object = json!({"metadata": {"namespace": namespace, "name": "a"}, "spec": spec});
+            let object = match kind {
+                "Service" => Object::Service(serde_json::from_value(object).unwrap()),
+                "Sidecar" => Object::Sidecar(serde_json::from_value(object).unwrap()),
+                "DestinationRule" => Object::DestinationRule(serde_json::from_value(object).unwrap()),
+                _ => Object::VirtualService(serde_json::from_value(object).unwrap()),
+            };
+            Input::Object(Event::Applied(object), Instant::now())
+        };
+        let service = |namespace: &str, address: &str| {
+            let ports = json!([{"name": "http", "port": 80}]);
+            named(
+                "Service",
+                namespace,
+                json!({"clusterIP": address, "ports": ports, "selector": {"app": "a"}}),
+            )
+        };
+        let imports = |namespace: &str, hosts: &str| {
+            named("Sidecar", namespace, json!({"egress": [{"hosts": [hosts]}]}))
+        };
+        let mut push = PushLoop::new(Store::new(StoreOptions::default()), ["Service"], Metrics::new("test"));
+        let objects = [
+            service("default", "10.96.0.1"),
+            service("own", "10.96.0.2"),
+            imports("own", "./*"),
+            imports("importing", "default/*"),
+            Input::Listed("Service"),
+        ];
+        push.take(objects.into_iter(), Instant::now());
+        let namespaces = ["default", "other", "own", "importing"];
+        let mut snapshots = namespaces.map(|namespace| {
+            let id = format!("sidecar~10.0.0.1~p.{namespace}~{namespace}.svc.cluster.local");
+            let (reply, mut answer) = oneshot::channel();
+            let proxy = Arc::new(Proxy::parse(&id, &json!({})).unwrap());
+            push.take([Input::Connect(proxy, reply)].into_iter(), Instant::now());
+            answer.try_recv().unwrap()
+        });
+        let mut touched = |input: Input| -> Vec<&str> {
+            push.take([input].into_iter(), Instant::now());
+            let changed = namespaces.into_iter().zip(&mut snapshots).filter_map(|(namespace, snapshot)| {
+                let changed = snapshot.has_changed().unwrap();
+                snapshot.mark_unchanged();
+                changed.then_some(namespace)
+            });
+            changed.collect()
+        };
+        let mut edits = 0..;
+        let mut rule = |export_to: &str| {
+            let edit = format!("/{}", edits.next().unwrap());
+            let route =
+                json!({"match": [{"uri": {"prefix": edit}}], "route": [{"destination": {"host": "a"}}]});
+            named(
+                "VirtualService",
+                "default",
+                json!({"hosts": ["a"], "exportTo": [export_to], "http": [route]}),
+            )
+        };
+        assert_eq!(touched(rule("*")), ["default", "other", "importing"]);
+        assert_eq!(touched(rule("*")), ["default", "other", "importing"]);
+        assert_eq!(touched(rule(".")), ["default", "other", "importing"], "those who lose it too");
+        assert_eq!(touched(rule(".")), ["default"]);
+        assert_eq!(touched(rule("importing")), ["default", "importing"]);
+        assert_eq!(touched(rule("importing")), ["importing"]);
+        let mut policy = |export_to: &str| {
+            let time = format!("{}s", edits.next().unwrap());
+            let policy = json!({"connectionPool": {"tcp": {"connectTimeout": time}}});
+            named(
+                "DestinationRule",
+                "default",
+                json!({"host": "a", "exportTo": [export_to], "trafficPolicy": policy}),
+            )
+        };
+        assert_eq!(touched(policy("*")), ["default", "other", "importing"]);
+        assert_eq!(touched(policy(".")), ["default", "other", "importing"]);
+        assert_eq!(touched(policy(".")), ["default"]);
+        let slice = json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 80}],
+            "metadata": {"namespace": "default", "name": "a-x", "labels": {"kubernetes.io/service-name": "a"}},
+            "endpoints": [{"addresses": ["10.0.0.7"]}]});
+        let slice = Object::EndpointSlice(serde_json::from_value(slice).unwrap());
+        let endpoints = Input::Object(Event::Applied(slice), Instant::now());
+        assert_eq!(touched(endpoints), ["default", "other", "importing"]);
+        assert_eq!(touched(service("own", "10.96.0.9")), ["default", "other", "own"]);
+    }
 }

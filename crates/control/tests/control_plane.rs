@@ -4,6 +4,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
 use serde_json::{Value, json};
 use support::{Cluster, Introduction, Proxy, carries, debug, service, slice, virtual_service};
@@ -396,4 +399,43 @@ async fn what_was_written_while_no_webhook_answered_is_refused_in_its_status() {
     cluster.apply(virtual_service("web", "web")).await;
     let taken = |now: &Value| (now["status"]["conditions"][0]["status"] == "True").then_some(());
     cluster.until("the mended object", bad, taken).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ingresses_tell_where_they_are_reached() {
+    let cluster = Cluster::start().await;
+    let control_plane = cluster.control_plane().await;
+    let services: Api<Service> = Api::namespaced(cluster.client.clone(), "istio-system");
+    let gateway_is_at = async |addresses: Value| {
+        let patch = json!({ "status": { "loadBalancer": { "ingress": addresses } } });
+        let params = PatchParams::default();
+        services.patch_status("istio-ingressgateway", &params, &Patch::Merge(patch)).await.unwrap();
+    };
+    let ingress = |name: &str, class: &str| {
+        let backend = json!({ "service": { "name": "web", "port": { "number": 80 } } });
+        json!({ "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+            "metadata": { "name": name, "namespace": "default", "annotations": { "kubernetes.io/ingress.class": class } },
+            "spec": { "defaultBackend": backend } })
+    };
+    gateway_is_at(json!([{ "ip": "10.97.0.1" }])).await;
+    cluster.apply(ingress("theirs", "nginx")).await;
+    cluster.apply(ingress("ours", "istio")).await;
+    let told = async |name: &str, expected: Value| {
+        let found = |now: &Value| {
+            let addresses = &now["status"]["loadBalancer"]["ingress"];
+            (*addresses == expected).then_some(())
+        };
+        cluster.until(&format!("{name} at {expected}"), ingress(name, ""), found).await;
+    };
+    told("ours", json!([{ "ip": "10.97.0.1" }])).await;
+    // It follows the gateway's service, and is told to those that come later.
+    gateway_is_at(json!([{ "ip": "10.97.0.2" }, { "hostname": "lb.example" }])).await;
+    told("ours", json!([{ "ip": "10.97.0.2" }, { "hostname": "lb.example" }])).await;
+    cluster.apply(ingress("later", "istio")).await;
+    told("later", json!([{ "ip": "10.97.0.2" }, { "hostname": "lb.example" }])).await;
+    gateway_is_at(json!([{ "hostname": "other.example" }])).await;
+    told("later", json!([{ "hostname": "other.example" }])).await;
+    // Whatever became of the others, this one was never ours to write.
+    told("theirs", Value::Null).await;
+    control_plane.shutdown().await;
 }
