@@ -29,6 +29,8 @@ pub(crate) struct RouteContext<'a> {
     pub(crate) domain: &'a str,
     /// The port requests are addressed to.
     pub(crate) port: u16,
+    /// Whether requests come over TLS.
+    pub(crate) tls: bool,
     /// Retries of rules that say nothing.
     pub(crate) default_retries: &'a Retries,
 }
@@ -123,7 +125,7 @@ fn one_route(
         result.response_headers_to_remove = response.remove;
     }
     let action = if let Some(redirect) = &http.redirect {
-        route::route::Action::Redirect(redirect_action(redirect, context.port))
+        route::route::Action::Redirect(redirect_action(redirect, context))
     } else if let Some(response) = &http.direct_response {
         route::route::Action::DirectResponse(direct_response(response))
     } else {
@@ -258,7 +260,7 @@ fn cluster_weight(
     weight
 }
 
-fn redirect_action(redirect: &HttpRedirect, request_port: u16) -> route::RedirectAction {
+fn redirect_action(redirect: &HttpRedirect, context: RouteContext<'_>) -> route::RedirectAction {
     use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let code = match redirect.redirect_code {
         302 => RedirectResponseCode::Found,
@@ -269,12 +271,17 @@ fn redirect_action(redirect: &HttpRedirect, request_port: u16) -> route::Redirec
     };
     let port = match (redirect.port, redirect.derive_port) {
         (Some(port), _) => port,
-        (None, Some(RedirectPort::FromRequestPort)) => u32::from(request_port),
+        (None, Some(RedirectPort::FromRequestPort)) => u32::from(context.port),
         // What proxies do when nothing is said.
         (None, Some(RedirectPort::FromProtocolDefault) | None) => 0,
     };
     // A scheme's own port is not written out.
-    let own = matches!((redirect.scheme.as_str(), port), ("" | "http", 80) | ("https", 443));
+    let scheme = match redirect.scheme.as_str() {
+        "" if context.tls => "https",
+        "" => "http",
+        scheme => scheme,
+    };
+    let own = matches!((scheme, port), ("http", 80) | ("https", 443));
     let port = if own { 0 } else { port };
     let path = match redirect.uri.strip_prefix("%PREFIX()%") {
         Some(prefix) => Some(PathRewriteSpecifier::PrefixRewrite(prefix.to_owned())),

@@ -18,6 +18,7 @@ struct VirtualHostInputs<'a> {
     domain: &'a str,
     default_retries: &'a Retries,
     port: u16,
+    tls: bool,
     served: &'a str,
     host: &'a ServedHost,
 }
@@ -36,6 +37,7 @@ pub(crate) fn resource(scope: &Scope, cache: &Cache, server: &HttpServer) -> Arc
             domain: scope.world.domain(),
             default_retries: &scope.settings.default_retries,
             port: server.server_port,
+            tls: server.https_routes.is_some(),
             served,
             host,
         };
@@ -65,8 +67,12 @@ fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
 }
 
 fn virtual_host_of(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
-    let context =
-        RouteContext { domain: inputs.domain, port: inputs.port, default_retries: inputs.default_retries };
+    let context = RouteContext {
+        domain: inputs.domain,
+        port: inputs.port,
+        tls: inputs.tls,
+        default_retries: inputs.default_retries,
+    };
     virtual_host(inputs.served, inputs.host, context)
 }
 

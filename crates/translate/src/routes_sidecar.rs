@@ -274,7 +274,7 @@ fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
 
 fn virtual_host(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
     let VirtualHostInputs { port, domain, default_retries, host, domains } = inputs;
-    let context = RouteContext { domain, port: *port, default_retries };
+    let context = RouteContext { domain, port: *port, tls: false, default_retries };
     let routes = match &host.rules {
         Some(rules) => route_rules::routes(rules, context),
         None => {

@@ -343,3 +343,17 @@ fn entries_name_their_servers() {
     mesh.config(&rule(", subjectAltNames: [other.example]"));
     assert_eq!(name(&mut mesh), "other.example", "the rule's are in force");
 }
+
+#[test]
+fn redirects_of_https_servers_imply_https() {
+    let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web}"));
+    mesh.config(
+        "{kind: VirtualService, metadata: {name: a}, spec: {hosts: [a.example], gateways: [tls], http: [
+          {match: [{uri: {prefix: /own}}], redirect: {derivePort: FROM_REQUEST_PORT}},
+          {redirect: {port: 80}}]}}",
+    );
+    let resources = mesh.gateway_resources();
+    let routes = &resources.get(Route, "https.8443.https.tls.default")["virtual_hosts"][0]["routes"];
+    assert_eq!(routes[0]["redirect"]["port_redirect"], Value::Null);
+    assert_eq!(routes[1]["redirect"]["port_redirect"], 80);
+}
