@@ -39,6 +39,18 @@ pub enum AgentError {
     /// The engine did not start or has stopped.
     #[error(transparent)]
     Engine(#[from] lateen_engine::EngineError),
+    /// The proxy did not become ready.
+    #[error(
+        "the proxy was not ready within {limit:?} ({address}: {said}); its own log says what it waits for"
+    )]
+    NotReady {
+        /// Where it was asked.
+        address: SocketAddr,
+        /// How long.
+        limit: std::time::Duration,
+        /// What it said last.
+        said: String,
+    },
     /// No Envoy program was found.
     #[error(
         "no Envoy program found (looked at {looked_at}); set LATEEN_ENVOY_PATH to one, or use the engine lateen"

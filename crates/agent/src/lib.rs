@@ -23,6 +23,7 @@ mod node;
 pub mod plain;
 mod podinfo;
 mod proxy;
+mod wait;
 
 pub use agent::{Running, run};
 pub use config::{
@@ -31,3 +32,4 @@ pub use config::{
 pub use error::AgentError;
 pub use identity::Identity;
 pub use node::VERSION;
+pub use wait::until_ready;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lateen_agent::plain::{self, PlainConfig};
-use lateen_agent::{AgentError, Config, EngineKind, Role, logging};
+use lateen_agent::{Addresses, AgentError, Config, EngineKind, Role, logging};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 
@@ -42,6 +42,15 @@ enum Command {
         config_path: Option<PathBuf>,
         #[arg(long)]
         config_yaml: Option<String>,
+    },
+    /// Wait until the pod's proxy is ready (what holds applications back until then)
+    Wait {
+        /// For so many seconds at most
+        #[arg(long = "timeoutSeconds", default_value_t = 60)]
+        timeout_seconds: u64,
+        /// Milliseconds between two questions
+        #[arg(long = "periodMillis", default_value_t = 100)]
+        period_millis: u64,
     },
     /// Print the version
     Version,
@@ -134,6 +143,12 @@ fn main() -> ExitCode {
         }
         Some(Command::Proxy(args)) => run_proxy(args),
         Some(Command::IstioIptables { flags }) => capture(&flags),
+        Some(Command::Wait { timeout_seconds, period_millis }) => {
+            let health = std::net::SocketAddr::from(([127, 0, 0, 1], Addresses::default().health.port()));
+            let (limit, period) =
+                (Duration::from_secs(timeout_seconds), Duration::from_millis(period_millis));
+            lateen_agent::until_ready(health, limit, period)
+        }
         Some(Command::Version) => {
             println!("{}", lateen_agent::VERSION);
             Ok(())

@@ -131,9 +131,14 @@ impl ImageMap {
 
     /// Whether `program` (as written in a container's `command`) is one of our own programs.
     fn is_ours(&self, program: &str) -> bool {
-        let name = program.rsplit('/').next().unwrap_or(program);
-        ["lateend", "lateen-proxy", "lateen-samples"].contains(&name)
+        our_program(program).is_some()
     }
+}
+
+/// The name of one of our own programs, wherever in an image it is said to be.
+pub(crate) fn our_program(program: &str) -> Option<&str> {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    ["lateend", "lateen-proxy", "lateen-samples"].contains(&name).then_some(name)
 }
 
 fn built_in(name: &str) -> Option<Mapping> {

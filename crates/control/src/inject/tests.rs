@@ -216,6 +216,8 @@ fn the_proxy_is_set_by_annotations() {
     })));
     let proxy = container(&pod, "containers", "istio-proxy");
     assert_eq!(pod["spec"]["containers"][0]["name"], "istio-proxy", "held applications start after it");
+    let hook = &proxy["lifecycle"]["postStart"]["exec"]["command"];
+    assert_eq!(*hook, json!(["/usr/local/bin/lateen-proxy", "wait"]), "and after it is ready");
     assert_eq!(proxy["image"], "example.com/proxy:1");
     assert_eq!(proxy["resources"], json!({ "requests": { "cpu": "250m" }, "limits": { "memory": "99Mi" } }));
     let args = proxy["args"].as_array().unwrap();

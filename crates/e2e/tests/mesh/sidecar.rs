@@ -6,7 +6,8 @@ use crate::OnMesh;
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
-pub(crate) const TRIALS: &[OnMesh] = &[("reach_and_reception", reach_and_reception)];
+pub(crate) const TRIALS: &[OnMesh] =
+    &[("reach_and_reception", reach_and_reception), ("applications_are_held", applications_are_held)];
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -18,6 +19,21 @@ spec:
   workloadSelector: { labels: { app: client } }
   egress: [{ hosts: [./echo.default.svc.cluster.local] }]
   outboundTrafficPolicy: { mode: REGISTRY_ONLY }
+"#;
+
+/// Its application asks once, as soon as it starts.
+const EARLY: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: early
+  namespace: default
+  annotations: { proxy.istio.io/config: '{"holdApplicationUntilProxyStarts": true}' }
+spec:
+  containers:
+    - name: early
+      image: curlimages/curl
+      command: [sh, -c, "curl -s -o /dev/null -m 5 -w 'first:%{http_code}' http://echo/; sleep 3600"]
 "#;
 
 const RECEPTION: &str = r#"
@@ -70,5 +86,21 @@ fn reach_and_reception(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["delete", "sidecars", "--all"])?;
     becomes(mesh, "http://httpbin:8000/get", "200")?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+}
+
+/// `holdApplicationUntilProxyStarts`: what an application sends first finds its proxy ready.
+fn applications_are_held(mesh: &Mesh) -> Result<()> {
+    mesh.apply_fixture("echo.yaml")?;
+    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
+    mesh.apply(EARLY)?;
+    eventually("the application has asked", SOON, || {
+        let said = mesh.kubectl(&["logs", "early", "-c", "early"])?;
+        ensure!(said.contains("first:"), "{said:?}");
+        ensure!(said.contains("first:200"), "the proxy was not there: {said}");
+        Ok(())
+    })?;
+    mesh.kubectl(&["delete", "pod", "early", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false", "--ignore-not-found"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use crate::{
     container::exec_to_end,
     container_run::ExecSpec,
+    images::our_program,
     probe::{self, Question, http_question},
 };
 
@@ -22,7 +23,14 @@ pub(super) async fn run(
     executable: &Path,
 ) -> Result<(), String> {
     if let Some(action) = &hook.exec {
-        let spec = ExecSpec { command: action.command.clone().unwrap_or_default(), ..exec.clone() };
+        let mut command = action.command.clone().unwrap_or_default();
+        // Our own programs are beside ours, not where their images would have them.
+        if let (Some(program), Some(folder)) = (command.first_mut(), executable.parent())
+            && let Some(name) = our_program(program)
+        {
+            *program = folder.join(name).to_string_lossy().into_owned();
+        }
+        let spec = ExecSpec { command, ..exec.clone() };
         return match exec_to_end(executable, &spec).await {
             Ok((0, _)) => Ok(()),
             Ok((code, output)) => {
