@@ -1,5 +1,8 @@
 //! What configuration objects say against one another, and which of them is in force: the oldest.
-use lateen_model::{DelegateReason, DestinationRule, VirtualService, Visibility, World, resolve_host};
+use lateen_model::{
+    DelegateReason, DestinationRule, Gateway, Sidecar, VirtualService, Visibility, World, hosts_overlap,
+    labels_match, resolve_host,
+};
 
 use crate::warnings::Warning;
 
@@ -99,6 +102,80 @@ pub(crate) fn merged_rules(rule: &DestinationRule, world: &World) -> Vec<Warning
             "ConflictingTrafficPolicy",
             message,
         ));
+    }
+    warnings
+}
+
+/// Other Sidecars for the same workloads.
+pub(crate) fn sidecars(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
+    let namespace = &*sidecar.name.namespace;
+    let rivals = |concerns: &dyn Fn(&Sidecar) -> bool| {
+        let mut rivals: Vec<_> = world.sidecars_of(namespace).filter(|one| concerns(one)).collect();
+        rivals.sort_by_key(|one| (one.created, &one.name));
+        let names: Vec<&str> = rivals.iter().map(|one| &*one.name.name).collect();
+        (names.len() > 1).then(|| (names.join(" "), names[0].to_owned()))
+    };
+    let path = "spec.workloadSelector".to_owned();
+    let Some(selector) = &sidecar.spec.workload_selector else {
+        let Some((names, first)) = rivals(&|one| one.spec.workload_selector.is_none()) else {
+            return Vec::new();
+        };
+        let message = format!(
+            "The Sidecars [{names}] in namespace {namespace:?} have no workload selector, which can lead to undefined behavior. The oldest, {first}, is in force"
+        );
+        let name = "MultipleSidecarsWithoutWorkloadSelectors";
+        return vec![Warning { code: Some("IST0111"), name, path, message }];
+    };
+    let pods = world.pods().filter(|pod| *pod.name.namespace == *namespace);
+    for pod in pods.filter(|pod| labels_match(&selector.labels, &pod.labels)) {
+        let selects = |one: &Sidecar| {
+            let selector = one.spec.workload_selector.as_ref();
+            selector.is_some_and(|selector| labels_match(&selector.labels, &pod.labels))
+        };
+        if let Some((names, first)) = rivals(&selects) {
+            let message = format!(
+                "The Sidecars [{names}] in namespace {namespace:?} select the same workload pod {:?}, which can lead to undefined behavior. The oldest, {first}, is in force",
+                &*pod.name.name
+            );
+            let name = "ConflictingSidecarWorkloadSelectors";
+            return vec![Warning { code: Some("IST0110"), name, path, message }];
+        }
+    }
+    Vec::new()
+}
+
+/// Other Gateways with servers for the same hosts on the same port of the same proxies.
+pub(crate) fn gateways(gateway: &Gateway, world: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (index, server) in gateway.spec.servers.iter().enumerate() {
+        let rivals: Vec<String> = world
+            .gateways()
+            .filter(|other| other.name != gateway.name && other.spec.selector == gateway.spec.selector)
+            .filter(|other| {
+                let on_port = other.spec.servers.iter().filter(|one| one.port.number == server.port.number);
+                on_port
+                    .flat_map(|one| &one.hosts)
+                    .any(|theirs| server.hosts.iter().any(|ours| hosts_overlap(theirs, ours)))
+            })
+            .map(|other| other.name.to_string())
+            .collect();
+        if rivals.is_empty() {
+            continue;
+        }
+        let selector: Vec<String> =
+            gateway.spec.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        warnings.push(Warning {
+            code: Some("IST0145"),
+            name: "ConflictingGateways",
+            path: format!("spec.servers[{index}].hosts"),
+            message: format!(
+                "Conflict with gateways {} (workload selector {}, port {}, hosts {}).",
+                rivals.join(","),
+                selector.join(","),
+                server.port.number,
+                server.hosts.join(",")
+            ),
+        });
     }
     warnings
 }

@@ -289,22 +289,7 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
             ));
         }
     }
-    let without_selector = |one: &&Arc<Sidecar>| one.spec.workload_selector.is_none();
-    if sidecar.spec.workload_selector.is_none() {
-        let mut all: Vec<_> = world.sidecars_of(&sidecar.name.namespace).filter(without_selector).collect();
-        all.sort_by_key(|one| (one.created, &one.name));
-        if let Some(first) = all.first().filter(|first| first.name != sidecar.name) {
-            warnings.push(Warning {
-                code: Some("IST0116"),
-                name: "MultipleSidecarsWithoutWorkloadSelectors",
-                path: "spec.workloadSelector".to_owned(),
-                message: format!(
-                    "The Sidecar resources without a workload selector in namespace {:?} are more than one; {} is the oldest and in force",
-                    &*sidecar.name.namespace, first.name
-                ),
-            });
-        }
-    }
+    warnings.extend(conflicts::sidecars(sidecar, world));
     warnings
 }
 
@@ -385,5 +370,6 @@ pub fn check_gateway(gateway: &Gateway, world: &World) -> Vec<Warning> {
             gateway.spec.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
         warnings.push(Warning::not_found("spec.selector".to_owned(), "selector", &selector.join(",")));
     }
+    warnings.extend(conflicts::gateways(gateway, world));
     warnings
 }

@@ -2,7 +2,9 @@
 mod support;
 
 use lateen_translate::ResourceType::{Cluster, Listener, Route};
-use lateen_translate::{Warning, check_destination_rule, check_virtual_service};
+use lateen_translate::{
+    Warning, check_destination_rule, check_gateway, check_sidecar, check_virtual_service,
+};
 use serde_json::{Value, json};
 use support::{Mesh, Resources, filter, virtual_host};
 
@@ -250,4 +252,61 @@ fn an_ingress_is_served_by_the_ingress_gateway() {
     mesh.config("{kind: Ingress, metadata: {name: web, annotations: {kubernetes.io/ingress.class: other}}, spec: {rules: [{host: shop.example.com}]}}");
     let resources = mesh.gateway_resources();
     assert!(!resources.get(Route, "http.8080").to_string().contains("shop.example.com"));
+}
+
+#[test]
+fn sidecars_and_gateways_for_the_same_are_told() {
+    let mut mesh = Mesh::course();
+    let sidecar = |name: &str, created: u32, selector: &str| {
+        format!(
+            "{{kind: Sidecar, metadata: {{name: {name}, creationTimestamp: '2026-01-0{created}T00:00:00Z'}},
+              spec: {{{selector}egress: [{{hosts: ['./*']}}]}}}}"
+        )
+    };
+    mesh.config(&sidecar("alone", 1, "workloadSelector: {labels: {app: web-frontend}}, "));
+    mesh.config(&sidecar("new", 3, "workloadSelector: {labels: {app: customers}}, "));
+    mesh.config(&sidecar("old", 2, "workloadSelector: {labels: {version: v2}}, "));
+    mesh.config(&sidecar("b", 2, ""));
+    mesh.config(&sidecar("a", 3, ""));
+    let gateway = |name: &str, port: u16, hosts: &str| {
+        format!(
+            "{{kind: Gateway, metadata: {{name: {name}}}, spec: {{selector: {{istio: ingressgateway}}, servers: [
+              {{port: {{number: {port}, name: http, protocol: HTTP}}, hosts: {hosts}}}]}}}}"
+        )
+    };
+    mesh.config(&gateway("one", 8080, "[a.example, b.example]"));
+    mesh.config(&gateway("two", 8080, "['*.example']"));
+    mesh.config(&gateway("three", 8080, "[c.test]"));
+    mesh.config(&gateway("four", 8081, "[a.example]"));
+    let world = mesh.world();
+    let told = |warnings: Vec<Warning>| -> Vec<String> {
+        warnings.into_iter().map(|one| format!("{} {}", one.code.unwrap_or_default(), one.message)).collect()
+    };
+    let of_sidecar = |name: &str| {
+        let sidecar = world.sidecars().find(|one| &*one.name.name == name).expect("a Sidecar");
+        told(check_sidecar(sidecar, &world))
+    };
+    assert!(of_sidecar("alone").is_empty());
+    let both = "IST0110 The Sidecars [old new] in namespace \"default\" select the same workload pod \"customers-v2-1\", which can lead to undefined behavior. The oldest, old, is in force";
+    assert_eq!(of_sidecar("old"), [both]);
+    assert_eq!(of_sidecar("new"), [both]);
+    let general = "IST0111 The Sidecars [b a] in namespace \"default\" have no workload selector, which can lead to undefined behavior. The oldest, b, is in force";
+    assert_eq!((of_sidecar("a"), of_sidecar("b")), (vec![general.to_owned()], vec![general.to_owned()]));
+    let of_gateway = |name: &str| {
+        let gateway = world.gateways().find(|one| &*one.name.name == name).expect("a Gateway");
+        told(check_gateway(gateway, &world))
+    };
+    assert_eq!(
+        of_gateway("one"),
+        [
+            "IST0145 Conflict with gateways default/two (workload selector istio=ingressgateway, port 8080, hosts a.example,b.example)."
+        ]
+    );
+    assert_eq!(
+        of_gateway("two"),
+        [
+            "IST0145 Conflict with gateways default/one (workload selector istio=ingressgateway, port 8080, hosts *.example)."
+        ]
+    );
+    assert!(of_gateway("three").is_empty() && of_gateway("four").is_empty());
 }
