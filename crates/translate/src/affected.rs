@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 
 use lateen_model::{Delta, Hostname, ObjectName, Resolution};
 
+use crate::gateways_tls;
 use crate::listeners_outbound::listens_at_endpoints;
 use crate::proxy::ProxyKind;
 use crate::resource::ResourceType;
@@ -32,7 +33,10 @@ impl Extent {
         match self {
             Self::None => false,
             Self::All => true,
-            Self::Services(hosts) => name.rsplit('|').next().is_some_and(|host| hosts.contains(host)),
+            Self::Services(hosts) => {
+                let host = name.rsplit_once('|').or_else(|| name.rsplit_once("_."));
+                host.is_some_and(|(_, host)| hosts.contains(host))
+            }
         }
     }
 
@@ -147,6 +151,10 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         }
     }
     if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {
+        if gateways_tls::passes_on(before) != gateways_tls::passes_on(scope) {
+            affected.clusters = Extent::All;
+            affected.endpoints = Extent::All;
+        }
         affected.listeners = Extent::All;
         affected.routes = Extent::All;
     }

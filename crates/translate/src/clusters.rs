@@ -3,7 +3,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_api::networking::destination_rule::{ConnectionPoolSettings, H2UpgradePolicy, OutlierDetection};
+use lateen_api::networking::destination_rule::{
+    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, OutlierDetection,
+};
 use lateen_api::networking::load_balancing::SimpleLb;
 use lateen_model::{
     DestinationRule, Endpoint, ObjectName, Protocol, Resolution, Service, ServiceEndpoints, ServicePort,
@@ -25,8 +27,11 @@ use prost::Message;
 
 use crate::client_tls;
 use crate::endpoints;
+use crate::filters::TcpOptions;
 use crate::locality::{self, Spread};
-use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster};
+use crate::names::{
+    BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster, server_name,
+};
 use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
 use crate::proxy::{InboundPort, ProxyKind};
 use crate::resource::{Resource, encode, versioned};
@@ -54,6 +59,8 @@ pub(crate) struct OutboundClusterInputs {
     source: EndpointSource,
     /// Whether the rule's credentials are for this proxy.
     secrets: bool,
+    /// Whether it is for TLS that a gateway passes on by the cluster's name: to endpoints with TLS of the mesh, and without TLS of its own.
+    passed_on: bool,
     /// Names the ServiceEntry gives its servers, where a rule has TLS spoken to them.
     subject_alt_names: Vec<String>,
     /// The rule for the host, with the index of the subset.
@@ -145,6 +152,15 @@ pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundC
     inputs
 }
 
+/// The clusters of a service for TLS that a gateway passes on by their names (AUTO_PASSTHROUGH).
+pub(crate) fn passed_on_inputs(scope: &Scope, service: &Service) -> Vec<OutboundClusterInputs> {
+    if service.external {
+        return Vec::new();
+    }
+    let inputs = outbound_inputs(scope, service).into_iter();
+    inputs.map(|inputs| OutboundClusterInputs { passed_on: true, ..inputs }).collect()
+}
+
 /// Where the endpoints behind a port come from; none when the port cannot be reached.
 fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<EndpointSource> {
     match &service.resolution {
@@ -183,6 +199,7 @@ fn outbound_input(
         protocol: port.protocol,
         source,
         // Only where it matters, so that gateways share the other clusters with sidecars.
+        passed_on: false,
         subject_alt_names: if rule.is_some() { service.subject_alt_names.clone() } else { Vec::new() },
         secrets: rule.as_deref().is_some_and(|rule| secrets::are_wanted(scope.class.kind, rule)),
         rule,
@@ -235,13 +252,24 @@ impl OutboundClusterInputs {
     }
 
     pub(crate) fn name(&self) -> String {
-        outbound_cluster(&self.hostname, self.port, self.subset_name())
+        let name = if self.passed_on { server_name } else { outbound_cluster };
+        name(&self.hostname, self.port, self.subset_name())
+    }
+
+    /// See [`passed_on_inputs`].
+    pub(crate) fn is_passed_on(&self) -> bool {
+        self.passed_on
     }
 
     fn policy(&self) -> EffectivePolicy<'_> {
         let general = self.rule.as_ref().and_then(|rule| rule.spec.traffic_policy.as_ref());
         let special = self.subset_of_rule().and_then(|subset| subset.traffic_policy.as_ref());
         EffectivePolicy::new(general, special, self.port)
+    }
+
+    /// What the rule asks of TCP proxies to the cluster.
+    pub(crate) fn tcp_options(&self) -> TcpOptions {
+        TcpOptions::new(self.policy())
     }
 
     /// The secret that TLS to the cluster needs.
@@ -339,7 +367,8 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     }
     let upgrade = upgrades_to_http2(inputs.protocol, inputs.connections, policy);
     let protocol = upstream_protocol(inputs.protocol, upgrade, policy);
-    let tls = policy.tls.filter(|tls| client_tls::is_spoken(tls)).map(|tls| {
+    let spoken = |tls: &&ClientTlsSettings| !inputs.passed_on && client_tls::is_spoken(tls);
+    let tls = policy.tls.filter(spoken).map(|tls| {
         // The rule's names override those of the ServiceEntry.
         let mut tls = tls.clone();
         if tls.subject_alt_names.is_empty() {

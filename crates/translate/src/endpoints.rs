@@ -12,6 +12,9 @@ use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::wire;
 
+/// Label of pods whose proxies take TLS of the mesh.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+
 /// Everything a cluster's endpoints depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct EndpointInputs {
@@ -19,6 +22,8 @@ pub(crate) struct EndpointInputs {
     port_name: String,
     /// Labels of the subset.
     labels: BTreeMap<String, String>,
+    /// Whether only those with TLS of the mesh are wanted.
+    with_tls: bool,
     endpoints: Option<Arc<ServiceEndpoints>>,
     /// By where they are; none: all alike.
     spread: Option<Spread>,
@@ -38,6 +43,7 @@ pub(crate) fn inputs(
         cluster: cluster.name(),
         port_name: port_name.to_owned(),
         labels: cluster.subset_of_rule().map(|subset| subset.labels.clone()).unwrap_or_default(),
+        with_tls: cluster.is_passed_on(),
         endpoints: scope.world.endpoints(service).cloned(),
         spread: cluster.spread(scope),
     })
@@ -51,7 +57,10 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
     let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
     // EDS cannot carry names; they come from WorkloadEntries that are behind such a service by mistake.
     let of_use = ready.filter(|endpoint| {
-        labels_match(&inputs.labels, &endpoint.labels) && !matches!(endpoint.address, Address::Dns(_))
+        let suits = !inputs.with_tls || endpoint.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio");
+        suits
+            && labels_match(&inputs.labels, &endpoint.labels)
+            && !matches!(endpoint.address, Address::Dns(_))
     });
     encode(inputs.cluster.clone(), &assignment(&inputs.cluster, inputs.spread.as_ref(), of_use))
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use lateen_api::networking::gateway::{Server, ServerTlsMode, ServerTlsSettings};
 use lateen_api::networking::virtual_service::TlsMatchAttributes;
-use lateen_model::{Gateway, Protocol, VirtualService, host_matches};
+use lateen_model::{Gateway, Protocol, Service, VirtualService, host_matches};
 
+use crate::clusters::{self, OutboundClusterInputs};
 use crate::gateways::{HttpServer, ServerHost, add_hosts, pod_ports, served_domains};
+use crate::proxy::ProxyKind;
 use crate::scope::Scope;
 use crate::tcp_routes::{self, TcpDestinations};
 use crate::wire;
@@ -28,6 +30,8 @@ pub(crate) struct ServedPort {
 pub(crate) struct ServedChain {
     /// Names, possibly with a leading wildcard; empty: any.
     pub(crate) names: Vec<String>,
+    /// Protocols they offer (ALPN), any of which will do; empty: whatever.
+    pub(crate) protocols: &'static [&'static str],
     pub(crate) end: ChainEnd,
 }
 
@@ -79,7 +83,13 @@ pub(crate) enum ServerKind {
     TlsEnded,
     /// TLS that ends at the destination, by the name asked for.
     Passthrough,
+    /// TLS of the mesh that ends at the destination, by the name of its cluster.
+    AutoPassthrough,
 }
+
+/// What proxies of the mesh offer in their TLS, by which a gateway knows it (Istio's list).
+const MESH_PROTOCOLS: &[&str] =
+    &["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
 
 /// Servers of one port are of one sort, as in Istio: HTTP, bytes, or TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +117,8 @@ impl ServerKind {
         }
         match server.tls.as_ref()?.mode {
             ServerTlsMode::Passthrough => Some(Self::Passthrough),
-            ServerTlsMode::AutoPassthrough | ServerTlsMode::IstioMutual => None,
+            ServerTlsMode::AutoPassthrough => Some(Self::AutoPassthrough),
+            ServerTlsMode::IstioMutual => None,
             _ if protocol == Protocol::Https => Some(Self::Https),
             _ => Some(Self::TlsEnded),
         }
@@ -117,7 +128,7 @@ impl ServerKind {
         match self {
             Self::Http => PortSort::Http,
             Self::Tcp => PortSort::Tcp,
-            Self::Https | Self::TlsEnded | Self::Passthrough => PortSort::Tls,
+            Self::Https | Self::TlsEnded | Self::Passthrough | Self::AutoPassthrough => PortSort::Tls,
         }
     }
 }
@@ -130,9 +141,7 @@ pub(crate) fn no_effect(server: &Server) -> Option<String> {
     let protocol = &server.port.protocol;
     Some(match server.tls.as_ref().map(|tls| tls.mode) {
         _ if server.bind.starts_with("unix://") => "gateways do not listen on Unix sockets".to_owned(),
-        Some(ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough) => {
-            "its TLS mode comes with the mesh's own certificates".to_owned()
-        }
+        Some(ServerTlsMode::IstioMutual) => "its TLS mode comes with the mesh's own certificates".to_owned(),
         _ => format!("protocol {protocol:?} is not served"),
     })
 }
@@ -236,6 +245,7 @@ pub(crate) fn ports(scope: &Scope) -> Vec<ServedPort> {
         let end = match placed.kind {
             ServerKind::Http => return,
             ServerKind::Passthrough => return chains.extend(passed_through(scope, &placed)),
+            ServerKind::AutoPassthrough => return chains.extend(passed_on(scope, &placed.names)),
             ServerKind::Https => Some(ChainEnd::Https { routes: placed.routes(), server }),
             ServerKind::TlsEnded => tcp_destinations(scope, &placed)
                 .map(|destinations| ChainEnd::Terminated { destinations, server }),
@@ -244,10 +254,37 @@ pub(crate) fn ports(scope: &Scope) -> Vec<ServedPort> {
             ServerKind::Tcp => tcp_destinations(scope, &placed).map(ChainEnd::Bytes),
         };
         let names = if tls { wire::server_names(&placed.names) } else { Vec::new() };
-        chains.extend(end.map(|end| ServedChain { names, end }));
+        chains.extend(end.map(|end| ServedChain { names, protocols: &[], end }));
     });
     let with_chains = ports.into_iter().filter(|(_, (_, chains))| !chains.is_empty());
     with_chains.map(|((bind, port), (tls, chains))| ServedPort { bind, port, tls, chains }).collect()
+}
+
+/// Whether a gateway passes TLS on by the names of clusters.
+pub(crate) fn passes_on(scope: &Scope) -> bool {
+    let is_so = |server: &Server| ServerKind::of(server) == Some(ServerKind::AutoPassthrough);
+    scope.class.kind == ProxyKind::Router
+        && scope
+            .world
+            .gateways_for(&scope.class.labels)
+            .iter()
+            .any(|gateway| gateway.spec.servers.iter().any(is_so))
+}
+
+/// A chain for each cluster in the mesh whose host is among these. No VirtualService is needed, and only what offers the mesh's protocols
+/// is let through: with the choice of endpoints that keeps out who would reach workloads without TLS of the mesh.
+fn passed_on(scope: &Scope, hosts: &[String]) -> Vec<ServedChain> {
+    let is_served =
+        |service: &&Arc<Service>| hosts.iter().any(|pattern| host_matches(pattern, &service.hostname));
+    let inputs = scope.services.iter().filter(is_served);
+    let inputs = inputs.flat_map(|service| clusters::passed_on_inputs(scope, service));
+    let chain = |inputs: OutboundClusterInputs| {
+        let name = inputs.name();
+        let destinations =
+            TcpDestinations { options: inputs.tcp_options(), ..TcpDestinations::only(name.clone()) };
+        ServedChain { names: vec![name], protocols: MESH_PROTOCOLS, end: ChainEnd::Bytes(destinations) }
+    };
+    inputs.map(chain).collect()
 }
 
 /// Where the TCP rules bound to the gateway send a server's connections: those of the oldest VirtualService that has one for it.
@@ -300,7 +337,7 @@ fn passed_through(scope: &Scope, placed: &Placed<'_>) -> Vec<ServedChain> {
             let destinations = TcpDestinations::new(scope, &service, &rule.route, placed.server_port);
             let (Some(destinations), false) = (destinations, names.is_empty()) else { continue };
             let names = wire::server_names(&names);
-            chains.push(ServedChain { names, end: ChainEnd::Bytes(destinations) });
+            chains.push(ServedChain { names, protocols: &[], end: ChainEnd::Bytes(destinations) });
         }
     }
     chains

@@ -1,12 +1,12 @@
 //! All resources of a class, or those that may have changed.
 use std::sync::Arc;
 
-use lateen_model::World;
+use lateen_model::{Service, World};
 
 use crate::affected::Extent;
 use crate::any_address;
 use crate::cache::Cache;
-use crate::clusters::{self, FixedCluster};
+use crate::clusters::{self, FixedCluster, OutboundClusterInputs};
 use crate::endpoints;
 use crate::gateways;
 use crate::gateways_tls;
@@ -83,13 +83,26 @@ pub fn generate_own(
     }
 }
 
+/// The clusters of services within an extent.
+fn outbound<'a>(
+    scope: &'a Scope,
+    extent: &Extent,
+) -> impl Iterator<Item = (&'a Service, OutboundClusterInputs)> {
+    let passes_on = gateways_tls::passes_on(scope);
+    scope.services_in(extent).into_iter().flat_map(move |service| {
+        let mut inputs = clusters::outbound_inputs(scope, service);
+        if passes_on {
+            inputs.extend(clusters::passed_on_inputs(scope, service));
+        }
+        inputs.into_iter().map(move |inputs| (&**service, inputs))
+    })
+}
+
 /// CDS.
 fn clusters(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
     let mut resources = Vec::new();
-    for service in scope.services_in(extent) {
-        for inputs in clusters::outbound_inputs(scope, service) {
-            resources.push(cache.resource(ResourceType::Cluster, &inputs, clusters::outbound));
-        }
+    for (_, inputs) in outbound(scope, extent) {
+        resources.push(cache.resource(ResourceType::Cluster, &inputs, clusters::outbound));
     }
     if *extent != Extent::All {
         return resources;
@@ -110,12 +123,10 @@ fn clusters(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>>
 /// EDS.
 fn endpoints(scope: &Scope, cache: &Cache, extent: &Extent) -> Vec<Arc<Resource>> {
     let mut resources = Vec::new();
-    for service in scope.services_in(extent) {
-        for cluster in clusters::outbound_inputs(scope, service) {
-            let Some(port) = service.port(cluster.port()) else { continue };
-            if let Some(inputs) = endpoints::inputs(scope, &cluster, service, &port.name) {
-                resources.push(cache.resource(ResourceType::Endpoint, &inputs, endpoints::load_assignment));
-            }
+    for (service, cluster) in outbound(scope, extent) {
+        let Some(port) = service.port(cluster.port()) else { continue };
+        if let Some(inputs) = endpoints::inputs(scope, &cluster, service, &port.name) {
+            resources.push(cache.resource(ResourceType::Endpoint, &inputs, endpoints::load_assignment));
         }
     }
     resources

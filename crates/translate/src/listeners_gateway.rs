@@ -87,8 +87,12 @@ pub(crate) fn port_listener(inputs: &ServedPortInputs) -> Resource {
 }
 
 fn served_chain(settings: &Settings, listener: &str, chain: &ServedChain) -> listener::FilterChain {
-    let matching = listener::FilterChainMatch { server_names: chain.names.clone(), ..Default::default() };
-    let matching = (!chain.names.is_empty()).then_some(matching);
+    let matching = listener::FilterChainMatch {
+        server_names: chain.names.clone(),
+        application_protocols: chain.protocols.iter().map(|&protocol| protocol.to_owned()).collect(),
+        ..Default::default()
+    };
+    let matching = (matching != Default::default()).then_some(matching);
     let base = listener::FilterChain { filter_chain_match: matching, ..Default::default() };
     let ended =
         |server: &ServerRef| server.tls().map(|terms| client_tls::socket(wire::any(&downstream(terms))));

@@ -12,6 +12,11 @@ pub fn outbound_cluster(host: &str, port: u16, subset: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
+/// `outbound_.PORT_.SUBSET_.HOST`: the cluster as a server name, by which callers of other networks ask for it.
+pub(crate) fn server_name(host: &str, port: u16, subset: &str) -> String {
+    format!("outbound_.{port}_.{subset}_.{host}")
+}
+
 /// `HOST:PORT`: the routes of a service port of undeclared protocol, whose listener is its own.
 pub(crate) fn detected_routes(host: &str, port: u16) -> String {
     format!("{host}:{port}")

@@ -1,7 +1,7 @@
 //! TLS at gateways and towards services.
 mod support;
 
-use lateen_translate::ResourceType::{Cluster, Listener, Route, Secret};
+use lateen_translate::ResourceType::{Cluster, Endpoint, Listener, Route, Secret};
 use serde_json::{Value, json};
 use support::Mesh;
 
@@ -356,4 +356,46 @@ fn redirects_of_https_servers_imply_https() {
     let routes = &resources.get(Route, "https.8443.https.tls.default")["virtual_hosts"][0]["routes"];
     assert_eq!(routes[0]["redirect"]["port_redirect"], Value::Null);
     assert_eq!(routes[1]["redirect"]["port_redirect"], 80);
+}
+
+#[test]
+fn tls_of_the_mesh_is_passed_on_by_the_names_of_clusters() {
+    let mut mesh = mesh(
+        "{port: {number: 15443, name: tls, protocol: TLS}, hosts: ['*.default.svc.cluster.local', '*.example'], tls: {mode: AUTO_PASSTHROUGH}}",
+    );
+    let labels = json!({"app": "customers", "version": "v2", "security.istio.io/tlsMode": "istio"});
+    mesh.pod("default", "customers-v2-1", "10.244.0.32", labels);
+    mesh.config("{kind: ServiceEntry, metadata: {name: api}, spec: {hosts: [api.example], location: MESH_EXTERNAL, resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}}");
+    mesh.config("{kind: DestinationRule, metadata: {name: web-frontend}, spec: {host: web-frontend, trafficPolicy: {tls: {mode: SIMPLE}}}}");
+    let resources = mesh.gateway_resources();
+    let chains = resources.get(Listener, "0.0.0.0_15443")["filter_chains"].as_array().unwrap().clone();
+    let name = |chain: &Value| chain["filter_chain_match"]["server_names"][0].as_str().unwrap().to_owned();
+    let customers = "_.customers.default.svc.cluster.local";
+    let names: Vec<String> = chains.iter().map(name).filter(|name| !name.contains("kubernetes")).collect();
+    let expected = [
+        format!("outbound_.80_.v1{customers}"),
+        format!("outbound_.80_.v2{customers}"),
+        format!("outbound_.80_.{customers}"),
+        "outbound_.80_._.web-frontend.default.svc.cluster.local".to_owned(),
+    ];
+    assert_eq!(names, expected, "those in the mesh, which the server's hosts name");
+    assert!(chains.iter().all(|chain| {
+        chain["filter_chain_match"]["application_protocols"][0] == "istio"
+            && chain.get("transport_socket").is_none()
+            && *only_cluster(chain) == name(chain)
+    }));
+    let own = resources.get(Cluster, "outbound_.80_._.web-frontend.default.svc.cluster.local");
+    assert!(own.get("transport_socket").is_none(), "the caller's TLS is all there is");
+    let endpoints = |name: &str| {
+        let all = resources.get(Endpoint, name)["endpoints"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|locality| locality["lb_endpoints"].as_array().map_or(0, Vec::len)).sum::<usize>()
+    };
+    assert_eq!(endpoints(&format!("outbound_.80_.{customers}")), 1, "only those with TLS of the mesh");
+    assert_eq!(endpoints("outbound|80||customers.default.svc.cluster.local"), 2);
+    let before = mesh.gateway();
+    let delta = mesh.config("{kind: Gateway, metadata: {name: tls}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}}");
+    let after = mesh.gateway();
+    assert_eq!(lateen_translate::affected(&delta, &before, &after).clusters, lateen_translate::Extent::All);
+    let hosts = ["customers.default.svc.cluster.local".into()].into();
+    assert!(lateen_translate::Extent::Services(hosts).covers(&format!("outbound_.80_.v1{customers}")));
 }
