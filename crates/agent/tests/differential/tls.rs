@@ -125,6 +125,16 @@ fn cases(pki: &Pki) -> Vec<Case> {
         with("mutual-good", "mutual", &pki.client),
         with("mutual-other", "mutual", &pki.client_other),
         with("mutual-expired", "mutual", &pki.client_expired),
+        with("mutual-old", "mutual", &pki.client_old),
+        {
+            let mut case = with("mutual-old-12", "mutual", &pki.client_old);
+            if let Some(client) = &mut case.tls {
+                client.versions = vec![tls12];
+            }
+            case
+        },
+        with("mutual-old-other", "mutual", &pki.client_old_other),
+        with("exact-old", "exact", &pki.client_old),
         with("mutual-simple", "simple", &pki.client),
         case("optional-none", "optional"),
         with("optional-good", "optional", &pki.client),
@@ -157,6 +167,9 @@ fn cases(pki: &Pki) -> Vec<Case> {
         through("to-other/", "h", ""),
         through("to-expired/", "h", ""),
         through("to-expired-too/", "h", ""),
+        through("to-old/", "h", ""),
+        through("to-old-12/", "h", ""),
+        through("to-old-named/", "h", ""),
         through("to-plain/", "h", ""),
         through("to-mutual/", "h", ""),
         through("to-mutual-without/", "h", ""),
@@ -264,7 +277,10 @@ fn connector(client: &Client) -> TlsConnector {
             let chain =
                 CertificateDer::pem_slice_iter(pair.chain.as_bytes()).collect::<Result<_, _>>().unwrap();
             let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(chain, key).unwrap()
+            let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+            // Not `with_client_auth_cert`, which takes no certificates of version 1.
+            let shown = rustls::sign::CertifiedKey::new(chain, key);
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)))
         }
     };
     config.alpn_protocols = client.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
@@ -474,8 +490,8 @@ impl Twins {
                 .collect();
             for (name, port) in &proxy.ports {
                 let address = format!("listener.127.0.0.1_{port}.");
-                let shared =
-                    ["simple", "mutual", "other", "expired", "tls13", "plain", "proxied"].contains(name);
+                let shared = ["simple", "mutual", "other", "expired", "old", "tls13", "plain", "proxied"]
+                    .contains(name);
                 lines.retain(|line| !shared || !line.starts_with(&address));
                 lines
                     .iter_mut()

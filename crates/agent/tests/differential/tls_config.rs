@@ -149,6 +149,15 @@ fn clients(pki: &Pki) -> Vec<(&'static str, &'static str, Value)> {
         ("to-misnamed", "simple", verified(dns("b.example"))),
         ("to-other", "other", verified(json!({}))),
         ("to-expired", "expired", verified(json!({}))),
+        ("to-old", "old", verified(json!({}))),
+        (
+            "to-old-12",
+            "old",
+            socket(json!({ "common_tls_context": {
+                "validation_context": roots(json!({})), "tls_params": { "tls_maximum_protocol_version": "TLSv1_2" },
+            } })),
+        ),
+        ("to-old-named", "old", verified(dns("a.example"))),
         ("to-expired-too", "expired", verified(json!({ "allow_expired_certificate": true }))),
         ("to-plain", "plain", verified(json!({}))),
         ("to-mutual", "mutual", with_certificate(&pki.client)),
@@ -206,7 +215,17 @@ fn proxy_protocol(version: &str) -> Value {
 
 pub(crate) fn names() -> Vec<&'static str> {
     let mut names: Vec<&'static str> = servers(&Pki::new()).iter().map(|(name, ..)| *name).collect();
-    names.extend(["clients", "other", "expired", "plain", "proxied", "proxied-or-not", "by-name", "rotated"]);
+    names.extend([
+        "clients",
+        "other",
+        "expired",
+        "old",
+        "plain",
+        "proxied",
+        "proxied-or-not",
+        "by-name",
+        "rotated",
+    ]);
     names
 }
 
@@ -259,7 +278,8 @@ pub(crate) fn bootstrap(
             }],
         }));
     }
-    for (name, pair) in [("other", &pki.server_other), ("expired", &pki.server_expired)] {
+    let others = [("other", &pki.server_other), ("expired", &pki.server_expired), ("old", &pki.server_old)];
+    for (name, pair) in others {
         let tls = json!({ "common_tls_context": { "tls_certificates": [certificate(pair)] } });
         listeners.push(json!({
             "name": name, "address": address(ports[name]),

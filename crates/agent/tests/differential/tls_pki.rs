@@ -2,7 +2,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    SanType, date_time_ymd,
+    SanType, SigningKey, date_time_ymd,
 };
 
 /// A chain and its key, in PEM.
@@ -48,9 +48,73 @@ impl Authority {
         params.not_after = if expired { date_time_ymd(2021, 1, 2) } else { date_time_ymd(2040, 1, 2) };
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.der());
+        Pair::new(certificate.der(), &key)
+    }
+
+    /// A certificate of version 1, as `openssl x509 -req` makes it without extensions: another one without its version and extensions,
+    /// signed again.
+    fn issue_old(&self, common_name: &str) -> Pair {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.not_before = date_time_ymd(2020, 1, 2);
+        params.not_after = date_time_ymd(2040, 1, 2);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let (_, whole) = children(certificate.der());
+        let (_, signed) = children(whole[0]);
+        let is_kept = |part: &&&[u8]| !matches!(part[0], 0xa0 | 0xa3);
+        let signed = sequence(&signed.iter().filter(is_kept).copied().collect::<Vec<_>>().concat());
+        let mut signature = vec![0];
+        signature.extend(self.0.key().sign(&signed).unwrap());
+        let mut bits = sequence(&signature);
+        bits[0] = 0x03;
+        Pair::new(&sequence(&[&signed, whole[1], &bits].concat()), &key)
+    }
+}
+
+/// The contents of a DER structure, and its parts as they are.
+fn children(der: &[u8]) -> (&[u8], Vec<&[u8]>) {
+    let header = |der: &[u8]| match der[1] {
+        short @ 0..0x80 => (2, usize::from(short)),
+        long => {
+            let count = usize::from(long & 0x7f);
+            let length = der[2..2 + count].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+            (2 + count, length)
+        }
+    };
+    let (start, length) = header(der);
+    let contents = &der[start..start + length];
+    let (mut rest, mut parts) = (contents, Vec::new());
+    while !rest.is_empty() {
+        let (start, length) = header(rest);
+        let (part, after) = rest.split_at(start + length);
+        parts.push(part);
+        rest = after;
+    }
+    (contents, parts)
+}
+
+fn sequence(contents: &[u8]) -> Vec<u8> {
+    let length = contents.len();
+    let mut der = match length {
+        0..0x80 => vec![0x30, length as u8],
+        0x80..0x100 => vec![0x30, 0x81, length as u8],
+        _ => vec![0x30, 0x82, (length >> 8) as u8, (length & 0xff) as u8],
+    };
+    der.extend(contents);
+    der
+}
+
+impl Pair {
+    fn new(der: &[u8], key: &KeyPair) -> Self {
+        use base64::Engine as _;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
         let hash = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Pair { chain: certificate.pem(), key: key.serialize_pem(), hash }
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        let lines: Vec<&str> =
+            text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let chain = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
+        Self { chain, key: key.serialize_pem(), hash }
     }
 }
 
@@ -70,6 +134,11 @@ pub(crate) struct Pki {
     pub(crate) client_expired: Pair,
     /// Another name than `client`.
     pub(crate) client_stranger: Pair,
+    /// Of version 1.
+    pub(crate) server_old: Pair,
+    pub(crate) client_old: Pair,
+    /// Of version 1, signed by `other`.
+    pub(crate) client_old_other: Pair,
 }
 
 impl Pki {
@@ -87,6 +156,9 @@ impl Pki {
             ),
             client_other: other.issue("client", &["spiffe://td/ns/a/sa/client"], false),
             client_expired: authority.issue("client", &["spiffe://td/ns/a/sa/client"], true),
+            server_old: authority.issue_old("a.example"),
+            client_old: authority.issue_old("client"),
+            client_old_other: other.issue_old("client"),
             client_stranger: authority.issue("stranger", &["spiffe://td/ns/a/sa/stranger"], false),
             authority,
         }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 
 use super::hosts::{check_wildcard_host, is_dns_label};
 use super::{Findings, check_labels, check_port};
-use crate::networking::gateway::{GatewaySpec, Server, ServerTlsMode};
+use crate::networking::gateway::{GatewaySpec, Server, ServerTlsMode, ServerTlsSettings};
 
 /// Validates a Gateway's spec.
 pub fn validate_gateway(spec: &GatewaySpec) -> Findings {
@@ -122,26 +122,54 @@ fn check_tls(findings: &mut Findings, path: &str, server: &Server, protocol: &st
         }
         return;
     }
-    let needs_certificate =
-        matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
-    let by_secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
-    let by_file = !tls.server_certificate.is_empty() || !tls.tls_certificates.is_empty();
-    if needs_certificate && !by_secret && !by_file {
-        findings.error(
-            format!("{path}.tls"),
-            "either server certificate or credential name is required for this TLS mode",
-        );
-    }
-    if needs_certificate
-        && !by_secret
-        && by_file
-        && tls.tls_certificates.is_empty()
-        && tls.private_key.is_empty()
-    {
-        findings.error(format!("{path}.tls.privateKey"), "SIMPLE TLS requires a private key");
-    }
     if protocol == "HTTPS" && matches!(tls.mode, ServerTlsMode::Passthrough) && tls.https_redirect {
         findings.error(format!("{path}.tls"), "tls.httpsRedirect should only be used with http servers");
+    }
+    check_certificates(findings, &format!("{path}.tls"), tls);
+}
+
+/// Where a server's certificates come from: a Secret, or files.
+fn check_certificates(findings: &mut Findings, path: &str, tls: &ServerTlsSettings) {
+    let by_secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
+    let given = [
+        ("serverCertificate", "server certificate", !tls.server_certificate.is_empty()),
+        ("privateKey", "private key", !tls.private_key.is_empty()),
+        ("caCertificates", "CA bundle", !tls.ca_certificates.is_empty()),
+        ("credentialName", "credentialName", by_secret),
+    ];
+    let mode = match tls.mode {
+        ServerTlsMode::IstioMutual => {
+            for (field, name, _) in given.iter().filter(|(_, _, given)| *given) {
+                let message = format!("ISTIO_MUTUAL TLS cannot have associated {name}");
+                findings.error(format!("{path}.{field}"), message);
+            }
+            return;
+        }
+        ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
+            let mode =
+                if tls.mode == ServerTlsMode::Passthrough { "PASSTHROUGH" } else { "AUTO_PASSTHROUGH" };
+            if given.iter().any(|(_, _, given)| *given) {
+                findings.warn(path, format!("{mode} mode does not use certificates, they will be ignored"));
+            }
+            return;
+        }
+        ServerTlsMode::Simple => "SIMPLE",
+        ServerTlsMode::Mutual => "MUTUAL",
+        ServerTlsMode::OptionalMutual => "OPTIONAL_MUTUAL",
+    };
+    if by_secret {
+        return;
+    }
+    let mut needed = Vec::new();
+    if tls.tls_certificates.is_empty() {
+        needed.extend([given[0], given[1]]);
+    }
+    if tls.mode != ServerTlsMode::Simple {
+        let by_name = !tls.ca_cert_credential_name.is_empty();
+        needed.push(("caCertificates", "client CA bundle", given[2].2 || by_name));
+    }
+    for (field, name, _) in needed.iter().filter(|(_, _, given)| !given) {
+        findings.error(format!("{path}.{field}"), format!("{mode} TLS requires a {name}"));
     }
 }
 
@@ -183,5 +211,37 @@ mod tests {
         let http = json!({"servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["a.com"],
             "tls": {"mode": "SIMPLE", "credentialName": "c"}}]});
         assert!(errors(http)[0].contains("plain text HTTP"));
+    }
+
+    #[test]
+    fn certificates_come_from_a_secret_or_from_files() {
+        let of = |tls: serde_json::Value| {
+            errors(
+                json!({"servers": [{"port": {"number": 443, "name": "p", "protocol": "HTTPS"}, "hosts": ["a.com"], "tls": tls}]}),
+            )
+        };
+        let path = "spec.servers[0].tls";
+        assert_eq!(
+            of(json!({"mode": "SIMPLE"})),
+            [
+                format!("{path}.serverCertificate: SIMPLE TLS requires a server certificate"),
+                format!("{path}.privateKey: SIMPLE TLS requires a private key"),
+            ]
+        );
+        let files = json!({"mode": "MUTUAL", "serverCertificate": "/c", "privateKey": "/k"});
+        assert_eq!(of(files), [format!("{path}.caCertificates: MUTUAL TLS requires a client CA bundle")]);
+        assert_eq!(
+            of(json!({"mode": "ISTIO_MUTUAL", "credentialName": "c"})),
+            [format!("{path}.credentialName: ISTIO_MUTUAL TLS cannot have associated credentialName")]
+        );
+        for good in [
+            json!({"mode": "MUTUAL", "credentialName": "c"}),
+            json!({"mode": "SIMPLE", "credentialNames": ["c", "d"]}),
+            json!({"mode": "SIMPLE", "tlsCertificates": [{"serverCertificate": "/c", "privateKey": "/k"}]}),
+            json!({"mode": "ISTIO_MUTUAL"}),
+            json!({"mode": "PASSTHROUGH"}),
+        ] {
+            assert_eq!(of(good.clone()), Vec::<String>::new(), "{good}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Certificates of one run, made with openssl, and what clients get with them.
 
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 use anyhow::{Result, ensure};
 use lateen_e2e::Mesh;
@@ -77,6 +77,39 @@ impl Pki {
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
     }
 
+    /// A client that goes on asking over one connection, until it is told to end.
+    pub(crate) fn lasting(&self, address: &str, host: &str, version: &str) -> Result<Lasting> {
+        let log = self.path().join(format!("lasting{version}"));
+        // By the line, so that what it has said is there when it is stopped.
+        let child = Command::new("stdbuf")
+            .args([
+                "-oL",
+                "curl",
+                "-s",
+                "-o",
+                "/dev/null",
+                "--rate",
+                "40/s",
+                "-w",
+                "%{http_code} %{num_connects}\n",
+                version,
+            ])
+            .args(["--cacert", &self.file("ca.crt"), "--resolve", &format!("{host}:443:{address}")])
+            .arg(format!("https://{host}/?[1-100000]"))
+            .stdout(std::fs::File::create(&log)?)
+            .spawn()?;
+        Ok(Lasting { child, log })
+    }
+
+    /// SHA-256 of a certificate, in hexadecimal digits.
+    pub(crate) fn hash(&self, name: &str) -> Result<String> {
+        let script =
+            format!("openssl x509 -in {} -outform DER | sha256sum", self.file(&format!("{name}.crt")));
+        let out = Command::new("sh").args(["-c", &script]).output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        Ok(text.split(' ').next().unwrap_or_default().to_owned())
+    }
+
     /// Common name of what a server shows.
     pub(crate) fn shown(&self, address: &str, host: &str) -> Result<String> {
         let script = format!(
@@ -84,5 +117,39 @@ impl Pki {
         );
         let out = Command::new("sh").args(["-c", &script]).output()?;
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    }
+}
+
+/// See [`Pki::lasting`].
+pub(crate) struct Lasting {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Lasting {
+    /// Stops asking.
+    ///
+    /// # Errors
+    /// When a request failed, or there was another connection than the first.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let text = std::fs::read_to_string(&self.log)?;
+        let lines: Vec<&str> = text.lines().collect();
+        let others = lines.iter().skip(1).filter(|line| **line != "200 0").count();
+        ensure!(
+            lines.len() > 20 && lines[0] == "200 1" && others == 0,
+            "{others} of {} requests failed or took another connection: {text:.500}",
+            lines.len()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        // Ended already, mostly.
+        let _gone = self.child.kill();
+        let _waited = self.child.wait();
     }
 }

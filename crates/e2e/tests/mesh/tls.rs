@@ -14,6 +14,7 @@ pub(crate) const TRIALS: &[OnMesh] = &[
     ("passed_on_and_originated", passed_on_and_originated),
     ("bytes_at_the_gateway", bytes_at_the_gateway),
     ("ingress_tls", ingress_tls),
+    ("terms_of_servers", terms_of_servers),
 ];
 
 const SOON: Duration = Duration::from_secs(30);
@@ -96,10 +97,12 @@ fn bad_contents(mesh: &Mesh, pki: &Pki, address: &str) -> Result<()> {
     Ok(())
 }
 
-/// New certificates under load, by a change and by the way of Istio's documentation, delete and create: no request fails.
+/// New certificates under load of new and of lasting connections, by a change and by the way of Istio's documentation, delete and create: no request fails.
 fn rotate(mesh: &Mesh, pki: &Pki, address: &str) -> Result<()> {
     ensure!(pki.shown(address, "a.example")?.contains("first"), "the first certificate is shown");
     let (done, sent, lost) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let lasting =
+        [pki.lasting(address, "a.example", "--http1.1")?, pki.lasting(address, "a.example", "--http2")?];
     let rotated = std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -127,6 +130,9 @@ fn rotate(mesh: &Mesh, pki: &Pki, address: &str) -> Result<()> {
         outcome
     });
     rotated?;
+    for mut lasting in lasting {
+        lasting.end()?;
+    }
     let (sent, lost) = (sent.into_inner(), lost.into_inner());
     ensure!(sent > 0 && lost == 0, "{lost} of {sent} requests failed during the rotation");
     Ok(())
@@ -164,7 +170,8 @@ fn passed_on_and_originated(mesh: &Mesh) -> Result<()> {
 
 /// A port more on the gateway's Service, as Istio's demo profile has it.
 fn open_port(mesh: &Mesh, port: u16) -> Result<()> {
-    let patch = format!(r#"{{"spec":{{"ports":[{{"name":"tcp","port":{port},"targetPort":{port}}}]}}}}"#);
+    let patch =
+        format!(r#"{{"spec":{{"ports":[{{"name":"tcp-{port}","port":{port},"targetPort":{port}}}]}}}}"#);
     mesh.kubectl(&["patch", "svc", "-n", "istio-system", "istio-ingressgateway", "-p", &patch]).map(drop)
 }
 
@@ -201,10 +208,102 @@ fn bytes_at_the_gateway(mesh: &Mesh) -> Result<()> {
         Ok(())
     })?;
     ensure!(pki.shown(&address, "secure.example")?.contains("server"), "the gateway's certificate is shown");
+    by_cluster_name(mesh, &address)?;
     mesh.kubectl(&["delete", "gw,vs,dr", "--all", "-n", "default"])?;
     mesh.kubectl(&["delete", "secret", "-n", "istio-system", "bytes"])?;
     mesh.kubectl(&["delete", "pod", "caller", "--grace-period=1", "--wait=true"])?;
     mesh.kubectl(&["delete", "namespace", "outside", "--wait=true", "--timeout=60s"]).map(drop)
+}
+
+/// AUTO_PASSTHROUGH: the mesh's TLS is passed on to workloads that have it, without any VirtualService.
+fn by_cluster_name(mesh: &Mesh, address: &str) -> Result<()> {
+    open_port(mesh, 15443)?;
+    mesh.kubectl(&["label", "pod", "-n", "outside", "secure", "security.istio.io/tlsMode=istio"])?;
+    mesh.apply(&gateway("{ port: { number: 15443, name: tls, protocol: TLS }, hosts: ['*.svc.cluster.local'], tls: { mode: AUTO_PASSTHROUGH } }"))?;
+    let shown = |service: &str, more: &str| {
+        mesh.lab("", &format!("openssl s_client -connect {address}:15443 -servername outbound_.443_._.{service}.outside.svc.cluster.local {more} </dev/null 2>/dev/null | openssl x509 -noout -subject 2>/dev/null || true"))
+    };
+    eventually("TLS by the name of a cluster", SOON, || {
+        let shown = shown("secure", "-alpn istio")?;
+        ensure!(shown.contains("server"), "{shown}");
+        Ok(())
+    })?;
+    let plain = shown("secure", "")?;
+    ensure!(plain.is_empty(), "only the mesh's own TLS is passed on: {plain}");
+    let without = shown("strict", "-alpn istio")?;
+    ensure!(without.is_empty(), "only to workloads that have it: {without}");
+    Ok(())
+}
+
+/// Versions, ciphers and client certificates that servers ask for.
+fn terms_of_servers(mesh: &Mesh) -> Result<()> {
+    let (pki, address) = (Pki::new()?, mesh.gateway()?);
+    for (name, host) in [("server", "*.terms.example"), ("client", "client"), ("stranger", "stranger")] {
+        pki.issue(name, host)?;
+    }
+    let data = [("tls.crt", "server.crt"), ("tls.key", "server.key"), ("ca.crt", "ca.crt")];
+    pki.generic(mesh, "istio-system", "terms", &data)?;
+    let hash = pki.hash("client")?;
+    let servers = [
+        server(
+            "new",
+            "new.terms.example",
+            "{ mode: SIMPLE, credentialName: terms, minProtocolVersion: TLSV1_3 }",
+        ),
+        server(
+            "cipher",
+            "cipher.terms.example",
+            "{ mode: SIMPLE, credentialName: terms, maxProtocolVersion: TLSV1_2, cipherSuites: [ECDHE-ECDSA-AES256-GCM-SHA384] }",
+        ),
+        server(
+            "hash",
+            "hash.terms.example",
+            &format!("{{ mode: MUTUAL, credentialName: terms, verifyCertificateHash: [{hash}] }}"),
+        ),
+        server(
+            "names",
+            "names.terms.example",
+            "{ mode: MUTUAL, credentialName: terms, subjectAltNames: [stranger] }",
+        ),
+        server("optional", "optional.terms.example", "{ mode: OPTIONAL_MUTUAL, credentialName: terms }"),
+    ];
+    mesh.apply(&(gateway(&servers.join(", ")) + DIRECT))?;
+    let certificate = |name: &str| {
+        [
+            "--cert".to_owned(),
+            pki.file(&format!("{name}.crt")),
+            "--key".to_owned(),
+            pki.file(&format!("{name}.key")),
+        ]
+    };
+    let (client, stranger) = (certificate("client"), certificate("stranger"));
+    let (client, stranger) = (client.each_ref().map(String::as_str), stranger.each_ref().map(String::as_str));
+    let with_cipher = |name: &'static str| ["--tls-max", "1.2", "--ciphers", name];
+    let (strong, weak) =
+        (with_cipher("ECDHE-ECDSA-AES256-GCM-SHA384"), with_cipher("ECDHE-ECDSA-AES128-GCM-SHA256"));
+    let cases: [(&str, &[&str], bool); 11] = [
+        ("new", &[], true),
+        ("new", &["--tls-max", "1.2"], false),
+        ("cipher", &strong, true),
+        ("cipher", &weak, false),
+        ("hash", &client, true),
+        ("hash", &stranger, false),
+        ("names", &stranger, true),
+        ("names", &client, false),
+        ("names", &[], false),
+        ("optional", &[], true),
+        ("optional", &client, true),
+    ];
+    for (name, options, accepted) in cases {
+        eventually(&format!("{name} {options:?}"), SOON, || {
+            let said = pki.curl(&address, &format!("{name}.terms.example"), options)?;
+            let expected = if accepted { said == "hello\n200" } else { said.starts_with("exit") };
+            ensure!(expected, "{said}");
+            Ok(())
+        })?;
+    }
+    mesh.kubectl(&["delete", "gw,vs", "tls", "-n", "default"])?;
+    mesh.kubectl(&["delete", "secret", "-n", "istio-system", "terms"]).map(drop)
 }
 
 fn ingress_tls(mesh: &Mesh) -> Result<()> {

@@ -6,7 +6,7 @@ use lateen_ir as ir;
 use rustls::server::ClientHello;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// One own certificate.
@@ -27,9 +27,14 @@ pub(super) fn load(own: &ir::TlsCertificate) -> Result<Own, String> {
     let key = PrivateKeyDer::from_pem_slice(&own.key.bytes).map_err(|error| bad_key(&error))?;
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|error| bad_key(&error))?;
     let names = names(&chain[0])?;
-    let certified = CertifiedKey::new(chain, key);
-    certified.keys_match().map_err(|_| bad_key(&"KEY_VALUES_MISMATCH"))?;
-    Ok(Own { key: Arc::new(certified), names })
+    // Held against each other here, since rustls would parse the certificate and take none of version 1.
+    let fits = |public: &SubjectPublicKeyInfoDer<'_>| {
+        X509Certificate::from_der(&chain[0]).is_ok_and(|(_, leaf)| leaf.public_key().raw == public.as_ref())
+    };
+    if !key.public_key().is_some_and(|public| fits(&public)) {
+        return Err(bad_key(&"KEY_VALUES_MISMATCH"));
+    }
+    Ok(Own { key: Arc::new(CertifiedKey::new(chain, key)), names })
 }
 
 /// The certificates of a PEM text; at least one.

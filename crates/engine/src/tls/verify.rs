@@ -6,15 +6,20 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use lateen_ir as ir;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+    verify_tls13_signature_with_raw_key,
+};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
+};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
 use super::certificate::certificates;
 
@@ -170,6 +175,9 @@ impl Verifier {
         if self.anchors.authorities.iter().any(|authority| authority == leaf) {
             return check_validity(leaf, now);
         }
+        if let Some(leaf) = of_version_1(leaf) {
+            return self.issued_directly(&leaf, now);
+        }
         let parsed = webpki::EndEntityCert::try_from(leaf).map_err(of_webpki)?;
         let usage = match self.peer {
             Peer::Server { .. } => webpki::KeyUsage::server_auth(),
@@ -196,6 +204,24 @@ impl Verifier {
             )
             .map(drop)
             .map_err(of_webpki)
+    }
+
+    /// Certificates of version 1, which `openssl x509 -req` makes when it is given no extensions, are unknown to webpki: one of the
+    /// authorities must have signed it, and there must be no revocation list that it would have to be looked for in.
+    fn issued_directly(&self, leaf: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
+        if !self.anchors.revoked.is_empty() {
+            return Err(CertificateError::UnknownRevocationStatus.into());
+        }
+        let signed = |authority: &CertificateDer<'_>| {
+            X509Certificate::from_der(authority).is_ok_and(|(_, authority)| {
+                authority.subject().as_raw() == leaf.issuer().as_raw()
+                    && leaf.verify_signature(Some(authority.public_key())).is_ok()
+            })
+        };
+        if !self.anchors.authorities.iter().any(signed) {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
+        is_valid(leaf, now)
     }
 
     /// Where hashes are wanted, one must fit.
@@ -236,8 +262,47 @@ fn of_webpki(error: webpki::Error) -> Error {
     .into()
 }
 
+/// The certificate, when it is of version 1.
+fn of_version_1<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    (parsed.version() == X509Version::V1).then_some(parsed)
+}
+
+/// A handshake's signature, by the certificate's key.
+fn check_signature(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+    tls13: bool,
+) -> Result<HandshakeSignatureValid, Error> {
+    let Some(old) = of_version_1(certificate) else {
+        return match tls13 {
+            true => verify_tls13_signature(message, certificate, signature, algorithms),
+            false => verify_tls12_signature(message, certificate, signature, algorithms),
+        };
+    };
+    let key = SubjectPublicKeyInfoDer::from(old.public_key().raw);
+    if tls13 {
+        return verify_tls13_signature_with_raw_key(message, &key, signature, algorithms);
+    }
+    let entity = webpki::RawPublicKeyEntity::try_from(&key).map_err(of_webpki)?;
+    let of_scheme = algorithms.mapping.iter().filter(|(scheme, _)| *scheme == signature.scheme);
+    let mut usable = of_scheme.flat_map(|(_, usable)| usable.iter());
+    let verified =
+        usable.any(|algorithm| entity.verify_signature(*algorithm, message, signature.signature()).is_ok());
+    match verified {
+        true => Ok(HandshakeSignatureValid::assertion()),
+        false => Err(CertificateError::BadSignature.into()),
+    }
+}
+
 fn check_validity(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    is_valid(&parsed, now)
+}
+
+fn is_valid(parsed: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if now > parsed.validity().not_after.timestamp() {
         return Err(CertificateError::Expired.into());
@@ -317,7 +382,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        check_signature(message, certificate, signature, &self.algorithms, false)
     }
 
     fn verify_tls13_signature(
@@ -326,7 +391,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        check_signature(message, certificate, signature, &self.algorithms, true)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -359,7 +424,7 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        check_signature(message, certificate, signature, &self.algorithms, false)
     }
 
     fn verify_tls13_signature(
@@ -368,7 +433,7 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        check_signature(message, certificate, signature, &self.algorithms, true)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
