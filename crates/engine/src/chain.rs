@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::context::ConnectionInfo;
 use crate::filters::{self, LocalFilter};
+use crate::gate::LocalGate;
 use crate::inspect::Inspected;
 use crate::signal::Signal;
 use crate::snapshot::{ChainConfig, Terminal};
@@ -27,6 +28,7 @@ pub(crate) struct ChainRuntime {
     http: Option<(Rc<HttpStats>, Rc<[LocalFilter]>)>,
     tcp: Option<Rc<TcpStats>>,
     tls: Option<Rc<TlsStats>>,
+    gate: LocalGate,
 }
 
 impl ChainRuntime {
@@ -45,7 +47,8 @@ impl ChainRuntime {
             drain.fire();
         }
         let tls = config.tls.as_ref().map(|_| worker.stats.listener_tls(listener));
-        Rc::new(Self { config, drain, http, tcp, tls })
+        let gate = LocalGate::new(&config.ir.filters, &worker.stats);
+        Rc::new(Self { config, drain, http, tcp, tls, gate })
     }
 }
 
@@ -108,7 +111,7 @@ pub(crate) async fn serve(
     worker: &Rc<Worker>,
     buffer_limit: u32,
 ) {
-    let Some(stream) = transport(chain, stream, &mut info, listener).await else {
+    let Some(mut stream) = transport(chain, stream, &mut info, listener).await else {
         match (&chain.config.terminal, &chain.http, &chain.tcp) {
             (Terminal::Http(_), Some((stats, _)), _) => http_connection::not_shaken(stats),
             (Terminal::Tcp(config), _, Some(stats)) => tcp_proxy::not_shaken(&info, config, stats, worker),
@@ -116,6 +119,10 @@ pub(crate) async fn serve(
         }
         return;
     };
+    if let Some((gate, denial)) = chain.gate.of(&info) {
+        stream.gate_with(gate);
+        info.denial = denial;
+    }
     match (&chain.config.terminal, &chain.http, &chain.tcp) {
         (Terminal::Http(config), Some((stats, filters)), _) => {
             // Boxed: HTTP connections are the long-lived and by far the largest case.
@@ -135,7 +142,6 @@ pub(crate) async fn serve(
         }
         (Terminal::Echo, ..) => echo(stream).await,
         (Terminal::DirectResponse(bytes), ..) => {
-            let mut stream = stream;
             // The peer may be gone; there is nobody to tell.
             if stream.write_all(bytes).await.is_ok() {
                 let _ = stream.shutdown().await;

@@ -49,6 +49,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) tls: Option<Rc<TlsFacts>>,
     /// Why there is no TLS.
     pub(crate) transport_failure: Option<Box<str>>,
+    /// Why network filters end the connection with its first byte, if they do.
+    pub(crate) denial: Option<Box<str>>,
     pub(crate) chain_name: Arc<str>,
     pub(crate) started: Instant,
 }

@@ -20,7 +20,7 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) info: &'a ConnectionInfo,
     pub(crate) hostname: &'a str,
     pub(crate) flags: Flags,
-    pub(crate) details: &'static str,
+    pub(crate) details: &'a str,
     pub(crate) received: u64,
     pub(crate) sent: u64,
     pub(crate) cluster: Option<&'a str>,

@@ -38,6 +38,7 @@ mod finish;
 mod floods;
 mod format_values;
 mod forward;
+mod gate;
 mod guard;
 mod header_mutations;
 mod host;

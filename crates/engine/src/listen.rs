@@ -188,6 +188,7 @@ impl LocalListener {
             server_name: found.server_name,
             tls: None,
             transport_failure: None,
+            denial: None,
             chain_name: chain.as_ref().map_or_else(Default::default, |chain| chain.config.ir.name.clone()),
             started: Instant::now(),
         };

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::gate::Gate;
 use crate::guard::Guard;
 use crate::stats::slots::ByteCounter;
 
@@ -52,6 +53,8 @@ pub(crate) struct Stream {
     half_closed: bool,
     /// Looks at what passes.
     guard: Guard,
+    /// What the first byte that is read sets off.
+    gate: Option<Box<Gate>>,
     /// Ends with FIN even when it is dropped in the middle of something.
     gentle: bool,
 }
@@ -113,6 +116,7 @@ impl Stream {
             lingers: false,
             half_closed: false,
             guard: Guard::Nothing,
+            gate: None,
             gentle: false,
         }
     }
@@ -120,6 +124,16 @@ impl Stream {
     /// Has what passes from here on looked at.
     pub(crate) fn guard_with(&mut self, guard: Guard) {
         self.guard = guard;
+    }
+
+    /// Has its first byte decide about it.
+    pub(crate) fn gate_with(&mut self, gate: Gate) {
+        self.gate = Some(Box::new(gate));
+    }
+
+    #[inline]
+    fn pass_gate(&mut self, bytes: usize) -> io::Result<()> {
+        self.gate.take().map_or(Ok(()), |gate| gate.first(bytes))
     }
 
     /// However this stream ends, what was sent is to arrive: for protocols that say themselves whether a message is whole.
@@ -197,6 +211,7 @@ impl AsyncRead for Stream {
             self.heard.set(true);
             let n = self.ahead.len().min(buf.remaining());
             let this = &mut *self;
+            this.pass_gate(this.ahead.len())?;
             this.guard.received(&mut this.ahead[..n])?;
             buf.put_slice(&this.ahead[..n]);
             self.ahead.advance(n);
@@ -208,6 +223,7 @@ impl AsyncRead for Stream {
         let before = buf.filled().len();
         ready!(self.poll_transport_read(cx, buf))?;
         let n = buf.filled().len() - before;
+        self.pass_gate(n)?;
         if n == 0 {
             self.lingers = false; // the peer has finished
         } else {

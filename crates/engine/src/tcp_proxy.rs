@@ -12,6 +12,7 @@ use crate::cluster::{LocalCluster, Need};
 use crate::context::ConnectionInfo;
 use crate::failure::{Flags, Reset, underscored};
 use crate::format_values::TcpFacts;
+use crate::gate::Denied;
 use crate::host::Host;
 use crate::mover::{Moved, Mover};
 use crate::outlier::Outcome;
@@ -30,7 +31,8 @@ use crate::{log_filter, render, retry};
 #[derive(Default)]
 struct Outcomes {
     flags: Flags,
-    details: &'static str,
+    /// Network filters ended it.
+    denied: bool,
     cluster: Option<Rc<LocalCluster>>,
     host: Option<Rc<Host>>,
     upstream_local: Option<std::net::SocketAddr>,
@@ -60,8 +62,14 @@ pub(crate) async fn serve(
         let moved = Mover::new(&mut client, &mut server, config.ir.idle_timeout, &outcomes.moved);
         tokio::select! {
             biased;
-            ended = moved => if matches!(ended, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
-                stats.idle_timeout.inc();
+            ended = moved => if let Err(error) = ended {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    stats.idle_timeout.inc();
+                }
+                if let Some(Denied { bytes }) = error.get_ref().and_then(|error| error.downcast_ref()) {
+                    outcomes.denied = true;
+                    outcomes.moved.received.set(*bytes as u64);
+                }
             },
             () = end => {}
             () = sleep_or_for_ever(limit) => stats.max_downstream_connection_duration.inc(),
@@ -173,7 +181,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         info,
         hostname: &worker.identity.hostname,
         flags: outcomes.flags,
-        details: outcomes.details,
+        details: info.denial.as_deref().filter(|_| outcomes.denied).unwrap_or_default(),
         received: outcomes.moved.received.get(),
         sent: outcomes.moved.sent.get(),
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::access_log::AccessLog;
 use crate::cors::CorsPolicy;
 use crate::fault::Fault;
+use crate::rbac::RbacFilter;
 
 /// An HTTP filter in order of execution; the last is always [`HttpFilterKind::Router`].
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub enum HttpFilterKind {
     Fault(Arc<Fault>),
     /// Answers preflights and marks what other origins may read. Routes hold the policies.
     Cors,
+    /// Refuses what policies do not allow.
+    Rbac(Arc<RbacFilter>),
     /// Sends the request to the route's cluster.
     Router(Router),
 }
@@ -69,6 +72,8 @@ pub enum FilterRouteConfig {
     Fault(Arc<Fault>),
     /// For [`HttpFilterKind::Cors`].
     Cors(Arc<CorsPolicy>),
+    /// For [`HttpFilterKind::Rbac`], in place of all it says.
+    Rbac(Arc<RbacFilter>),
 }
 
 /// The entries of one level.
@@ -127,7 +132,7 @@ mod tests {
             .configs()
             .filter_map(|config| match config {
                 FilterRouteConfig::Fault(fault) => Some(fault.downstream_nodes[0].to_string()),
-                FilterRouteConfig::Cors(_) => None,
+                FilterRouteConfig::Cors(_) | FilterRouteConfig::Rbac(_) => None,
             })
             .collect();
         assert_eq!(nodes, ["host"], "what only enables has no configuration");

@@ -8,6 +8,7 @@ use crate::access_log::AccessLog;
 use crate::common::{ClusterRef, SocketOption, TcpKeepalive};
 use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
 use crate::hcm::HttpConnectionManager;
+use crate::rbac::RbacFilter;
 use crate::tls::{DownstreamTls, ProxyProtocolFilter};
 
 /// A listener ready to run (Envoy's `listener.v3.Listener`).
@@ -140,7 +141,7 @@ pub struct FilterChain {
     pub transport: DownstreamTransport,
     /// How long the handshake may take. `None`: as long as an idle connection.
     pub transport_connect_timeout: Option<Duration>,
-    /// Filters that run before the terminal one. None are supported yet, so this is empty.
+    /// Filters that run before the terminal one.
     pub filters: Vec<NetworkFilter>,
     /// The last filter, which takes the connection. `None`: an empty chain; the connection is closed at once, as with Envoy.
     pub terminal: Option<TerminalFilter>,
@@ -155,10 +156,13 @@ pub enum DownstreamTransport {
     Tls(Arc<DownstreamTls>),
 }
 
-/// A network filter that is not terminal (RBAC and the like, later).
+/// A network filter that is not terminal.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum NetworkFilter {}
+pub enum NetworkFilter {
+    /// Closes connections that policies do not allow, when their first byte comes.
+    Rbac(Arc<RbacFilter>),
+}
 
 /// The filter that takes the connection.
 #[derive(Clone, Debug)]

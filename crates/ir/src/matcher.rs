@@ -136,19 +136,53 @@ enum Joined<'a> {
     Many(Vec<u8>),
 }
 
+impl HeaderKey {
+    /// Calls back with every value in a request, one by one.
+    pub(crate) fn each(&self, request: &crate::RequestView<'_>, mut value: impl FnMut(&[u8])) {
+        match self {
+            Self::Named(name) => request.headers.get_all(name).iter().for_each(|one| value(one.as_bytes())),
+            _ => {
+                if let Joined::One(one) = self.value(request) {
+                    value(one);
+                }
+            }
+        }
+    }
+
+    /// The value in a request; several are joined.
+    fn value<'a>(&self, request: &crate::RequestView<'a>) -> Joined<'a> {
+        match self {
+            Self::Method => Joined::One(request.method.as_bytes()),
+            Self::Scheme => Joined::One(request.scheme.as_bytes()),
+            Self::Authority => Joined::One(request.authority.as_bytes()),
+            Self::Path => Joined::One(request.path.as_bytes()),
+            Self::Named(name) => joined(request.headers, name),
+        }
+    }
+}
+
 impl HeaderMatcher {
     /// Whether a request matches.
     ///
     /// A missing header matches only as Envoy has it: an inverted "present", or a value that matches empty text when missing counts as empty.
     pub fn is_match(&self, request: &crate::RequestView<'_>) -> bool {
-        let joined = match &self.key {
-            HeaderKey::Method => Joined::One(request.method.as_bytes()),
-            HeaderKey::Scheme => Joined::One(request.scheme.as_bytes()),
-            HeaderKey::Authority => Joined::One(request.authority.as_bytes()),
-            HeaderKey::Path => Joined::One(request.path.as_bytes()),
-            HeaderKey::Named(name) => joined(request.headers, name),
-        };
-        self.matches_value(&joined)
+        self.matches_value(&self.key.value(request))
+    }
+
+    /// As [`Self::is_match`], but a header with several values matches if one of them does: joined, a value that is to be
+    /// refused could hide behind another.
+    pub fn is_match_in_any(&self, request: &crate::RequestView<'_>) -> bool {
+        let HeaderKey::Named(name) = &self.key else { return self.is_match(request) };
+        let mut values = request.headers.get_all(name).iter();
+        match (values.next(), values.next()) {
+            (Some(_), Some(_)) => {
+                let matches = |value: &http::HeaderValue| {
+                    self.matches_value(&Joined::One(value.as_bytes())) != self.invert
+                };
+                request.headers.get_all(name).iter().any(matches) != self.invert
+            }
+            _ => self.is_match(request),
+        }
     }
 
     /// Whether a header map (a response) matches; pseudo headers count as missing.

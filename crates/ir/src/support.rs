@@ -185,6 +185,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::config::core::v3 as core;
     pub(super) use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
     pub(super) use lateen_xds::pb::envoy::config::listener::v3 as listener;
+    pub(super) use lateen_xds::pb::envoy::config::rbac::v3 as rbac;
     pub(super) use lateen_xds::pb::envoy::config::route::v3 as route;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::file::v3 as file_log;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::stream::v3 as stream_log;
@@ -192,11 +193,13 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::common::fault::v3 as fault_common;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::http::rbac::v3 as http_rbac;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::router::v3 as router;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol_filter;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3 as tls_inspector;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::direct_response::v3 as direct_response;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::network::rbac::v3 as network_rbac;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
     pub(super) use lateen_xds::pb::envoy::extensions::load_balancing_policies as balancing;
     pub(super) use lateen_xds::pb::envoy::extensions::network::dns_resolver::cares::v3 as cares;
@@ -243,6 +246,15 @@ table! {
     fault_common::FaultDelay,
     fault_common::FaultRateLimit,
     cors::CorsPolicy,
+    http_rbac::Rbac,
+    http_rbac::RbacPerRoute,
+    network_rbac::Rbac,
+    rbac::Rbac,
+    rbac::Policy,
+    rbac::Permission,
+    rbac::Principal,
+    rbac::SourcedMetadata,
+    matcher::MetadataMatcher,
     route::CorsPolicy,
     route::FilterConfig,
     tcp::TcpProxy,

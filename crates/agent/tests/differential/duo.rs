@@ -44,7 +44,8 @@ impl Reply {
 }
 
 impl Duo {
-    /// `routes` are those of the listener `web`, `tcp` the clusters of the listeners of TCP (with more of their proxy).
+    /// `routes` are those of the listener `web`, `tcp` the clusters of the listeners of TCP (with more of their proxy,
+    /// and under `before` the filters before it).
     pub(crate) async fn start(routes: Value, clusters: &[Value], tcp: &[(&'static str, Value)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let names: Vec<&'static str> =
@@ -79,9 +80,19 @@ impl Duo {
                     "stat_prefix": name, "access_log": logs(&log),
                 });
                 merge(&mut proxy, more.clone());
+                let before = proxy.as_object_mut().and_then(|proxy| proxy.remove("before"));
+                let mut filters = before.and_then(|before| before.as_array().cloned()).unwrap_or_default();
+                if !filters.is_empty() {
+                    proxy["access_log"][0]["typed_config"]["log_format"]["text_format_source"]["inline_string"] = json!(
+                        format!(
+                            "{name} %CONNECTION_TERMINATION_DETAILS% flags=%RESPONSE_FLAGS% received=%BYTES_RECEIVED% sent=%BYTES_SENT%\n"
+                        )
+                    );
+                }
+                filters.push(json!({ "name": "envoy.filters.network.tcp_proxy", "typed_config": proxy }));
                 listeners.push(json!({
                     "name": name, "address": address(ports[name]),
-                    "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.tcp_proxy", "typed_config": proxy }] }],
+                    "filter_chains": [{ "filters": filters }],
                 }));
             }
             let bootstrap = json!({

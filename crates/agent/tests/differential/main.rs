@@ -1,6 +1,7 @@
 //! The same bootstraps and the same bytes for Envoy and for `lateen-proxy -c`: what a client, the service behind and the access
 //! log see must be the same. A case that differs for a good reason says so beside it.
 
+mod access;
 mod attacks;
 mod breaking;
 mod cases;
@@ -86,8 +87,23 @@ async fn requests_fare_the_same() {
         .chain(mirrors::cases())
         .chain(retries::cases())
         .chain(redirects::cases())
+        .chain(access::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();
+    let stats: Vec<&str> = filters::STATS
+        .iter()
+        .chain(&mirrors::STATS)
+        .chain(&retries::STATS)
+        .chain(&redirects::STATS)
+        .chain(&access::STATS)
+        .copied()
+        .collect();
+    let complaints = compare(&pair, cases, &stats).await;
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// Plays the cases on both proxies and tells what differs, in what is seen, logged, or counted under these patterns.
+async fn compare(pair: &Pair, cases: Vec<Case>, stats: &[&str]) -> String {
     let played: Vec<(Case, [Seen; 2])> = futures::stream::iter(cases.into_iter().enumerate())
         .map(|(number, case)| {
             let [envoy, lateen] = pair.addresses(case.listener);
@@ -117,16 +133,14 @@ async fn requests_fare_the_same() {
             writeln!(complaints, "=== {name}: {complaint}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
         }
     }
-    for pattern in
-        filters::STATS.iter().chain(&mirrors::STATS).chain(&retries::STATS).chain(&redirects::STATS)
-    {
+    for pattern in stats {
         let [envoy, lateen] =
             pair.pages(&format!("/stats?filter={pattern}")).await.map(|page| numbers(&page));
         if envoy != lateen {
             writeln!(complaints, "=== {pattern}\n--- Envoy\n{envoy}--- Lateen\n{lateen}").unwrap();
         }
     }
-    assert!(complaints.is_empty(), "\n{complaints}");
+    complaints
 }
 
 /// The numbers of a page of stats.

@@ -68,6 +68,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     all.extend(crate::mirrors::listeners());
     all.extend(crate::retries::listeners());
     all.extend(crate::redirects::listeners());
+    all.extend(crate::access::listeners());
     all
 }
 

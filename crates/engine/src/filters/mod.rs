@@ -5,7 +5,10 @@
 
 mod cors;
 mod fault;
+mod rbac;
 pub(crate) mod throttle;
+
+pub(crate) use rbac::connection_view;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,12 +36,14 @@ pub(crate) struct Filter {
 enum FilterKind {
     Fault(fault::FaultFilter),
     Cors,
+    Rbac(Arc<ir::RbacFilter>),
 }
 
 /// One worker's side of a filter: its numbers.
 pub(crate) enum LocalFilter {
     Fault(fault::LocalFault),
     Cors(Rc<CorsStats>),
+    Rbac(rbac::LocalRbac),
 }
 
 /// What a filter keeps of a request until its end.
@@ -72,6 +77,7 @@ pub(crate) fn compile(
     let kind = |kind: &ir::HttpFilterKind| match kind {
         ir::HttpFilterKind::Fault(fault) => Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone()))),
         ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
+        ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
         _ => None,
     };
     hcm.http_filters
@@ -84,9 +90,10 @@ pub(crate) fn compile(
 
 /// A worker's side of them.
 pub(crate) fn local(filters: &[Filter], prefix: &Arc<str>, stats: &StatsArena) -> Rc<[LocalFilter]> {
-    let local = |filter: &Filter| match filter.kind {
+    let local = |filter: &Filter| match &filter.kind {
         FilterKind::Fault(_) => LocalFilter::Fault(fault::LocalFault::new(stats.fault(prefix), prefix)),
         FilterKind::Cors => LocalFilter::Cors(stats.cors(prefix)),
+        FilterKind::Rbac(rbac) => LocalFilter::Rbac(rbac::LocalRbac::new(rbac, prefix, stats)),
     };
     filters.iter().map(local).collect()
 }
@@ -121,6 +128,10 @@ pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, 
                 fault::decode(fault, local, filter.name, context)?
             }
             (FilterKind::Cors, LocalFilter::Cors(stats)) => cors::decode(stats, filter.name, context),
+            (FilterKind::Rbac(rbac), LocalFilter::Rbac(local)) => {
+                rbac::decode(rbac, local, filter.name, context)?;
+                Step::Next
+            }
             // Both lists are made from the same filters.
             _ => Step::Next,
         };

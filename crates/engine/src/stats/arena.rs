@@ -9,7 +9,7 @@ use ahash::AHashMap;
 
 use super::blocks::{
     BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, Http1CodecStats,
-    Http2CodecStats, HttpStats, ListenerStats, TcpStats,
+    Http2CodecStats, HttpStats, ListenerStats, RbacShadowStats, RbacStats, TcpStats,
 };
 use super::tls::TlsStats;
 
@@ -29,6 +29,12 @@ pub(crate) enum Scope {
     Http2Codec,
     Listener,
     ListenerTls,
+    /// The name is the connection manager's prefix, a line feed, and what the numbers' names begin with.
+    Rbac,
+    RbacShadow,
+    /// The name is the filter's prefix, a line feed, and what the numbers' names begin with.
+    NetworkRbac,
+    NetworkRbacShadow,
     Tcp,
 }
 
@@ -37,10 +43,14 @@ impl Scope {
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Cluster | Self::ClusterTls => "cluster",
-            Self::Cors | Self::Fault | Self::FaultClient | Self::Http => "http",
+            Self::Cors | Self::Fault | Self::FaultClient | Self::Http | Self::Rbac | Self::RbacShadow => {
+                "http"
+            }
             Self::Http1Codec => "http1",
             Self::Http2Codec => "http2",
             Self::Listener | Self::ListenerTls => "listener",
+            // Their prefix stands in the configuration.
+            Self::NetworkRbac | Self::NetworkRbacShadow => "",
             Self::Tcp => "tcp",
         }
     }
@@ -50,6 +60,7 @@ impl Scope {
         match self {
             Self::Cors => Some("cors"),
             Self::Fault | Self::FaultClient => Some("fault"),
+            Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow => Some("rbac"),
             Self::Cluster
             | Self::ClusterTls
             | Self::Http
@@ -59,6 +70,11 @@ impl Scope {
             | Self::ListenerTls
             | Self::Tcp => None,
         }
+    }
+
+    /// Whether what follows the name's line feed is glued to the numbers' names.
+    pub(crate) fn is_rbac(self) -> bool {
+        matches!(self, Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow)
     }
 
     /// Names of the numbers of this scope's blocks.
@@ -72,6 +88,8 @@ impl Scope {
             Self::Http1Codec => &Http1CodecStats::NAMES,
             Self::Http2Codec => &Http2CodecStats::NAMES,
             Self::Listener => &ListenerStats::NAMES,
+            Self::Rbac | Self::NetworkRbac => &RbacStats::NAMES,
+            Self::RbacShadow | Self::NetworkRbacShadow => &RbacShadowStats::NAMES,
             Self::Tcp => &TcpStats::NAMES,
             Self::ClusterTls | Self::ListenerTls => &TlsStats::NAMES,
         }
@@ -95,6 +113,10 @@ pub(crate) struct StatsArena {
     /// Made with the first connection, as Envoy does.
     http1_codec: OnceCell<Rc<Http1CodecStats>>,
     http2_codec: OnceCell<Rc<Http2CodecStats>>,
+    rbac: Blocks<RbacStats>,
+    rbac_shadow: Blocks<RbacShadowStats>,
+    network_rbac: Blocks<RbacStats>,
+    network_rbac_shadow: Blocks<RbacShadowStats>,
     tcp: Blocks<TcpStats>,
     cluster_tls: Blocks<TlsStats>,
     listener_tls: Blocks<TlsStats>,
@@ -153,6 +175,24 @@ impl StatsArena {
         find_or_make(&self.cors, prefix)
     }
 
+    /// `name`: see [`Scope::Rbac`].
+    pub(crate) fn rbac(&self, name: &Arc<str>) -> Rc<RbacStats> {
+        find_or_make(&self.rbac, name)
+    }
+
+    pub(crate) fn rbac_shadow(&self, name: &Arc<str>) -> Rc<RbacShadowStats> {
+        find_or_make(&self.rbac_shadow, name)
+    }
+
+    /// `name`: see [`Scope::NetworkRbac`].
+    pub(crate) fn network_rbac(&self, name: &Arc<str>) -> Rc<RbacStats> {
+        find_or_make(&self.network_rbac, name)
+    }
+
+    pub(crate) fn network_rbac_shadow(&self, name: &Arc<str>) -> Rc<RbacShadowStats> {
+        find_or_make(&self.network_rbac_shadow, name)
+    }
+
     pub(crate) fn fault(&self, prefix: &Arc<str>) -> Rc<FaultStats> {
         find_or_make(&self.faults, prefix)
     }
@@ -185,6 +225,12 @@ impl StatsArena {
             self.http2_codec.get().map(|block| (Scope::Http2Codec, Arc::default(), block.read())),
         ];
         out.extend(codecs.into_iter().flatten());
+        visit(&self.rbac, |name, block| out.push((Scope::Rbac, name.clone(), block.read())));
+        visit(&self.rbac_shadow, |name, block| out.push((Scope::RbacShadow, name.clone(), block.read())));
+        visit(&self.network_rbac, |name, block| out.push((Scope::NetworkRbac, name.clone(), block.read())));
+        visit(&self.network_rbac_shadow, |name, block| {
+            out.push((Scope::NetworkRbacShadow, name.clone(), block.read()));
+        });
         visit(&self.tcp, |name, block| out.push((Scope::Tcp, name.clone(), block.read())));
         visit(&self.cluster_tls, |name, block| out.push((Scope::ClusterTls, name.clone(), block.read())));
         visit(&self.listener_tls, |name, block| out.push((Scope::ListenerTls, name.clone(), block.read())));
@@ -201,6 +247,10 @@ impl StatsArena {
         visit(&self.http, |_, block| block.reset_counters());
         self.http1_codec.get().into_iter().for_each(|block| block.reset_counters());
         self.http2_codec.get().into_iter().for_each(|block| block.reset_counters());
+        visit(&self.rbac, |_, block| block.reset_counters());
+        visit(&self.rbac_shadow, |_, block| block.reset_counters());
+        visit(&self.network_rbac, |_, block| block.reset_counters());
+        visit(&self.network_rbac_shadow, |_, block| block.reset_counters());
         visit(&self.tcp, |_, block| block.reset_counters());
         visit(&self.cluster_tls, |_, block| block.reset_counters());
         visit(&self.listener_tls, |_, block| block.reset_counters());

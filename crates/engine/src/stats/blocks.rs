@@ -192,6 +192,25 @@ stat_block! {
 }
 
 stat_block! {
+    /// `http.PREFIX.rbac.*`, and `PREFIXrbac.*` of the network filter.
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/rbac_filter#statistics>
+    RbacStats
+    counters { }
+    bytes { allowed denied }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
+    /// The same of shadow rules.
+    RbacShadowStats
+    counters { }
+    bytes { shadow_allowed shadow_denied }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
     /// `http.PREFIX.cors.*`
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/cors_filter#statistics>
     CorsStats

@@ -12,10 +12,11 @@ use super::slots::BUCKETS;
 fn label_name(scope: Scope) -> Option<&'static str> {
     match scope {
         Scope::Cluster | Scope::ClusterTls => Some("envoy_cluster_name"),
-        Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http => {
+        Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http | Scope::Rbac | Scope::RbacShadow => {
             Some("envoy_http_conn_manager_prefix")
         }
-        Scope::Http1Codec | Scope::Http2Codec => None,
+        // The network filter's prefix is a part of the name.
+        Scope::Http1Codec | Scope::Http2Codec | Scope::NetworkRbac | Scope::NetworkRbacShadow => None,
         Scope::Listener | Scope::ListenerTls => Some("envoy_listener_address"),
         Scope::Tcp => Some("envoy_tcp_prefix"),
     }
@@ -25,7 +26,16 @@ fn label_name(scope: Scope) -> Option<&'static str> {
 fn metric(stat: &Stat) -> (String, String) {
     let mut name = String::from("envoy_");
     let mut labels = String::new();
-    if let Some((scope, _)) = &stat.scope {
+    if let Some((scope, instance)) = &stat.scope
+        && scope.is_rbac()
+    {
+        let (instance, own) = instance.split_once('\n').unwrap_or((instance, ""));
+        let parts = match scope.prefix() {
+            "" => [instance, "rbac.", own],
+            prefix => [prefix, ".rbac.", own],
+        };
+        name.extend(parts.concat().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+    } else if let Some((scope, _)) = &stat.scope {
         for part in [Some(scope.prefix()), scope.filter()].into_iter().flatten() {
             name.push_str(part);
             name.push('_');
@@ -63,7 +73,7 @@ fn metric(stat: &Stat) -> (String, String) {
         }
         let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
         let _ = write!(labels, "{}=\"{}\"", label, escape(instance));
-        if !client.is_empty() {
+        if !client.is_empty() && !scope.is_rbac() {
             let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
         }
     }

@@ -12,6 +12,13 @@ pub(crate) fn name(stat: &Stat) -> String {
     if let Some((scope, instance)) = &stat.scope {
         // Infallible: writing to a String.
         let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
+        if scope.is_rbac() {
+            let _ = match scope.prefix() {
+                "" => write!(out, "{instance}rbac.{client}"),
+                prefix => write!(out, "{prefix}.{instance}.rbac.{client}"),
+            };
+            return out + leaf_name(&stat.leaf).as_str();
+        }
         let dot = if instance.is_empty() { "" } else { "." };
         let _ = write!(out, "{}{dot}{instance}.", scope.prefix());
         let parts = [scope.filter().unwrap_or_default(), client];
@@ -19,18 +26,22 @@ pub(crate) fn name(stat: &Stat) -> String {
             let _ = write!(out, "{part}.");
         }
     }
-    let _ = match &stat.leaf {
+    out + leaf_name(&stat.leaf).as_str()
+}
+
+/// The last part of the name.
+fn leaf_name(leaf: &Leaf) -> String {
+    match leaf {
         Leaf::Name(leaf) => {
             let breaker = leaf.strip_prefix("circuit_breakers_").and_then(|rest| rest.split_once('_'));
             match breaker {
-                Some((priority, breaker)) => write!(out, "circuit_breakers.{priority}.{breaker}"),
-                None => write!(out, "{leaf}"),
+                Some((priority, breaker)) => format!("circuit_breakers.{priority}.{breaker}"),
+                None => (*leaf).to_owned(),
             }
         }
-        Leaf::Class(class) => write!(out, "upstream_rq_{class}xx"),
-        Leaf::Status(status) => write!(out, "upstream_rq_{status}"),
-    };
-    out
+        Leaf::Class(class) => format!("upstream_rq_{class}xx"),
+        Leaf::Status(status) => format!("upstream_rq_{status}"),
+    }
 }
 
 /// Quantiles Envoy reports.

@@ -12,6 +12,7 @@ use lateen_xds::pb::google::protobuf::Any;
 use super::access_log::access_logs;
 use super::cors::{cors, cors_policy};
 use super::fault::fault;
+use super::rbac::{http_rbac, route_rbac};
 use super::values::{Converted, required, typed};
 use crate::error::At;
 use crate::support::fields;
@@ -68,6 +69,9 @@ fn http_filter(at: &At<'_>, filter: proto::HttpFilter) -> Converted<HttpFilter> 
         "envoy.extensions.filters.http.cors.v3.Cors" => {
             cors(typed(at, &any)?);
             HttpFilterKind::Cors
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => {
+            HttpFilterKind::Rbac(Arc::new(http_rbac(&at_config, typed(at, &any)?)?))
         }
         other => return Err(at_config.error(format!("HTTP filter {other:?} is not supported"))),
     };
@@ -159,8 +163,11 @@ fn filter_config(at: &At<'_>, message: route::FilterConfig) -> Converted<Option<
 }
 
 /// Types of per-route configuration.
-const SUPPORTED: [&str; 2] =
-    ["envoy.extensions.filters.http.fault.v3.HTTPFault", "envoy.extensions.filters.http.cors.v3.CorsPolicy"];
+const SUPPORTED: [&str; 3] = [
+    "envoy.extensions.filters.http.fault.v3.HTTPFault",
+    "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+    "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
+];
 
 fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
     let name = lateen_xds::any::message_name(&any.type_url);
@@ -170,6 +177,9 @@ fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
         }
         "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
             Ok(FilterRouteConfig::Cors(Arc::new(cors_policy(at, typed(at, any)?)?)))
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            Ok(FilterRouteConfig::Rbac(Arc::new(route_rbac(at, typed(at, any)?)?)))
         }
         _ => Err(at.error(format!("{name:?} is not supported as a filter's configuration for routes"))),
     }

@@ -11,6 +11,7 @@ use lateen_xds::pb::envoy::extensions::filters::network;
 
 use super::access_log::access_logs;
 use super::hcm::http_connection_manager;
+use super::rbac::network_rbac;
 use super::tcp_proxy::tcp_proxy;
 use super::tls;
 use super::values::{
@@ -21,8 +22,8 @@ use crate::error::At;
 use crate::support::fields;
 use crate::{
     AdditionalAddress, ConnectionPredicate, DownstreamTransport, FilterChain, FilterChainIndex,
-    FilterChainMatch, Listener, ListenerFilter, ListenerFilterKind, ProxyProtocolFilter, SourceType,
-    TerminalFilter,
+    FilterChainMatch, Listener, ListenerFilter, ListenerFilterKind, NetworkFilter, ProxyProtocolFilter,
+    SourceType, TerminalFilter,
 };
 
 const BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -270,15 +271,19 @@ fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain
         .transpose()?
         .unwrap_or(DownstreamTransport::Plaintext);
     let last = filters.len().saturating_sub(1);
-    let mut terminal = None;
+    let (mut before, mut terminal) = (Vec::new(), None);
     for (index, filter) in filters.into_iter().enumerate() {
         let at = at.index("filters", index);
-        if index < last {
-            return Err(
-                at.error("is a terminal filter (the only kind supported), which must be the last one")
-            );
+        match network_filter(&at, filter)? {
+            ChainFilter::Before(_) if index == last => {
+                return Err(at.error("the last filter must be a terminal one"));
+            }
+            ChainFilter::Terminal(_) if index < last => {
+                return Err(at.error("is a terminal filter, which must be the last one"));
+            }
+            ChainFilter::Before(filter) => before.push(filter),
+            ChainFilter::Terminal(filter) => terminal = Some(filter),
         }
-        terminal = Some(network_filter(&at, filter)?);
     }
     Ok(FilterChain {
         name: name.into(),
@@ -293,7 +298,7 @@ fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain
             transport_socket_connect_timeout,
             None,
         )?,
-        filters: Vec::new(),
+        filters: before,
         terminal,
     })
 }
@@ -345,7 +350,13 @@ fn filter_chain_match(at: &At<'_>, matching: proto::FilterChainMatch) -> Convert
     })
 }
 
-fn network_filter(at: &At<'_>, filter: proto::Filter) -> Converted<TerminalFilter> {
+/// A network filter by its place.
+enum ChainFilter {
+    Before(NetworkFilter),
+    Terminal(TerminalFilter),
+}
+
+fn network_filter(at: &At<'_>, filter: proto::Filter) -> Converted<ChainFilter> {
     use proto::filter::ConfigType;
     fields!(at, filter => proto::Filter {
         used { config_type }
@@ -360,16 +371,16 @@ fn network_filter(at: &At<'_>, filter: proto::Filter) -> Converted<TerminalFilte
         }
     };
     let at_config = at.field("typed_config");
-    match lateen_xds::any::message_name(&any.type_url) {
+    let terminal = match lateen_xds::any::message_name(&any.type_url) {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-            Ok(TerminalFilter::Http(Arc::new(http_connection_manager(&at_config, typed(at, &any)?)?)))
+            TerminalFilter::Http(Arc::new(http_connection_manager(&at_config, typed(at, &any)?)?))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
-            Ok(TerminalFilter::Tcp(Arc::new(tcp_proxy(&at_config, typed(at, &any)?)?)))
+            TerminalFilter::Tcp(Arc::new(tcp_proxy(&at_config, typed(at, &any)?)?))
         }
         "envoy.extensions.filters.network.echo.v3.Echo" => {
             let network::echo::v3::Echo {} = typed(at, &any)?;
-            Ok(TerminalFilter::Echo)
+            TerminalFilter::Echo
         }
         "envoy.extensions.filters.network.direct_response.v3.Config" => {
             let config: network::direct_response::v3::Config = typed(at, &any)?;
@@ -380,13 +391,18 @@ fn network_filter(at: &At<'_>, filter: proto::Filter) -> Converted<TerminalFilte
             });
             let bytes =
                 response.map(|source| data_source(&at_config.field("response"), source)).transpose()?;
-            Ok(TerminalFilter::DirectResponse(bytes.unwrap_or_default().into()))
+            TerminalFilter::DirectResponse(bytes.unwrap_or_default().into())
         }
-        other => Err(at.error_in(
-            "typed_config",
-            format!(
-                "{other:?} is not supported; http_connection_manager, tcp_proxy, echo and direct_response are"
-            ),
-        )),
-    }
+        "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+            let filter = network_rbac(&at_config, typed(at, &any)?)?;
+            return Ok(ChainFilter::Before(NetworkFilter::Rbac(Arc::new(filter))));
+        }
+        other => {
+            let reason = format!(
+                "{other:?} is not supported; http_connection_manager, tcp_proxy, echo, direct_response and rbac are"
+            );
+            return Err(at.error_in("typed_config", reason));
+        }
+    };
+    Ok(ChainFilter::Terminal(terminal))
 }

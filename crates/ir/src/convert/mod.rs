@@ -18,6 +18,7 @@ mod internal_redirect;
 mod lb_policy;
 mod listener;
 mod matchers;
+mod rbac;
 mod retry;
 mod route;
 mod tcp_proxy;

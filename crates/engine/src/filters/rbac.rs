@@ -1,0 +1,91 @@
+//! Role-based access control; the decision is `ir::Rbac`'s.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::StatusCode;
+use lateen_ir::{AccessView, FilterLevels, FilterRouteConfig, PeerView, RbacFilter};
+
+use super::levels;
+use crate::context::{ConnectionInfo, RequestContext};
+use crate::failure::{Failure, Flags, Reply};
+use crate::http_request::request_view;
+use crate::snapshot::FilterSlot;
+use crate::stats::arena::StatsArena;
+use crate::stats::blocks::{RbacShadowStats, RbacStats};
+
+/// One worker's numbers of a filter.
+pub(crate) struct LocalRbac {
+    enforced: Rc<RbacStats>,
+    shadow: Rc<RbacShadowStats>,
+}
+
+impl LocalRbac {
+    pub(super) fn new(filter: &RbacFilter, prefix: &Arc<str>, stats: &StatsArena) -> Self {
+        let name = |own: &str| Arc::from(format!("{prefix}\n{own}"));
+        Self {
+            enforced: stats.rbac(&name(&filter.stat_prefix)),
+            shadow: stats.rbac_shadow(&name(&filter.shadow_stat_prefix)),
+        }
+    }
+}
+
+/// What is known of a connection.
+pub(crate) fn connection_view(info: &ConnectionInfo, client: IpAddr) -> AccessView<'_> {
+    let peer = info.tls.as_ref().map(|tls| {
+        tls.peer().map_or_else(PeerView::default, |peer| PeerView {
+            uris: &peer.uris,
+            dns: &peer.dns,
+            subject: &peer.subject,
+        })
+    });
+    AccessView {
+        request: None,
+        destination: info.local,
+        source: info.peer.ip(),
+        direct_source: info.direct_peer.ip(),
+        client,
+        server_name: info.server_name.as_deref().unwrap_or_default(),
+        peer,
+        metadata: None,
+    }
+}
+
+/// Counts, and fails for what is not allowed.
+pub(super) fn decode(
+    filter: &RbacFilter,
+    local: &LocalRbac,
+    name: FilterSlot,
+    context: &RequestContext,
+) -> Result<(), Failure> {
+    let of_route =
+        levels(context, name).into_iter().flat_map(FilterLevels::configs).find_map(|config| match config {
+            FilterRouteConfig::Rbac(filter) => Some(&**filter),
+            _ => None,
+        });
+    let filter = of_route.unwrap_or(filter);
+    if filter.rules.is_none() && filter.shadow_rules.is_none() {
+        return Ok(());
+    }
+    let info = &context.connection.info;
+    let view =
+        AccessView { request: Some(request_view(context)), ..connection_view(info, context.client.ip()) };
+    if let Some(shadow) = &filter.shadow_rules {
+        let stats = &local.shadow;
+        if shadow.judge(&view).allowed { &stats.shadow_allowed } else { &stats.shadow_denied }.add(1);
+    }
+    let Some(rules) = &filter.rules else { return Ok(()) };
+    let verdict = rules.judge(&view);
+    if verdict.allowed {
+        local.enforced.allowed.add(1);
+        return Ok(());
+    }
+    local.enforced.denied.add(1);
+    Err(Failure::Answered(Box::new(Reply::new(
+        StatusCode::FORBIDDEN,
+        "RBAC: access denied",
+        Flags::default(),
+        verdict.denial(),
+    ))))
+}

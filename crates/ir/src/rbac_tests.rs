@@ -1,0 +1,161 @@
+//! The indexed evaluator against one that looks at every policy in turn.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use proptest::prelude::*;
+
+use crate::{
+    AccessCondition, AccessView, AnyOf, HeaderKey, HeaderMatcher, HeaderValueMatcher, PeerView, Rbac,
+    RbacAction, RbacPolicy, RequestView, StringMatcher, Text,
+};
+
+/// A condition without indexes, from which either evaluator is made.
+#[derive(Clone, Debug)]
+enum Plan {
+    All(Vec<Plan>),
+    Any(Vec<Plan>),
+    Not(Box<Plan>),
+    Leaf(AccessCondition),
+}
+
+impl Plan {
+    fn build(&self, from: usize) -> AccessCondition {
+        let list = |list: &[Plan]| list.iter().map(|plan| plan.build(from)).collect::<Vec<_>>();
+        match self {
+            Self::All(plans) => AccessCondition::All(list(plans)),
+            Self::Any(plans) => AccessCondition::Any(AnyOf::with_index(list(plans), from)),
+            Self::Not(plan) => AccessCondition::Not(Box::new(plan.build(from))),
+            Self::Leaf(condition) => condition.clone(),
+        }
+    }
+}
+
+const WORDS: [&str; 6] = ["/", "/a", "/a/b", "/b", "GET", "spiffe://a"];
+
+fn string() -> impl Strategy<Value = StringMatcher> {
+    (0..WORDS.len(), 0..4, any::<bool>()).prop_map(|(word, kind, ignore_case)| {
+        let text = Text::new(WORDS[word].to_owned(), ignore_case);
+        match kind {
+            0 => StringMatcher::Exact(text),
+            1 => StringMatcher::Prefix(text),
+            2 => StringMatcher::Suffix(text),
+            _ => StringMatcher::Contains(text),
+        }
+    })
+}
+
+fn leaf() -> impl Strategy<Value = AccessCondition> {
+    let key = prop_oneof![
+        Just(HeaderKey::Method),
+        Just(HeaderKey::Authority),
+        Just(HeaderKey::Named(HeaderName::from_static("x-a"))),
+    ];
+    let header = (key, string(), any::<bool>(), any::<bool>()).prop_map(|(key, value, invert, empty)| {
+        AccessCondition::Header(HeaderMatcher {
+            key,
+            invert,
+            treat_missing_as_empty: empty,
+            value: HeaderValueMatcher::String(value),
+        })
+    });
+    let net = (0..3_u8, 0..=32_u8).prop_map(|(last, length)| {
+        ipnet::IpNet::new(IpAddr::from([10, 0, 0, last]), length).unwrap().trunc()
+    });
+    prop_oneof![
+        4 => string().prop_map(AccessCondition::Path),
+        3 => header,
+        2 => net.clone().prop_map(AccessCondition::Source),
+        1 => net.clone().prop_map(AccessCondition::Client),
+        1 => net.prop_map(AccessCondition::Destination),
+        2 => proptest::option::of(string()).prop_map(AccessCondition::Authenticated),
+        1 => string().prop_map(AccessCondition::ServerName),
+        1 => (79..82_u32).prop_map(|port| AccessCondition::DestinationPorts { start: port, end: port + 1 }),
+        1 => Just(AccessCondition::Always),
+    ]
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    leaf().prop_map(Plan::Leaf).prop_recursive(3, 24, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 1..4).prop_map(Plan::All),
+            proptest::collection::vec(inner.clone(), 1..4).prop_map(Plan::Any),
+            inner.prop_map(|plan| Plan::Not(Box::new(plan))),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn indexes_change_no_decision(
+        plans in proptest::collection::vec((plan(), plan()), 0..12),
+        words in [0..WORDS.len(), 0..WORDS.len(), 0..WORDS.len(), 0..WORDS.len()],
+        ends in (0..3_u8, 0..3_u8, 79..82_u16),
+        tls in any::<bool>(),
+        twice in any::<bool>(),
+        action in prop_oneof![Just(RbacAction::Allow), Just(RbacAction::Deny), Just(RbacAction::Log)],
+    ) {
+        let build = |from: usize| {
+            let policy = |(index, (permission, principal)): (usize, &(Plan, Plan))| RbacPolicy {
+                name: format!("p{index:02}").into(),
+                permissions: vec![permission.build(from)],
+                principals: vec![principal.build(from)],
+            };
+            Rbac::with_index(action, plans.iter().enumerate().map(policy).collect(), from)
+        };
+        let mut headers = HeaderMap::new();
+        for _ in 0..=usize::from(twice) {
+            headers.append("x-a", HeaderValue::from_static(WORDS[words[0]]));
+        }
+        let uris = [WORDS[words[1]].to_owned()];
+        let path = format!("{}?{}", WORDS[words[2]], WORDS[words[3]]);
+        let view = AccessView {
+            request: Some(RequestView { method: "GET", scheme: "http", authority: "/a", path: &path, headers: &headers }),
+            destination: SocketAddr::from(([10, 0, 0, ends.0], ends.2)),
+            source: IpAddr::from([10, 0, 0, ends.1]),
+            direct_source: IpAddr::from([10, 0, 0, ends.0]),
+            client: IpAddr::from([10, 0, 0, ends.0]),
+            server_name: WORDS[words[1]],
+            peer: tls.then_some(PeerView { uris: &uris, dns: &[], subject: "" }),
+            metadata: None,
+        };
+        let (indexed, plain) = (build(0), build(usize::MAX));
+        prop_assert_eq!(indexed.judge(&view), plain.judge(&view));
+        let connection = AccessView { request: None, ..view };
+        prop_assert_eq!(indexed.judge(&connection), plain.judge(&connection));
+    }
+}
+
+#[test]
+fn the_first_name_decides_and_denials_name_it() {
+    let policy = |name: &str, path: &str| RbacPolicy {
+        name: name.into(),
+        permissions: vec![AccessCondition::Path(StringMatcher::Prefix(Text::new(path.to_owned(), false)))],
+        principals: vec![AccessCondition::Always],
+    };
+    let headers = HeaderMap::new();
+    let view = AccessView {
+        request: Some(RequestView {
+            method: "GET",
+            scheme: "http",
+            authority: "a",
+            path: "/a/b?c",
+            headers: &headers,
+        }),
+        destination: SocketAddr::from(([10, 0, 0, 1], 80)),
+        source: IpAddr::from([10, 0, 0, 2]),
+        direct_source: IpAddr::from([10, 0, 0, 2]),
+        client: IpAddr::from([10, 0, 0, 2]),
+        server_name: "",
+        peer: None,
+        metadata: None,
+    };
+    let denies = Rbac::new(RbacAction::Deny, vec![policy("z", "/"), policy("a b", "/a"), policy("0", "/x")]);
+    let verdict = denies.judge(&view);
+    assert!(!verdict.allowed);
+    assert_eq!(verdict.denial(), "rbac_access_denied_matched_policy[a_b]");
+    let allows = Rbac::new(RbacAction::Allow, vec![policy("0", "/x")]);
+    assert_eq!(allows.judge(&view).denial(), "rbac_access_denied_matched_policy[none]");
+    assert!(!Rbac::new(RbacAction::Allow, vec![]).judge(&view).allowed);
+    assert!(Rbac::new(RbacAction::Deny, vec![]).judge(&view).allowed);
+}
