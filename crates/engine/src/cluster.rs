@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use lateen_ir::{
-    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, Load, Wish,
+    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, Load,
+    PreviousPriorities, Wish,
 };
 
 use crate::host::Host;
@@ -22,14 +23,16 @@ use crate::worker::Worker;
 const MOST_ORIGINAL_DESTINATIONS: usize = 16 * 1024;
 
 /// What a choice depends on.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Need {
+#[derive(Debug, Default)]
+pub(crate) struct Need<'a> {
     /// The connection's original destination.
     pub(crate) destination: Option<SocketAddr>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
     /// How often to choose anew when the choice is refused.
     pub(crate) attempts: u32,
+    /// Priorities tried so far, where retries prefer others.
+    pub(crate) priorities: Option<&'a mut PreviousPriorities>,
 }
 
 impl Load for LocalCluster {
@@ -114,7 +117,7 @@ impl LocalCluster {
     /// An endpoint for a request. `refused` are those that are better not used again; after `Need::attempts` of them any will do.
     pub(crate) fn pick(
         &self,
-        need: Need,
+        mut need: Need<'_>,
         random: &mut dyn FnMut() -> u64,
         refused: &dyn Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
@@ -130,13 +133,18 @@ impl LocalCluster {
         let hash = need.hash.or_else(|| self.config.ir.lb_policy.hashes().then(&mut *random));
         let mut attempt = 0;
         loop {
-            let mut wish = Wish { hash, attempt, random: &mut *random, load: self, now: &Instant::now };
+            let priorities = need.priorities.as_deref_mut();
+            let mut wish =
+                Wish { hash, attempt, random: &mut *random, load: self, now: &Instant::now, priorities };
             let pick = balancer.pick(&mut wish)?;
             if pick.panic {
                 self.stats.lb_healthy_panic.inc();
             }
             let host = self.hosts.get(pick.host)?;
             if attempt >= need.attempts || !refused(host) {
+                if let Some(tried) = need.priorities {
+                    tried.tried(pick.priority);
+                }
                 return Some(host.clone());
             }
             attempt += 1;

@@ -39,11 +39,11 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
         _ => None,
     };
     let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };
-    let need = Need { destination, hash, attempts: 0 };
+    let need = || Need { destination, hash, ..Need::default() };
     let policy = action.retry_policy.clone();
     loop {
         context.attempts += 1;
-        let Some(host) = cluster.pick(need, &mut || worker.random(), &|_| false) else {
+        let Some(host) = cluster.pick(need(), &mut || worker.random(), &|_| false) else {
             cluster.stats.upstream_cx_none_healthy.inc();
             return Err(Failure::NoHealthyUpstream);
         };

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use lateen_ir::{
-    Action, ClusterSpecifier, Forward, PathRewrite, PickedCluster, RetryPolicy, Route, WeightedTarget,
+    Action, ClusterSpecifier, Forward, PathRewrite, PickedCluster, PreviousPriorities, RetryPolicy, Route,
+    WeightedTarget,
 };
 use smallvec::SmallVec;
 
@@ -56,6 +57,10 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         stream_end,
         tried: SmallVec::new(),
         retry_place: None,
+        priorities: policy
+            .as_deref()
+            .and_then(|policy| policy.previous_priorities)
+            .map(|frequency| Box::new(PreviousPriorities::new(frequency))),
         hash,
         active: None,
         timed_out: false,

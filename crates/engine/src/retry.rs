@@ -112,6 +112,7 @@ mod tests {
             per_try_idle_timeout: None,
             avoid_previous_hosts: true,
             host_selection_max_attempts: 5,
+            previous_priorities: None,
             retriable_status_codes: vec![503],
             retriable_headers: vec![],
             retriable_request_headers: vec![],

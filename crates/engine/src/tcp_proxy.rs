@@ -111,14 +111,14 @@ async fn connect(
         _ => None,
     };
     let hash = config.ir.hash_source_ip.then(|| lateen_ir::address_hash(info.peer.ip()));
-    let need = Need { destination, hash, attempts: 0 };
+    let need = || Need { destination, hash, ..Need::default() };
     for attempt in 1..=config.ir.max_connect_attempts.max(1) {
         if attempt > 1
             && let Some(backoff) = config.ir.backoff
         {
             tokio::time::sleep(retry::pause(backoff, attempt - 1, worker.random())).await;
         }
-        let Some(host) = cluster.pick(need, &mut || worker.random(), &|_| false) else {
+        let Some(host) = cluster.pick(need(), &mut || worker.random(), &|_| false) else {
             cluster.stats.upstream_cx_none_healthy.inc();
             outcomes.flags.insert(Flags::NO_HEALTHY_UPSTREAM);
             return None;

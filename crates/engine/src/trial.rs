@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
-use lateen_ir::{Discovery, Forward, HostRewrite, RetryPolicy};
+use lateen_ir::{Discovery, Forward, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
 
 use crate::answer::{ActiveRequest, Answer, UpstreamStream};
@@ -46,6 +46,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) stream_end: Option<Instant>,
     pub(crate) tried: SmallVec<[SocketAddr; 2]>,
     pub(crate) retry_place: Option<Admission>,
+    /// Where retries prefer priorities that were not tried.
+    pub(crate) priorities: Option<Box<PreviousPriorities>>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
     /// Counts the attempt under way once it has a connection.
@@ -204,6 +206,7 @@ impl Trial<'_> {
             destination: self.destination(),
             hash: self.hash,
             attempts: avoid.map_or(0, |policy| policy.host_selection_max_attempts),
+            priorities: self.priorities.as_deref_mut(),
         };
         let tried = |host: &Host| self.tried.contains(&host.address);
         let host = self.cluster.pick(need, &mut || connection.worker.random(), &tried)?;

@@ -7,6 +7,7 @@ use crate::edf::Edf;
 use crate::endpoint::HealthStatus;
 use crate::hash_table::HashTable;
 use crate::lb_policy::{LbPolicy, LeastRequestChoice, SlowStart};
+use crate::retry_priority::PreviousPriorities;
 
 /// What the balancer knows of a host. Positions in the list given to [`Balancer::new`] are the engine's host numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct Wish<'a> {
     pub load: &'a dyn Load,
     /// The present, asked for only while hosts warm up.
     pub now: &'a dyn Fn() -> Instant,
+    /// Priorities tried so far, where retries prefer others.
+    pub priorities: Option<&'a mut PreviousPriorities>,
 }
 
 /// A choice.
@@ -69,6 +72,8 @@ pub struct Wish<'a> {
 pub struct Pick {
     /// Number of the host.
     pub host: usize,
+    /// Its priority.
+    pub priority: u32,
     /// Too few hosts of its priority are available, so that health was not looked at.
     pub panic: bool,
 }
@@ -81,6 +86,8 @@ pub struct Balancer {
     priorities: Vec<Priority>,
     /// Share of each priority's healthy hosts, then of each priority's degraded hosts; the sum is 100 unless there is no host.
     shares: Shares,
+    /// How available each priority is, in percent, over-provisioned.
+    available: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,42 +187,63 @@ impl Balancer {
         let make = Making { config, hosts, seed, ramps };
         let priorities =
             members.iter().zip(panics).map(|(members, panic)| make.priority(members, panic)).collect();
-        Self { policy: config.policy, ramp, priorities, shares }
+        let available = healths.iter().map(|health| health.healthy + health.degraded).collect();
+        Self { policy: config.policy, ramp, priorities, shares, available }
     }
 
     /// A host, or `None` when there is none to use.
     pub fn pick(&mut self, wish: &mut Wish<'_>) -> Option<Pick> {
-        let (priority, availability) = match self.shares.as_slice() {
+        let (number, availability) = match self.shares.as_slice() {
             [] => return None,
-            [(_, priority, availability)] => (*priority, *availability),
-            shares => {
-                let drawn = match wish.hash {
-                    Some(hash) if self.policy.hashes() => hash,
-                    _ => (wish.random)(),
-                };
-                let mut left = u32::try_from(drawn % 100).unwrap_or(0);
-                let chosen = shares.iter().find(|(share, ..)| {
-                    let found = left < *share;
-                    left = left.saturating_sub(*share);
-                    found
-                });
-                let (_, priority, availability) = chosen.or(shares.last())?;
-                (*priority, *availability)
-            }
+            // One priority: there is nothing to shift.
+            [(_, number, availability)] if self.priorities.len() == 1 => (*number, *availability),
+            shares => self.choose_priority(shares, wish)?,
         };
-        let priority = &mut self.priorities[priority];
-        let panic = priority.panic;
+        let priority = &mut self.priorities[number];
+        let (number, panic) = (u32::try_from(number).unwrap_or(u32::MAX), priority.panic);
         let pool = match (&mut priority.hosts, availability) {
             (Hosts::Hashed(table), _) => {
                 let hash = wish.hash.unwrap_or_else(&mut *wish.random);
-                return Some(Pick { host: table.choose(hash, wish.attempt, wish.load)?, panic });
+                return Some(Pick {
+                    host: table.choose(hash, wish.attempt, wish.load)?,
+                    priority: number,
+                    panic,
+                });
             }
             (Hosts::Pools(pools), _) if panic => &mut pools.all,
             (Hosts::Pools(pools), Availability::Healthy) => pools.healthy.pool(),
             (Hosts::Pools(pools), Availability::Degraded) => pools.degraded.pool(),
         };
         let host = pool.pick(self.policy, self.ramp.as_ref(), wish)?;
-        Some(Pick { host, panic })
+        Some(Pick { host, priority: number, panic })
+    }
+
+    fn choose_priority(
+        &self,
+        shares: &[(u32, usize, Availability)],
+        wish: &mut Wish<'_>,
+    ) -> Option<(usize, Availability)> {
+        let shifted = wish.priorities.as_deref_mut().and_then(|tried| tried.shares(&self.available));
+        if let (None, [(_, number, availability)]) = (shifted, shares) {
+            return Some((*number, *availability));
+        }
+        let drawn = match wish.hash {
+            Some(hash) if self.policy.hashes() => hash,
+            _ => (wish.random)(),
+        };
+        let mut left = u32::try_from(drawn % 100).unwrap_or(0);
+        let mut falls_in = |share: u32| {
+            let found = left < share;
+            left = left.saturating_sub(share);
+            found
+        };
+        if let Some(shifted) = shifted {
+            let number = shifted.iter().position(|share| falls_in(*share))?;
+            return Some((number, Availability::Healthy));
+        }
+        let chosen = shares.iter().find(|(share, ..)| falls_in(*share));
+        let (_, number, availability) = chosen.or(shares.last())?;
+        Some((*number, *availability))
     }
 }
 

@@ -26,7 +26,8 @@ fn pick(
     random: &mut dyn FnMut() -> u64,
     active: impl Fn(usize) -> u64,
 ) -> Option<usize> {
-    let mut wish = Wish { hash: None, attempt: 0, random, load: &Busy(active), now: &Instant::now };
+    let mut wish =
+        Wish { hash: None, attempt: 0, random, load: &Busy(active), now: &Instant::now, priorities: None };
     balancer.pick(&mut wish).map(|pick| pick.host)
 }
 
@@ -207,8 +208,14 @@ fn new_hosts_take_their_load_slowly() {
             };
             let picks = (0..1100).filter(|_| {
                 let load = Busy(|_| 0);
-                let mut wish =
-                    Wish { hash: None, attempt: 0, random: &mut random, load: &load, now: &|| now };
+                let mut wish = Wish {
+                    hash: None,
+                    attempt: 0,
+                    random: &mut random,
+                    load: &load,
+                    now: &|| now,
+                    priorities: None,
+                };
                 balancer.pick(&mut wish).unwrap().host == 1
             });
             let new = picks.count();
@@ -235,7 +242,14 @@ fn hashes_choose_priority_and_host() {
     let mut chosen: Vec<usize> = (0..1000)
         .map(|hash: u64| {
             let hash = Some(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let mut wish = Wish { hash, attempt: 0, random: &mut || 0, load: &load, now: &Instant::now };
+            let mut wish = Wish {
+                hash,
+                attempt: 0,
+                random: &mut || 0,
+                load: &load,
+                now: &Instant::now,
+                priorities: None,
+            };
             let (first, second) = (balancer.pick(&mut wish).unwrap(), balancer.pick(&mut wish).unwrap());
             assert_eq!(first, second);
             first.host

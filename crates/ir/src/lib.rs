@@ -35,6 +35,7 @@ mod rbac;
 mod rbac_index;
 #[cfg(test)]
 mod rbac_tests;
+mod retry_priority;
 mod rewrite;
 mod route;
 mod route_table;
@@ -64,6 +65,7 @@ pub use metadata::*;
 pub use path_template::*;
 pub use rbac::*;
 pub use rbac_index::AnyOf;
+pub use retry_priority::*;
 pub use route::*;
 pub use route_table::*;
 pub use support::{FieldSupport, Support, support_markdown, support_table};

@@ -458,6 +458,8 @@ pub struct RetryPolicy {
     pub avoid_previous_hosts: bool,
     /// How often to ask the balancer for such a host. Default 1.
     pub host_selection_max_attempts: u32,
+    /// Prefer priorities that were not tried (`envoy.retry_priorities.previous_priorities`), after every so many tries.
+    pub previous_priorities: Option<std::num::NonZeroU32>,
     /// For [`RetryOn::retriable_status_codes`].
     pub retriable_status_codes: Vec<u16>,
     /// For [`RetryOn::retriable_headers`]: response headers.
@@ -480,6 +482,7 @@ impl Default for RetryPolicy {
             per_try_idle_timeout: None,
             avoid_previous_hosts: false,
             host_selection_max_attempts: 1,
+            previous_priorities: None,
             retriable_status_codes: Vec::new(),
             retriable_headers: Vec::new(),
             retriable_request_headers: Vec::new(),

@@ -203,6 +203,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
     pub(super) use lateen_xds::pb::envoy::extensions::load_balancing_policies as balancing;
     pub(super) use lateen_xds::pb::envoy::extensions::network::dns_resolver::cares::v3 as cares;
+    pub(super) use lateen_xds::pb::envoy::extensions::retry::priority::previous_priorities::v3 as previous_priorities;
     pub(super) use lateen_xds::pb::envoy::extensions::transport_sockets::proxy_protocol::v3 as proxy_protocol;
     pub(super) use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
     pub(super) use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
@@ -280,6 +281,7 @@ table! {
     route::RetryPolicy,
     route::retry_policy::RetryBackOff,
     route::retry_policy::RateLimitedRetryBackOff,
+    previous_priorities::PreviousPrioritiesConfig,
     route::HedgePolicy,
     route::InternalRedirectPolicy,
     route::RedirectAction,

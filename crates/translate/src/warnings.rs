@@ -128,9 +128,6 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
 }
 
 fn unsupported_in_route(path: &str, route: &HttpRoute, warnings: &mut Vec<Warning>) {
-    if route.retries.as_ref().is_some_and(|retries| retries.retry_remote_localities == Some(true)) {
-        warnings.push(Warning::no_effect(format!("{path}.retries.retryRemoteLocalities")));
-    }
     for (index, _) in
         route.r#match.iter().enumerate().filter(|(_, condition)| !condition.stat_prefix.is_empty())
     {

@@ -16,6 +16,7 @@ mod mirrors;
 mod pages;
 #[path = "../support/ports.rs"]
 mod ports;
+mod priorities;
 mod proxies;
 mod redirects;
 mod retries;

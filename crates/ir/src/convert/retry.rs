@@ -1,14 +1,17 @@
 //! Retry policies.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::config::route::v3 as proto;
+use lateen_xds::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use proto::retry_policy::{
-    RateLimitedRetryBackOff, ResetHeader, ResetHeaderFormat, RetryBackOff, RetryHostPredicate,
+    RateLimitedRetryBackOff, ResetHeader, ResetHeaderFormat, RetryBackOff, RetryHostPredicate, RetryPriority,
+    retry_priority,
 };
 
 use super::matchers::{header_matchers, header_name};
-use super::values::{Converted, backoff, enumeration, number, positive, timeout};
+use super::values::{Converted, backoff, enumeration, number, positive, timeout, typed};
 use crate::error::At;
 use crate::support::fields;
 use crate::{Backoff, RateLimitedBackoff, RetryOn, RetryPolicy};
@@ -20,11 +23,10 @@ pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converte
         used {
             retry_on, num_retries, per_try_timeout, per_try_idle_timeout, retry_host_predicate,
             host_selection_retry_max_attempts, retriable_status_codes, retry_back_off, retriable_headers,
-            retriable_request_headers, rate_limited_retry_back_off,
+            retriable_request_headers, rate_limited_retry_back_off, retry_priority,
         }
         inert {}
         rejected {
-            retry_priority = "other priorities for retries",
             retry_options_predicates = "options by extension",
             refresh_cluster_on_retry = "another cluster for a retry",
         }
@@ -47,6 +49,9 @@ pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converte
         per_try_idle_timeout: timeout(at, "per_try_idle_timeout", per_try_idle_timeout, None)?,
         avoid_previous_hosts,
         host_selection_max_attempts: if attempts == 0 { 1 } else { attempts },
+        previous_priorities: retry_priority
+            .map(|priority| previous_priorities(&at.field("retry_priority"), priority))
+            .transpose()?,
         retriable_status_codes: codes.collect::<Converted<_>>()?,
         retriable_headers: header_matchers(at, "retriable_headers", retriable_headers)?,
         retriable_request_headers: header_matchers(
@@ -126,6 +131,26 @@ fn previous_hosts(at: &At<'_>, predicate: &RetryHostPredicate) -> Converted<()> 
         return Ok(());
     }
     Err(at.error(format!("{name:?} is not supported; envoy.retry_host_predicates.previous_hosts is")))
+}
+
+/// The one plug-in there is for priorities; the result is its `update_frequency`.
+fn previous_priorities(at: &At<'_>, priority: RetryPriority) -> Converted<NonZeroU32> {
+    let RetryPriority { name, config_type } = priority;
+    let Some(retry_priority::ConfigType::TypedConfig(any)) = config_type else {
+        return Err(at.error_in("typed_config", "is required"));
+    };
+    if !any
+        .type_url
+        .ends_with("envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig")
+    {
+        let reason = format!("{name:?} is not supported; envoy.retry_priorities.previous_priorities is");
+        return Err(at.error(reason));
+    }
+    let config: PreviousPrioritiesConfig = typed(at, &any)?;
+    let at = at.field("typed_config");
+    fields!(&at, config => PreviousPrioritiesConfig { used { update_frequency } inert {} rejected {} });
+    let frequency = u32::try_from(update_frequency).ok().and_then(NonZeroU32::new);
+    frequency.ok_or_else(|| at.error_in("update_frequency", "must be greater than 0"))
 }
 
 fn conditions(at: &At<'_>, list: &str) -> Converted<RetryOn> {
