@@ -13,7 +13,7 @@ use lateen_ir::{
 };
 
 use crate::host::Host;
-use crate::outlier;
+use crate::outlier::Outcome;
 use crate::snapshot::ClusterConfig;
 use crate::stats::blocks::ClusterStats;
 use crate::stats::tls::TlsStats;
@@ -51,6 +51,8 @@ pub(crate) struct LocalCluster {
     pub(crate) stats: Rc<ClusterStats>,
     hosts: Vec<Rc<Host>>,
     balancer: RefCell<Balancer>,
+    /// The detector's epoch the balancer was made in.
+    judged: Cell<u32>,
     seed: u64,
     /// ORIGINAL_DST only.
     destinations: RefCell<AHashMap<SocketAddr, Rc<Host>>>,
@@ -89,7 +91,10 @@ impl LocalCluster {
                     host.pool.revive();
                     hosts.push(host);
                 }
-                None => hosts.push(Rc::new(Host::new(address, endpoint.clone()))),
+                None => {
+                    let monitor = config.outlier.as_ref().and_then(|detector| detector.monitor(address));
+                    hosts.push(Rc::new(Host::new(address, endpoint.clone(), monitor)));
+                }
             }
         }
         known.values().for_each(|gone| gone.pool.retire());
@@ -101,12 +106,14 @@ impl LocalCluster {
             }
             (None, _) => AHashMap::new(),
         };
+        let judged = Cell::new(config.outlier.as_ref().map_or(0, |detector| detector.epoch()));
         let balancer = RefCell::new(make_balancer(&config, &hosts, seed));
         Self {
             config,
             stats,
             hosts,
             balancer,
+            judged,
             seed,
             destinations: RefCell::new(destinations),
             tls_stats: previous.map(|old| old.tls_stats.clone()).unwrap_or_default(),
@@ -127,6 +134,12 @@ impl LocalCluster {
                 address.set_port(*port);
             }
             return Some(self.destination(address));
+        }
+        if let Some(detector) = &self.config.outlier {
+            let epoch = detector.epoch();
+            if self.judged.replace(epoch) != epoch {
+                self.rebalance();
+            }
         }
         let mut balancer = self.balancer.borrow_mut();
         // Without anything to hash the choice is random, but the same for all attempts of this choice.
@@ -175,7 +188,7 @@ impl LocalCluster {
             health: HealthStatus::Healthy,
             metadata: None,
         };
-        let host = Rc::new(Host::new(address, Arc::new(endpoint)));
+        let host = Rc::new(Host::new(address, Arc::new(endpoint), None));
         if known.len() < MOST_ORIGINAL_DESTINATIONS && !self.retired.get() {
             known.insert(address, host.clone());
         } else {
@@ -185,11 +198,11 @@ impl LocalCluster {
     }
 
     /// Health of a host changed: choose anew from now on.
-    pub(crate) fn rebalance(&self) {
+    fn rebalance(&self) {
         *self.balancer.borrow_mut() = make_balancer(&self.config, &self.hosts, self.seed);
     }
 
-    /// Time-driven work: idle connections, forgotten destinations, ejected hosts that may return.
+    /// Time-driven work: idle connections, forgotten destinations.
     pub(crate) fn sweep(&self, now: Instant) {
         let idle_timeout = self.config.ir.http.common.idle_timeout;
         for host in &self.hosts {
@@ -201,19 +214,12 @@ impl LocalCluster {
             let used = host.stats.cx_active.get() > 0 || host.stats.rq_active.get() > 0;
             used || now.saturating_duration_since(host.last_used.get()) < forget_after
         });
-        if let Some(config) = &self.config.ir.outlier_detection
-            && outlier::sweep(config, &self.hosts, now)
-        {
-            self.rebalance();
-        }
     }
 
     /// Notes how a request ended, for outlier detection.
-    pub(crate) fn observe(&self, host: &Host, outcome: outlier::Outcome, random: u64) {
-        if let Some(config) = &self.config.ir.outlier_detection
-            && outlier::observe(config, &self.hosts, host, outcome, random, Instant::now())
-        {
-            self.rebalance();
+    pub(crate) fn observe(&self, host: &Host, outcome: Outcome, worker: &Worker) {
+        if let (Some(detector), Some(monitor)) = (&self.config.outlier, &host.monitor) {
+            detector.observe(host.address, monitor, outcome, &|| worker.random());
         }
     }
 

@@ -83,7 +83,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
             }
             Err(reset) => {
                 host.stats.rq_error.inc();
-                cluster.observe(&host, Outcome::LocalFailure, worker.random());
+                cluster.observe(&host, Outcome::LocalFailure, &worker);
                 context.upstream_failure = reset.transport_reason().map(|reason| underscored(reason).into());
                 let wanted = policy.as_ref().is_some_and(|policy| {
                     let broken = Broken { reset: reset.clone(), sent: false };

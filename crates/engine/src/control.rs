@@ -306,6 +306,8 @@ impl Control {
                 self.update_ready();
             }
             Command::ResetCounters => {
+                let detectors = self.store.active_clusters().filter_map(|cluster| cluster.outlier.as_ref());
+                detectors.for_each(|detector| detector.reset_counts());
                 for worker in &self.workers {
                     let _ = worker.send(WorkerCommand::ResetCounters).await;
                 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use lateen_ir::{Endpoint, HealthStatus};
 
+use crate::outlier::Monitor;
 use crate::pools::Pools;
 use crate::stats::slots::{Counter, Gauge};
 
@@ -25,39 +26,26 @@ pub(crate) struct HostStats {
     pub(crate) rq_total: Counter,
 }
 
-/// Consecutive failures, for outlier detection.
-#[derive(Debug, Default)]
-pub(crate) struct FailureRun {
-    pub(crate) server_errors: Cell<u32>,
-    pub(crate) gateway_failures: Cell<u32>,
-    pub(crate) local_failures: Cell<u32>,
-    /// Ejected until then.
-    pub(crate) ejected_until: Cell<Option<Instant>>,
-    /// How often it was ejected, less one for each quiet interval.
-    pub(crate) ejections: Cell<u32>,
-    /// Begin of the interval that is to be quiet.
-    pub(crate) quiet_since: Cell<Option<Instant>>,
-}
-
 /// One endpoint of a cluster.
 pub(crate) struct Host {
     pub(crate) address: SocketAddr,
     /// As configured now: health, hostname and metadata change.
     pub(crate) endpoint: RefCell<Arc<Endpoint>>,
     pub(crate) stats: HostStats,
-    pub(crate) failures: FailureRun,
+    /// With outlier detection.
+    pub(crate) monitor: Option<Arc<Monitor>>,
     pub(crate) pool: Pools,
     /// ORIGINAL_DST: when it was last asked for.
     pub(crate) last_used: Cell<Instant>,
 }
 
 impl Host {
-    pub(crate) fn new(address: SocketAddr, endpoint: Arc<Endpoint>) -> Self {
+    pub(crate) fn new(address: SocketAddr, endpoint: Arc<Endpoint>, monitor: Option<Arc<Monitor>>) -> Self {
         Self {
             address,
             endpoint: RefCell::new(endpoint),
             stats: HostStats::default(),
-            failures: FailureRun::default(),
+            monitor,
             pool: Pools::default(),
             last_used: Cell::new(Instant::now()),
         }
@@ -65,11 +53,11 @@ impl Host {
 
     /// Health with ejection taken into account.
     pub(crate) fn health(&self) -> HealthStatus {
-        if self.failures.ejected_until.get().is_some() {
-            HealthStatus::Unhealthy
-        } else {
-            self.endpoint.borrow().health
-        }
+        if self.is_ejected() { HealthStatus::Unhealthy } else { self.endpoint.borrow().health }
+    }
+
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.monitor.as_ref().is_some_and(|monitor| monitor.is_ejected())
     }
 
     /// `hostname` of the endpoint, or its address.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lateen_ir::{EndpointAddress, HealthStatus};
 
 use crate::breakers::{self, Limited, is_open};
+use crate::outlier;
 use crate::snapshot::{ClusterConfig, ListenerConfig};
 use crate::stats::arena::{ArenaReading, Scope};
 use crate::stats::merge::{Stat, Value, merge};
@@ -36,6 +37,8 @@ pub(crate) struct HostView {
     pub(crate) hostname: Option<Arc<str>>,
     pub(crate) health: HealthStatus,
     pub(crate) ejected: bool,
+    /// Percent of the last interval, by answers and by connections.
+    pub(crate) success_rates: [Option<f64>; 2],
     pub(crate) weight: u32,
     pub(crate) priority: u32,
     pub(crate) locality: Arc<lateen_ir::Locality>,
@@ -145,6 +148,10 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
     }
     let mut views = Vec::new();
     for config in store.active_clusters() {
+        let rates = |address| {
+            let detector = config.outlier.as_ref();
+            detector.map_or([None, None], |detector| detector.success_rates(address))
+        };
         let mut hosts = Vec::new();
         for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
             for members in localities {
@@ -156,6 +163,7 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                         hostname: endpoint.hostname.clone(),
                         health: endpoint.health,
                         ejected: sum.1,
+                        success_rates: rates(address),
                         weight: endpoint.weight,
                         priority: priority as u32,
                         locality: members.locality.clone(),
@@ -178,6 +186,7 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                     hostname: None,
                     health: HealthStatus::Healthy,
                     ejected,
+                    success_rates: [None, None],
                     weight: 1,
                     priority: 0,
                     locality: Arc::default(),
@@ -220,6 +229,14 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
         ("circuit_breakers_high_rq_retry_open", high(Limited::Retry)),
     ] {
         stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
+    }
+    if let Some(detector) = &config.outlier {
+        let reading = detector.read();
+        let counts = outlier::named_counts(&reading.counts).map(|(leaf, n)| (leaf, Value::Counter(n)));
+        let active = ("outlier_detection.ejections_active", count(reading.active));
+        for (leaf, value) in counts.into_iter().chain([active]) {
+            stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
+        }
     }
     let sum = |name: &str| {
         let position = HOST_STATS.iter().position(|(known, _)| *known == name);

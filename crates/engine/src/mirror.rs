@@ -272,7 +272,7 @@ impl Mirror {
         let began = Instant::now();
         let answer = upstream::exchange(&mut lease, request).await;
         let outcome = answer.as_ref().map_or(Outcome::LocalFailure, |a| Outcome::Answered(a.status()));
-        cluster.observe(&host, outcome, worker.random());
+        cluster.observe(&host, outcome, &worker);
         let (head, mut body) = answer.map_err(|broken| broken.reset)?.into_parts();
         if head.status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
         let mut stream = UpstreamStream::of_mirror(lease, active, began, head.status);

@@ -1,189 +1,318 @@
-//! Outlier detection by consecutive failures: ejection and return. Each worker judges by its own requests.
+//! Outlier detection of one cluster, shared by the workers: they count each host's failures in atomics, and whoever finds
+//! a run long enough has it judged at once. `lateen_ir::OutlierJudge` decides.
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/upstream/outlier>
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use http::StatusCode;
-use lateen_ir::OutlierDetection;
-
-use crate::host::Host;
+use http::{HeaderMap, StatusCode};
+use lateen_ir::{
+    ClusterLoadAssignment, Ejection, EjectionCounts, EndpointAddress, FailureOrigin, OutlierDetection,
+    OutlierJudge, RequestRate,
+};
 
 /// How a request to a host ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
+    /// A connection for an HTTP request is there; what it leads to is told later.
+    Connected,
+    /// A connection for a TCP proxy is there, and that is all there is to tell.
+    Served,
     Answered(StatusCode),
     /// Connect failure, reset or time-out.
     LocalFailure,
 }
 
-/// Counts the outcome; true when the host was ejected by it.
-pub(crate) fn observe(
-    config: &OutlierDetection,
-    hosts: &[Rc<Host>],
-    host: &Host,
-    outcome: Outcome,
-    random: u64,
-    now: Instant,
-) -> bool {
-    let run = &host.failures;
-    let (server_error, gateway_failure, local_failure) = match outcome {
-        Outcome::Answered(status) => {
-            (status.is_server_error(), (502..=504).contains(&status.as_u16()), false)
+/// The status by which a response is judged: gRPC's, when it is in the head.
+/// The mapping is Envoy's: <https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto>.
+pub(crate) fn status_of(status: StatusCode, headers: &HeaderMap, is_grpc: bool) -> StatusCode {
+    let told = headers.get("grpc-status").filter(|_| is_grpc).and_then(|value| value.to_str().ok());
+    match told.and_then(|code| code.parse::<u32>().ok()) {
+        None => status,
+        Some(0) => StatusCode::OK,
+        Some(1) => StatusCode::from_u16(499).unwrap_or(status),
+        Some(3 | 9 | 11) => StatusCode::BAD_REQUEST,
+        Some(4) => StatusCode::GATEWAY_TIMEOUT,
+        Some(5) => StatusCode::NOT_FOUND,
+        Some(6 | 10) => StatusCode::CONFLICT,
+        Some(7) => StatusCode::FORBIDDEN,
+        Some(8) => StatusCode::TOO_MANY_REQUESTS,
+        Some(12) => StatusCode::NOT_IMPLEMENTED,
+        Some(14) => StatusCode::SERVICE_UNAVAILABLE,
+        Some(16) => StatusCode::UNAUTHORIZED,
+        Some(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Requests of the interval under way.
+#[derive(Debug, Default)]
+struct RateCell {
+    total: AtomicU64,
+    good: AtomicU64,
+}
+
+impl RateCell {
+    fn add(&self, good: bool) {
+        self.total.fetch_add(1, Relaxed);
+        if good {
+            self.good.fetch_add(1, Relaxed);
         }
-        // Without the split a local failure counts as a 503, as Envoy maps it.
-        Outcome::LocalFailure => {
-            let together = !config.split_external_local_origin_errors;
-            (together, together, !together)
+    }
+
+    fn take(&self) -> RequestRate {
+        RequestRate { total: self.total.swap(0, Relaxed), good: self.good.swap(0, Relaxed) }
+    }
+}
+
+/// What the workers count about one host.
+#[derive(Debug, Default)]
+pub(crate) struct Monitor {
+    ejected: AtomicBool,
+    server_errors: AtomicU32,
+    gateway_failures: AtomicU32,
+    local_failures: AtomicU32,
+    external: RateCell,
+    local: RateCell,
+}
+
+impl Monitor {
+    /// Whether the host is out of the rotation now.
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.ejected.load(Relaxed)
+    }
+
+    fn run(&self, why: Ejection) -> Option<&AtomicU32> {
+        match why {
+            Ejection::Consecutive5xx => Some(&self.server_errors),
+            Ejection::ConsecutiveGatewayFailure => Some(&self.gateway_failures),
+            Ejection::ConsecutiveLocalOriginFailure => Some(&self.local_failures),
+            _ => None,
         }
-    };
-    let mut eject = false;
-    let mut count = |cell: &Cell<u32>, failed: bool, limit: u32, enforcing: u32| {
-        if !failed {
-            cell.set(0);
+    }
+
+    /// A run goes on. True when it has just reached its limit; none begins before it is judged.
+    fn fails(&self, why: Ejection, limit: u32) -> bool {
+        self.run(why).is_some_and(|run| run.fetch_add(1, Relaxed) + 1 == limit)
+    }
+
+    fn reset(&self, why: Ejection) {
+        if let Some(run) = self.run(why) {
+            run.store(0, Relaxed);
+        }
+    }
+}
+
+/// What is to be shown about a cluster's outliers.
+pub(crate) struct OutlierReading {
+    pub(crate) counts: EjectionCounts,
+    pub(crate) active: usize,
+}
+
+/// See the module. It lives as long as the cluster's settings.
+pub(crate) struct Detector {
+    config: OutlierDetection,
+    /// Changes with every host that goes or returns: balancers made before are out of date.
+    epoch: AtomicU32,
+    state: Mutex<State>,
+}
+
+struct State {
+    judge: OutlierJudge,
+    monitors: BTreeMap<SocketAddr, Arc<Monitor>>,
+    /// End of the interval.
+    next: Instant,
+}
+
+impl Detector {
+    pub(crate) fn new(config: OutlierDetection, now: Instant) -> Self {
+        let state =
+            State { judge: OutlierJudge::default(), monitors: BTreeMap::new(), next: now + config.interval };
+        Self { config, epoch: AtomicU32::new(0), state: Mutex::new(state) }
+    }
+
+    /// What is under the lock is whole at every moment, so that a panic elsewhere does no harm.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cluster has these endpoints from now on.
+    pub(crate) fn keep(&self, endpoints: &ClusterLoadAssignment) {
+        let endpoints = endpoints.priorities.iter().flatten().flat_map(|locality| &locality.endpoints);
+        let addresses = endpoints.filter_map(|endpoint| match endpoint.address {
+            EndpointAddress::Socket(address) => Some(address),
+            EndpointAddress::Pipe(_) | EndpointAddress::Name(..) => None,
+        });
+        let mut state = self.state();
+        let mut before = std::mem::take(&mut state.monitors);
+        state.monitors = addresses.map(|host| (host, before.remove(&host).unwrap_or_default())).collect();
+        let State { judge, monitors, .. } = &mut *state;
+        judge.keep(monitors.keys().copied());
+    }
+
+    /// The counters of a host.
+    pub(crate) fn monitor(&self, host: SocketAddr) -> Option<Arc<Monitor>> {
+        self.state().monitors.get(&host).cloned()
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Counts an outcome, and judges the host when a run of failures is long enough.
+    pub(crate) fn observe(
+        &self,
+        host: SocketAddr,
+        monitor: &Monitor,
+        outcome: Outcome,
+        random: &dyn Fn() -> u64,
+    ) {
+        let split = self.config.split_external_local_origin_errors;
+        match outcome {
+            Outcome::Connected if !split => {}
+            Outcome::Connected | Outcome::Served if split => self.connection(host, monitor, true, random),
+            Outcome::LocalFailure if split => self.connection(host, monitor, false, random),
+            Outcome::Connected | Outcome::Served => self.answer(host, monitor, StatusCode::OK, random),
+            Outcome::Answered(status) => self.answer(host, monitor, status, random),
+            // Without the split a local failure counts as a 503, as Envoy maps it.
+            Outcome::LocalFailure => self.answer(host, monitor, StatusCode::SERVICE_UNAVAILABLE, random),
+        }
+    }
+
+    fn connection(&self, host: SocketAddr, monitor: &Monitor, good: bool, random: &dyn Fn() -> u64) {
+        let why = Ejection::ConsecutiveLocalOriginFailure;
+        monitor.local.add(good);
+        if good {
+            monitor.reset(why);
+        } else if monitor.fails(why, self.config.consecutive_local_origin_failure) {
+            self.detect(host, monitor, why, random);
+        }
+    }
+
+    fn answer(&self, host: SocketAddr, monitor: &Monitor, status: StatusCode, random: &dyn Fn() -> u64) {
+        monitor.external.add(!status.is_server_error());
+        if !status.is_server_error() {
+            monitor.reset(Ejection::ConsecutiveGatewayFailure);
+            monitor.reset(Ejection::Consecutive5xx);
             return;
         }
-        cell.set(cell.get() + 1);
-        if limit > 0 && cell.get() >= limit {
-            cell.set(0);
-            eject |= random % 100 < u64::from(enforcing);
+        let why = Ejection::ConsecutiveGatewayFailure;
+        if !(502..=504).contains(&status.as_u16()) {
+            monitor.reset(why);
+        } else if monitor.fails(why, self.config.consecutive_gateway_failure) {
+            self.detect(host, monitor, why, random);
         }
-    };
-    count(&run.server_errors, server_error, config.consecutive_5xx, config.enforcing_consecutive_5xx);
-    count(
-        &run.gateway_failures,
-        gateway_failure,
-        config.consecutive_gateway_failure,
-        config.enforcing_consecutive_gateway_failure,
-    );
-    if config.split_external_local_origin_errors {
-        count(
-            &run.local_failures,
-            local_failure,
-            config.consecutive_local_origin_failure,
-            config.enforcing_consecutive_local_origin_failure,
-        );
-    }
-    if !eject || run.ejected_until.get().is_some() || !may_eject(config, hosts) {
-        return false;
-    }
-    let ejections = run.ejections.get() + 1;
-    run.ejections.set(ejections);
-    let time = config.base_ejection_time.saturating_mul(ejections).min(config.max_ejection_time);
-    run.ejected_until.set(Some(now + time));
-    true
-}
-
-fn may_eject(config: &OutlierDetection, hosts: &[Rc<Host>]) -> bool {
-    let ejected = hosts.iter().filter(|host| host.failures.ejected_until.get().is_some()).count();
-    if config.always_eject_one_host && ejected == 0 {
-        return true;
-    }
-    // The share with this host: Envoy ejects none of three at 10 %, unless `always_eject_one_host` says so.
-    (ejected + 1) * 100 <= hosts.len() * config.max_ejection_percent as usize
-}
-
-/// Whether the host is out of the rotation now.
-pub(crate) fn is_ejected(host: &Host) -> bool {
-    host.failures.ejected_until.get().is_some()
-}
-
-/// Returns hosts whose time is over; true when there were any. One that stays in for an interval is forgiven one ejection.
-pub(crate) fn sweep(config: &OutlierDetection, hosts: &[Rc<Host>], now: Instant) -> bool {
-    let mut changed = false;
-    for host in hosts {
-        let run = &host.failures;
-        match run.ejected_until.get() {
-            Some(until) if until <= now => {
-                run.ejected_until.set(None);
-                run.quiet_since.set(Some(now));
-                changed = true;
-            }
-            Some(_) => {}
-            None if run.ejections.get() == 0 => {}
-            None => {
-                let since = run.quiet_since.get().unwrap_or(now);
-                if now.saturating_duration_since(since) >= config.interval {
-                    run.ejections.set(run.ejections.get() - 1);
-                    run.quiet_since.set(Some(now));
-                }
-            }
+        let why = Ejection::Consecutive5xx;
+        if monitor.fails(why, self.config.consecutive_5xx) {
+            self.detect(host, monitor, why, random);
         }
     }
-    changed
+
+    fn detect(&self, host: SocketAddr, monitor: &Monitor, why: Ejection, random: &dyn Fn() -> u64) {
+        let ejected = self.state().judge.detect(&self.config, host, why, random(), Instant::now());
+        // The next run begins now, whatever was decided; one that was ejected has none.
+        if !monitor.is_ejected() {
+            monitor.reset(why);
+        }
+        if ejected {
+            monitor.ejected.store(true, Relaxed);
+            self.epoch.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// When the interval ends.
+    pub(crate) fn next(&self) -> Instant {
+        self.state().next
+    }
+
+    /// Judges the interval when it is over. Any worker may call it; the first does the work.
+    pub(crate) fn judge(&self, random: &mut dyn FnMut() -> u64, now: Instant) {
+        let mut state = self.state();
+        if now < state.next {
+            return;
+        }
+        state.next = now + self.config.interval;
+        let State { judge, monitors, .. } = &mut *state;
+        let rates: Vec<_> = monitors
+            .iter()
+            .map(|(host, monitor)| (*host, [monitor.external.take(), monitor.local.take()]))
+            .collect();
+        let (returned, ejected) = judge.interval(&self.config, &rates, random, now);
+        for monitor in returned.iter().filter_map(|host| monitors.get(host)) {
+            // What is left of a run from before must not eject it again soon.
+            Ejection::ALL.iter().for_each(|why| monitor.reset(*why));
+            monitor.ejected.store(false, Relaxed);
+        }
+        for monitor in ejected.iter().filter_map(|host| monitors.get(host)) {
+            monitor.ejected.store(true, Relaxed);
+        }
+        if !(returned.is_empty() && ejected.is_empty()) {
+            self.epoch.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn read(&self) -> OutlierReading {
+        let state = self.state();
+        OutlierReading { counts: state.judge.counts, active: state.judge.active() }
+    }
+
+    /// Success rates of a host in the last interval, percent, by answers and by connections.
+    pub(crate) fn success_rates(&self, host: SocketAddr) -> [Option<f64>; 2] {
+        let state = self.state();
+        [FailureOrigin::External, FailureOrigin::Local].map(|origin| state.judge.success_rate(host, origin))
+    }
+
+    /// `/reset_counters`.
+    pub(crate) fn reset_counts(&self) {
+        self.state().judge.counts = EjectionCounts::default();
+    }
+}
+
+/// Envoy's names of the counts, after `outlier_detection.`, with what they count.
+pub(crate) fn named_counts(counts: &EjectionCounts) -> [(&'static str, u64); 19] {
+    let [consecutive_5xx, gateway, local, success_rate, local_success_rate, percentage, local_percentage] =
+        counts.detected;
+    let enforced = counts.enforced;
+    [
+        ("outlier_detection.ejections_consecutive_5xx", consecutive_5xx),
+        ("outlier_detection.ejections_detected_consecutive_5xx", consecutive_5xx),
+        ("outlier_detection.ejections_detected_consecutive_gateway_failure", gateway),
+        ("outlier_detection.ejections_detected_consecutive_local_origin_failure", local),
+        ("outlier_detection.ejections_detected_failure_percentage", percentage),
+        ("outlier_detection.ejections_detected_local_origin_failure_percentage", local_percentage),
+        ("outlier_detection.ejections_detected_local_origin_success_rate", local_success_rate),
+        ("outlier_detection.ejections_detected_success_rate", success_rate),
+        ("outlier_detection.ejections_enforced_consecutive_5xx", enforced[0]),
+        ("outlier_detection.ejections_enforced_consecutive_gateway_failure", enforced[1]),
+        ("outlier_detection.ejections_enforced_consecutive_local_origin_failure", enforced[2]),
+        ("outlier_detection.ejections_enforced_success_rate", enforced[3]),
+        ("outlier_detection.ejections_enforced_local_origin_success_rate", enforced[4]),
+        ("outlier_detection.ejections_enforced_failure_percentage", enforced[5]),
+        ("outlier_detection.ejections_enforced_local_origin_failure_percentage", enforced[6]),
+        ("outlier_detection.ejections_enforced_total", enforced.iter().sum()),
+        ("outlier_detection.ejections_overflow", counts.overflow),
+        ("outlier_detection.ejections_success_rate", success_rate + local_success_rate),
+        ("outlier_detection.ejections_total", counts.total),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use lateen_ir::{Endpoint, EndpointAddress, HealthStatus};
-
     use super::*;
 
-    fn hosts(n: u16) -> Vec<Rc<Host>> {
-        (1..=n)
-            .map(|port| {
-                let address = ([127, 0, 0, 1], port).into();
-                let endpoint = Endpoint {
-                    address: EndpointAddress::Socket(address),
-                    additional_addresses: vec![],
-                    hostname: None,
-                    weight: 1,
-                    health: HealthStatus::Healthy,
-                    metadata: None,
-                };
-                Rc::new(Host::new(address, Arc::new(endpoint)))
-            })
-            .collect()
-    }
-
-    fn config() -> OutlierDetection {
-        OutlierDetection {
-            consecutive_5xx: 3,
-            enforcing_consecutive_5xx: 100,
-            consecutive_gateway_failure: 0,
-            enforcing_consecutive_gateway_failure: 0,
-            split_external_local_origin_errors: false,
-            consecutive_local_origin_failure: 0,
-            enforcing_consecutive_local_origin_failure: 0,
-            interval: Duration::from_secs(10),
-            base_ejection_time: Duration::from_secs(30),
-            max_ejection_time: Duration::from_secs(300),
-            max_ejection_time_jitter: Duration::ZERO,
-            max_ejection_percent: 50,
-            always_eject_one_host: false,
-        }
-    }
-
     #[test]
-    fn a_run_of_failures_ejects_until_the_time_is_over() {
-        let (config, hosts, now) = (config(), hosts(2), Instant::now());
-        let bad = Outcome::Answered(StatusCode::INTERNAL_SERVER_ERROR);
-        let good = Outcome::Answered(StatusCode::OK);
-        for outcome in [bad, bad, good, bad, bad] {
-            assert!(!observe(&config, &hosts, &hosts[0], outcome, 0, now));
+    fn grpc_is_judged_by_its_own_status() {
+        for (code, is_grpc, expected) in
+            [("14", true, 503), ("14", false, 200), ("0", true, 200), ("13", true, 500), ("99", true, 500)]
+        {
+            let headers = HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-status"),
+                http::HeaderValue::from_static(code),
+            )]);
+            assert_eq!(status_of(StatusCode::OK, &headers, is_grpc).as_u16(), expected, "{code}");
         }
-        assert!(observe(&config, &hosts, &hosts[0], Outcome::LocalFailure, 0, now));
-        assert_eq!(hosts[0].health(), HealthStatus::Unhealthy);
-        assert!(!sweep(&config, &hosts, now + Duration::from_secs(29)));
-        assert!(sweep(&config, &hosts, now + Duration::from_secs(30)));
-        assert_eq!(hosts[0].health(), HealthStatus::Healthy);
-        assert_eq!(hosts[0].failures.ejections.get(), 1, "the next time would be twice as long");
-        assert!(!sweep(&config, &hosts, now + Duration::from_secs(39)));
-        assert_eq!(hosts[0].failures.ejections.get(), 1);
-        assert!(!sweep(&config, &hosts, now + Duration::from_secs(40)));
-        assert_eq!(hosts[0].failures.ejections.get(), 0, "forgiven after a quiet interval");
-    }
-
-    #[test]
-    fn no_more_than_the_allowed_share_is_ejected() {
-        let (config, hosts, now) = (config(), hosts(2), Instant::now());
-        let bad = Outcome::Answered(StatusCode::BAD_GATEWAY);
-        let ejected: Vec<bool> =
-            hosts.iter().map(|host| (0..3).any(|_| observe(&config, &hosts, host, bad, 0, now))).collect();
-        assert_eq!(ejected, [true, false]);
+        assert_eq!(status_of(StatusCode::BAD_GATEWAY, &HeaderMap::new(), true), StatusCode::BAD_GATEWAY);
     }
 }

@@ -13,6 +13,7 @@ use lateen_ir as ir;
 use crate::dns::DnsStats;
 use crate::filters::Filter;
 use crate::joined::Joined;
+use crate::outlier::Detector;
 use crate::tls::{ClientTls, ServerTls};
 
 /// Position of a cluster in [`Snapshot::clusters`].
@@ -119,6 +120,7 @@ pub(crate) struct ClusterConfig {
     pub(crate) fingerprint: u64,
     /// Endpoints with resolved addresses.
     pub(crate) endpoints: Arc<ir::ClusterLoadAssignment>,
+    pub(crate) outlier: Option<Arc<Detector>>,
     /// With slow start only.
     pub(crate) joined: Option<Arc<Joined>>,
     pub(crate) breakers: Arc<Breakers>,

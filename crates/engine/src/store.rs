@@ -20,6 +20,7 @@ use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
 use crate::joined::Joined;
 use crate::listen;
+use crate::outlier::Detector;
 use crate::snapshot::{
     Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, Transports, stat_name,
 };
@@ -357,12 +358,21 @@ impl Store {
         };
         let endpoints = assignment.unwrap_or_else(|| Arc::new(no_endpoints(&entry.ir.name)));
         let stats = entry.ir.alt_stat_name.as_ref().unwrap_or(&entry.ir.name);
-        let before = entry.active.as_ref().and_then(|active| active.joined.as_deref());
-        let joined = Joined::note(&entry.ir, &endpoints, before, Instant::now());
+        let (active, now) = (entry.active.as_ref(), Instant::now());
+        let before = active.and_then(|active| active.joined.as_deref());
+        let joined = Joined::note(&entry.ir, &endpoints, before, now);
+        // New settings: what was counted under the old ones counts no more.
+        let known = active.filter(|active| active.fingerprint == entry.fingerprint);
+        let detector = || entry.ir.outlier_detection.map(|config| Arc::new(Detector::new(config, now)));
+        let outlier = known.map_or_else(detector, |known| known.outlier.clone());
+        if let Some(outlier) = &outlier {
+            outlier.keep(&endpoints);
+        }
         entry.active = Some(Arc::new(ClusterConfig {
             ir: entry.ir.clone(),
             fingerprint: entry.fingerprint,
             endpoints,
+            outlier,
             joined,
             breakers: entry.breakers.clone(),
             stat_name: stat_name(stats),

@@ -146,6 +146,7 @@ async fn connect(
             Ok((stream, opened)) => {
                 cluster.stats.upstream_rq_total.inc();
                 host.stats.rq_total.inc();
+                cluster.observe(&host, Outcome::Served, worker);
                 outcomes.flags = Flags::default();
                 outcomes.failure = None;
                 outcomes.upstream_local = opened.facts.local.get();
@@ -167,7 +168,7 @@ fn note_failure(
     worker: &Worker,
     outcomes: &mut Outcomes,
 ) {
-    cluster.observe(host, Outcome::LocalFailure, worker.random());
+    cluster.observe(host, Outcome::LocalFailure, worker);
     outcomes.flags.insert(Flags::UPSTREAM_CONNECTION_FAILURE);
     outcomes.failure = reset.transport_reason().map(|reason| underscored(reason).into());
 }

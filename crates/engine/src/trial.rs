@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use lateen_ir::{Discovery, Forward, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
@@ -20,12 +20,12 @@ use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
-use crate::outlier::Outcome;
+use crate::outlier::{self, Outcome};
 use crate::presence::Present;
 use crate::special::Special;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
-use crate::{retry, rewrite};
+use crate::{local_reply, retry, rewrite};
 
 const X_ENVOY_IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
@@ -74,11 +74,7 @@ impl Trial<'_> {
                     let status = response.status();
                     let failed = status.is_server_error();
                     if failed { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
-                    self.cluster.observe(
-                        &host,
-                        Outcome::Answered(status),
-                        self.context.connection.worker.random(),
-                    );
+                    self.judge(&host, status, response.headers());
                     let wanted =
                         |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
                     if let Some(policy) = self.policy.filter(|policy| wanted(policy)) {
@@ -111,11 +107,7 @@ impl Trial<'_> {
                 Err(failure) => {
                     self.active = None;
                     host.stats.rq_error.inc();
-                    self.cluster.observe(
-                        &host,
-                        Outcome::LocalFailure,
-                        self.context.connection.worker.random(),
-                    );
+                    self.cluster.observe(&host, Outcome::LocalFailure, &self.context.connection.worker);
                     let permitted = if self.retriable(&failure) { self.permit_retry(None) } else { None };
                     let Some(until) = permitted else { return Err(self.final_failure(failure)) };
                     Box::pin(tokio::time::sleep_until(until.into())).await;
@@ -228,6 +220,15 @@ impl Trial<'_> {
     }
 
     /// One attempt with its time limits.
+    /// Tells outlier detection, where there is any, what the host answered.
+    fn judge(&self, host: &Host, status: StatusCode, headers: &HeaderMap) {
+        if host.monitor.is_some() {
+            let status =
+                outlier::status_of(status, headers, local_reply::is_grpc(&self.context.head.headers));
+            self.cluster.observe(host, Outcome::Answered(status), &self.context.connection.worker);
+        }
+    }
+
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
         let limits = Limits {
@@ -288,6 +289,7 @@ impl Trial<'_> {
             let mut lease = upstream::lease(&target, self.context.version, fresh)
                 .await
                 .map_err(|reset| Broken { reset, sent: false })?;
+            self.cluster.observe(host, Outcome::Connected, &worker);
             // As in Envoy a request counts when it has a connection; until then it is pending.
             if self.active.is_none() {
                 let place =

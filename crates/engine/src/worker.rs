@@ -13,7 +13,6 @@ use crate::access_log::LogBuffer;
 use crate::cluster::LocalCluster;
 use crate::host::Host;
 use crate::listen::LocalListener;
-use crate::outlier;
 use crate::signal::Signal;
 use crate::snapshot::{ClusterSlot, Snapshot};
 use crate::stats::arena::{ArenaReading, StatsArena};
@@ -165,6 +164,7 @@ impl Worker {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let judgement = self.next_judgement();
             tokio::select! {
                 command = commands.recv() => match command {
                     None | Some(WorkerCommand::Stop) => break,
@@ -175,9 +175,21 @@ impl Worker {
                     let view = self.view();
                     view.used().for_each(|cluster| cluster.sweep(now));
                 }
+                () = sleep_until_or_for_ever(judgement) => {
+                    let now = Instant::now();
+                    self.view().used().filter_map(|cluster| cluster.config.outlier.as_ref()).for_each(
+                        |detector| detector.judge(&mut || self.random(), now),
+                    );
+                }
             }
         }
         self.log.flush();
+    }
+
+    /// When the first interval of outlier detection ends. Clusters nobody used have nothing to judge.
+    fn next_judgement(&self) -> Option<Instant> {
+        let view = self.view();
+        view.used().filter_map(|cluster| Some(cluster.config.outlier.as_ref()?.next())).min()
     }
 
     fn obey(self: &Rc<Self>, command: WorkerCommand) {
@@ -321,7 +333,7 @@ impl Worker {
             HostReading {
                 cluster: cluster.config.ir.name.clone(),
                 address: host.address,
-                ejected: outlier::is_ejected(host),
+                ejected: host.is_ejected(),
                 numbers: [
                     stats.cx_active.get(),
                     stats.cx_connect_fail.get(),
@@ -351,5 +363,12 @@ impl Drop for ConnectionCount {
         if left == 0 {
             self.0.last_gone.take().fire();
         }
+    }
+}
+
+async fn sleep_until_or_for_ever(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }

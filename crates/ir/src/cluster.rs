@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::OutlierDetection;
 use crate::common::{SocketOption, TcpKeepalive};
 use crate::endpoint::ClusterLoadAssignment;
 use crate::hcm::{CommonHttpOptions, Http1Options, Http2Options};
@@ -308,35 +309,4 @@ impl BindConfig {
             .chain(self.extra_sources.iter().copied())
             .find(|source| source.is_ipv4() == target.is_ipv4())
     }
-}
-
-/// Envoy's `OutlierDetection`: consecutive failures. (Success rate and failure percentage are refused.)
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OutlierDetection {
-    /// Consecutive 5xx (and, unless split, local errors) before ejection. Default 5.
-    pub consecutive_5xx: u32,
-    /// Percentage of ejections enforced. Default 100.
-    pub enforcing_consecutive_5xx: u32,
-    /// Consecutive 502, 503, 504 before ejection. Default 5.
-    pub consecutive_gateway_failure: u32,
-    /// Default 0.
-    pub enforcing_consecutive_gateway_failure: u32,
-    /// Local errors are counted apart.
-    pub split_external_local_origin_errors: bool,
-    /// Consecutive local errors before ejection, when split. Default 5.
-    pub consecutive_local_origin_failure: u32,
-    /// Default 100.
-    pub enforcing_consecutive_local_origin_failure: u32,
-    /// Between sweeps that return hosts. Default 10 s.
-    pub interval: Duration,
-    /// Times the number of ejections. Default 30 s.
-    pub base_ejection_time: Duration,
-    /// Upper limit. Default 300 s or `base_ejection_time`, whichever is longer.
-    pub max_ejection_time: Duration,
-    /// Random part. Default 0.
-    pub max_ejection_time_jitter: Duration,
-    /// Most ejected hosts, percent. Default 10.
-    pub max_ejection_percent: u32,
-    /// One host may be ejected whatever the percentage. Default false.
-    pub always_eject_one_host: bool,
 }

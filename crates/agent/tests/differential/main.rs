@@ -13,6 +13,7 @@ mod h2;
 mod h2spec;
 mod hashing;
 mod mirrors;
+mod outliers;
 mod pages;
 #[path = "../support/ports.rs"]
 mod ports;

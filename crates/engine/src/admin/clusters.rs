@@ -45,8 +45,8 @@ pub(super) fn text(inspection: &Inspection) -> String {
                 ("sub_zone", locality.sub_zone.to_string()),
                 ("canary", "false".to_owned()),
                 ("priority", host.priority.to_string()),
-                ("success_rate", "-1".to_owned()),
-                ("local_origin_success_rate", "-1".to_owned()),
+                ("success_rate", rate(host.success_rates[0])),
+                ("local_origin_success_rate", rate(host.success_rates[1])),
             ] {
                 let _ = writeln!(out, "{prefix}::{key}::{value}");
             }
@@ -57,6 +57,11 @@ pub(super) fn text(inspection: &Inspection) -> String {
 
 fn observability_name(cluster: &ClusterView) -> &str {
     cluster.config.ir.alt_stat_name.as_deref().unwrap_or(&cluster.config.ir.name)
+}
+
+/// Percent, -1 without enough requests.
+fn rate(percent: Option<f64>) -> String {
+    percent.map_or_else(|| "-1".to_owned(), |percent| percent.to_string())
 }
 
 fn flags(host: &HostView) -> &'static str {

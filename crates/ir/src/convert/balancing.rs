@@ -132,19 +132,15 @@ pub(super) fn outlier_detection(
     fields!(at, message => proto::OutlierDetection {
         used {
             consecutive_5xx, interval, base_ejection_time, max_ejection_percent, enforcing_consecutive_5xx,
-            enforcing_success_rate, consecutive_gateway_failure, enforcing_consecutive_gateway_failure,
+            enforcing_success_rate, success_rate_minimum_hosts, success_rate_request_volume, success_rate_stdev_factor,
+            consecutive_gateway_failure, enforcing_consecutive_gateway_failure,
             split_external_local_origin_errors, consecutive_local_origin_failure,
             enforcing_consecutive_local_origin_failure, enforcing_local_origin_success_rate,
-            enforcing_failure_percentage, enforcing_failure_percentage_local_origin, max_ejection_time,
+            failure_percentage_threshold, enforcing_failure_percentage, enforcing_failure_percentage_local_origin,
+            failure_percentage_minimum_hosts, failure_percentage_request_volume, max_ejection_time,
             max_ejection_time_jitter, always_eject_one_host,
         }
         inert {
-            success_rate_minimum_hosts = "ejection by success rate is never enforced (see enforcing_success_rate)",
-            success_rate_request_volume = "ejection by success rate is never enforced (see enforcing_success_rate)",
-            success_rate_stdev_factor = "ejection by success rate is never enforced (see enforcing_success_rate)",
-            failure_percentage_threshold = "ejection by failure percentage is never enforced",
-            failure_percentage_minimum_hosts = "ejection by failure percentage is never enforced",
-            failure_percentage_request_volume = "ejection by failure percentage is never enforced",
             successful_active_health_check_uneject_host = "there are no active health checks",
         }
         rejected {
@@ -152,22 +148,24 @@ pub(super) fn outlier_detection(
             detect_degraded_hosts = "detection of degraded hosts",
         }
     });
-    // Envoy enforces success rates by default, but only for clusters with five busy hosts; an explicit wish is refused.
-    let success_rates = [
-        ("enforcing_success_rate", enforcing_success_rate),
-        ("enforcing_local_origin_success_rate", enforcing_local_origin_success_rate),
-        ("enforcing_failure_percentage", enforcing_failure_percentage),
-        ("enforcing_failure_percentage_local_origin", enforcing_failure_percentage_local_origin),
-    ];
-    for (field, value) in success_rates {
-        if number(value).is_some_and(|percent| percent > 0) {
-            return Err(at.error_in(field, "not supported: only consecutive failures eject; set it to 0"));
-        }
-    }
     let percent = |field: &str, value, default| match number(value) {
         Some(percent) if percent > 100 => Err(at.error_in(field, "must be at most 100")),
         percent => Ok(percent.unwrap_or(default)),
     };
+    // In the order of `Ejection::ALL`.
+    let enforcing = [
+        percent("enforcing_consecutive_5xx", enforcing_consecutive_5xx, 100)?,
+        percent("enforcing_consecutive_gateway_failure", enforcing_consecutive_gateway_failure, 0)?,
+        percent(
+            "enforcing_consecutive_local_origin_failure",
+            enforcing_consecutive_local_origin_failure,
+            100,
+        )?,
+        percent("enforcing_success_rate", enforcing_success_rate, 100)?,
+        percent("enforcing_local_origin_success_rate", enforcing_local_origin_success_rate, 100)?,
+        percent("enforcing_failure_percentage", enforcing_failure_percentage, 0)?,
+        percent("enforcing_failure_percentage_local_origin", enforcing_failure_percentage_local_origin, 0)?,
+    ];
     let base = positive(at, "base_ejection_time", base_ejection_time, Duration::from_secs(30))?;
     let max = positive(at, "max_ejection_time", max_ejection_time, base.max(Duration::from_secs(300)))?;
     if max < base {
@@ -175,20 +173,20 @@ pub(super) fn outlier_detection(
     }
     Ok(OutlierDetection {
         consecutive_5xx: number(consecutive_5xx).unwrap_or(5),
-        enforcing_consecutive_5xx: percent("enforcing_consecutive_5xx", enforcing_consecutive_5xx, 100)?,
         consecutive_gateway_failure: number(consecutive_gateway_failure).unwrap_or(5),
-        enforcing_consecutive_gateway_failure: percent(
-            "enforcing_consecutive_gateway_failure",
-            enforcing_consecutive_gateway_failure,
-            0,
-        )?,
         split_external_local_origin_errors,
         consecutive_local_origin_failure: number(consecutive_local_origin_failure).unwrap_or(5),
-        enforcing_consecutive_local_origin_failure: percent(
-            "enforcing_consecutive_local_origin_failure",
-            enforcing_consecutive_local_origin_failure,
-            100,
+        enforcing,
+        success_rate_minimum_hosts: number(success_rate_minimum_hosts).unwrap_or(5),
+        success_rate_request_volume: number(success_rate_request_volume).unwrap_or(100),
+        success_rate_stdev_factor: number(success_rate_stdev_factor).unwrap_or(1900),
+        failure_percentage_threshold: percent(
+            "failure_percentage_threshold",
+            failure_percentage_threshold,
+            85,
         )?,
+        failure_percentage_minimum_hosts: number(failure_percentage_minimum_hosts).unwrap_or(5),
+        failure_percentage_request_volume: number(failure_percentage_request_volume).unwrap_or(50),
         interval: positive(at, "interval", interval, Duration::from_secs(10))?,
         base_ejection_time: base,
         max_ejection_time: max,
