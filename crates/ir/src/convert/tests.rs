@@ -476,7 +476,7 @@ fn clusters_are_refused_with_the_fields_path() {
         ("{name: a, health_checks: [{timeout: 1s}]}", "health_checks"),
         ("{name: a, cluster_type: {name: envoy.clusters.aggregate}}", "cluster_type"),
         (
-            "{name: a, outlier_detection: {enforcing_success_rate: 5}}",
+            "{name: a, outlier_detection: {enforcing_success_rate: 101}}",
             "outlier_detection.enforcing_success_rate",
         ),
         ("{type: STATIC}", "name"),
