@@ -1,5 +1,6 @@
 //! One agent from start to end: identity, engine, ports, configuration; then drain and stop.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,6 +74,8 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
         proxy,
         draining: AtomicBool::new(false),
         quit,
+        pod: config.pod.ip.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        probers: config.probers.clone(),
         app_metrics: AppMetrics::from_annotations(&info, addresses.status.port()),
         mark: config.mark,
     });

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::error::AgentError;
 use crate::identity::Identity;
+use crate::probes::Probers;
 
 /// What the proxy stands for in the mesh; the first part of its node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +158,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// How the workload's certificate is had; `None`: it has none, and mutual TLS is not for it.
     pub identity: Option<Identity>,
+    /// The application's probes, which the agent answers for the kubelet (`ISTIO_KUBE_APP_PROBERS`).
+    pub probers: Probers,
     /// Where to listen.
     pub addresses: Addresses,
     /// Where files are.
@@ -270,6 +273,12 @@ impl Config {
                 token: Some("/var/run/secrets/tokens/istio-token".into()),
             },
             identity: Some(identity(&vars)?),
+            probers: match var("ISTIO_KUBE_APP_PROBERS") {
+                None => Probers::new(),
+                Some(text) => serde_json::from_str(&text).map_err(|error| {
+                    AgentError::variable("ISTIO_KUBE_APP_PROBERS", &text, &error.to_string())
+                })?,
+            },
             addresses: Addresses::default(),
             folders: Folders::default(),
             drain,

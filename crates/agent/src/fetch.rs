@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 
@@ -24,25 +24,42 @@ pub(crate) async fn fetch(
     path: &str,
     mark: Option<u32>,
 ) -> io::Result<(StatusCode, Bytes)> {
-    tokio::time::timeout(TIMEOUT, exchange(method, address, path, mark)).await?
+    fetch_with(method, address, path, HeaderMap::new(), mark).await
+}
+
+/// The same with headers.
+///
+/// # Errors
+/// When there is no complete answer within five seconds.
+pub(crate) async fn fetch_with(
+    method: Method,
+    address: SocketAddr,
+    path: &str,
+    headers: HeaderMap,
+    mark: Option<u32>,
+) -> io::Result<(StatusCode, Bytes)> {
+    tokio::time::timeout(TIMEOUT, exchange(method, address, path, headers, mark)).await?
 }
 
 async fn exchange(
     method: Method,
     address: SocketAddr,
     path: &str,
+    headers: HeaderMap,
     mark: Option<u32>,
 ) -> io::Result<(StatusCode, Bytes)> {
     let stream = dial::connect(address, mark).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let connection = tokio::spawn(connection);
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, address.to_string())
         .body(Empty::<Bytes>::new())
         .map_err(io::Error::other)?;
+    // A Host given replaces the address.
+    request.headers_mut().extend(headers);
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(io::Error::other)?;

@@ -1,6 +1,6 @@
 //! What the agent answers over HTTP: probes, metrics, and the request to end.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::{Method, StatusCode, header};
+use http::{Method, StatusCode, Uri, header};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -17,6 +17,7 @@ use tracing::warn;
 use crate::error::AgentError;
 use crate::fetch::fetch;
 use crate::podinfo::PodInfo;
+use crate::probes::Probers;
 use crate::proxy::Proxy;
 
 /// What the answers depend on.
@@ -25,6 +26,9 @@ pub(crate) struct Status {
     pub(crate) draining: AtomicBool,
     /// Someone asked for the end (`/quitquitquit`).
     pub(crate) quit: Arc<Notify>,
+    /// The pod's address, where its application listens.
+    pub(crate) pod: IpAddr,
+    pub(crate) probers: Probers,
     pub(crate) app_metrics: Option<AppMetrics>,
     pub(crate) mark: Option<u32>,
 }
@@ -67,6 +71,7 @@ pub(crate) fn merged(status: Arc<Status>) -> Router {
         .route("/healthz/ready", get(ready))
         .route("/stats/prometheus", get(merged_metrics))
         .route("/metrics", get(merged_metrics))
+        .route("/app-health/{container}/{probe}", get(app_health))
         .route("/quitquitquit", post(quit))
         .with_state(status)
 }
@@ -93,6 +98,14 @@ async fn ready(State(status): State<Arc<Status>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "waiting for configuration\n").into_response();
     }
     StatusCode::OK.into_response()
+}
+
+/// The application's own answer, without its body.
+async fn app_health(State(status): State<Arc<Status>>, uri: Uri) -> StatusCode {
+    match status.probers.get(uri.path()) {
+        Some(prober) => prober.ask(status.pod, status.mark).await,
+        None => StatusCode::NOT_FOUND,
+    }
 }
 
 async fn quit(State(status): State<Arc<Status>>) -> &'static str {

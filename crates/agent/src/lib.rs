@@ -22,6 +22,7 @@ pub mod logging;
 mod node;
 pub mod plain;
 mod podinfo;
+mod probes;
 mod proxy;
 mod wait;
 
@@ -32,4 +33,5 @@ pub use config::{
 pub use error::AgentError;
 pub use identity::Identity;
 pub use node::VERSION;
+pub use probes::{Prober, Probers};
 pub use wait::until_ready;

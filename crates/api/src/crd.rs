@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use crate::object::{Kind, Status};
 use crate::stored::{STORED_KINDS, StoredKind};
 use crate::{
-    DestinationRuleSpec, GatewaySpec, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec,
-    WorkloadGroupSpec,
+    DestinationRuleSpec, GatewaySpec, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
+    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 
 /// The CRDs of all kinds, ready to be applied to a Kubernetes API.
@@ -23,6 +23,7 @@ pub fn crds() -> Vec<ext::CustomResourceDefinition> {
     let mut crds = vec![
         typed::<DestinationRuleSpec>(),
         typed::<GatewaySpec>(),
+        typed::<PeerAuthenticationSpec>(),
         typed::<ServiceEntrySpec>(),
         typed::<SidecarSpec>(),
         typed::<VirtualServiceSpec>(),

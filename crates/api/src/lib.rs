@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod mesh;
 pub mod networking;
 pub mod object;
+pub mod security;
 pub mod stored;
 pub mod validate;
 
@@ -25,6 +26,7 @@ pub use networking::virtual_service::VirtualServiceSpec;
 pub use networking::workload_entry::WorkloadEntrySpec;
 pub use networking::workload_group::WorkloadGroupSpec;
 pub use object::{Kind, Object, Status};
+pub use security::peer_authentication::PeerAuthenticationSpec;
 
 /// `networking.istio.io` Gateway.
 pub type Gateway = Object<GatewaySpec>;
@@ -40,3 +42,5 @@ pub type Sidecar = Object<SidecarSpec>;
 pub type WorkloadEntry = Object<WorkloadEntrySpec>;
 /// `networking.istio.io` WorkloadGroup.
 pub type WorkloadGroup = Object<WorkloadGroupSpec>;
+/// `security.istio.io` PeerAuthentication.
+pub type PeerAuthentication = Object<PeerAuthenticationSpec>;

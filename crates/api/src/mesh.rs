@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::duration::{self, DurationError};
+use crate::networking::TlsProtocol;
 use crate::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
 use crate::validate::header_value::check_commands;
 
@@ -86,6 +87,9 @@ pub struct MeshConfig {
     pub locality_lb_setting: Option<crate::networking::load_balancing::LocalityLbSettings>,
     /// Whether mutual TLS is used wherever the destination can. Default true.
     pub enable_auto_mtls: Option<bool>,
+    /// TLS between workloads of the mesh.
+    #[serde(rename = "meshMTLS")]
+    pub mesh_mtls: Option<TlsConfig>,
     /// Whether tracing is on.
     pub enable_tracing: bool,
     /// Everything else that was given.
@@ -121,6 +125,7 @@ impl Default for MeshConfig {
             default_http_retry_policy: None,
             locality_lb_setting: Some(Default::default()),
             enable_auto_mtls: Some(true),
+            mesh_mtls: None,
             enable_tracing: false,
             rest: BTreeMap::new(),
         }
@@ -160,6 +165,11 @@ impl MeshConfig {
             let reason = "dnsRefreshRate must be at least 1ms".to_owned();
             return Err(MeshConfigError::Parse(reason));
         }
+        let curves = config.mesh_mtls.iter().flat_map(|tls| &tls.ecdh_curves);
+        if let Some(unknown) = curves.into_iter().find(|name| !CURVES.contains(&name.as_str())) {
+            let reason = format!("meshMTLS.ecdhCurves: {unknown:?} is not one of {}", CURVES.join(", "));
+            return Err(MeshConfigError::Parse(reason));
+        }
         // Every listener has it: a proxy would refuse them all.
         check_commands(&config.access_log_format)
             .map_err(|problem| MeshConfigError::Parse(format!("accessLogFormat: {problem}")))?;
@@ -172,6 +182,9 @@ impl MeshConfig {
         paths.extend(
             self.default_config.without_effect().into_iter().map(|path| format!("defaultConfig.{path}")),
         );
+        if let Some(tls) = &self.mesh_mtls {
+            paths.extend(tls.rest.keys().map(|key| format!("meshMTLS.{key}")));
+        }
         if self.enable_tracing {
             paths.push("enableTracing".to_owned());
         }
@@ -198,6 +211,22 @@ impl MeshConfig {
         self.outbound_traffic_policy.mode == OutboundTrafficPolicyMode::AllowAny
     }
 }
+
+/// TLS of the mesh (`MeshConfig.TLSConfig`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TlsConfig {
+    /// Least version: TLS 1.2 unless it says `TLSV1_3`.
+    pub min_protocol_version: TlsProtocol,
+    /// Groups for the key exchange, in order of preference: `X25519`, `P-256`, `P-384`, `X25519MLKEM768`. Default: the last first.
+    pub ecdh_curves: Vec<String>,
+    /// Everything else that was given.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+/// Groups that proxies know.
+const CURVES: [&str; 4] = ["X25519", "P-256", "P-384", "X25519MLKEM768"];
 
 /// Which Ingress objects are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -54,14 +54,6 @@ pub const STORED_KINDS: &[StoredKind] = &[
     StoredKind {
         group: "security.istio.io",
         versions: SECURITY,
-        kind: "PeerAuthentication",
-        plural: "peerauthentications",
-        short_names: &["pa"],
-        columns: &[("Mode", "Defines the mTLS mode used for peer authentication", ".spec.mtls.mode")],
-    },
-    StoredKind {
-        group: "security.istio.io",
-        versions: SECURITY,
         kind: "RequestAuthentication",
         plural: "requestauthentications",
         short_names: &["ra"],

@@ -261,6 +261,13 @@ pub enum ProxyConfigPart {
         #[arg(long)]
         status: Option<String>,
     },
+    /// Which certificates it holds; keys are not shown
+    #[command(visible_aliases = ["secrets", "s"], after_help = "Example:\n  lateen pc secret deploy/web-frontend")]
+    Secret {
+        /// Whose.
+        #[command(flatten)]
+        source: Source,
+    },
     /// What it was started with
     #[command(visible_alias = "b")]
     Bootstrap {

@@ -11,7 +11,7 @@ use crate::args::{Cli, Command, Output, ProxyConfigPart, Source};
 use crate::cluster::ClusterArgs;
 use crate::pods;
 use crate::proxy_config::dump::{Dump, cluster_statuses};
-use crate::proxy_config::{clusters, endpoints, listeners, routes};
+use crate::proxy_config::{clusters, endpoints, listeners, routes, secrets};
 use crate::{lifecycle, logs, output, proxy_status, status, version};
 
 /// Runs the command.
@@ -69,6 +69,14 @@ async fn proxy_config(cluster: &ClusterArgs, part: ProxyConfigPart) -> Result<()
             let statuses = cluster_statuses(&fetch(cluster, &source, "/clusters?format=json").await?)?;
             let found = filter.select(&statuses.iter().collect::<Vec<_>>());
             show(&source, &found, || endpoints::table(&found, &filter).to_string())
+        }
+        ProxyConfigPart::Secret { source } => {
+            let dump = config_dump(cluster, &source).await?;
+            let found = dump.secrets();
+            let bare: Vec<&Value> = found.iter().map(|(_, secret)| *secret).collect();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            let now = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+            show(&source, &bare, || secrets::table(&found, now).to_string())
         }
         ProxyConfigPart::Bootstrap { source } => {
             let bootstrap = config_dump(cluster, &source).await?.bootstrap()?;

@@ -116,6 +116,7 @@ fn own_may_change(delta: &Delta) -> bool {
         || !delta.services.is_empty()
         || !delta.destination_rules.is_empty()
         || !delta.sidecars.is_empty()
+        || !delta.peer_authentications.is_empty()
         || !delta.namespaces.is_empty()
 }
 

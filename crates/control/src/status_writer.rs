@@ -8,13 +8,13 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use lateen_api::object::{Condition, HostAddress, MessageType, ValidationMessage};
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, Object, ServiceEntrySpec, SidecarSpec, Status,
-    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    DestinationRuleSpec, GatewaySpec, Kind, Object, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
+    Status, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 use lateen_model::{Config, ObjectName, ServiceEntry, World};
 use lateen_translate::{
-    Warning, check_destination_rule, check_gateway, check_service_entry, check_sidecar,
-    check_virtual_service, check_workload_entry, check_workload_group,
+    Warning, check_destination_rule, check_gateway, check_peer_authentication, check_service_entry,
+    check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -124,6 +124,9 @@ fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Want
     for sidecar in world.sidecars() {
         add(&mut map, sidecar, check_sidecar(sidecar, world));
     }
+    for policy in world.peer_authentications() {
+        add(&mut map, policy, check_peer_authentication(policy, world));
+    }
     for group in world.workload_groups() {
         add(&mut map, group, check_workload_group(group));
     }
@@ -156,6 +159,7 @@ async fn write(client: &Client, key: &Key, wanted: &Wanted) -> Result<(), kube::
         ServiceEntrySpec::KIND => write_kind::<ServiceEntrySpec>(client, &key.name, wanted).await,
         WorkloadEntrySpec::KIND => write_kind::<WorkloadEntrySpec>(client, &key.name, wanted).await,
         SidecarSpec::KIND => write_kind::<SidecarSpec>(client, &key.name, wanted).await,
+        PeerAuthenticationSpec::KIND => write_kind::<PeerAuthenticationSpec>(client, &key.name, wanted).await,
         WorkloadGroupSpec::KIND => write_kind::<WorkloadGroupSpec>(client, &key.name, wanted).await,
         _ => Ok(()),
     }

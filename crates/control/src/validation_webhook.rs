@@ -6,13 +6,14 @@ use axum::extract::State;
 use lateen_api::Kind;
 use lateen_api::stored::STORED_KINDS;
 use lateen_api::validate::{
-    Findings, validate_destination_rule, validate_gateway, validate_service_entry, validate_sidecar,
-    validate_virtual_service, validate_workload_entry, validate_workload_group,
+    Findings, validate_destination_rule, validate_gateway, validate_peer_authentication,
+    validate_service_entry, validate_sidecar, validate_virtual_service, validate_workload_entry,
+    validate_workload_group,
 };
 use lateen_model::{Config, World};
 use lateen_translate::{
-    Warning, check_destination_rule, check_gateway, check_service_entry, check_sidecar,
-    check_virtual_service, check_workload_entry, check_workload_group,
+    Warning, check_destination_rule, check_gateway, check_peer_authentication, check_service_entry,
+    check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -82,6 +83,9 @@ fn validate(object: &Value, world: &World) -> Verdict {
         }
         ("networking.istio.io", "Sidecar") => {
             checked(object, validate_sidecar, |config| check_sidecar(config, world))
+        }
+        ("security.istio.io", "PeerAuthentication") => {
+            checked(object, validate_peer_authentication, |config| check_peer_authentication(config, world))
         }
         ("networking.istio.io", "WorkloadGroup") => {
             checked(object, validate_workload_group, check_workload_group)
@@ -178,7 +182,7 @@ mod tests {
 
     #[test]
     fn kinds_without_effect_are_allowed_with_a_warning() {
-        let verdict = validate(&object("security.istio.io", "PeerAuthentication", json!({})));
+        let verdict = validate(&object("networking.istio.io", "EnvoyFilter", json!({})));
         assert_eq!(verdict.error, None);
         assert!(verdict.warnings[0].contains("no effect yet"), "{verdict:?}");
     }

@@ -15,12 +15,13 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use lateen_api::validate::{
-    Findings, validate_destination_rule, validate_gateway, validate_service_entry, validate_sidecar,
-    validate_virtual_service, validate_workload_entry, validate_workload_group,
+    Findings, validate_destination_rule, validate_gateway, validate_peer_authentication,
+    validate_service_entry, validate_sidecar, validate_virtual_service, validate_workload_entry,
+    validate_workload_group,
 };
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec,
-    WorkloadEntrySpec, WorkloadGroupSpec,
+    DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
+    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;
@@ -37,7 +38,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 15] = [
+pub(crate) const KINDS: [&str; 16] = [
     "Service",
     "EndpointSlice",
     "Pod",
@@ -53,6 +54,7 @@ pub(crate) const KINDS: [&str; 15] = [
     "Ingress",
     "IngressClass",
     "Secret",
+    "PeerAuthentication",
 ];
 
 /// Starts following every kind.
@@ -76,6 +78,11 @@ pub(crate) fn start(
     core.custom::<WorkloadEntrySpec>(KINDS[9], Object::WorkloadEntry, validate_workload_entry);
     core.custom::<WorkloadGroupSpec>(KINDS[10], Object::WorkloadGroup, validate_workload_group);
     core.custom::<SidecarSpec>(KINDS[11], Object::Sidecar, validate_sidecar);
+    core.custom::<PeerAuthenticationSpec>(
+        KINDS[15],
+        Object::PeerAuthentication,
+        validate_peer_authentication,
+    );
     core.typed::<Ingress>(KINDS[12], Object::Ingress);
     core.typed::<IngressClass>(KINDS[13], Object::IngressClass);
 }

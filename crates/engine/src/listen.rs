@@ -195,6 +195,7 @@ impl LocalListener {
         let Some(chain) = chain else {
             stats.no_filter_chain_match.inc();
             log_unmatched(&config.ir, &info, worker);
+            stream.abandon();
             return;
         };
         let limit = config.ir.per_connection_buffer_limit_bytes;

@@ -141,6 +141,18 @@ impl Stream {
         self.gentle = true;
     }
 
+    /// Closes as a socket closes whose bytes nobody has taken: with a reset, if the peer has sent any. Envoy only peeks at what it
+    /// inspects, so that its clients see this when no filter chain is for them.
+    pub(crate) fn abandon(mut self) {
+        if !self.ahead.is_empty()
+            && let Transport::Tcp(tcp) = &self.transport
+        {
+            // A socket that cannot be told closes as it would.
+            let _told = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
+        self.lingers = false;
+    }
+
     /// A client's stream, which is closed with care.
     pub(crate) fn of_client(tcp: TcpStream) -> Self {
         let mut stream = Self::new(Transport::Tcp(tcp));

@@ -60,6 +60,8 @@ fn cluster_rules() -> Value {
           "resources": ["gateways/status", "virtualservices/status", "destinationrules/status", "serviceentries/status",
             "sidecars/status", "workloadentries/status", "workloadgroups/status"],
           "verbs": ["patch", "update"] },
+        { "apiGroups": ["security.istio.io"], "resources": ["peerauthentications"], "verbs": ["get", "list", "watch"] },
+        { "apiGroups": ["security.istio.io"], "resources": ["peerauthentications/status"], "verbs": ["patch", "update"] },
         { "apiGroups": ["networking.k8s.io"], "resources": ["ingresses", "ingressclasses"],
           "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch", "update"] },

@@ -3,8 +3,8 @@ use std::hash::{Hash, Hasher};
 
 use lateen_api::networking::virtual_service::Destination;
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec,
-    WorkloadEntrySpec, WorkloadGroupSpec,
+    DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
+    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 
 use crate::digest::{Digest, digest_of};
@@ -19,6 +19,8 @@ pub type DestinationRule = Config<DestinationRuleSpec>;
 pub type Sidecar = Config<SidecarSpec>;
 /// A Gateway.
 pub type Gateway = Config<GatewaySpec>;
+/// A PeerAuthentication.
+pub type PeerAuthentication = Config<PeerAuthenticationSpec>;
 /// A ServiceEntry.
 pub type ServiceEntry = Config<ServiceEntrySpec>;
 /// A WorkloadEntry.

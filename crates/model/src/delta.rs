@@ -33,6 +33,8 @@ pub struct Delta {
     pub workload_entries: BTreeSet<ObjectName>,
     /// WorkloadGroups.
     pub workload_groups: BTreeSet<ObjectName>,
+    /// PeerAuthentications.
+    pub peer_authentications: BTreeSet<ObjectName>,
     /// Services whose load-balancer addresses changed.
     pub load_balancers: BTreeSet<ObjectName>,
     /// Secrets with credentials.
@@ -68,6 +70,7 @@ impl Delta {
             && self.destination_rules.is_empty()
             && self.gateways.is_empty()
             && self.sidecars.is_empty()
+            && self.peer_authentications.is_empty()
             && self.load_balancers.is_empty()
             && self.service_entries.is_empty()
             && self.workload_entries.is_empty()
@@ -89,6 +92,7 @@ impl Delta {
         self.destination_rule_hosts.extend(other.destination_rule_hosts);
         self.gateways.extend(other.gateways);
         self.sidecars.extend(other.sidecars);
+        self.peer_authentications.extend(other.peer_authentications);
         self.load_balancers.extend(other.load_balancers);
         self.service_entries.extend(other.service_entries);
         self.workload_entries.extend(other.workload_entries);

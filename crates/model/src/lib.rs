@@ -13,6 +13,7 @@ mod endpoint;
 mod hostname;
 mod ingress;
 mod name;
+mod peer_authentication;
 mod pod;
 mod protocol;
 mod rule_index;
@@ -24,8 +25,8 @@ mod workload_entry;
 mod world;
 
 pub use config::{
-    Config, DestinationRule, Gateway, Origin, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup,
+    Config, DestinationRule, Gateway, Origin, PeerAuthentication, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry, WorkloadGroup,
 };
 pub use credential::Credential;
 pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};
@@ -35,6 +36,7 @@ pub use endpoint::{Address, Endpoint, Health, Locality, ServiceEndpoints};
 pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_name};
 pub use ingress::{CONTROLLER as INGRESS_CONTROLLER, Ingress};
 pub use name::ObjectName;
+pub use peer_authentication::{PeerMode, PeerModes, PeerPolicies};
 pub use pod::{Labels, Pod, PodPhase, labels_match};
 pub use protocol::Protocol;
 pub use rule_index::Client;

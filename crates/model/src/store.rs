@@ -45,6 +45,8 @@ pub enum Object {
     DestinationRule(Box<lateen_api::DestinationRule>),
     /// A Sidecar.
     Sidecar(Box<lateen_api::Sidecar>),
+    /// A PeerAuthentication.
+    PeerAuthentication(Box<lateen_api::PeerAuthentication>),
     /// An Ingress.
     Ingress(Box<networking::Ingress>),
     /// An IngressClass.
@@ -193,6 +195,13 @@ impl Store {
                     self.index_is_stale = true;
                 }
             }
+            Object::PeerAuthentication(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.peer_authentications.get(&config.name) != Some(&config) {
+                    delta.peer_authentications.insert(config.name.clone());
+                    self.world.peer_authentications.insert(config.name.clone(), config);
+                }
+            }
             Object::Ingress(object) => {
                 self.set_ingress(ObjectName::of(&object.metadata), Some(Ingress::new(&object)), delta);
             }
@@ -272,6 +281,12 @@ impl Store {
                 if self.world.sidecars.remove(&name).is_some() {
                     delta.sidecars.insert(name);
                     self.index_is_stale = true;
+                }
+            }
+            Object::PeerAuthentication(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.peer_authentications.remove(&name).is_some() {
+                    delta.peer_authentications.insert(name);
                 }
             }
             Object::Ingress(object) => self.set_ingress(ObjectName::of(&object.metadata), None, delta),

@@ -9,7 +9,8 @@ use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 
 use crate::config::{
-    DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
+    DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    WorkloadGroup,
 };
 use crate::credential::Credential;
 use crate::delegate::{self, DelegateProblem, is_delegate};
@@ -43,6 +44,7 @@ pub struct World {
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
     pub(crate) sidecars: OrdMap<ObjectName, Arc<Sidecar>>,
+    pub(crate) peer_authentications: OrdMap<ObjectName, Arc<PeerAuthentication>>,
     pub(crate) ingresses: OrdMap<ObjectName, Arc<Ingress>>,
     /// Controllers of IngressClasses.
     pub(crate) ingress_classes: OrdMap<Arc<str>, Arc<str>>,
@@ -114,6 +116,7 @@ impl World {
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
             sidecars: OrdMap::new(),
+            peer_authentications: OrdMap::new(),
             ingresses: OrdMap::new(),
             ingress_classes: OrdMap::new(),
             load_balancers: OrdMap::new(),

@@ -5,6 +5,7 @@ use lateen_model::{Delta, Hostname, ObjectName, Resolution};
 
 use crate::gateways_tls;
 use crate::listeners_outbound::listens_at_endpoints;
+use crate::mutual_tls;
 use crate::proxy::ProxyKind;
 use crate::resource::ResourceType;
 use crate::scope::Scope;
@@ -114,6 +115,25 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
             .is_some_and(|service| matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin))
     };
     affected.clusters.add(delta.endpoints.iter().filter(by_name).cloned());
+    // Who the endpoints may be is written into clusters too.
+    let others = |host: &&Hostname| {
+        let identities = |scope: &Scope| scope.service(host).map(|one| mutual_tls::identities(scope, one));
+        identities(scope) != identities(before)
+    };
+    affected.clusters.add(delta.endpoints.iter().filter(others).cloned());
+    if !delta.peer_authentications.is_empty() {
+        let root = &scope.world.mesh().root_namespace;
+        let changed = |namespace: &str| {
+            delta
+                .peer_authentications
+                .iter()
+                .any(|one| *one.namespace == *namespace || *one.namespace == **root)
+        };
+        let theirs = scope.services.iter().filter(|service| changed(&service.name.namespace));
+        let hosts: Vec<Hostname> = theirs.map(|service| service.hostname.clone()).collect();
+        affected.clusters.add(hosts.iter().filter(by_name).cloned());
+        affected.endpoints.add(hosts);
+    }
     let listens_at =
         |host: &Hostname| scope.service(host).is_some_and(|service| listens_at_endpoints(service));
     if scope.class.kind == ProxyKind::Sidecar && delta.endpoints.iter().any(listens_at) {

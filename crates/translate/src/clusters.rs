@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_api::networking::destination_rule::{
-    ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, OutlierDetection,
+    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, OutlierDetection,
 };
 use lateen_api::networking::load_balancing::SimpleLb;
 use lateen_model::{
-    DestinationRule, Endpoint, ObjectName, Protocol, Resolution, Service, ServiceEndpoints, ServicePort,
-    TargetPort, labels_match,
+    DestinationRule, Endpoint, ObjectName, PeerPolicies, Protocol, Resolution, Service, ServiceEndpoints,
+    ServicePort, TargetPort, labels_match,
 };
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
@@ -17,22 +17,24 @@ use lateen_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
 };
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CustomClusterType, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-    OriginalDstLbConfig,
+    OriginalDstLbConfig, TransportSocketMatch,
 };
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily;
 use lateen_xds::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use lateen_xds::pb::envoy::extensions::upstreams::http::v3 as http;
+use lateen_xds::pb::google::protobuf as wkt;
 use prost::Message;
 
 use crate::client_tls;
 use crate::endpoints;
 use crate::filters::TcpOptions;
 use crate::locality::{self, Spread};
+use crate::mutual_tls::{self, ISTIO, MutualTls, TLS_MODE};
 use crate::names::{
     BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, inbound_cluster, outbound_cluster, server_name,
 };
-use crate::ordered::{ClusterMetadata, Metadata, Struct, Value};
+use crate::ordered::{ClusterEndpoints, ClusterLoadAssignment, ClusterMetadata, Metadata, Struct, Value};
 use crate::proxy::{InboundPort, ProxyKind};
 use crate::resource::{Resource, encode, versioned};
 use crate::scope::Scope;
@@ -68,6 +70,12 @@ pub(crate) struct OutboundClusterInputs {
     subset: Option<usize>,
     /// Whether the mesh's own locality setting would have localities share the load, without and with ejection.
     mesh_weighted: [bool; 2],
+    /// Mutual TLS of the mesh.
+    mutual_tls: MutualTls,
+    /// Whether it is used wherever an endpoint takes it, unless a rule says otherwise.
+    auto_mutual_tls: bool,
+    /// Who its endpoints may be.
+    identities: Vec<String>,
 }
 
 /// Where the endpoints of a cluster come from.
@@ -87,6 +95,8 @@ enum EndpointSource {
         endpoints: Option<Arc<ServiceEndpoints>>,
         /// By where they are; none: all alike.
         spread: Option<Spread>,
+        /// What its workloads accept.
+        policies: PeerPolicies,
     },
 }
 
@@ -180,6 +190,7 @@ fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<Endpoi
             port_name: port.name.clone(),
             endpoints: scope.world.endpoints(service).cloned(),
             spread: None,
+            policies: scope.world.peer_policies(&service.name.namespace),
         }),
     }
 }
@@ -205,6 +216,9 @@ fn outbound_input(
         rule,
         subset: None,
         mesh_weighted: mesh_weighted(scope),
+        mutual_tls: scope.settings.mutual_tls.clone(),
+        auto_mutual_tls: scope.settings.mutual_tls.auto && !service.external,
+        identities: mutual_tls::identities(scope, service),
     }
 }
 
@@ -322,6 +336,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
         ..base(&name, inputs.connections, policy)
     };
+    let mut looked_up = None;
     if inputs.goes_to_original_dst() {
         message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
         message.lb_policy = LbPolicy::ClusterProvided as i32;
@@ -333,7 +348,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         }
     } else {
         match &inputs.source {
-            EndpointSource::Dns { logical, refresh_rate, spread, .. } => {
+            EndpointSource::Dns { logical, refresh_rate, spread, policies, .. } => {
                 let dns = DnsCluster {
                     dns_refresh_rate: Some(wire::duration(*refresh_rate)),
                     dns_jitter: Some(wire::duration(DNS_JITTER)),
@@ -346,8 +361,8 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
                     name: if *logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.to_owned(),
                     typed_config: Some(wire::any(&dns)),
                 }));
-                message.load_assignment =
-                    Some(endpoints::assignment(&name, spread.as_ref(), inputs.names_to_look_up()));
+                let members = inputs.names_to_look_up();
+                looked_up = Some(endpoints::assignment(&name, spread.as_ref(), policies, members));
             }
             EndpointSource::Eds | EndpointSource::OriginalDst(_) => {
                 message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
@@ -377,10 +392,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         tls
     });
     set_http_options(&mut message, protocol, EffectivePolicy { tls: tls.as_ref(), ..policy });
-    if let Some(tls) = &tls {
-        let http2 = protocol == UpstreamProtocol::Http2;
-        message.transport_socket = Some(client_tls::transport_socket(tls, http2, inputs.secrets));
-    }
+    set_transport(&mut message, inputs, protocol, tls.as_ref());
     let mut metadata = vec![
         ("default_original_port", Value::number(inputs.port)),
         ("services", services(&inputs.hostname, &inputs.service)),
@@ -391,7 +403,54 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     if inputs.subset.is_some() {
         metadata.push(("subset", Value::text(inputs.subset_name())));
     }
-    with_metadata(name, &message, metadata)
+    with_metadata(name, &message, metadata, looked_up)
+}
+
+/// How connections are secured: as the rule says, else with mutual TLS to the endpoints that take it.
+fn set_transport(
+    message: &mut cluster::Cluster,
+    inputs: &OutboundClusterInputs,
+    protocol: UpstreamProtocol,
+    spoken: Option<&ClientTlsSettings>,
+) {
+    let http2 = protocol == UpstreamProtocol::Http2;
+    if let Some(tls) = spoken {
+        message.transport_socket = Some(client_tls::transport_socket(tls, http2, inputs.secrets));
+        return;
+    }
+    // What is passed on is TLS already.
+    if inputs.passed_on {
+        return;
+    }
+    let settings = inputs.policy().tls;
+    let given = settings.filter(|tls| tls.mode == ClientTlsMode::IstioMutual);
+    if given.is_none() && (settings.is_some() || !inputs.auto_mutual_tls || inputs.goes_to_original_dst()) {
+        return;
+    }
+    let identities = match given {
+        Some(given) if !given.subject_alt_names.is_empty() => &given.subject_alt_names,
+        _ => &inputs.identities,
+    };
+    let name = match given {
+        Some(given) if !given.sni.is_empty() => given.sni.clone(),
+        _ => server_name(&inputs.hostname, inputs.port, inputs.subset_name()),
+    };
+    let offered = mutual_tls::offered(inputs.protocol, http2, protocol == UpstreamProtocol::AsDownstream);
+    let mutual = inputs.mutual_tls.client(identities, &name, offered);
+    if given.is_some() {
+        message.transport_socket = Some(mutual);
+        return;
+    }
+    let of_mode = wkt::Struct { fields: [(TLS_MODE.to_owned(), wire::text(ISTIO))].into() };
+    let choice = |name: &str, r#match, socket| TransportSocketMatch {
+        name: name.to_owned(),
+        r#match: Some(r#match),
+        transport_socket: Some(socket),
+    };
+    message.transport_socket_matches = vec![
+        choice("tlsMode-istio", of_mode, mutual),
+        choice("tlsMode-disabled", wkt::Struct::default(), wire::raw_buffer()),
+    ];
 }
 
 /// The cluster to one port of the workload: the address the connection was made to, from an address that tells capture
@@ -414,7 +473,7 @@ pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
     let mut labels = hostname.split('.');
     let (service, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or_default());
     let service = ObjectName::new(namespace, service);
-    with_metadata(name, &message, vec![("services", services(hostname, &service))])
+    with_metadata(name, &message, vec![("services", services(hostname, &service))], None)
 }
 
 /// To the address the connection was made to, from one that tells capture to let it pass.
@@ -587,7 +646,12 @@ fn services(hostname: &str, name: &ObjectName) -> Value {
 }
 
 /// Encodes a cluster with `istio` metadata, which tools read: the rule, subset and services it stands for.
-fn with_metadata(name: String, message: &cluster::Cluster, istio: Vec<(&str, Value)>) -> Resource {
+fn with_metadata(
+    name: String,
+    message: &cluster::Cluster,
+    istio: Vec<(&str, Value)>,
+    load_assignment: Option<ClusterLoadAssignment>,
+) -> Resource {
     let istio = Struct { fields: istio.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() };
     let metadata = ClusterMetadata {
         metadata: Some(Metadata { filter_metadata: [("istio".to_owned(), istio)].into() }),
@@ -595,5 +659,8 @@ fn with_metadata(name: String, message: &cluster::Cluster, istio: Vec<(&str, Val
     let mut body = message.encode_to_vec();
     // The buffer grows as needed.
     metadata.encode_raw(&mut body);
+    if load_assignment.is_some() {
+        ClusterEndpoints { load_assignment }.encode_raw(&mut body);
+    }
     versioned(name, body.into())
 }

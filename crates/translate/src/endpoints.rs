@@ -2,18 +2,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lateen_model::{Address, Endpoint, Health, Locality, Service, ServiceEndpoints, labels_match};
+use lateen_model::{
+    Address, Endpoint, Health, Locality, PeerMode, PeerPolicies, Service, ServiceEndpoints, labels_match,
+};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
 use crate::clusters::OutboundClusterInputs;
 use crate::locality::{self, Group, Spread};
+use crate::mutual_tls::{ISTIO, TLS_MODE, TLS_MODE_LABEL};
+use crate::ordered::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, Metadata, Struct, Value};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::wire;
-
-/// Label of pods whose proxies take TLS of the mesh.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 /// Everything a cluster's endpoints depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +28,8 @@ pub(crate) struct EndpointInputs {
     endpoints: Option<Arc<ServiceEndpoints>>,
     /// By where they are; none: all alike.
     spread: Option<Spread>,
+    /// What its workloads accept.
+    policies: PeerPolicies,
 }
 
 /// The endpoints of a cluster of a service; none when the cluster has no use for them.
@@ -46,6 +49,7 @@ pub(crate) fn inputs(
         with_tls: cluster.is_passed_on(),
         endpoints: scope.world.endpoints(service).cloned(),
         spread: cluster.spread(scope),
+        policies: scope.world.peer_policies(&service.name.namespace),
     })
 }
 
@@ -57,20 +61,22 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
     let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
     // EDS cannot carry names; they come from WorkloadEntries that are behind such a service by mistake.
     let of_use = ready.filter(|endpoint| {
-        let suits = !inputs.with_tls || endpoint.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio");
+        let suits = !inputs.with_tls || takes_mutual_tls(endpoint, &inputs.policies);
         suits
             && labels_match(&inputs.labels, &endpoint.labels)
             && !matches!(endpoint.address, Address::Dns(_))
     });
-    encode(inputs.cluster.clone(), &assignment(&inputs.cluster, inputs.spread.as_ref(), of_use))
+    let (spread, policies) = (inputs.spread.as_ref(), &inputs.policies);
+    encode(inputs.cluster.clone(), &assignment(&inputs.cluster, spread, policies, of_use))
 }
 
 /// Endpoints by locality.
 pub(crate) fn assignment<'a>(
     cluster: &str,
     spread: Option<&Spread>,
+    policies: &PeerPolicies,
     members: impl IntoIterator<Item = &'a Endpoint>,
-) -> endpoint::ClusterLoadAssignment {
+) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in members {
         localities.entry(&endpoint.locality).or_default().push(endpoint);
@@ -83,37 +89,46 @@ pub(crate) fn assignment<'a>(
     };
     let endpoints = groups
         .into_iter()
-        .map(|Group { locality, priority, weight, endpoints }| endpoint::LocalityLbEndpoints {
+        .map(|Group { locality, priority, weight, endpoints }| LocalityLbEndpoints {
             locality: (*locality != Locality::default()).then(|| core::Locality {
                 region: locality.region.clone(),
                 zone: locality.zone.clone(),
                 sub_zone: locality.sub_zone.clone(),
             }),
             load_balancing_weight: wire::uint32(weight),
-            lb_endpoints: endpoints.into_iter().map(lb_endpoint).collect(),
+            lb_endpoints: endpoints.into_iter().map(|one| lb_endpoint(one, policies)).collect(),
             priority,
-            ..Default::default()
         })
         .collect();
-    endpoint::ClusterLoadAssignment { cluster_name: cluster.to_owned(), endpoints, ..Default::default() }
+    ClusterLoadAssignment { cluster_name: cluster.to_owned(), endpoints }
 }
 
-fn lb_endpoint(from: &Endpoint) -> endpoint::LbEndpoint {
+fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies) -> LbEndpoint {
     let address = match &from.address {
         Address::Unix(path) => wire::pipe(path),
         address => wire::address(&address.to_string(), from.port),
     };
-    endpoint::LbEndpoint {
-        health_status: core::HealthStatus::Healthy as i32,
-        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
-            address: Some(address),
-            ..Default::default()
-        })),
-        load_balancing_weight: wire::uint32(from.weight),
-        metadata: from
-            .namespace()
-            .map(|namespace| wire::istio_metadata("workload", &workload(from, namespace))),
+    let mut metadata = BTreeMap::new();
+    if let Some(namespace) = from.namespace() {
+        let workload = Value::text(workload(from, namespace));
+        metadata.insert("istio".to_owned(), Struct::new([("workload", workload)]));
     }
+    if takes_mutual_tls(from, policies) {
+        let mode = Struct::new([(TLS_MODE, Value::text(ISTIO))]);
+        metadata.insert("envoy.transport_socket_match".to_owned(), mode);
+    }
+    LbEndpoint {
+        health_status: core::HealthStatus::Healthy as i32,
+        endpoint: Some(endpoint::Endpoint { address: Some(address), ..Default::default() }),
+        load_balancing_weight: wire::uint32(from.weight),
+        metadata: (!metadata.is_empty()).then_some(Metadata { filter_metadata: metadata }),
+    }
+}
+
+/// Whether there is a proxy in front of it, which accepts mutual TLS on its port.
+fn takes_mutual_tls(endpoint: &Endpoint, policies: &PeerPolicies) -> bool {
+    endpoint.labels.get(TLS_MODE_LABEL).is_some_and(|mode| mode == ISTIO)
+        && policies.of_workload(&endpoint.labels).of_port(endpoint.port) != PeerMode::Disable
 }
 
 /// `NAME;NAMESPACE;SERVICE;VERSION;CLUSTER`, as Istio describes the peer of a connection.

@@ -118,7 +118,6 @@ impl ServerKind {
         match server.tls.as_ref()?.mode {
             ServerTlsMode::Passthrough => Some(Self::Passthrough),
             ServerTlsMode::AutoPassthrough => Some(Self::AutoPassthrough),
-            ServerTlsMode::IstioMutual => None,
             _ if protocol == Protocol::Https => Some(Self::Https),
             _ => Some(Self::TlsEnded),
         }
@@ -141,7 +140,6 @@ pub(crate) fn no_effect(server: &Server) -> Option<String> {
     let protocol = &server.port.protocol;
     Some(match server.tls.as_ref().map(|tls| tls.mode) {
         _ if server.bind.starts_with("unix://") => "gateways do not listen on Unix sockets".to_owned(),
-        Some(ServerTlsMode::IstioMutual) => "its TLS mode comes with the mesh's own certificates".to_owned(),
         _ => format!("protocol {protocol:?} is not served"),
     })
 }

@@ -76,7 +76,8 @@ pub fn generate_own(
             inputs.map(|inputs| cache.resource(kind, &inputs, clusters::inbound)).collect()
         }
         ResourceType::Listener => {
-            let inputs = listeners_inbound::inputs(&settings, &ports);
+            let modes = world.peer_policies(&class.namespace).of_workload(&class.labels);
+            let inputs = listeners_inbound::inputs(&settings, &ports, modes, class);
             vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
         }
         ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret => Vec::new(),

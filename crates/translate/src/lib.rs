@@ -30,6 +30,7 @@ mod listeners_inbound;
 mod listeners_outbound;
 mod locality;
 mod mirrors;
+mod mutual_tls;
 mod names;
 mod ordered;
 mod parts;
@@ -61,6 +62,6 @@ pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
 pub use secrets::may_want_secrets;
 pub use warnings::{
-    Warning, check_destination_rule, check_gateway, check_service_entry, check_sidecar,
-    check_virtual_service, check_workload_entry, check_workload_group,
+    Warning, check_destination_rule, check_gateway, check_peer_authentication, check_service_entry,
+    check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
 };

@@ -94,8 +94,12 @@ fn served_chain(settings: &Settings, listener: &str, chain: &ServedChain) -> lis
     };
     let matching = (matching != Default::default()).then_some(matching);
     let base = listener::FilterChain { filter_chain_match: matching, ..Default::default() };
-    let ended =
-        |server: &ServerRef| server.tls().map(|terms| client_tls::socket(wire::any(&downstream(terms))));
+    let ended = |server: &ServerRef| {
+        server.tls().map(|terms| match terms.mode {
+            ServerTlsMode::IstioMutual => settings.mutual_tls.server(),
+            _ => client_tls::socket(wire::any(&downstream(terms))),
+        })
+    };
     match &chain.end {
         ChainEnd::Bytes(destinations) => {
             listener::FilterChain { filters: vec![filters::tcp_to(settings, destinations)], ..base }

@@ -1,17 +1,19 @@
 //! The inbound listener of sidecars.
 use std::sync::Arc;
 
-use lateen_model::{Hostname, Protocol};
+use lateen_model::{Hostname, PeerMode, PeerModes};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
+use lateen_xds::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{MatchSet, Rule};
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::r#type::v3::Int32Range;
 use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
+use crate::mutual_tls;
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_cluster};
-use crate::proxy::InboundPort;
+use crate::proxy::{InboundPort, ProxyClass};
 use crate::resource::{Resource, encode};
 use crate::settings::Settings;
 use crate::sidecar::Inbound;
@@ -25,39 +27,53 @@ pub(crate) const INBOUND_PORT: u16 = 15006;
 pub(crate) struct InboundInputs {
     settings: Arc<Settings>,
     ports: Vec<InboundPort>,
+    /// What is accepted.
+    modes: PeerModes,
+    /// What callers of the mesh ask for when they mean the workload.
+    names: Vec<String>,
 }
 
-pub(crate) fn inputs(settings: &Arc<Settings>, ports: &[Inbound]) -> InboundInputs {
+pub(crate) fn inputs(
+    settings: &Arc<Settings>,
+    ports: &[Inbound],
+    modes: PeerModes,
+    class: &ProxyClass,
+) -> InboundInputs {
+    let hosts = class.inbound.iter().map(|port| &*port.hostname);
     InboundInputs {
         settings: settings.clone(),
         ports: ports.iter().map(|inbound| inbound.port.clone()).collect(),
+        modes,
+        names: mutual_tls::server_name_patterns(hosts),
     }
 }
 
-/// `virtualInbound`: where connections to the pod arrive; a filter chain per declared port, the rest passes through.
+/// `virtualInbound`: where connections to the pod arrive; filter chains per declared port and for ports with a mode of their own, the
+/// rest passes through, as far as the workload's mode lets it.
 ///
 /// Differs from Istio for ports no service declares: Istio looks for HTTP on them too, which makes protocols whose server
 /// speaks first hang; here they are bytes.
 pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
-    let InboundInputs { settings, ports } = inputs;
+    let InboundInputs { settings, ports, modes, names } = inputs;
     let mut chains = vec![listener::FilterChain {
         name: "virtualInbound-blackhole".to_owned(),
         filter_chain_match: Some(port_match(INBOUND_PORT)),
         filters: vec![filters::tcp(settings, BLACK_HOLE)],
         ..Default::default()
     }];
-    chains.extend(ports.iter().flat_map(|port| port_chains(settings, port)));
-    chains.push(listener::FilterChain {
-        name: "virtualInbound".to_owned(),
-        filters: vec![filters::tcp(settings, INBOUND_PASSTHROUGH)],
-        ..Default::default()
-    });
+    chains.extend(ports.iter().flat_map(|port| port_chains(settings, port, modes.of_port(port.port), names)));
+    let undeclared = modes.ports.iter().filter(|(number, _)| ports.iter().all(|port| port.port != **number));
+    for (&port, &mode) in undeclared {
+        chains.extend(passed_through(settings, Some(port), mode));
+    }
+    chains.extend(passed_through(settings, None, modes.general));
     let mut listener_filters = vec![filters::original_dst()];
+    listener_filters.extend(tls_inspector(inputs));
     let detected: Vec<u16> =
         ports.iter().filter(|port| port.protocol.is_sniffed()).map(|port| port.port).collect();
     if !detected.is_empty() {
         listener_filters.push(listener::ListenerFilter {
-            filter_disabled: Some(all_ports_but(&detected)),
+            filter_disabled: Some(negated(any_of_ports(&detected))),
             ..filters::http_inspector()
         });
     }
@@ -75,40 +91,150 @@ pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
     encode("virtualInbound", &message)
 }
 
-fn port_chains(settings: &Settings, port: &InboundPort) -> Vec<listener::FilterChain> {
+/// Looks for TLS where mutual TLS is accepted; elsewhere nobody waits for a client's first bytes.
+fn tls_inspector(inputs: &InboundInputs) -> Option<listener::ListenerFilter> {
+    let modes = &inputs.modes;
+    let everywhere = modes.general != PeerMode::Disable;
+    let is_other = |mode: &PeerMode| (*mode != PeerMode::Disable) != everywhere;
+    let others: Vec<u16> =
+        modes.ports.iter().filter(|(_, mode)| is_other(mode)).map(|(&port, _)| port).collect();
+    let filter_disabled = match (everywhere, others.is_empty()) {
+        (false, true) => return None,
+        (true, true) => None,
+        (true, false) => Some(any_of_ports(&others)),
+        (false, false) => Some(negated(any_of_ports(&others))),
+    };
+    Some(listener::ListenerFilter { filter_disabled, ..filters::tls_inspector() })
+}
+
+/// One way a connection may be: what is matched, and what becomes of it.
+#[derive(Clone, Debug, Default)]
+struct Way {
+    /// `tls` or `raw_buffer`; empty: either.
+    transport: &'static str,
+    protocols: Vec<&'static str>,
+    /// Of callers who ask for the workload as clients of the mesh do.
+    named: bool,
+    http: bool,
+    /// Whether it ends in mutual TLS here.
+    mutual: bool,
+}
+
+/// What a chain is for: HTTP, bytes, or whichever it turns out to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Payload {
+    Http,
+    Tcp,
+    Detected,
+}
+
+/// As Istio's filter chains for the modes of PeerAuthentication, and besides those of callers that are known by the name they ask for.
+fn ways(mode: PeerMode, payload: Payload) -> Vec<Way> {
+    use mutual_tls::{HTTP_PROTOCOLS as MESH_HTTP, PLAIN_HTTP_PROTOCOLS, TCP_PROTOCOLS};
+    let tls = Way { transport: "tls", mutual: true, ..Way::default() };
+    let any_http: Vec<&str> = MESH_HTTP.into_iter().chain(PLAIN_HTTP_PROTOCOLS).collect();
+    let plain = |transport| match payload {
+        Payload::Http => vec![Way { transport, http: true, ..Way::default() }],
+        Payload::Tcp => vec![Way { transport, ..Way::default() }],
+        Payload::Detected => vec![
+            Way { transport, protocols: HTTP_PROTOCOLS.to_vec(), http: true, ..Way::default() },
+            Way { transport, ..Way::default() },
+        ],
+    };
+    // TLS of which the client is known to be of the mesh.
+    let certain = |named: bool| match payload {
+        Payload::Http => vec![Way { named, http: true, ..tls.clone() }],
+        Payload::Tcp => vec![Way { named, ..tls.clone() }],
+        Payload::Detected => vec![
+            Way { named, protocols: any_http.clone(), http: true, ..tls.clone() },
+            Way { named, ..tls.clone() },
+        ],
+    };
+    match mode {
+        PeerMode::Disable => plain(""),
+        PeerMode::Strict => certain(false),
+        PeerMode::Permissive => {
+            let mut ways = certain(true);
+            let both = MESH_HTTP.into_iter().chain(TCP_PROTOCOLS);
+            match payload {
+                Payload::Http => ways.push(Way { protocols: both.collect(), http: true, ..tls }),
+                Payload::Tcp => ways.push(Way { protocols: TCP_PROTOCOLS.to_vec(), ..tls }),
+                Payload::Detected => {
+                    ways.push(Way { protocols: MESH_HTTP.to_vec(), http: true, ..tls.clone() });
+                    ways.push(Way { protocols: TCP_PROTOCOLS.to_vec(), ..tls });
+                }
+            }
+            ways.extend(plain("raw_buffer"));
+            if payload != Payload::Http {
+                // The application's own TLS.
+                ways.push(Way { transport: "tls", ..Way::default() });
+            }
+            ways
+        }
+    }
+}
+
+impl Way {
+    fn chain(
+        &self,
+        settings: &Settings,
+        port: Option<u16>,
+        names: &[String],
+        filter: listener::Filter,
+    ) -> listener::FilterChain {
+        let condition = listener::FilterChainMatch {
+            destination_port: port.and_then(|port| wire::uint32(u32::from(port))),
+            transport_protocol: self.transport.to_owned(),
+            application_protocols: self.protocols.iter().map(|&name| name.to_owned()).collect(),
+            server_names: if self.named { names.to_vec() } else { Vec::new() },
+            ..Default::default()
+        };
+        listener::FilterChain {
+            filter_chain_match: (condition != listener::FilterChainMatch::default()).then_some(condition),
+            filters: vec![filter],
+            transport_socket: self.mutual.then(|| settings.mutual_tls.server()),
+            ..Default::default()
+        }
+    }
+}
+
+fn port_chains(
+    settings: &Settings,
+    port: &InboundPort,
+    mode: PeerMode,
+    names: &[String],
+) -> Vec<listener::FilterChain> {
     let cluster = inbound_cluster(port.port);
     let name = format!("0.0.0.0_{}", port.port);
-    let http_match = listener::FilterChainMatch {
-        application_protocols: match port.protocol {
-            Protocol::Unsupported => HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
-            _ => Vec::new(),
-        },
-        ..port_match(port.port)
-    };
-    let http = || listener::FilterChain {
-        name: name.clone(),
-        filter_chain_match: Some(http_match),
-        filters: vec![filters::http(
-            settings,
-            HttpRole::Inbound,
-            &format!("inbound_{name};"),
-            Routes::Inline(Box::new(route_config(&cluster, &port.hostname, port.service_port))),
-        )],
-        ..Default::default()
-    };
-    let tcp = || listener::FilterChain {
-        name: name.clone(),
-        filter_chain_match: Some(port_match(port.port)),
-        filters: vec![filters::tcp(settings, &cluster)],
-        ..Default::default()
-    };
-    if port.protocol.is_http() {
-        vec![http()]
+    let payload = if port.protocol.is_http() {
+        Payload::Http
     } else if port.protocol.is_sniffed() {
-        vec![http(), tcp()]
+        Payload::Detected
     } else {
-        vec![tcp()]
-    }
+        Payload::Tcp
+    };
+    let ways = ways(mode, payload).into_iter().filter(|way| !way.named || !names.is_empty());
+    let chains = ways.map(|way| {
+        let filter = if way.http {
+            let routes = route_config(&cluster, &port.hostname, port.service_port);
+            let prefix = format!("inbound_{name};");
+            filters::http(settings, HttpRole::Inbound, &prefix, Routes::Inline(Box::new(routes)))
+        } else {
+            filters::tcp(settings, &cluster)
+        };
+        listener::FilterChain { name: name.clone(), ..way.chain(settings, Some(port.port), names, filter) }
+    });
+    chains.collect()
+}
+
+/// Connections to ports no service declares: one port, or all others.
+fn passed_through(settings: &Settings, port: Option<u16>, mode: PeerMode) -> Vec<listener::FilterChain> {
+    let ways = ways(mode, Payload::Tcp).into_iter().filter(|way| !way.named);
+    let chains = ways.map(|way| {
+        let filter = filters::tcp(settings, INBOUND_PASSTHROUGH);
+        listener::FilterChain { name: "virtualInbound".to_owned(), ..way.chain(settings, port, &[], filter) }
+    });
+    chains.collect()
 }
 
 /// All requests to the application. No timeout and no retries: those are the caller's.
@@ -146,10 +272,8 @@ fn port_match(port: u16) -> listener::FilterChainMatch {
     listener::FilterChainMatch { destination_port: wire::uint32(u32::from(port)), ..Default::default() }
 }
 
-/// A predicate that holds for connections to any port but these.
-fn all_ports_but(ports: &[u16]) -> listener::ListenerFilterChainMatchPredicate {
-    use listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
-    let predicate = |rule| listener::ListenerFilterChainMatchPredicate { rule: Some(rule) };
+/// A predicate that holds for connections to any of these ports.
+fn any_of_ports(ports: &[u16]) -> listener::ListenerFilterChainMatchPredicate {
     let mut ranges: Vec<_> = ports
         .iter()
         .map(|&port| {
@@ -158,13 +282,22 @@ fn all_ports_but(ports: &[u16]) -> listener::ListenerFilterChainMatchPredicate {
         })
         .collect();
     // Envoy wants at least two members in an `or`.
-    let any = match ranges.pop() {
+    match ranges.pop() {
         Some(only) if ranges.is_empty() => only,
         Some(last) => {
             ranges.push(last);
             predicate(Rule::OrMatch(MatchSet { rules: ranges }))
         }
-        None => return predicate(Rule::AnyMatch(true)),
-    };
-    predicate(Rule::NotMatch(Box::new(any)))
+        None => negated(predicate(Rule::AnyMatch(true))),
+    }
+}
+
+fn negated(
+    condition: listener::ListenerFilterChainMatchPredicate,
+) -> listener::ListenerFilterChainMatchPredicate {
+    predicate(Rule::NotMatch(Box::new(condition)))
+}
+
+fn predicate(rule: Rule) -> listener::ListenerFilterChainMatchPredicate {
+    listener::ListenerFilterChainMatchPredicate { rule: Some(rule) }
 }

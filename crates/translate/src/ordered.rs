@@ -4,7 +4,10 @@
 //! bytes, so structs of more than one entry are written with these messages, which are the same on the wire.
 use std::collections::BTreeMap;
 
-use prost::Message;
+use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::config::endpoint::v3::Endpoint;
+use lateen_xds::pb::google::protobuf::UInt32Value;
+use prost::{Message, Name};
 
 /// `google.protobuf.Struct`.
 #[derive(Clone, PartialEq, Message)]
@@ -77,6 +80,53 @@ pub(crate) struct Metadata {
 pub(crate) struct ClusterMetadata {
     #[prost(message, optional, tag = "25")]
     pub(crate) metadata: Option<Metadata>,
+}
+
+/// `envoy.config.endpoint.v3.ClusterLoadAssignment`, whose endpoints may have metadata of several entries.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ClusterLoadAssignment {
+    #[prost(string, tag = "1")]
+    pub(crate) cluster_name: String,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) endpoints: Vec<LocalityLbEndpoints>,
+}
+
+impl Name for ClusterLoadAssignment {
+    const NAME: &'static str = "ClusterLoadAssignment";
+    const PACKAGE: &'static str = "envoy.config.endpoint.v3";
+}
+
+/// `envoy.config.endpoint.v3.LocalityLbEndpoints`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LocalityLbEndpoints {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) locality: Option<core::Locality>,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) lb_endpoints: Vec<LbEndpoint>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) load_balancing_weight: Option<UInt32Value>,
+    #[prost(uint32, tag = "5")]
+    pub(crate) priority: u32,
+}
+
+/// `envoy.config.endpoint.v3.LbEndpoint`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LbEndpoint {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) endpoint: Option<Endpoint>,
+    #[prost(int32, tag = "2")]
+    pub(crate) health_status: i32,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) metadata: Option<Metadata>,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) load_balancing_weight: Option<UInt32Value>,
+}
+
+/// The `load_assignment` field of `envoy.config.cluster.v3.Cluster`, to be appended as [`ClusterMetadata`] is.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ClusterEndpoints {
+    #[prost(message, optional, tag = "33")]
+    pub(crate) load_assignment: Option<ClusterLoadAssignment>,
 }
 
 /// `envoy.extensions.access_loggers.file.v3.FileAccessLog` with a JSON format.

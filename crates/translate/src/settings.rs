@@ -8,6 +8,7 @@ use lateen_api::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
 use lateen_api::networking::sidecar::SidecarTrafficMode;
 use lateen_model::{Sidecar, World, resolve_host};
 
+use crate::mutual_tls::MutualTls;
 use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
 use crate::retries::Retries;
 use crate::traffic_policy;
@@ -31,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) normalization: NormalizationType,
     /// Retries of HTTP rules that say nothing.
     pub(crate) default_retries: Retries,
+    /// Mutual TLS of the mesh.
+    pub(crate) mutual_tls: MutualTls,
 }
 
 /// What holds for connections to destinations whose rule says nothing.
@@ -150,6 +153,7 @@ impl Settings {
             dns_refresh_rate: mesh.dns_refresh_rate(),
             detection_timeout: mesh.protocol_detection_timeout(),
             normalization: mesh.path_normalization.normalization,
+            mutual_tls: MutualTls::new(mesh),
             default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),
         }
     }

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lateen_api::networking::TlsProtocol;
-use lateen_api::networking::destination_rule::{ClientTlsMode, TrafficPolicy};
+use lateen_api::networking::destination_rule::TrafficPolicy;
 use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_model::{
-    DestinationRule, Gateway, ObjectName, Pod, Registry, ServiceEntry, Sidecar, VirtualService,
-    WorkloadEntry, WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
+    DestinationRule, Gateway, ObjectName, PeerAuthentication, Pod, Registry, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry, WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
@@ -221,12 +221,6 @@ fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, selects: bool, warn
                 "at sidecars, which use it only from rules with a workloadSelector; gateways heed it",
             ));
         }
-        if tls.as_ref().is_some_and(|tls| tls.mode == ClientTlsMode::IstioMutual) {
-            warnings.push(Warning::no_effect_as(
-                format!("{path}.tls"),
-                "ISTIO_MUTUAL comes with the mesh's own certificates",
-            ));
-        }
     }
     for (field, given) in
         [("tunnel", policy.tunnel.is_some()), ("proxyProtocol", policy.proxy_protocol.is_some())]
@@ -346,6 +340,29 @@ fn check_server_tls(
             warnings.push(Warning::no_effect_as(format!("{path}.tls.{field}"), reason));
         }
     }
+}
+
+/// Warnings about a PeerAuthentication in a world.
+pub fn check_peer_authentication(policy: &PeerAuthentication, world: &World) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let root = world.mesh().root_namespace == *policy.name.namespace;
+    if root && policy.spec.selects() {
+        warnings.push(Warning::no_effect_as(
+            "spec.selector",
+            "in the root namespace policies are for the whole mesh; those with a selector are not in force, as with Istio",
+        ));
+    }
+    if !policy.spec.selects() {
+        let same = |one: &&Arc<PeerAuthentication>| {
+            one.name.namespace == policy.name.namespace && !one.spec.selects()
+        };
+        let first = world.peer_authentications().filter(same).min_by_key(|one| (one.created, &one.name));
+        if let Some(first) = first.filter(|first| first.name != policy.name) {
+            let reason = format!("{} is older and in force", first.name);
+            warnings.push(Warning::left_out("spec".to_owned(), "ConflictingPeerAuthentication", reason));
+        }
+    }
+    warnings
 }
 
 /// Warnings about a Gateway in a world.

@@ -1,6 +1,7 @@
 //! Short ways to write Envoy's messages.
 use lateen_xds::Any;
 use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 use lateen_xds::pb::google::protobuf as wkt;
 use prost::{Message, Name};
@@ -98,9 +99,21 @@ pub(crate) fn regex(expression: &str) -> matcher::RegexMatcher {
     matcher::RegexMatcher { regex: expression.to_owned(), ..Default::default() }
 }
 
+/// A text as a value of `google.protobuf.Struct`.
+pub(crate) fn text(value: &str) -> wkt::Value {
+    wkt::Value { kind: Some(wkt::value::Kind::StringValue(value.to_owned())) }
+}
+
+/// The transport socket of plain text.
+pub(crate) fn raw_buffer() -> core::TransportSocket {
+    core::TransportSocket {
+        name: "envoy.transport_sockets.raw_buffer".to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&RawBuffer::default()))),
+    }
+}
+
 /// Metadata with one string: `istio.config`, the path of the object a resource comes from.
 pub(crate) fn istio_metadata(key: &str, value: &str) -> core::Metadata {
-    let value = wkt::Value { kind: Some(wkt::value::Kind::StringValue(value.to_owned())) };
-    let fields = wkt::Struct { fields: [(key.to_owned(), value)].into() };
+    let fields = wkt::Struct { fields: [(key.to_owned(), text(value))].into() };
     core::Metadata { filter_metadata: [("istio".to_owned(), fields)].into(), ..Default::default() }
 }

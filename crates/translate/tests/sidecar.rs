@@ -148,9 +148,13 @@ fn other_services_have_listeners_of_their_own_and_the_rest_passes_through() {
     assert_eq!(blocked["routes"][0]["direct_response"]["status"], 502);
 }
 
+/// Without mutual TLS, which tests/mutual_tls.rs is about.
+const PLAIN_TEXT: &str = "{kind: PeerAuthentication, metadata: {name: plain, namespace: istio-system}, spec: {mtls: {mode: DISABLE}}}";
+
 #[test]
 fn inbound_has_a_chain_per_port_of_the_workload() {
     let mut mesh = Mesh::course();
+    mesh.config(PLAIN_TEXT);
     let resources = mesh.sidecar_resources("default", "customers-v1-1");
     let inbound = resources.get(Listener, "virtualInbound");
     let chains = inbound["filter_chains"].as_array().expect("chains");
@@ -186,6 +190,7 @@ fn inbound_has_a_chain_per_port_of_the_workload() {
 #[test]
 fn http_ports_by_name_need_no_detection_inbound_and_speak_http2_upstream() {
     let mut mesh = Mesh::empty();
+    mesh.config(PLAIN_TEXT);
     mesh.service(
         "default",
         "api",
@@ -340,6 +345,7 @@ fn the_oldest_service_says_what_a_port_of_the_workload_speaks() {
         ("2025-01-01T00:00:00Z", "2024-01-01T00:00:00Z", 0),
     ] {
         let mut mesh = Mesh::empty();
+        mesh.config(PLAIN_TEXT);
         for (name, ip, created, port) in [("b", "10.96.0.1", http, "http"), ("a", "10.96.0.2", tcp, "tcp")] {
             mesh.service_of(json!({"metadata": {"namespace": "default", "name": name, "creationTimestamp": created},
                 "spec": {"clusterIP": ip, "ports": [{"name": port, "port": 8080}], "selector": {"app": "x"}}}));

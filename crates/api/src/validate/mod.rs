@@ -5,6 +5,7 @@ pub(crate) mod header_value;
 mod hosts;
 mod http_match;
 mod http_route;
+mod peer_authentication;
 mod re2;
 mod service_entry;
 mod sidecar;
@@ -13,6 +14,7 @@ mod virtual_service;
 
 pub use destination_rule::validate_destination_rule;
 pub use gateway::validate_gateway;
+pub use peer_authentication::validate_peer_authentication;
 pub use service_entry::{validate_service_entry, validate_workload_entry, validate_workload_group};
 pub use sidecar::{default_endpoint, validate_sidecar};
 pub use virtual_service::validate_virtual_service;

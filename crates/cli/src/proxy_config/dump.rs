@@ -77,6 +77,20 @@ impl Dump {
         Ok(dynamic.chain(members(section, "/staticRouteConfigs", "routeConfig")).collect())
     }
 
+    /// Secrets with what becomes of them: `ACTIVE` or `WARMING`. None in the dump is none at all.
+    pub fn secrets(&self) -> Vec<(&'static str, &Value)> {
+        let Ok(section) = self.section("SecretsConfigDump") else { return Vec::new() };
+        let lists = [
+            ("ACTIVE", "/staticSecrets"),
+            ("ACTIVE", "/dynamicActiveSecrets"),
+            ("WARMING", "/dynamicWarmingSecrets"),
+        ];
+        lists
+            .into_iter()
+            .flat_map(|(status, list)| items(section, list).iter().map(move |entry| (status, entry)))
+            .collect()
+    }
+
     /// Clusters in use.
     ///
     /// # Errors

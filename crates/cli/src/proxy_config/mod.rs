@@ -7,6 +7,7 @@ pub mod dump;
 pub mod endpoints;
 pub mod listeners;
 pub mod routes;
+pub mod secrets;
 
 use serde_json::Value;
 

@@ -6,6 +6,7 @@ mod config;
 mod decide;
 mod merge;
 mod pod;
+mod probes;
 mod template;
 mod workload;
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::InjectorConfig;
 use super::merge::merge;
 use super::pod::{INIT_CONTAINER, PROXY_CONTAINER, STATUS_ANNOTATION, annotation, list, names};
+use super::probes;
 use super::workload::Workload;
 
 /// Annotation that names the templates to use.
@@ -89,6 +90,7 @@ pub(crate) fn inject(
         merge(&mut injected, &fragment);
     }
     keep_what_the_pod_says(pod, &mut result)?;
+    probes::rewrite(pod, &mut result);
     let hold = proxy_config["holdApplicationUntilProxyStarts"] == Value::Bool(true);
     move_container(&mut result, "containers", PROXY_CONTAINER, if hold { Place::First } else { Place::Last });
     move_container(&mut result, "initContainers", INIT_CONTAINER, Place::Last);

@@ -17,7 +17,7 @@ pub(crate) const TRIALS: &[OnMesh] = &[
 
 const RATE: u32 = 50;
 
-fn demo(mesh: &Mesh) -> Result<Ask> {
+pub(crate) fn demo(mesh: &Mesh) -> Result<Ask> {
     mesh.lab("lab6", "kubectl apply -f gateway.yaml -f web-frontend.yaml -f customers.yaml")?;
     mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
     let ask = Ask::get(format!("http://{}/", mesh.gateway()?));
@@ -29,7 +29,7 @@ fn demo(mesh: &Mesh) -> Result<Ask> {
     Ok(ask)
 }
 
-fn clean(mesh: &Mesh) -> Result<()> {
+pub(crate) fn clean(mesh: &Mesh) -> Result<()> {
     mesh.lab("lab6", "kubectl delete -f gateway.yaml -f web-frontend.yaml -f customers.yaml").map(drop)
 }
 

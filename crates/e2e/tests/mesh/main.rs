@@ -13,6 +13,7 @@ mod labs;
 mod lifecycle;
 mod loss;
 mod mixed;
+mod mutual_tls;
 mod pki;
 mod resiliency;
 mod rules;
@@ -115,6 +116,7 @@ fn main() {
             ("external", external::TRIALS),
             ("tls", tls::TRIALS),
             ("egress_tls", egress_tls::TRIALS),
+            ("mutual_tls", mutual_tls::TRIALS),
         ];
         for (module, list) in modules {
             for (name, trial) in list {

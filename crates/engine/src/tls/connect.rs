@@ -1,6 +1,6 @@
 //! The handshake with an endpoint.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lateen_ir as ir;
 use rustls::client::{ClientSessionMemoryCache, Resumption};
@@ -51,6 +51,23 @@ impl ClientContext {
     }
 }
 
+/// A context that is made at the first handshake: of thousands of clusters with the workload's certificate a proxy calls few.
+pub(super) struct LazyContext {
+    material: Material,
+    made: OnceLock<Result<Arc<ClientContext>, String>>,
+}
+
+impl LazyContext {
+    pub(super) fn new(material: Material) -> Self {
+        Self { material, made: OnceLock::new() }
+    }
+
+    pub(super) fn get(&self, tls: &ir::UpstreamTls, by_request: bool) -> Result<Arc<ClientContext>, String> {
+        let make = || ClientContext::new(tls, by_request, &self.material).map(Arc::new);
+        self.made.get_or_init(make).clone()
+    }
+}
+
 /// Who the endpoint is to be, besides what the context says.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ServerIdentity<'a> {
@@ -76,6 +93,7 @@ pub(crate) async fn connect(
         stats.inc(TlsCounter::UpstreamSecretsNotReady);
         return Err("TLS error: Secret is not supplied by SDS".to_owned());
     };
+    let context = context.get(&tls.ir, tls.by_request).map_err(|error| format!("TLS error: {error}"))?;
     let name = server_name(tls, identity)?;
     let connector = TlsConnector::from(context.config.clone());
     let shaken = if tls.ir.common.alpn.is_empty() && !identity.alpn.is_empty() {

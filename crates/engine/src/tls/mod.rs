@@ -151,7 +151,7 @@ pub(crate) struct ClientTls {
     pub(crate) ir: Arc<ir::UpstreamTls>,
     /// The certificate must have the name that is asked for in a request.
     by_request: bool,
-    current: ArcSwapOption<connect::ClientContext>,
+    current: ArcSwapOption<connect::LazyContext>,
     updates: AtomicU64,
 }
 
@@ -170,7 +170,11 @@ impl ClientTls {
     /// As [`ServerTls::refresh`].
     pub(crate) fn refresh(&self, secrets: &Secrets) -> Result<(), String> {
         if let Some(material) = material(&self.ir.common, secrets)? {
-            let context = connect::ClientContext::new(&self.ir, self.by_request, &material)?;
+            let context = connect::LazyContext::new(material);
+            if self.ir.common.secrets().next().is_none() {
+                // What stands in place is checked with the configuration; secrets were when they came.
+                context.get(&self.ir, self.by_request)?;
+            }
             self.current.store(Some(Arc::new(context)));
             if self.ir.common.secrets().next().is_some() {
                 self.updates.fetch_add(1, Relaxed);

@@ -133,7 +133,8 @@ fn identity(object: &Object) -> (u8, String) {
         Object::WorkloadGroup(object) => (11, &object.metadata),
         Object::Ingress(object) => (12, &object.metadata),
         Object::IngressClass(object) => (13, &object.metadata),
-        Object::Secret(object) => (14, &object.metadata),
+        Object::Secret(object) => (15, &object.metadata),
+        Object::PeerAuthentication(object) => (16, &object.metadata),
     };
     (kind, ObjectName::of(metadata).to_string())
 }

@@ -114,6 +114,9 @@ impl Mesh {
             Some("WorkloadEntry") => {
                 Object::WorkloadEntry(serde_json::from_value(value).expect("a WorkloadEntry"))
             }
+            Some("PeerAuthentication") => {
+                Object::PeerAuthentication(serde_json::from_value(value).expect("a PeerAuthentication"))
+            }
             Some("Ingress") => Object::Ingress(serde_json::from_value(value).expect("an Ingress")),
             other => panic!("unexpected kind {other:?}"),
         };
@@ -157,8 +160,20 @@ impl Mesh {
     }
 
     pub(crate) fn pod(&mut self, namespace: &str, name: &str, ip: &str, labels: Value) -> Delta {
+        self.pod_of_account(namespace, name, ip, labels, "default")
+    }
+
+    pub(crate) fn pod_of_account(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        ip: &str,
+        labels: Value,
+        account: &str,
+    ) -> Delta {
         let pod = json!({"metadata": {"namespace": namespace, "name": name, "labels": labels},
-            "spec": {"containers": []}, "status": {"podIP": ip, "phase": "Running"}});
+            "spec": {"containers": [], "serviceAccountName": account},
+            "status": {"podIP": ip, "phase": "Running"}});
         self.store.apply(Event::Applied(Object::Pod(serde_json::from_value(pod).expect("a Pod"))))
     }
 

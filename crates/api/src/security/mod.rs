@@ -1,0 +1,7 @@
+//! Security: `security.istio.io`.
+pub mod peer_authentication;
+
+/// The API group of all these kinds.
+pub const GROUP: &str = "security.istio.io";
+/// The versions Istio serves, stored version first.
+pub const VERSIONS: &[&str] = &["v1", "v1beta1"];
