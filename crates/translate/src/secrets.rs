@@ -137,6 +137,11 @@ pub(crate) fn missing(
 ) -> Option<String> {
     for name in credentials(settings) {
         let shown = format!("secret {namespace}/{}", bare(name));
+        if bare(name).contains('/') {
+            return Some(format!(
+                "{name:?}: secrets of other namespaces are not given; put it into {namespace}"
+            ));
+        }
         let Some(found) = world.credential(&ObjectName::new(namespace, bare(name))) else {
             return Some(format!("{shown} is not there, or has no certificate and key"));
         };
@@ -162,6 +167,17 @@ pub(crate) fn missing(
     let problem = problems.map(|problem| format!(" ({problem})")).next().unwrap_or_default();
     Some(format!(
         "there are no authorities for clients: neither secret {namespace}/{name}{AUTHORITIES} nor {namespace}/{name} has them{problem}"
+    ))
+}
+
+/// What a client's TLS lacks among the secrets of a namespace, in words. Nothing but authorities is needed in every mode.
+pub(crate) fn missing_for_client(world: &World, namespace: &str, name: &str) -> Option<String> {
+    if authorities_of(world, namespace, name).is_some() {
+        return None;
+    }
+    let name = bare(name);
+    Some(format!(
+        "there are no authorities for servers: neither secret {namespace}/{name}{AUTHORITIES} nor {namespace}/{name} has them"
     ))
 }
 

@@ -196,30 +196,63 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
     if !host.starts_with('*') && world.service(&host).is_none() {
         warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
     }
-    let selects = rule.spec.workload_selector.is_some();
     if let Some(policy) = &rule.spec.traffic_policy {
-        unsupported_in_policy("spec.trafficPolicy", policy, selects, &mut warnings);
+        check_policy("spec.trafficPolicy", policy, rule, world, &mut warnings);
     }
     warnings.extend(conflicts::merged_rules(rule, world));
     for (index, subset) in rule.spec.subsets.iter().enumerate() {
         if let Some(policy) = &subset.traffic_policy {
             let path = format!("spec.subsets[{index}].trafficPolicy");
-            unsupported_in_policy(&path, policy, selects, &mut warnings);
+            check_policy(&path, policy, rule, world, &mut warnings);
         }
     }
     warnings
 }
 
-fn unsupported_in_policy(path: &str, policy: &TrafficPolicy, selects: bool, warnings: &mut Vec<Warning>) {
+/// What a rule's credential lacks: at the proxies that it selects, else at gateways, wherever they are.
+fn missing_credential(path: &str, name: &str, rule: &DestinationRule, world: &World) -> Option<Warning> {
+    let selected = rule.spec.workload_selector.as_ref().map(|_| rule.name.namespace.clone());
+    let at_gateways = || {
+        let selectors: Vec<_> = world.gateways().map(|gateway| &gateway.spec.selector).collect();
+        let is_gateway =
+            |pod: &&Arc<Pod>| selectors.iter().any(|selector| labels_match(selector, &pod.labels));
+        world.pods().filter(is_gateway).map(|pod| pod.name.namespace.clone()).collect::<BTreeSet<_>>()
+    };
+    let namespaces = selected.map_or_else(at_gateways, |own| [own].into());
+    let lacks: Vec<String> = namespaces
+        .iter()
+        .map(|namespace| secrets::missing_for_client(world, namespace, name))
+        .collect::<Option<_>>()?;
+    let message = format!("{path}: {}", lacks.first()?);
+    Some(Warning {
+        code: Some("IST0101"),
+        name: "ReferencedResourceNotFound",
+        path: path.to_owned(),
+        message,
+    })
+}
+
+fn check_policy(
+    path: &str,
+    policy: &TrafficPolicy,
+    rule: &DestinationRule,
+    world: &World,
+    warnings: &mut Vec<Warning>,
+) {
+    let selects = rule.spec.workload_selector.is_some();
     let mut levels = vec![(path.to_owned(), &policy.tls)];
     let ports = policy.port_level_settings.iter().enumerate();
     levels.extend(ports.map(|(index, port)| (format!("{path}.portLevelSettings[{index}]"), &port.tls)));
     for (path, tls) in levels {
-        if tls.as_ref().is_some_and(|tls| !tls.credential_name.is_empty()) && !selects {
-            warnings.push(Warning::no_effect_as(
-                format!("{path}.tls.credentialName"),
-                "at sidecars, which use it only from rules with a workloadSelector; gateways heed it",
-            ));
+        if let Some(tls) = tls.as_ref().filter(|tls| !tls.credential_name.is_empty()) {
+            let path = format!("{path}.tls.credentialName");
+            warnings.extend(missing_credential(&path, &tls.credential_name, rule, world));
+            if !selects {
+                warnings.push(Warning::no_effect_as(
+                    path,
+                    "at sidecars, which use it only from rules with a workloadSelector; gateways heed it",
+                ));
+            }
         }
     }
     for (field, given) in

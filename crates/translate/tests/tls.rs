@@ -116,6 +116,41 @@ fn bad_secrets_are_told_and_not_given() {
 }
 
 #[test]
+fn secrets_of_other_namespaces_are_not_given() {
+    let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: 'kubernetes://default/web'}"));
+    pair(&mut mesh, "default", "web");
+    assert!(mesh.gateway_resources().names(Secret).is_empty());
+    let world = mesh.world();
+    let gateway = world.gateway(&lateen_model::ObjectName::new("default", "tls")).unwrap();
+    let warnings = lateen_translate::check_gateway(gateway, &world);
+    assert!(warnings[0].message.contains("put it into istio-system"), "{warnings:?}");
+}
+
+#[test]
+fn rules_are_told_of_credentials_that_are_missing() {
+    let mut mesh = mesh(&https("{mode: PASSTHROUGH}"));
+    let rule = |selector: &str| {
+        format!(
+            "{{kind: DestinationRule, metadata: {{name: customers}}, spec: {{host: customers, {selector}trafficPolicy: {{tls: {{mode: SIMPLE, credentialName: authorities}}}}}}}}"
+        )
+    };
+    let told = |mesh: &mut Mesh| {
+        let world = mesh.world();
+        let rule = world.destination_rules().find(|rule| &*rule.name.name == "customers").unwrap();
+        let warnings = lateen_translate::check_destination_rule(rule, &world);
+        warnings.into_iter().filter(|warning| warning.code == Some("IST0101")).count()
+    };
+    mesh.config(&rule(""));
+    assert_eq!(told(&mut mesh), 1);
+    mesh.secret("istio-system", "authorities", json!({"ca.crt": PAIR.0}));
+    assert_eq!(told(&mut mesh), 0, "it is where the gateway is");
+    mesh.config(&rule("workloadSelector: {matchLabels: {app: web-frontend}}, "));
+    assert_eq!(told(&mut mesh), 1, "but not where the selected workloads are");
+    mesh.secret("default", "authorities-cacert", json!({"cacert": PAIR.0}));
+    assert_eq!(told(&mut mesh), 0);
+}
+
+#[test]
 fn secrets_go_only_to_proxies_that_may_read_them() {
     let mut mesh = mesh(&https("{mode: SIMPLE, credentialName: web}"));
     pair(&mut mesh, "istio-system", "web");

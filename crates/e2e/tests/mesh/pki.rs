@@ -32,8 +32,15 @@ impl Pki {
 
     /// `NAME.crt` and `NAME.key`, for a host.
     pub(crate) fn issue(&self, name: &str, host: &str) -> Result<()> {
+        self.issue_with(name, host, "ec -pkeyopt ec_paramgen_curve:P-256")
+    }
+
+    /// The same with a key of another kind, as openssl names it.
+    pub(crate) fn issue_with(&self, name: &str, host: &str, kind: &str) -> Result<()> {
         std::fs::write(self.path().join("names"), format!("subjectAltName=DNS:{host}\n"))?;
-        self.openssl(&format!("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"))?;
+        self.openssl(&format!(
+            "req -newkey {kind} -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
+        ))?;
         self.openssl(&format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 30 -extfile names"))
     }
 

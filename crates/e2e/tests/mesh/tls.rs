@@ -243,6 +243,11 @@ fn terms_of_servers(mesh: &Mesh) -> Result<()> {
     }
     let data = [("tls.crt", "server.crt"), ("tls.key", "server.key"), ("ca.crt", "ca.crt")];
     pki.generic(mesh, "istio-system", "terms", &data)?;
+    pki.issue_with("rsa", "*.terms.example", "rsa:2048")?;
+    for (secret, name) in [("terms-ec", "server"), ("terms-rsa", "rsa")] {
+        pki.secret(mesh, "istio-system", secret, name)?;
+    }
+    pki.generic(mesh, "istio-system", "terms-clients", &[("ca.crt", "ca.crt")])?;
     let hash = pki.hash("client")?;
     let servers = [
         server(
@@ -266,6 +271,12 @@ fn terms_of_servers(mesh: &Mesh) -> Result<()> {
             "{ mode: MUTUAL, credentialName: terms, subjectAltNames: [stranger] }",
         ),
         server("optional", "optional.terms.example", "{ mode: OPTIONAL_MUTUAL, credentialName: terms }"),
+        server("both", "both.terms.example", "{ mode: SIMPLE, credentialNames: [terms-ec, terms-rsa] }"),
+        server(
+            "clients",
+            "clients.terms.example",
+            "{ mode: MUTUAL, credentialName: terms-ec, caCertCredentialName: terms-clients }",
+        ),
     ];
     mesh.apply(&(gateway(&servers.join(", ")) + DIRECT))?;
     let certificate = |name: &str| {
@@ -281,7 +292,13 @@ fn terms_of_servers(mesh: &Mesh) -> Result<()> {
     let with_cipher = |name: &'static str| ["--tls-max", "1.2", "--ciphers", name];
     let (strong, weak) =
         (with_cipher("ECDHE-ECDSA-AES256-GCM-SHA384"), with_cipher("ECDHE-ECDSA-AES128-GCM-SHA256"));
-    let cases: [(&str, &[&str], bool); 11] = [
+    let (with_ec, with_rsa) =
+        (with_cipher("ECDHE-ECDSA-AES128-GCM-SHA256"), with_cipher("ECDHE-RSA-AES128-GCM-SHA256"));
+    let cases: [(&str, &[&str], bool); 15] = [
+        ("both", &with_ec, true),
+        ("both", &with_rsa, true),
+        ("clients", &client, true),
+        ("clients", &[], false),
         ("new", &[], true),
         ("new", &["--tls-max", "1.2"], false),
         ("cipher", &strong, true),
@@ -303,7 +320,8 @@ fn terms_of_servers(mesh: &Mesh) -> Result<()> {
         })?;
     }
     mesh.kubectl(&["delete", "gw,vs", "tls", "-n", "default"])?;
-    mesh.kubectl(&["delete", "secret", "-n", "istio-system", "terms"]).map(drop)
+    let secrets = ["terms", "terms-ec", "terms-rsa", "terms-clients"];
+    mesh.kubectl(&[&["delete", "secret", "-n", "istio-system"][..], &secrets].concat()).map(drop)
 }
 
 fn ingress_tls(mesh: &Mesh) -> Result<()> {
