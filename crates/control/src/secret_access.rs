@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
-use lateen_translate::{Proxy, ProxyKind};
+use lateen_translate::{Proxy, ProxyKind, namespaces_wanting_secrets};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +20,8 @@ use crate::source::Sessions;
 const YES_FOR: Duration = Duration::from_secs(60);
 /// How long a no is believed: shorter, since whoever binds a role waits for what it brings.
 const NO_FOR: Duration = Duration::from_secs(5);
-/// How often connected proxies are looked at.
-const AGAIN: Duration = Duration::from_secs(5);
+/// How often connected proxies are looked at. Nothing of it is on the way of a change to a proxy.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Questions at a time.
 const REVIEWS: usize = 16;
 /// How long an answer may take.
@@ -38,6 +38,10 @@ impl Account {
     pub(crate) fn of(proxy: &Proxy) -> Self {
         Self { namespace: proxy.workload.namespace.clone(), name: proxy.service_account.clone() }
     }
+}
+
+fn wants(proxy: &Proxy, namespaces: &BTreeSet<Arc<str>>) -> bool {
+    proxy.kind == ProxyKind::Router || namespaces.contains(&proxy.workload.namespace)
 }
 
 /// Asks, and remembers for a while.
@@ -98,22 +102,21 @@ impl SecretAccess {
     pub(crate) async fn follow(
         self: Arc<Self>,
         sessions: Sessions,
-        mut published: watch::Receiver<Published>,
+        published: watch::Receiver<Published>,
         inputs: mpsc::Sender<Input>,
         stop: CancellationToken,
     ) {
         let following = async {
             let mut told: HashMap<Account, bool> = HashMap::new();
+            let mut warned = false;
             loop {
-                tokio::select! {
-                    () = tokio::time::sleep(AGAIN) => {}
-                    changed = published.changed() => if changed.is_err() { return },
-                }
-                let world = published.borrow_and_update().world.clone();
+                tokio::time::sleep(AGAIN).await;
+                let world = published.borrow().world.clone();
+                let namespaces = namespaces_wanting_secrets(&world);
                 let wanting: BTreeSet<Account> = sessions
                     .proxies()
                     .iter()
-                    .filter(|proxy| lateen_translate::may_want_secrets(proxy, &world))
+                    .filter(|proxy| wants(proxy, &namespaces))
                     .map(|proxy| Account::of(proxy))
                     .collect();
                 told.retain(|account, _| wanting.contains(account));
@@ -129,13 +132,14 @@ impl SecretAccess {
                                 return;
                             }
                         }
-                        Ok(_) => {}
+                        Ok(_) => warned = false,
                         // What was known stays in force: an API server that is away takes no certificate from a gateway.
-                        Err(error) => tracing::warn!(
-                            "whether {}/{} may read secrets: {error}",
-                            account.namespace,
-                            account.name
-                        ),
+                        Err(error) => {
+                            if !std::mem::replace(&mut warned, true) {
+                                let Account { namespace, name } = &account;
+                                tracing::warn!("whether {namespace}/{name} may read secrets: {error}");
+                            }
+                        }
                     }
                 }
             }
@@ -152,8 +156,11 @@ impl SecretAccess {
         proxy: &Proxy,
         published: &watch::Receiver<Published>,
     ) -> Result<bool, AuthError> {
-        let wanted = proxy.kind == ProxyKind::Router
-            || lateen_translate::may_want_secrets(proxy, &published.borrow().world.clone());
-        if wanted { self.may_read(&Account::of(proxy)).await } else { Ok(false) }
+        let world = published.borrow().world.clone();
+        if wants(proxy, &namespaces_wanting_secrets(&world)) {
+            self.may_read(&Account::of(proxy)).await
+        } else {
+            Ok(false)
+        }
     }
 }

@@ -60,7 +60,7 @@ pub use proxy::{InboundPort, NodeError, Proxy, ProxyClass, ProxyKind};
 pub use references::{MissingDestination, newly_missing};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
-pub use secrets::may_want_secrets;
+pub use secrets::namespaces_wanting_secrets;
 pub use warnings::{
     Warning, check_destination_rule, check_gateway, check_peer_authentication, check_service_entry,
     check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,

@@ -15,7 +15,7 @@ use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 
 use crate::cache::Cache;
 use crate::clusters;
-use crate::proxy::{Proxy, ProxyKind};
+use crate::proxy::ProxyKind;
 use crate::resource::{Resource, ResourceType, encode};
 use crate::scope::Scope;
 use crate::wire;
@@ -64,12 +64,10 @@ pub(crate) fn are_wanted(kind: ProxyKind, rule: &DestinationRule) -> bool {
     selects && rule.spec.traffic_policy.iter().chain(of_subsets).any(names_one)
 }
 
-/// Whether a proxy may come to want secrets: gateways do, sidecars where a rule of their namespace has some for them.
-pub fn may_want_secrets(proxy: &Proxy, world: &World) -> bool {
-    let of_rule = |rule: &Arc<DestinationRule>| {
-        rule.name.namespace == proxy.workload.namespace && are_wanted(ProxyKind::Sidecar, rule)
-    };
-    proxy.kind == ProxyKind::Router || world.destination_rules().any(of_rule)
+/// The namespaces whose sidecars may come to want secrets, since a rule there has some for them. Gateways always may.
+pub fn namespaces_wanting_secrets(world: &World) -> BTreeSet<Arc<str>> {
+    let of_sidecars = world.destination_rules().filter(|rule| are_wanted(ProxyKind::Sidecar, rule));
+    of_sidecars.map(|rule| rule.name.namespace.clone()).collect()
 }
 
 /// All secrets of a proxy.
