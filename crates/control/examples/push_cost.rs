@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -29,7 +30,7 @@ use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use support::{Cluster, service, slice, virtual_service};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
@@ -43,6 +44,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const NAMESPACES: usize = 10;
 /// Apps in each.
 const APPS: usize = 20;
+/// Proxies that get their first configuration at a time.
+const DOORS: usize = 50;
 /// Flow-control windows of proxies, as ours have them.
 const WINDOW: u32 = 4 << 20;
 
@@ -346,9 +349,10 @@ async fn proxies_of(url: &str, root: &str, tokens: Vec<String>, count: usize) ->
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
     let mut proxies = tokio::task::JoinSet::new();
+    let doors = Arc::new(Semaphore::new(DOORS));
     for index in 0..count {
         let token = tokens.get(index % NAMESPACES).cloned().unwrap_or_default();
-        proxies.spawn(proxy(endpoint.clone(), token, index));
+        proxies.spawn(proxy(endpoint.clone(), token, index, doors.clone()));
     }
     while let Some(ended) = proxies.join_next().await {
         ended??;
@@ -356,7 +360,8 @@ async fn proxies_of(url: &str, root: &str, tokens: Vec<String>, count: usize) ->
     Ok(())
 }
 
-async fn proxy(endpoint: Endpoint, token: String, index: usize) -> Result<(), Error> {
+async fn proxy(endpoint: Endpoint, token: String, index: usize, doors: Arc<Semaphore>) -> Result<(), Error> {
+    let mut door = Some(doors.acquire_owned().await?);
     let (requests, receiver) = mpsc::channel(64);
     let mut call = tonic::Request::new(ReceiverStream::new(receiver));
     call.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
@@ -390,7 +395,10 @@ async fn proxy(endpoint: Endpoint, token: String, index: usize) -> Result<(), Er
         requests.send(acknowledgement).await?;
         let word = if first {
             had.push(type_url);
-            (had.len() == 4).then(|| "all".to_owned())
+            if had.len() == 4 {
+                door = None;
+            }
+            door.is_none().then(|| "all".to_owned())
         } else {
             Some(type_url)
         };
