@@ -223,8 +223,21 @@ fn json_shown(line: &str) -> String {
     without_addresses(&format!("{value:#}")) + "\n"
 }
 
+/// The fingerprint of a caller's certificate (`Hash=…` of `x-forwarded-client-cert`) becomes `*`: there are others in every mesh.
+fn without_fingerprints(line: &str) -> String {
+    let mut parts = line.split("Hash=");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out += "Hash=*";
+        out += part.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+    }
+    out
+}
+
 /// `10.244.0.17:41234` becomes `IP`: addresses differ between the two meshes.
 fn without_addresses(line: &str) -> String {
+    let line = without_fingerprints(line);
+    let line = line.as_str();
     let mut out = String::new();
     let mut rest = line;
     while let Some(at) = rest.find("10.") {
