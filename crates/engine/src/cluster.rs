@@ -185,6 +185,7 @@ impl LocalCluster {
             additional_addresses: Vec::new(),
             hostname: None,
             weight: 1,
+            health_check: None,
             health: HealthStatus::Healthy,
             metadata: None,
         };
@@ -252,7 +253,7 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
                     locality,
                     locality_weight: members.weight,
                     weight: endpoint.weight,
-                    health: host.health(),
+                    health: config.checked_health(host.address, host.health()),
                     hash_key: hashing
                         .map(|hashing| endpoint.hash_key(hashing.use_hostname))
                         .unwrap_or_default(),

@@ -14,9 +14,10 @@ use crate::access_log::{LogBuffer, LogWriter};
 use crate::admin;
 use crate::dns;
 use crate::engine::{EngineConfig, EngineError, EngineHandle};
+use crate::health_check::{self, Checked, HealthTarget};
 use crate::inspection::Inspection;
 use crate::resolver::Resolvers;
-use crate::store::Store;
+use crate::store::{HealthChange, Store};
 use crate::update::{ApplyReport, ConfigUpdate, Subscriptions};
 use crate::worker::{Identity, Worker, WorkerCommand};
 
@@ -198,6 +199,14 @@ fn bind_admin(address: SocketAddr) -> Result<std::net::TcpListener, EngineError>
 /// A look-up's answer, with the generation of the cluster it was for.
 type Resolved = (Arc<str>, ClusterLoadAssignment);
 
+/// What health checks say of a cluster of this generation.
+type CheckResult = (Arc<str>, u64, Checked);
+
+/// A cluster whose endpoints are checked as long as this is there.
+struct Checking {
+    endpoints: watch::Sender<Arc<ClusterLoadAssignment>>,
+}
+
 struct Control {
     config: Arc<EngineConfig>,
     store: Store,
@@ -207,6 +216,10 @@ struct Control {
     log: LogWriter,
     lookups: AHashMap<Arc<str>, AbortHandle>,
     resolvers: Resolvers,
+    /// Clusters whose endpoints are checked.
+    checks: AHashMap<Arc<str>, Checking>,
+    checked: mpsc::Sender<CheckResult>,
+    check_results: mpsc::Receiver<CheckResult>,
     resolved: mpsc::Sender<Resolved>,
     resolutions: mpsc::Receiver<Resolved>,
     initialized: bool,
@@ -226,6 +239,7 @@ impl Control {
         log: LogWriter,
     ) -> Self {
         let (resolved, resolutions) = mpsc::channel(QUEUE);
+        let (checked, check_results) = mpsc::channel(QUEUE);
         let mut store = Store::new(workers.len(), config.agent_secrets);
         store.default_bind = config.bootstrap.as_ref().and_then(|bootstrap| {
             let bootstrap = lateen_ir::Bootstrap::from_bytes(&bootstrap.value).ok()?;
@@ -240,6 +254,9 @@ impl Control {
             log,
             lookups: AHashMap::new(),
             resolvers: Resolvers::default(),
+            checks: AHashMap::new(),
+            checked,
+            check_results,
             resolved,
             resolutions,
             initialized: false,
@@ -282,6 +299,10 @@ impl Control {
                     self.store.resolved(&cluster, assignment);
                     next = self.publish().await;
                 }
+                Some((cluster, generation, checked)) = self.check_results.recv() => {
+                    self.store.checked(&cluster, generation, checked);
+                    next = self.publish().await;
+                }
                 () = timer => next = self.publish().await,
             }
         }
@@ -321,6 +342,7 @@ impl Control {
     async fn publish(&mut self) -> Option<Instant> {
         let next = self.store.settle(Instant::now());
         self.follow_names();
+        self.follow_health();
         let (snapshot, sockets) = self.store.snapshot();
         self.updates += 1;
         let mut waiting = Vec::new();
@@ -371,6 +393,49 @@ impl Control {
             });
             self.lookups.insert(name, task.abort_handle());
         }
+    }
+
+    fn follow_health(&mut self) {
+        for (name, change) in std::mem::take(&mut self.store.health_changes) {
+            match change {
+                HealthChange::Begin(mut target, endpoints) => {
+                    target.mark = self.config.mark;
+                    let checking = self.check(name.clone(), *target, endpoints);
+                    self.checks.insert(name, checking);
+                }
+                HealthChange::Endpoints(endpoints) => {
+                    if let Some(checking) = self.checks.get(&name) {
+                        checking.endpoints.send_replace(endpoints);
+                    }
+                }
+                // What checks end with the last sender.
+                HealthChange::End => drop(self.checks.remove(&name)),
+            }
+        }
+    }
+
+    fn check(&self, name: Arc<str>, target: HealthTarget, endpoints: Arc<ClusterLoadAssignment>) -> Checking {
+        let (endpoints, wanted) = watch::channel(endpoints);
+        let (checked, generation) = (self.checked.clone(), target.generation);
+        let (found, mut results) = watch::channel(None);
+        // As with names: only the newest counts.
+        let send = async move {
+            while results.changed().await.is_ok() {
+                let result: Option<Checked> = results.borrow_and_update().clone();
+                if let Some(result) = result
+                    && checked.send((name.clone(), generation, result)).await.is_err()
+                {
+                    return;
+                }
+            }
+        };
+        tokio::spawn(async move {
+            let follow = health_check::follow(target, wanted, move |checked| {
+                found.send_replace(Some(checked));
+            });
+            tokio::join!(follow, send);
+        });
+        Checking { endpoints }
     }
 
     fn update_ready(&mut self) {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_ir::{EndpointAddress, HealthStatus};
+use lateen_ir::{CheckedHealth, EndpointAddress, HealthStatus};
 
 use crate::breakers::{self, Limited, is_open};
 use crate::outlier;
@@ -36,6 +36,8 @@ pub(crate) struct HostView {
     pub(crate) address: SocketAddr,
     pub(crate) hostname: Option<Arc<str>>,
     pub(crate) health: HealthStatus,
+    /// What active health checks say.
+    pub(crate) checked: CheckedHealth,
     pub(crate) ejected: bool,
     /// Percent of the last interval, by answers and by connections.
     pub(crate) success_rates: [Option<f64>; 2],
@@ -162,6 +164,10 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                         address,
                         hostname: endpoint.hostname.clone(),
                         health: endpoint.health,
+                        checked: config
+                            .checked
+                            .as_ref()
+                            .map_or(CheckedHealth::HEALTHY, |(checked, _)| checked.of(address)),
                         ejected: sum.1,
                         success_rates: rates(address),
                         weight: endpoint.weight,
@@ -185,6 +191,7 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                     address,
                     hostname: None,
                     health: HealthStatus::Healthy,
+                    checked: CheckedHealth::HEALTHY,
                     ejected,
                     success_rates: [None, None],
                     weight: 1,
@@ -203,7 +210,8 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
 
 fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &cluster.config;
-    let healthy = |host: &&HostView| host.health == HealthStatus::Healthy && !host.ejected;
+    let health = |host: &HostView| config.checked_health(host.address, host.health);
+    let healthy = |host: &&HostView| health(host) == HealthStatus::Healthy && !host.ejected;
     let count = |n: usize| Value::Gauge(n as u64);
     let open = |what| Value::Gauge(u64::from(is_open(config, what, false)));
     let high = |what| Value::Gauge(u64::from(is_open(config, what, true)));
@@ -212,7 +220,7 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
         ("membership_healthy", count(cluster.hosts.iter().filter(healthy).count())),
         (
             "membership_degraded",
-            count(cluster.hosts.iter().filter(|host| host.health == HealthStatus::Degraded).count()),
+            count(cluster.hosts.iter().filter(|host| health(host) == HealthStatus::Degraded).count()),
         ),
         (
             "membership_excluded",
@@ -256,8 +264,19 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
             stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, Value::Gauge(left)));
         }
     }
+    health_stats(config, stats);
     for (leaf, value) in config.dns_stats.iter().flat_map(|stats| stats.read()) {
         stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, Value::Counter(value)));
+    }
+}
+
+/// Numbers of active health checks.
+fn health_stats(config: &ClusterConfig, stats: &mut Vec<Stat>) {
+    let Some((_, numbers)) = &config.checked else { return };
+    let counters = numbers.counters().map(|(leaf, value)| (leaf, Value::Counter(value)));
+    let gauges = numbers.gauges().map(|(leaf, value)| (leaf, Value::Gauge(value)));
+    for (leaf, value) in counters.into_iter().chain(gauges) {
+        stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
     }
 }
 

@@ -41,6 +41,7 @@ mod forward;
 mod gate;
 mod guard;
 mod header_mutations;
+mod health_check;
 mod host;
 mod http_connection;
 mod http_request;

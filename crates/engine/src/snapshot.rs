@@ -5,13 +5,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ahash::AHashMap;
 use lateen_ir as ir;
 
 use crate::dns::DnsStats;
 use crate::filters::Filter;
+use crate::health_check::{Checked, HealthStats};
 use crate::joined::Joined;
 use crate::outlier::Detector;
 use crate::tls::{ClientTls, ServerTls};
@@ -130,6 +131,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) bind: Option<Arc<ir::BindConfig>>,
     /// Of a cluster whose names are looked up.
     pub(crate) dns_stats: Option<Arc<DnsStats>>,
+    /// What active health checks say, and their numbers.
+    pub(crate) checked: Option<(Arc<Checked>, Arc<HealthStats>)>,
     pub(crate) transports: Arc<Transports>,
 }
 
@@ -149,6 +152,11 @@ impl Transports {
 }
 
 impl ClusterConfig {
+    /// Health of an endpoint with what active health checks say of it.
+    pub(crate) fn checked_health(&self, address: SocketAddr, health: ir::HealthStatus) -> ir::HealthStatus {
+        self.checked.as_ref().map_or(health, |(checked, _)| checked.health(address, health))
+    }
+
     /// Position of an endpoint's transport in `ir.transport_matches`; `None`: the cluster's own.
     pub(crate) fn transport_position(&self, endpoint: &ir::Endpoint) -> Option<usize> {
         let metadata = endpoint.metadata.as_deref();
@@ -174,6 +182,20 @@ impl ClusterConfig {
 pub(crate) struct Breakers {
     pub(crate) default: BreakerCounts,
     pub(crate) high: BreakerCounts,
+    /// Something has connected; health checks are rarer before.
+    used: AtomicBool,
+}
+
+impl Breakers {
+    /// Something connects.
+    pub(crate) fn note_use(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anything has connected so far.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
 }
 
 /// Counts of one priority.

@@ -321,6 +321,7 @@ pub(crate) async fn open(
     let pool = target.pool();
     let began = Instant::now();
     stats.upstream_cx_total.inc();
+    config.breakers.note_use();
     stats.upstream_cx_active.inc();
     host.stats.cx_total.inc();
     host.stats.cx_active.inc();

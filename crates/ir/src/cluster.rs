@@ -8,6 +8,7 @@ use crate::OutlierDetection;
 use crate::common::{SocketOption, TcpKeepalive};
 use crate::endpoint::ClusterLoadAssignment;
 use crate::hcm::{CommonHttpOptions, Http1Options, Http2Options};
+use crate::health_check::HealthCheck;
 use crate::lb_policy::LbPolicy;
 use crate::tls::{ProxyProtocolVersion, UpstreamTls};
 
@@ -46,6 +47,8 @@ pub struct Cluster {
     pub bind: Option<BindConfig>,
     /// Keep-alive of upstream connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Active health checks.
+    pub health_check: Option<HealthCheck>,
     /// Ejection of failing endpoints.
     pub outlier_detection: Option<OutlierDetection>,
     /// A connection pool for each downstream connection.

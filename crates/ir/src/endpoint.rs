@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::common::Fraction;
+use crate::health_check::EndpointHealthCheck;
 
 /// Envoy's `ClusterLoadAssignment`.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +88,8 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// Weight, at least 1. Default 1.
     pub weight: u32,
+    /// How it is checked, where not as the cluster says.
+    pub health_check: Option<Arc<EndpointHealthCheck>>,
     /// Health.
     pub health: HealthStatus,
     /// `filter_metadata` as JSON, for subsets and logs; `None` when empty.

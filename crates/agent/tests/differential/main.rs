@@ -12,6 +12,7 @@ mod fuzz;
 mod h2;
 mod h2spec;
 mod hashing;
+mod health;
 mod mirrors;
 mod outliers;
 mod pages;

@@ -38,7 +38,7 @@ pub(super) fn text(inspection: &Inspection) -> String {
             let locality = &host.locality;
             for (key, value) in [
                 ("hostname", hostname.to_owned()),
-                ("health_flags", flags(host).to_owned()),
+                ("health_flags", flags(host)),
                 ("weight", host.weight.to_string()),
                 ("region", locality.region.to_string()),
                 ("zone", locality.zone.to_string()),
@@ -64,14 +64,23 @@ fn rate(percent: Option<f64>) -> String {
     percent.map_or_else(|| "-1".to_owned(), |percent| percent.to_string())
 }
 
-fn flags(host: &HostView) -> &'static str {
-    match (host.ejected, host.health) {
-        (true, _) => "/failed_outlier_check",
-        (false, HealthStatus::Healthy) => "healthy",
-        (false, HealthStatus::Degraded) => "/degraded_eds_health",
-        (false, HealthStatus::Unhealthy) => "/failed_eds_health",
-        (false, HealthStatus::Draining) => "/eds_status_draining",
-    }
+/// Envoy's names of the flags, in its order.
+fn flags(host: &HostView) -> String {
+    let flags: String = [
+        (host.checked.failed, "/failed_active_hc"),
+        (host.ejected, "/failed_outlier_check"),
+        (host.health == HealthStatus::Unhealthy, "/failed_eds_health"),
+        (host.checked.degraded, "/degraded_active_hc"),
+        (host.health == HealthStatus::Degraded, "/degraded_eds_health"),
+        (host.checked.pending, "/pending_active_hc"),
+        (host.checked.timed_out, "/active_hc_timeout"),
+        (host.health == HealthStatus::Draining, "/eds_status_draining"),
+    ]
+    .iter()
+    .filter(|(set, _)| *set)
+    .map(|(_, name)| *name)
+    .collect();
+    if flags.is_empty() { "healthy".to_owned() } else { flags }
 }
 
 /// As JSON (`envoy.admin.v3.Clusters`).
@@ -134,6 +143,16 @@ fn host_json(host: &HostView) -> Json {
     let mut health = json!({ "eds_health_status": eds });
     if host.ejected {
         health["failed_outlier_check"] = json!(true);
+    }
+    for (set, name) in [
+        (host.checked.failed, "failed_active_health_check"),
+        (host.checked.degraded, "failed_active_degraded_check"),
+        (host.checked.pending, "pending_active_hc"),
+        (host.checked.timed_out, "active_hc_timeout"),
+    ] {
+        if set {
+            health[name] = json!(true);
+        }
     }
     let mut out = json!({
         "address": { "socket_address": { "address": host.address.ip().to_string(), "port_value": host.address.port() } },

@@ -22,16 +22,20 @@ pub(super) struct CommonLb {
     /// How localities share; `None`: nothing is said.
     pub(super) locality: Option<LocalityMode>,
     pub(super) hashing: Option<ConsistentHashing>,
+    /// `ignore_new_hosts_until_first_hc`, which means nothing without health checks.
+    pub(super) ignores_new_hosts: bool,
 }
 
 pub(super) fn common_lb(at: &At<'_>, config: Option<nested::CommonLbConfig>) -> Converted<CommonLb> {
     use nested::common_lb_config::LocalityConfigSpecifier;
     let config = config.unwrap_or_default();
     fields!(at, config => nested::CommonLbConfig {
-        used { healthy_panic_threshold, locality_config_specifier, consistent_hashing_lb_config }
+        used {
+            healthy_panic_threshold, locality_config_specifier, consistent_hashing_lb_config,
+            ignore_new_hosts_until_first_hc,
+        }
         inert {
             update_merge_window = "updates are applied at once",
-            ignore_new_hosts_until_first_hc = "there are no active health checks",
         }
         rejected {
             close_connections_on_host_set_change = "closing connections when endpoints change",
@@ -53,7 +57,12 @@ pub(super) fn common_lb(at: &At<'_>, config: Option<nested::CommonLbConfig>) -> 
     let hashing = consistent_hashing_lb_config
         .map(|config| hashing(&at.field("consistent_hashing_lb_config"), config))
         .transpose()?;
-    Ok(CommonLb { healthy_panic_threshold: threshold, locality, hashing })
+    Ok(CommonLb {
+        healthy_panic_threshold: threshold,
+        locality,
+        hashing,
+        ignores_new_hosts: ignore_new_hosts_until_first_hc,
+    })
 }
 
 /// Limits for default and high priority, and the most connections to one host.

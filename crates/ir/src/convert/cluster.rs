@@ -38,17 +38,14 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             dns_jitter, dns_failure_refresh_rate, dns_lookup_family, respect_dns_ttl, typed_dns_resolver_config, wait_for_warm_on_init,
             outlier_detection, cleanup_interval, upstream_bind_config, upstream_http_protocol_options, common_lb_config, transport_socket, transport_socket_matches, metadata,
             protocol_selection, upstream_connection_options, connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
-            load_balancing_policy,
+            load_balancing_policy, health_checks, ignore_health_on_host_removal, close_connections_on_host_health_failure,
         }
         inert {
-            close_connections_on_host_health_failure = "there are no active health checks",
-            ignore_health_on_host_removal = "there are no active health checks; removed endpoints stop at once",
         }
         rejected {
             transport_socket_matcher = "transport sockets by endpoint",
             stats_matcher = "matchers for stats",
             per_connection_buffer_high_watermark_timeout = "closing connections with full buffers",
-            health_checks = "active health checks",
             dns_resolvers = "use typed_dns_resolver_config",
             use_tcp_for_dns_lookups = "use typed_dns_resolver_config",
             dns_resolution_config = "use typed_dns_resolver_config",
@@ -151,6 +148,29 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             Discovery::LogicalDns { assignment, dns }
         }
     };
+    let health_check = super::health_check::health_checks(at, health_checks)?;
+    if health_check.is_some() {
+        if kind == nested::DiscoveryType::OriginalDst {
+            return Err(at.error_in("health_checks", "not supported for original destinations"));
+        }
+        if kind != nested::DiscoveryType::Static && !ignore_health_on_host_removal {
+            let reason =
+                "must be true with health_checks: removed endpoints are not kept until a check fails";
+            return Err(at.error_in("ignore_health_on_host_removal", reason));
+        }
+        if close_connections_on_host_health_failure {
+            let reason = "not supported: closing connections of unhealthy endpoints";
+            return Err(at.error_in("close_connections_on_host_health_failure", reason));
+        }
+        if common.ignores_new_hosts {
+            let reason = "not supported: leaving new endpoints out of thresholds";
+            return Err(at.error_in("common_lb_config.ignore_new_hosts_until_first_hc", reason));
+        }
+        if outlier_detection.is_some() {
+            let reason = "not supported: a check that passes does not end an ejection; use one of the two";
+            return Err(at.error_in("outlier_detection", reason));
+        }
+    }
     let deprecated = Deprecated {
         common: common_http_protocol_options,
         http1: http_protocol_options,
@@ -194,6 +214,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             .map(|options| connection_options(&at.field("upstream_connection_options"), options))
             .transpose()?
             .flatten(),
+        health_check,
         outlier_detection: outlier_detection
             .map(|detection| self::outlier_detection(&at.field("outlier_detection"), detection))
             .transpose()?,

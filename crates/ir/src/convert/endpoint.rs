@@ -7,6 +7,7 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as proto;
 use proto::cluster_load_assignment::Policy;
 
+use super::health_check::endpoint_health_check;
 use super::values::{
     Converted, enumeration, fraction, host_and_port, number, optional, required, socket_address,
 };
@@ -150,8 +151,8 @@ fn lb_endpoint(at: &At<'_>, message: proto::LbEndpoint, names: Names) -> Convert
     };
     let at = at.field("endpoint");
     fields!(&at, endpoint => proto::Endpoint {
-        used { address, hostname, additional_addresses }
-        inert { health_check_config = "active health checks are refused in the cluster" }
+        used { address, hostname, additional_addresses, health_check_config }
+        inert {}
         rejected { observability_name = "another name in stats" }
     });
     let additional_addresses = additional_addresses
@@ -166,6 +167,9 @@ fn lb_endpoint(at: &At<'_>, message: proto::LbEndpoint, names: Names) -> Convert
         additional_addresses,
         hostname: optional(hostname),
         weight,
+        health_check: health_check_config
+            .map(|config| endpoint_health_check(&at.field("health_check_config"), config).map(Arc::new))
+            .transpose()?,
         health,
         metadata: super::values::metadata(metadata),
     })

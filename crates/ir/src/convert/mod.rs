@@ -12,6 +12,7 @@ mod endpoint;
 mod fault;
 mod hash_policy;
 mod hcm;
+mod health_check;
 mod http_filters;
 mod http_options;
 mod internal_redirect;

@@ -451,6 +451,69 @@ fn routes_are_refused_with_the_fields_path() {
 }
 
 #[test]
+fn health_checks_have_envoys_defaults() {
+    let seconds = Duration::from_secs;
+    let base = "timeout: 1s, interval: 5s, unhealthy_threshold: 2, healthy_threshold: 0";
+    let with = |more: &str| format!("{{name: a, health_checks: [{{{base}, {more}}}]}}");
+    let cluster = Yaml::new().cluster(&with("http_health_check: {path: '/x?y'}")).unwrap();
+    let check = cluster.health_check.unwrap();
+    assert_eq!((check.unhealthy_interval, check.unhealthy_edge_interval), (seconds(5), seconds(5)));
+    assert_eq!((check.healthy_edge_interval, check.healthy_threshold), (seconds(5), 1));
+    assert_eq!((check.no_traffic_interval, check.no_traffic_healthy_interval), (seconds(60), seconds(60)));
+    let HealthProbe::Http(probe) = &check.probe else { panic!("{:?}", check.probe) };
+    assert_eq!((probe.path.as_str(), probe.method.as_str(), &probe.host), ("/x?y", "GET", &None));
+    assert_eq!(
+        (probe.judge(200, false), probe.judge(201, false)),
+        (HealthVerdict::Passed, HealthVerdict::Failed { retriable: false })
+    );
+    let tcp =
+        with("tcp_health_check: {send: {text: '0aFF'}, receive: [{binary: YWI=}]}, reuse_connection: false");
+    let check = Yaml::new().cluster(&tcp).unwrap().health_check.unwrap();
+    let HealthProbe::Tcp(probe) = &check.probe else { panic!("{:?}", check.probe) };
+    assert_eq!((&probe.send[..], &probe.receive[..]), (&[10, 255][..], &[b"ab".to_vec()][..]));
+    assert!(!check.reuse_connection);
+}
+
+#[test]
+fn health_checks_are_refused_with_the_fields_path() {
+    let base = "timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1";
+    for (more, path) in [
+        ("", "health_checks[0].health_checker"),
+        ("grpc_health_check: {}", "health_checks[0].grpc_health_check"),
+        ("tcp_health_check: {}, unhealthy_interval: 0s", "health_checks[0].unhealthy_interval"),
+        ("tcp_health_check: {}, event_log_path: /x", "health_checks[0].event_log_path"),
+        ("tcp_health_check: {send: {text: '0'}}", "health_checks[0].tcp_health_check.send.text"),
+        ("http_health_check: {}", "health_checks[0].http_health_check.path"),
+        ("http_health_check: {path: /, method: CONNECT}", "health_checks[0].http_health_check.method"),
+        (
+            "http_health_check: {path: /, codec_client_type: HTTP2}",
+            "health_checks[0].http_health_check.codec_client_type",
+        ),
+        (
+            "http_health_check: {path: /, expected_statuses: [{start: 99, end: 200}]}",
+            "health_checks[0].http_health_check.expected_statuses[0]",
+        ),
+    ] {
+        let text = format!("{{name: a, health_checks: [{{{base}, {more}}}]}}");
+        let error = Yaml::new().cluster(&text).expect_err(&text);
+        assert_eq!(error.path, path, "{error}");
+    }
+    for (more, path) in [
+        ("type: STRICT_DNS", "ignore_health_on_host_removal"),
+        ("outlier_detection: {}", "outlier_detection"),
+        ("close_connections_on_host_health_failure: true", "close_connections_on_host_health_failure"),
+        (
+            "common_lb_config: {ignore_new_hosts_until_first_hc: true}",
+            "common_lb_config.ignore_new_hosts_until_first_hc",
+        ),
+    ] {
+        let text = format!("{{name: a, {more}, health_checks: [{{{base}, tcp_health_check: {{}}}}]}}");
+        let error = Yaml::new().cluster(&text).expect_err(&text);
+        assert_eq!(error.path, path, "{error}");
+    }
+}
+
+#[test]
 fn clusters_are_refused_with_the_fields_path() {
     let yaml = Yaml::new();
     let clusters = [
@@ -473,7 +536,7 @@ fn clusters_are_refused_with_the_fields_path() {
         ("{name: a, type: ORIGINAL_DST}", "lb_policy"),
         ("{name: a, type: LOGICAL_DNS}", "load_assignment"),
         ("{name: a, connect_timeout: 0s}", "connect_timeout"),
-        ("{name: a, health_checks: [{timeout: 1s}]}", "health_checks"),
+        ("{name: a, health_checks: [{timeout: 1s}]}", "health_checks[0].interval"),
         ("{name: a, cluster_type: {name: envoy.clusters.aggregate}}", "cluster_type"),
         (
             "{name: a, outlier_detection: {enforcing_success_rate: 101}}",
