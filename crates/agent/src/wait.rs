@@ -13,6 +13,7 @@ const QUESTION: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When it has not within `limit`; what it said last is in the error.
+#[expect(clippy::disallowed_methods, reason = "another process tells of no event: it is asked again")]
 pub fn until_ready(address: SocketAddr, limit: Duration, period: Duration) -> Result<(), AgentError> {
     let begun = Instant::now();
     loop {

@@ -274,8 +274,9 @@ impl OutlierJudge {
         self.counts.detected[why as usize] += 1;
         let active = self.active();
         // The share with this host: none of three is ejected at 10 %, unless `always_eject_one_host` says so.
-        let allowed = (active + 1) * 100 <= self.hosts.len() * config.max_ejection_percent.min(100) as usize;
-        if !allowed && !(config.always_eject_one_host && active == 0) {
+        let within = (active + 1) * 100 <= self.hosts.len() * config.max_ejection_percent.min(100) as usize;
+        let allowed = within || (config.always_eject_one_host && active == 0);
+        if !allowed {
             self.counts.overflow += 1;
             return false;
         }

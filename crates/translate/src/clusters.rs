@@ -96,7 +96,7 @@ enum EndpointSource {
         /// By where they are; none: all alike.
         spread: Option<Spread>,
         /// What its workloads accept.
-        policies: PeerPolicies,
+        policies: Box<PeerPolicies>,
     },
 }
 
@@ -190,7 +190,7 @@ fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<Endpoi
             port_name: port.name.clone(),
             endpoints: scope.world.endpoints(service).cloned(),
             spread: None,
-            policies: scope.world.peer_policies(&service.name.namespace),
+            policies: Box::new(scope.world.peer_policies(&service.name.namespace)),
         }),
     }
 }
