@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::bootstrap::{self, Bootstrap};
 use crate::config::{Addresses, Config, Drain, EngineKind};
+use crate::dns::{self, Names};
 use crate::envoy::{self, Envoy, EnvoyConfig};
 use crate::error::AgentError;
 use crate::health::{self, AppMetrics, Status};
@@ -49,6 +50,12 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
     if let Some(identity) = config.identity {
         tasks.spawn(identity.keep(config.discovery.clone(), config.mark, certificate));
     }
+    let names = match &config.dns {
+        Some(dns) => {
+            Some(dns::start(dns, &config.pod.namespace, &config.domain, config.mark, &mut tasks).await?)
+        }
+        None => None,
+    };
     let mut own_metrics = None;
     let proxy = match config.engine {
         EngineKind::Lateen => {
@@ -59,19 +66,25 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
             }
             tasks.spawn(identity::engine::supply(engine.clone(), current));
             let (engine_for_feed, feed_config, feed_node) = (engine.clone(), config.clone(), node.clone());
-            let stopped = quit.clone();
+            let (stopped, feed_names) = (quit.clone(), names.clone());
             tasks.spawn(async move {
-                feed::run(&feed_config, &feed_node, &engine_for_feed).await;
+                feed::run(&feed_config, &feed_node, &engine_for_feed, feed_names).await;
                 // An engine that stops by itself is of no more use; the container is to be started again.
                 stopped.notify_one();
             });
             Proxy::Lateen(engine)
         }
-        EngineKind::Envoy => Proxy::Envoy(start_envoy(&config, &node, current, &mut tasks)?),
+        EngineKind::Envoy => {
+            if let Some(names) = names.clone() {
+                tasks.spawn(dns::follow(names, feed::names_client(&config, &node)));
+            }
+            Proxy::Envoy(start_envoy(&config, &node, current, &mut tasks)?)
+        }
     };
 
     let status = Arc::new(Status {
         proxy,
+        names,
         draining: AtomicBool::new(false),
         quit,
         pod: config.pod.ip.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -160,7 +173,9 @@ impl Running {
 
     /// True when the proxy serves with a configuration and is not draining; what `/healthz/ready` says.
     pub async fn ready(&self) -> bool {
-        !self.status.draining.load(Ordering::Relaxed) && self.status.proxy.ready().await
+        !self.status.draining.load(Ordering::Relaxed)
+            && self.status.names.as_ref().is_none_or(Names::known)
+            && self.status.proxy.ready().await
     }
 
     /// Resolves when someone asks for the end over HTTP (`POST /quitquitquit`), or the engine has stopped by itself.

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lateen_capture::ResolvConf;
 use lateen_pki::KeyKind;
 use serde::Deserialize;
 
+use crate::dns::Dns;
 use crate::error::AgentError;
 use crate::identity::Identity;
 use crate::probes::Probers;
@@ -160,6 +162,8 @@ pub struct Config {
     pub identity: Option<Identity>,
     /// The application's probes, which the agent answers for the kubelet (`ISTIO_KUBE_APP_PROBERS`).
     pub probers: Probers,
+    /// How to answer the application's DNS queries; `None`: not at all (`ISTIO_META_DNS_CAPTURE`; gateways have no application).
+    pub dns: Option<Dns>,
     /// Where to listen.
     pub addresses: Addresses,
     /// Where files are.
@@ -247,6 +251,9 @@ impl Config {
                 .map_or(Ok(default.of_listeners), |(name, text)| duration(name, &text))?,
         };
         let address = proxy.discovery_address.or_else(|| var("CA_ADDR"));
+        let captured = var("ISTIO_META_DNS_CAPTURE").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let dns = (captured && role == Role::Sidecar)
+            .then(|| Dns::of_pod(&ResolvConf::read(Path::new("/etc/resolv.conf"))));
         let metadata = vars
             .iter()
             .filter_map(|(name, value)| Some((name.strip_prefix("ISTIO_META_")?.to_owned(), value.clone())))
@@ -279,6 +286,7 @@ impl Config {
                     AgentError::variable("ISTIO_KUBE_APP_PROBERS", &text, &error.to_string())
                 })?,
             },
+            dns,
             addresses: Addresses::default(),
             folders: Folders::default(),
             drain,

@@ -21,27 +21,33 @@ use tracing::{error, info, warn};
 use crate::cache::Cache;
 use crate::config::{Config, Discovery};
 use crate::dial::{self, ControlPlaneStream};
+use crate::dns::Names;
 use crate::error::AgentError;
 use crate::node::Node;
 
 /// Pauses between attempts to reach the control plane. Short, as a proxy without configuration is of no use.
 const RECONNECT: Reconnect = Reconnect { base: Duration::from_millis(200), max: Duration::from_secs(5) };
 
-/// Keeps `engine` configured until the engine stops.
-pub(crate) async fn run(config: &Config, node: &Node, engine: &EngineHandle) {
+/// Keeps `engine` configured until the engine stops, and `names` up to date.
+pub(crate) async fn run(config: &Config, node: &Node, engine: &EngineHandle, names: Option<Names>) {
     let cache = Cache::open(&config.folders.data);
     let cache = cache
         .map_err(|error| warn!(%error, folder = %config.folders.data.display(), "no cache on disk"))
         .ok();
-    let mut feed = Feed::new(engine.clone(), cache);
+    let names = names.map(|names| names.kept_in(&config.folders.data));
+    let with_names = names.is_some();
+    let mut feed = Feed { names, ..Feed::new(engine.clone(), cache) };
     let connect = connect(config.discovery.clone(), config.mark);
-    let start = |known| start_client(node.to_proto(), Mode::Delta, connect.clone(), known);
+    let start = |known| start_client(node.to_proto(), Mode::Delta, connect.clone(), known, with_names);
     let mut source = Source::new(start(Vec::new()), engine.subscriptions());
     let begun = feed.begun.subscribe();
     let cached = tokio::select! {
         outcome = source.pump(&mut feed) => return ended(outcome),
         cached = last_good(config.cache_after, begun, &config.folders.data) => cached,
     };
+    if let Some(names) = &feed.names {
+        names.apply_kept();
+    }
     if !cached.is_empty() {
         match feed.apply_cached(cached).await {
             Ok(known) => source = Source::new(start(known), engine.subscriptions()),
@@ -85,15 +91,29 @@ async fn last_good(after: Duration, begun: watch::Receiver<bool>, folder: &std::
     }
 }
 
-/// Starts an ADS client that wants all clusters and listeners.
+/// Starts an ADS client that wants all clusters and listeners, and with `names` the names of the mesh.
 pub(crate) fn start_client(
     node: XdsNode,
     mode: Mode,
     connect: Connect,
     known: Vec<(String, String, String)>,
+    names: bool,
 ) -> (AdsClient, mpsc::Receiver<Update>) {
-    let wildcards = vec![type_urls::CLUSTER, type_urls::LISTENER];
+    let mut wildcards = vec![type_urls::CLUSTER, type_urls::LISTENER];
+    wildcards.extend(names.then_some(type_urls::NAME_TABLE));
     AdsClient::start(ClientConfig { node, mode, wildcards, connect, reconnect: RECONNECT, known })
+}
+
+/// A client for the names of the mesh alone, beside an Envoy that has its own streams.
+pub(crate) fn names_client(config: &Config, node: &Node) -> ClientConfig {
+    ClientConfig {
+        node: node.to_proto(),
+        mode: Mode::Delta,
+        wildcards: vec![type_urls::NAME_TABLE],
+        connect: connect(config.discovery.clone(), config.mark),
+        reconnect: RECONNECT,
+        known: Vec::new(),
+    }
 }
 
 /// Connects to the control plane with TLS and token, reading roots and token anew each time.
@@ -168,6 +188,8 @@ impl Source {
 pub(crate) struct Feed {
     engine: EngineHandle,
     cache: Option<Cache>,
+    /// Where names go, when DNS queries are answered.
+    names: Option<Names>,
     /// The control plane has answered for the first time.
     begun: watch::Sender<bool>,
     have_clusters: bool,
@@ -178,12 +200,24 @@ pub(crate) struct Feed {
 impl Feed {
     pub(crate) fn new(engine: EngineHandle, cache: Option<Cache>) -> Self {
         let (begun, _) = watch::channel(false);
-        Self { engine, cache, begun, have_clusters: false, have_listeners: false, initialized: false }
+        Self {
+            engine,
+            cache,
+            names: None,
+            begun,
+            have_clusters: false,
+            have_listeners: false,
+            initialized: false,
+        }
     }
 
     /// Applies a batch, has `subscribe` ask for what it refers to, and answers it, in this order: the control plane sends the
     /// endpoints of new clusters before the routes to them as long as it knows that they are wanted.
     async fn apply(&mut self, mut update: Update, subscribe: impl FnOnce()) -> Result<(), EngineError> {
+        if let (Some(names), type_urls::NAME_TABLE) = (&self.names, update.type_url.as_str()) {
+            names.apply(update);
+            return Ok(());
+        }
         self.begun.send_replace(true);
         let Some(kind) = ResourceKind::from_type_url(&update.type_url) else {
             let reason = format!("{} is not a type this proxy uses", update.type_url);

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::dns::Names;
 use crate::error::AgentError;
 use crate::fetch::fetch;
 use crate::podinfo::PodInfo;
@@ -23,6 +24,8 @@ use crate::proxy::Proxy;
 /// What the answers depend on.
 pub(crate) struct Status {
     pub(crate) proxy: Proxy,
+    /// What DNS queries are answered from, if they are.
+    pub(crate) names: Option<Names>,
     pub(crate) draining: AtomicBool,
     /// Someone asked for the end (`/quitquitquit`).
     pub(crate) quit: Arc<Notify>,
@@ -96,6 +99,9 @@ async fn ready(State(status): State<Arc<Status>>) -> Response {
     }
     if !status.proxy.ready().await {
         return (StatusCode::SERVICE_UNAVAILABLE, "waiting for configuration\n").into_response();
+    }
+    if !status.names.as_ref().is_none_or(Names::known) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "waiting for the names of the mesh\n").into_response();
     }
     StatusCode::OK.into_response()
 }

@@ -10,6 +10,7 @@ mod bootstrap;
 mod cache;
 mod config;
 mod dial;
+mod dns;
 pub mod envoy;
 mod error;
 mod feed;
@@ -30,6 +31,7 @@ pub use agent::{Running, run};
 pub use config::{
     Addresses, Config, Discovery, Drain, EngineKind, Folders, PROXY_MARK, Pod, Role, SetLogLevel,
 };
+pub use dns::Dns;
 pub use error::AgentError;
 pub use identity::Identity;
 pub use node::VERSION;

@@ -220,8 +220,13 @@ fn rust_level(level: &str) -> &str {
 
 fn capture(flags: &[String]) -> Result<(), AgentError> {
     let failed = |reason: String| AgentError::Capture { reason };
-    let config =
+    let mut config =
         lateen_capture::CaptureConfig::from_args(flags).map_err(|error| failed(error.to_string()))?;
+    let capture_dns = std::env::var("ISTIO_META_DNS_CAPTURE").ok();
+    config.with_surroundings(
+        capture_dns.as_deref(),
+        &lateen_capture::ResolvConf::read("/etc/resolv.conf".as_ref()),
+    );
     control_runtime()?
         .block_on(async { lateen_capture::apply(&config).await.map_err(|error| failed(error.to_string())) })
 }

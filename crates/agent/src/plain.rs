@@ -135,7 +135,7 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
         Some(ads) => {
             let mode = if ads.delta { Mode::Delta } else { Mode::Sotw };
             let connect = connect(&bootstrap, &ads).map_err(|reason| refused(&config, reason))?;
-            let client = feed::start_client(xds_node(&bootstrap), mode, connect, Vec::new());
+            let client = feed::start_client(xds_node(&bootstrap), mode, connect, Vec::new(), false);
             let mut source = Source::new(client, engine.subscriptions());
             let mut feed = Feed::new(engine, None);
             running.tasks.spawn(async move {

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::ResolvConf;
+
 /// A flag that can't be understood or honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("istio-iptables: {flag}: {problem}")]
@@ -30,6 +32,17 @@ pub enum IpRanges {
     All,
     /// Only these; none when empty.
     Only(Vec<IpNet>),
+}
+
+/// Which DNS queries go to the proxy's DNS server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsCapture {
+    /// None.
+    Off,
+    /// Those to these servers: the pod's resolvers.
+    Servers(BTreeSet<IpAddr>),
+    /// All.
+    All,
 }
 
 /// What is captured in one pod.
@@ -61,6 +74,8 @@ pub struct CaptureConfig {
     pub excluded_interfaces: BTreeSet<String>,
     /// Interfaces whose inbound connections count as outbound, for virtual machines in the pod (`-k`).
     pub vm_interfaces: BTreeSet<String>,
+    /// Captured DNS queries, over UDP and TCP (`--redirect-dns` or variable `ISTIO_META_DNS_CAPTURE`, `--capture-all-dns`).
+    pub dns: DnsCapture,
     /// Print the rules instead of loading them (`-n`, `--dry-run`).
     pub dry_run: bool,
     /// Load nothing, because someone else does (`--skip-rule-apply`).
@@ -84,6 +99,7 @@ impl Default for CaptureConfig {
             excluded_outbound_ports: BTreeSet::new(),
             excluded_interfaces: BTreeSet::new(),
             vm_interfaces: BTreeSet::new(),
+            dns: DnsCapture::Off,
             dry_run: false,
             skip_apply: false,
         }
@@ -107,6 +123,8 @@ enum Flag {
     ExcludedOutboundPorts,
     ExcludedInterfaces,
     VmInterfaces,
+    RedirectDns,
+    CaptureAllDns,
     DryRun,
     SkipApply,
     /// Switches about output format and self-checks: accepted, without effect on the rules.
@@ -132,6 +150,8 @@ impl Flag {
             "-o" | "--istio-local-outbound-ports-exclude" => Self::ExcludedOutboundPorts,
             "-c" | "--istio-exclude-interfaces" => Self::ExcludedInterfaces,
             "-k" | "--kube-virt-interfaces" => Self::VmInterfaces,
+            "--redirect-dns" => Self::RedirectDns,
+            "--capture-all-dns" => Self::CaptureAllDns,
             "-n" | "--dry-run" => Self::DryRun,
             "--skip-rule-apply" => Self::SkipApply,
             "-f" | "--restore-format" | "--run-validation" | "--iptables-trace-logging" | "--force-apply" => {
@@ -145,7 +165,10 @@ impl Flag {
     }
 
     fn is_switch(self) -> bool {
-        matches!(self, Self::DryRun | Self::SkipApply | Self::InertSwitch)
+        matches!(
+            self,
+            Self::RedirectDns | Self::CaptureAllDns | Self::DryRun | Self::SkipApply | Self::InertSwitch
+        )
     }
 }
 
@@ -189,6 +212,19 @@ impl CaptureConfig {
         Ok(config)
     }
 
+    /// Takes over what is not in flags: `capture_dns` is the variable `ISTIO_META_DNS_CAPTURE`, `resolv_conf` the pod's
+    /// `/etc/resolv.conf`, whose servers are those whose queries are captured.
+    pub fn with_surroundings(&mut self, capture_dns: Option<&str>, resolv_conf: &ResolvConf) {
+        let wanted = capture_dns.is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        match &mut self.dns {
+            DnsCapture::Servers(servers) => servers.extend(&resolv_conf.servers),
+            off @ DnsCapture::Off if wanted => {
+                *off = DnsCapture::Servers(resolv_conf.servers.iter().copied().collect());
+            }
+            DnsCapture::Off | DnsCapture::All => {}
+        }
+    }
+
     fn set(&mut self, flag: Flag, value: &str) -> Result<(), String> {
         match flag {
             Flag::OutboundPort => self.outbound_port = port(value)?,
@@ -208,6 +244,13 @@ impl CaptureConfig {
             Flag::ExcludedOutboundPorts => self.excluded_outbound_ports = list(value, port)?,
             Flag::ExcludedInterfaces => self.excluded_interfaces = list(value, interface)?,
             Flag::VmInterfaces => self.vm_interfaces = list(value, interface)?,
+            // All is more than some, whatever the order of the flags.
+            Flag::RedirectDns if boolean(value)? && self.dns == DnsCapture::Off => {
+                self.dns = DnsCapture::Servers(BTreeSet::new());
+            }
+            Flag::RedirectDns => {}
+            Flag::CaptureAllDns if boolean(value)? => self.dns = DnsCapture::All,
+            Flag::CaptureAllDns => {}
             Flag::DryRun => self.dry_run = boolean(value)?,
             Flag::SkipApply => self.skip_apply = boolean(value)?,
             Flag::InertSwitch | Flag::InertValue => {}
@@ -325,6 +368,24 @@ mod tests {
         assert_eq!(long, short);
         assert!(short.unwrap().dry_run);
         assert_eq!(parse("-p 1 -p 2").unwrap().outbound_port, 2);
+    }
+
+    #[test]
+    fn dns_by_flag_and_by_variable() {
+        let conf = ResolvConf::parse("nameserver 10.96.0.10\nnameserver fd00::a\n");
+        let servers =
+            DnsCapture::Servers(["10.96.0.10", "fd00::a"].map(|server| server.parse().unwrap()).into());
+        let with = |line: &str, variable: Option<&str>| {
+            let mut config = parse(line).unwrap();
+            config.with_surroundings(variable, &conf);
+            config.dns
+        };
+        assert_eq!(with("-p 15001", None), DnsCapture::Off);
+        assert_eq!(with("-p 15001", Some("false")), DnsCapture::Off);
+        assert_eq!(with("-p 15001", Some("true")), servers);
+        assert_eq!(with("--redirect-dns", None), servers);
+        assert_eq!(with("--redirect-dns=false", None), DnsCapture::Off);
+        assert_eq!(with("--capture-all-dns --redirect-dns", Some("true")), DnsCapture::All);
     }
 
     #[test]

@@ -5,11 +5,16 @@
 
 mod apply;
 mod args;
+mod resolv_conf;
 mod rules;
 
 pub use apply::{ApplyError, apply};
-pub use args::{ArgumentError, CaptureConfig, InboundPorts, IpRanges};
+pub use args::{ArgumentError, CaptureConfig, DnsCapture, InboundPorts, IpRanges};
+pub use resolv_conf::ResolvConf;
 pub use rules::rules;
+
+/// Where the proxy's DNS server listens, on loopback, over UDP and TCP; Istio's port.
+pub const DNS_PORT: u16 = 15053;
 
 /// The socket mark of the proxy's own connections, which capture leaves alone.
 pub const PROXY_MARK: u32 = 1337;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use ipnet::IpNet;
 
-use crate::{CaptureConfig, InboundPorts, IpRanges, PROXY_MARK};
+use crate::{CaptureConfig, DNS_PORT, DnsCapture, InboundPorts, IpRanges, PROXY_MARK};
 
 /// The nft script for one pod: the table `inet lateen-capture`, replaced in one transaction.
 ///
@@ -17,7 +17,7 @@ use crate::{CaptureConfig, InboundPorts, IpRanges, PROXY_MARK};
 /// | chain | what happens there |
 /// |---|---|
 /// | `prerouting` | captured ports of connections from outside go to the inbound port |
-/// | `output` | the proxy's own connections pass; the application's go to the outbound port |
+/// | `output` | the proxy's own connections pass; the application's go to the outbound port, its DNS queries to the DNS server |
 /// | `own-pod` | the proxy's outbound side calls its own pod: treated as if it came from outside |
 pub fn rules(config: &CaptureConfig) -> String {
     let mut script = String::from(
@@ -114,6 +114,7 @@ fn output(config: &CaptureConfig) -> Vec<String> {
         rules.push(format!("{own} oifname \"lo\" goto own-pod"));
         rules.push(format!("{own} return"));
     }
+    rules.extend(dns(&config.dns));
     // The application calling its own pod by address stays inside, unless loopback itself is to be captured.
     let loopback_wanted = match &config.outbound_ranges {
         IpRanges::Only(ranges) => ranges.iter().any(|net| net.addr().is_loopback()),
@@ -124,6 +125,20 @@ fn output(config: &CaptureConfig) -> Vec<String> {
     }
     rules.push("goto outbound".to_owned());
     rules
+}
+
+/// Which of the application's DNS queries go to the proxy's DNS server. Those of the proxy itself have passed already: it must
+/// not be told its own answers.
+fn dns(capture: &DnsCapture) -> Vec<String> {
+    let redirect = format!("meta l4proto {{ tcp, udp }} th dport 53 redirect to :{DNS_PORT}");
+    match capture {
+        DnsCapture::Off => Vec::new(),
+        DnsCapture::All => vec![redirect],
+        DnsCapture::Servers(servers) => {
+            let servers: Vec<IpNet> = servers.iter().copied().map(IpNet::from).collect();
+            to_ranges(&servers, &redirect)
+        }
+    }
 }
 
 fn chain(script: &mut String, name: &str, hook: Option<&str>, rules: &[String]) {
@@ -248,6 +263,22 @@ table inet lateen-capture {
 "#;
         let line = "-b 80,8080 -i 10.0.0.0/8,fd00::/64 -x 10.96.0.1 -q 6379 -o 3306 -c eth1 -k vm0";
         assert_eq!(script(line), expected);
+    }
+
+    #[test]
+    fn dns_of_the_application_after_the_proxys_own() {
+        let mut config = CaptureConfig::from_args("-u 1337 -i * --redirect-dns".split(' ')).unwrap();
+        let conf = crate::ResolvConf::parse("nameserver 10.96.0.10\nnameserver fd00::a\n");
+        config.with_surroundings(None, &conf);
+        let rules = "    meta skuid { 1337 } return
+    ip daddr { 10.96.0.10/32 } meta l4proto { tcp, udp } th dport 53 redirect to :15053
+    ip6 daddr { fd00::a/128 } meta l4proto { tcp, udp } th dport 53 redirect to :15053
+    oifname \"lo\" return
+";
+        assert!(super::rules(&config).contains(rules), "{}", super::rules(&config));
+        let all = "    meta l4proto { tcp, udp } th dport 53 redirect to :15053\n    oifname";
+        assert!(script("-i * --capture-all-dns").contains(all));
+        assert!(!script("-i *").contains("15053"));
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn short(type_url: &str) -> String {
         type_urls::LISTENER => "lds".to_owned(),
         type_urls::ROUTE => "rds".to_owned(),
         type_urls::SECRET => "sds".to_owned(),
+        type_urls::NAME_TABLE => "nds".to_owned(),
         type_urls::EXTENSION_CONFIG => "ecds".to_owned(),
         // Types are the client's words: they must not make series.
         _ => "other".to_owned(),

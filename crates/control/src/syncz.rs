@@ -24,7 +24,13 @@ const TYPES: [(&str, &str, &str); 5] = [
 
 /// The document.
 pub(crate) fn document(connections: &[ConnectionStatus], istiod: &str) -> Value {
-    Value::Array(connections.iter().map(|connection| describe(connection, istiod)).collect())
+    let proxies = connections.iter().filter(|connection| !only_names(connection));
+    Value::Array(proxies.map(|connection| describe(connection, istiod)).collect())
+}
+
+/// Whether it is the stream that the agent beside an Envoy has for names: the proxy's own tells where the proxy stands.
+fn only_names(connection: &ConnectionStatus) -> bool {
+    !connection.types.is_empty() && connection.types.keys().all(|url| **url == *type_urls::NAME_TABLE)
 }
 
 fn describe(connection: &ConnectionStatus, istiod: &str) -> Value {

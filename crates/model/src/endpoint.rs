@@ -31,6 +31,8 @@ pub struct Endpoint {
     pub pod: Option<ObjectName>,
     /// The WorkloadEntry it comes from.
     pub entry: Option<ObjectName>,
+    /// The pod's name within a headless service (a StatefulSet's `db-0`); empty when it has none.
+    pub hostname: String,
     /// Labels of the pod or entry.
     pub labels: Labels,
     /// Workload that owns the pod, or the entry's name.
@@ -157,6 +159,7 @@ struct SliceEndpoint {
     addresses: Vec<IpAddr>,
     health: Health,
     pod: Option<ObjectName>,
+    hostname: String,
     node: String,
 }
 
@@ -203,6 +206,7 @@ impl SliceEndpoint {
             addresses: endpoint.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
             health,
             pod,
+            hostname: endpoint.hostname.clone().unwrap_or_default(),
             node: endpoint.node_name.clone().unwrap_or_default(),
         }
     }
@@ -243,6 +247,7 @@ pub(crate) fn add_slice<'a>(
                     health: endpoint.health,
                     pod: endpoint.pod.clone(),
                     entry: None,
+                    hostname: endpoint.hostname.clone(),
                     labels: pod.map(|pod| pod.labels.clone()).unwrap_or_default(),
                     workload: pod.map(|pod| pod.workload.clone()).unwrap_or_default(),
                     service_account: pod.map(|pod| pod.service_account.clone()).unwrap_or_default(),

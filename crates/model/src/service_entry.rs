@@ -193,6 +193,7 @@ pub(crate) fn bare(port: u16) -> Endpoint {
         health: Health::Healthy,
         pod: None,
         entry: None,
+        hostname: String::new(),
         labels: Labels::default(),
         workload: String::new(),
         service_account: String::new(),

@@ -67,6 +67,8 @@ pub struct Affected {
     pub routes: Extent,
     /// SDS.
     pub secrets: Extent,
+    /// NDS.
+    pub names: Extent,
 }
 
 impl Affected {
@@ -78,6 +80,7 @@ impl Affected {
             listeners: Extent::All,
             routes: Extent::All,
             secrets: Extent::All,
+            names: Extent::All,
         }
     }
 
@@ -89,6 +92,7 @@ impl Affected {
             ResourceType::Listener => &self.listeners,
             ResourceType::Route => &self.routes,
             ResourceType::Secret => &self.secrets,
+            ResourceType::NameTable => &self.names,
         }
     }
 
@@ -178,6 +182,9 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         affected.listeners = Extent::All;
         affected.routes = Extent::All;
     }
+    if names_change(delta, before, scope) {
+        affected.names = Extent::All;
+    }
     let router = scope.class.kind == ProxyKind::Router;
     if scope.class.reads_secrets {
         let of_namespace = |name: &ObjectName| name.namespace == scope.class.namespace;
@@ -189,4 +196,14 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         }
     }
     affected
+}
+
+/// Whether the names that the class's proxies answer queries for may have changed: services, or the pods that headless
+/// ones stand for.
+fn names_change(delta: &Delta, before: &Scope, scope: &Scope) -> bool {
+    let headless = |host: &Hostname| scope.service(host).is_some_and(|service| service.is_headless());
+    scope.answers_names()
+        && (scope.is_concerned(before, &delta.services)
+            || delta.endpoints.iter().any(headless)
+            || (scope.sidecar.is_some() && !delta.virtual_service_states.is_empty()))
 }

@@ -13,6 +13,7 @@ use crate::gateways_tls;
 use crate::listeners_gateway;
 use crate::listeners_inbound;
 use crate::listeners_outbound;
+use crate::name_table;
 use crate::proxy::{ProxyClass, ProxyKind};
 use crate::resource::{Resource, ResourceType};
 use crate::routes_gateway;
@@ -53,6 +54,7 @@ pub fn generate_outward(
         ResourceType::Listener => listeners(scope, cache),
         ResourceType::Route => routes(scope, cache),
         ResourceType::Secret => secrets::generate(scope, cache),
+        ResourceType::NameTable => name_table::generate(scope, cache),
     }
 }
 
@@ -63,9 +65,7 @@ pub fn generate_own(
     cache: &Cache,
     kind: ResourceType,
 ) -> Vec<Arc<Resource>> {
-    if class.kind == ProxyKind::Router
-        || matches!(kind, ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret)
-    {
+    if class.kind == ProxyKind::Router || !matches!(kind, ResourceType::Cluster | ResourceType::Listener) {
         return Vec::new();
     }
     let settings = Arc::new(Settings::new(world.mesh()));
@@ -80,7 +80,9 @@ pub fn generate_own(
             let inputs = listeners_inbound::inputs(&settings, &ports, modes, class);
             vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
         }
-        ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret => Vec::new(),
+        ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret | ResourceType::NameTable => {
+            Vec::new()
+        }
     }
 }
 

@@ -31,6 +31,7 @@ mod listeners_outbound;
 mod locality;
 mod mirrors;
 mod mutual_tls;
+mod name_table;
 mod names;
 mod ordered;
 mod parts;

@@ -18,11 +18,14 @@ pub enum ResourceType {
     Route,
     /// SDS.
     Secret,
+    /// NDS.
+    NameTable,
 }
 
 impl ResourceType {
     /// All of them, in the order of sending.
-    pub const ALL: [Self; 5] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret];
+    pub const ALL: [Self; 6] =
+        [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret, Self::NameTable];
 
     /// The type URL xDS knows it by.
     pub fn type_url(self) -> &'static str {
@@ -32,6 +35,7 @@ impl ResourceType {
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Self::NameTable => lateen_xds::type_urls::NAME_TABLE,
         }
     }
 

@@ -100,6 +100,11 @@ impl Scope {
         service.addresses.clone()
     }
 
+    /// Whether its proxies answer their applications' DNS queries. Gateways have no application.
+    pub(crate) fn answers_names(&self) -> bool {
+        self.class.dns_capture && self.class.kind == ProxyKind::Sidecar
+    }
+
     /// The names of `ExternalName` services that mean this service.
     pub(crate) fn aliases_of(&self, host: &str) -> Vec<ObjectName> {
         self.aliases.get(host).cloned().unwrap_or_default()

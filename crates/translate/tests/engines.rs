@@ -91,6 +91,8 @@ fn convert(kind: ResourceType, body: &[u8]) -> Result<(), ConvertError> {
         ResourceType::Listener => lateen_ir::Listener::from_bytes(body).map(drop),
         ResourceType::Route => lateen_ir::RouteConfiguration::from_bytes(body).map(drop),
         ResourceType::Secret => lateen_ir::Secret::from_bytes(body).map(drop),
+        // No engine reads it: the agent does.
+        ResourceType::NameTable => Ok(()),
     }
 }
 

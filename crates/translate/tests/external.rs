@@ -1,7 +1,7 @@
 //! ServiceEntries and WorkloadEntries as sidecars and gateways see them.
 mod support;
 
-use lateen_translate::ResourceType::{Cluster, Endpoint, Listener, Route};
+use lateen_translate::ResourceType::{Cluster, Endpoint, Listener, NameTable, Route};
 use lateen_translate::{Affected, affected};
 use serde_json::{Value, json};
 use support::{Mesh, Resources, filter, virtual_host};
@@ -154,6 +154,68 @@ fn automatic_addresses_are_for_proxies_that_answer_dns() {
     assert!(!capturing.names(Listener).contains(&"0.0.0.0_3306"));
 }
 
+/// A headless Service `db` in namespace `shop` and its pods, of which one is ready, by its own name.
+fn headless(mesh: &mut Mesh, ready: &str) -> lateen_model::Delta {
+    mesh.service("shop", "db", "None", json!([{"name": "tcp", "port": 5432}]), json!({"app": "db"}));
+    let endpoint = |name: &str, ip: &str| json!({"addresses": [ip], "conditions": {"ready": name == ready}, "hostname": name});
+    let slice = json!({"addressType": "IPv4", "ports": [{"name": "tcp", "port": 5432, "protocol": "TCP"}],
+        "metadata": {"namespace": "shop", "name": "db-1", "labels": {"kubernetes.io/service-name": "db"}},
+        "endpoints": [endpoint("db-0", "10.244.0.40"), endpoint("db-1", "10.244.0.41")]});
+    let slice = serde_json::from_value(slice).expect("a slice");
+    mesh.apply(lateen_model::Event::Applied(lateen_model::Object::EndpointSlice(slice)))
+}
+
+#[test]
+fn names_for_proxies_that_answer_dns() {
+    let node = "sidecar~10.0.0.1~web-frontend-1.default~default.svc.cluster.local";
+    let capture = json!({"DNS_CAPTURE": "true"});
+    let mut mesh = Mesh::course();
+    mesh.config(&entry("db", "{hosts: [db.example.com, '*.db.example.com'], resolution: STATIC, endpoints: [{address: 1.2.3.4}], ports: [{number: 3306, name: mysql, protocol: MySQL}]}"));
+    mesh.config(&entry("own", "{hosts: ['*.own.example.com'], addresses: [10.9.9.9, 10.8.0.0/16], resolution: NONE, ports: [{number: 443, name: tls, protocol: TLS}]}"));
+    mesh.config(&entry("far", "{hosts: [far.example.com], exportTo: [shop], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}"));
+    headless(&mut mesh, "db-1");
+    let address = mesh.world().service("db.example.com").and_then(|db| db.auto_address).expect("an address");
+    assert!(sidecar(&mut mesh).names(NameTable).is_empty(), "only where queries are answered");
+    let gateway = mesh.scope_with("router~10.0.0.9~gw.default~default.svc.cluster.local", &capture);
+    assert!(mesh.resources(&gateway).names(NameTable).is_empty(), "a gateway has no application");
+    let before = mesh.scope_with(node, &capture);
+    let resources = mesh.resources(&before);
+    let names = resources.get(NameTable, "name-table");
+    assert_eq!(
+        names["customers.default.svc.cluster.local"],
+        json!([["10.96.0.30"], "Kubernetes", "customers", "default"])
+    );
+    assert_eq!(names["db.example.com"], json!([[address.to_string()], "External", "", ""]));
+    assert_eq!(names["*.own.example.com"], json!([["10.9.9.9"], "External", "", ""]));
+    assert_eq!(names["db.shop.svc.cluster.local"], json!([["10.244.0.41"], "Kubernetes", "db", "shop"]));
+    assert_eq!(
+        names["db-1.db.shop.svc.cluster.local"],
+        json!([["10.244.0.41"], "Kubernetes", "db-1.db", "shop"])
+    );
+    for none in ["db-0.db.shop.svc.cluster.local", "*.db.example.com", "far.example.com"] {
+        assert!(names[none].is_null(), "{none}: {}", names[none]);
+    }
+    // Another pod is ready now: the names change, and the endpoints.
+    let delta = headless(&mut mesh, "db-0");
+    let after = mesh.scope_with(node, &capture);
+    let changed = affected(&delta, &before, &after);
+    assert!(!changed.names.is_none() && changed.routes.is_none() && changed.clusters.is_none());
+    assert_eq!(
+        mesh.resources(&after).get(NameTable, "name-table")["db.shop.svc.cluster.local"][0],
+        json!(["10.244.0.40"])
+    );
+    // A service's endpoints are no names.
+    let delta = mesh.endpoints("default", "customers", "", 3000, &[]);
+    assert!(affected(&delta, &after, &mesh.scope_with(node, &capture)).names.is_none());
+    // A new service is one, for those who see it.
+    let before = mesh.scope_with(node, &capture);
+    let delta = mesh.config(&entry(
+        "new",
+        "{hosts: [new.example.com], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}",
+    ));
+    assert!(!affected(&delta, &before, &mesh.scope_with(node, &capture)).names.is_none());
+}
+
 #[test]
 fn entries_are_seen_where_they_are_exported_to() {
     let mut mesh = Mesh::course();
@@ -189,11 +251,13 @@ fn names_to_look_up_are_part_of_clusters() {
         "{kind: WorkloadEntry, metadata: {name: vm}, spec: {address: vm.example.com, labels: {app: sel}}}",
     );
     let scope = mesh.sidecar("default", "web-frontend-1");
-    let Affected { clusters, endpoints, listeners, routes, secrets } = affected(&delta, &before, &scope);
+    let Affected { clusters, endpoints, listeners, routes, secrets, names } =
+        affected(&delta, &before, &scope);
     assert!(
         clusters.covers("outbound|80||sel.example.com") && !clusters.covers("outbound|80||x.example.com")
     );
-    assert!(!endpoints.is_none() && listeners.is_none() && routes.is_none() && secrets.is_none());
+    assert!(!endpoints.is_none() && listeners.is_none() && routes.is_none());
+    assert!(secrets.is_none() && names.is_none());
     assert!(sidecar(&mut mesh).names(Cluster).contains(&"outbound|80||sel.example.com"));
 }
 

@@ -4,6 +4,7 @@ pub mod any;
 pub mod certificate_service;
 pub mod client;
 pub mod json;
+pub mod name_table;
 pub mod server;
 pub mod type_urls;
 

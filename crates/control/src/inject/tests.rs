@@ -226,6 +226,12 @@ fn the_proxy_is_set_by_annotations() {
     assert_eq!(args[at + 1], "3");
     assert_eq!(env(&pod, "LATEEN_ENGINE")["value"], "envoy");
     assert_eq!(env(&pod, "COLOUR")["value"], "red: not yaml");
+    let init = container(&pod, "initContainers", "istio-init");
+    assert_eq!(
+        init["env"],
+        json!([{ "name": "COLOUR", "value": "red: not yaml" }]),
+        "capture goes by them too"
+    );
     assert_eq!(container(&pod, "volumes", "extra")["emptyDir"], json!({}));
     assert!(
         proxy["volumeMounts"]

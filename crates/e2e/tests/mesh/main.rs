@@ -6,6 +6,7 @@
 mod agreement;
 mod balancing;
 mod boutique;
+mod dns;
 mod egress_tls;
 mod external;
 mod faults;
@@ -107,6 +108,7 @@ fn main() {
             ("labs", labs::TRIALS),
             ("balancing", balancing::TRIALS),
             ("boutique", boutique::TRIALS),
+            ("dns", dns::TRIALS),
             ("loss", loss::TRIALS),
             ("resiliency", resiliency::TRIALS),
             ("rules", rules::TRIALS),

@@ -238,7 +238,10 @@ impl Mesh {
             for resource in
                 lateen_translate::generate(scope, &self.cache, kind, &lateen_translate::Extent::All)
             {
-                let value = CODEC.any_to_value(kind.type_url(), &resource.body).expect("well-formed");
+                let value = match kind {
+                    ResourceType::NameTable => names(&resource.body),
+                    _ => CODEC.any_to_value(kind.type_url(), &resource.body).expect("well-formed"),
+                };
                 let twice = found.insert((kind, resource.name.to_string()), value);
                 assert!(twice.is_none(), "{kind:?} {} is generated twice", resource.name);
             }
@@ -256,6 +259,15 @@ impl Mesh {
         let scope = self.gateway();
         self.resources(&scope)
     }
+}
+
+/// A name table, which Envoy's descriptors do not have: addresses, registry, short name and namespace by name.
+fn names(body: &[u8]) -> Value {
+    let table: lateen_xds::name_table::NameTable = prost::Message::decode(body).expect("well-formed");
+    let info = table.table.into_iter();
+    info.map(|(name, info)| (name, json!([info.ips, info.registry, info.shortname, info.namespace])))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// A virtual host of a route configuration, by name.

@@ -17,9 +17,10 @@ pub(super) struct Interest {
     names: BTreeSet<Arc<str>>,
 }
 
-/// Whether naming nothing in the first request means everything. That is so for clusters and listeners only.
+/// Whether naming nothing in the first request means everything. That is so for clusters and listeners, and for names, of
+/// which there is one resource only.
 fn empty_means_all(type_url: &str) -> bool {
-    type_url == type_urls::CLUSTER || type_url == type_urls::LISTENER
+    [type_urls::CLUSTER, type_urls::LISTENER, type_urls::NAME_TABLE].contains(&type_url)
 }
 
 /// The name as the resources have it: thousands of clients subscribe to the same thousands of names.
