@@ -14,10 +14,10 @@ use crate::access_log::{LogBuffer, LogWriter};
 use crate::admin;
 use crate::dns;
 use crate::engine::{EngineConfig, EngineError, EngineHandle};
-use crate::health_check::{self, Checked, HealthTarget};
+use crate::health_check::{self, Checked, HealthChange, HealthTarget};
 use crate::inspection::Inspection;
 use crate::resolver::Resolvers;
-use crate::store::{HealthChange, Store};
+use crate::store::Store;
 use crate::update::{ApplyReport, ConfigUpdate, Subscriptions};
 use crate::worker::{Identity, Worker, WorkerCommand};
 
@@ -396,7 +396,7 @@ impl Control {
     }
 
     fn follow_health(&mut self) {
-        for (name, change) in std::mem::take(&mut self.store.health_changes) {
+        for (name, change) in std::mem::take(&mut self.store.health.changes) {
             match change {
                 HealthChange::Begin(mut target, endpoints) => {
                     target.mark = self.config.mark;

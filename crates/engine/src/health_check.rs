@@ -12,8 +12,9 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use lateen_ir::{
-    BindConfig, CheckedHealth, ClusterLoadAssignment, Endpoint, EndpointAddress, EndpointHealthCheck,
-    HealthCheck, HealthHistory, HealthProbe, HealthStatus, HealthVerdict, HttpProbe, TcpKeepalive, TcpProbe,
+    BindConfig, CheckedHealth, Cluster, ClusterLoadAssignment, Endpoint, EndpointAddress,
+    EndpointHealthCheck, HealthCheck, HealthHistory, HealthProbe, HealthStatus, HealthVerdict, HttpProbe,
+    TcpKeepalive, TcpProbe,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -106,6 +107,102 @@ pub(crate) struct HealthTarget {
     pub(crate) bind: Option<Arc<BindConfig>>,
     pub(crate) keepalive: Option<TcpKeepalive>,
     pub(crate) mark: Option<u32>,
+}
+
+/// What changes in the checks of a cluster.
+pub(crate) enum HealthChange {
+    /// Begin, in place of what there was.
+    Begin(Box<HealthTarget>, Arc<ClusterLoadAssignment>),
+    /// These endpoints.
+    Endpoints(Arc<ClusterLoadAssignment>),
+    End,
+}
+
+/// What is known of a cluster that is checked.
+struct Checks {
+    /// The version of the cluster they are for.
+    cluster: Arc<Cluster>,
+    generation: u64,
+    endpoints: Arc<ClusterLoadAssignment>,
+    checked: Arc<Checked>,
+    stats: Arc<HealthStats>,
+}
+
+/// The clusters that are checked, and what is to change in that.
+#[derive(Default)]
+pub(crate) struct HealthChecks {
+    clusters: AHashMap<Arc<str>, Checks>,
+    generation: u64,
+    /// To be carried out by the control thread.
+    pub(crate) changes: Vec<(Arc<str>, HealthChange)>,
+}
+
+impl HealthChecks {
+    /// Has a cluster's endpoints checked, as it says; the result is what is known so far.
+    pub(crate) fn follow(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        endpoints: &Arc<ClusterLoadAssignment>,
+        breakers: &Arc<Breakers>,
+        bind: Option<&Arc<BindConfig>>,
+    ) -> Option<(Arc<Checked>, Arc<HealthStats>)> {
+        let name = &cluster.name;
+        let Some(check) = &cluster.health_check else {
+            if self.clusters.remove(name).is_some() {
+                self.changes.push((name.clone(), HealthChange::End));
+            }
+            return None;
+        };
+        let known = self.clusters.get_mut(name).filter(|known| Arc::ptr_eq(&known.cluster, cluster));
+        if let Some(known) = known {
+            if known.endpoints != *endpoints {
+                known.endpoints = endpoints.clone();
+                self.changes.push((name.clone(), HealthChange::Endpoints(endpoints.clone())));
+            }
+            return Some((known.checked.clone(), known.stats.clone()));
+        }
+        self.generation += 1;
+        let checks = Checks {
+            cluster: cluster.clone(),
+            generation: self.generation,
+            endpoints: endpoints.clone(),
+            checked: Arc::default(),
+            // Counters go on where the cluster is another version of the same.
+            stats: self.clusters.get(name).map(|before| before.stats.clone()).unwrap_or_default(),
+        };
+        let target = HealthTarget {
+            generation: self.generation,
+            cluster: name.clone(),
+            check: check.clone(),
+            stats: checks.stats.clone(),
+            breakers: breakers.clone(),
+            bind: bind.cloned(),
+            keepalive: cluster.tcp_keepalive.clone(),
+            mark: None,
+        };
+        self.changes.push((name.clone(), HealthChange::Begin(Box::new(target), endpoints.clone())));
+        let result = (checks.checked.clone(), checks.stats.clone());
+        self.clusters.insert(name.clone(), checks);
+        Some(result)
+    }
+
+    /// Takes results; false when they are of an earlier version of the cluster.
+    pub(crate) fn take(&mut self, cluster: &str, generation: u64, checked: Checked) -> bool {
+        let checks = self.clusters.get_mut(cluster).filter(|checks| checks.generation == generation);
+        checks.map(|checks| checks.checked = Arc::new(checked)).is_some()
+    }
+
+    /// Ends the checks of other clusters.
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        let changes = &mut self.changes;
+        self.clusters.retain(|name, _| {
+            let stays = is_wanted(name);
+            if !stays {
+                changes.push((name.clone(), HealthChange::End));
+            }
+            stays
+        });
+    }
 }
 
 fn sockets(endpoints: &ClusterLoadAssignment) -> impl Iterator<Item = (SocketAddr, &Arc<Endpoint>)> {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::health_check::Checked;
 use ahash::AHashMap;
 use lateen_ir::{Cluster, ClusterLoadAssignment, EndpointAddress, HealthStatus};
 
@@ -14,20 +15,22 @@ use lateen_ir::{Cluster, ClusterLoadAssignment, EndpointAddress, HealthStatus};
 pub(crate) struct Joined(AHashMap<SocketAddr, Instant>);
 
 impl Joined {
-    /// Of a cluster with slow start; hosts in `before` keep their time, others join `now`.
+    /// Of a cluster with slow start; hosts in `before` keep their time, others join now. With active health checks (`checked`)
+    /// hosts join when a check finds them healthy.
     pub(crate) fn note(
         cluster: &Cluster,
         endpoints: &ClusterLoadAssignment,
+        checked: Option<&Checked>,
         before: Option<&Self>,
         now: Instant,
     ) -> Option<Arc<Self>> {
         cluster.lb_policy.slow_start()?;
         let endpoints = endpoints.priorities.iter().flatten().flat_map(|locality| &locality.endpoints);
-        let healthy = endpoints.filter(|endpoint| endpoint.health == HealthStatus::Healthy);
         let since = |address| before.and_then(|before| before.since(address)).unwrap_or(now);
-        let noted = healthy.filter_map(|endpoint| match endpoint.address {
-            EndpointAddress::Socket(address) => Some((address, since(address))),
-            EndpointAddress::Pipe(_) | EndpointAddress::Name(..) => None,
+        let noted = endpoints.filter_map(|endpoint| {
+            let EndpointAddress::Socket(address) = endpoint.address else { return None };
+            let health = checked.map_or(endpoint.health, |checked| checked.health(address, endpoint.health));
+            (health == HealthStatus::Healthy).then(|| (address, since(address)))
         });
         Some(Arc::new(Self(noted.collect())))
     }

@@ -18,7 +18,7 @@ use prost_types::Any;
 
 use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
-use crate::health_check::{Checked, HealthStats, HealthTarget};
+use crate::health_check::{Checked, HealthChecks};
 use crate::joined::Joined;
 use crate::listen;
 use crate::outlier::Detector;
@@ -79,25 +79,6 @@ struct Warming {
     awaits_secrets: Vec<AwaitedSecret>,
 }
 
-/// Health checks of a cluster.
-struct Checks {
-    /// The version of the cluster they are for.
-    cluster: Arc<ir::Cluster>,
-    generation: u64,
-    endpoints: Arc<ir::ClusterLoadAssignment>,
-    checked: Arc<Checked>,
-    stats: Arc<HealthStats>,
-}
-
-/// What changes in the checks of a cluster.
-pub(crate) enum HealthChange {
-    /// Begin, in place of what there was.
-    Begin(Box<HealthTarget>, Arc<ir::ClusterLoadAssignment>),
-    /// These endpoints.
-    Endpoints(Arc<ir::ClusterLoadAssignment>),
-    End,
-}
-
 /// See the module.
 pub(crate) struct Store {
     pub(crate) raw: BTreeMap<(ResourceKind, String), Raw>,
@@ -116,11 +97,7 @@ pub(crate) struct Store {
     new_sockets: Vec<Vec<NewSocket>>,
     /// Clusters whose names must be looked up anew (`Some`) or no longer (`None`).
     pub(crate) dns_changes: Vec<(Arc<str>, Option<DnsCluster>)>,
-    /// Clusters whose endpoints are checked.
-    health: AHashMap<Arc<str>, Checks>,
-    /// What is to be checked from now on.
-    pub(crate) health_changes: Vec<(Arc<str>, HealthChange)>,
-    health_generation: u64,
+    pub(crate) health: HealthChecks,
     pub(crate) rejections: u64,
     pub(crate) secrets: Secrets,
 }
@@ -140,9 +117,7 @@ impl Store {
             default_bind: None,
             new_sockets: (0..workers).map(|_| Vec::new()).collect(),
             dns_changes: Vec::new(),
-            health: AHashMap::new(),
-            health_changes: Vec::new(),
-            health_generation: 0,
+            health: HealthChecks::default(),
             rejections: 0,
             secrets: Secrets::new(agent_secrets),
         }
@@ -386,13 +361,7 @@ impl Store {
             ir::Discovery::OriginalDst { .. } => None,
         };
         let endpoints = assignment.unwrap_or_else(|| Arc::new(no_endpoints(&entry.ir.name)));
-        let checked = follow_health(
-            entry,
-            &endpoints,
-            &mut self.health,
-            &mut self.health_generation,
-            &mut self.health_changes,
-        );
+        let checked = self.health.follow(&entry.ir, &endpoints, &entry.breakers, entry.bind.as_ref());
         if let Some((checked, _)) = &checked
             && !entry.warm
             && !checked.is_complete(&endpoints)
@@ -403,7 +372,8 @@ impl Store {
         let stats = entry.ir.alt_stat_name.as_ref().unwrap_or(&entry.ir.name);
         let (active, now) = (entry.active.as_ref(), Instant::now());
         let before = active.and_then(|active| active.joined.as_deref());
-        let joined = Joined::note(&entry.ir, &endpoints, before, now);
+        let joined =
+            Joined::note(&entry.ir, &endpoints, checked.as_ref().map(|(checked, _)| &**checked), before, now);
         // New settings: what was counted under the old ones counts no more.
         let known = active.filter(|active| active.fingerprint == entry.fingerprint);
         let detector = || entry.ir.outlier_detection.map(|config| Arc::new(Detector::new(config, now)));
@@ -444,9 +414,7 @@ impl Store {
 
     /// Takes what health checks say in.
     pub(crate) fn checked(&mut self, cluster: &Arc<str>, generation: u64, checked: Checked) {
-        let checks = self.health.get_mut(cluster).filter(|checks| checks.generation == generation);
-        if let Some(checks) = checks {
-            checks.checked = Arc::new(checked);
+        if self.health.take(cluster, generation, checked) {
             self.activate_cluster(cluster);
         }
     }
@@ -626,13 +594,7 @@ impl Store {
     fn forget_unused(&mut self) {
         let wanted = self.subscriptions();
         let clusters = &self.clusters;
-        self.health.retain(|name, _| {
-            let stays = clusters.contains_key(name);
-            if !stays {
-                self.health_changes.push((name.clone(), HealthChange::End));
-            }
-            stays
-        });
+        self.health.retain(|name| clusters.contains_key(name));
         let dns: BTreeSet<Arc<str>> = self.clusters.keys().map(|name| dns_key(name)).collect();
         self.eds_users.retain(|name, _| wanted.endpoints.contains(&**name));
         self.endpoints.retain(|name, _| wanted.endpoints.contains(&**name) || dns.contains(name));
@@ -757,54 +719,6 @@ impl Store {
         };
         (Arc::new(snapshot), handed)
     }
-}
-
-/// Has a cluster's endpoints checked, as it says; the result is what is known so far.
-fn follow_health(
-    entry: &ClusterEntry,
-    endpoints: &Arc<ir::ClusterLoadAssignment>,
-    health: &mut AHashMap<Arc<str>, Checks>,
-    generation: &mut u64,
-    changes: &mut Vec<(Arc<str>, HealthChange)>,
-) -> Option<(Arc<Checked>, Arc<HealthStats>)> {
-    let name = &entry.ir.name;
-    let Some(check) = &entry.ir.health_check else {
-        if health.remove(name).is_some() {
-            changes.push((name.clone(), HealthChange::End));
-        }
-        return None;
-    };
-    let known = health.get_mut(name).filter(|known| Arc::ptr_eq(&known.cluster, &entry.ir));
-    if let Some(known) = known {
-        if *known.endpoints != **endpoints {
-            known.endpoints = endpoints.clone();
-            changes.push((name.clone(), HealthChange::Endpoints(endpoints.clone())));
-        }
-        return Some((known.checked.clone(), known.stats.clone()));
-    }
-    *generation += 1;
-    let checks = Checks {
-        cluster: entry.ir.clone(),
-        generation: *generation,
-        endpoints: endpoints.clone(),
-        checked: Arc::default(),
-        // Counters go on where the cluster is another version of the same.
-        stats: health.get(name).map(|before| before.stats.clone()).unwrap_or_default(),
-    };
-    let target = HealthTarget {
-        generation: *generation,
-        cluster: name.clone(),
-        check: check.clone(),
-        stats: checks.stats.clone(),
-        breakers: entry.breakers.clone(),
-        bind: entry.bind.clone(),
-        keepalive: entry.ir.tcp_keepalive.clone(),
-        mark: None,
-    };
-    changes.push((name.clone(), HealthChange::Begin(Box::new(target), endpoints.clone())));
-    let result = (checks.checked.clone(), checks.stats.clone());
-    health.insert(name.clone(), checks);
-    Some(result)
 }
 
 fn same_name(told: &str, inside: &str) -> Result<(), String> {

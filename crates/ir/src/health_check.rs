@@ -353,6 +353,39 @@ mod tests {
         assert!(probe(&[]).is_answered(b""));
     }
 
+    proptest::proptest! {
+        /// Blocks with anything around them are found; an answer that is cut short is not one.
+        #[test]
+        fn answers_are_found(blocks in proptest::collection::vec("[ab]{1,3}", 1..4), filling in "[abc]{0,3}") {
+            let whole: String = blocks.iter().flat_map(|block| [filling.as_str(), block.as_str()]).collect();
+            let blocks: Vec<Vec<u8>> = blocks.into_iter().map(String::into_bytes).collect();
+            let needed: usize = blocks.iter().map(Vec::len).sum();
+            let probe = TcpProbe { send: Vec::new(), receive: blocks };
+            proptest::prop_assert!(probe.is_answered(whole.as_bytes()));
+            proptest::prop_assert!(!probe.is_answered(&whole.as_bytes()[..needed - 1]));
+        }
+
+        /// An endpoint is healthy after enough successes and unhealthy after enough failures, whatever was before.
+        #[test]
+        fn thresholds_hold(before in proptest::collection::vec(0_u8..5, 0..20)) {
+            let check = check();
+            let mut history = HealthHistory::default();
+            let verdicts = [Passed, Degraded, Failed { retriable: true }, Unreachable, TimedOut];
+            for verdict in before {
+                history.note(&check, verdicts[usize::from(verdict)]);
+            }
+            let mut healthy = history.clone();
+            for _ in 0..2 {
+                healthy.note(&check, Passed);
+            }
+            proptest::prop_assert_eq!(healthy.health(), CheckedHealth::HEALTHY);
+            for _ in 0..3 {
+                history.note(&check, Unreachable);
+            }
+            proptest::prop_assert!(history.health().failed);
+        }
+    }
+
     #[test]
     fn statuses_are_judged_by_their_ranges() {
         let probe = HttpProbe {

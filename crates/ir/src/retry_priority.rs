@@ -114,6 +114,27 @@ mod tests {
         assert_eq!(memory.shares(&available), Some(&[100, 0, 0][..]));
     }
 
+    proptest::proptest! {
+        /// However priorities come and go: shares are whole, and nothing goes where nothing is available.
+        #[test]
+        fn shares_are_whole(
+            frequency in 1_u32..4,
+            tries in proptest::collection::vec((0_u32..5, proptest::collection::vec(0_u32..=100, 0..5)), 0..12),
+        ) {
+            let mut memory = memory(frequency);
+            for (priority, available) in tries {
+                memory.tried(priority);
+                let fresh = memory.attempted.len() % frequency as usize == 0;
+                if let Some(shares) = memory.shares(&available) {
+                    proptest::prop_assert_eq!(shares.iter().sum::<u32>(), 100);
+                    proptest::prop_assert_eq!(shares.len(), available.len());
+                    let idle = shares.iter().zip(&available).filter(|(_, available)| **available == 0);
+                    proptest::prop_assert!(!fresh || idle.map(|(share, _)| share).sum::<u32>() == 0);
+                }
+            }
+        }
+    }
+
     #[test]
     fn nothing_shifts_while_nothing_is_available() {
         let mut memory = memory(1);
