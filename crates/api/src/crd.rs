@@ -14,13 +14,14 @@ use serde_json::{Map, Value, json};
 use crate::object::{Kind, Status};
 use crate::stored::{STORED_KINDS, StoredKind};
 use crate::{
-    DestinationRuleSpec, GatewaySpec, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
-    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, PeerAuthenticationSpec, ServiceEntrySpec,
+    SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 
 /// The CRDs of all kinds, ready to be applied to a Kubernetes API.
 pub fn crds() -> Vec<ext::CustomResourceDefinition> {
     let mut crds = vec![
+        typed::<AuthorizationPolicySpec>(),
         typed::<DestinationRuleSpec>(),
         typed::<GatewaySpec>(),
         typed::<PeerAuthenticationSpec>(),

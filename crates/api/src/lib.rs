@@ -26,8 +26,11 @@ pub use networking::virtual_service::VirtualServiceSpec;
 pub use networking::workload_entry::WorkloadEntrySpec;
 pub use networking::workload_group::WorkloadGroupSpec;
 pub use object::{Kind, Object, Status};
+pub use security::authorization_policy::AuthorizationPolicySpec;
 pub use security::peer_authentication::PeerAuthenticationSpec;
 
+/// `security.istio.io` AuthorizationPolicy.
+pub type AuthorizationPolicy = Object<AuthorizationPolicySpec>;
 /// `networking.istio.io` Gateway.
 pub type Gateway = Object<GatewaySpec>;
 /// `networking.istio.io` VirtualService.

@@ -60,14 +60,6 @@ pub const STORED_KINDS: &[StoredKind] = &[
         columns: &[],
     },
     StoredKind {
-        group: "security.istio.io",
-        versions: SECURITY,
-        kind: "AuthorizationPolicy",
-        plural: "authorizationpolicies",
-        short_names: &["ap"],
-        columns: &[("Action", "The operation to take", ".spec.action")],
-    },
-    StoredKind {
         group: "telemetry.istio.io",
         versions: &["v1", "v1alpha1"],
         kind: "Telemetry",

@@ -118,6 +118,7 @@ fn own_may_change(delta: &Delta) -> bool {
         || !delta.sidecars.is_empty()
         || !delta.peer_authentications.is_empty()
         || !delta.namespaces.is_empty()
+        || !delta.authorization_policies.is_empty()
 }
 
 impl View {

@@ -118,9 +118,12 @@ async fn configz(State(debug): State<Debug>) -> Json<Value> {
     let workloads = world.workload_entries().map(|config| object(config));
     let groups = world.workload_groups().map(|config| object(config));
     let sidecars = world.sidecars().map(|config| object(config));
+    let access = world.authorization_policies().map(|config| object(config));
     let peers = world.peer_authentications().map(|config| object(config));
     let networking = gateways.chain(services).chain(rules).chain(entries);
-    Json(Value::Array(networking.chain(workloads).chain(groups).chain(sidecars).chain(peers).collect()))
+    Json(Value::Array(
+        networking.chain(workloads).chain(groups).chain(sidecars).chain(access).chain(peers).collect(),
+    ))
 }
 
 async fn registryz(State(debug): State<Debug>) -> Json<Value> {

@@ -263,6 +263,7 @@ fn touches_config(delta: &Delta) -> bool {
         || !delta.destination_rules.is_empty()
         || !delta.gateways.is_empty()
         || !delta.sidecars.is_empty()
+        || !delta.authorization_policies.is_empty()
         || !delta.peer_authentications.is_empty()
         || !delta.load_balancers.is_empty()
         || !delta.credentials.is_empty()

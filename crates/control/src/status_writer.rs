@@ -8,13 +8,13 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use lateen_api::object::{Condition, HostAddress, MessageType, ValidationMessage};
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, Object, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
-    Status, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, Object, PeerAuthenticationSpec,
+    ServiceEntrySpec, SidecarSpec, Status, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 use lateen_model::{Config, ObjectName, ServiceEntry, World};
 use lateen_translate::{
-    Warning, check_destination_rule, check_gateway, check_peer_authentication, check_service_entry,
-    check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
+    Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
+    check_service_entry, check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -121,6 +121,9 @@ fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Want
     for entry in world.workload_entries() {
         add(&mut map, entry, check_workload_entry(entry, world));
     }
+    for policy in world.authorization_policies() {
+        add(&mut map, policy, check_authorization_policy(policy, world));
+    }
     for sidecar in world.sidecars() {
         add(&mut map, sidecar, check_sidecar(sidecar, world));
     }
@@ -158,6 +161,9 @@ async fn write(client: &Client, key: &Key, wanted: &Wanted) -> Result<(), kube::
         GatewaySpec::KIND => write_kind::<GatewaySpec>(client, &key.name, wanted).await,
         ServiceEntrySpec::KIND => write_kind::<ServiceEntrySpec>(client, &key.name, wanted).await,
         WorkloadEntrySpec::KIND => write_kind::<WorkloadEntrySpec>(client, &key.name, wanted).await,
+        AuthorizationPolicySpec::KIND => {
+            write_kind::<AuthorizationPolicySpec>(client, &key.name, wanted).await
+        }
         SidecarSpec::KIND => write_kind::<SidecarSpec>(client, &key.name, wanted).await,
         PeerAuthenticationSpec::KIND => write_kind::<PeerAuthenticationSpec>(client, &key.name, wanted).await,
         WorkloadGroupSpec::KIND => write_kind::<WorkloadGroupSpec>(client, &key.name, wanted).await,

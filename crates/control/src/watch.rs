@@ -15,13 +15,13 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use lateen_api::validate::{
-    Findings, validate_destination_rule, validate_gateway, validate_peer_authentication,
-    validate_service_entry, validate_sidecar, validate_virtual_service, validate_workload_entry,
-    validate_workload_group,
+    Findings, validate_authorization_policy, validate_destination_rule, validate_gateway,
+    validate_peer_authentication, validate_service_entry, validate_sidecar, validate_virtual_service,
+    validate_workload_entry, validate_workload_group,
 };
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
-    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec,
+    ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;
@@ -38,7 +38,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 16] = [
+pub(crate) const KINDS: [&str; 17] = [
     "Service",
     "EndpointSlice",
     "Pod",
@@ -55,6 +55,7 @@ pub(crate) const KINDS: [&str; 16] = [
     "IngressClass",
     "Secret",
     "PeerAuthentication",
+    "AuthorizationPolicy",
 ];
 
 /// Starts following every kind.
@@ -85,6 +86,11 @@ pub(crate) fn start(
     );
     core.typed::<Ingress>(KINDS[12], Object::Ingress);
     core.typed::<IngressClass>(KINDS[13], Object::IngressClass);
+    core.custom::<AuthorizationPolicySpec>(
+        KINDS[16],
+        Object::AuthorizationPolicy,
+        validate_authorization_policy,
+    );
 }
 
 struct Watches<'a> {

@@ -2,15 +2,18 @@
 use std::hash::{Hash, Hasher};
 
 use lateen_api::networking::virtual_service::Destination;
+use lateen_api::security::authorization_policy::DRY_RUN;
 use lateen_api::{
-    DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec, ServiceEntrySpec, SidecarSpec,
-    VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec,
+    ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
 };
 
 use crate::digest::{Digest, digest_of};
 use crate::name::ObjectName;
 use crate::pod::Labels;
 
+/// An AuthorizationPolicy.
+pub type AuthorizationPolicy = Config<AuthorizationPolicySpec>;
 /// A VirtualService.
 pub type VirtualService = Config<VirtualServiceSpec>;
 /// A DestinationRule.
@@ -41,6 +44,8 @@ pub struct Config<S> {
     pub labels: Labels,
     /// What it was made from.
     pub origin: Origin,
+    /// Whether it is annotated to be counted only (`istio.io/dry-run`).
+    pub dry_run: bool,
     /// Digest of the spec.
     pub digest: Digest,
     /// The spec.
@@ -82,6 +87,11 @@ impl<S: Kind> Config<S> {
             generation: metadata.generation.unwrap_or_default(),
             labels: metadata.labels.clone().unwrap_or_default().into(),
             origin: Origin::Object,
+            dry_run: metadata
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(DRY_RUN))
+                .is_some_and(|value| value == "true"),
             digest: digest_of(bytes.as_slice()),
             spec: object.spec,
         }
@@ -106,6 +116,7 @@ impl<S> PartialEq for Config<S> {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
             && self.digest == other.digest
+            && self.dry_run == other.dry_run
             && self.labels == other.labels
             && self.created == other.created
             && self.generation == other.generation
@@ -118,5 +129,6 @@ impl<S> Hash for Config<S> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.name.hash(state);
         self.digest.hash(state);
+        self.dry_run.hash(state);
     }
 }

@@ -15,6 +15,8 @@ pub struct Delta {
     pub service_namespaces: BTreeSet<Arc<str>>,
     /// Services whose endpoints changed.
     pub endpoints: BTreeSet<Hostname>,
+    /// AuthorizationPolicies.
+    pub authorization_policies: BTreeSet<ObjectName>,
     /// VirtualServices.
     pub virtual_services: BTreeSet<ObjectName>,
     /// What those VirtualServices were and are: who sees neither is not concerned.
@@ -66,6 +68,7 @@ impl Delta {
         !self.mesh
             && self.services.is_empty()
             && self.endpoints.is_empty()
+            && self.authorization_policies.is_empty()
             && self.virtual_services.is_empty()
             && self.destination_rules.is_empty()
             && self.gateways.is_empty()
@@ -86,6 +89,7 @@ impl Delta {
         self.services.extend(other.services);
         self.service_namespaces.extend(other.service_namespaces);
         self.endpoints.extend(other.endpoints);
+        self.authorization_policies.extend(other.authorization_policies);
         self.virtual_services.extend(other.virtual_services);
         self.virtual_service_states.extend(other.virtual_service_states);
         self.destination_rules.extend(other.destination_rules);

@@ -25,8 +25,8 @@ mod workload_entry;
 mod world;
 
 pub use config::{
-    Config, DestinationRule, Gateway, Origin, PeerAuthentication, ServiceEntry, Sidecar, VirtualService,
-    WorkloadEntry, WorkloadGroup,
+    AuthorizationPolicy, Config, DestinationRule, Gateway, Origin, PeerAuthentication, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry, WorkloadGroup,
 };
 pub use credential::Credential;
 pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};

@@ -43,6 +43,8 @@ pub enum Object {
     VirtualService(Box<lateen_api::VirtualService>),
     /// A DestinationRule.
     DestinationRule(Box<lateen_api::DestinationRule>),
+    /// An AuthorizationPolicy.
+    AuthorizationPolicy(Box<lateen_api::AuthorizationPolicy>),
     /// A Sidecar.
     Sidecar(Box<lateen_api::Sidecar>),
     /// A PeerAuthentication.
@@ -187,6 +189,13 @@ impl Store {
                     self.set_mesh(text, delta);
                 }
             }
+            Object::AuthorizationPolicy(object) => {
+                let config = Arc::new(Config::new(*object));
+                if self.world.authorization_policies.get(&config.name) != Some(&config) {
+                    delta.authorization_policies.insert(config.name.clone());
+                    self.world.authorization_policies.insert(config.name.clone(), config);
+                }
+            }
             Object::Sidecar(object) => {
                 let config = Arc::new(Config::new(*object));
                 if self.world.sidecars.get(&config.name) != Some(&config) {
@@ -274,6 +283,12 @@ impl Store {
                 if self.is_mesh_config(map) {
                     let default = self.options.mesh.clone();
                     self.replace_mesh(default, delta);
+                }
+            }
+            Object::AuthorizationPolicy(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.authorization_policies.remove(&name).is_some() {
+                    delta.authorization_policies.insert(name);
                 }
             }
             Object::Sidecar(object) => {

@@ -9,8 +9,8 @@ use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 
 use crate::config::{
-    DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup,
+    AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry, WorkloadGroup,
 };
 use crate::credential::Credential;
 use crate::delegate::{self, DelegateProblem, is_delegate};
@@ -43,6 +43,7 @@ pub struct World {
     pub(crate) virtual_services: OrdMap<ObjectName, Arc<VirtualService>>,
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
+    pub(crate) authorization_policies: OrdMap<ObjectName, Arc<AuthorizationPolicy>>,
     pub(crate) sidecars: OrdMap<ObjectName, Arc<Sidecar>>,
     pub(crate) peer_authentications: OrdMap<ObjectName, Arc<PeerAuthentication>>,
     pub(crate) ingresses: OrdMap<ObjectName, Arc<Ingress>>,
@@ -115,6 +116,7 @@ impl World {
             virtual_services: OrdMap::new(),
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
+            authorization_policies: OrdMap::new(),
             sidecars: OrdMap::new(),
             peer_authentications: OrdMap::new(),
             ingresses: OrdMap::new(),
@@ -261,6 +263,34 @@ impl World {
     /// The Gateway of this name.
     pub fn gateway(&self, name: &ObjectName) -> Option<&Arc<Gateway>> {
         self.gateways.get(name)
+    }
+
+    /// All AuthorizationPolicies by name.
+    pub fn authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.authorization_policies.values()
+    }
+
+    /// The AuthorizationPolicies for a workload, by name: its namespace's and the root namespace's, those without a selector
+    /// and those that select its labels. Those with targets are for other resources.
+    pub fn authorization_policies_for(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<Arc<AuthorizationPolicy>> {
+        let root = self.mesh.root_namespace.as_str();
+        let namespaces: BTreeSet<&str> = [namespace, root].into();
+        let of_namespace = |namespace: &str| {
+            let from = ObjectName::new(namespace, "");
+            let own: Arc<str> = namespace.into();
+            let all = self.authorization_policies.range(from..).map(|(_, policy)| policy);
+            all.take_while(move |policy| policy.name.namespace == own)
+        };
+        let selects = |policy: &&Arc<AuthorizationPolicy>| {
+            let selector = policy.spec.selector.as_ref();
+            !policy.spec.has_target()
+                && selector.is_none_or(|selector| labels_match(&selector.match_labels, labels))
+        };
+        namespaces.into_iter().flat_map(of_namespace).filter(selects).cloned().collect()
     }
 
     /// All Sidecars by name.

@@ -174,6 +174,9 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
             affected.endpoints.add(differing);
         }
     }
+    if !delta.authorization_policies.is_empty() && scope.class.kind == ProxyKind::Router {
+        affected.listeners = Extent::All;
+    }
     if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {
         if gateways_tls::passes_on(before) != gateways_tls::passes_on(scope) {
             affected.clusters = Extent::All;

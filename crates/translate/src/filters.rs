@@ -14,6 +14,7 @@ use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use lateen_xds::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 use lateen_xds::pb::google::protobuf::Duration;
 
+use crate::access::Access;
 use crate::access_log;
 use crate::settings::Settings;
 use crate::tcp_routes::TcpDestinations;
@@ -47,12 +48,13 @@ pub(crate) enum Routes {
     Inline(Box<RouteConfiguration>),
 }
 
-/// A connection manager as the only filter of a chain.
+/// A connection manager as the only filter of a chain. `access`: who may ask, empty for all.
 pub(crate) fn http(
     settings: &Settings,
     role: HttpRole,
     stat_prefix: &str,
     routes: Routes,
+    access: &Access,
 ) -> listener::Filter {
     use hcm::http_connection_manager as types;
     let route_specifier = match routes {
@@ -64,7 +66,7 @@ pub(crate) fn http(
     let mut manager = hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(route_specifier),
-        http_filters: http_filters(),
+        http_filters: access.http().into_iter().chain(http_filters()).collect(),
         access_log: access_log::traffic_log(settings),
         use_remote_address: wire::boolean(role == HttpRole::Gateway),
         generate_request_id: wire::boolean(true),
@@ -158,6 +160,11 @@ impl TcpOptions {
             proxy.hash_policy = vec![HashPolicy { policy_specifier: Some(specifier) }];
         }
     }
+}
+
+/// The filters of a chain of TCP that only those may pass whom policies allow.
+pub(crate) fn guarded(access: &Access, tcp: listener::Filter) -> Vec<listener::Filter> {
+    access.network().into_iter().chain([tcp]).collect()
 }
 
 /// A TCP proxy to one cluster as the only filter of a chain.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use lateen_model::{Service, World};
 
+use crate::access::Access;
 use crate::affected::Extent;
 use crate::any_address;
 use crate::cache::Cache;
@@ -76,8 +77,9 @@ pub fn generate_own(
             inputs.map(|inputs| cache.resource(kind, &inputs, clusters::inbound)).collect()
         }
         ResourceType::Listener => {
+            let access = Access::new(world, &class.namespace, &class.labels);
             let modes = world.peer_policies(&class.namespace).of_workload(&class.labels);
-            let inputs = listeners_inbound::inputs(&settings, &ports, modes, class);
+            let inputs = listeners_inbound::inputs(&settings, &ports, modes, class, access);
             vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
         }
         ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret | ResourceType::NameTable => {
@@ -140,10 +142,11 @@ fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     let kind = ResourceType::Listener;
     if scope.class.kind == ProxyKind::Router {
         let servers = gateways::http_servers(scope);
-        let plain = servers.iter().map(|server| listeners_gateway::inputs(&scope.settings, server));
+        let access = Arc::new(Access::new(&scope.world, &scope.class.namespace, &scope.class.labels));
+        let plain = servers.iter().map(|server| listeners_gateway::inputs(&scope.settings, server, &access));
         let plain = plain.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::http_listener));
         let tls = gateways_tls::ports(scope).into_iter();
-        let tls = tls.map(|port| listeners_gateway::port_inputs(&scope.settings, port));
+        let tls = tls.map(|port| listeners_gateway::port_inputs(&scope.settings, port, &access));
         let tls = tls.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::port_listener));
         return plain.chain(tls).collect();
     }

@@ -9,7 +9,9 @@
 //! Proxy::parse(node)  →  ProxyClass::of(proxy, world)  →  Scope::new(world, class)  →  generate(scope, cache, …)
 //! Delta  →  affected(delta, before, scope)  →  which of the four types, and of which services, to generate again
 //! ```
+mod access;
 mod access_log;
+mod access_rules;
 mod affected;
 mod any_address;
 mod cache;
@@ -34,6 +36,7 @@ mod mutual_tls;
 mod name_table;
 mod names;
 mod ordered;
+mod ordered_rbac;
 mod parts;
 mod proxy;
 mod references;
@@ -63,6 +66,6 @@ pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
 pub use secrets::namespaces_wanting_secrets;
 pub use warnings::{
-    Warning, check_destination_rule, check_gateway, check_peer_authentication, check_service_entry,
-    check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
+    Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
+    check_service_entry, check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
 };

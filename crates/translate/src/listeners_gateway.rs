@@ -9,6 +9,7 @@ use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
 use tls::tls_parameters::TlsProtocol as Version;
 
+use crate::access::Access;
 use crate::access_log;
 use crate::client_tls;
 use crate::filters::{self, HttpRole, Routes};
@@ -27,26 +28,33 @@ pub(crate) struct GatewayListenerInputs {
     port: u16,
     name: String,
     route_name: String,
+    access: Arc<Access>,
 }
 
-pub(crate) fn inputs(settings: &Arc<Settings>, server: &HttpServer) -> GatewayListenerInputs {
+pub(crate) fn inputs(
+    settings: &Arc<Settings>,
+    server: &HttpServer,
+    access: &Arc<Access>,
+) -> GatewayListenerInputs {
     GatewayListenerInputs {
         settings: settings.clone(),
         bind: server.bind.clone(),
         port: server.port,
         name: server.listener_name(),
         route_name: server.route_name(),
+        access: access.clone(),
     }
 }
 
 /// A plain HTTP listener.
 pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
-    let GatewayListenerInputs { settings, bind, port, name, route_name } = inputs;
+    let GatewayListenerInputs { settings, bind, port, name, route_name, access } = inputs;
     let manager = filters::http(
         settings,
         HttpRole::Gateway,
         &format!("outbound_{name};"),
         Routes::Rds(route_name.clone()),
+        access,
     );
     let message = listener::Listener {
         name: name.clone(),
@@ -64,21 +72,26 @@ pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
 pub(crate) struct ServedPortInputs {
     settings: Arc<Settings>,
     port: ServedPort,
+    access: Arc<Access>,
 }
 
-pub(crate) fn port_inputs(settings: &Arc<Settings>, port: ServedPort) -> ServedPortInputs {
-    ServedPortInputs { settings: settings.clone(), port }
+pub(crate) fn port_inputs(
+    settings: &Arc<Settings>,
+    port: ServedPort,
+    access: &Arc<Access>,
+) -> ServedPortInputs {
+    ServedPortInputs { settings: settings.clone(), port, access: access.clone() }
 }
 
 /// A listener for more than plain HTTP: with TLS a chain for the names of each server.
 pub(crate) fn port_listener(inputs: &ServedPortInputs) -> Resource {
-    let ServedPortInputs { settings, port: ServedPort { bind, port, tls, chains } } = inputs;
+    let ServedPortInputs { settings, port: ServedPort { bind, port, tls, chains }, access } = inputs;
     let name = format!("{bind}_{port}");
     let message = listener::Listener {
         name: name.clone(),
         address: Some(wire::address(bind, *port)),
         listener_filters: if *tls { vec![filters::tls_inspector()] } else { Vec::new() },
-        filter_chains: chains.iter().map(|chain| served_chain(settings, &name, chain)).collect(),
+        filter_chains: chains.iter().map(|chain| served_chain(settings, &name, chain, access)).collect(),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),
         ..Default::default()
@@ -86,7 +99,12 @@ pub(crate) fn port_listener(inputs: &ServedPortInputs) -> Resource {
     encode(name, &message)
 }
 
-fn served_chain(settings: &Settings, listener: &str, chain: &ServedChain) -> listener::FilterChain {
+fn served_chain(
+    settings: &Settings,
+    listener: &str,
+    chain: &ServedChain,
+    access: &Access,
+) -> listener::FilterChain {
     let matching = listener::FilterChainMatch {
         server_names: chain.names.clone(),
         application_protocols: chain.protocols.iter().map(|&protocol| protocol.to_owned()).collect(),
@@ -101,16 +119,18 @@ fn served_chain(settings: &Settings, listener: &str, chain: &ServedChain) -> lis
         })
     };
     match &chain.end {
-        ChainEnd::Bytes(destinations) => {
-            listener::FilterChain { filters: vec![filters::tcp_to(settings, destinations)], ..base }
-        }
+        ChainEnd::Bytes(destinations) => listener::FilterChain {
+            filters: filters::guarded(access, filters::tcp_to(settings, destinations)),
+            ..base
+        },
         ChainEnd::Https { routes, server } => {
             let prefix = format!("outbound_{listener};");
-            let manager = filters::http(settings, HttpRole::Gateway, &prefix, Routes::Rds(routes.clone()));
+            let manager =
+                filters::http(settings, HttpRole::Gateway, &prefix, Routes::Rds(routes.clone()), access);
             listener::FilterChain { filters: vec![manager], transport_socket: ended(server), ..base }
         }
         ChainEnd::Terminated { destinations, server } => listener::FilterChain {
-            filters: vec![filters::tcp_to(settings, destinations)],
+            filters: filters::guarded(access, filters::tcp_to(settings, destinations)),
             transport_socket: ended(server),
             ..base
         },

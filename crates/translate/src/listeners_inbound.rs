@@ -9,6 +9,7 @@ use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::r#type::v3::Int32Range;
 use lateen_xds::pb::google::protobuf::Duration;
 
+use crate::access::Access;
 use crate::access_log;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::mutual_tls;
@@ -31,6 +32,8 @@ pub(crate) struct InboundInputs {
     modes: PeerModes,
     /// What callers of the mesh ask for when they mean the workload.
     names: Vec<String>,
+    /// Who may connect and ask.
+    access: Access,
 }
 
 pub(crate) fn inputs(
@@ -38,6 +41,7 @@ pub(crate) fn inputs(
     ports: &[Inbound],
     modes: PeerModes,
     class: &ProxyClass,
+    access: Access,
 ) -> InboundInputs {
     let hosts = class.inbound.iter().map(|port| &*port.hostname);
     InboundInputs {
@@ -45,6 +49,7 @@ pub(crate) fn inputs(
         ports: ports.iter().map(|inbound| inbound.port.clone()).collect(),
         modes,
         names: mutual_tls::server_name_patterns(hosts),
+        access,
     }
 }
 
@@ -54,19 +59,19 @@ pub(crate) fn inputs(
 /// Differs from Istio for ports no service declares: Istio looks for HTTP on them too, which makes protocols whose server
 /// speaks first hang; here they are bytes.
 pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
-    let InboundInputs { settings, ports, modes, names } = inputs;
+    let InboundInputs { settings, ports, modes, .. } = inputs;
     let mut chains = vec![listener::FilterChain {
         name: "virtualInbound-blackhole".to_owned(),
         filter_chain_match: Some(port_match(INBOUND_PORT)),
         filters: vec![filters::tcp(settings, BLACK_HOLE)],
         ..Default::default()
     }];
-    chains.extend(ports.iter().flat_map(|port| port_chains(settings, port, modes.of_port(port.port), names)));
+    chains.extend(ports.iter().flat_map(|port| port_chains(inputs, port, modes.of_port(port.port))));
     let undeclared = modes.ports.iter().filter(|(number, _)| ports.iter().all(|port| port.port != **number));
     for (&port, &mode) in undeclared {
-        chains.extend(passed_through(settings, Some(port), mode));
+        chains.extend(passed_through(inputs, Some(port), mode));
     }
-    chains.extend(passed_through(settings, None, modes.general));
+    chains.extend(passed_through(inputs, None, modes.general));
     let mut listener_filters = vec![filters::original_dst()];
     listener_filters.extend(tls_inspector(inputs));
     let detected: Vec<u16> =
@@ -180,7 +185,7 @@ impl Way {
         settings: &Settings,
         port: Option<u16>,
         names: &[String],
-        filter: listener::Filter,
+        filters: Vec<listener::Filter>,
     ) -> listener::FilterChain {
         let condition = listener::FilterChainMatch {
             destination_port: port.and_then(|port| wire::uint32(u32::from(port))),
@@ -191,19 +196,15 @@ impl Way {
         };
         listener::FilterChain {
             filter_chain_match: (condition != listener::FilterChainMatch::default()).then_some(condition),
-            filters: vec![filter],
+            filters,
             transport_socket: self.mutual.then(|| settings.mutual_tls.server()),
             ..Default::default()
         }
     }
 }
 
-fn port_chains(
-    settings: &Settings,
-    port: &InboundPort,
-    mode: PeerMode,
-    names: &[String],
-) -> Vec<listener::FilterChain> {
+fn port_chains(inputs: &InboundInputs, port: &InboundPort, mode: PeerMode) -> Vec<listener::FilterChain> {
+    let InboundInputs { settings, names, access, .. } = inputs;
     let cluster = inbound_cluster(port.port);
     let name = format!("0.0.0.0_{}", port.port);
     let payload = if port.protocol.is_http() {
@@ -218,9 +219,15 @@ fn port_chains(
         let filter = if way.http {
             let routes = route_config(&cluster, &port.hostname, port.service_port);
             let prefix = format!("inbound_{name};");
-            filters::http(settings, HttpRole::Inbound, &prefix, Routes::Inline(Box::new(routes)))
+            vec![filters::http(
+                settings,
+                HttpRole::Inbound,
+                &prefix,
+                Routes::Inline(Box::new(routes)),
+                access,
+            )]
         } else {
-            filters::tcp(settings, &cluster)
+            filters::guarded(access, filters::tcp(settings, &cluster))
         };
         listener::FilterChain { name: name.clone(), ..way.chain(settings, Some(port.port), names, filter) }
     });
@@ -228,10 +235,11 @@ fn port_chains(
 }
 
 /// Connections to ports no service declares: one port, or all others.
-fn passed_through(settings: &Settings, port: Option<u16>, mode: PeerMode) -> Vec<listener::FilterChain> {
+fn passed_through(inputs: &InboundInputs, port: Option<u16>, mode: PeerMode) -> Vec<listener::FilterChain> {
+    let InboundInputs { settings, access, .. } = inputs;
     let ways = ways(mode, Payload::Tcp).into_iter().filter(|way| !way.named);
     let chains = ways.map(|way| {
-        let filter = filters::tcp(settings, INBOUND_PASSTHROUGH);
+        let filter = filters::guarded(access, filters::tcp(settings, INBOUND_PASSTHROUGH));
         listener::FilterChain { name: "virtualInbound".to_owned(), ..way.chain(settings, port, &[], filter) }
     });
     chains.collect()

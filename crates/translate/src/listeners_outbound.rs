@@ -12,6 +12,7 @@ use lateen_model::{Resolution, Service, ServicePort};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
+use crate::access::Access;
 use crate::access_log;
 use crate::any_address::{AnyAddress, PortInputs, listens_at_any_address};
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
@@ -174,7 +175,13 @@ pub(crate) fn http_chain(settings: &Settings, listener: &str, routes: String) ->
             application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
             ..Default::default()
         }),
-        filters: vec![filters::http(settings, HttpRole::Outbound, &format!("outbound_{listener};"), routes)],
+        filters: vec![filters::http(
+            settings,
+            HttpRole::Outbound,
+            &format!("outbound_{listener};"),
+            routes,
+            &Access::default(),
+        )],
         ..Default::default()
     }
 }

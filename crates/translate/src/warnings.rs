@@ -9,9 +9,11 @@ use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
+use lateen_api::security::authorization_policy::Action;
 use lateen_model::{
-    DestinationRule, Gateway, ObjectName, PeerAuthentication, Pod, Registry, ServiceEntry, Sidecar,
-    VirtualService, WorkloadEntry, WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
+    AuthorizationPolicy, DestinationRule, Gateway, ObjectName, PeerAuthentication, Pod, Registry,
+    ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup, World, labels_match,
+    resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
@@ -284,6 +286,33 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
             );
             let path = format!("spec.hosts[{index}]");
             warnings.push(Warning { code: None, name: "HostOfService", path, message });
+        }
+    }
+    warnings
+}
+
+/// Warnings about an AuthorizationPolicy.
+pub fn check_authorization_policy(policy: &AuthorizationPolicy, _: &World) -> Vec<Warning> {
+    let spec = &policy.spec;
+    let mut warnings = Vec::new();
+    if spec.has_target() {
+        let field = if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" };
+        warnings
+            .push(Warning::no_effect_as(field, "there are no Gateways of the Gateway API and no waypoints"));
+    }
+    if spec.action == Action::Custom {
+        let reason = "no provider is asked yet, so the workloads it selects refuse everything";
+        warnings.push(Warning::no_effect_as("spec.provider", reason));
+    }
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let sources = rule.from.iter().filter_map(|from| from.source.as_ref());
+        let principals =
+            sources.flat_map(|source| [&source.request_principals, &source.not_request_principals]);
+        let by_token = principals.into_iter().any(|list| !list.is_empty())
+            || rule.when.iter().any(|condition| condition.key.starts_with("request.auth."));
+        if by_token {
+            let reason = "tokens are not verified yet, so no request has a principal or claims";
+            warnings.push(Warning::no_effect_as(format!("spec.rules[{index}]"), reason));
         }
     }
     warnings

@@ -107,6 +107,27 @@ fn engines_accept_the_courses_sidecars_and_gateway() {
 }
 
 #[test]
+fn engines_accept_authorization_policies() {
+    let mut mesh = Mesh::course();
+    mesh.service(
+        "default",
+        "db",
+        "10.96.0.40",
+        json!([{"name": "tcp", "port": 5432}]),
+        json!({"app": "customers"}),
+    );
+    for action in ["ALLOW", "DENY", "AUDIT", "CUSTOM"] {
+        for dry_run in [false, true] {
+            mesh.config(&support::every_field(action, dry_run));
+        }
+    }
+    for name in ["customers-v1-1", "web-frontend-1"] {
+        accept(name, &mut mesh, |mesh| mesh.sidecar("default", name));
+    }
+    accept("gateway", &mut mesh, |mesh| mesh.gateway());
+}
+
+#[test]
 fn engines_accept_entries_of_all_kinds() {
     let mut mesh = Mesh::course();
     let ports = "[{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}, {number: 7000, name: any}]";

@@ -1,4 +1,5 @@
 //! Security: `security.istio.io`.
+pub mod authorization_policy;
 pub mod peer_authentication;
 
 /// The API group of all these kinds.

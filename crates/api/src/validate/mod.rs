@@ -1,4 +1,5 @@
 //! Validation of Istio's kinds, as done by the admission webhook, in Istio's words where it has some.
+mod authorization_policy;
 mod destination_rule;
 mod gateway;
 pub(crate) mod header_value;
@@ -12,6 +13,7 @@ mod sidecar;
 mod unreachable;
 mod virtual_service;
 
+pub use authorization_policy::{is_path_template, validate_authorization_policy};
 pub use destination_rule::validate_destination_rule;
 pub use gateway::validate_gateway;
 pub use peer_authentication::validate_peer_authentication;

@@ -107,6 +107,9 @@ impl Mesh {
             Some("DestinationRule") => {
                 Object::DestinationRule(serde_json::from_value(value).expect("a DestinationRule"))
             }
+            Some("AuthorizationPolicy") => {
+                Object::AuthorizationPolicy(serde_json::from_value(value).expect("an AuthorizationPolicy"))
+            }
             Some("Sidecar") => Object::Sidecar(serde_json::from_value(value).expect("a Sidecar")),
             Some("ServiceEntry") => {
                 Object::ServiceEntry(serde_json::from_value(value).expect("a ServiceEntry"))
@@ -282,4 +285,38 @@ pub(crate) fn filter(chain: &Value) -> &Value {
     let filters = chain["filters"].as_array().expect("filters");
     assert_eq!(filters.len(), 1, "{chain}");
     &filters[0]["typed_config"]
+}
+
+/// An AuthorizationPolicy of the root namespace with every field there is.
+pub(crate) fn every_field(action: &str, dry_run: bool) -> String {
+    let provider = if action == "CUSTOM" { "provider: {name: it}, " } else { "" };
+    let from = "[{source: {principals: [cluster.local/ns/a/sa/b, '*', 'cluster.local/*', '*/sa/b'], notPrincipals: [x/ns/y/sa/z]}},
+      {source: {requestPrincipals: ['*', iss/sub, 'iss/*', '*/sub'], notRequestPrincipals: [a/b/c]}},
+      {source: {namespaces: [a, 'b*'], notNamespaces: [c], ipBlocks: [10.0.0.0/8], notIpBlocks: [10.0.0.1]}},
+      {source: {serviceAccounts: [a/b, c], notServiceAccounts: [d], remoteIpBlocks: ['2001:db8::/32'], notRemoteIpBlocks: [1.2.3.4]}}]";
+    let to = "[{operation: {hosts: [a.example, '*.b', 'c.*', '*'], notHosts: [d], ports: ['80'], notPorts: ['81']}},
+      {operation: {methods: [GET, '*'], notMethods: [PUT], paths: [/a, '/b*', '*/c', '*', '/d/{*}/e/{**}'], notPaths: [/f]}}]";
+    let when = [
+        "request.headers[x-a]",
+        "source.ip",
+        "remote.ip",
+        "source.namespace",
+        "source.principal",
+        "request.auth.principal",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.claims[a]",
+        "request.auth.claims[a][b]",
+        "destination.ip",
+        "connection.sni",
+    ];
+    let when: Vec<String> = when
+        .iter()
+        .map(|key| format!("{{key: '{key}', values: [10.1.2.3], notValues: [10.1.2.4]}}"))
+        .collect();
+    format!(
+        "{{kind: AuthorizationPolicy, metadata: {{name: all-{}-{dry_run}, namespace: istio-system, annotations: {{istio.io/dry-run: '{dry_run}'}}}},
+          spec: {{action: {action}, {provider}rules: [{{from: {from}, to: {to}, when: [{}, {{key: destination.port, values: ['1']}}]}}]}}}}",
+        action.to_lowercase(), when.join(", ")
+    )
 }
