@@ -341,7 +341,7 @@ impl<C: Serving> Guarded<C> {
         if !connection.drain.is_fired() {
             return connection.closing.get();
         }
-        if self.multiplexed || connection.active.get() > 0 {
+        if self.multiplexed || connection.active.get() > 0 || connection.closing.get() {
             connection.stats.downstream_cx_drain_close.inc();
             return true;
         }

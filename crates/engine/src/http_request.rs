@@ -99,6 +99,10 @@ fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
     } else {
         stats.downstream_rq_http1_total.inc();
     }
+    // The answer says that it is the last. (An answer made here is over before anybody looks whether the connection drains.)
+    if request.version() < Version::HTTP_2 && connection.drain.is_fired() {
+        connection.closing.set(true);
+    }
     if request.version() == Version::HTTP_10 && !ingress::keeps_alive(request.headers()) {
         connection.closing.set(true);
     }

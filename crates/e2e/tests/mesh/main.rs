@@ -3,6 +3,7 @@
 //! One process, one trial after another, since the trials of an engine share its mesh. `cargo test -p lateen-e2e -- lab5`
 //! runs the trials whose name contains `lab5`.
 
+mod access;
 mod agreement;
 mod balancing;
 mod boutique;
@@ -106,6 +107,7 @@ fn main() {
     for engine in [Engine::Envoy, Engine::Lateen] {
         let modules = [
             ("labs", labs::TRIALS),
+            ("access", access::TRIALS),
             ("balancing", balancing::TRIALS),
             ("boutique", boutique::TRIALS),
             ("dns", dns::TRIALS),

@@ -135,6 +135,7 @@ fn identity(object: &Object) -> (u8, String) {
         Object::IngressClass(object) => (13, &object.metadata),
         Object::Secret(object) => (15, &object.metadata),
         Object::PeerAuthentication(object) => (16, &object.metadata),
+        Object::AuthorizationPolicy(object) => (17, &object.metadata),
     };
     (kind, ObjectName::of(metadata).to_string())
 }
