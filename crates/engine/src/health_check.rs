@@ -177,7 +177,7 @@ impl HealthChecks {
             stats: checks.stats.clone(),
             breakers: breakers.clone(),
             bind: bind.cloned(),
-            keepalive: cluster.tcp_keepalive.clone(),
+            keepalive: cluster.tcp_keepalive,
             mark: None,
         };
         self.changes.push((name.clone(), HealthChange::Begin(Box::new(target), endpoints.clone())));

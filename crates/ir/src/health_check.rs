@@ -393,7 +393,7 @@ mod tests {
             path: http::uri::PathAndQuery::from_static("/"),
             method: http::Method::GET,
             expected: vec![200..201, 204..206],
-            retriable: vec![200..600],
+            retriable: std::iter::once(200..600).collect(),
         };
         assert_eq!(probe.judge(205, false), Passed);
         assert_eq!(probe.judge(200, true), Degraded);

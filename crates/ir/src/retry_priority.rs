@@ -124,7 +124,7 @@ mod tests {
             let mut memory = memory(frequency);
             for (priority, available) in tries {
                 memory.tried(priority);
-                let fresh = memory.attempted.len() % frequency as usize == 0;
+                let fresh = memory.attempted.len().is_multiple_of(frequency as usize);
                 if let Some(shares) = memory.shares(&available) {
                     proptest::prop_assert_eq!(shares.iter().sum::<u32>(), 100);
                     proptest::prop_assert_eq!(shares.len(), available.len());

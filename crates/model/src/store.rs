@@ -2,6 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1 as networking;
@@ -190,26 +191,13 @@ impl Store {
                 }
             }
             Object::AuthorizationPolicy(object) => {
-                let config = Arc::new(Config::new(*object));
-                if self.world.authorization_policies.get(&config.name) != Some(&config) {
-                    delta.authorization_policies.insert(config.name.clone());
-                    self.world.authorization_policies.insert(config.name.clone(), config);
-                }
+                replace(&mut self.world.authorization_policies, *object, &mut delta.authorization_policies);
             }
             Object::Sidecar(object) => {
-                let config = Arc::new(Config::new(*object));
-                if self.world.sidecars.get(&config.name) != Some(&config) {
-                    delta.sidecars.insert(config.name.clone());
-                    self.world.sidecars.insert(config.name.clone(), config);
-                    self.index_is_stale = true;
-                }
+                self.index_is_stale |= replace(&mut self.world.sidecars, *object, &mut delta.sidecars);
             }
             Object::PeerAuthentication(object) => {
-                let config = Arc::new(Config::new(*object));
-                if self.world.peer_authentications.get(&config.name) != Some(&config) {
-                    delta.peer_authentications.insert(config.name.clone());
-                    self.world.peer_authentications.insert(config.name.clone(), config);
-                }
+                replace(&mut self.world.peer_authentications, *object, &mut delta.peer_authentications);
             }
             Object::Ingress(object) => {
                 self.set_ingress(ObjectName::of(&object.metadata), Some(Ingress::new(&object)), delta);
@@ -223,11 +211,7 @@ impl Store {
                 self.set_credential(ObjectName::of(&secret.metadata), Credential::new(&secret), delta)
             }
             Object::Gateway(object) => {
-                let config = Arc::new(Config::new(*object));
-                if self.world.gateways.get(&config.name) != Some(&config) {
-                    delta.gateways.insert(config.name.clone());
-                    self.world.gateways.insert(config.name.clone(), config);
-                }
+                replace(&mut self.world.gateways, *object, &mut delta.gateways);
             }
             Object::VirtualService(object) => {
                 let config = Arc::new(Config::new(*object));
@@ -256,11 +240,7 @@ impl Store {
                 self.set_workload_entry(config.name.clone(), Some(config), delta);
             }
             Object::WorkloadGroup(object) => {
-                let config = Arc::new(Config::new(*object));
-                if self.world.workload_groups.get(&config.name) != Some(&config) {
-                    delta.workload_groups.insert(config.name.clone());
-                    self.world.workload_groups.insert(config.name.clone(), config);
-                }
+                replace(&mut self.world.workload_groups, *object, &mut delta.workload_groups);
             }
         }
     }
@@ -531,5 +511,20 @@ impl Store {
 mod registry;
 
 mod ingress;
+/// Puts a configuration in the place of what has its name, and notes the change; false when there is none.
+fn replace<S: lateen_api::Kind>(
+    configs: &mut OrdMap<ObjectName, Arc<Config<S>>>,
+    object: lateen_api::Object<S>,
+    changed: &mut BTreeSet<ObjectName>,
+) -> bool {
+    let config = Arc::new(Config::new(object));
+    if configs.get(&config.name) == Some(&config) {
+        return false;
+    }
+    changed.insert(config.name.clone());
+    configs.insert(config.name.clone(), config);
+    true
+}
+
 #[cfg(test)]
 mod tests;

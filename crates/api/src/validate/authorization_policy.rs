@@ -35,11 +35,10 @@ pub fn validate_authorization_policy(spec: &AuthorizationPolicySpec) -> Findings
         (Action::Custom, None | Some("")) => {
             findings.error("spec.provider", "`action.CUSTOM` requires a provider.name");
         }
-        (Action::Custom, Some(_)) => {
-            if spec.rules.is_empty() {
-                findings.error("spec.rules", "CUSTOM action without `rules` is meaningless as it will never be triggered");
-            }
+        (Action::Custom, Some(_)) if spec.rules.is_empty() => {
+            findings.error("spec.rules", "CUSTOM action without `rules` is meaningless as it will never be triggered");
         }
+        (Action::Custom, Some(_)) => {}
         (_, Some(_)) => findings.error("spec.provider", "`provider` must not be with any action other than CUSTOM"),
         (Action::Deny, None) if spec.rules.is_empty() => findings.error(
             "spec.rules",
