@@ -61,6 +61,9 @@ pub enum StartError {
     Pki(String),
 }
 
+/// How often it is looked whether the cluster's own objects are there.
+const KEEP_BASICS: Duration = Duration::from_secs(1);
+
 /// A service account token to be made with [`ApiServer::mint_token`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRequest {
@@ -120,8 +123,10 @@ impl ApiServer {
             request_limit: config.request_limit,
         });
         api.adopt_stored();
-        create_basics(&api, addresses.first().map_or(6443, SocketAddr::port));
+        let port = addresses.first().map_or(6443, SocketAddr::port);
+        create_basics(&api, port);
         let tasks = TaskTracker::new();
+        tasks.spawn(keep_basics(Arc::clone(&api), port));
         for listener in listeners {
             tasks.spawn(accept(Arc::clone(&api), listener, tls.clone(), tasks.clone()));
         }
@@ -220,7 +225,17 @@ fn certificate_names(config: &ApiServerConfig, bound: &[SocketAddr], services: &
     names
 }
 
-/// What every cluster has from the start.
+/// Brings back what somebody has deleted, as Kubernetes does with its own Service.
+async fn keep_basics(api: Arc<Api>, port: u16) {
+    loop {
+        tokio::select! {
+            () = api.stop.cancelled() => return,
+            () = tokio::time::sleep(KEEP_BASICS) => create_basics(&api, port),
+        }
+    }
+}
+
+/// What every cluster has from the start, where it is not there.
 fn create_basics(api: &Api, port: u16) {
     let stamped = |mut object: Value| {
         object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());

@@ -65,6 +65,6 @@ fn policies_decide(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["delete", "authorizationpolicy", "--all", "-n", "default"])?;
     becomes(mesh, "http://httpbin:8000/headers", " 200")?;
     becomes(mesh, "http://echo/", " 200")?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }

@@ -85,7 +85,7 @@ pub(crate) fn record(mesh: &Mesh) -> Result<Recorded> {
 }
 
 fn clean(mesh: &Mesh) -> Result<()> {
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,vs,dr,gw", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 

@@ -43,7 +43,7 @@ fn places_and_hashes(mesh: &Mesh) -> Result<()> {
     localities(mesh).context("localities")?;
     warm_up(mesh, deployed).context("warm-up")?;
     failover(mesh).context("failover")?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,vs,dr,gw", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 

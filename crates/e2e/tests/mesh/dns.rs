@@ -70,7 +70,10 @@ fn names_of_the_mesh(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/caller", "pod/lonely", "--timeout=60s"])?;
     for pod in ["caller", "lonely"] {
         entries_by_name(mesh, pod).with_context(|| format!("entries in {pod}"))?;
-        let kubernetes = field("svc", "default", "kubernetes", "{.spec.clusterIP}")?;
+        // Trials before this one may have deleted it with all others: the cluster brings it back.
+        let kubernetes = eventually("the Service kubernetes", SOON, || {
+            field("svc", "default", "kubernetes", "{.spec.clusterIP}")
+        })?;
         for name in [
             "kubernetes",
             "kubernetes.default",

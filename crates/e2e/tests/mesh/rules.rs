@@ -25,7 +25,7 @@ fn rules_together(mesh: &Mesh) -> Result<()> {
     from_a_sidecar(mesh)?;
     tcp_by_weight(mesh)?;
     said_in_status(mesh)?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,vs,dr,gw", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 

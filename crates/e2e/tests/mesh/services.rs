@@ -19,7 +19,7 @@ fn kinds_and_ingress(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
     kinds(mesh).context("kinds of services")?;
     ingress(mesh).context("Ingress")?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "ingressclass", "mesh"])?;
     mesh.kubectl(&["delete", "deploy,statefulset,svc,ingress", "--all", "-n", "default", "--wait=false"])
         .map(drop)

@@ -85,7 +85,7 @@ fn reach_and_reception(mesh: &Mesh) -> Result<()> {
 
     mesh.kubectl(&["delete", "sidecars", "--all"])?;
     becomes(mesh, "http://httpbin:8000/get", "200")?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 
