@@ -32,7 +32,8 @@ fn metric(stat: &Stat) -> (String, String) {
         let (instance, own) = instance.split_once('\n').unwrap_or((instance, ""));
         let parts = match scope.prefix() {
             "" => [instance, "rbac.", own],
-            prefix => [prefix, ".rbac.", own],
+            // The first part of the filter's own prefix is a label.
+            prefix => [prefix, ".rbac.", own.split_once('.').map_or("", |(_, rest)| rest)],
         };
         name.extend(parts.concat().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
     } else if let Some((scope, _)) = &stat.scope {
@@ -73,7 +74,11 @@ fn metric(stat: &Stat) -> (String, String) {
         }
         let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
         let _ = write!(labels, "{}=\"{}\"", label, escape(instance));
-        if !client.is_empty() && !scope.is_rbac() {
+        if let Some((own, _)) = client.split_once('.')
+            && scope.is_rbac()
+        {
+            let _ = write!(labels, ",envoy_rbac_http_prefix=\"{}\"", escape(own));
+        } else if !client.is_empty() {
             let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
         }
     }
