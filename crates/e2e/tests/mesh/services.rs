@@ -58,9 +58,13 @@ fn kinds(mesh: &Mesh) -> Result<()> {
         }
     }
     // They are known to the mesh: nothing went to addresses without a service.
-    let outside = "PassthroughCluster";
-    let log = mesh.kubectl(&["logs", "client", "-c", "istio-proxy", "--tail=500"])?;
-    ensure!(log.contains("members.default") && !log.contains(outside), "{log}");
+    let last = "member-1.members.default.svc.cluster.local:8080";
+    let log = eventually("the last request is in the log", SOON, || {
+        let log = mesh.kubectl(&["logs", "client", "-c", "istio-proxy", "--tail=500"])?;
+        ensure!(log.contains(last), "no {last} in {log}");
+        Ok(log)
+    })?;
+    ensure!(log.contains("|members.default") && !log.contains("PassthroughCluster"), "{log}");
     Ok(())
 }
 
