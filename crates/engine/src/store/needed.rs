@@ -1,0 +1,88 @@
+//! What configuration in effect refers to: what must be subscribed to, what must linger, what can be forgotten.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lateen_ir as ir;
+
+use super::{Store, dns_key};
+use crate::compile;
+use crate::update::{ResourceKind, Subscriptions};
+
+impl Store {
+    /// Every TLS context there is.
+    pub(crate) fn contexts(&self) -> impl Iterator<Item = &ir::CommonTls> {
+        let of_listeners = self.listener_configs().flat_map(|config| config.tls()).map(|tls| &tls.ir.common);
+        let of_clusters =
+            self.clusters.values().flat_map(|entry| entry.transports.all()).map(|tls| &tls.ir.common);
+        of_listeners.chain(of_clusters)
+    }
+
+    /// Names of clusters that active listeners and routes refer to.
+    pub(super) fn needed_clusters(&self) -> BTreeSet<Arc<str>> {
+        if self.clusters.values().all(|entry| entry.gone_since.is_none()) {
+            return BTreeSet::new();
+        }
+        let mut slots = BTreeSet::new();
+        for listener in self.listeners.values().filter_map(|entry| entry.active.as_ref()) {
+            slots.extend(compile::references(listener).0);
+        }
+        self.routes.values().for_each(|config| slots.extend(config.slots.iter().copied()));
+        let named = self.names.clusters.names().iter();
+        named.filter(|(_, slot)| slots.contains(slot)).map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn forget_unused(&mut self) {
+        let wanted = self.subscriptions();
+        let clusters = &self.clusters;
+        self.health.retain(|name| clusters.contains_key(name));
+        let dns: BTreeSet<Arc<str>> = self.clusters.keys().map(|name| dns_key(name)).collect();
+        self.eds_users.retain(|name, _| wanted.endpoints.contains(&**name));
+        self.endpoints.retain(|name, _| wanted.endpoints.contains(&**name) || dns.contains(name));
+        let statics = &self.raw;
+        self.routes.retain(|name, _| {
+            let key = (ResourceKind::Routes, name.to_string());
+            wanted.routes.contains(&**name) || statics.get(&key).is_some_and(|raw| raw.is_static)
+        });
+        let named: BTreeSet<Arc<str>> =
+            self.contexts().flat_map(|common| common.secrets()).map(|secret| secret.name.clone()).collect();
+        self.secrets.retain(|name| {
+            let key = (ResourceKind::Secret, name.to_owned());
+            named.contains(name) || statics.get(&key).is_some_and(|raw| raw.is_static)
+        });
+        let (endpoints, routes, secrets) = (&self.endpoints, &self.routes, &self.secrets);
+        self.raw.retain(|(kind, name), raw| match kind {
+            ResourceKind::Endpoints => raw.is_static || endpoints.contains_key(&**name),
+            ResourceKind::Routes => raw.is_static || routes.contains_key(&**name),
+            ResourceKind::Secret => raw.is_static || secrets.has(name),
+            ResourceKind::Cluster | ResourceKind::Listener => true,
+        });
+    }
+
+    /// What must be subscribed to.
+    pub(crate) fn subscriptions(&self) -> Subscriptions {
+        let mut wanted = Subscriptions::default();
+        for entry in self.listeners.values() {
+            let configs = entry.active.iter().chain(entry.warming.as_ref().map(|warming| &warming.config));
+            for config in configs {
+                wanted.routes.extend(compile::rds_names(&config.ir).map(|(name, _)| name.to_string()));
+            }
+        }
+        for secret in self.contexts().flat_map(|common| common.secrets()) {
+            match &secret.source {
+                ir::SecretSource::Static => {}
+                ir::SecretSource::Ads { .. } => drop(wanted.secrets.insert(secret.name.to_string())),
+                ir::SecretSource::Agent { .. } => {
+                    wanted.agent_secrets.insert(secret.name.to_string());
+                }
+                ir::SecretSource::Path { path, .. } => drop(wanted.secret_files.insert(path.to_string())),
+            }
+        }
+        for entry in self.clusters.values().filter(|entry| entry.gone_since.is_none()) {
+            if let ir::Discovery::Eds { service_name, .. } = &entry.ir.discovery {
+                wanted.endpoints.insert(service_name.to_string());
+            }
+        }
+        wanted
+    }
+}
