@@ -254,6 +254,7 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
                     locality_weight: members.weight,
                     weight: endpoint.weight,
                     health: config.checked_health(host.address, host.health()),
+                    excluded: config.is_excluded(host.address),
                     hash_key: hashing
                         .map(|hashing| endpoint.hash_key(hashing.use_hostname))
                         .unwrap_or_default(),

@@ -286,11 +286,6 @@ pub(crate) fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
         let reason = "is supported together with auto_sni only";
         return Some(format!("upstream_http_protocol_options.auto_san_validation: {reason}"));
     }
-    let plain =
-        matches!(cluster.transport, ir::UpstreamTransport::Plaintext) && cluster.transport_matches.is_empty();
-    if cluster.health_check.is_some() && !plain {
-        return Some("health_checks: are supported without transport sockets only".to_owned());
-    }
     let bind = cluster.bind.as_ref()?;
     let unknown = bind.socket_options.iter().position(|option| !socket_option_supported(option))?;
     Some(format!(

@@ -1,31 +1,27 @@
 //! Active health checks of a cluster's endpoints, by the control thread: each endpoint is asked on its own clock.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use arc_swap::ArcSwapOption;
 use lateen_ir::{
-    BindConfig, CheckedHealth, Cluster, ClusterLoadAssignment, Endpoint, EndpointAddress,
-    EndpointHealthCheck, HealthCheck, HealthHistory, HealthProbe, HealthStatus, HealthVerdict, HttpProbe,
-    TcpKeepalive, TcpProbe,
+    BindConfig, CheckedHealth, Cluster, ClusterLoadAssignment, Endpoint, EndpointAddress, HealthCheck,
+    HealthHistory, HealthStatus, HealthVerdict,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::dial::{DialOptions, dial};
-use crate::snapshot::Breakers;
+use crate::health_probe::Asker;
+use crate::outlier::Detector;
+use crate::snapshot::{Breakers, Transports};
+use crate::stats::blocks::BlockReading;
+use crate::stats::tls::TlsStats;
 
-/// An answer to a TCP check that is longer is no answer.
-const MOST_RECEIVED: usize = 64 * 1024;
+/// Results that wait to be taken in.
+const QUEUE: usize = 64;
 
 /// What checks say of a cluster's endpoints.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,8 +56,11 @@ pub(crate) struct HealthStats {
     success: AtomicU64,
     failure: AtomicU64,
     network_failure: AtomicU64,
+    passive_failure: AtomicU64,
     healthy: AtomicU64,
     degraded: AtomicU64,
+    /// The handshakes of checks.
+    tls: Mutex<TlsStats>,
 }
 
 impl HealthStats {
@@ -72,8 +71,8 @@ impl HealthStats {
             ("health_check.success", self.success.load(Ordering::Relaxed)),
             ("health_check.failure", self.failure.load(Ordering::Relaxed)),
             ("health_check.network_failure", self.network_failure.load(Ordering::Relaxed)),
-            // Endpoints do not tell of themselves in answers, and are not asked who they are.
-            ("health_check.passive_failure", 0),
+            ("health_check.passive_failure", self.passive_failure.load(Ordering::Relaxed)),
+            // Endpoints are not asked who they are.
             ("health_check.verify_cluster", 0),
         ]
     }
@@ -86,6 +85,16 @@ impl HealthStats {
         ]
     }
 
+    /// Counts into the numbers of handshakes. They are whole at every moment, so that a panic elsewhere does no harm.
+    pub(crate) fn tls(&self) -> MutexGuard<'_, TlsStats> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Numbers of handshakes.
+    pub(crate) fn read_tls(&self) -> BlockReading {
+        self.tls().read()
+    }
+
     fn note(&self, checked: &Checked) {
         let count =
             |is: fn(&CheckedHealth) -> bool| checked.0.values().filter(|health| is(health)).count() as u64;
@@ -95,18 +104,42 @@ impl HealthStats {
 }
 
 /// A cluster whose endpoints are checked.
-#[derive(Clone)]
 pub(crate) struct HealthTarget {
     /// Tells its results from those of an earlier version of the cluster.
     pub(crate) generation: u64,
-    pub(crate) cluster: Arc<str>,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) check: HealthCheck,
     pub(crate) stats: Arc<HealthStats>,
     /// Knows whether the cluster is in use.
     pub(crate) breakers: Arc<Breakers>,
     pub(crate) bind: Option<Arc<BindConfig>>,
-    pub(crate) keepalive: Option<TcpKeepalive>,
+    pub(crate) transports: Arc<Transports>,
     pub(crate) mark: Option<u32>,
+    ejecting: Arc<ArcSwapOption<Detector>>,
+    /// Endpoints that have told in an answer that they leave.
+    leaving: mpsc::Receiver<SocketAddr>,
+}
+
+/// What a cluster's health checks are to everyone else.
+#[derive(Clone)]
+pub(crate) struct HealthView {
+    pub(crate) checked: Arc<Checked>,
+    pub(crate) stats: Arc<HealthStats>,
+    ejecting: Arc<ArcSwapOption<Detector>>,
+    leaving: mpsc::Sender<SocketAddr>,
+}
+
+impl HealthView {
+    /// Checks that pass end this one's ejections.
+    pub(crate) fn ejected_by(&self, detector: Option<Arc<Detector>>) {
+        self.ejecting.store(detector);
+    }
+
+    /// An endpoint has told in an answer that it leaves (`x-envoy-immediate-health-check-fail`).
+    pub(crate) fn leaves(&self, address: SocketAddr) {
+        // Where so many have told it, its next answer will do.
+        let _ = self.leaving.try_send(address);
+    }
 }
 
 /// What changes in the checks of a cluster.
@@ -124,8 +157,7 @@ struct Checks {
     cluster: Arc<Cluster>,
     generation: u64,
     endpoints: Arc<ClusterLoadAssignment>,
-    checked: Arc<Checked>,
-    stats: Arc<HealthStats>,
+    view: HealthView,
 }
 
 /// The clusters that are checked, and what is to change in that.
@@ -145,7 +177,8 @@ impl HealthChecks {
         endpoints: &Arc<ClusterLoadAssignment>,
         breakers: &Arc<Breakers>,
         bind: Option<&Arc<BindConfig>>,
-    ) -> Option<(Arc<Checked>, Arc<HealthStats>)> {
+        transports: &Arc<Transports>,
+    ) -> Option<HealthView> {
         let name = &cluster.name;
         let Some(check) = &cluster.health_check else {
             if self.clusters.remove(name).is_some() {
@@ -159,37 +192,39 @@ impl HealthChecks {
                 known.endpoints = endpoints.clone();
                 self.changes.push((name.clone(), HealthChange::Endpoints(endpoints.clone())));
             }
-            return Some((known.checked.clone(), known.stats.clone()));
+            return Some(known.view.clone());
         }
         self.generation += 1;
-        let checks = Checks {
-            cluster: cluster.clone(),
-            generation: self.generation,
-            endpoints: endpoints.clone(),
+        let (leaves, leaving) = mpsc::channel(QUEUE);
+        let view = HealthView {
             checked: Arc::default(),
             // Counters go on where the cluster is another version of the same.
-            stats: self.clusters.get(name).map(|before| before.stats.clone()).unwrap_or_default(),
+            stats: self.clusters.get(name).map(|before| before.view.stats.clone()).unwrap_or_default(),
+            ejecting: Arc::default(),
+            leaving: leaves,
         };
         let target = HealthTarget {
             generation: self.generation,
-            cluster: name.clone(),
+            cluster: cluster.clone(),
             check: check.clone(),
-            stats: checks.stats.clone(),
+            stats: view.stats.clone(),
             breakers: breakers.clone(),
             bind: bind.cloned(),
-            keepalive: cluster.tcp_keepalive,
+            transports: transports.clone(),
             mark: None,
+            ejecting: view.ejecting.clone(),
+            leaving,
         };
         self.changes.push((name.clone(), HealthChange::Begin(Box::new(target), endpoints.clone())));
-        let result = (checks.checked.clone(), checks.stats.clone());
-        self.clusters.insert(name.clone(), checks);
-        Some(result)
+        let (cluster, endpoints, generation) = (cluster.clone(), endpoints.clone(), self.generation);
+        self.clusters.insert(name.clone(), Checks { cluster, generation, endpoints, view: view.clone() });
+        Some(view)
     }
 
     /// Takes results; false when they are of an earlier version of the cluster.
     pub(crate) fn take(&mut self, cluster: &str, generation: u64, checked: Checked) -> bool {
         let checks = self.clusters.get_mut(cluster).filter(|checks| checks.generation == generation);
-        checks.map(|checks| checks.checked = Arc::new(checked)).is_some()
+        checks.map(|checks| checks.view.checked = Arc::new(checked)).is_some()
     }
 
     /// Ends the checks of other clusters.
@@ -216,226 +251,172 @@ fn sockets(endpoints: &ClusterLoadAssignment) -> impl Iterator<Item = (SocketAdd
 /// An endpoint that is being checked.
 struct Session {
     task: AbortHandle,
-    settings: Option<Arc<EndpointHealthCheck>>,
+    endpoint: Arc<Endpoint>,
+    history: HealthHistory,
 }
 
-type News = (SocketAddr, CheckedHealth);
+/// The result of one check; who asked is told how long to pause.
+struct Asked {
+    address: SocketAddr,
+    verdict: HealthVerdict,
+    pause: oneshot::Sender<Duration>,
+}
+
+/// The checks of a cluster's endpoints.
+struct Following {
+    target: Arc<HealthTarget>,
+    sessions: AHashMap<SocketAddr, Session>,
+    checked: Checked,
+}
 
 /// Checks endpoints until they are nobody's any more; tells `found` of every change.
 pub(crate) async fn follow(
-    target: HealthTarget,
+    mut target: HealthTarget,
     mut endpoints: watch::Receiver<Arc<ClusterLoadAssignment>>,
     mut found: impl FnMut(Checked),
 ) {
-    let target = Arc::new(target);
-    let (news, mut arriving) = mpsc::channel(64);
+    // The other end is kept as long as the cluster is.
+    let mut leaving = std::mem::replace(&mut target.leaving, mpsc::channel(1).1);
+    let (news, mut arriving) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    let mut sessions: AHashMap<SocketAddr, Session> = AHashMap::new();
-    let mut checked = Checked::default();
+    let mut following =
+        Following { target: Arc::new(target), sessions: AHashMap::new(), checked: Checked::default() };
     loop {
         let wanted = endpoints.borrow_and_update().clone();
-        let before = checked.clone();
-        reconcile(&target, &wanted, &mut sessions, &mut checked, |address, settings| {
-            tasks.spawn(check_endpoint(target.clone(), address, settings, news.clone()))
+        let target = following.target.clone();
+        let changed = following.reconcile(&wanted, |address, endpoint| {
+            tasks.spawn(check_endpoint(target.clone(), address, endpoint, news.clone()))
         });
         // What was aborted has nothing to say.
         while tasks.try_join_next().is_some() {}
-        target.stats.note(&checked);
-        if checked != before {
-            found(checked.clone());
+        if changed {
+            found(following.checked.clone());
         }
         loop {
-            tokio::select! {
+            let changed = tokio::select! {
                 changed = endpoints.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,
                 },
-                Some((address, health)) = arriving.recv() => {
-                    if sessions.contains_key(&address) {
-                        checked.0.insert(address, health);
-                        target.stats.note(&checked);
-                        found(checked.clone());
-                    }
-                }
+                Some(asked) = arriving.recv() => following.asked(asked),
+                Some(address) = leaving.recv() => following.leaves(address),
+            };
+            if changed {
+                found(following.checked.clone());
             }
         }
     }
 }
 
-/// Begins and ends the checks of endpoints that came, went or are to be asked otherwise.
-fn reconcile(
-    target: &HealthTarget,
-    wanted: &ClusterLoadAssignment,
-    sessions: &mut AHashMap<SocketAddr, Session>,
-    checked: &mut Checked,
-    mut begin: impl FnMut(SocketAddr, Option<Arc<EndpointHealthCheck>>) -> AbortHandle,
-) {
-    let wanted: AHashMap<SocketAddr, &Arc<Endpoint>> = sockets(wanted).collect();
-    tracing::debug!(cluster = %target.cluster, endpoints = wanted.len(), "endpoints to check");
-    checked.0.retain(|address, _| wanted.contains_key(address));
-    sessions.retain(|address, session| {
-        let stays = wanted.get(address).is_some_and(|endpoint| endpoint.health_check == session.settings);
-        if !stays {
-            session.task.abort();
-            checked.0.remove(address);
+impl Following {
+    /// Begins and ends the checks of endpoints that came, went or are to be asked otherwise. True when that changes what is known.
+    fn reconcile(
+        &mut self,
+        wanted: &ClusterLoadAssignment,
+        mut begin: impl FnMut(SocketAddr, Arc<Endpoint>) -> AbortHandle,
+    ) -> bool {
+        let Self { target, sessions, checked } = self;
+        let before = checked.clone();
+        let wanted: AHashMap<SocketAddr, &Arc<Endpoint>> = sockets(wanted).collect();
+        tracing::debug!(cluster = %target.cluster.name, endpoints = wanted.len(), "endpoints to check");
+        checked.0.retain(|address, _| wanted.contains_key(address));
+        let position = |endpoint: &Endpoint| target.cluster.transport_position(endpoint.metadata.as_deref());
+        sessions.retain(|address, session| {
+            let known = &session.endpoint;
+            let stays = wanted.get(address).is_some_and(|endpoint| {
+                endpoint.health_check == known.health_check
+                    && endpoint.hostname == known.hostname
+                    && position(endpoint) == position(known)
+            });
+            if !stays {
+                session.task.abort();
+                checked.0.remove(address);
+            }
+            stays
+        });
+        for (address, endpoint) in wanted {
+            if endpoint.health_check.as_ref().is_some_and(|settings| settings.disabled) {
+                checked.0.insert(address, CheckedHealth::HEALTHY);
+            } else if !sessions.contains_key(&address) {
+                let (task, history) = (begin(address, endpoint.clone()), HealthHistory::default());
+                sessions.insert(address, Session { task, endpoint: endpoint.clone(), history });
+            }
         }
-        stays
-    });
-    for (address, endpoint) in wanted {
-        let settings = &endpoint.health_check;
-        if settings.as_ref().is_some_and(|settings| settings.disabled) {
-            checked.0.insert(address, CheckedHealth::HEALTHY);
-        } else if !sessions.contains_key(&address) {
-            let task = begin(address, settings.clone());
-            sessions.insert(address, Session { task, settings: settings.clone() });
-        }
+        target.stats.note(checked);
+        *checked != before
     }
-}
 
-/// A connection kept for the next check.
-enum Kept {
-    Http(http1::SendRequest<Empty<Bytes>>),
-    Tcp(TcpStream),
+    /// Takes the result of a check in. True when it changes what is known.
+    fn asked(&mut self, asked: Asked) -> bool {
+        let Asked { address, verdict, pause } = asked;
+        // One that was aborted asks no more.
+        let Some(session) = self.sessions.get_mut(&address).filter(|_| !pause.is_closed()) else {
+            return false;
+        };
+        let Self { target, checked, .. } = self;
+        let (check, stats) = (&target.check, &target.stats);
+        let transition = session.history.note(check, verdict);
+        let health = session.history.health();
+        if verdict.passed() {
+            count(&stats.success);
+        } else {
+            tracing::debug!(cluster = %target.cluster.name, endpoint = %address, ?verdict, "health check failed");
+            count(&stats.failure);
+        }
+        if matches!(verdict, HealthVerdict::Unreachable | HealthVerdict::TimedOut) {
+            count(&stats.network_failure);
+        }
+        if verdict.passed()
+            && !health.failed
+            && let Some(detector) = &*target.ejecting.load()
+        {
+            detector.health_check_passed(address, Instant::now());
+        }
+        let used = target.breakers.is_used();
+        // An asker that is gone needs no answer.
+        let _ = pause.send(check.pause(verdict.passed(), transition, used, &mut || fastrand::u64(..)));
+        let changed = checked.0.insert(address, health) != Some(health);
+        stats.note(checked);
+        changed
+    }
+
+    /// An endpoint has told that it leaves, which is a failure at once. True when it changes what is known.
+    fn leaves(&mut self, address: SocketAddr) -> bool {
+        let Some(session) = self.sessions.get_mut(&address) else { return false };
+        let (check, stats) = (&self.target.check, &self.target.stats);
+        count(&stats.failure);
+        count(&stats.passive_failure);
+        session.history.note(check, HealthVerdict::Failed { retriable: false, leaving: true });
+        let health = session.history.health();
+        let changed = self.checked.0.insert(address, health) != Some(health);
+        stats.note(&self.checked);
+        changed
+    }
 }
 
 async fn check_endpoint(
     target: Arc<HealthTarget>,
     address: SocketAddr,
-    settings: Option<Arc<EndpointHealthCheck>>,
-    news: mpsc::Sender<News>,
+    endpoint: Arc<Endpoint>,
+    news: mpsc::Sender<Asked>,
 ) {
-    let (check, stats) = (&target.check, &target.stats);
-    let settings = settings.as_deref();
-    let ip = settings.and_then(|settings| settings.address).unwrap_or(address.ip());
-    let port = settings.and_then(|settings| settings.port).unwrap_or(address.port());
-    let asked = SocketAddr::new(ip, port);
-    let hostname = settings.and_then(|settings| settings.hostname.as_deref());
+    let check = &target.check;
     let jitter = u64::try_from(check.initial_jitter.as_millis()).unwrap_or(u64::MAX);
     tokio::time::sleep(Duration::from_millis(fastrand::u64(..).checked_rem(jitter).unwrap_or(0))).await;
-    let mut history = HealthHistory::default();
-    let mut told = history.health();
-    let mut kept = None;
-    let count = |counter: &AtomicU64| {
-        counter.fetch_add(1, Ordering::Relaxed);
-    };
+    let mut asker = Asker::new(&target, address, &endpoint);
     loop {
-        count(&stats.attempt);
-        let asking = ask(&target, asked, hostname, &mut kept);
-        let answer = tokio::time::timeout(check.timeout, asking).await;
+        count(&target.stats.attempt);
+        let answer = tokio::time::timeout(check.timeout, asker.ask()).await;
         let verdict = answer.unwrap_or(HealthVerdict::TimedOut);
-        let transition = history.note(check, verdict);
-        let passed = matches!(verdict, HealthVerdict::Passed | HealthVerdict::Degraded);
-        if passed {
-            count(&stats.success);
-        } else {
-            tracing::debug!(cluster = %target.cluster, endpoint = %address, ?verdict, "health check failed");
-            count(&stats.failure);
+        let (pause, told) = oneshot::channel();
+        if news.send(Asked { address, verdict, pause }).await.is_err() {
+            return;
         }
-        if matches!(verdict, HealthVerdict::Unreachable | HealthVerdict::TimedOut) {
-            count(&stats.network_failure);
-            kept = None;
-        }
-        if history.health() != told {
-            told = history.health();
-            if news.send((address, told)).await.is_err() {
-                return;
-            }
-        }
-        let pause = check.pause(passed, transition, target.breakers.is_used(), &mut || fastrand::u64(..));
+        let Ok(pause) = told.await else { return };
         tokio::time::sleep(pause).await;
     }
 }
 
-/// One check.
-async fn ask(
-    target: &HealthTarget,
-    address: SocketAddr,
-    hostname: Option<&str>,
-    kept: &mut Option<Kept>,
-) -> HealthVerdict {
-    let before = kept.take();
-    let asked = match &target.check.probe {
-        HealthProbe::Http(probe) => ask_http(target, probe, address, hostname, before).await,
-        HealthProbe::Tcp(probe) => ask_tcp(target, probe, address, before).await,
-    };
-    match asked {
-        Some((verdict, connection)) => {
-            *kept = connection.filter(|_| target.check.reuse_connection);
-            verdict
-        }
-        None => HealthVerdict::Unreachable,
-    }
-}
-
-async fn connect(target: &HealthTarget, address: SocketAddr) -> Option<TcpStream> {
-    let options = DialOptions {
-        mark: target.mark,
-        bind: target.bind.as_deref(),
-        keepalive: target.keepalive.as_ref(),
-        timeout: target.check.timeout,
-    };
-    dial(address, options).await.ok()
-}
-
-async fn ask_http(
-    target: &HealthTarget,
-    probe: &HttpProbe,
-    address: SocketAddr,
-    hostname: Option<&str>,
-    kept: Option<Kept>,
-) -> Option<(HealthVerdict, Option<Kept>)> {
-    let mut sender = match kept {
-        Some(Kept::Http(sender)) if !sender.is_closed() => sender,
-        _ => {
-            let stream = connect(target, address).await?;
-            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-            // Ends with its sender; what goes wrong is seen there.
-            tokio::spawn(driver);
-            sender
-        }
-    };
-    sender.ready().await.ok()?;
-    let host = hostname.or(probe.host.as_deref()).unwrap_or(&target.cluster);
-    let mut request = Request::builder()
-        .method(probe.method.clone())
-        .uri(probe.path.as_str())
-        .header(header::HOST, host)
-        .header(header::USER_AGENT, "Envoy/HC")
-        .body(Empty::new())
-        .ok()?;
-    if matches!(probe.method, Method::POST | Method::PUT | Method::PATCH | Method::OPTIONS) {
-        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
-    let response = sender.send_request(request).await.ok()?;
-    let degraded = response.headers().contains_key("x-envoy-degraded");
-    let verdict = probe.judge(response.status().as_u16(), degraded);
-    let mut body = response.into_body();
-    while let Some(frame) = body.frame().await {
-        frame.ok()?;
-    }
-    Some((verdict, Some(Kept::Http(sender))))
-}
-
-async fn ask_tcp(
-    target: &HealthTarget,
-    probe: &TcpProbe,
-    address: SocketAddr,
-    kept: Option<Kept>,
-) -> Option<(HealthVerdict, Option<Kept>)> {
-    let mut stream = match kept {
-        Some(Kept::Tcp(stream)) => stream,
-        _ => connect(target, address).await?,
-    };
-    if probe.receive.is_empty() {
-        return Some((HealthVerdict::Passed, None));
-    }
-    stream.write_all(&probe.send).await.ok()?;
-    let mut received = Vec::new();
-    while !probe.is_answered(&received) {
-        let read = stream.read_buf(&mut received).await.ok()?;
-        if read == 0 || received.len() > MOST_RECEIVED {
-            return None;
-        }
-    }
-    Some((HealthVerdict::Passed, Some(Kept::Tcp(stream))))
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }

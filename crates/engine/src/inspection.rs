@@ -78,7 +78,7 @@ pub(crate) struct Inspection {
 impl Inspection {
     pub(crate) fn new(
         store: &Store,
-        readings: Vec<ArenaReading>,
+        mut readings: Vec<ArenaReading>,
         hosts: Vec<HostReading>,
         server: ServerFacts,
         with_resources: bool,
@@ -89,6 +89,7 @@ impl Inspection {
             .map(|cluster| (Scope::Cluster, cluster.config.stat_name.clone()))
             .chain(store.active_listeners().map(|listener| (Scope::Listener, listener.stat_name.clone())))
             .chain(with_tls(&clusters).map(|config| (Scope::ClusterTls, config.stat_name.clone())));
+        readings.push(health_check_handshakes(&clusters));
         let mut stats = merge(readings, known);
         clusters.iter().for_each(|cluster| cluster_gauges(cluster, &mut stats));
         tls_updates(store, &clusters, &mut stats);
@@ -125,6 +126,15 @@ impl Inspection {
 
 fn with_tls(clusters: &[ClusterView]) -> impl Iterator<Item = &ClusterConfig> {
     clusters.iter().map(|cluster| &*cluster.config).filter(|config| config.transports.all().next().is_some())
+}
+
+/// Handshakes of health checks, which no worker counts.
+fn health_check_handshakes(clusters: &[ClusterView]) -> ArenaReading {
+    let reading = |config: &ClusterConfig| {
+        let numbers = &config.checked.as_ref()?.stats;
+        Some((Scope::ClusterTls, config.stat_name.clone(), numbers.read_tls()))
+    };
+    with_tls(clusters).filter_map(reading).collect()
 }
 
 /// How often secrets changed what listeners and clusters do.
@@ -167,7 +177,7 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                         checked: config
                             .checked
                             .as_ref()
-                            .map_or(CheckedHealth::HEALTHY, |(checked, _)| checked.of(address)),
+                            .map_or(CheckedHealth::HEALTHY, |view| view.checked.of(address)),
                         ejected: sum.1,
                         success_rates: rates(address),
                         weight: endpoint.weight,
@@ -212,6 +222,7 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &cluster.config;
     let health = |host: &HostView| config.checked_health(host.address, host.health);
     let healthy = |host: &&HostView| health(host) == HealthStatus::Healthy && !host.ejected;
+    let excluded = |host: &&HostView| host.health == HealthStatus::Draining || host.checked.excluded;
     let count = |n: usize| Value::Gauge(n as u64);
     let open = |what| Value::Gauge(u64::from(is_open(config, what, false)));
     let high = |what| Value::Gauge(u64::from(is_open(config, what, true)));
@@ -222,10 +233,7 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
             "membership_degraded",
             count(cluster.hosts.iter().filter(|host| health(host) == HealthStatus::Degraded).count()),
         ),
-        (
-            "membership_excluded",
-            count(cluster.hosts.iter().filter(|host| host.health == HealthStatus::Draining).count()),
-        ),
+        ("membership_excluded", count(cluster.hosts.iter().filter(excluded).count())),
         ("max_host_weight", count(cluster.hosts.iter().map(|host| host.weight as usize).max().unwrap_or(0))),
         ("circuit_breakers_default_cx_open", open(Limited::Connection)),
         ("circuit_breakers_default_rq_open", open(Limited::Request)),
@@ -272,7 +280,7 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
 
 /// Numbers of active health checks.
 fn health_stats(config: &ClusterConfig, stats: &mut Vec<Stat>) {
-    let Some((_, numbers)) = &config.checked else { return };
+    let Some(numbers) = config.checked.as_ref().map(|view| &view.stats) else { return };
     let counters = numbers.counters().map(|(leaf, value)| (leaf, Value::Counter(value)));
     let gauges = numbers.gauges().map(|(leaf, value)| (leaf, Value::Gauge(value)));
     for (leaf, value) in counters.into_iter().chain(gauges) {

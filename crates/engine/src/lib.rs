@@ -42,6 +42,7 @@ mod gate;
 mod guard;
 mod header_mutations;
 mod health_check;
+mod health_probe;
 mod host;
 mod http_connection;
 mod http_request;

@@ -98,6 +98,12 @@ impl Monitor {
         self.run(why).is_some_and(|run| run.fetch_add(1, Relaxed) + 1 == limit)
     }
 
+    /// The host is in the rotation again. What is left of a run from before must not eject it soon.
+    fn returns(&self) {
+        Ejection::ALL.iter().for_each(|why| self.reset(*why));
+        self.ejected.store(false, Relaxed);
+    }
+
     fn reset(&self, why: Ejection) {
         if let Some(run) = self.run(why) {
             run.store(0, Relaxed);
@@ -241,14 +247,26 @@ impl Detector {
             .collect();
         let (returned, ejected) = judge.interval(&self.config, &rates, random, now);
         for monitor in returned.iter().filter_map(|host| monitors.get(host)) {
-            // What is left of a run from before must not eject it again soon.
-            Ejection::ALL.iter().for_each(|why| monitor.reset(*why));
-            monitor.ejected.store(false, Relaxed);
+            monitor.returns();
         }
         for monitor in ejected.iter().filter_map(|host| monitors.get(host)) {
             monitor.ejected.store(true, Relaxed);
         }
         if !(returned.is_empty() && ejected.is_empty()) {
+            self.epoch.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A health check of the host has passed: an ejection ends, if that is how the cluster wants it.
+    pub(crate) fn health_check_passed(&self, host: SocketAddr, now: Instant) {
+        if !self.config.health_check_ends_ejection {
+            return;
+        }
+        let mut state = self.state();
+        if state.judge.uneject(host, now)
+            && let Some(monitor) = state.monitors.get(&host)
+        {
+            monitor.returns();
             self.epoch.fetch_add(1, Relaxed);
         }
     }

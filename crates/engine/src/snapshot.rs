@@ -12,7 +12,7 @@ use lateen_ir as ir;
 
 use crate::dns::DnsStats;
 use crate::filters::Filter;
-use crate::health_check::{Checked, HealthStats};
+use crate::health_check::HealthView;
 use crate::joined::Joined;
 use crate::outlier::Detector;
 use crate::tls::{ClientTls, ServerTls};
@@ -131,8 +131,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) bind: Option<Arc<ir::BindConfig>>,
     /// Of a cluster whose names are looked up.
     pub(crate) dns_stats: Option<Arc<DnsStats>>,
-    /// What active health checks say, and their numbers.
-    pub(crate) checked: Option<(Arc<Checked>, Arc<HealthStats>)>,
+    /// With active health checks.
+    pub(crate) checked: Option<HealthView>,
     pub(crate) transports: Arc<Transports>,
 }
 
@@ -149,18 +149,36 @@ impl Transports {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<ClientTls>> {
         self.general.iter().chain(self.matched.iter().flatten())
     }
+
+    /// The transport at a position of the cluster's `transport_matches`; `None`: the cluster's own.
+    pub(crate) fn at<'a>(
+        &'a self,
+        cluster: &'a ir::Cluster,
+        position: Option<usize>,
+    ) -> (&'a ir::UpstreamTransport, Option<&'a Arc<ClientTls>>) {
+        match position {
+            None => (&cluster.transport, self.general.as_ref()),
+            Some(position) => {
+                (&cluster.transport_matches[position].transport, self.matched[position].as_ref())
+            }
+        }
+    }
 }
 
 impl ClusterConfig {
     /// Health of an endpoint with what active health checks say of it.
     pub(crate) fn checked_health(&self, address: SocketAddr, health: ir::HealthStatus) -> ir::HealthStatus {
-        self.checked.as_ref().map_or(health, |(checked, _)| checked.health(address, health))
+        self.checked.as_ref().map_or(health, |view| view.checked.health(address, health))
+    }
+
+    /// Whether an endpoint has told that it leaves.
+    pub(crate) fn is_excluded(&self, address: SocketAddr) -> bool {
+        self.checked.as_ref().is_some_and(|view| view.checked.of(address).excluded)
     }
 
     /// Position of an endpoint's transport in `ir.transport_matches`; `None`: the cluster's own.
     pub(crate) fn transport_position(&self, endpoint: &ir::Endpoint) -> Option<usize> {
-        let metadata = endpoint.metadata.as_deref();
-        self.ir.transport_matches.iter().position(|one| one.is_match(metadata))
+        self.ir.transport_position(endpoint.metadata.as_deref())
     }
 
     /// How to reach an endpoint.
@@ -168,12 +186,7 @@ impl ClusterConfig {
         &self,
         endpoint: &ir::Endpoint,
     ) -> (&ir::UpstreamTransport, Option<&Arc<ClientTls>>) {
-        match self.transport_position(endpoint) {
-            None => (&self.ir.transport, self.transports.general.as_ref()),
-            Some(position) => {
-                (&self.ir.transport_matches[position].transport, self.transports.matched[position].as_ref())
-            }
-        }
+        self.transports.at(&self.ir, self.transport_position(endpoint))
     }
 }
 

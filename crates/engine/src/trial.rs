@@ -71,6 +71,7 @@ impl Trial<'_> {
             }
             match self.attempt(&host).await {
                 Ok((lease, response)) => {
+                    self.heed_leaving(&host, response.headers());
                     let status = response.status();
                     let failed = status.is_server_error();
                     if failed { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
@@ -226,6 +227,16 @@ impl Trial<'_> {
             let status =
                 outlier::status_of(status, headers, local_reply::is_grpc(&self.context.head.headers));
             self.cluster.observe(host, Outcome::Answered(status), &self.context.connection.worker);
+        }
+    }
+
+    /// Tells health checks, where there are any, that the host has said it leaves.
+    fn heed_leaving(&self, host: &Host, headers: &HeaderMap) {
+        if let Some(view) = &self.cluster.config.checked
+            && self.context.answered.any(Present::ENVOY)
+            && headers.contains_key("x-envoy-immediate-health-check-fail")
+        {
+            view.leaves(host.address);
         }
     }
 

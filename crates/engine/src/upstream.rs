@@ -401,14 +401,19 @@ async fn transport(
         of_request: target.special.as_ref().and_then(|special| special.server_name.as_deref()),
         of_endpoint: endpoint.hostname.as_deref(),
         alpn,
+        only_alpn: &[],
     };
-    match tokio::time::timeout(limit, tls::connect(tls, stream, identity, &stats)).await {
+    match tokio::time::timeout(limit, tls::connect(tls, stream, identity)).await {
         Ok(Ok((stream, shaken))) => {
+            stats.shaken(&shaken);
             // The cell is new and empty.
             let _ = facts.tls.set(Rc::new(shaken));
             Ok(stream)
         }
-        Ok(Err(reason)) => Err(Reset::ConnectFailure(reason.into())),
+        Ok(Err(failed)) => {
+            stats.failed(&failed);
+            Err(Reset::ConnectFailure(failed.reason.into()))
+        }
         Err(_) => Err(Reset::ConnectTimeout),
     }
 }

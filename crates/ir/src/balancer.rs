@@ -22,6 +22,8 @@ pub struct BalancerHost {
     pub weight: u32,
     /// Health, with ejection and active checks taken into account by the engine.
     pub health: HealthStatus,
+    /// It is not there as far as shares and panic go: it said itself that it leaves.
+    pub excluded: bool,
     /// What stands for it in consistent hashing; may be empty otherwise. See [`Endpoint::hash_key`](crate::Endpoint::hash_key).
     pub hash_key: Box<str>,
     /// When it became healthy, for slow start.
@@ -260,7 +262,7 @@ impl Health {
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn of(config: &BalancerConfig, hosts: &[BalancerHost], members: &[usize]) -> Self {
         let size = |wanted: Option<HealthStatus>| -> u64 {
-            let members = members.iter().map(|number| &hosts[*number]);
+            let members = members.iter().map(|number| &hosts[*number]).filter(|host| !host.excluded);
             let wanted = members.filter(|host| wanted.is_none_or(|wanted| host.health == wanted));
             wanted
                 .map(|host| if config.weighted_priority_health { u64::from(host.weight.max(1)) } else { 1 })
@@ -391,7 +393,8 @@ impl Making<'_> {
             let Some(weight) = usable.first().and_then(|number| self.hosts[*number].locality_weight) else {
                 continue;
             };
-            let share = usable.len() as f64 / all.len().max(1) as f64;
+            let there = all.iter().filter(|number| !self.hosts[**number].excluded).count();
+            let share = usable.len() as f64 / there.max(1) as f64;
             let factor = f64::from(self.config.overprovisioning_factor) / 100.0;
             let weight = f64::from(weight) * (share * factor).min(1.0);
             if weight > 0.0 {

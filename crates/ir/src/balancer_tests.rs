@@ -42,6 +42,7 @@ fn host(priority: u32, weight: u32, health: HealthStatus) -> BalancerHost {
         locality_weight: None,
         weight,
         health,
+        excluded: false,
         hash_key: "".into(),
         joined: None,
     }

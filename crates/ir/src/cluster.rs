@@ -61,6 +61,13 @@ pub struct Cluster {
     pub metadata: Option<Arc<serde_json::Value>>,
 }
 
+impl Cluster {
+    /// Position of the transport in `transport_matches` for an endpoint with this metadata; `None`: the cluster's own.
+    pub fn transport_position(&self, metadata: Option<&serde_json::Value>) -> Option<usize> {
+        self.transport_matches.iter().position(|one| one.is_match(metadata))
+    }
+}
+
 /// Where endpoints come from.
 #[derive(Clone, Debug)]
 pub enum Discovery {

@@ -278,6 +278,7 @@ mod tests {
                 locality_weight: None,
                 weight: 1,
                 health: HealthStatus::Healthy,
+                excluded: false,
                 hash_key: format!("10.0.0.{n}:80").into(),
                 joined: None,
             })

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::GrpcProbe;
+
 /// Envoy's `core.v3.HealthCheck`.
 #[derive(Clone, Debug)]
 pub struct HealthCheck {
@@ -35,6 +37,11 @@ pub struct HealthCheck {
     pub unhealthy_edge_interval: Duration,
     /// After a success that has not made the endpoint healthy yet. Default `interval`.
     pub healthy_edge_interval: Duration,
+    /// Protocols that TLS offers instead of the context's (`tls_options.alpn_protocols`); empty: the context's.
+    pub alpn: Vec<Box<str>>,
+    /// Members by which one of the cluster's transports is chosen instead of by the endpoint's metadata, as JSON
+    /// (`transport_socket_match_criteria`).
+    pub transport_criteria: Option<Arc<serde_json::Value>>,
     /// What is asked.
     pub probe: HealthProbe,
 }
@@ -46,11 +53,15 @@ pub enum HealthProbe {
     Http(HttpProbe),
     /// A connection, or an exchange of bytes over it.
     Tcp(TcpProbe),
+    /// A call of gRPC's health service.
+    Grpc(GrpcProbe),
 }
 
-/// Envoy's `HttpHealthCheck`, over HTTP/1.1.
+/// Envoy's `HttpHealthCheck`.
 #[derive(Clone, Debug)]
 pub struct HttpProbe {
+    /// Over HTTP/2 (`codec_client_type`). Default HTTP/1.1.
+    pub http2: bool,
     /// `host`; `None`: the cluster's name.
     pub host: Option<Arc<str>>,
     /// Path and query.
@@ -64,13 +75,13 @@ pub struct HttpProbe {
 }
 
 impl HttpProbe {
-    /// What an answer says. `degraded`: it has the header `x-envoy-degraded`.
-    pub fn judge(&self, status: u16, degraded: bool) -> HealthVerdict {
+    /// What an answer says. `degraded`: it has the header `x-envoy-degraded`; `leaving`: it has `x-envoy-immediate-health-check-fail`.
+    pub fn judge(&self, status: u16, degraded: bool, leaving: bool) -> HealthVerdict {
         let within = |ranges: &[Range<u16>]| ranges.iter().any(|range| range.contains(&status));
         if within(&self.expected) {
             if degraded { HealthVerdict::Degraded } else { HealthVerdict::Passed }
         } else {
-            HealthVerdict::Failed { retriable: within(&self.retriable) }
+            HealthVerdict::Failed { retriable: within(&self.retriable), leaving }
         }
     }
 }
@@ -121,6 +132,8 @@ pub enum HealthVerdict {
     Failed {
         /// It counts towards the threshold.
         retriable: bool,
+        /// The endpoint itself says that it leaves (`x-envoy-immediate-health-check-fail`).
+        leaving: bool,
     },
     /// No connection, or it broke.
     Unreachable,
@@ -139,13 +152,17 @@ pub struct CheckedHealth {
     pub pending: bool,
     /// It failed for want of an answer.
     pub timed_out: bool,
+    /// It said itself that it leaves: as far as shares and panic go it is not there.
+    pub excluded: bool,
 }
 
 impl CheckedHealth {
     /// Before the first check: no traffic.
-    pub const PENDING: Self = Self { failed: true, degraded: false, pending: true, timed_out: false };
+    pub const PENDING: Self =
+        Self { failed: true, degraded: false, pending: true, timed_out: false, excluded: false };
     /// Well, or not checked at all.
-    pub const HEALTHY: Self = Self { failed: false, degraded: false, pending: false, timed_out: false };
+    pub const HEALTHY: Self =
+        Self { failed: false, degraded: false, pending: false, timed_out: false, excluded: false };
 }
 
 /// What a check changed.
@@ -185,7 +202,10 @@ impl HealthHistory {
         let transition = match verdict {
             HealthVerdict::Passed => self.passed(check, first, false),
             HealthVerdict::Degraded => self.passed(check, first, true),
-            HealthVerdict::Failed { retriable } => self.failed(check, !retriable),
+            HealthVerdict::Failed { retriable, leaving } => {
+                self.health.excluded |= leaving;
+                self.failed(check, !retriable)
+            }
             HealthVerdict::Unreachable | HealthVerdict::TimedOut => self.failed(check, false),
         };
         if self.health.failed && verdict == HealthVerdict::TimedOut {
@@ -203,7 +223,7 @@ impl HealthHistory {
             if !first && self.healthy_in_a_row < check.healthy_threshold {
                 transition = HealthTransition::Pending;
             } else {
-                (self.health.failed, self.health.timed_out) = (false, false);
+                (self.health.failed, self.health.timed_out, self.health.excluded) = (false, false, false);
                 transition = HealthTransition::Changed;
             }
         }
@@ -226,6 +246,13 @@ impl HealthHistory {
         self.unhealthy_in_a_row = 0;
         self.health.failed = true;
         HealthTransition::Changed
+    }
+}
+
+impl HealthVerdict {
+    /// Well, or well enough.
+    pub fn passed(self) -> bool {
+        matches!(self, Self::Passed | Self::Degraded)
     }
 }
 
@@ -275,6 +302,8 @@ mod tests {
             unhealthy_interval: seconds(20),
             unhealthy_edge_interval: seconds(21),
             healthy_edge_interval: seconds(11),
+            alpn: Vec::new(),
+            transport_criteria: None,
             probe: HealthProbe::Tcp(TcpProbe::default()),
         }
     }
@@ -312,10 +341,21 @@ mod tests {
     #[test]
     fn a_wrong_answer_makes_unhealthy_at_once_unless_it_is_retriable() {
         let mut history = HealthHistory::default();
-        assert_eq!(notes(&mut history, &[Failed { retriable: false }]), [(Changed, true)]);
+        assert_eq!(notes(&mut history, &[Failed { retriable: false, leaving: false }]), [(Changed, true)]);
         assert_eq!(notes(&mut history, &[Passed, Passed]), [(Pending, true), (Changed, false)]);
-        assert_eq!(notes(&mut history, &[Failed { retriable: true }]), [(Pending, false)]);
-        assert_eq!(notes(&mut history, &[Failed { retriable: false }]), [(Changed, true)]);
+        assert_eq!(notes(&mut history, &[Failed { retriable: true, leaving: false }]), [(Pending, false)]);
+        assert_eq!(notes(&mut history, &[Failed { retriable: false, leaving: false }]), [(Changed, true)]);
+    }
+
+    #[test]
+    fn who_leaves_is_left_out_until_checks_pass_again() {
+        let mut history = HealthHistory::default();
+        assert_eq!(notes(&mut history, &[Passed]), [(Changed, false)]);
+        assert_eq!(notes(&mut history, &[Failed { retriable: false, leaving: true }]), [(Changed, true)]);
+        notes(&mut history, &[Passed, Unreachable, Passed]);
+        assert!(history.health().excluded);
+        notes(&mut history, &[Passed]);
+        assert_eq!(history.health(), CheckedHealth::HEALTHY);
     }
 
     #[test]
@@ -370,7 +410,7 @@ mod tests {
         fn thresholds_hold(before in proptest::collection::vec(0_u8..5, 0..20)) {
             let check = check();
             let mut history = HealthHistory::default();
-            let verdicts = [Passed, Degraded, Failed { retriable: true }, Unreachable, TimedOut];
+            let verdicts = [Passed, Degraded, Failed { retriable: true, leaving: false }, Unreachable, TimedOut];
             for verdict in before {
                 history.note(&check, verdicts[usize::from(verdict)]);
             }
@@ -389,16 +429,17 @@ mod tests {
     #[test]
     fn statuses_are_judged_by_their_ranges() {
         let probe = HttpProbe {
+            http2: false,
             host: None,
             path: http::uri::PathAndQuery::from_static("/"),
             method: http::Method::GET,
             expected: vec![200..201, 204..206],
             retriable: std::iter::once(200..600).collect(),
         };
-        assert_eq!(probe.judge(205, false), Passed);
-        assert_eq!(probe.judge(200, true), Degraded);
-        assert_eq!(probe.judge(206, true), Failed { retriable: true });
+        assert_eq!(probe.judge(205, false, false), Passed);
+        assert_eq!(probe.judge(200, true, false), Degraded);
+        assert_eq!(probe.judge(206, true, false), Failed { retriable: true, leaving: false });
         let strict = HttpProbe { retriable: vec![], ..probe };
-        assert_eq!(strict.judge(503, false), Failed { retriable: false });
+        assert_eq!(strict.judge(503, false, false), Failed { retriable: false, leaving: false });
     }
 }

@@ -21,6 +21,7 @@ mod format;
 mod format_parse;
 #[cfg(test)]
 mod format_tests;
+mod grpc_probe;
 mod hash_policy;
 mod hash_table;
 mod hcm;
@@ -56,6 +57,7 @@ pub use fault::*;
 pub use filter_chain::*;
 pub use format::*;
 pub use format_parse::{DEFAULT_TEXT_FORMAT, FormatError};
+pub use grpc_probe::*;
 pub use hash_policy::*;
 pub use hcm::*;
 pub use headers::*;

@@ -42,6 +42,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// One host may be ejected whatever the percentage. Default false.
     pub always_eject_one_host: bool,
+    /// An active health check that passes brings its host back (`successful_active_health_check_uneject_host`). Default true.
+    pub health_check_ends_ejection: bool,
 }
 
 /// Why a host is ejected.
@@ -170,6 +172,15 @@ impl OutlierJudge {
             None | Some(Record { ejected_at: Some(_), .. }) => false,
             Some(_) => self.eject(config, host, why, random, now),
         }
+    }
+
+    /// Brings a host back before its time. True when it was out.
+    pub fn uneject(&mut self, host: SocketAddr, now: Instant) -> bool {
+        let Some(record) = self.hosts.get_mut(&host).filter(|record| record.ejected_at.is_some()) else {
+            return false;
+        };
+        (record.ejected_at, record.returned_at) = (None, Some(now));
+        true
     }
 
     /// The end of an interval: hosts return, rates of the interval are judged. Tells who returned and who was ejected.

@@ -21,6 +21,7 @@ fn config() -> OutlierDetection {
         max_ejection_time_jitter: Duration::ZERO,
         max_ejection_percent: 50,
         always_eject_one_host: false,
+        health_check_ends_ejection: true,
     }
 }
 
@@ -119,4 +120,17 @@ fn failure_percentages_count_by_themselves() {
     assert_eq!(ejected, [host(1), host(2)], "as many as may be");
     assert_eq!(judge.counts.detected, [0, 0, 0, 0, 0, 5, 0]);
     assert_eq!((judge.counts.enforced[5], judge.counts.overflow), (2, 3));
+}
+
+#[test]
+fn who_is_brought_back_early_goes_again_for_longer() {
+    let now = Instant::now();
+    let mut judge = OutlierJudge::default();
+    judge.keep([host(1), host(2)].into_iter());
+    assert!(!judge.uneject(host(1), now), "it is not out");
+    assert!(judge.detect(&config(), host(1), Ejection::Consecutive5xx, 0, now));
+    assert!(judge.uneject(host(1), now) && judge.active() == 0);
+    assert!(judge.detect(&config(), host(1), Ejection::Consecutive5xx, 0, now));
+    let (returned, _) = judge.interval(&config(), &[], &mut || 0, now + 40 * SECOND);
+    assert!(returned.is_empty(), "the second time is longer");
 }

@@ -296,6 +296,7 @@ table! {
     core::HealthCheck,
     core::health_check::HttpHealthCheck,
     core::health_check::TcpHealthCheck,
+    core::health_check::GrpcHealthCheck,
     endpoint::endpoint::HealthCheckConfig,
     cluster::cluster::CommonLbConfig,
     cluster::cluster::LeastRequestLbConfig,

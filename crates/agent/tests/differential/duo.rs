@@ -246,7 +246,7 @@ impl Backend {
     }
 }
 
-/// `?wait=MILLISECONDS` makes an answer slow; `x-status` says which it is.
+/// `?wait=MILLISECONDS` makes an answer slow; `x-status` says which it is, `x-say` is a header it has.
 async fn serve(
     mut stream: TcpStream,
     name: &str,
@@ -276,7 +276,10 @@ async fn serve(
         if status == 0 {
             return None;
         }
-        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+        let said =
+            head.lines().find_map(|line| line.strip_prefix("x-say: ")).map(|line| format!("{line}\r\n"));
+        let said = said.unwrap_or_default();
+        let answer = format!("HTTP/1.1 {status} X\r\n{said}content-length: {}\r\n\r\n{name}", name.len());
         stream.write_all(answer.as_bytes()).await.ok()?;
     }
 }

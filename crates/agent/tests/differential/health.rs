@@ -12,7 +12,7 @@ use crate::duo::{Backend, Duo, KINDS, cluster, route};
 use crate::proxies::{address, free_ports, merge};
 
 /// A check every tenth of a second, with traffic or without.
-fn check(more: Value) -> Value {
+pub(crate) fn check(more: Value) -> Value {
     let mut check = json!({
         "timeout": "1s", "interval": "0.1s", "no_traffic_interval": "0.1s",
         "unhealthy_threshold": 2, "healthy_threshold": 2,
@@ -28,7 +28,7 @@ fn http(more: Value) -> Value {
 }
 
 /// The flags of a cluster's hosts by port.
-async fn flags(duo: &Duo, kind: usize, name: &str) -> BTreeMap<String, String> {
+pub(crate) async fn flags(duo: &Duo, kind: usize, name: &str) -> BTreeMap<String, String> {
     let page = duo.page(kind, "/clusters").await;
     let lines = page.lines().filter_map(|line| line.strip_prefix(&format!("{name}::127.0.0.1:")));
     let told = lines.filter_map(|line| line.split_once("::health_flags::"));
@@ -36,7 +36,7 @@ async fn flags(duo: &Duo, kind: usize, name: &str) -> BTreeMap<String, String> {
 }
 
 /// Waits until so many hosts are healthy on both.
-async fn healthy(duo: &Duo, name: &str, count: u64) {
+pub(crate) async fn healthy(duo: &Duo, name: &str, count: u64) {
     for kind in [0, 1] {
         duo.reaches(kind, &format!("cluster.{name}.membership_healthy"), count).await;
     }

@@ -13,6 +13,7 @@ mod h2;
 mod h2spec;
 mod hashing;
 mod health;
+mod health_probes;
 mod mirrors;
 mod outliers;
 mod pages;

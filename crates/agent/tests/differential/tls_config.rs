@@ -101,7 +101,7 @@ pub(crate) fn downstream_tls(pki: &Pki, more: Value) -> Value {
     json!({ "name": "envoy.transport_sockets.tls", "typed_config": context })
 }
 
-fn upstream_tls(more: Value) -> Value {
+pub(crate) fn upstream_tls(more: Value) -> Value {
     let mut context = json!({ "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" });
     merge(&mut context, more);
     json!({ "name": "envoy.transport_sockets.tls", "typed_config": context })

@@ -73,6 +73,7 @@ fn flags(host: &HostView) -> String {
         (host.checked.degraded, "/degraded_active_hc"),
         (host.health == HealthStatus::Degraded, "/degraded_eds_health"),
         (host.checked.pending, "/pending_active_hc"),
+        (host.checked.excluded, "/excluded_via_immediate_hc_fail"),
         (host.checked.timed_out, "/active_hc_timeout"),
         (host.health == HealthStatus::Draining, "/eds_status_draining"),
     ]
@@ -148,6 +149,7 @@ fn host_json(host: &HostView) -> Json {
         (host.checked.failed, "failed_active_health_check"),
         (host.checked.degraded, "failed_active_degraded_check"),
         (host.checked.pending, "pending_active_hc"),
+        (host.checked.excluded, "excluded_via_immediate_hc_fail"),
         (host.checked.timed_out, "active_hc_timeout"),
     ] {
         if set {

@@ -3,7 +3,7 @@
 
 use super::blocks::{BlockNames, BlockReading};
 use super::slots::Counter;
-use crate::tls::TlsFacts;
+use crate::tls::{Failed, TlsFacts};
 
 macro_rules! counters {
     ($($name:ident = $text:literal,)*) => {
@@ -78,6 +78,13 @@ impl TlsStats {
         self.inc_named("ssl.ciphers.", facts.cipher);
         if let Some(curve) = facts.curve {
             self.inc_named("ssl.curves.", curve);
+        }
+    }
+
+    /// Counts one that did not.
+    pub(crate) fn failed(&self, failed: &Failed) {
+        if let Some(counter) = failed.counter {
+            self.inc(counter);
         }
     }
 

@@ -114,10 +114,16 @@ impl Store {
             ir::Discovery::OriginalDst { .. } => None,
         };
         let endpoints = assignment.unwrap_or_else(|| Arc::new(no_endpoints(&entry.ir.name)));
-        let checked = self.health.follow(&entry.ir, &endpoints, &entry.breakers, entry.bind.as_ref());
-        if let Some((checked, _)) = &checked
+        let checked = self.health.follow(
+            &entry.ir,
+            &endpoints,
+            &entry.breakers,
+            entry.bind.as_ref(),
+            &entry.transports,
+        );
+        if let Some(view) = &checked
             && !entry.warm
-            && !checked.is_complete(&endpoints)
+            && !view.checked.is_complete(&endpoints)
         {
             return; // the results bring it here again
         }
@@ -125,14 +131,17 @@ impl Store {
         let stats = entry.ir.alt_stat_name.as_ref().unwrap_or(&entry.ir.name);
         let (active, now) = (entry.active.as_ref(), Instant::now());
         let before = active.and_then(|active| active.joined.as_deref());
-        let joined =
-            Joined::note(&entry.ir, &endpoints, checked.as_ref().map(|(checked, _)| &**checked), before, now);
+        let known_health = checked.as_ref().map(|view| &*view.checked);
+        let joined = Joined::note(&entry.ir, &endpoints, known_health, before, now);
         // New settings: what was counted under the old ones counts no more.
         let known = active.filter(|active| active.fingerprint == entry.fingerprint);
         let detector = || entry.ir.outlier_detection.map(|config| Arc::new(Detector::new(config, now)));
         let outlier = known.map_or_else(detector, |known| known.outlier.clone());
         if let Some(outlier) = &outlier {
             outlier.keep(&endpoints);
+        }
+        if let Some(view) = &checked {
+            view.ejected_by(outlier.clone());
         }
         entry.active = Some(Arc::new(ClusterConfig {
             ir: entry.ir.clone(),

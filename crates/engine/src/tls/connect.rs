@@ -12,8 +12,8 @@ use tokio_rustls::TlsConnector;
 use super::certificate;
 use super::facts::TlsFacts;
 use super::verify::{Peer, Verifier, no_name};
-use super::{ClientTls, Material, provider, reason};
-use crate::stats::tls::{TlsCounter, TlsStats};
+use super::{ClientTls, Failed, Material, provider, reason};
+use crate::stats::tls::TlsCounter;
 use crate::stream::Stream;
 
 /// A client's side, ready for handshakes.
@@ -77,27 +77,36 @@ pub(crate) struct ServerIdentity<'a> {
     pub(crate) of_endpoint: Option<&'a str>,
     /// Protocols to offer when the context names none.
     pub(crate) alpn: &'a [&'static str],
+    /// Protocols to offer whatever the context names; empty: those of the context.
+    pub(crate) only_alpn: &'a [Box<str>],
 }
 
 /// Shakes hands with an endpoint.
 ///
 /// # Errors
-/// The transport failure reason.
+/// The transport failure reason, and what it counts as.
 pub(crate) async fn connect(
     tls: &ClientTls,
     stream: Stream,
     identity: ServerIdentity<'_>,
-    stats: &TlsStats,
-) -> Result<(Stream, TlsFacts), String> {
+) -> Result<(Stream, TlsFacts), Failed> {
+    let uncounted = |reason: String| Failed { counter: None, reason };
     let Some(context) = tls.current.load_full() else {
-        stats.inc(TlsCounter::UpstreamSecretsNotReady);
-        return Err("TLS error: Secret is not supplied by SDS".to_owned());
+        let reason = "TLS error: Secret is not supplied by SDS".to_owned();
+        return Err(Failed { counter: Some(TlsCounter::UpstreamSecretsNotReady), reason });
     };
-    let context = context.get(&tls.ir, tls.by_request).map_err(|error| format!("TLS error: {error}"))?;
-    let name = server_name(tls, identity)?;
+    let context = context.get(&tls.ir, tls.by_request);
+    let context = context.map_err(|error| uncounted(format!("TLS error: {error}")))?;
+    let name = server_name(tls, identity).map_err(uncounted)?;
     let connector = TlsConnector::from(context.config.clone());
-    let shaken = if tls.ir.common.alpn.is_empty() && !identity.alpn.is_empty() {
-        let protocols = identity.alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let fallback = if tls.ir.common.alpn.is_empty() { identity.alpn } else { &[] };
+    let bytes = |protocol: &str| protocol.as_bytes().to_vec();
+    let protocols: Vec<Vec<u8>> = if identity.only_alpn.is_empty() {
+        fallback.iter().map(|protocol| bytes(protocol)).collect()
+    } else {
+        identity.only_alpn.iter().map(|protocol| bytes(protocol)).collect()
+    };
+    let shaken = if !protocols.is_empty() {
         connector.with_alpn(protocols).connect(name, stream).await
     } else {
         connector.connect(name, stream).await
@@ -106,16 +115,9 @@ pub(crate) async fn connect(
         Ok(stream) => {
             let state: &CommonState = stream.get_ref().1;
             let facts = TlsFacts::new(state, context.local.as_ref());
-            stats.shaken(&facts);
             Ok((Stream::over_tls(stream.into()), facts))
         }
-        Err(error) => {
-            let failed = reason::failed(&error);
-            if let Some(counter) = failed.counter {
-                stats.inc(counter);
-            }
-            Err(failed.reason)
-        }
+        Err(error) => Err(reason::failed(&error)),
     }
 }
 

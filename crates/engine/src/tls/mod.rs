@@ -24,6 +24,7 @@ pub(crate) use accept::accept;
 pub(crate) use certificate::{CertificateDetails, details};
 pub(crate) use connect::{ServerIdentity, connect};
 pub(crate) use facts::{CertificateFacts, TlsFacts};
+pub(crate) use reason::Failed;
 
 /// Secrets by name.
 pub(crate) struct Secrets {

@@ -9,11 +9,11 @@ use crate::stats::tls::TlsCounter;
 
 /// How a handshake failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Failed {
+pub(crate) struct Failed {
     /// `None`: the peer went away, which is nobody's error.
-    pub(super) counter: Option<TlsCounter>,
+    pub(crate) counter: Option<TlsCounter>,
     /// Envoy's transport failure reason; empty when there is none.
-    pub(super) reason: String,
+    pub(crate) reason: String,
 }
 
 /// `ERR_LIB_SSL` in the upper byte.

@@ -147,11 +147,9 @@ pub(super) fn outlier_detection(
             enforcing_consecutive_local_origin_failure, enforcing_local_origin_success_rate,
             failure_percentage_threshold, enforcing_failure_percentage, enforcing_failure_percentage_local_origin,
             failure_percentage_minimum_hosts, failure_percentage_request_volume, max_ejection_time,
-            max_ejection_time_jitter, always_eject_one_host,
+            max_ejection_time_jitter, always_eject_one_host, successful_active_health_check_uneject_host,
         }
-        inert {
-            successful_active_health_check_uneject_host = "there are no active health checks",
-        }
+        inert {}
         rejected {
             monitors = "monitors by extension",
             detect_degraded_hosts = "detection of degraded hosts",
@@ -203,5 +201,6 @@ pub(super) fn outlier_detection(
             .unwrap_or_default(),
         max_ejection_percent: percent("max_ejection_percent", max_ejection_percent, 10)?,
         always_eject_one_host: bool_or(always_eject_one_host, false),
+        health_check_ends_ejection: bool_or(successful_active_health_check_uneject_host, true),
     })
 }

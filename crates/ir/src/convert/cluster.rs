@@ -22,8 +22,8 @@ use super::values::{
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, DnsFamily, LbPolicy, TcpKeepalive,
-    TransportMatch,
+    Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, DnsFamily, HealthProbe, LbPolicy, TcpKeepalive,
+    TransportMatch, UpstreamProtocol,
 };
 
 const BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -166,10 +166,6 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             let reason = "not supported: leaving new endpoints out of thresholds";
             return Err(at.error_in("common_lb_config.ignore_new_hosts_until_first_hc", reason));
         }
-        if outlier_detection.is_some() {
-            let reason = "not supported: a check that passes does not end an ejection; use one of the two";
-            return Err(at.error_in("outlier_detection", reason));
-        }
     }
     let deprecated = Deprecated {
         common: common_http_protocol_options,
@@ -188,6 +184,11 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         protocol_options(at, typed_extension_protocol_options)?,
         deprecated,
     )?;
+    let asks_grpc = health_check.as_ref().is_some_and(|check| matches!(check.probe, HealthProbe::Grpc(_)));
+    if asks_grpc && http.protocol != UpstreamProtocol::Http2 {
+        let reason = format!("{name} cluster must support HTTP/2 for gRPC healthchecking");
+        return Err(at.index("health_checks", 0).error_in("grpc_health_check", reason));
+    }
     let (normal, high, max_connections_per_host) = match circuit_breakers {
         None => Default::default(),
         Some(breakers) => self::circuit_breakers(&at.field("circuit_breakers"), breakers)?,

@@ -2,6 +2,7 @@
 #![allow(deprecated)]
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use core::health_check as nested;
@@ -16,7 +17,7 @@ use super::values::{
 };
 use crate::error::At;
 use crate::support::fields;
-use crate::{EndpointHealthCheck, HealthCheck, HealthProbe, HttpProbe, TcpProbe};
+use crate::{EndpointHealthCheck, GrpcProbe, HealthCheck, HealthProbe, HttpProbe, TcpProbe};
 
 /// The one check a cluster may have.
 pub(super) fn health_checks(
@@ -34,7 +35,7 @@ fn health_check(at: &At<'_>, message: core::HealthCheck) -> Converted<HealthChec
         used {
             timeout, interval, initial_jitter, interval_jitter, interval_jitter_percent, unhealthy_threshold,
             healthy_threshold, reuse_connection, no_traffic_interval, no_traffic_healthy_interval, unhealthy_interval,
-            unhealthy_edge_interval, healthy_edge_interval, health_checker,
+            unhealthy_edge_interval, healthy_edge_interval, health_checker, tls_options, transport_socket_match_criteria,
         }
         inert {
             alt_port = "Envoy does not implement it",
@@ -45,11 +46,8 @@ fn health_check(at: &At<'_>, message: core::HealthCheck) -> Converted<HealthChec
         rejected {
             event_log_path = "a log of health check events",
             event_logger = "a log of health check events",
-            tls_options = "health checks over TLS",
-            transport_socket_match_criteria = "transport sockets of health checks",
         }
         variants {
-            grpc_health_check = "health checks over gRPC",
             custom_health_check = "health checks by extension",
         }
     });
@@ -83,6 +81,14 @@ fn health_check(at: &At<'_>, message: core::HealthCheck) -> Converted<HealthChec
         unhealthy_interval: unhealthy,
         unhealthy_edge_interval: positive(at, "unhealthy_edge_interval", unhealthy_edge_interval, unhealthy)?,
         healthy_edge_interval: positive(at, "healthy_edge_interval", healthy_edge_interval, interval)?,
+        alpn: tls_options
+            .map(|options| options.alpn_protocols)
+            .unwrap_or_default()
+            .into_iter()
+            .map(Into::into)
+            .collect(),
+        transport_criteria: transport_socket_match_criteria
+            .map(|criteria| Arc::new(super::values::struct_value(criteria))),
         probe: match required(at, "health_checker", health_checker)? {
             nested::HealthChecker::HttpHealthCheck(probe) => {
                 HealthProbe::Http(http_probe(&at.field("http_health_check"), probe)?)
@@ -90,8 +96,8 @@ fn health_check(at: &At<'_>, message: core::HealthCheck) -> Converted<HealthChec
             nested::HealthChecker::TcpHealthCheck(probe) => {
                 HealthProbe::Tcp(tcp_probe(&at.field("tcp_health_check"), probe)?)
             }
-            nested::HealthChecker::GrpcHealthCheck(_) => {
-                return Err(at.error_in("grpc_health_check", "not supported: health checks over gRPC"));
+            nested::HealthChecker::GrpcHealthCheck(probe) => {
+                HealthProbe::Grpc(grpc_probe(&at.field("grpc_health_check"), probe)?)
             }
             nested::HealthChecker::CustomHealthCheck(_) => {
                 return Err(at.error_in("custom_health_check", "not supported: health checks by extension"));
@@ -112,9 +118,11 @@ fn http_probe(at: &At<'_>, message: nested::HttpHealthCheck) -> Converted<HttpPr
             service_name_matcher = "names of services in answers to health checks",
         }
     });
-    if enumeration::<CodecClientType>(at, "codec_client_type", codec_client_type)? != CodecClientType::Http1 {
-        return Err(at.error_in("codec_client_type", "not supported: only HTTP1 is"));
-    }
+    let http2 = match enumeration::<CodecClientType>(at, "codec_client_type", codec_client_type)? {
+        CodecClientType::Http1 => false,
+        CodecClientType::Http2 => true,
+        CodecClientType::Http3 => return Err(at.error_in("codec_client_type", "not supported: HTTP3")),
+    };
     if path.is_empty() {
         return Err(at.error_in("path", "must not be empty"));
     }
@@ -131,6 +139,7 @@ fn http_probe(at: &At<'_>, message: nested::HttpHealthCheck) -> Converted<HttpPr
     };
     let expected = statuses(at, "expected_statuses", expected_statuses)?;
     Ok(HttpProbe {
+        http2,
         host: optional(host),
         path: PathAndQuery::try_from(path).map_err(|error| at.error_in("path", error.to_string()))?,
         method,
@@ -166,6 +175,15 @@ fn tcp_probe(at: &At<'_>, message: nested::TcpHealthCheck) -> Converted<TcpProbe
             .map(|(index, block)| payload(&at.index("receive", index), block))
             .collect::<Converted<_>>()?,
     })
+}
+
+fn grpc_probe(at: &At<'_>, message: nested::GrpcHealthCheck) -> Converted<GrpcProbe> {
+    fields!(at, message => nested::GrpcHealthCheck {
+        used { service_name, authority }
+        inert {}
+        rejected { initial_metadata = "headers of health checks" }
+    });
+    Ok(GrpcProbe { service: service_name.into(), authority: optional(authority) })
 }
 
 fn payload(at: &At<'_>, payload: nested::Payload) -> Converted<Vec<u8>> {

@@ -463,8 +463,8 @@ fn health_checks_have_envoys_defaults() {
     let HealthProbe::Http(probe) = &check.probe else { panic!("{:?}", check.probe) };
     assert_eq!((probe.path.as_str(), probe.method.as_str(), &probe.host), ("/x?y", "GET", &None));
     assert_eq!(
-        (probe.judge(200, false), probe.judge(201, false)),
-        (HealthVerdict::Passed, HealthVerdict::Failed { retriable: false })
+        (probe.judge(200, false, false), probe.judge(201, false, false)),
+        (HealthVerdict::Passed, HealthVerdict::Failed { retriable: false, leaving: false })
     );
     let tcp =
         with("tcp_health_check: {send: {text: '0aFF'}, receive: [{binary: YWI=}]}, reuse_connection: false");
@@ -486,7 +486,7 @@ fn health_checks_are_refused_with_the_fields_path() {
         ("http_health_check: {}", "health_checks[0].http_health_check.path"),
         ("http_health_check: {path: /, method: CONNECT}", "health_checks[0].http_health_check.method"),
         (
-            "http_health_check: {path: /, codec_client_type: HTTP2}",
+            "http_health_check: {path: /, codec_client_type: HTTP3}",
             "health_checks[0].http_health_check.codec_client_type",
         ),
         (
@@ -500,7 +500,6 @@ fn health_checks_are_refused_with_the_fields_path() {
     }
     for (more, path) in [
         ("type: STRICT_DNS", "ignore_health_on_host_removal"),
-        ("outlier_detection: {}", "outlier_detection"),
         ("close_connections_on_host_health_failure: true", "close_connections_on_host_health_failure"),
         (
             "common_lb_config: {ignore_new_hosts_until_first_hc: true}",
