@@ -89,8 +89,8 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
         name: Arc::default(),
         matching: RouteMatcher {
             path: PathMatcher::Prefix { value: Box::default(), case_sensitive: true },
-            headers: Vec::new(),
-            query_parameters: Vec::new(),
+            headers: Box::default(),
+            query_parameters: Box::default(),
             runtime_fraction: None,
             grpc: false,
         },

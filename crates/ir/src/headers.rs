@@ -35,9 +35,9 @@ pub struct HeaderToAdd {
 #[derive(Clone, Debug, Default)]
 pub struct HeaderMutations {
     /// Names to remove.
-    pub remove: Vec<HeaderName>,
+    pub remove: Box<[HeaderName]>,
     /// Values to add.
-    pub add: Vec<HeaderToAdd>,
+    pub add: Box<[HeaderToAdd]>,
 }
 
 impl HeaderMutations {

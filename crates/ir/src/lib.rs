@@ -12,6 +12,7 @@ mod cluster;
 mod common;
 mod convert;
 mod cors;
+mod domain_index;
 mod edf;
 mod endpoint;
 mod error;

@@ -188,7 +188,7 @@ pub struct TcpProxy {
     /// Sum of the weights.
     pub total_weight: u64,
     /// Distinct cluster names, by [`ClusterRef::index`].
-    pub clusters: Vec<Arc<str>>,
+    pub clusters: Arc<[Arc<str>]>,
     /// Closes a connection on which nothing moved for so long. Default 1 h; `None`: never.
     pub idle_timeout: Option<Duration>,
     /// Closes a connection after so long.

@@ -37,6 +37,17 @@ pub struct RouteConfiguration {
     pub filters: Vec<Arc<str>>,
     /// What this level says about HTTP filters.
     pub overrides: FilterOverrides,
+    /// What it was made from, for the next version.
+    pub(crate) origin: Option<Origin>,
+}
+
+/// What a configuration was made from: digests of the encoded message.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// Of everything but the virtual hosts.
+    pub(crate) rest: u128,
+    /// Of each virtual host.
+    pub(crate) hosts: Box<[u128]>,
 }
 
 /// Envoy's `VirtualHost`.
@@ -45,9 +56,9 @@ pub struct VirtualHost {
     /// Name.
     pub name: Arc<str>,
     /// Domains as configured.
-    pub domains: Vec<Box<str>>,
+    pub domains: Box<[Box<str>]>,
     /// In order; the first that matches is used.
-    pub routes: Vec<Arc<Route>>,
+    pub routes: Box<[Arc<Route>]>,
     /// Plaintext requests are redirected.
     pub require_tls: RequireTls,
     /// For requests.
@@ -103,9 +114,9 @@ pub struct RouteMatcher {
     /// The path without the query.
     pub path: PathMatcher,
     /// Headers.
-    pub headers: Vec<HeaderMatcher>,
+    pub headers: Box<[HeaderMatcher]>,
     /// Query parameters.
-    pub query_parameters: Vec<QueryParameterMatcher>,
+    pub query_parameters: Box<[QueryParameterMatcher]>,
     /// Only this share of the requests.
     pub runtime_fraction: Option<Fraction>,
     /// Only gRPC requests (`content-type: application/grpc…`).
@@ -264,7 +275,7 @@ pub enum ClusterSpecifier {
 #[derive(Clone, Debug)]
 pub struct WeightedClusters {
     /// The clusters.
-    pub clusters: Vec<WeightedCluster>,
+    pub clusters: Box<[WeightedCluster]>,
     /// Sum of the weights, at least 1.
     pub total_weight: u64,
     /// Takes the random number from this header (a decimal integer), for consistent choices across hops.

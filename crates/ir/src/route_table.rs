@@ -1,14 +1,12 @@
 //! The choice of virtual host and route for a request.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use crate::common::ClusterRef;
+use crate::domain_index::DomainIndex;
 use crate::route::{
-    ClusterSpecifier, PathMatcher, Route, RouteMatcher, VirtualHost, WeightedCluster, WeightedClusters,
-    WeightedTarget,
+    Action, ClusterSpecifier, Forward, MirrorTarget, PathMatcher, Route, RouteMatcher, VirtualHost,
+    WeightedCluster, WeightedClusters, WeightedTarget,
 };
 
 /// What routing needs to know of a request.
@@ -26,34 +24,14 @@ pub struct RequestView<'a> {
     pub headers: &'a http::HeaderMap,
 }
 
-/// Virtual hosts with Envoy's domain search order, in indexes: the exact domain, then the longest `*.suffix`, then the longest
-/// `prefix.*`, then `*`. Case is ignored.
+/// Virtual hosts with an index of their domains.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
-    virtual_hosts: Vec<Arc<VirtualHost>>,
-    clusters: Vec<Arc<str>>,
+    virtual_hosts: Box<[Arc<VirtualHost>]>,
+    clusters: Arc<[Arc<str>]>,
     ignore_port: bool,
-    /// Domains without a wildcard, in lower case.
-    exact: Domains,
-    /// What follows the `*` of `*.example.com`.
-    suffixes: Wildcards,
-    /// What precedes the `*` of `example.*`.
-    prefixes: Wildcards,
-    /// `*`
-    any: Option<usize>,
+    index: Arc<DomainIndex>,
 }
-
-type Domains = HashMap<Box<str>, usize, ahash::RandomState>;
-
-/// Wildcard domains by their fixed part, with the lengths that occur, longest first.
-#[derive(Clone, Debug, Default)]
-struct Wildcards {
-    lengths: Vec<usize>,
-    domains: Domains,
-}
-
-/// Longest authority whose lower-case form is made without allocating; DNS names have at most 253 bytes.
-const INLINE_HOST: usize = 280;
 
 /// The route for a request.
 #[derive(Clone, Copy, Debug)]
@@ -94,45 +72,49 @@ pub enum PickedCluster<'a> {
 }
 
 impl RouteTable {
-    /// A table over virtual hosts. `clusters` are the names by [`ClusterRef::index`]. With `ignore_port`, the port of a request's authority does not count.
+    /// A table over virtual hosts. `clusters` are the names by [`ClusterRef::index`]. With `ignore_port`, the port of a request's authority
+    /// does not count. The index of `before` is taken over where the domains are the same.
     ///
     /// # Errors
     /// A domain that occurs twice.
     pub(crate) fn new(
         virtual_hosts: Vec<Arc<VirtualHost>>,
-        clusters: Vec<Arc<str>>,
+        clusters: Arc<[Arc<str>]>,
         ignore_port: bool,
+        before: Option<&Self>,
     ) -> Result<Self, String> {
-        let mut table = Self { clusters, ignore_port, ..Self::default() };
-        for (position, host) in virtual_hosts.iter().enumerate() {
-            for domain in &host.domains {
-                if !table.add(&domain.to_ascii_lowercase(), position) {
-                    return Err(format!("domain {domain:?} occurs more than once"));
-                }
-            }
-        }
-        table.suffixes.finish();
-        table.prefixes.finish();
-        table.virtual_hosts = virtual_hosts;
-        Ok(table)
-    }
-
-    /// False when the domain is there already.
-    fn add(&mut self, domain: &str, position: usize) -> bool {
-        if domain == "*" {
-            return self.any.replace(position).is_none();
-        }
-        let (domains, key) = match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
-            (Some(suffix), _) => (&mut self.suffixes.domains, suffix),
-            (None, Some(prefix)) => (&mut self.prefixes.domains, prefix),
-            (None, None) => (&mut self.exact, domain),
+        let same = |before: &&Self| {
+            before.virtual_hosts.len() == virtual_hosts.len()
+                && before
+                    .virtual_hosts
+                    .iter()
+                    .zip(&virtual_hosts)
+                    .all(|(before, now)| Arc::ptr_eq(before, now) || before.domains == now.domains)
         };
-        domains.insert(key.into(), position).is_none()
+        let index = match before.filter(same) {
+            Some(before) => before.index.clone(),
+            None => Arc::new(DomainIndex::new(&virtual_hosts)?),
+        };
+        Ok(Self { virtual_hosts: virtual_hosts.into(), clusters, ignore_port, index })
     }
 
-    /// Distinct names of the clusters that routes refer to, by [`ClusterRef::index`].
-    pub fn clusters(&self) -> &[Arc<str>] {
+    /// Distinct names of the clusters that routes refer to, by [`ClusterRef::index`], and some that routes of earlier versions did:
+    /// [`Self::references`] are those of this one.
+    pub fn clusters(&self) -> &Arc<[Arc<str>]> {
         &self.clusters
+    }
+
+    /// Every reference to a cluster in routes.
+    pub fn references(&self) -> impl Iterator<Item = &ClusterRef> {
+        let routes = self.virtual_hosts.iter().flat_map(|host| &host.routes);
+        routes.flat_map(|route| {
+            match &route.action {
+                Action::Forward(forward) => Some(forward.references()),
+                Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => None,
+            }
+            .into_iter()
+            .flatten()
+        })
     }
 
     /// All virtual hosts in the order of the configuration.
@@ -143,30 +125,7 @@ impl RouteTable {
     /// The virtual host for an authority. Does not allocate (but for names no DNS name can have).
     pub fn virtual_host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
         let host = if self.ignore_port { without_port(authority) } else { authority };
-        let position = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            let mut lower: SmallVec<[u8; INLINE_HOST]> = SmallVec::from_slice(host.as_bytes());
-            lower.make_ascii_lowercase();
-            self.position(std::str::from_utf8(&lower).ok()?)
-        } else {
-            self.position(host)
-        };
-        self.virtual_hosts.get(position?)
-    }
-
-    fn position(&self, host: &str) -> Option<usize> {
-        let exact = || self.exact.get(host).copied();
-        let suffix = || {
-            // At least one character must stand for the `*`.
-            let fitting = self.suffixes.lengths.iter().filter(|length| **length < host.len());
-            fitting
-                .filter_map(|length| host.get(host.len() - length..))
-                .find_map(|end| self.suffixes.get(end))
-        };
-        let prefix = || {
-            let fitting = self.prefixes.lengths.iter().filter(|length| **length < host.len());
-            fitting.filter_map(|length| host.get(..*length)).find_map(|start| self.prefixes.get(start))
-        };
-        exact().or_else(suffix).or_else(prefix).or(self.any)
+        self.virtual_hosts.get(self.index.position(host, &self.virtual_hosts)?)
     }
 
     /// The route for a request. `random` is uniformly distributed and decides runtime fractions. Does not allocate.
@@ -183,18 +142,6 @@ impl VirtualHost {
     /// The first route that matches a request. `random` as in [`RouteTable::route`].
     pub fn route(&self, request: &RequestView<'_>, random: u64) -> Option<&Arc<Route>> {
         self.routes.iter().find(|route| route.matching.is_match(request, random))
-    }
-}
-
-impl Wildcards {
-    fn finish(&mut self) {
-        self.lengths = self.domains.keys().map(|key| key.len()).collect();
-        self.lengths.sort_unstable_by(|a, b| b.cmp(a));
-        self.lengths.dedup();
-    }
-
-    fn get(&self, part: &str) -> Option<usize> {
-        self.domains.get(part).copied()
     }
 }
 
@@ -279,6 +226,26 @@ impl PathMatcher {
 
 fn same(text: &[u8], value: &str, case_sensitive: bool) -> bool {
     if case_sensitive { text == value.as_bytes() } else { text.eq_ignore_ascii_case(value.as_bytes()) }
+}
+
+impl Forward {
+    fn references(&self) -> impl Iterator<Item = &ClusterRef> {
+        let (one, weighted) = match &self.cluster {
+            ClusterSpecifier::Cluster(cluster) => (Some(cluster), None),
+            ClusterSpecifier::Weighted(weighted) => (None, Some(weighted)),
+            ClusterSpecifier::Header(_) => (None, None),
+        };
+        let weighted = weighted.into_iter().flat_map(|weighted| &weighted.clusters);
+        let weighted = weighted.filter_map(|entry| match &entry.cluster {
+            WeightedTarget::Cluster(cluster) => Some(cluster),
+            WeightedTarget::Header(_) => None,
+        });
+        let mirrors = self.mirrors.iter().filter_map(|mirror| match &mirror.target {
+            MirrorTarget::Cluster(cluster) => Some(cluster),
+            MirrorTarget::Header(_) => None,
+        });
+        one.into_iter().chain(weighted).chain(mirrors)
+    }
 }
 
 impl ClusterSpecifier {

@@ -12,7 +12,13 @@ fn prefix(value: &str) -> PathMatcher {
 }
 
 fn matching(path: PathMatcher) -> RouteMatcher {
-    RouteMatcher { path, headers: vec![], query_parameters: vec![], runtime_fraction: None, grpc: false }
+    RouteMatcher {
+        path,
+        headers: Box::default(),
+        query_parameters: Box::default(),
+        runtime_fraction: None,
+        grpc: false,
+    }
 }
 
 fn route(name: &str, matching: RouteMatcher) -> Arc<Route> {
@@ -31,7 +37,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>) -> Arc<VirtualHos
     Arc::new(VirtualHost {
         name: name.into(),
         domains: domains.iter().map(|domain| (*domain).into()).collect(),
-        routes,
+        routes: routes.into(),
         require_tls: RequireTls::None,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
@@ -47,7 +53,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>) -> Arc<VirtualHos
 fn table(domains: &[&[&str]]) -> RouteTable {
     let hosts =
         domains.iter().enumerate().map(|(n, domains)| host(&n.to_string(), domains, vec![])).collect();
-    RouteTable::new(hosts, vec![], false).unwrap()
+    RouteTable::new(hosts, Arc::default(), false, None).unwrap()
 }
 
 #[test]
@@ -95,7 +101,8 @@ fn without_a_match_there_is_no_virtual_host() {
 
 #[test]
 fn ports_can_be_ignored() {
-    let table = RouteTable::new(vec![host("a", &["a.com", "[::1]"], vec![])], vec![], true).unwrap();
+    let table =
+        RouteTable::new(vec![host("a", &["a.com", "[::1]"], vec![])], Arc::default(), true, None).unwrap();
     for authority in ["a.com", "a.com:80", "A.com:12345", "[::1]:80", "[::1]"] {
         assert!(table.virtual_host(authority).is_some(), "{authority}");
     }
@@ -105,9 +112,9 @@ fn ports_can_be_ignored() {
 #[test]
 fn a_domain_occurs_once() {
     let hosts = vec![host("a", &["x", "*"], vec![]), host("b", &["X"], vec![])];
-    assert!(RouteTable::new(hosts, vec![], false).unwrap_err().contains("\"X\""));
+    assert!(RouteTable::new(hosts, Arc::default(), false, None).unwrap_err().contains("\"X\""));
     let hosts = vec![host("a", &["*"], vec![]), host("b", &["*"], vec![])];
-    assert!(RouteTable::new(hosts, vec![], false).is_err());
+    assert!(RouteTable::new(hosts, Arc::default(), false, None).is_err());
 }
 
 #[test]
@@ -142,7 +149,7 @@ fn the_first_matching_route_is_used() {
     };
     let grpc = RouteMatcher { grpc: true, ..matching(prefix("/")) };
     let routes = vec![route("grpc", grpc), route("half", half), route("rest", matching(prefix("/")))];
-    let table = RouteTable::new(vec![host("h", &["*"], routes)], vec![], false).unwrap();
+    let table = RouteTable::new(vec![host("h", &["*"], routes)], Arc::default(), false, None).unwrap();
     let mut headers = HeaderMap::new();
     let find = |headers: &HeaderMap, random| {
         let request = RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers };
@@ -173,7 +180,7 @@ fn weights_and_headers_choose_the_cluster() {
     };
     let named = |name: &str, index| WeightedTarget::Cluster(ClusterRef { name: name.into(), index });
     let specifier = ClusterSpecifier::Weighted(WeightedClusters {
-        clusters: vec![entry(named("v1", 0), 70), entry(named("v0", 1), 0), entry(named("v2", 2), 30)],
+        clusters: vec![entry(named("v1", 0), 70), entry(named("v0", 1), 0), entry(named("v2", 2), 30)].into(),
         total_weight: 100,
         random_header: Some(HeaderName::from_static("x-random")),
     });
@@ -237,7 +244,7 @@ proptest! {
     #[test]
     fn any_request_is_routed_without_panic(path in ".{0,40}", authority in ".{0,40}") {
         let routes = vec![route("a", matching(PathMatcher::SeparatedPrefix { value: "/é".into(), case_sensitive: false }))];
-        let table = RouteTable::new(vec![host("h", &["*é.b", "a*"], routes)], vec![], true).unwrap();
+        let table = RouteTable::new(vec![host("h", &["*é.b", "a*"], routes)], Arc::default(), true, None).unwrap();
         let headers = HeaderMap::new();
         let request = RequestView { method: "GET", scheme: "http", authority: &authority, path: &path, headers: &headers };
         let _ = table.route(&request, 0);

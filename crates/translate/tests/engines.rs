@@ -89,7 +89,7 @@ fn convert(kind: ResourceType, body: &[u8]) -> Result<(), ConvertError> {
         ResourceType::Cluster => lateen_ir::Cluster::from_bytes(body).map(drop),
         ResourceType::Endpoint => lateen_ir::ClusterLoadAssignment::from_bytes(body).map(drop),
         ResourceType::Listener => lateen_ir::Listener::from_bytes(body).map(drop),
-        ResourceType::Route => lateen_ir::RouteConfiguration::from_bytes(body).map(drop),
+        ResourceType::Route => lateen_ir::RouteConfiguration::from_bytes(body, None).map(drop),
         ResourceType::Secret => lateen_ir::Secret::from_bytes(body).map(drop),
         // No engine reads it: the agent does.
         ResourceType::NameTable => Ok(()),

@@ -6,6 +6,7 @@ pub mod client;
 pub mod json;
 pub mod name_table;
 pub mod server;
+pub mod split;
 pub mod type_urls;
 
 /// Envoy's and Google's messages, as `prost` types.

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lateen_ir as ir;
-use lateen_xds::pb::envoy::config::cluster::v3::Cluster as ClusterMessage;
-use prost::Message;
+use lateen_xds::split::split;
 
 use super::{ClusterEntry, Store, same_name};
 use crate::compile;
@@ -15,6 +14,9 @@ use crate::joined::Joined;
 use crate::outlier::Detector;
 use crate::snapshot::{ClusterConfig, stat_name};
 
+/// Number of the field `load_assignment` of `envoy.config.cluster.v3.Cluster`.
+const LOAD_ASSIGNMENT: u32 = 33;
+
 impl Store {
     pub(super) fn set_cluster(&mut self, name: &str, bytes: &[u8], now: Instant) -> Result<(), String> {
         let cluster = ir::Cluster::from_bytes(bytes).map_err(|error| error.to_string())?;
@@ -23,9 +25,8 @@ impl Store {
             return Err(reason);
         }
         // The settings of connections: everything but the endpoints.
-        let mut message = ClusterMessage::decode(bytes).map_err(|error| error.to_string())?;
-        message.load_assignment = None;
-        let fingerprint = compile::fingerprint(&[&message.encode_to_vec()]);
+        let settings = split(bytes, LOAD_ASSIGNMENT).map_err(|error| error.to_string())?;
+        let fingerprint = compile::fingerprint(&[&settings.rest]);
         let known = self.clusters.get(&cluster.name).filter(|known| known.fingerprint == fingerprint);
         let transports = match known {
             Some(known) => known.transports.clone(),

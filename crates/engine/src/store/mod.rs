@@ -239,7 +239,9 @@ impl Store {
     }
 
     fn set_routes(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
-        let config = ir::RouteConfiguration::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let before = self.routes.get(name);
+        let config = ir::RouteConfiguration::from_bytes(bytes, before.map(|before| &*before.ir))
+            .map_err(|error| error.to_string())?;
         same_name(name, &config.name)?;
         let config = compile::routes(Arc::new(config), &mut self.names);
         self.names.routes.of(&config.ir.name);

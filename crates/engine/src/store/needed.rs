@@ -27,7 +27,10 @@ impl Store {
         for listener in self.listeners.values().filter_map(|entry| entry.active.as_ref()) {
             slots.extend(compile::references(listener).0);
         }
-        self.routes.values().for_each(|config| slots.extend(config.slots.iter().copied()));
+        // Not all it has a slot for: it may know names of its earlier versions.
+        self.routes.values().for_each(|config| {
+            slots.extend(config.ir.table.references().map(|cluster| config.slots[cluster.index as usize]));
+        });
         let named = self.names.clusters.names().iter();
         named.filter(|(_, slot)| slots.contains(slot)).map(|(name, _)| name.clone()).collect()
     }

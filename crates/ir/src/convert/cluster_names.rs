@@ -1,7 +1,8 @@
 //! Dense numbers for the cluster names that one resource refers to.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::ClusterRef;
 
@@ -9,10 +10,15 @@ use crate::ClusterRef;
 #[derive(Default)]
 pub(super) struct ClusterNames {
     list: Vec<Arc<str>>,
-    index: HashMap<Arc<str>, u32>,
+    index: AHashMap<Arc<str>, u32>,
 }
 
 impl ClusterNames {
+    /// Names that have their numbers already.
+    pub(super) fn after(list: &[Arc<str>]) -> Self {
+        Self { list: list.to_vec(), index: list.iter().cloned().zip(0..).collect() }
+    }
+
     pub(super) fn reference(&mut self, name: &str) -> ClusterRef {
         if let Some((name, index)) = self.index.get_key_value(name) {
             return ClusterRef { name: name.clone(), index: *index };
@@ -25,7 +31,7 @@ impl ClusterNames {
         ClusterRef { name, index }
     }
 
-    pub(super) fn into_list(self) -> Vec<Arc<str>> {
-        self.list
+    pub(super) fn into_list(self) -> Arc<[Arc<str>]> {
+        self.list.into()
     }
 }

@@ -9,7 +9,7 @@ use proto::cluster_load_assignment::Policy;
 
 use super::health_check::endpoint_health_check;
 use super::values::{
-    Converted, enumeration, fraction, host_and_port, number, optional, required, socket_address,
+    Converted, enumeration, fraction, host_and_port, number, optional, required, socket_address, text,
 };
 use crate::error::At;
 use crate::support::fields;
@@ -109,18 +109,19 @@ fn locality_endpoints(
         return Err(at.error_in("priority", format!("must be at most {MAX_PRIORITY}")));
     }
     let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
-    let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
-    let endpoints = lb_endpoints.into_iter().enumerate();
+    let locality = Locality { region: text(region), zone: text(zone), sub_zone: text(sub_zone) };
+    let endpoints = lb_endpoints.into_iter().enumerate().map(|(index, endpoint)| {
+        lb_endpoint(&at.index("lb_endpoints", index), endpoint, names).map(Arc::new)
+    });
+    let mut endpoints: Vec<_> = endpoints.collect::<Converted<_>>()?;
+    // The list was made in the place of the messages, which are many times larger.
+    endpoints.shrink_to_fit();
     Ok((
         priority as usize,
         LocalityEndpoints {
             locality: Arc::new(locality),
             weight: number(load_balancing_weight).filter(|weight| *weight > 0),
-            endpoints: endpoints
-                .map(|(index, endpoint)| {
-                    lb_endpoint(&at.index("lb_endpoints", index), endpoint, names).map(Arc::new)
-                })
-                .collect::<Converted<_>>()?,
+            endpoints,
         },
     ))
 }

@@ -105,6 +105,11 @@ fn router_filter(at: &At<'_>, message: router::Router) -> Converted<Router> {
 pub(super) struct FilterNames(Vec<Arc<str>>);
 
 impl FilterNames {
+    /// Names that have their numbers already.
+    pub(super) fn after(list: &[Arc<str>]) -> Self {
+        Self(list.to_vec())
+    }
+
     fn position(&mut self, name: &str) -> u32 {
         let known = self.0.iter().position(|known| &**known == name);
         let position = known.unwrap_or_else(|| {

@@ -194,7 +194,7 @@ pub(super) fn mutations(
         names.push(mutable_name(&at.index(&field, index), name)?);
     }
     let field = format!("{prefix}_headers_to_add");
-    Ok(HeaderMutations { remove: names, add: headers_to_add(at, &field, add)? })
+    Ok(HeaderMutations { remove: names.into(), add: headers_to_add(at, &field, add)?.into() })
 }
 
 pub(super) fn headers_to_add(

@@ -1,4 +1,5 @@
-//! Conversion from Envoy's messages. Each resource has `from_proto`, which takes the message apart, and `from_bytes`.
+//! Conversion from Envoy's messages. Each resource has `from_proto`, which takes the message apart, and `from_bytes`
+//! (of route configurations in `route_versions`).
 
 mod access_log;
 mod balancing;
@@ -22,6 +23,7 @@ mod matchers;
 mod rbac;
 mod retry;
 mod route;
+mod route_versions;
 mod tcp_proxy;
 mod tls;
 mod upstream_http;
@@ -34,7 +36,7 @@ use lateen_xds::pb::envoy::config as proto;
 use prost::Message;
 
 use crate::error::At;
-use crate::{Bootstrap, Cluster, ClusterLoadAssignment, ConvertError, Listener, RouteConfiguration, Secret};
+use crate::{Bootstrap, Cluster, ClusterLoadAssignment, ConvertError, Listener, Secret};
 
 fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, ConvertError> {
     M::decode(bytes).map_err(|error| At::ROOT.error(format!("not a valid encoding: {error}")))
@@ -64,7 +66,6 @@ macro_rules! entry_points {
 
 entry_points! {
     Listener, proto::listener::v3::Listener, |message| listener::listener(&At::ROOT, message);
-    RouteConfiguration, proto::route::v3::RouteConfiguration, |message| route::route_configuration(&At::ROOT, message);
     Cluster, proto::cluster::v3::Cluster, |message| cluster::cluster(&At::ROOT, message);
     ClusterLoadAssignment, proto::endpoint::v3::ClusterLoadAssignment,
         |message| endpoint::load_assignment(&At::ROOT, message, endpoint::Names::Refused);

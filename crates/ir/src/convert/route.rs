@@ -17,7 +17,7 @@ use super::matchers::{
 };
 use super::retry::retry_policy;
 use super::values::{
-    Converted, bool_or, data_source, duration, enumeration, fraction, number, port, required, timeout,
+    Converted, bool_or, data_source, duration, enumeration, fraction, number, port, required, text, timeout,
 };
 use crate::error::At;
 use crate::support::fields;
@@ -31,7 +31,7 @@ use crate::{
 const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
 
 /// What all routes of a configuration share while they are converted.
-struct Shared {
+pub(super) struct Shared {
     names: ClusterNames,
     filters: FilterNames,
     /// Of the level above.
@@ -41,7 +41,23 @@ struct Shared {
 
 pub(super) fn route_configuration(
     at: &At<'_>,
+    mut message: proto::RouteConfiguration,
+) -> Converted<RouteConfiguration> {
+    let hosts = std::mem::take(&mut message.virtual_hosts);
+    configuration(at, message, None, |shared| {
+        let hosts = hosts.into_iter().enumerate();
+        hosts
+            .map(|(index, host)| virtual_host(&at.index("virtual_hosts", index), host, shared).map(Arc::new))
+            .collect()
+    })
+}
+
+/// A configuration without its virtual hosts, and those that `hosts` converts. Numbers of names are those of `before`, and more.
+pub(super) fn configuration(
+    at: &At<'_>,
     message: proto::RouteConfiguration,
+    before: Option<&RouteConfiguration>,
+    hosts: impl FnOnce(&mut Shared) -> Converted<Vec<Arc<VirtualHost>>>,
 ) -> Converted<RouteConfiguration> {
     fields!(at, message => proto::RouteConfiguration {
         used {
@@ -64,19 +80,17 @@ pub(super) fn route_configuration(
     });
     let max_body = number(max_direct_response_body_size_bytes).unwrap_or(MAX_DIRECT_RESPONSE_BODY);
     let mut shared = Shared {
-        names: ClusterNames::default(),
-        filters: FilterNames::default(),
+        names: before.map(|before| ClusterNames::after(before.table.clusters())).unwrap_or_default(),
+        filters: before.map(|before| FilterNames::after(&before.filters)).unwrap_or_default(),
         mirrors: Arc::default(),
         max_body,
     };
     let overrides = overrides(at, typed_per_filter_config, &mut shared.filters)?;
     shared.mirrors = mirrors(at, request_mirror_policies, &mut shared)?;
-    let hosts = virtual_hosts
-        .into_iter()
-        .enumerate()
-        .map(|(index, host)| virtual_host(&at.index("virtual_hosts", index), host, &mut shared).map(Arc::new))
-        .collect::<Converted<Vec<_>>>()?;
-    let table = RouteTable::new(hosts, shared.names.into_list(), ignore_port_in_host_matching)
+    debug_assert!(virtual_hosts.is_empty(), "the caller converts them");
+    let hosts = hosts(&mut shared)?;
+    let before = before.map(|before| &before.table);
+    let table = RouteTable::new(hosts, shared.names.into_list(), ignore_port_in_host_matching, before)
         .map_err(|reason| at.error_in("virtual_hosts", reason))?;
     Ok(RouteConfiguration {
         name: name.into(),
@@ -88,10 +102,15 @@ pub(super) fn route_configuration(
         max_direct_response_body_size_bytes: max_body,
         filters: shared.filters.into_list(),
         overrides,
+        origin: None,
     })
 }
 
-fn virtual_host(at: &At<'_>, message: proto::VirtualHost, shared: &mut Shared) -> Converted<VirtualHost> {
+pub(super) fn virtual_host(
+    at: &At<'_>,
+    message: proto::VirtualHost,
+    shared: &mut Shared,
+) -> Converted<VirtualHost> {
     use proto::virtual_host::TlsRequirementType;
     fields!(at, message => proto::VirtualHost {
         used {
@@ -183,7 +202,7 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
         }
     };
     Ok(Route {
-        name: name.into(),
+        name: text(name),
         matching,
         action,
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
@@ -206,12 +225,12 @@ fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatche
         variants { path_match_policy = "path matches by extension" }
     });
     let case_sensitive = bool_or(case_sensitive, true);
-    let text = |value: String| -> Box<str> {
+    let path_text = |value: String| -> Box<str> {
         if case_sensitive { value.into() } else { value.to_ascii_lowercase().into() }
     };
     let path = match required(at, "path_specifier", path_specifier)? {
-        PathSpecifier::Prefix(value) => PathMatcher::Prefix { value: text(value), case_sensitive },
-        PathSpecifier::Path(value) => PathMatcher::Exact { value: text(value), case_sensitive },
+        PathSpecifier::Prefix(value) => PathMatcher::Prefix { value: path_text(value), case_sensitive },
+        PathSpecifier::Path(value) => PathMatcher::Exact { value: path_text(value), case_sensitive },
         PathSpecifier::SafeRegex(regex) => PathMatcher::Regex(full_regex(&at.field("safe_regex"), regex)?),
         PathSpecifier::PathSeparatedPrefix(value) => {
             if value.len() < 2
@@ -222,7 +241,7 @@ fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatche
                 let reason = "must begin with / and something after it, without / at the end, ? or #";
                 return Err(at.error_in("path_separated_prefix", reason));
             }
-            PathMatcher::SeparatedPrefix { value: text(value), case_sensitive }
+            PathMatcher::SeparatedPrefix { value: path_text(value), case_sensitive }
         }
         PathSpecifier::ConnectMatcher(_) => PathMatcher::Connect,
         PathSpecifier::PathMatchPolicy(_) => {
@@ -234,7 +253,7 @@ fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatche
     let percent = runtime_fraction.and_then(|runtime| runtime.default_value);
     Ok(RouteMatcher {
         path,
-        headers: header_matchers(at, "headers", headers)?,
+        headers: header_matchers(at, "headers", headers)?.into(),
         query_parameters: parameters
             .map(|(index, parameter)| query_parameter(&at.index("query_parameters", index), parameter))
             .collect::<Converted<_>>()?,
@@ -468,7 +487,7 @@ fn weighted_clusters(
         .into_iter()
         .enumerate()
         .map(|(index, cluster)| weighted_cluster(&at.index("clusters", index), cluster, shared))
-        .collect::<Converted<Vec<_>>>()?;
+        .collect::<Converted<Box<[_]>>>()?;
     let total_weight: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
     if total_weight == 0 {
         return Err(at.error_in("clusters", "the sum of the weights must be greater than 0"));

@@ -595,7 +595,7 @@ proptest::proptest! {
     #[test]
     fn no_bytes_break_a_conversion(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
         let _ = Listener::from_bytes(&bytes);
-        let _ = RouteConfiguration::from_bytes(&bytes);
+        let _ = RouteConfiguration::from_bytes(&bytes, None);
         let _ = Cluster::from_bytes(&bytes);
         let _ = ClusterLoadAssignment::from_bytes(&bytes);
         let _ = Bootstrap::from_bytes(&bytes);

@@ -20,6 +20,11 @@ use crate::{
 /// Result of a conversion.
 pub(super) type Converted<T> = Result<T, ConvertError>;
 
+/// Text; where it is empty, without memory of its own.
+pub(super) fn text(value: String) -> Arc<str> {
+    if value.is_empty() { Arc::default() } else { value.into() }
+}
+
 /// A duration; absent stays absent.
 pub(super) fn duration(
     at: &At<'_>,
