@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use ahash::AHashMap;
 use lateen_ir::{
     Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, Load,
-    PreviousPriorities, Wish,
+    PreviousPriorities, Wish, dynamic_host_key,
 };
 
+use crate::dns_cache::{Known, Loaded};
 use crate::host::Host;
+use crate::named_hosts::NamedHosts;
 use crate::outlier::Outcome;
 use crate::snapshot::ClusterConfig;
 use crate::stats::blocks::ClusterStats;
@@ -27,6 +29,10 @@ const MOST_ORIGINAL_DESTINATIONS: usize = 16 * 1024;
 pub(crate) struct Need<'a> {
     /// The connection's original destination.
     pub(crate) destination: Option<SocketAddr>,
+    /// The host that the request names, or TLS asks for.
+    pub(crate) name: Option<&'a str>,
+    /// Its port, where the name has none and the cluster's own does not count.
+    pub(crate) port: Option<u16>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
     /// How often to choose anew when the choice is refused.
@@ -56,6 +62,8 @@ pub(crate) struct LocalCluster {
     seed: u64,
     /// ORIGINAL_DST only.
     destinations: RefCell<AHashMap<SocketAddr, Rc<Host>>>,
+    /// Of a dynamic forward proxy only.
+    named: NamedHosts,
     tls_stats: OnceCell<Rc<TlsStats>>,
     /// Replaced or removed: hosts found now must not keep connections.
     retired: Cell<bool>,
@@ -98,13 +106,13 @@ impl LocalCluster {
             }
         }
         known.values().for_each(|gone| gone.pool.retire());
-        let destinations = match (previous, same_settings) {
-            (_, Some(old)) => old.destinations.take(),
+        let (destinations, named) = match (previous, same_settings) {
+            (_, Some(old)) => (old.destinations.take(), old.named.take()),
             (Some(old), None) => {
                 old.retire();
-                AHashMap::new()
+                Default::default()
             }
-            (None, _) => AHashMap::new(),
+            (None, _) => Default::default(),
         };
         let judged = Cell::new(config.outlier.as_ref().map_or(0, |detector| detector.epoch()));
         let balancer = RefCell::new(make_balancer(&config, &hosts, seed));
@@ -116,6 +124,7 @@ impl LocalCluster {
             judged,
             seed,
             destinations: RefCell::new(destinations),
+            named,
             tls_stats: previous.map(|old| old.tls_stats.clone()).unwrap_or_default(),
             retired: Cell::new(false),
         }
@@ -128,6 +137,9 @@ impl LocalCluster {
         random: &mut dyn FnMut() -> u64,
         refused: &dyn Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
+        if self.config.dns_cache.is_some() {
+            return self.named_host(need.name?, need.port);
+        }
         if let Discovery::OriginalDst { port_override, .. } = &self.config.ir.discovery {
             let mut address = need.destination?;
             if let Some(port) = port_override {
@@ -171,7 +183,42 @@ impl LocalCluster {
 
     /// All hosts known now.
     pub(crate) fn hosts(&self) -> Vec<Rc<Host>> {
-        self.hosts.iter().cloned().chain(self.destinations.borrow().values().cloned()).collect()
+        let found = self.destinations.borrow();
+        self.hosts.iter().chain(found.values()).cloned().chain(self.named.all()).collect()
+    }
+
+    /// The host with this name, if its address is known. `port` counts where the name has none; else the cluster's.
+    pub(crate) fn named_host(&self, name: &str, port: Option<u16>) -> Option<Rc<Host>> {
+        let cache = self.config.dns_cache.as_ref()?;
+        let port = port.unwrap_or_else(|| self.config.default_port());
+        self.named.find(name, port, cache)
+    }
+
+    /// The host with a name that [`Self::named_host`] does not have, after looking it up: no filter has done that.
+    ///
+    /// # Errors
+    /// There is none, with the detail to log.
+    pub(crate) async fn look_up_host(
+        &self,
+        name: Option<&str>,
+        port: Option<u16>,
+    ) -> Result<Rc<Host>, String> {
+        let found = (self.config.dns_cache.as_ref(), name.filter(|name| !name.is_empty()));
+        let (Some(cache), Some(name)) = found else { return Err(String::new()) };
+        let Some(_pending) = cache.admit() else {
+            return Err("dns_cache_pending_requests_overflow".to_owned());
+        };
+        let mut key = String::new();
+        dynamic_host_key(name, port.unwrap_or_else(|| self.config.default_port()), &mut key);
+        let known = match cache.load(&key) {
+            Loaded::Known(known) => known,
+            Loaded::Loading(host) => host.resolved().await,
+            Loaded::Overflow => return Err("dns_cache_overflow".to_owned()),
+        };
+        if let Known::Failed(reason) = known {
+            return Err(format!("dns_resolution_failure{{{reason}}}"));
+        }
+        self.named_host(name, port).ok_or_else(String::new)
     }
 
     fn destination(&self, address: SocketAddr) -> Rc<Host> {
@@ -209,6 +256,10 @@ impl LocalCluster {
         for host in &self.hosts {
             self.stats.upstream_cx_idle_timeout.add(host.pool.sweep(idle_timeout, now) as u64);
         }
+        let idle = |host: &Host| {
+            self.stats.upstream_cx_idle_timeout.add(host.pool.sweep(idle_timeout, now) as u64);
+        };
+        self.named.sweep(idle);
         let forget_after = self.config.ir.cleanup_interval.max(Duration::from_secs(1));
         self.destinations.borrow_mut().retain(|_, host| {
             self.stats.upstream_cx_idle_timeout.add(host.pool.sweep(idle_timeout, now) as u64);
@@ -229,6 +280,7 @@ impl LocalCluster {
         self.retired.set(true);
         self.hosts.iter().for_each(|host| host.pool.retire());
         self.destinations.borrow_mut().drain().for_each(|(_, host)| host.pool.retire());
+        self.named.retire();
     }
 }
 

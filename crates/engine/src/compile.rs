@@ -9,6 +9,7 @@ use lateen_xds::pb::envoy::config::listener::v3::Listener as ListenerMessage;
 use prost::Message;
 
 use crate::dial::socket_option_supported;
+use crate::dns_cache::{DnsCache, DnsCaches};
 use crate::filters;
 use crate::snapshot::{
     ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig,
@@ -44,12 +45,13 @@ impl Slots {
     }
 }
 
-/// Slots of every kind.
+/// What configuration speaks of by name: slots of every kind, and caches of names.
 #[derive(Default)]
 pub(crate) struct Names {
     pub(crate) clusters: Slots,
     pub(crate) routes: Slots,
     pub(crate) filters: Slots,
+    pub(crate) caches: DnsCaches,
 }
 
 /// A content hash that is the same for the same bytes as long as the engine runs.
@@ -101,7 +103,7 @@ pub(crate) fn listener(
                     .map_err(|reason| format!("{path}.transport_socket.typed_config: {reason}"))?,
             ),
         };
-        let terminal = terminal(chain, names);
+        let terminal = terminal(chain, names).map_err(|reason| format!("{path}.filters: {reason}"))?;
         Ok::<_, String>(Arc::new(ChainConfig { ir: chain.clone(), fingerprint, terminal, tls }))
     };
     let listed = config
@@ -146,21 +148,32 @@ pub(crate) fn transports(cluster: &ir::Cluster, secrets: &Secrets) -> Result<Tra
     })
 }
 
-fn terminal(chain: &ir::FilterChain, names: &mut Names) -> Terminal {
-    match &chain.terminal {
-        Some(ir::TerminalFilter::Http(hcm)) => Terminal::Http(Arc::new(http(hcm.clone(), names))),
+fn terminal(chain: &ir::FilterChain, names: &mut Names) -> Result<Terminal, String> {
+    Ok(match &chain.terminal {
+        Some(ir::TerminalFilter::Http(hcm)) => Terminal::Http(Arc::new(http(hcm.clone(), names)?)),
         Some(ir::TerminalFilter::Tcp(tcp)) => Terminal::Tcp(Arc::new(TcpConfig {
             ir: tcp.clone(),
             stat_name: stat_name(&tcp.stat_prefix),
             slots: slots(&tcp.clusters, names),
+            sni: sni(chain, names)?,
         })),
         Some(ir::TerminalFilter::Echo) => Terminal::Echo,
         Some(ir::TerminalFilter::DirectResponse(bytes)) => Terminal::DirectResponse(bytes.clone()),
         _ => Terminal::Close,
-    }
+    })
 }
 
-fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> HttpConfig {
+/// Where names that TLS asks for are looked up.
+fn sni(chain: &ir::FilterChain, names: &mut Names) -> Result<Option<(Arc<DnsCache>, Option<u16>)>, String> {
+    let found = chain.filters.iter().find_map(|filter| match filter {
+        ir::NetworkFilter::SniDynamicForwardProxy(filter) => Some(filter),
+        _ => None,
+    });
+    let Some(filter) = found else { return Ok(None) };
+    Ok(Some((names.caches.of(&filter.cache)?, (filter.port > 0).then_some(filter.port))))
+}
+
+fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> Result<HttpConfig, String> {
     let routes = match &hcm.routes {
         ir::RouteSource::Inline(config) => RoutesRef::Inline(routes(config.clone(), names)),
         ir::RouteSource::Rds { name, .. } => RoutesRef::Rds(names.routes.of(name)),
@@ -168,8 +181,9 @@ fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> HttpConfig {
     let logs = !hcm.access_log.is_empty()
         || !hcm.local_reply.mappers.is_empty()
         || hcm.router().is_some_and(|router| !router.upstream_log.is_empty());
-    let filters = filters::compile(&hcm, |name| names.filters.of(name));
-    HttpConfig { stat_name: stat_name(&hcm.stat_prefix), routes, filters, logs, hcm }
+    let (filter_slots, caches) = (&mut names.filters, &mut names.caches);
+    let filters = filters::compile(&hcm, |name| filter_slots.of(name), |config| caches.of(config))?;
+    Ok(HttpConfig { stat_name: stat_name(&hcm.stat_prefix), routes, filters, logs, hcm })
 }
 
 /// RDS names of a listener, with how long to wait for each.

@@ -39,11 +39,17 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
         _ => None,
     };
     let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };
-    let need = || Need { destination, hash, ..Need::default() };
+    // Names are only asked for by clusters that go by them.
+    let name = context.authority.clone();
+    let need = || Need { destination, name: name.to_str().ok(), hash, ..Need::default() };
     let policy = action.retry_policy.clone();
     loop {
         context.attempts += 1;
-        let Some(host) = cluster.pick(need(), &mut || worker.random(), &|_| false) else {
+        let mut found = cluster.pick(need(), &mut || worker.random(), &|_| false);
+        if found.is_none() {
+            found = Box::pin(cluster.look_up_host(name.to_str().ok(), None)).await.ok();
+        }
+        let Some(host) = found else {
             cluster.stats.upstream_cx_none_healthy.inc();
             return Err(Failure::NoHealthyUpstream);
         };

@@ -329,6 +329,7 @@ impl Control {
             Command::ResetCounters => {
                 let detectors = self.store.active_clusters().filter_map(|cluster| cluster.outlier.as_ref());
                 detectors.for_each(|detector| detector.reset_counts());
+                self.store.dns_caches().for_each(|cache| cache.reset_counters());
                 for worker in &self.workers {
                     let _ = worker.send(WorkerCommand::ResetCounters).await;
                 }

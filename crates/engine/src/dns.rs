@@ -101,7 +101,7 @@ async fn follow_name(
                 count(&stats.update_failure);
                 (None, None)
             }
-            Ok(Answer { addresses, ttl }) => {
+            Ok(Answer { addresses, ttl, .. }) => {
                 failures = 0;
                 count(&stats.update_success);
                 let ttl = (!addresses.is_empty()).then_some(ttl);
@@ -122,7 +122,7 @@ async fn follow_name(
 }
 
 /// The time until a name is looked up again.
-fn pause(dns: &Dns, failures: u32, ttl: Option<Duration>, random: u64) -> Duration {
+pub(crate) fn pause(dns: &Dns, failures: u32, ttl: Option<Duration>, random: u64) -> Duration {
     if failures > 0 {
         return match dns.failure_refresh {
             Some(backoff) => crate::retry::pause(backoff, failures, random).max(Duration::from_millis(10)),

@@ -22,6 +22,7 @@ macro_rules! flags {
 flags! {
     // Faults are injected before anything is sent.
     DELAY_INJECTED = 17, "DI", "DelayInjected";
+    DNS_RESOLUTION_FAILED = 24, "DF", "DnsResolutionFailed";
     FAULT_INJECTED = 18, "FI", "FaultInjected";
     // Envoy prints flags in the order they were set, and this one is set before the last attempt's own.
     UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";

@@ -9,7 +9,7 @@ use lateen_ir::{CheckedHealth, EndpointAddress, HealthStatus};
 
 use crate::breakers::{self, Limited, is_open};
 use crate::outlier;
-use crate::snapshot::{ClusterConfig, ListenerConfig};
+use crate::snapshot::{ClusterConfig, ListenerConfig, stat_name};
 use crate::stats::arena::{ArenaReading, Scope};
 use crate::stats::merge::{Stat, Value, merge};
 use crate::store::{Raw, Store};
@@ -96,6 +96,7 @@ impl Inspection {
         let contexts = with_resources.then(|| store.contexts());
         let certificates =
             contexts.into_iter().flatten().map(|common| tls::shown(common, &store.secrets)).collect();
+        cache_stats(store, &mut stats);
         server_stats(store, &server, &mut stats);
         // Thousands of resources are copied only for the one page that shows them.
         let raw = with_resources.then_some(&store.raw);
@@ -188,8 +189,11 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                 }
             }
         }
-        // What is left are original destinations.
-        if matches!(config.ir.discovery, lateen_ir::Discovery::OriginalDst { .. }) {
+        // What is left was found when it was asked for.
+        if matches!(
+            config.ir.discovery,
+            lateen_ir::Discovery::OriginalDst { .. } | lateen_ir::Discovery::DynamicForwardProxy { .. }
+        ) {
             let own: Vec<SocketAddr> = sums
                 .keys()
                 .filter(|(name, _)| *name == config.ir.name)
@@ -285,6 +289,17 @@ fn health_stats(config: &ClusterConfig, stats: &mut Vec<Stat>) {
     let gauges = numbers.gauges().map(|(leaf, value)| (leaf, Value::Gauge(value)));
     for (leaf, value) in counters.into_iter().chain(gauges) {
         stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
+    }
+}
+
+/// Numbers of caches of names.
+fn cache_stats(store: &Store, stats: &mut Vec<Stat>) {
+    for cache in store.dns_caches() {
+        let counters = cache.counters().into_iter().map(|(leaf, n)| (leaf, Value::Counter(n)));
+        let gauges = cache.gauges().map(|(leaf, n)| (leaf, Value::Gauge(n)));
+        for (leaf, value) in counters.chain(gauges) {
+            stats.push(Stat::scoped(Scope::DnsCache, stat_name(&cache.config.name), leaf, value));
+        }
     }
 }
 

@@ -225,7 +225,12 @@ struct Mirror {
 impl Mirror {
     async fn run(self) {
         let cluster = self.cluster.clone();
-        let Some(host) = cluster.pick(Need::default(), &mut || self.worker.random(), &|_| false) else {
+        let need = Need { name: self.message.authority.to_str().ok(), ..Need::default() };
+        let mut found = cluster.pick(need, &mut || self.worker.random(), &|_| false);
+        if found.is_none() {
+            found = Box::pin(cluster.look_up_host(self.message.authority.to_str().ok(), None)).await.ok();
+        }
+        let Some(host) = found else {
             cluster.stats.upstream_cx_none_healthy.inc();
             return charge(&cluster, 503);
         };

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use lateen_ir::{DnsFamily, DnsResolver};
@@ -20,6 +21,23 @@ pub(crate) struct Answer {
     pub(crate) addresses: Vec<IpAddr>,
     /// How long it holds: the shortest of its records.
     pub(crate) ttl: Duration,
+    /// There is no such name, as against one without an address.
+    pub(crate) missing: bool,
+}
+
+/// Why a look-up failed, in the words of Envoy's resolver without their spaces.
+pub(crate) fn failure(error: &NetError) -> &'static str {
+    match error {
+        NetError::Dns(DnsError::ResponseCode(code)) => match code {
+            ResponseCode::FormErr => "cares_failure:DNS_server_claims_query_was_misformatted",
+            ResponseCode::NotImp => "cares_failure:DNS_server_does_not_implement_requested_operation",
+            ResponseCode::Refused => "cares_failure:DNS_server_refused_query",
+            _ => "cares_failure:DNS_server_returned_general_failure",
+        },
+        NetError::Timeout => "cares_failure:Timeout_while_contacting_DNS_servers",
+        NetError::Proto(_) | NetError::Message(_) => "cares_failure:Misformatted_domain_name",
+        _ => "cares_failure:Could_not_contact_DNS_servers",
+    }
 }
 
 /// Asks the servers of one configuration.
@@ -97,7 +115,7 @@ impl Resolver {
     /// When no server answers, or only to say that it cannot.
     pub(crate) async fn look_up(&self, name: &str, family: DnsFamily) -> Result<Answer, Arc<NetError>> {
         if let Ok(address) = name.parse::<IpAddr>() {
-            return Ok(Answer { addresses: vec![address], ttl: Duration::MAX });
+            return Ok(Answer { addresses: vec![address], ttl: Duration::MAX, missing: false });
         }
         let (v4, v6) = (|| self.records(name, RecordType::A), || self.records(name, RecordType::AAAA));
         match family {
@@ -131,10 +149,12 @@ impl Resolver {
         let resolver = self.0.as_ref().map_err(Arc::clone)?;
         let lookup = match resolver.lookup(name, kind).await {
             Ok(lookup) => lookup,
-            Err(error) if error.is_no_records_found() => return Ok(Answer::default()),
+            Err(error) if error.is_no_records_found() => {
+                return Ok(Answer { missing: error.is_nx_domain(), ..Answer::default() });
+            }
             Err(error) => return Err(Arc::new(error)),
         };
-        let mut answer = Answer { addresses: Vec::new(), ttl: Duration::MAX };
+        let mut answer = Answer { addresses: Vec::new(), ttl: Duration::MAX, missing: false };
         for record in lookup.answers() {
             match &record.data {
                 RData::A(address) if kind == RecordType::A => answer.addresses.push(IpAddr::V4(address.0)),

@@ -11,6 +11,7 @@ use ahash::AHashMap;
 use lateen_ir as ir;
 
 use crate::dns::DnsStats;
+use crate::dns_cache::DnsCache;
 use crate::filters::Filter;
 use crate::health_check::HealthView;
 use crate::joined::Joined;
@@ -103,6 +104,8 @@ pub(crate) struct TcpConfig {
     pub(crate) stat_name: Arc<str>,
     /// By `ClusterRef::index`.
     pub(crate) slots: Box<[ClusterSlot]>,
+    /// Where names that TLS asks for are looked up first, and the port there.
+    pub(crate) sni: Option<(Arc<DnsCache>, Option<u16>)>,
 }
 
 /// A route configuration with its references resolved.
@@ -131,6 +134,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) bind: Option<Arc<ir::BindConfig>>,
     /// Of a cluster whose names are looked up.
     pub(crate) dns_stats: Option<Arc<DnsStats>>,
+    /// Where it finds hosts that requests name.
+    pub(crate) dns_cache: Option<Arc<DnsCache>>,
     /// With active health checks.
     pub(crate) checked: Option<HealthView>,
     pub(crate) transports: Arc<Transports>,
@@ -179,6 +184,13 @@ impl ClusterConfig {
     /// Position of an endpoint's transport in `ir.transport_matches`; `None`: the cluster's own.
     pub(crate) fn transport_position(&self, endpoint: &ir::Endpoint) -> Option<usize> {
         self.ir.transport_position(endpoint.metadata.as_deref())
+    }
+
+    /// Port of hosts that are named without one.
+    pub(crate) fn default_port(&self) -> u16 {
+        let position = self.ir.transport_position(None);
+        let matching = position.map(|position| &self.ir.transport_matches[position].transport);
+        if matching.unwrap_or(&self.ir.transport).tls().is_some() { 443 } else { 80 }
     }
 
     /// How to reach an endpoint.

@@ -10,6 +10,7 @@ use lateen_ir::Discovery;
 use crate::breakers::{self, Limited};
 use crate::cluster::{LocalCluster, Need};
 use crate::context::ConnectionInfo;
+use crate::dns_cache::{DnsCache, Loaded};
 use crate::failure::{Flags, Reset, underscored};
 use crate::format_values::TcpFacts;
 use crate::gate::Denied;
@@ -53,6 +54,11 @@ pub(crate) async fn serve(
     client.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
     stats.downstream_cx_total.inc();
     let mut outcomes = Outcomes::default();
+    if let Some((cache, port)) = &config.sni
+        && !Box::pin(look_up(info.server_name.as_deref(), cache, *port)).await
+    {
+        return log(&info, config, worker, &outcomes);
+    }
     if let Some((mut server, _opened)) = connect(&info, config, stats, worker, &mut outcomes).await {
         let limit = config.ir.max_downstream_connection_duration;
         let end = async {
@@ -76,6 +82,22 @@ pub(crate) async fn serve(
         }
     }
     log(&info, config, worker, &outcomes);
+}
+
+/// Waits until the name that TLS asks for is looked up; false when there are too many of them.
+async fn look_up(name: Option<&str>, cache: &Arc<DnsCache>, port: Option<u16>) -> bool {
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return true };
+    let Some(_pending) = cache.admit() else { return false };
+    let mut key = String::new();
+    lateen_ir::dynamic_host_key(name, port.unwrap_or_default(), &mut key);
+    match cache.load(&key) {
+        Loaded::Known(_) => true,
+        Loaded::Loading(host) => {
+            host.resolved().await;
+            true
+        }
+        Loaded::Overflow => false,
+    }
 }
 
 /// Counts and logs a connection whose handshake failed.
@@ -111,14 +133,20 @@ async fn connect(
         _ => None,
     };
     let hash = config.ir.hash_source_ip.then(|| lateen_ir::address_hash(info.peer.ip()));
-    let need = || Need { destination, hash, ..Need::default() };
+    let name = info.server_name.as_deref();
+    let port = config.sni.as_ref().and_then(|(_, port)| *port);
+    let need = || Need { destination, name, port, hash, ..Need::default() };
     for attempt in 1..=config.ir.max_connect_attempts.max(1) {
         if attempt > 1
             && let Some(backoff) = config.ir.backoff
         {
             tokio::time::sleep(retry::pause(backoff, attempt - 1, worker.random())).await;
         }
-        let Some(host) = cluster.pick(need(), &mut || worker.random(), &|_| false) else {
+        let mut found = cluster.pick(need(), &mut || worker.random(), &|_| false);
+        if found.is_none() {
+            found = Box::pin(cluster.look_up_host(name, port)).await.ok();
+        }
+        let Some(host) = found else {
             cluster.stats.upstream_cx_none_healthy.inc();
             outcomes.flags.insert(Flags::NO_HEALTHY_UPSTREAM);
             return None;

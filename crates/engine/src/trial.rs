@@ -14,7 +14,7 @@ use crate::body::{RequestBody, RequestSource};
 use crate::breakers::{self, Admission, Limited};
 use crate::cluster::{LocalCluster, Need};
 use crate::context::RequestContext;
-use crate::failure::{Failure, Flags, Reset, underscored};
+use crate::failure::{Failure, Flags, Reply, Reset, underscored};
 use crate::forward::{WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, suppresses};
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
@@ -60,7 +60,10 @@ impl Trial<'_> {
     pub(crate) async fn run(&mut self, weighted: Option<WeightedEntry>) -> Result<Box<Answer>, Failure> {
         loop {
             self.context.attempts += 1;
-            let host = self.pick_host().ok_or(Failure::NoHealthyUpstream)?;
+            let host = match self.pick_host() {
+                Some(host) => host,
+                None => Box::pin(self.look_up_host()).await?,
+            };
             self.context.host = Some(host.clone());
             if matches!(self.action.host_rewrite, HostRewrite::Auto) {
                 let name = host.endpoint.borrow().hostname.clone();
@@ -197,6 +200,8 @@ impl Trial<'_> {
         let avoid = self.policy.filter(|policy| policy.avoid_previous_hosts && !self.tried.is_empty());
         let need = Need {
             destination: self.destination(),
+            name: self.cluster.config.dns_cache.as_ref().and_then(|_| self.context.authority.to_str().ok()),
+            port: None,
             hash: self.hash,
             attempts: avoid.map_or(0, |policy| policy.host_selection_max_attempts),
             priorities: self.priorities.as_deref_mut(),
@@ -207,6 +212,19 @@ impl Trial<'_> {
             self.tried.push(host.address);
         }
         Some(host)
+    }
+
+    /// A host that is not known before it is asked for, where no filter has looked it up.
+    async fn look_up_host(&self) -> Result<Rc<Host>, Failure> {
+        let name = self.context.authority.to_str().ok();
+        self.cluster.look_up_host(name, None).await.map_err(|details| {
+            if details.is_empty() {
+                return Failure::NoHealthyUpstream;
+            }
+            self.cluster.stats.upstream_cx_none_healthy.inc();
+            let reply = Reply { details: details.into(), ..Failure::NoHealthyUpstream.reply() };
+            Failure::Answered(Box::new(reply))
+        })
     }
 
     /// ORIGINAL_DST: where the client wanted to go.

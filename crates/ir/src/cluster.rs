@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::OutlierDetection;
 use crate::common::{SocketOption, TcpKeepalive};
+use crate::dynamic_forward_proxy::DnsCacheConfig;
 use crate::endpoint::ClusterLoadAssignment;
 use crate::hcm::{CommonHttpOptions, Http1Options, Http2Options};
 use crate::health_check::HealthCheck;
@@ -100,6 +101,11 @@ pub enum Discovery {
         header: Option<http::HeaderName>,
         /// Another port.
         port_override: Option<u16>,
+    },
+    /// The host that the request names, or TLS asks for, as found in a cache of names.
+    DynamicForwardProxy {
+        /// The cache.
+        cache: Arc<DnsCacheConfig>,
     },
 }
 

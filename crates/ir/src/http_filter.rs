@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::access_log::AccessLog;
 use crate::cors::CorsPolicy;
+use crate::dynamic_forward_proxy::{DnsCacheConfig, DynamicHostRewrite};
 use crate::fault::Fault;
 use crate::rbac::RbacFilter;
 
@@ -28,6 +29,8 @@ pub enum HttpFilterKind {
     Cors,
     /// Refuses what policies do not allow.
     Rbac(Arc<RbacFilter>),
+    /// Looks up the host that a request names, where its cluster wants that.
+    DynamicForwardProxy(Arc<DnsCacheConfig>),
     /// Sends the request to the route's cluster.
     Router(Router),
 }
@@ -74,6 +77,8 @@ pub enum FilterRouteConfig {
     Cors(Arc<CorsPolicy>),
     /// For [`HttpFilterKind::Rbac`], in place of all it says.
     Rbac(Arc<RbacFilter>),
+    /// For [`HttpFilterKind::DynamicForwardProxy`].
+    DynamicForwardProxy(DynamicHostRewrite),
 }
 
 /// The entries of one level.
@@ -132,7 +137,7 @@ mod tests {
             .configs()
             .filter_map(|config| match config {
                 FilterRouteConfig::Fault(fault) => Some(fault.downstream_nodes[0].to_string()),
-                FilterRouteConfig::Cors(_) | FilterRouteConfig::Rbac(_) => None,
+                _ => None,
             })
             .collect();
         assert_eq!(nodes, ["host"], "what only enables has no configuration");

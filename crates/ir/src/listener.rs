@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::access_log::AccessLog;
 use crate::common::{ClusterRef, SocketOption, TcpKeepalive};
+use crate::dynamic_forward_proxy::SniDynamicForwardProxy;
 use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
 use crate::hcm::HttpConnectionManager;
 use crate::rbac::RbacFilter;
@@ -162,6 +163,8 @@ pub enum DownstreamTransport {
 pub enum NetworkFilter {
     /// Closes connections that policies do not allow, when their first byte comes.
     Rbac(Arc<RbacFilter>),
+    /// Looks up the name that TLS asks for, before a [`TcpProxy`].
+    SniDynamicForwardProxy(Arc<SniDynamicForwardProxy>),
 }
 
 /// The filter that takes the connection.

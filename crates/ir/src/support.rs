@@ -190,8 +190,11 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::file::v3 as file_log;
     pub(super) use lateen_xds::pb::envoy::extensions::access_loggers::stream::v3 as stream_log;
     pub(super) use lateen_xds::pb::envoy::extensions::clusters::dns::v3 as dns_cluster;
+    pub(super) use lateen_xds::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3 as dynamic_cluster;
+    pub(super) use lateen_xds::pb::envoy::extensions::common::dynamic_forward_proxy::v3 as dns_cache;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::common::fault::v3 as fault_common;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_dynamic;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::rbac::v3 as http_rbac;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::router::v3 as router;
@@ -200,6 +203,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::direct_response::v3 as direct_response;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::rbac::v3 as network_rbac;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni_dynamic;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
     pub(super) use lateen_xds::pb::envoy::extensions::load_balancing_policies as balancing;
     pub(super) use lateen_xds::pb::envoy::extensions::network::dns_resolver::cares::v3 as cares;
@@ -318,6 +322,12 @@ table! {
     cluster::OutlierDetection,
     cluster::UpstreamConnectionOptions,
     dns_cluster::DnsCluster,
+    dynamic_cluster::ClusterConfig,
+    dns_cache::DnsCacheConfig,
+    matcher::AddressMatcher,
+    http_dynamic::FilterConfig,
+    http_dynamic::PerRouteConfig,
+    sni_dynamic::FilterConfig,
     cares::CaresDnsResolverConfig,
     core::DnsResolverOptions,
     upstream_http::HttpProtocolOptions,

@@ -6,6 +6,7 @@ mod attacks;
 mod breaking;
 mod cases;
 mod duo;
+mod dynamic;
 mod filters;
 mod frames;
 mod fuzz;

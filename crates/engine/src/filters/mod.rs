@@ -4,6 +4,7 @@
 //! A new filter is a variant of each enum here and a file beside this one.
 
 mod cors;
+mod dynamic_forward_proxy;
 mod fault;
 mod rbac;
 pub(crate) mod throttle;
@@ -19,6 +20,7 @@ use lateen_ir as ir;
 
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
+use crate::dns_cache::DnsCache;
 use crate::failure::Failure;
 use crate::forward;
 use crate::snapshot::FilterSlot;
@@ -37,6 +39,7 @@ enum FilterKind {
     Fault(fault::FaultFilter),
     Cors,
     Rbac(Arc<ir::RbacFilter>),
+    DynamicForwardProxy(Arc<DnsCache>),
 }
 
 /// One worker's side of a filter: its numbers.
@@ -44,12 +47,15 @@ pub(crate) enum LocalFilter {
     Fault(fault::LocalFault),
     Cors(Rc<CorsStats>),
     Rbac(rbac::LocalRbac),
+    /// Its numbers are the cache's.
+    DynamicForwardProxy,
 }
 
 /// What a filter keeps of a request until its end.
 pub(crate) enum FilterState {
     Fault(fault::Injected),
     Cors(cors::Allowed),
+    Waiting(dynamic_forward_proxy::Waiting),
 }
 
 /// How a filter's look at a request ended.
@@ -73,19 +79,28 @@ pub(crate) enum Flow {
 pub(crate) fn compile(
     hcm: &ir::HttpConnectionManager,
     mut slot: impl FnMut(&Arc<str>) -> FilterSlot,
-) -> Box<[Filter]> {
-    let kind = |kind: &ir::HttpFilterKind| match kind {
-        ir::HttpFilterKind::Fault(fault) => Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone()))),
-        ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
-        ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
-        _ => None,
-    };
-    hcm.http_filters
-        .iter()
-        .filter_map(|filter| {
-            Some(Filter { kind: kind(&filter.kind)?, name: slot(&filter.name), disabled: filter.disabled })
+    mut cache: impl FnMut(&Arc<ir::DnsCacheConfig>) -> Result<Arc<DnsCache>, String>,
+) -> Result<Box<[Filter]>, String> {
+    let mut kind = |kind: &ir::HttpFilterKind| {
+        Ok::<_, String>(match kind {
+            ir::HttpFilterKind::Fault(fault) => {
+                Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone())))
+            }
+            ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
+            ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
+            ir::HttpFilterKind::DynamicForwardProxy(config) => {
+                Some(FilterKind::DynamicForwardProxy(cache(config)?))
+            }
+            _ => None,
         })
-        .collect()
+    };
+    let mut filters = Vec::with_capacity(hcm.http_filters.len());
+    for filter in &hcm.http_filters {
+        if let Some(kind) = kind(&filter.kind)? {
+            filters.push(Filter { kind, name: slot(&filter.name), disabled: filter.disabled });
+        }
+    }
+    Ok(filters.into())
 }
 
 /// A worker's side of them.
@@ -94,6 +109,7 @@ pub(crate) fn local(filters: &[Filter], prefix: &Arc<str>, stats: &StatsArena) -
         FilterKind::Fault(_) => LocalFilter::Fault(fault::LocalFault::new(stats.fault(prefix), prefix)),
         FilterKind::Cors => LocalFilter::Cors(stats.cors(prefix)),
         FilterKind::Rbac(rbac) => LocalFilter::Rbac(rbac::LocalRbac::new(rbac, prefix, stats)),
+        FilterKind::DynamicForwardProxy(_) => LocalFilter::DynamicForwardProxy,
     };
     filters.iter().map(local).collect()
 }
@@ -132,6 +148,9 @@ pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, 
                 rbac::decode(rbac, local, filter.name, context)?;
                 Step::Next
             }
+            (FilterKind::DynamicForwardProxy(cache), LocalFilter::DynamicForwardProxy) => {
+                dynamic_forward_proxy::decode(cache, filter.name, context)?
+            }
             // Both lists are made from the same filters.
             _ => Step::Next,
         };
@@ -149,6 +168,7 @@ pub(crate) async fn pause(context: &mut RequestContext, index: usize) -> Result<
     let connection = context.connection.clone();
     match (&connection.config.filters[index].kind, &connection.filters[index]) {
         (FilterKind::Fault(_), LocalFilter::Fault(local)) => fault::delay(local, context).await,
+        (FilterKind::DynamicForwardProxy(_), _) => dynamic_forward_proxy::wait(context).await,
         _ => Ok(()),
     }
 }
@@ -158,7 +178,7 @@ pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
     for state in context.filters.iter().rev() {
         match state {
             FilterState::Cors(allowed) => allowed.encode(headers),
-            FilterState::Fault(_) => {}
+            FilterState::Fault(_) | FilterState::Waiting(_) => {}
         }
     }
 }
@@ -167,7 +187,7 @@ pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
 pub(crate) fn throttle(context: &RequestContext) -> Option<throttle::Throttle> {
     context.filters.iter().find_map(|state| match state {
         FilterState::Fault(injected) => injected.throttle(),
-        FilterState::Cors(_) => None,
+        FilterState::Cors(_) | FilterState::Waiting(_) => None,
     })
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum Scope {
     Cluster,
     ClusterTls,
     Cors,
+    /// Of a cache of names.
+    DnsCache,
     Fault,
     /// The name is the connection manager's prefix, a line feed, and the client's name.
     FaultClient,
@@ -46,6 +48,7 @@ impl Scope {
             Self::Cors | Self::Fault | Self::FaultClient | Self::Http | Self::Rbac | Self::RbacShadow => {
                 "http"
             }
+            Self::DnsCache => "dns_cache",
             Self::Http1Codec => "http1",
             Self::Http2Codec => "http2",
             Self::Listener | Self::ListenerTls => "listener",
@@ -63,6 +66,7 @@ impl Scope {
             Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow => Some("rbac"),
             Self::Cluster
             | Self::ClusterTls
+            | Self::DnsCache
             | Self::Http
             | Self::Http1Codec
             | Self::Http2Codec
@@ -82,6 +86,8 @@ impl Scope {
         match self {
             Self::Cluster => &ClusterStats::NAMES,
             Self::Cors => &CorsStats::NAMES,
+            // Its numbers are not a worker's.
+            Self::DnsCache => &BlockNames { counters: &[], gauges: &[], histograms: &[] },
             Self::Fault => &FaultStats::NAMES,
             Self::FaultClient => &FaultClientStats::NAMES,
             Self::Http => &HttpStats::NAMES,

@@ -17,6 +17,8 @@ fn label_name(scope: Scope) -> Option<&'static str> {
         }
         // The network filter's prefix is a part of the name.
         Scope::Http1Codec | Scope::Http2Codec | Scope::NetworkRbac | Scope::NetworkRbacShadow => None,
+        // So is the name of a cache.
+        Scope::DnsCache => None,
         Scope::Listener | Scope::ListenerTls => Some("envoy_listener_address"),
         Scope::Tcp => Some("envoy_tcp_prefix"),
     }
@@ -36,6 +38,10 @@ fn metric(stat: &Stat) -> (String, String) {
             prefix => [prefix, ".rbac.", own.split_once('.').map_or("", |(_, rest)| rest)],
         };
         name.extend(parts.concat().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+    } else if let Some((Scope::DnsCache, cache)) = &stat.scope {
+        name.push_str("dns_cache_");
+        name.extend(cache.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+        name.push('_');
     } else if let Some((scope, _)) = &stat.scope {
         for part in [Some(scope.prefix()), scope.filter()].into_iter().flatten() {
             name.push_str(part);

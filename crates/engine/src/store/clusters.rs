@@ -32,12 +32,21 @@ impl Store {
             Some(known) => known.transports.clone(),
             None => Arc::new(compile::transports(&cluster, &self.secrets)?),
         };
+        let dns_cache = match &cluster.discovery {
+            ir::Discovery::DynamicForwardProxy { cache } => {
+                let made = self.names.caches.of(cache);
+                Some(made.map_err(|reason| format!("cluster_type.typed_config.dns_cache_config: {reason}"))?)
+            }
+            _ => None,
+        };
         let secrets = transports.all().flat_map(|tls| tls.ir.common.secrets());
         let awaits_secrets = self.missing_secrets(secrets, now);
         let cluster = Arc::new(cluster);
         let bind = cluster.bind.clone().map(Arc::new).or_else(|| self.default_bind.clone());
         let (warm, limit) = match &cluster.discovery {
-            ir::Discovery::Static(_) | ir::Discovery::OriginalDst { .. } => (true, None),
+            ir::Discovery::Static(_)
+            | ir::Discovery::OriginalDst { .. }
+            | ir::Discovery::DynamicForwardProxy { .. } => (true, None),
             ir::Discovery::Eds { service_name, initial_fetch_timeout } => {
                 self.eds_users.entry(service_name.clone()).or_default().insert(cluster.name.clone());
                 (self.endpoints.contains_key(service_name), *initial_fetch_timeout)
@@ -70,6 +79,7 @@ impl Store {
             breakers,
             bind,
             dns_stats,
+            dns_cache,
             active,
             warm_until,
             warm,
@@ -112,7 +122,7 @@ impl Store {
             ir::Discovery::StrictDns { .. } | ir::Discovery::LogicalDns { .. } => {
                 self.endpoints.get(&dns_key(name)).cloned()
             }
-            ir::Discovery::OriginalDst { .. } => None,
+            ir::Discovery::OriginalDst { .. } | ir::Discovery::DynamicForwardProxy { .. } => None,
         };
         let endpoints = assignment.unwrap_or_else(|| Arc::new(no_endpoints(&entry.ir.name)));
         let checked = self.health.follow(
@@ -154,6 +164,7 @@ impl Store {
             stat_name: stat_name(stats),
             bind: entry.bind.clone(),
             dns_stats: entry.dns_stats.clone(),
+            dns_cache: entry.dns_cache.clone(),
             checked,
             transports: entry.transports.clone(),
         }));

@@ -21,6 +21,7 @@ use prost_types::Any;
 use self::clusters::dns_key;
 use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
+use crate::dns_cache::DnsCache;
 use crate::health_check::HealthChecks;
 use crate::snapshot::{Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, Transports};
 use crate::tls::Secrets;
@@ -49,6 +50,8 @@ pub(crate) struct ClusterEntry {
     bind: Option<Arc<ir::BindConfig>>,
     /// Of a cluster whose names are looked up.
     dns_stats: Option<Arc<DnsStats>>,
+    /// Of a cluster of hosts that requests name.
+    dns_cache: Option<Arc<DnsCache>>,
     /// In effect; `None` before the first endpoints.
     pub(crate) active: Option<Arc<ClusterConfig>>,
     /// When warming ends without endpoints.
@@ -292,6 +295,11 @@ impl Store {
     /// Clusters in effect.
     pub(crate) fn active_clusters(&self) -> impl Iterator<Item = &Arc<ClusterConfig>> {
         self.clusters.values().filter_map(|entry| entry.active.as_ref())
+    }
+
+    /// Caches of names in use.
+    pub(crate) fn dns_caches(&self) -> impl Iterator<Item = Arc<DnsCache>> {
+        self.names.caches.in_use()
     }
 
     /// First address a listener is bound to.

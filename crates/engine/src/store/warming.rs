@@ -40,7 +40,9 @@ impl Store {
                 if entry.awaits_secrets.is_empty() {
                     // Whether endpoints are there is decided below, or when they come.
                     let there = match &entry.ir.discovery {
-                        ir::Discovery::Static(_) | ir::Discovery::OriginalDst { .. } => true,
+                        ir::Discovery::Static(_)
+                        | ir::Discovery::OriginalDst { .. }
+                        | ir::Discovery::DynamicForwardProxy { .. } => true,
                         ir::Discovery::Eds { service_name, .. } => self.endpoints.contains_key(service_name),
                         ir::Discovery::StrictDns { .. } | ir::Discovery::LogicalDns { .. } => {
                             self.endpoints.contains_key(&dns_key(name))

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::config::cluster::v3 as proto;
+use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::google::protobuf::Any;
 use proto::cluster as nested;
 
 use super::balancing::{circuit_breakers, common_lb, outlier_detection};
 use super::config_source::{Source, config_source};
 use super::dns::{DnsCluster, dns_cluster, dns_resolver};
+use super::dynamic_forward_proxy::{DynamicCluster, dynamic_cluster};
 use super::endpoint::{Names, load_assignment};
 use super::lb_policy::{self, Chosen};
 use super::tls;
@@ -23,7 +25,7 @@ use crate::error::At;
 use crate::support::fields;
 use crate::{
     Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, DnsFamily, HealthProbe, LbPolicy, TcpKeepalive,
-    TransportMatch, UpstreamProtocol,
+    TransportMatch, UpstreamHttp, UpstreamProtocol,
 };
 
 const BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -59,7 +61,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             preconnect_policy = "connecting ahead",
             queuing_policies = "queues by extension",
         }
-        variants { cluster_type = "clusters by extension, but for envoy.extensions.clusters.dns.v3.DnsCluster" }
+        variants { cluster_type = "clusters by extension, but for DnsCluster and dynamic_forward_proxy" }
     });
     let transport = transport_socket
         .map(|socket| tls::upstream(&at.field("transport_socket"), socket))
@@ -83,8 +85,14 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             .map(|config| dns_resolver(&at.field("typed_dns_resolver_config"), config))
             .transpose()?,
     };
+    let mut dynamic = None;
     let (kind, dns) = match discovery_type(at, cluster_discovery_type)? {
         Kind::Builtin(kind) => (kind, dns),
+        // It brings its own load balancer, as the other one does.
+        Kind::Dynamic(cluster) => {
+            dynamic = Some(cluster);
+            (nested::DiscoveryType::OriginalDst, dns)
+        }
         Kind::Dns(extension) => (
             if extension.logical {
                 nested::DiscoveryType::LogicalDns
@@ -112,7 +120,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     if (kind == nested::DiscoveryType::OriginalDst) != (chosen.policy == LbPolicy::ClusterProvided) {
         return Err(at.error_in(
             "lb_policy",
-            "CLUSTER_PROVIDED goes with the cluster type ORIGINAL_DST, and only with it",
+            "CLUSTER_PROVIDED goes with the cluster types ORIGINAL_DST and dynamic_forward_proxy, and only with them",
         ));
     }
     // As in Envoy, other clusters' endpoints need not have names.
@@ -125,9 +133,18 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     let discovery = match kind {
         nested::DiscoveryType::OriginalDst => {
             if load_assignment.is_some() {
-                return Err(at.error_in("load_assignment", "an ORIGINAL_DST cluster has no endpoints"));
+                return Err(at.error_in("load_assignment", "a cluster of this type has no endpoints"));
             }
-            chosen.original_dst.unwrap_or(Discovery::OriginalDst { header: None, port_override: None })
+            match (&dynamic, chosen.original_dst) {
+                (Some(_), Some(_)) => {
+                    return Err(at.error_in("original_dst_lb_config", "belongs to another cluster type"));
+                }
+                (Some(DynamicCluster { cache, .. }), None) => {
+                    Discovery::DynamicForwardProxy { cache: cache.clone() }
+                }
+                (None, Some(given)) => given,
+                (None, None) => Discovery::OriginalDst { header: None, port_override: None },
+            }
         }
         nested::DiscoveryType::Eds => eds(at, eds_cluster_config, &name)?,
         nested::DiscoveryType::Static => {
@@ -151,7 +168,8 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     let health_check = super::health_check::health_checks(at, health_checks)?;
     if health_check.is_some() {
         if kind == nested::DiscoveryType::OriginalDst {
-            return Err(at.error_in("health_checks", "not supported for original destinations"));
+            let reason = "not supported for hosts that are not known before they are asked for";
+            return Err(at.error_in("health_checks", reason));
         }
         if kind != nested::DiscoveryType::Static && !ignore_health_on_host_removal {
             let reason =
@@ -167,6 +185,10 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             return Err(at.error_in("common_lb_config.ignore_new_hosts_until_first_hc", reason));
         }
     }
+    // Hosts that callers name are called by these names, unless the configuration insists.
+    let named =
+        core::UpstreamHttpProtocolOptions { auto_sni: true, auto_san_validation: true, ..Default::default() };
+    let by_default = dynamic.is_some() && typed_extension_protocol_options.is_empty();
     let deprecated = Deprecated {
         common: common_http_protocol_options,
         http1: http_protocol_options,
@@ -177,7 +199,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             protocol_selection,
         )? == nested::ClusterProtocolSelection::UseDownstreamProtocol,
         max_requests_per_connection: number(max_requests_per_connection),
-        names: upstream_http_protocol_options,
+        names: upstream_http_protocol_options.or(by_default.then_some(named)),
     };
     let http = upstream_http::upstream_http(
         at,
@@ -188,6 +210,9 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     if asks_grpc && http.protocol != UpstreamProtocol::Http2 {
         let reason = format!("{name} cluster must support HTTP/2 for gRPC healthchecking");
         return Err(at.index("health_checks", 0).error_in("grpc_health_check", reason));
+    }
+    if let Some(dynamic) = &dynamic {
+        check_names(at, dynamic, &http, outlier_detection.is_some())?;
     }
     let (normal, high, max_connections_per_host) = match circuit_breakers {
         None => Default::default(),
@@ -226,6 +251,24 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     })
 }
 
+fn check_names(
+    at: &At<'_>,
+    dynamic: &DynamicCluster,
+    http: &UpstreamHttp,
+    outlier_detection: bool,
+) -> Converted<()> {
+    let names = &http.names;
+    if !(dynamic.insecure || names.auto_sni && names.auto_san_validation) {
+        let reason = "dynamic_forward_proxy cluster must have auto_sni and auto_san_validation true unless allow_insecure_cluster_options is set";
+        return Err(at.error_in("upstream_http_protocol_options", reason));
+    }
+    if outlier_detection {
+        let reason = "not supported for hosts that are not known before they are asked for";
+        return Err(at.error_in("outlier_detection", reason));
+    }
+    Ok(())
+}
+
 fn transport_matches(
     at: &At<'_>,
     matches: Vec<nested::TransportSocketMatch>,
@@ -251,6 +294,7 @@ fn transport_matches(
 enum Kind {
     Builtin(nested::DiscoveryType),
     Dns(DnsCluster),
+    Dynamic(DynamicCluster),
 }
 
 fn discovery_type(at: &At<'_>, kind: Option<nested::ClusterDiscoveryType>) -> Converted<Kind> {
@@ -261,6 +305,9 @@ fn discovery_type(at: &At<'_>, kind: Option<nested::ClusterDiscoveryType>) -> Co
             let at = at.field("cluster_type");
             match custom.typed_config {
                 Some(any) if any.type_url == DnsCluster::type_url() => dns_cluster(&at, &any).map(Kind::Dns),
+                Some(any) if any.type_url == DynamicCluster::type_url() => {
+                    dynamic_cluster(&at, &any).map(Kind::Dynamic)
+                }
                 _ => Err(at.error(format!("{:?} is not supported: clusters by extension", custom.name))),
             }
         }
@@ -303,7 +350,7 @@ fn eds(
     Ok(Discovery::Eds { service_name, initial_fetch_timeout })
 }
 
-fn dns_failures(at: &At<'_>, rate: nested::RefreshRate) -> Converted<Backoff> {
+pub(super) fn dns_failures(at: &At<'_>, rate: nested::RefreshRate) -> Converted<Backoff> {
     let at = at.field("dns_failure_refresh_rate");
     let nested::RefreshRate { base_interval, max_interval } = rate;
     if base_interval.is_none() {

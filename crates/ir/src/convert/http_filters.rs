@@ -11,6 +11,7 @@ use lateen_xds::pb::google::protobuf::Any;
 
 use super::access_log::access_logs;
 use super::cors::{cors, cors_policy};
+use super::dynamic_forward_proxy::{http_dynamic, route_dynamic};
 use super::fault::fault;
 use super::rbac::{http_rbac, route_rbac};
 use super::values::{Converted, required, typed};
@@ -72,6 +73,9 @@ fn http_filter(at: &At<'_>, filter: proto::HttpFilter) -> Converted<HttpFilter> 
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilterKind::Rbac(Arc::new(http_rbac(&at_config, typed(at, &any)?)?))
+        }
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig" => {
+            HttpFilterKind::DynamicForwardProxy(http_dynamic(&at_config, typed(at, &any)?)?)
         }
         other => return Err(at_config.error(format!("HTTP filter {other:?} is not supported"))),
     };
@@ -168,10 +172,11 @@ fn filter_config(at: &At<'_>, message: route::FilterConfig) -> Converted<Option<
 }
 
 /// Types of per-route configuration.
-const SUPPORTED: [&str; 3] = [
+const SUPPORTED: [&str; 4] = [
     "envoy.extensions.filters.http.fault.v3.HTTPFault",
     "envoy.extensions.filters.http.cors.v3.CorsPolicy",
     "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
+    "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
 ];
 
 fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
@@ -185,6 +190,9 @@ fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
         }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             Ok(FilterRouteConfig::Rbac(Arc::new(route_rbac(at, typed(at, any)?)?)))
+        }
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig" => {
+            Ok(FilterRouteConfig::DynamicForwardProxy(route_dynamic(at, typed(at, any)?)?))
         }
         _ => Err(at.error(format!("{name:?} is not supported as a filter's configuration for routes"))),
     }

@@ -10,6 +10,7 @@ use lateen_xds::pb::envoy::extensions::filters::listener as listener_filters;
 use lateen_xds::pb::envoy::extensions::filters::network;
 
 use super::access_log::access_logs;
+use super::dynamic_forward_proxy::sni_dynamic;
 use super::hcm::http_connection_manager;
 use super::rbac::network_rbac;
 use super::tcp_proxy::tcp_proxy;
@@ -285,6 +286,13 @@ fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain
             ChainFilter::Terminal(filter) => terminal = Some(filter),
         }
     }
+    let looks_up = |filter: &NetworkFilter| matches!(filter, NetworkFilter::SniDynamicForwardProxy(_));
+    if let Some(index) = before.iter().position(looks_up)
+        && !matches!(terminal, Some(TerminalFilter::Tcp(_)))
+    {
+        let reason = "sni_dynamic_forward_proxy is supported before a tcp_proxy only";
+        return Err(at.index("filters", index).error(reason));
+    }
     Ok(FilterChain {
         name: name.into(),
         matching: filter_chain_match
@@ -397,9 +405,13 @@ fn network_filter(at: &At<'_>, filter: proto::Filter) -> Converted<ChainFilter> 
             let filter = network_rbac(&at_config, typed(at, &any)?)?;
             return Ok(ChainFilter::Before(NetworkFilter::Rbac(Arc::new(filter))));
         }
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
+            let filter = sni_dynamic(&at_config, typed(at, &any)?)?;
+            return Ok(ChainFilter::Before(NetworkFilter::SniDynamicForwardProxy(Arc::new(filter))));
+        }
         other => {
             let reason = format!(
-                "{other:?} is not supported; http_connection_manager, tcp_proxy, echo, direct_response and rbac are"
+                "{other:?} is not supported; http_connection_manager, tcp_proxy, echo, direct_response, rbac and sni_dynamic_forward_proxy are"
             );
             return Err(at.error_in("typed_config", reason));
         }

@@ -9,6 +9,7 @@ mod cluster_names;
 mod config_source;
 mod cors;
 mod dns;
+mod dynamic_forward_proxy;
 mod endpoint;
 mod fault;
 mod hash_policy;
