@@ -144,21 +144,26 @@ async fn connection(discovery: &Discovery, mark: Option<u32>) -> Result<Connecti
 pub(crate) struct Source {
     client: AdsClient,
     updates: mpsc::Receiver<Update>,
-    wanted: watch::Receiver<Subscriptions>,
+    wanted: watch::Receiver<Arc<Subscriptions>>,
 }
 
 impl Source {
     pub(crate) fn new(
         (client, updates): (AdsClient, mpsc::Receiver<Update>),
-        wanted: watch::Receiver<Subscriptions>,
+        wanted: watch::Receiver<Arc<Subscriptions>>,
     ) -> Self {
-        let source = Self { client, updates, wanted };
+        let mut source = Self { client, updates, wanted };
+        source.wanted.mark_changed();
         source.subscribe();
         source
     }
 
-    fn subscribe(&self) {
-        let wanted = self.wanted.borrow();
+    /// Asks for what is wanted, where that has changed.
+    fn subscribe(&mut self) {
+        if !self.wanted.has_changed().unwrap_or_default() {
+            return;
+        }
+        let wanted = self.wanted.borrow_and_update();
         self.client.subscribe(type_urls::ENDPOINT, wanted.endpoints.clone());
         self.client.subscribe(type_urls::ROUTE, wanted.routes.clone());
         self.client.subscribe(type_urls::SECRET, wanted.secrets.clone());
@@ -174,7 +179,7 @@ impl Source {
                 },
                 changed = self.wanted.changed() => match changed {
                     Ok(()) => {
-                        self.wanted.mark_unchanged();
+                        self.wanted.mark_changed();
                         self.subscribe();
                     }
                     Err(_) => return Ok(()),

@@ -42,7 +42,7 @@ pub(crate) enum Command {
 #[derive(Clone)]
 pub(crate) struct ControlHandle {
     commands: mpsc::Sender<Command>,
-    subscriptions: watch::Receiver<Subscriptions>,
+    subscriptions: watch::Receiver<Arc<Subscriptions>>,
     ready: watch::Receiver<bool>,
     admin: Option<SocketAddr>,
 }
@@ -56,7 +56,7 @@ impl ControlHandle {
         self.ask(|reply| Command::Apply(update, reply)).await
     }
 
-    pub(crate) fn subscriptions(&self) -> watch::Receiver<Subscriptions> {
+    pub(crate) fn subscriptions(&self) -> watch::Receiver<Arc<Subscriptions>> {
         self.subscriptions.clone()
     }
 
@@ -144,7 +144,7 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
         workers.push(commands);
     }
     let (commands, receiver) = mpsc::channel(QUEUE);
-    let (subscriptions, subscriptions_seen) = watch::channel(Subscriptions::default());
+    let (subscriptions, subscriptions_seen) = watch::channel(Arc::<Subscriptions>::default());
     let (ready, ready_seen) = watch::channel(false);
     let control_runtime = runtime().map_err(thread_error("lateen-control"))?;
     let weak = commands.downgrade();
@@ -211,7 +211,7 @@ struct Control {
     config: Arc<EngineConfig>,
     store: Store,
     workers: Vec<mpsc::Sender<WorkerCommand>>,
-    subscriptions: watch::Sender<Subscriptions>,
+    subscriptions: watch::Sender<Arc<Subscriptions>>,
     ready: watch::Sender<bool>,
     log: LogWriter,
     lookups: AHashMap<Arc<str>, AbortHandle>,
@@ -234,7 +234,7 @@ impl Control {
     fn new(
         config: Arc<EngineConfig>,
         workers: Vec<mpsc::Sender<WorkerCommand>>,
-        subscriptions: watch::Sender<Subscriptions>,
+        subscriptions: watch::Sender<Arc<Subscriptions>>,
         ready: watch::Sender<bool>,
         log: LogWriter,
     ) -> Self {
@@ -358,8 +358,8 @@ impl Control {
         }
         let wanted = self.store.subscriptions();
         self.subscriptions.send_if_modified(|known| {
-            let changed = *known != wanted;
-            *known = wanted;
+            let changed = !Arc::ptr_eq(known, wanted) && known != wanted;
+            known.clone_from(wanted);
             changed
         });
         self.update_ready();

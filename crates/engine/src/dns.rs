@@ -13,8 +13,8 @@ use crate::resolver::{Answer, Resolver};
 /// A cluster's names and how they are used.
 #[derive(Clone)]
 pub(crate) struct DnsCluster {
-    pub(crate) assignment: ClusterLoadAssignment,
-    pub(crate) dns: Dns,
+    pub(crate) assignment: Arc<ClusterLoadAssignment>,
+    pub(crate) dns: Box<Dns>,
     /// LOGICAL_DNS: one address is enough.
     pub(crate) logical: bool,
     pub(crate) stats: Arc<DnsStats>,
@@ -173,7 +173,7 @@ fn resolved(
     names: &[Arc<str>],
     known: &[Option<Vec<IpAddr>>],
 ) -> ClusterLoadAssignment {
-    let mut result = cluster.assignment.clone();
+    let mut result = (*cluster.assignment).clone();
     for locality in result.priorities.iter_mut().flatten() {
         let mut endpoints = Vec::new();
         for endpoint in std::mem::take(&mut locality.endpoints) {

@@ -110,7 +110,7 @@ impl EngineHandle {
     }
 
     /// What the accepted configuration refers to; changes whenever that set changes. Subscribe to exactly these by RDS and EDS.
-    pub fn subscriptions(&self) -> watch::Receiver<Subscriptions> {
+    pub fn subscriptions(&self) -> watch::Receiver<Arc<Subscriptions>> {
         self.control.subscriptions()
     }
 

@@ -199,7 +199,7 @@ pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
 pub(crate) fn stream_end(context: &RequestContext, cluster: Option<&LocalCluster>) -> Option<Instant> {
     let manager = context.connection.config.hcm.common.max_stream_duration;
     let of_route = match context.route.as_ref().map(|route| &route.action) {
-        Some(Action::Forward(action)) => action.max_stream_duration,
+        Some(Action::Forward(action)) => action.max_stream_duration.as_deref().copied(),
         _ => None,
     };
     let of_route = of_route.unwrap_or(lateen_ir::MaxStreamDuration {

@@ -108,7 +108,7 @@ pub(crate) struct HealthTarget {
     /// Tells its results from those of an earlier version of the cluster.
     pub(crate) generation: u64,
     pub(crate) cluster: Arc<Cluster>,
-    pub(crate) check: HealthCheck,
+    pub(crate) check: Box<HealthCheck>,
     pub(crate) stats: Arc<HealthStats>,
     /// Knows whether the cluster is in use.
     pub(crate) breakers: Arc<Breakers>,

@@ -12,7 +12,7 @@ use crate::outlier;
 use crate::snapshot::{ClusterConfig, ListenerConfig, stat_name};
 use crate::stats::arena::{ArenaReading, Scope};
 use crate::stats::merge::{Stat, Value, merge};
-use crate::store::{Raw, Store};
+use crate::store::{Raw, RawResources, Store};
 use crate::tls;
 use crate::update::ResourceKind;
 use crate::worker::{HOST_STATS, HostReading};
@@ -102,10 +102,10 @@ impl Inspection {
         let raw = with_resources.then_some(&store.raw);
         let resources = raw
             .into_iter()
-            .flatten()
-            .map(|((kind, name), raw)| RawView {
-                kind: *kind,
-                name: name.clone(),
+            .flat_map(RawResources::iter)
+            .map(|(kind, name, raw)| RawView {
+                kind,
+                name: name.to_owned(),
                 raw: raw.clone(),
                 warming: match kind {
                     ResourceKind::Listener => store.is_warming_listener(name),
@@ -215,8 +215,7 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                 });
             }
         }
-        let key = (ResourceKind::Cluster, config.ir.name.to_string());
-        let added_via_api = !store.raw.get(&key).is_some_and(|raw| raw.is_static);
+        let added_via_api = !store.raw.is_static(ResourceKind::Cluster, &config.ir.name);
         views.push(ClusterView { config: config.clone(), added_via_api, hosts });
     }
     views

@@ -15,11 +15,11 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 /// The authority.
 pub(crate) fn authority(context: &mut RequestContext, action: &Forward, suppress: bool) {
     let new = match &action.host_rewrite {
-        HostRewrite::Literal(literal) => Some(literal.clone()),
+        HostRewrite::Literal(literal) => Some((**literal).clone()),
         // `Auto` is done when the endpoint is known.
         HostRewrite::None | HostRewrite::Auto => None,
         HostRewrite::Header(name) => {
-            context.head.headers.get(name).filter(|value| !value.is_empty()).cloned()
+            context.head.headers.get(&**name).filter(|value| !value.is_empty()).cloned()
         }
         HostRewrite::PathRegex(rewrite) => HeaderValue::from_str(&rewrite.apply(context.path.path())).ok(),
         HostRewrite::Format(format) => {

@@ -51,7 +51,7 @@ async fn a_listener_waits_for_its_routes_and_a_cluster_for_its_endpoints() {
         endpoints: ["a".to_owned()].into(),
         ..Subscriptions::default()
     };
-    assert_eq!(*bed.engine.subscriptions().borrow(), expected);
+    assert_eq!(**bed.engine.subscriptions().borrow(), expected);
     assert_eq!(bed.stat("listener_manager.total_listeners_warming").await, Some(1));
     bed.accept(&[(Endpoints, &endpoints("a", &[&upstream]))]).await;
     assert!(!bed.engine.ready());

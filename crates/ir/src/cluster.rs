@@ -45,13 +45,13 @@ pub struct Cluster {
     /// Transports for endpoints whose metadata (`envoy.transport_socket_match`) matches; the first that does counts, else `transport`.
     pub transport_matches: Vec<TransportMatch>,
     /// Source address and socket options; `None`: the bootstrap's.
-    pub bind: Option<BindConfig>,
+    pub bind: Option<Arc<BindConfig>>,
     /// Keep-alive of upstream connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Active health checks.
-    pub health_check: Option<HealthCheck>,
+    pub health_check: Option<Box<HealthCheck>>,
     /// Ejection of failing endpoints.
-    pub outlier_detection: Option<OutlierDetection>,
+    pub outlier_detection: Option<Box<OutlierDetection>>,
     /// A connection pool for each downstream connection.
     pub connection_pool_per_downstream_connection: bool,
     /// The cluster warms before it is used. Default true.
@@ -73,20 +73,20 @@ impl Cluster {
 #[derive(Clone, Debug)]
 pub enum Discovery {
     /// Written in the cluster.
-    Static(ClusterLoadAssignment),
+    Static(Arc<ClusterLoadAssignment>),
     /// Every address of the names in the load assignment, kept fresh.
     StrictDns {
         /// Names and weights.
-        assignment: DnsAssignment,
+        assignment: Arc<DnsAssignment>,
         /// How to resolve.
-        dns: Dns,
+        dns: Box<Dns>,
     },
     /// One address of one name for each new connection.
     LogicalDns {
         /// One name.
-        assignment: DnsAssignment,
+        assignment: Arc<DnsAssignment>,
         /// How to resolve.
-        dns: Dns,
+        dns: Box<Dns>,
     },
     /// Over EDS.
     Eds {

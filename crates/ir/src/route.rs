@@ -161,7 +161,7 @@ pub enum Action {
     /// Is redirected.
     Redirect(Box<Redirect>),
     /// Is answered.
-    DirectResponse(DirectResponse),
+    DirectResponse(Box<DirectResponse>),
     /// For filters only; the router answers 404.
     NonForwarding,
 }
@@ -174,7 +174,7 @@ pub struct Forward {
     /// Status when the cluster does not exist. Default 503.
     pub cluster_not_found_status: StatusCode,
     /// What is hashed for clusters with consistent hashing.
-    pub hash_policy: Vec<crate::HashPolicy>,
+    pub hash_policy: Box<[crate::HashPolicy]>,
     /// Changes to the path.
     pub path_rewrite: PathRewrite,
     /// Changes to the authority.
@@ -190,13 +190,13 @@ pub struct Forward {
     /// High priority uses the second set of circuit breakers.
     pub high_priority: bool,
     /// Overrides the connection manager's upgrades.
-    pub upgrades: Vec<crate::hcm::UpgradeConfig>,
+    pub upgrades: Box<[crate::hcm::UpgradeConfig]>,
     /// Limits on streams.
-    pub max_stream_duration: Option<MaxStreamDuration>,
+    pub max_stream_duration: Option<Box<MaxStreamDuration>>,
     /// The deprecated `cors`, for the CORS filter where no level has its configuration.
     pub cors: Option<Arc<CorsPolicy>>,
     /// Redirects that are followed here; `None`: all are for the client.
-    pub internal_redirect: Option<InternalRedirectPolicy>,
+    pub internal_redirect: Option<Box<InternalRedirectPolicy>>,
     /// Copies: the route's own, or else the virtual host's, or else the configuration's.
     pub mirrors: Arc<[MirrorPolicy]>,
 }
@@ -268,7 +268,7 @@ pub enum ClusterSpecifier {
     /// The one named in this request header; without the header 503 (or the configured status).
     Header(HeaderName),
     /// One of several.
-    Weighted(WeightedClusters),
+    Weighted(Box<WeightedClusters>),
 }
 
 /// Envoy's `WeightedCluster`.
@@ -316,9 +316,9 @@ pub enum PathRewrite {
     /// Replaces the matched prefix (or the whole path, for exact and regex matches); the query stays.
     Prefix(Box<str>),
     /// Replaces every match of the pattern in the path; the query stays.
-    Regex(RegexRewrite),
+    Regex(Box<RegexRewrite>),
     /// Replaces the path by a rendered format; the query stays.
-    Path(TextFormat),
+    Path(Box<TextFormat>),
 }
 
 /// A pattern and what its matches become.
@@ -336,15 +336,15 @@ pub enum HostRewrite {
     /// None.
     None,
     /// This.
-    Literal(HeaderValue),
+    Literal(Box<HeaderValue>),
     /// The hostname of the chosen endpoint (DNS clusters).
     Auto,
     /// The value of this request header, when there.
-    Header(HeaderName),
+    Header(Box<HeaderName>),
     /// The path (without the query) rewritten.
-    PathRegex(RegexRewrite),
+    PathRegex(Box<RegexRewrite>),
     /// A rendered format.
-    Format(TextFormat),
+    Format(Box<TextFormat>),
 }
 
 /// Envoy's `RedirectAction`.

@@ -26,7 +26,7 @@ fn route(name: &str, matching: RouteMatcher) -> Arc<Route> {
     Arc::new(Route {
         name: name.into(),
         matching,
-        action: Action::DirectResponse(answer),
+        action: Action::DirectResponse(Box::new(answer)),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         overrides: Box::default(),
@@ -179,11 +179,11 @@ fn weights_and_headers_choose_the_cluster() {
         overrides: Box::default(),
     };
     let named = |name: &str, index| WeightedTarget::Cluster(ClusterRef { name: name.into(), index });
-    let specifier = ClusterSpecifier::Weighted(WeightedClusters {
+    let specifier = ClusterSpecifier::Weighted(Box::new(WeightedClusters {
         clusters: vec![entry(named("v1", 0), 70), entry(named("v0", 1), 0), entry(named("v2", 2), 30)].into(),
         total_weight: 100,
         random_header: Some(HeaderName::from_static("x-random")),
-    });
+    }));
     let mut headers = HeaderMap::new();
     let pick = |headers: &HeaderMap, random| {
         let request = RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers };

@@ -99,7 +99,7 @@ fn inline_routes<'a>(
 ) -> Result<Vec<Json>, JsonError> {
     let mut out = Vec::new();
     for resource in listeners {
-        let Ok(listener) = Listener::decode(&*resource.raw.body.value) else { continue };
+        let Ok(listener) = Listener::decode(&*resource.raw.body) else { continue };
         let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
         for filter in chains.flat_map(|chain| &chain.filters) {
             let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { continue };
@@ -142,11 +142,11 @@ fn section<'a>(
         let mut entry = json!({});
         if !resource.raw.is_static {
             entry["version_info"] = json!(resource.raw.version);
-            version.clone_from(&resource.raw.version);
+            version = resource.raw.version.to_string();
         }
-        entry[singular] = codec.any_to_value(&resource.raw.body.type_url, &resource.raw.body.value)?;
+        entry[singular] = codec.any_to_value(resource.kind.type_url(), &resource.raw.body)?;
         entry["last_updated"] = time(resource.raw.updated);
-        if let Some((refused, reason)) = &resource.raw.refused {
+        if let Some((refused, reason)) = resource.raw.refused.as_deref() {
             entry["error_state"] = json!({ "version_info": refused, "details": reason });
         }
         let list = if resource.raw.is_static { 0 } else { 1 + usize::from(resource.warming) };
@@ -176,7 +176,7 @@ fn secrets<'a>(codec: &JsonCodec, resources: impl Iterator<Item = &'a RawView>) 
     let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
     for resource in resources {
         let raw = &resource.raw;
-        let secret = codec.any_to_value(&raw.body.type_url, &raw.body.value)?;
+        let secret = codec.any_to_value(resource.kind.type_url(), &raw.body)?;
         let mut entry = json!({ "name": resource.name, "last_updated": time(raw.updated), "secret": secret });
         if raw.is_static {
             fixed.push(entry);
@@ -227,18 +227,18 @@ fn listeners<'a>(codec: &JsonCodec, resources: impl Iterator<Item = &'a RawView>
     let mut version = String::new();
     for resource in resources {
         let raw = &resource.raw;
-        let value = codec.any_to_value(&raw.body.type_url, &raw.body.value)?;
+        let value = codec.any_to_value(resource.kind.type_url(), &raw.body)?;
         if raw.is_static {
             fixed.push(json!({ "listener": value, "last_updated": time(raw.updated) }));
             continue;
         }
-        version.clone_from(&raw.version);
+        version = raw.version.to_string();
         let state = if resource.warming { "warming_state" } else { "active_state" };
         let mut entry = json!({
             "name": resource.name,
             state: { "version_info": raw.version, "listener": value, "last_updated": time(raw.updated) },
         });
-        if let Some((refused, reason)) = &raw.refused {
+        if let Some((refused, reason)) = raw.refused.as_deref() {
             entry["error_state"] = json!({ "version_info": refused, "details": reason });
         }
         dynamic.push(entry);

@@ -42,7 +42,7 @@ impl Store {
         let secrets = transports.all().flat_map(|tls| tls.ir.common.secrets());
         let awaits_secrets = self.missing_secrets(secrets, now);
         let cluster = Arc::new(cluster);
-        let bind = cluster.bind.clone().map(Arc::new).or_else(|| self.default_bind.clone());
+        let bind = cluster.bind.clone().or_else(|| self.default_bind.clone());
         let (warm, limit) = match &cluster.discovery {
             ir::Discovery::Static(_)
             | ir::Discovery::OriginalDst { .. }
@@ -70,10 +70,11 @@ impl Store {
             Some(entry) => (entry.breakers, entry.active),
             None => (Arc::default(), None),
         };
-        self.names.clusters.of(&cluster.name);
+        let slot = self.names.clusters.of(&cluster.name);
         let key = cluster.name.clone();
         let warm_until = limit.map(|limit| now + limit);
         let entry = ClusterEntry {
+            slot,
             ir: cluster,
             fingerprint,
             breakers,
@@ -97,8 +98,8 @@ impl Store {
     fn look_up(
         &mut self,
         name: &Arc<str>,
-        assignment: &ir::ClusterLoadAssignment,
-        dns: ir::Dns,
+        assignment: &Arc<ir::ClusterLoadAssignment>,
+        dns: Box<ir::Dns>,
         logical: bool,
     ) {
         let known = self.clusters.get(name).and_then(|entry| entry.dns_stats.clone());
@@ -117,7 +118,7 @@ impl Store {
         }
         entry.warm_until = None;
         let assignment = match &entry.ir.discovery {
-            ir::Discovery::Static(assignment) => Some(Arc::new(assignment.clone())),
+            ir::Discovery::Static(assignment) => Some(assignment.clone()),
             ir::Discovery::Eds { service_name, .. } => self.endpoints.get(service_name).cloned(),
             ir::Discovery::StrictDns { .. } | ir::Discovery::LogicalDns { .. } => {
                 self.endpoints.get(&dns_key(name)).cloned()
@@ -146,7 +147,10 @@ impl Store {
         let joined = Joined::note(&entry.ir, &endpoints, known_health, before, now);
         // New settings: what was counted under the old ones counts no more.
         let known = active.filter(|active| active.fingerprint == entry.fingerprint);
-        let detector = || entry.ir.outlier_detection.map(|config| Arc::new(Detector::new(config, now)));
+        let detector = || {
+            let config = entry.ir.outlier_detection.as_deref();
+            config.map(|config| Arc::new(Detector::new(*config, now)))
+        };
         let outlier = known.map_or_else(detector, |known| known.outlier.clone());
         if let Some(outlier) = &outlier {
             outlier.keep(&endpoints);
@@ -173,6 +177,8 @@ impl Store {
     /// Takes the answer of a look-up.
     pub(crate) fn resolved(&mut self, cluster: &Arc<str>, assignment: ir::ClusterLoadAssignment) {
         self.endpoints.insert(dns_key(cluster), Arc::new(assignment));
+        // Of one that is gone it would stay for ever.
+        self.references_changed |= !self.clusters.contains_key(cluster);
         self.activate_cluster(cluster);
     }
 

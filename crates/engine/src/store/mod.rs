@@ -7,6 +7,7 @@
 mod clusters;
 mod listeners;
 mod needed;
+mod raw;
 mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,34 +17,26 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ahash::AHashMap;
 use lateen_ir as ir;
-use prost_types::Any;
 
 use self::clusters::dns_key;
+pub(crate) use self::raw::{Raw, RawResources};
 use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
 use crate::dns_cache::DnsCache;
 use crate::health_check::HealthChecks;
-use crate::snapshot::{Breakers, ClusterConfig, ListenerConfig, RouteConfig, Snapshot, Transports};
+use crate::snapshot::{
+    Breakers, ClusterConfig, ClusterSlot, ListenerConfig, RouteConfig, Snapshot, Transports,
+};
 use crate::tls::Secrets;
-use crate::update::{ApplyReport, ConfigUpdate, Rejection, Resource, ResourceKind};
+use crate::update::{ApplyReport, ConfigUpdate, Rejection, Resource, ResourceKind, Subscriptions};
 use crate::worker::NewSocket;
 
 /// How long a removed cluster serves routes that still name it.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A resource as it came, for dumps.
-#[derive(Clone)]
-pub(crate) struct Raw {
-    pub(crate) version: String,
-    pub(crate) body: Any,
-    pub(crate) is_static: bool,
-    pub(crate) updated: SystemTime,
-    /// A later version that was refused, and why.
-    pub(crate) refused: Option<(String, String)>,
-}
-
 /// A cluster and where it stands.
 pub(crate) struct ClusterEntry {
+    slot: ClusterSlot,
     ir: Arc<ir::Cluster>,
     fingerprint: u64,
     breakers: Arc<Breakers>,
@@ -82,7 +75,7 @@ struct Warming {
 
 /// See the module.
 pub(crate) struct Store {
-    pub(crate) raw: BTreeMap<(ResourceKind, String), Raw>,
+    pub(crate) raw: RawResources,
     pub(crate) clusters: BTreeMap<Arc<str>, ClusterEntry>,
     endpoints: AHashMap<Arc<str>, Arc<ir::ClusterLoadAssignment>>,
     /// Clusters by the EDS resource they use; may name clusters that have changed since.
@@ -101,12 +94,16 @@ pub(crate) struct Store {
     pub(crate) health: HealthChecks,
     pub(crate) rejections: u64,
     pub(crate) secrets: Secrets,
+    /// What must be subscribed to.
+    wanted: Arc<Subscriptions>,
+    /// `wanted`, and what may be forgotten, must be found anew.
+    references_changed: bool,
 }
 
 impl Store {
     pub(crate) fn new(workers: usize, agent_secrets: bool) -> Self {
         Self {
-            raw: BTreeMap::new(),
+            raw: RawResources::default(),
             clusters: BTreeMap::new(),
             endpoints: AHashMap::new(),
             eds_users: AHashMap::new(),
@@ -121,6 +118,8 @@ impl Store {
             health: HealthChecks::default(),
             rejections: 0,
             secrets: Secrets::new(agent_secrets),
+            wanted: Arc::default(),
+            references_changed: true,
         }
     }
 
@@ -164,19 +163,18 @@ impl Store {
     }
 
     fn set(&mut self, kind: ResourceKind, resource: Resource, now: Instant) -> Result<(), String> {
-        let key = (kind, resource.name.clone());
-        if let Some(known) = self.raw.get_mut(&key) {
+        let going = kind == ResourceKind::Cluster && self.is_going(&resource.name);
+        if let Some(known) = self.raw.get_mut(kind, &resource.name) {
             if known.is_static && !resource.is_static {
                 return Err("the bootstrap defines it statically; rename one of the two".to_owned());
             }
-            if known.body == resource.body && !self.is_going(&key) {
-                if let Some(known) = self.raw.get_mut(&key) {
-                    known.version = resource.version;
-                    known.refused = None;
-                }
+            if *known.body == *resource.body.value && !going {
+                known.version = resource.version.into();
+                known.refused = None;
                 return Ok(());
             }
         }
+        self.references_changed |= !self.stands_alone(kind, &resource.name);
         let bytes = &resource.body.value;
         let result = match kind {
             ResourceKind::Cluster => self.set_cluster(&resource.name, bytes, now),
@@ -187,14 +185,15 @@ impl Store {
         };
         match result {
             Ok(()) => {
-                let Resource { version, body, is_static, .. } = resource;
-                self.raw
-                    .insert(key, Raw { version, body, is_static, updated: SystemTime::now(), refused: None });
+                let Resource { name, version, body, is_static } = resource;
+                let (version, body) = (version.into(), body.value.into());
+                let raw = Raw { version, body, is_static, updated: SystemTime::now(), refused: None };
+                self.raw.insert(kind, name, raw);
                 Ok(())
             }
             Err(reason) => {
-                if let Some(known) = self.raw.get_mut(&key) {
-                    known.refused = Some((resource.version, reason.clone()));
+                if let Some(known) = self.raw.get_mut(kind, &resource.name) {
+                    known.refused = Some(Box::new((resource.version, reason.clone())));
                 }
                 Err(reason)
             }
@@ -202,9 +201,8 @@ impl Store {
     }
 
     /// A cluster on its way out that comes back must be set anew.
-    fn is_going(&self, (kind, name): &(ResourceKind, String)) -> bool {
-        *kind == ResourceKind::Cluster
-            && self.clusters.get(&**name).is_some_and(|entry| entry.gone_since.is_some())
+    fn is_going(&self, cluster: &str) -> bool {
+        self.clusters.get(cluster).is_some_and(|entry| entry.gone_since.is_some())
     }
 
     /// Takes a secret. Contexts that use it are made anew; those that can't be keep what they have.
@@ -253,11 +251,11 @@ impl Store {
     }
 
     fn remove(&mut self, kind: ResourceKind, name: &str, now: Instant) {
-        let key = (kind, name.to_owned());
-        if self.raw.get(&key).is_some_and(|raw| raw.is_static) {
+        if self.raw.is_static(kind, name) {
             return;
         }
-        self.raw.remove(&key);
+        self.raw.remove(kind, name);
+        self.references_changed = true;
         match kind {
             ResourceKind::Cluster => {
                 if let Some(entry) = self.clusters.get_mut(name) {
@@ -313,8 +311,8 @@ impl Store {
     pub(crate) fn snapshot(&mut self) -> (Arc<Snapshot>, Vec<Vec<NewSocket>>) {
         self.version += 1;
         let mut clusters = vec![None; self.names.clusters.len()];
-        for (name, entry) in &self.clusters {
-            clusters[self.names.clusters.of(name) as usize] = entry.active.clone();
+        for entry in self.clusters.values() {
+            clusters[entry.slot as usize] = entry.active.clone();
         }
         let mut routes = vec![None; self.names.routes.len()];
         for (name, config) in &self.routes {

@@ -35,35 +35,47 @@ impl Store {
         named.filter(|(_, slot)| slots.contains(slot)).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Forgets what configuration in effect does not refer to, where that may have changed.
     pub(super) fn forget_unused(&mut self) {
-        let wanted = self.subscriptions();
-        let clusters = &self.clusters;
+        if !std::mem::take(&mut self.references_changed) {
+            return;
+        }
+        self.wanted = Arc::new(self.references());
+        let (clusters, wanted, statics) = (&self.clusters, &self.wanted, &self.raw);
         self.health.retain(|name| clusters.contains_key(name));
-        let dns: BTreeSet<Arc<str>> = self.clusters.keys().map(|name| dns_key(name)).collect();
+        let looked_up = clusters.iter().filter(|(_, entry)| entry.dns_stats.is_some());
+        let dns: BTreeSet<Arc<str>> = looked_up.map(|(name, _)| dns_key(name)).collect();
         self.eds_users.retain(|name, _| wanted.endpoints.contains(&**name));
         self.endpoints.retain(|name, _| wanted.endpoints.contains(&**name) || dns.contains(name));
-        let statics = &self.raw;
         self.routes.retain(|name, _| {
-            let key = (ResourceKind::Routes, name.to_string());
-            wanted.routes.contains(&**name) || statics.get(&key).is_some_and(|raw| raw.is_static)
+            wanted.routes.contains(&**name) || statics.is_static(ResourceKind::Routes, name)
         });
         let named: BTreeSet<Arc<str>> =
             self.contexts().flat_map(|common| common.secrets()).map(|secret| secret.name.clone()).collect();
-        self.secrets.retain(|name| {
-            let key = (ResourceKind::Secret, name.to_owned());
-            named.contains(name) || statics.get(&key).is_some_and(|raw| raw.is_static)
-        });
+        let statics = &self.raw;
+        self.secrets.retain(|name| named.contains(name) || statics.is_static(ResourceKind::Secret, name));
         let (endpoints, routes, secrets) = (&self.endpoints, &self.routes, &self.secrets);
-        self.raw.retain(|(kind, name), raw| match kind {
-            ResourceKind::Endpoints => raw.is_static || endpoints.contains_key(&**name),
-            ResourceKind::Routes => raw.is_static || routes.contains_key(&**name),
-            ResourceKind::Secret => raw.is_static || secrets.has(name),
-            ResourceKind::Cluster | ResourceKind::Listener => true,
-        });
+        self.raw.retain(ResourceKind::Endpoints, |name| endpoints.contains_key(name));
+        self.raw.retain(ResourceKind::Routes, |name| routes.contains_key(name));
+        self.raw.retain(ResourceKind::Secret, |name| secrets.has(name));
     }
 
-    /// What must be subscribed to.
-    pub(crate) fn subscriptions(&self) -> Subscriptions {
+    /// Whether a resource that comes changes nothing but itself: it is wanted, and refers to nothing that must be subscribed to.
+    pub(super) fn stands_alone(&self, kind: ResourceKind, name: &str) -> bool {
+        match kind {
+            ResourceKind::Routes => self.wanted.routes.contains(name),
+            ResourceKind::Endpoints => self.wanted.endpoints.contains(name),
+            ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::Secret => false,
+        }
+    }
+
+    /// What must be subscribed to, as of the last [`Store::settle`].
+    pub(crate) fn subscriptions(&self) -> &Arc<Subscriptions> {
+        &self.wanted
+    }
+
+    /// Names that configuration refers to.
+    fn references(&self) -> Subscriptions {
         let mut wanted = Subscriptions::default();
         for entry in self.listeners.values() {
             let configs = entry.active.iter().chain(entry.warming.as_ref().map(|warming| &warming.config));

@@ -70,6 +70,7 @@ impl Store {
             both.filter_map(|(_, until)| *until).for_each(&mut due);
             if warming.awaits.is_empty() && warming.awaits_secrets.is_empty() {
                 entry.active = entry.warming.take().map(|warming| warming.config);
+                self.references_changed = true;
             }
         }
         let needed = self.needed_clusters();
@@ -78,7 +79,10 @@ impl Store {
                 due(since + LINGER);
                 true
             }
-            Some(_) => false,
+            Some(_) => {
+                self.references_changed = true;
+                false
+            }
             None => true,
         });
         warm.iter().for_each(|name| self.activate_cluster(name));

@@ -2,6 +2,7 @@
 #![allow(deprecated)]
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::config::cluster::v3 as proto;
@@ -148,10 +149,11 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         }
         nested::DiscoveryType::Eds => eds(at, eds_cluster_config, &name)?,
         nested::DiscoveryType::Static => {
-            Discovery::Static(assignment(at, load_assignment, &name, Names::Refused)?)
+            Discovery::Static(Arc::new(assignment(at, load_assignment, &name, Names::Refused)?))
         }
         nested::DiscoveryType::StrictDns => {
-            Discovery::StrictDns { assignment: assignment(at, load_assignment, &name, Names::Allowed)?, dns }
+            let assignment = assignment(at, load_assignment, &name, Names::Allowed)?;
+            Discovery::StrictDns { assignment: Arc::new(assignment), dns: Box::new(dns) }
         }
         nested::DiscoveryType::LogicalDns => {
             let assignment = assignment(at, load_assignment, &name, Names::Allowed)?;
@@ -162,7 +164,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
                     at.error_in("load_assignment", "a LOGICAL_DNS cluster must have exactly one endpoint")
                 );
             }
-            Discovery::LogicalDns { assignment, dns }
+            Discovery::LogicalDns { assignment: Arc::new(assignment), dns: Box::new(dns) }
         }
     };
     let health_check = super::health_check::health_checks(at, health_checks)?;
@@ -234,15 +236,15 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         transport,
         transport_matches: transport_matches(at, transport_socket_matches)?,
         bind: upstream_bind_config
-            .map(|bind| bind_config(&at.field("upstream_bind_config"), bind))
+            .map(|bind| bind_config(&at.field("upstream_bind_config"), bind).map(Arc::new))
             .transpose()?,
         tcp_keepalive: upstream_connection_options
             .map(|options| connection_options(&at.field("upstream_connection_options"), options))
             .transpose()?
             .flatten(),
-        health_check,
+        health_check: health_check.map(Box::new),
         outlier_detection: outlier_detection
-            .map(|detection| self::outlier_detection(&at.field("outlier_detection"), detection))
+            .map(|detection| self::outlier_detection(&at.field("outlier_detection"), detection).map(Box::new))
             .transpose()?,
         connection_pool_per_downstream_connection,
         wait_for_warm_on_init: bool_or(wait_for_warm_on_init, true),
@@ -284,7 +286,7 @@ fn transport_matches(
         let socket = required(&at, "transport_socket", transport_socket)?;
         Ok(TransportMatch {
             name: nonempty(&at, "name", name)?,
-            criteria: std::sync::Arc::new(criteria),
+            criteria: Arc::new(criteria),
             transport: tls::upstream(&at.field("transport_socket"), socket)?,
         })
     };
@@ -317,7 +319,7 @@ fn discovery_type(at: &At<'_>, kind: Option<nested::ClusterDiscoveryType>) -> Co
 fn assignment(
     at: &At<'_>,
     assignment: Option<lateen_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment>,
-    cluster: &std::sync::Arc<str>,
+    cluster: &Arc<str>,
     names: Names,
 ) -> Converted<ClusterLoadAssignment> {
     let message = assignment.unwrap_or_default();
@@ -328,11 +330,7 @@ fn assignment(
     Ok(assignment)
 }
 
-fn eds(
-    at: &At<'_>,
-    config: Option<nested::EdsClusterConfig>,
-    cluster: &std::sync::Arc<str>,
-) -> Converted<Discovery> {
+fn eds(at: &At<'_>, config: Option<nested::EdsClusterConfig>, cluster: &Arc<str>) -> Converted<Discovery> {
     let config = required(at, "eds_cluster_config", config)?;
     let at = at.field("eds_cluster_config");
     fields!(&at, config => nested::EdsClusterConfig {

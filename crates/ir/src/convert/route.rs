@@ -194,7 +194,8 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
             Action::Redirect(Box::new(self::redirect(&at.field("redirect"), redirect)?))
         }
         proto::route::Action::DirectResponse(response) => {
-            Action::DirectResponse(direct_response(&at.field("direct_response"), response, shared.max_body)?)
+            let answer = direct_response(&at.field("direct_response"), response, shared.max_body)?;
+            Action::DirectResponse(Box::new(answer))
         }
         proto::route::Action::NonForwardingAction(_) => Action::NonForwarding,
         proto::route::Action::FilterAction(_) => {
@@ -299,9 +300,9 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         ("", None, "") => PathRewrite::None,
         (prefix, None, "") => PathRewrite::Prefix(prefix.into()),
         ("", Some(rewrite), "") => {
-            PathRewrite::Regex(self::regex_rewrite(&at.field("regex_rewrite"), rewrite)?)
+            PathRewrite::Regex(Box::new(self::regex_rewrite(&at.field("regex_rewrite"), rewrite)?))
         }
-        ("", None, format) => PathRewrite::Path(text_format(at, "path_rewrite", format)?),
+        ("", None, format) => PathRewrite::Path(Box::new(text_format(at, "path_rewrite", format)?)),
         _ => {
             let reason = "only one of prefix_rewrite, regex_rewrite and path_rewrite may be set";
             return Err(at.error_in("prefix_rewrite", reason));
@@ -315,7 +316,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
     let idle_timeout = duration(at, "idle_timeout", idle_timeout)?;
     Ok(Forward {
         internal_redirect: internal_redirect_policy
-            .map(|policy| internal_redirect(&at.field("internal_redirect_policy"), policy))
+            .map(|policy| internal_redirect(&at.field("internal_redirect_policy"), policy).map(Box::new))
             .transpose()?,
         mirrors: mirrors(at, request_mirror_policies, shared)?,
         cluster: self::cluster_specifier(at, required(at, "cluster_specifier", cluster_specifier)?, shared)?,
@@ -332,12 +333,12 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             .map(|policy| self::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
             .transpose()?,
         high_priority: priority == lateen_xds::pb::envoy::config::core::v3::RoutingPriority::High as i32,
-        upgrades: route_upgrades(at, upgrade_configs)?,
+        upgrades: route_upgrades(at, upgrade_configs)?.into(),
         max_stream_duration: max_stream_duration
-            .map(|limits| self::max_stream_duration(&at.field("max_stream_duration"), limits))
+            .map(|limits| self::max_stream_duration(&at.field("max_stream_duration"), limits).map(Box::new))
             .transpose()?,
         cors: cors.map(|cors| legacy_policy(&at.field("cors"), cors).map(Arc::new)).transpose()?,
-        hash_policy: hash_policies(at, hash_policy)?,
+        hash_policy: hash_policies(at, hash_policy)?.into(),
     })
 }
 
@@ -457,7 +458,7 @@ fn cluster_specifier(
         }
         Specifier::WeightedClusters(weighted) => {
             weighted_clusters(&at.field("weighted_clusters"), weighted, shared)
-                .map(ClusterSpecifier::Weighted)
+                .map(|weighted| ClusterSpecifier::Weighted(Box::new(weighted)))
         }
         Specifier::ClusterSpecifierPlugin(_) => {
             Err(at.error_in("cluster_specifier_plugin", "not supported: plugins"))
@@ -544,17 +545,20 @@ fn host_rewrite(at: &At<'_>, specifier: proto::route_action::HostRewriteSpecifie
     use proto::route_action::HostRewriteSpecifier as Specifier;
     Ok(match specifier {
         Specifier::HostRewriteLiteral(value) => {
-            HostRewrite::Literal(header_value(at, "host_rewrite_literal", &value)?)
+            HostRewrite::Literal(Box::new(header_value(at, "host_rewrite_literal", &value)?))
         }
         Specifier::AutoHostRewrite(value) if value.value => HostRewrite::Auto,
         Specifier::AutoHostRewrite(_) => HostRewrite::None,
         Specifier::HostRewriteHeader(name) => {
-            HostRewrite::Header(header_name(at, "host_rewrite_header", &name)?)
+            HostRewrite::Header(Box::new(header_name(at, "host_rewrite_header", &name)?))
         }
         Specifier::HostRewritePathRegex(rewrite) => {
-            HostRewrite::PathRegex(regex_rewrite(&at.field("host_rewrite_path_regex"), rewrite)?)
+            let rewrite = regex_rewrite(&at.field("host_rewrite_path_regex"), rewrite)?;
+            HostRewrite::PathRegex(Box::new(rewrite))
         }
-        Specifier::HostRewrite(format) => HostRewrite::Format(text_format(at, "host_rewrite", &format)?),
+        Specifier::HostRewrite(format) => {
+            HostRewrite::Format(Box::new(text_format(at, "host_rewrite", &format)?))
+        }
     })
 }
 
