@@ -101,7 +101,7 @@ pub(crate) fn wants_address(entry: &ServiceEntry, host: &str) -> bool {
     let spec = &entry.spec;
     !refused
         && spec.addresses.is_empty()
-        && !host.starts_with('*')
+        && (!host.starts_with('*') || spec.resolution == EntryResolution::DynamicDns)
         && spec.resolution != EntryResolution::None
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct PortInputs {
 pub(crate) struct AnyAddress {
     /// Whether HTTP goes by the routes named after the port.
     pub(crate) http: bool,
+    /// Whether some of the HTTP is for hosts that are looked up on request.
+    pub(crate) looks_up: bool,
     /// Services known by ranges of addresses or TLS server names, with their clusters; the oldest of each.
     destinations: BTreeMap<Destination, Owner>,
     /// Whom other bytes are for; none: they are unknown to the mesh.
@@ -143,7 +145,7 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
     let mut chains = Vec::new();
     for (destination, owner) in &found.destinations {
         if destination.http {
-            let mut chain = http_chain(settings, &name, port.to_string());
+            let mut chain = http_chain(settings, &name, port.to_string(), found.looks_up);
             if let Some(condition) = &mut chain.filter_chain_match {
                 condition.prefix_ranges = destination.prefix_ranges();
             }
@@ -152,7 +154,7 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
         chains.extend(known_destination(settings, destination, owner));
     }
     if found.http {
-        chains.push(http_chain(settings, &name, port.to_string()));
+        chains.push(http_chain(settings, &name, port.to_string(), found.looks_up));
     }
     let rest = match found.bytes.as_ref().map(|owner| owner.routes.split_last()) {
         Some(Some((last, first))) => {

@@ -16,6 +16,7 @@ use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::access::Access;
 use crate::access_log;
+use crate::dynamic_dns;
 use crate::settings::Settings;
 use crate::tcp_routes::TcpDestinations;
 use crate::traffic_policy::{self, EffectivePolicy};
@@ -33,7 +34,10 @@ pub(crate) const HTTP_PROTOCOLS: [&str; 2] = ["http/1.1", "h2c"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HttpRole {
     /// A sidecar, for what its application sends.
-    Outbound,
+    Outbound {
+        /// Whether some of it is for hosts that are looked up on request.
+        looks_up: bool,
+    },
     /// A sidecar, for what its application receives.
     Inbound,
     /// A gateway.
@@ -66,7 +70,7 @@ pub(crate) fn http(
     let mut manager = hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(route_specifier),
-        http_filters: access.http().into_iter().chain(http_filters()).collect(),
+        http_filters: access.http().into_iter().chain(http_filters(settings, role)).collect(),
         access_log: access_log::traffic_log(settings),
         use_remote_address: wire::boolean(role == HttpRole::Gateway),
         generate_request_id: wire::boolean(true),
@@ -84,17 +88,21 @@ pub(crate) fn http(
 }
 
 /// The HTTP filters, in Istio's order; what they do is in the routes.
-fn http_filters() -> Vec<hcm::HttpFilter> {
+fn http_filters(settings: &Settings, role: HttpRole) -> Vec<hcm::HttpFilter> {
     let filter = |name: &str, config: Any| hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
-    vec![
-        filter(FAULT, wire::any(&HttpFault::default())),
-        filter(CORS, wire::any(&Cors::default())),
-        filter("envoy.filters.http.router", wire::any(&Router::default())),
-    ]
+    let looks_up = matches!(role, HttpRole::Outbound { looks_up: true });
+    let mut filters =
+        vec![filter(FAULT, wire::any(&HttpFault::default())), filter(CORS, wire::any(&Cors::default()))];
+    if looks_up {
+        let config = dynamic_dns::http_filter(settings.dns_refresh_rate);
+        filters.push(filter(dynamic_dns::HTTP_FILTER, config));
+    }
+    filters.push(filter("envoy.filters.http.router", wire::any(&Router::default())));
+    filters
 }
 
 /// <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization>
@@ -113,7 +121,7 @@ fn normalize_paths(manager: &mut hcm::HttpConnectionManager, degree: Normalizati
 /// outbound keeps Envoy's own name, on which people's checks rely by now.
 fn name_server(manager: &mut hcm::HttpConnectionManager, role: HttpRole) {
     use hcm::http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails};
-    if role == HttpRole::Outbound {
+    if matches!(role, HttpRole::Outbound { .. }) {
         return;
     }
     manager.server_name = "istio-envoy".to_owned();
@@ -167,13 +175,25 @@ pub(crate) fn guarded(access: &Access, tcp: listener::Filter) -> Vec<listener::F
     access.network().into_iter().chain([tcp]).collect()
 }
 
+/// The filters of a chain that sends bytes where they belong: who may pass, the look-up of the name that TLS asks for, the proxy.
+pub(crate) fn bytes(
+    settings: &Settings,
+    access: &Access,
+    destinations: &TcpDestinations,
+) -> Vec<listener::Filter> {
+    let look_up = destinations.looks_up_at.map(|port| {
+        network_filter(dynamic_dns::SNI_FILTER, dynamic_dns::sni_filter(settings.dns_refresh_rate, port))
+    });
+    access.network().into_iter().chain(look_up).chain([tcp_to(settings, destinations)]).collect()
+}
+
 /// A TCP proxy to one cluster as the only filter of a chain.
 pub(crate) fn tcp(settings: &Settings, cluster: &str) -> listener::Filter {
     tcp_to(settings, &TcpDestinations::only(cluster.to_owned()))
 }
 
 /// A TCP proxy as the only filter of a chain.
-pub(crate) fn tcp_to(settings: &Settings, destinations: &TcpDestinations) -> listener::Filter {
+fn tcp_to(settings: &Settings, destinations: &TcpDestinations) -> listener::Filter {
     use tcp::tcp_proxy::weighted_cluster::ClusterWeight;
     use tcp::tcp_proxy::{ClusterSpecifier, WeightedCluster};
     let specifier = match destinations.clusters.as_slice() {

@@ -19,6 +19,7 @@ mod client_tls;
 mod clusters;
 mod conflicts;
 mod cors;
+mod dynamic_dns;
 mod endpoints;
 mod faults;
 mod filters;

@@ -119,10 +119,9 @@ fn served_chain(
         })
     };
     match &chain.end {
-        ChainEnd::Bytes(destinations) => listener::FilterChain {
-            filters: filters::guarded(access, filters::tcp_to(settings, destinations)),
-            ..base
-        },
+        ChainEnd::Bytes(destinations) => {
+            listener::FilterChain { filters: filters::bytes(settings, access, destinations), ..base }
+        }
         ChainEnd::Https { routes, server } => {
             let prefix = format!("outbound_{listener};");
             let manager =
@@ -130,7 +129,7 @@ fn served_chain(
             listener::FilterChain { filters: vec![manager], transport_socket: ended(server), ..base }
         }
         ChainEnd::Terminated { destinations, server } => listener::FilterChain {
-            filters: filters::guarded(access, filters::tcp_to(settings, destinations)),
+            filters: filters::bytes(settings, access, destinations),
             transport_socket: ended(server),
             ..base
         },

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lateen_model::{Resolution, Service, ServicePort};
+use lateen_model::{Service, ServicePort};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::access::Access;
 use crate::access_log;
 use crate::any_address::{AnyAddress, PortInputs, listens_at_any_address};
+use crate::dynamic_dns;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
 use crate::names::{BLACK_HOLE, detected_routes};
 use crate::resource::{Resource, encode};
@@ -57,12 +58,14 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let mut addresses: BTreeMap<(IpAddr, u16), (Vec<TcpRoute>, Option<String>)> = BTreeMap::new();
     for service in scope.addressed.iter() {
         for port in service.mesh_ports() {
-            if port.protocol.is_http() {
-                ports.entry(port.port).or_default().http = true;
+            let dynamic = dynamic_dns::is_dynamic(service);
+            if dynamic && !dynamic_dns::is_served(port) {
                 continue;
             }
-            // Names that are looked up when a request comes have to be read from it.
-            if service.resolution == Resolution::DynamicDns {
+            if port.protocol.is_http() {
+                let found = ports.entry(port.port).or_default();
+                found.http = true;
+                found.looks_up |= dynamic;
                 continue;
             }
             let tcp = tcp_routes::of_service(scope, service, port);
@@ -114,7 +117,7 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
     let mut chains: Vec<_> = routes.iter().map(|route| bytes_chain(settings, route)).collect();
     let message = if let Some(routes) = http_routes {
         let rest = chains.pop();
-        chains.insert(0, http_chain(settings, &name, routes.clone()));
+        chains.insert(0, http_chain(settings, &name, routes.clone(), false));
         listener::Listener {
             filter_chains: chains,
             default_filter_chain: rest,
@@ -151,7 +154,7 @@ pub(crate) fn bytes_chain(settings: &Settings, route: &TcpRoute) -> listener::Fi
     listener::FilterChain {
         name: destinations.stat_prefix.clone(),
         filter_chain_match: (condition != Default::default()).then_some(condition),
-        filters: vec![filters::tcp_to(settings, destinations)],
+        filters: filters::bytes(settings, &Access::default(), destinations),
         metadata: destinations.config.as_ref().map(|path| wire::istio_metadata("config", path)),
         ..Default::default()
     }
@@ -166,8 +169,14 @@ pub(crate) fn passthrough_chain(settings: &Settings) -> listener::FilterChain {
     }
 }
 
-/// What http_inspector found to be HTTP, by the routes of this name.
-pub(crate) fn http_chain(settings: &Settings, listener: &str, routes: String) -> listener::FilterChain {
+/// What http_inspector found to be HTTP, by the routes of this name. `looks_up`: some of it may be for hosts that are looked up on
+/// request.
+pub(crate) fn http_chain(
+    settings: &Settings,
+    listener: &str,
+    routes: String,
+    looks_up: bool,
+) -> listener::FilterChain {
     let routes = Routes::Rds(routes);
     listener::FilterChain {
         filter_chain_match: Some(listener::FilterChainMatch {
@@ -177,7 +186,7 @@ pub(crate) fn http_chain(settings: &Settings, listener: &str, routes: String) ->
         }),
         filters: vec![filters::http(
             settings,
-            HttpRole::Outbound,
+            HttpRole::Outbound { looks_up },
             &format!("outbound_{listener};"),
             routes,
             &Access::default(),

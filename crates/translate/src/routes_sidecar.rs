@@ -5,12 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
-use lateen_model::{DestinationRule, ObjectName, Service, VirtualService, host_matches, resolve_host};
+use lateen_model::{
+    DestinationRule, ObjectName, Service, ServicePort, VirtualService, host_matches, resolve_host,
+};
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::any_address::shares_port;
 use crate::cache::Cache;
+use crate::dynamic_dns;
 use crate::hash_policy;
 use crate::names::detected_routes;
 use crate::parts::{self, Part};
@@ -110,8 +113,10 @@ struct PortServices<'a> {
 pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
     let mut ports: BTreeMap<u16, PortServices<'_>> = BTreeMap::new();
     for service in scope.addressed.iter() {
-        for port in service.mesh_ports().filter(|port| port.protocol.is_http() || port.protocol.is_sniffed())
-        {
+        let is_served = |port: &&ServicePort| {
+            port.protocol.is_http() || (port.protocol.is_sniffed() && !dynamic_dns::is_dynamic(service))
+        };
+        for port in service.mesh_ports().filter(is_served) {
             let found = ports.entry(port.port).or_default();
             let shares = shares_port(scope, service, port);
             found.shared |= shares;

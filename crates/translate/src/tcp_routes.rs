@@ -10,6 +10,7 @@ use lateen_model::{
     resolve_host,
 };
 
+use crate::dynamic_dns;
 use crate::filters::TcpOptions;
 use crate::names::outbound_cluster;
 use crate::rules::OnlyPorts;
@@ -48,6 +49,8 @@ pub(crate) struct TcpDestinations {
     pub(crate) config: Option<String>,
     /// What the DestinationRule of the (first) destination asks of the proxy.
     pub(crate) options: TcpOptions,
+    /// The host is the one that TLS asks for, at this port. As in Istio only where there is one destination.
+    pub(crate) looks_up_at: Option<u16>,
 }
 
 impl TcpDestinations {
@@ -58,6 +61,7 @@ impl TcpDestinations {
             clusters: vec![(cluster, 1)],
             config: None,
             options: TcpOptions::default(),
+            looks_up_at: None,
         }
     }
 
@@ -85,7 +89,11 @@ impl TcpDestinations {
         });
         let options = options.unwrap_or_default();
         if let [only] = routes {
-            return Some(Self { config, options, ..Self::only(cluster(only)) });
+            let meant = scope.world.resolve_service(&only.destination.host, namespace);
+            let looks_up_at = meant
+                .filter(|meant| dynamic_dns::is_dynamic(meant))
+                .map(|_| only_ports.resolve(&only.destination, namespace, scope.world.domain(), port).1);
+            return Some(Self { config, options, looks_up_at, ..Self::only(cluster(only)) });
         }
         let weighted = routes.iter().filter_map(|route| {
             let weight = u32::try_from(route.weight).ok().filter(|&weight| weight > 0)?;
@@ -93,7 +101,7 @@ impl TcpDestinations {
         });
         let clusters: Vec<_> = weighted.collect();
         let stat_prefix = format!("{}.{namespace}", service.name.name);
-        (!clusters.is_empty()).then_some(Self { stat_prefix, clusters, config, options })
+        (!clusters.is_empty()).then_some(Self { stat_prefix, clusters, config, options, looks_up_at: None })
     }
 }
 
@@ -147,10 +155,16 @@ pub(crate) fn of_service(scope: &Scope, service: &Service, port: &ServicePort) -
 }
 
 fn to_itself(scope: &Scope, service: &Service, port: u16) -> TcpRoute {
-    TcpRoute::everything(TcpDestinations {
-        options: options_of(scope, service, port, ""),
-        ..TcpDestinations::only(outbound_cluster(&service.hostname, port, ""))
-    })
+    let dynamic = dynamic_dns::is_dynamic(service);
+    TcpRoute {
+        // Nobody is to reach by it what the wildcard does not stand for.
+        server_names: if dynamic { vec![service.hostname.to_string()] } else { Vec::new() },
+        ..TcpRoute::everything(TcpDestinations {
+            options: options_of(scope, service, port, ""),
+            looks_up_at: dynamic.then_some(port),
+            ..TcpDestinations::only(outbound_cluster(&service.hostname, port, ""))
+        })
+    }
 }
 
 /// The ways a VirtualService's TLS rules give to connections of sidecars to `port`. Of several with the same condition the first one

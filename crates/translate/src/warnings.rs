@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lateen_api::networking::TlsProtocol;
-use lateen_api::networking::destination_rule::TrafficPolicy;
+use lateen_api::networking::destination_rule::{OutlierDetection, TrafficPolicy};
 use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_api::security::authorization_policy::Action;
 use lateen_model::{
-    AuthorizationPolicy, DestinationRule, Gateway, ObjectName, PeerAuthentication, Pod, Registry,
-    ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup, World, labels_match,
+    AuthorizationPolicy, DestinationRule, Gateway, ObjectName, PeerAuthentication, Pod, Protocol, Registry,
+    Resolution, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup, World, labels_match,
     resolve_gateway, resolve_host,
 };
 
@@ -198,6 +198,15 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
     if !host.starts_with('*') && world.service(&host).is_none() {
         warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
     }
+    let dynamic = world.service_in(&host, &rule.name.namespace);
+    if dynamic.is_some_and(|service| service.resolution == Resolution::DynamicDns) {
+        let policies = rule.spec.traffic_policy.iter();
+        let policies = policies.chain(rule.spec.subsets.iter().filter_map(|one| one.traffic_policy.as_ref()));
+        if policies.flat_map(outlier_detections).next().is_some() {
+            let reason = "hosts that are looked up on request are not ejected";
+            warnings.push(Warning::no_effect_as("outlierDetection", reason));
+        }
+    }
     if let Some(policy) = &rule.spec.traffic_policy {
         check_policy("spec.trafficPolicy", policy, rule, world, &mut warnings);
     }
@@ -209,6 +218,11 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
         }
     }
     warnings
+}
+
+fn outlier_detections(policy: &TrafficPolicy) -> impl Iterator<Item = &OutlierDetection> {
+    let of_ports = policy.port_level_settings.iter().filter_map(|port| port.outlier_detection.as_ref());
+    policy.outlier_detection.iter().chain(of_ports)
 }
 
 /// What a rule's credential lacks: at the proxies that it selects, else at gateways, wherever they are.
@@ -271,7 +285,16 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
     let spec = &entry.spec;
     let mut warnings = Vec::new();
     if spec.resolution == EntryResolution::DynamicDns {
-        warnings.push(Warning::no_effect_as("spec", "names are not looked up when a request comes"));
+        for (index, port) in spec.ports.iter().enumerate() {
+            let protocol = Protocol::parse(&port.protocol);
+            if !protocol.is_http() && protocol != Protocol::Tls {
+                let reason = "only HTTP and TLS tell which host they are for";
+                warnings.push(Warning::no_effect_as(format!("spec.ports[{index}]"), reason));
+            } else if port.target_port != 0 && port.target_port != port.number {
+                let reason = "hosts are called at the port that is asked for";
+                warnings.push(Warning::no_effect_as(format!("spec.ports[{index}].targetPort"), reason));
+            }
+        }
     }
     for (index, _) in spec.endpoints.iter().enumerate().filter(|(_, one)| !one.network.is_empty()) {
         let path = format!("spec.endpoints[{index}].network");

@@ -110,6 +110,108 @@ fn connections_keep_their_destination_where_nothing_is_resolved() {
 }
 
 #[test]
+fn wildcards_whose_hosts_are_looked_up_on_request() {
+    let mut mesh = Mesh::course();
+    mesh.config(&entry("wild", "{hosts: ['*.wild.example.com'], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}, {number: 81, name: https, protocol: HTTPS}, {number: 82, name: tcp, protocol: TCP}]}"));
+    let resources = sidecar(&mut mesh);
+    let names = resources.names(Cluster);
+    for port in [81, 82] {
+        assert!(!names.contains(&&*format!("outbound|{port}||*.wild.example.com")), "{names:?}");
+        assert!(!resources.names(Listener).contains(&&*format!("0.0.0.0_{port}")));
+    }
+    let cache =
+        json!({"name": "dynamic_dns_60000ms", "dns_lookup_family": "V4_ONLY", "dns_refresh_rate": "60s"});
+    for port in [80, 443] {
+        let cluster = resources.get(Cluster, &format!("outbound|{port}||*.wild.example.com"));
+        assert_eq!(cluster["lb_policy"], "CLUSTER_PROVIDED");
+        assert_eq!(cluster["cluster_type"]["name"], "envoy.clusters.dynamic_forward_proxy");
+        assert_eq!(cluster["cluster_type"]["typed_config"]["dns_cache_config"], cache);
+    }
+    let filters = |chain: &Value| {
+        let filters = &filter(chain)["http_filters"];
+        filters.as_array().into_iter().flatten().map(|one| one["name"].clone()).collect::<Vec<_>>()
+    };
+    let listener = resources.get(Listener, "0.0.0.0_80");
+    assert!(
+        filters(&listener["filter_chains"][0]).contains(&json!("envoy.filters.http.dynamic_forward_proxy"))
+    );
+    let host = virtual_host(resources.get(Route, "80"), "*.wild.example.com:80");
+    assert_eq!(host["domains"], json!(["*.wild.example.com"]));
+    // TLS by the name it asks for, as far as the wildcard goes.
+    let chain = &resources.get(Listener, "0.0.0.0_443")["filter_chains"][0];
+    assert_eq!(chain["filter_chain_match"]["server_names"], json!(["*.wild.example.com"]));
+    assert_eq!(chain["filters"][0]["name"], "envoy.filters.network.sni_dynamic_forward_proxy");
+    assert_eq!(chain["filters"][0]["typed_config"]["port_value"], 443);
+    assert_eq!(chain["filters"][1]["typed_config"]["cluster"], "outbound|443||*.wild.example.com");
+    // Proxies that answer names give the wildcard an address, at which no other name is let through.
+    let node = "sidecar~10.0.0.1~web-frontend-1.default~default.svc.cluster.local";
+    let scope = mesh.scope_with(node, &json!({"DNS_CAPTURE": "true"}));
+    let capturing = mesh.resources(&scope);
+    let address = capturing.get(NameTable, "name-table")["*.wild.example.com"][0][0].clone();
+    let address = address.as_str().expect("an address");
+    let listener = capturing.get(Listener, &format!("{address}_443"));
+    assert_eq!(
+        listener["filter_chains"][0]["filter_chain_match"],
+        json!({"server_names": ["*.wild.example.com"], "transport_protocol": "tls"})
+    );
+    assert_eq!(filter(&listener["default_filter_chain"])["cluster"], "PassthroughCluster");
+    // Other ports have no such filter.
+    mesh.config(&entry(
+        "other",
+        "{hosts: [other.example.com], resolution: DNS, ports: [{number: 8080, name: http, protocol: HTTP}]}",
+    ));
+    let resources = sidecar(&mut mesh);
+    assert_eq!(filters(&resources.get(Listener, "0.0.0.0_8080")["filter_chains"][0]).len(), 3);
+}
+
+#[test]
+fn hosts_looked_up_on_request_are_verified_by_their_names() {
+    let mut mesh = Mesh::course();
+    mesh.config(&entry("wild", "{hosts: ['*.wild.example.com'], resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]}"));
+    let rule = |tls: &str| {
+        format!(
+            "{{kind: DestinationRule, metadata: {{name: wild}}, spec: {{host: '*.wild.example.com', trafficPolicy: {{tls: {tls}, outlierDetection: {{}}}}}}}}"
+        )
+    };
+    let http = |mesh: &mut Mesh| {
+        let resources = sidecar(mesh);
+        let cluster = resources.get(Cluster, "outbound|80||*.wild.example.com").clone();
+        assert!(cluster.get("outlier_detection").is_none());
+        cluster
+    };
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    mesh.config(&rule("{mode: SIMPLE}"));
+    let cluster = http(&mut mesh);
+    let names = &cluster["typed_extension_protocol_options"][options]["upstream_http_protocol_options"];
+    assert_eq!(*names, json!({"auto_sni": true, "auto_san_validation": true}));
+    assert!(cluster["cluster_type"]["typed_config"].get("allow_insecure_cluster_options").is_none());
+    mesh.config(&rule("{mode: SIMPLE, insecureSkipVerify: true}"));
+    assert_eq!(http(&mut mesh)["cluster_type"]["typed_config"]["allow_insecure_cluster_options"], true);
+}
+
+#[test]
+fn gateways_pass_tls_on_to_hosts_looked_up_by_name() {
+    let mut mesh = Mesh::course();
+    mesh.config(&entry("wild", "{hosts: ['*.wild.example.com'], resolution: DYNAMIC_DNS, ports: [{number: 443, name: tls, protocol: TLS}, {number: 8443, name: more, protocol: TLS}]}"));
+    mesh.config("{kind: Gateway, metadata: {name: gw}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.wild.example.com'], tls: {mode: PASSTHROUGH}}]}}");
+    let rule = |port: u16| {
+        format!(
+            "{{kind: VirtualService, metadata: {{name: wild}}, spec: {{hosts: ['*.wild.example.com'], gateways: [gw], tls: [{{match: [{{port: 443, sniHosts: ['*.wild.example.com']}}], route: [{{destination: {{host: '*.wild.example.com', port: {{number: {port}}}}}}}]}}]}}}}"
+        )
+    };
+    for port in [443, 8443] {
+        mesh.config(&rule(port));
+        let chain = &mesh.gateway_resources().get(Listener, "0.0.0.0_8443")["filter_chains"][0].clone();
+        assert_eq!(chain["filter_chain_match"]["server_names"], json!(["*.wild.example.com"]));
+        assert_eq!(chain["filters"][0]["typed_config"]["port_value"], port);
+        assert_eq!(
+            chain["filters"][1]["typed_config"]["cluster"],
+            format!("outbound|{port}||*.wild.example.com")
+        );
+    }
+}
+
+#[test]
 fn bytes_go_by_range_and_else_to_the_oldest() {
     let mut mesh = Mesh::course();
     mesh.config(&entry("ranges", "{hosts: [ranges.example.com], addresses: [10.20.0.0/16], ports: [{number: 5000, name: tcp, protocol: TCP}]}"));

@@ -24,6 +24,7 @@ use super::{
     UpstreamProtocol, base, services, set_http_options, upgrades_to_http2, upstream_protocol, with_metadata,
 };
 use crate::client_tls;
+use crate::dynamic_dns;
 use crate::endpoints;
 use crate::filters::TcpOptions;
 use crate::locality::{self, Spread};
@@ -89,6 +90,8 @@ enum EndpointSource {
         /// What its workloads accept.
         policies: Box<PeerPolicies>,
     },
+    /// The hosts that requests name.
+    Named { refresh_rate: Duration },
 }
 
 /// The inputs of all clusters of one service, for each port: the whole, then the subsets of the rule in force.
@@ -117,7 +120,7 @@ pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundC
 
 /// The clusters of a service for TLS that a gateway passes on by their names (AUTO_PASSTHROUGH).
 pub(crate) fn passed_on_inputs(scope: &Scope, service: &Service) -> Vec<OutboundClusterInputs> {
-    if service.external {
+    if service.external || dynamic_dns::is_dynamic(service) {
         return Vec::new();
     }
     let inputs = outbound_inputs(scope, service).into_iter();
@@ -127,7 +130,9 @@ pub(crate) fn passed_on_inputs(scope: &Scope, service: &Service) -> Vec<Outbound
 /// Where the endpoints behind a port come from; none when the port cannot be reached.
 fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<EndpointSource> {
     match &service.resolution {
-        Resolution::Alias(_) | Resolution::DynamicDns => None,
+        Resolution::Alias(_) => None,
+        Resolution::DynamicDns => dynamic_dns::is_served(port)
+            .then(|| EndpointSource::Named { refresh_rate: scope.settings.dns_refresh_rate }),
         Resolution::ClientSide => Some(EndpointSource::Eds),
         Resolution::Passthrough if scope.class.kind == ProxyKind::Router => Some(EndpointSource::Eds),
         Resolution::Passthrough => {
@@ -261,6 +266,11 @@ impl OutboundClusterInputs {
         self.source == EndpointSource::Eds && !self.goes_to_original_dst()
     }
 
+    /// Whether the host is the one that the request names.
+    fn is_named(&self) -> bool {
+        matches!(self.source, EndpointSource::Named { .. })
+    }
+
     fn looks_nothing_up(&self) -> bool {
         matches!(self.source, EndpointSource::Dns { .. })
             && !self.goes_to_original_dst()
@@ -317,19 +327,22 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
                 let members = inputs.names_to_look_up();
                 looked_up = Some(endpoints::assignment(&name, spread.as_ref(), policies, members));
             }
+            EndpointSource::Named { .. } => message.lb_policy = LbPolicy::ClusterProvided as i32,
             EndpointSource::Eds | EndpointSource::OriginalDst(_) => {
                 message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
                 message.eds_cluster_config =
                     Some(EdsClusterConfig { eds_config: Some(wire::ads()), service_name: name.clone() });
             }
         }
-        traffic_policy::set_balancer(&mut message, policy);
+        if !inputs.is_named() {
+            traffic_policy::set_balancer(&mut message, policy);
+        }
     }
-    if let Some(outlier) = policy.outlier {
+    if let Some(outlier) = policy.outlier.filter(|_| !inputs.is_named()) {
         message.outlier_detection = Some(traffic_policy::outlier_detection(outlier));
         message.common_lb_config = Some(traffic_policy::panic_threshold(outlier));
     }
-    if !inputs.goes_to_original_dst() && inputs.is_locality_weighted() {
+    if !inputs.goes_to_original_dst() && !inputs.is_named() && inputs.is_locality_weighted() {
         let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
         message.common_lb_config.get_or_insert_default().locality_config_specifier = Some(weighted);
     }
@@ -346,6 +359,12 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     });
     set_http_options(&mut message, protocol, EffectivePolicy { tls: tls.as_ref(), ..policy });
     set_transport(&mut message, inputs, protocol, tls.as_ref());
+    if let (EndpointSource::Named { refresh_rate }, false) = (&inputs.source, inputs.goes_to_original_dst()) {
+        let names = tls.as_ref().and_then(client_tls::names);
+        let verified = names.is_some_and(|names| names.auto_sni && names.auto_san_validation);
+        let kind = dynamic_dns::cluster_type(*refresh_rate, !verified);
+        message.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(kind));
+    }
     let mut metadata = vec![
         ("default_original_port", Value::number(inputs.port)),
         ("services", services(&inputs.hostname, &inputs.service)),
@@ -377,7 +396,12 @@ fn set_transport(
     }
     let settings = inputs.policy().tls;
     let given = settings.filter(|tls| tls.mode == ClientTlsMode::IstioMutual);
-    if given.is_none() && (settings.is_some() || !inputs.auto_mutual_tls || inputs.goes_to_original_dst()) {
+    if given.is_none()
+        && (settings.is_some()
+            || !inputs.auto_mutual_tls
+            || inputs.goes_to_original_dst()
+            || inputs.is_named())
+    {
         return;
     }
     let identities = match given {
