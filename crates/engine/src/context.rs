@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use http::{HeaderMap, StatusCode, Version, request};
-use lateen_ir::{Route, VirtualHost};
+use lateen_ir::{DynamicMetadata, Route, VirtualHost};
 
 use crate::body::RequestSource;
 use crate::cluster::LocalCluster;
@@ -191,6 +191,8 @@ pub(crate) struct RequestContext {
     pub(crate) no_content_on_timeout: bool,
     /// Redirects that were followed here.
     pub(crate) followed: Option<Box<Followed>>,
+    /// What HTTP filters noted of it, for those behind them and for logs.
+    pub(crate) metadata: Option<Box<DynamicMetadata>>,
     /// What HTTP filters keep of it.
     pub(crate) filters: Vec<FilterState>,
     pub(crate) cluster: Option<Rc<LocalCluster>>,

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 
 /// Envoy's response flags, as a set.
 /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/observability/access_log/usage#config-access-log-format-response-flags>
@@ -186,6 +186,8 @@ pub(crate) struct Reply {
     pub(crate) details: Cow<'static, str>,
     /// Adds `x-envoy-overloaded: true`.
     pub(crate) overloaded: bool,
+    /// More headers of the answer.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// The connection must not be used again (HTTP/1).
     pub(crate) close: bool,
     /// For gRPC clients; `None`: what the HTTP status means.
@@ -205,6 +207,7 @@ impl Reply {
             flag,
             details: details.into(),
             overloaded: false,
+            headers: Vec::new(),
             close: false,
             grpc_status: None,
         }

@@ -184,7 +184,12 @@ impl FormatValues for RequestContext {
                 let metadata = self.host.as_ref().and_then(|host| host.endpoint.borrow().metadata.clone());
                 json_at(metadata.as_deref(), path, out)
             }
-            // Nothing here makes these: no filters that note metadata, no virtual clusters.
+            Operator::Metadata { of: MetadataOf::Request, path } => {
+                let noted = self.metadata.as_ref().zip(path.split_first());
+                let noted = noted.and_then(|(all, (filter, keys))| Some((all.0.get(filter)?, keys)));
+                noted.is_some_and(|(value, keys)| json_at(Some(value), keys, out))
+            }
+            // Nothing here makes these: no filter state, no virtual clusters.
             _ => false,
         }
     }

@@ -137,33 +137,27 @@ async fn late(source: &RequestSource, limit: Duration) {
     }
 }
 
-/// How far [`prepare`] came.
-enum Prepared {
-    /// To the choice of a route, and whether there is one.
-    Routed(bool),
-    Answered(Response<ResponseBody>),
-}
-
-/// Normalises the request and finds its route; or the answer that comes before that.
-fn prepare(context: &mut RequestContext, upgrade: bool) -> Result<Prepared, Failure> {
+/// Normalises the request and finds its route, if there is one; or the answer that comes before that.
+fn prepare(context: &mut RequestContext, upgrade: bool) -> Result<Option<Response<ResponseBody>>, Failure> {
     if let Normalised::Redirect(path) = ingress::normalise(context)? {
         if local_reply::is_grpc(&context.head.headers) {
             // A gRPC client does not follow redirects.
             context.path = path;
             return Err(Failure::BadRequest("path_normalization_failed"));
         }
-        return Ok(Prepared::Answered(redirect::to_normalised_path(context, &path)));
+        return Ok(Some(redirect::to_normalised_path(context, &path)));
     }
     if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
         context.connection.stats.downstream_rq_non_relative_path.inc();
         return Err(Failure::NotAPath);
     }
-    let found = find_route(context);
+    // Step 6.
+    route_again(context);
     if upgrade && !upgrade_allowed(context) {
         context.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
         return Err(Failure::UpgradeFailed);
     }
-    Ok(Prepared::Routed(found))
+    Ok(None)
 }
 
 /// Serves the request at the place the answer sends it on to, if it is to be followed.
@@ -177,13 +171,11 @@ async fn follow(context: &mut RequestContext, answer: Box<Answer>) -> Result<Dec
 
 /// What becomes of the request. `upgrade`: whether the client asks for another protocol; `None`: the request has been routed anew.
 async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<Decision, Failure> {
-    let found = match upgrade {
-        None => true,
-        Some(upgrade) => match prepare(context, upgrade)? {
-            Prepared::Routed(found) => found,
-            Prepared::Answered(response) => return Ok(Decision::Answered(response)),
-        },
-    };
+    if let Some(upgrade) = upgrade
+        && let Some(response) = prepare(context, upgrade)?
+    {
+        return Ok(Decision::Answered(response));
+    }
     let mut next = 0;
     while next < context.connection.config.filters.len() {
         match filters::decode(context, next)? {
@@ -195,7 +187,10 @@ async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<D
             }
         }
     }
-    let Some(route) = context.route.clone().filter(|_| found) else { return Err(Failure::RouteNotFound) };
+    let Some(route) = context.route.clone() else {
+        context.connection.stats.no_route.inc();
+        return Err(Failure::RouteNotFound);
+    };
     match &route.action {
         Action::Forward(action) => {
             let terminates = |config: &lateen_ir::UpgradeConfig| config.terminates;
@@ -228,15 +223,6 @@ fn upgrade_allowed(context: &RequestContext) -> bool {
         Some(Action::Forward(action)) => upgrade::allowed(context, action).is_some(),
         _ => true,
     }
-}
-
-/// Step 6.
-fn find_route(context: &mut RequestContext) -> bool {
-    let found = route_again(context);
-    if !found {
-        context.connection.stats.no_route.inc();
-    }
-    found
 }
 
 /// Routes the request as it is now; false when there is no route.
@@ -277,6 +263,7 @@ pub(crate) fn request_view(context: &RequestContext) -> RequestView<'_> {
         authority: context.authority.to_str().unwrap_or_default(),
         path: context.path.as_str(),
         headers: &context.head.headers,
+        metadata: context.metadata.as_deref(),
     }
 }
 

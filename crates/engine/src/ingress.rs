@@ -98,6 +98,7 @@ pub(crate) fn receive(
         weighted: None,
         no_content_on_timeout: false,
         followed: None,
+        metadata: None,
         filters: Vec::new(),
         cluster: None,
         host: None,

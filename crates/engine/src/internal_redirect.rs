@@ -206,6 +206,7 @@ fn arrive(context: &mut RequestContext, status: StatusCode, original: Option<Hea
     context.flags = Flags::default();
     context.attempts = 0;
     context.filters.clear();
+    context.metadata = None;
     (context.host, context.upstream, context.upstream_version, context.upstream_failure) =
         (None, None, None, None);
     context.first_upstream_byte = None;

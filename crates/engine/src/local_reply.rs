@@ -33,6 +33,7 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     if !text.is_empty() {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
+    response.headers_mut().extend(reply.headers);
     if reply.overloaded {
         response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
     }

@@ -93,6 +93,7 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
             query_parameters: Box::default(),
             runtime_fraction: None,
             grpc: false,
+            metadata: Box::default(),
         },
         action: Action::Redirect(Box::new(Redirect {
             scheme: Some("https".into()),

@@ -233,7 +233,14 @@ mod tests {
         let from_node = headers(&[(DOWNSTREAM_NODE, "n")]);
         let concerns = |headers: &HeaderMap, cluster| {
             fault.concerns(
-                &RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers },
+                &RequestView {
+                    method: "GET",
+                    scheme: "http",
+                    authority: "a",
+                    path: "/",
+                    headers,
+                    metadata: None,
+                },
                 cluster,
             )
         };

@@ -176,7 +176,8 @@ mod tests {
     }
 
     fn hash(policies: &[HashPolicy], path: &str, headers: &HeaderMap) -> Option<u64> {
-        let request = RequestView { method: "GET", scheme: "http", authority: "a", path, headers };
+        let request =
+            RequestView { method: "GET", scheme: "http", authority: "a", path, headers, metadata: None };
         request_hash(policies, &request, [10, 0, 0, 1].into(), |_| "new".to_owned())
     }
 

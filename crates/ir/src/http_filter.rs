@@ -6,6 +6,7 @@ use crate::access_log::AccessLog;
 use crate::cors::CorsPolicy;
 use crate::dynamic_forward_proxy::{DnsCacheConfig, DynamicHostRewrite};
 use crate::fault::Fault;
+use crate::jwt_authn::{JwtAuthn, JwtRouteConfig};
 use crate::rbac::RbacFilter;
 
 /// An HTTP filter in order of execution; the last is always [`HttpFilterKind::Router`].
@@ -27,6 +28,8 @@ pub enum HttpFilterKind {
     Fault(Arc<Fault>),
     /// Answers preflights and marks what other origins may read. Routes hold the policies.
     Cors,
+    /// Verifies tokens.
+    Jwt(Arc<JwtAuthn>),
     /// Refuses what policies do not allow.
     Rbac(Arc<RbacFilter>),
     /// Looks up the host that a request names, where its cluster wants that.
@@ -75,6 +78,8 @@ pub enum FilterRouteConfig {
     Fault(Arc<Fault>),
     /// For [`HttpFilterKind::Cors`].
     Cors(Arc<CorsPolicy>),
+    /// For [`HttpFilterKind::Jwt`].
+    Jwt(Arc<JwtRouteConfig>),
     /// For [`HttpFilterKind::Rbac`], in place of all it says.
     Rbac(Arc<RbacFilter>),
     /// For [`HttpFilterKind::DynamicForwardProxy`].

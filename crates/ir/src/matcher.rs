@@ -308,6 +308,7 @@ mod tests {
             authority: "a",
             path: "/",
             headers: &headers,
+            metadata: None,
         };
         for (name, value, invert, treat_missing_as_empty, expected) in table {
             let matcher = HeaderMatcher {

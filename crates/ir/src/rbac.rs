@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::rbac_index::AnyOf;
-use crate::{DynamicMetadata, HeaderMatcher, MetadataMatcher, PathTemplate, RequestView, StringMatcher};
+use crate::{HeaderMatcher, MetadataMatcher, PathTemplate, RequestView, StringMatcher};
 
 /// Envoy's `filters.http.rbac.v3.RBAC` and `filters.network.rbac.v3.RBAC`.
 #[derive(Clone, Debug, Default)]
@@ -109,8 +109,6 @@ pub struct AccessView<'a> {
     pub server_name: &'a str,
     /// `None`: the connection is plaintext.
     pub peer: Option<PeerView<'a>>,
-    /// Of the request.
-    pub metadata: Option<&'a DynamicMetadata>,
 }
 
 /// The client's certificate; without one, all is empty.
@@ -224,7 +222,7 @@ impl AccessCondition {
             Self::Authenticated(Some(matcher)) => {
                 view.peer.is_some_and(|peer| peer.names().any(|name| matcher.is_match(name.as_bytes())))
             }
-            Self::Metadata(matcher) => matcher.is_match(view.metadata),
+            Self::Metadata(matcher) => matcher.is_match(view.request.and_then(|request| request.metadata)),
         }
     }
 }

@@ -110,14 +110,13 @@ proptest! {
         let uris = [WORDS[words[1]].to_owned()];
         let path = format!("{}?{}", WORDS[words[2]], WORDS[words[3]]);
         let view = AccessView {
-            request: Some(RequestView { method: "GET", scheme: "http", authority: "/a", path: &path, headers: &headers }),
+            request: Some(RequestView { method: "GET", scheme: "http", authority: "/a", path: &path, headers: &headers, metadata: None }),
             destination: SocketAddr::from(([10, 0, 0, ends.0], ends.2)),
             source: IpAddr::from([10, 0, 0, ends.1]),
             direct_source: IpAddr::from([10, 0, 0, ends.0]),
             client: IpAddr::from([10, 0, 0, ends.0]),
             server_name: WORDS[words[1]],
             peer: tls.then_some(PeerView { uris: &uris, dns: &[], subject: "" }),
-            metadata: None,
         };
         let (indexed, plain) = (build(0), build(usize::MAX));
         prop_assert_eq!(indexed.judge(&view), plain.judge(&view));
@@ -141,6 +140,7 @@ fn the_first_name_decides_and_denials_name_it() {
             authority: "a",
             path: "/a/b?c",
             headers: &headers,
+            metadata: None,
         }),
         destination: SocketAddr::from(([10, 0, 0, 1], 80)),
         source: IpAddr::from([10, 0, 0, 2]),
@@ -148,7 +148,6 @@ fn the_first_name_decides_and_denials_name_it() {
         client: IpAddr::from([10, 0, 0, 2]),
         server_name: "",
         peer: None,
-        metadata: None,
     };
     let denies = Rbac::new(RbacAction::Deny, vec![policy("z", "/"), policy("a b", "/a"), policy("0", "/x")]);
     let verdict = denies.judge(&view);

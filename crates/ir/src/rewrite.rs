@@ -154,7 +154,14 @@ mod tests {
         ];
         let headers = HeaderMap::new();
         for (redirect, authority, path, expected) in table {
-            let request = RequestView { method: "GET", scheme: "http", authority, path, headers: &headers };
+            let request = RequestView {
+                method: "GET",
+                scheme: "http",
+                authority,
+                path,
+                headers: &headers,
+                metadata: None,
+            };
             assert_eq!(redirect.location(&prefix("/x"), &request), expected);
         }
     }

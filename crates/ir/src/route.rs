@@ -13,6 +13,7 @@ use crate::headers::HeaderMutations;
 use crate::http_filter::FilterOverrides;
 use crate::listener::Backoff;
 use crate::matcher::{FullRegex, HeaderMatcher, QueryParameterMatcher};
+use crate::metadata::MetadataMatcher;
 use crate::route_table::RouteTable;
 
 /// Envoy's `route.v3.RouteConfiguration`.
@@ -121,6 +122,8 @@ pub struct RouteMatcher {
     pub runtime_fraction: Option<Fraction>,
     /// Only gRPC requests (`content-type: application/grpc…`).
     pub grpc: bool,
+    /// What filters noted.
+    pub metadata: Box<[MetadataMatcher]>,
 }
 
 /// How the path must look.

@@ -22,6 +22,8 @@ pub struct RequestView<'a> {
     pub path: &'a str,
     /// All other headers.
     pub headers: &'a http::HeaderMap,
+    /// What filters noted of it; `None`: nothing.
+    pub metadata: Option<&'a crate::DynamicMetadata>,
 }
 
 /// Virtual hosts with an index of their domains.
@@ -169,6 +171,7 @@ impl RouteMatcher {
             && self.headers.iter().all(|header| header.is_match(request))
             && (self.query_parameters.is_empty() || self.query_matches(request.path))
             && (!self.grpc || is_grpc(request.headers))
+            && self.metadata.iter().all(|matcher| matcher.is_match(request.metadata))
             && self.runtime_fraction.is_none_or(|fraction| fraction.includes(random))
     }
 

@@ -18,6 +18,7 @@ fn matching(path: PathMatcher) -> RouteMatcher {
         query_parameters: Box::default(),
         runtime_fraction: None,
         grpc: false,
+        metadata: Box::default(),
     }
 }
 
@@ -93,7 +94,14 @@ fn without_a_match_there_is_no_virtual_host() {
     let table = table(&[&["a.com"]]);
     assert!(table.virtual_host("a.com:80").is_none(), "the port belongs to the domain");
     let headers = HeaderMap::new();
-    let request = RequestView { method: "GET", scheme: "http", authority: "b", path: "/", headers: &headers };
+    let request = RequestView {
+        method: "GET",
+        scheme: "http",
+        authority: "b",
+        path: "/",
+        headers: &headers,
+        metadata: None,
+    };
     assert_eq!(table.route(&request, 0).unwrap_err(), NoRoute::NoVirtualHost);
     let request = RequestView { authority: "a.com", ..request };
     assert_eq!(table.route(&request, 0).unwrap_err(), NoRoute::NoRoute);
@@ -136,7 +144,14 @@ fn paths_match_without_the_query() {
     ];
     let headers = HeaderMap::new();
     for (matcher, path, expected) in cases {
-        let request = RequestView { method: "GET", scheme: "http", authority: "a", path, headers: &headers };
+        let request = RequestView {
+            method: "GET",
+            scheme: "http",
+            authority: "a",
+            path,
+            headers: &headers,
+            metadata: None,
+        };
         assert_eq!(matching(matcher.clone()).is_match(&request, 0), expected, "{matcher:?} {path}");
     }
 }
@@ -152,7 +167,8 @@ fn the_first_matching_route_is_used() {
     let table = RouteTable::new(vec![host("h", &["*"], routes)], Arc::default(), false, None).unwrap();
     let mut headers = HeaderMap::new();
     let find = |headers: &HeaderMap, random| {
-        let request = RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers };
+        let request =
+            RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers, metadata: None };
         table.route(&request, random).unwrap().route.name.to_string()
     };
     assert_eq!(find(&headers, 149), "half");
@@ -186,7 +202,8 @@ fn weights_and_headers_choose_the_cluster() {
     }));
     let mut headers = HeaderMap::new();
     let pick = |headers: &HeaderMap, random| {
-        let request = RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers };
+        let request =
+            RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers, metadata: None };
         match specifier.pick(&request, random).cluster {
             PickedCluster::Ref(cluster) => cluster.name.to_string(),
             other => panic!("{other:?}"),
@@ -198,7 +215,14 @@ fn weights_and_headers_choose_the_cluster() {
     assert_eq!(pick(&headers, 0), "v2");
 
     let by_header = ClusterSpecifier::Header(HeaderName::from_static("x-cluster"));
-    let request = RequestView { method: "GET", scheme: "http", authority: "a", path: "/", headers: &headers };
+    let request = RequestView {
+        method: "GET",
+        scheme: "http",
+        authority: "a",
+        path: "/",
+        headers: &headers,
+        metadata: None,
+    };
     assert!(matches!(by_header.pick(&request, 0).cluster, PickedCluster::HeaderMissing));
     let mut headers = HeaderMap::new();
     headers.insert("x-cluster", HeaderValue::from_static("c"));
@@ -246,7 +270,7 @@ proptest! {
         let routes = vec![route("a", matching(PathMatcher::SeparatedPrefix { value: "/é".into(), case_sensitive: false }))];
         let table = RouteTable::new(vec![host("h", &["*é.b", "a*"], routes)], Arc::default(), true, None).unwrap();
         let headers = HeaderMap::new();
-        let request = RequestView { method: "GET", scheme: "http", authority: &authority, path: &path, headers: &headers };
+        let request = RequestView { method: "GET", scheme: "http", authority: &authority, path: &path, headers: &headers, metadata: None };
         let _ = table.route(&request, 0);
     }
 }

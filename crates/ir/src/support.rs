@@ -196,6 +196,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_dynamic;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::rbac::v3 as http_rbac;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::router::v3 as router;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol_filter;
@@ -364,6 +365,15 @@ table! {
     bootstrap::bootstrap::DynamicResources,
     bootstrap::Admin,
     bootstrap::ClusterManager,
+    jwt::JwtAuthentication,
+    jwt::PerRouteConfig,
+    jwt::RequirementRule,
+    jwt::JwtRequirement,
+    jwt::JwtProvider,
+    jwt::jwt_provider::NormalizePayload,
+    jwt::JwtCacheConfig,
+    jwt::JwtHeader,
+    jwt::JwtClaimToHeader,
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ fn passes(chain: &FilterChain, call: &Call) -> bool {
         authority: call.host,
         path,
         headers: &headers,
+        metadata: None,
     });
     let uris = [call.caller.to_owned()];
     let view = AccessView {
@@ -73,7 +74,6 @@ fn passes(chain: &FilterChain, call: &Call) -> bool {
         client: call.client.into(),
         server_name: "",
         peer: (!call.caller.is_empty()).then_some(PeerView { uris: &uris, dns: &[], subject: "" }),
-        metadata: None,
     };
     let of_chain = chain.filters.iter().filter_map(|filter| match filter {
         NetworkFilter::Rbac(filter) => Some(filter.clone()),

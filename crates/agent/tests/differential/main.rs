@@ -15,6 +15,7 @@ mod h2spec;
 mod hashing;
 mod health;
 mod health_probes;
+mod jwt;
 mod mirrors;
 mod outliers;
 mod pages;
@@ -28,6 +29,8 @@ mod service;
 mod tls;
 mod tls_config;
 mod tls_pki;
+#[path = "../support/tokens.rs"]
+mod tokens;
 mod tunnels;
 mod wire;
 

@@ -6,6 +6,7 @@
 mod cors;
 mod dynamic_forward_proxy;
 mod fault;
+mod jwt;
 mod rbac;
 pub(crate) mod throttle;
 
@@ -38,6 +39,7 @@ pub(crate) struct Filter {
 enum FilterKind {
     Fault(fault::FaultFilter),
     Cors,
+    Jwt(Arc<ir::JwtAuthn>),
     Rbac(Arc<ir::RbacFilter>),
     DynamicForwardProxy(Arc<DnsCache>),
 }
@@ -46,6 +48,7 @@ enum FilterKind {
 pub(crate) enum LocalFilter {
     Fault(fault::LocalFault),
     Cors(Rc<CorsStats>),
+    Jwt(jwt::LocalJwt),
     Rbac(rbac::LocalRbac),
     /// Its numbers are the cache's.
     DynamicForwardProxy,
@@ -87,6 +90,7 @@ pub(crate) fn compile(
                 Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone())))
             }
             ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
+            ir::HttpFilterKind::Jwt(jwt) => Some(FilterKind::Jwt(jwt.clone())),
             ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
             ir::HttpFilterKind::DynamicForwardProxy(config) => {
                 Some(FilterKind::DynamicForwardProxy(cache(config)?))
@@ -108,6 +112,7 @@ pub(crate) fn local(filters: &[Filter], prefix: &Arc<str>, stats: &StatsArena) -
     let local = |filter: &Filter| match &filter.kind {
         FilterKind::Fault(_) => LocalFilter::Fault(fault::LocalFault::new(stats.fault(prefix), prefix)),
         FilterKind::Cors => LocalFilter::Cors(stats.cors(prefix)),
+        FilterKind::Jwt(jwt) => LocalFilter::Jwt(jwt::LocalJwt::new(jwt, prefix, stats)),
         FilterKind::Rbac(rbac) => LocalFilter::Rbac(rbac::LocalRbac::new(rbac, prefix, stats)),
         FilterKind::DynamicForwardProxy(_) => LocalFilter::DynamicForwardProxy,
     };
@@ -144,6 +149,10 @@ pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, 
                 fault::decode(fault, local, filter.name, context)?
             }
             (FilterKind::Cors, LocalFilter::Cors(stats)) => cors::decode(stats, filter.name, context),
+            (FilterKind::Jwt(jwt), LocalFilter::Jwt(local)) => {
+                jwt::decode(jwt, local, filter.name, context)?;
+                Step::Next
+            }
             (FilterKind::Rbac(rbac), LocalFilter::Rbac(local)) => {
                 rbac::decode(rbac, local, filter.name, context)?;
                 Step::Next

@@ -48,7 +48,6 @@ pub(crate) fn connection_view(info: &ConnectionInfo, client: IpAddr) -> AccessVi
         client,
         server_name: info.server_name.as_deref().unwrap_or_default(),
         peer,
-        metadata: None,
     }
 }
 

@@ -9,7 +9,7 @@ use ahash::AHashMap;
 
 use super::blocks::{
     BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, Http1CodecStats,
-    Http2CodecStats, HttpStats, ListenerStats, RbacShadowStats, RbacStats, TcpStats,
+    Http2CodecStats, HttpStats, JwtStats, ListenerStats, RbacShadowStats, RbacStats, TcpStats,
 };
 use super::tls::TlsStats;
 
@@ -29,6 +29,8 @@ pub(crate) enum Scope {
     Http1Codec,
     /// Of all HTTP/2 connections of clients; its only block has no name.
     Http2Codec,
+    /// The name is the connection manager's prefix, a line feed, and what the numbers' names begin with.
+    Jwt,
     Listener,
     ListenerTls,
     /// The name is the connection manager's prefix, a line feed, and what the numbers' names begin with.
@@ -45,9 +47,13 @@ impl Scope {
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Cluster | Self::ClusterTls => "cluster",
-            Self::Cors | Self::Fault | Self::FaultClient | Self::Http | Self::Rbac | Self::RbacShadow => {
-                "http"
-            }
+            Self::Cors
+            | Self::Fault
+            | Self::FaultClient
+            | Self::Http
+            | Self::Jwt
+            | Self::Rbac
+            | Self::RbacShadow => "http",
             Self::DnsCache => "dns_cache",
             Self::Http1Codec => "http1",
             Self::Http2Codec => "http2",
@@ -63,6 +69,7 @@ impl Scope {
         match self {
             Self::Cors => Some("cors"),
             Self::Fault | Self::FaultClient => Some("fault"),
+            Self::Jwt => Some("jwt_authn"),
             Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow => Some("rbac"),
             Self::Cluster
             | Self::ClusterTls
@@ -77,6 +84,11 @@ impl Scope {
     }
 
     /// Whether what follows the name's line feed is glued to the numbers' names.
+    pub(crate) fn is_glued(self) -> bool {
+        matches!(self, Self::Jwt) || self.is_rbac()
+    }
+
+    /// Whether it is role-based access control.
     pub(crate) fn is_rbac(self) -> bool {
         matches!(self, Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow)
     }
@@ -93,6 +105,7 @@ impl Scope {
             Self::Http => &HttpStats::NAMES,
             Self::Http1Codec => &Http1CodecStats::NAMES,
             Self::Http2Codec => &Http2CodecStats::NAMES,
+            Self::Jwt => &JwtStats::NAMES,
             Self::Listener => &ListenerStats::NAMES,
             Self::Rbac | Self::NetworkRbac => &RbacStats::NAMES,
             Self::RbacShadow | Self::NetworkRbacShadow => &RbacShadowStats::NAMES,
@@ -119,6 +132,7 @@ pub(crate) struct StatsArena {
     /// Made with the first connection, as Envoy does.
     http1_codec: OnceCell<Rc<Http1CodecStats>>,
     http2_codec: OnceCell<Rc<Http2CodecStats>>,
+    jwt: Blocks<JwtStats>,
     rbac: Blocks<RbacStats>,
     rbac_shadow: Blocks<RbacShadowStats>,
     network_rbac: Blocks<RbacStats>,
@@ -181,6 +195,11 @@ impl StatsArena {
         find_or_make(&self.cors, prefix)
     }
 
+    /// `name`: see [`Scope::Jwt`].
+    pub(crate) fn jwt(&self, name: &Arc<str>) -> Rc<JwtStats> {
+        find_or_make(&self.jwt, name)
+    }
+
     /// `name`: see [`Scope::Rbac`].
     pub(crate) fn rbac(&self, name: &Arc<str>) -> Rc<RbacStats> {
         find_or_make(&self.rbac, name)
@@ -231,6 +250,7 @@ impl StatsArena {
             self.http2_codec.get().map(|block| (Scope::Http2Codec, Arc::default(), block.read())),
         ];
         out.extend(codecs.into_iter().flatten());
+        visit(&self.jwt, |name, block| out.push((Scope::Jwt, name.clone(), block.read())));
         visit(&self.rbac, |name, block| out.push((Scope::Rbac, name.clone(), block.read())));
         visit(&self.rbac_shadow, |name, block| out.push((Scope::RbacShadow, name.clone(), block.read())));
         visit(&self.network_rbac, |name, block| out.push((Scope::NetworkRbac, name.clone(), block.read())));
@@ -253,6 +273,7 @@ impl StatsArena {
         visit(&self.http, |_, block| block.reset_counters());
         self.http1_codec.get().into_iter().for_each(|block| block.reset_counters());
         self.http2_codec.get().into_iter().for_each(|block| block.reset_counters());
+        visit(&self.jwt, |_, block| block.reset_counters());
         visit(&self.rbac, |_, block| block.reset_counters());
         visit(&self.rbac_shadow, |_, block| block.reset_counters());
         visit(&self.network_rbac, |_, block| block.reset_counters());

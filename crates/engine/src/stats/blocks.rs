@@ -211,6 +211,16 @@ stat_block! {
 }
 
 stat_block! {
+    /// `http.PREFIX.jwt_authn.*`
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/jwt_authn_filter#statistics>
+    JwtStats
+    counters { cors_preflight_bypassed jwks_fetch_failed jwks_fetch_success jwt_cache_hit jwt_cache_miss }
+    bytes { allowed denied }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
     /// `http.PREFIX.cors.*`
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/cors_filter#statistics>
     CorsStats

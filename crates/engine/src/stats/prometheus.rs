@@ -12,9 +12,13 @@ use super::slots::BUCKETS;
 fn label_name(scope: Scope) -> Option<&'static str> {
     match scope {
         Scope::Cluster | Scope::ClusterTls => Some("envoy_cluster_name"),
-        Scope::Cors | Scope::Fault | Scope::FaultClient | Scope::Http | Scope::Rbac | Scope::RbacShadow => {
-            Some("envoy_http_conn_manager_prefix")
-        }
+        Scope::Cors
+        | Scope::Fault
+        | Scope::FaultClient
+        | Scope::Http
+        | Scope::Jwt
+        | Scope::Rbac
+        | Scope::RbacShadow => Some("envoy_http_conn_manager_prefix"),
         // The network filter's prefix is a part of the name.
         Scope::Http1Codec | Scope::Http2Codec | Scope::NetworkRbac | Scope::NetworkRbacShadow => None,
         // So is the name of a cache.
@@ -42,10 +46,14 @@ fn metric(stat: &Stat) -> (String, String) {
         name.push_str("dns_cache_");
         name.extend(cache.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
         name.push('_');
-    } else if let Some((scope, _)) = &stat.scope {
+    } else if let Some((scope, instance)) = &stat.scope {
         for part in [Some(scope.prefix()), scope.filter()].into_iter().flatten() {
             name.push_str(part);
             name.push('_');
+        }
+        if *scope == Scope::Jwt {
+            let own = instance.split_once('\n').map_or("", |(_, own)| own);
+            name.extend(own.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
         }
     }
     // Writing to a String cannot fail.
@@ -84,7 +92,7 @@ fn metric(stat: &Stat) -> (String, String) {
             && scope.is_rbac()
         {
             let _ = write!(labels, ",envoy_rbac_http_prefix=\"{}\"", escape(own));
-        } else if !client.is_empty() {
+        } else if !client.is_empty() && *scope != Scope::Jwt {
             let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
         }
     }

@@ -12,10 +12,11 @@ pub(crate) fn name(stat: &Stat) -> String {
     if let Some((scope, instance)) = &stat.scope {
         // Infallible: writing to a String.
         let (instance, client) = instance.split_once('\n').unwrap_or((instance, ""));
-        if scope.is_rbac() {
+        if scope.is_glued() {
+            let filter = scope.filter().unwrap_or_default();
             let _ = match scope.prefix() {
-                "" => write!(out, "{instance}rbac.{client}"),
-                prefix => write!(out, "{prefix}.{instance}.rbac.{client}"),
+                "" => write!(out, "{instance}{filter}.{client}"),
+                prefix => write!(out, "{prefix}.{instance}.{filter}.{client}"),
             };
             return out + leaf_name(&stat.leaf).as_str();
         }

@@ -13,6 +13,7 @@ use super::access_log::access_logs;
 use super::cors::{cors, cors_policy};
 use super::dynamic_forward_proxy::{http_dynamic, route_dynamic};
 use super::fault::fault;
+use super::jwt_authn::{jwt_authn, jwt_route};
 use super::rbac::{http_rbac, route_rbac};
 use super::values::{Converted, required, typed};
 use crate::error::At;
@@ -70,6 +71,9 @@ fn http_filter(at: &At<'_>, filter: proto::HttpFilter) -> Converted<HttpFilter> 
         "envoy.extensions.filters.http.cors.v3.Cors" => {
             cors(typed(at, &any)?);
             HttpFilterKind::Cors
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+            HttpFilterKind::Jwt(Arc::new(jwt_authn(&at_config, typed(at, &any)?)?))
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilterKind::Rbac(Arc::new(http_rbac(&at_config, typed(at, &any)?)?))
@@ -172,9 +176,10 @@ fn filter_config(at: &At<'_>, message: route::FilterConfig) -> Converted<Option<
 }
 
 /// Types of per-route configuration.
-const SUPPORTED: [&str; 4] = [
+const SUPPORTED: [&str; 5] = [
     "envoy.extensions.filters.http.fault.v3.HTTPFault",
     "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+    "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
     "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
     "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
 ];
@@ -187,6 +192,9 @@ fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
         }
         "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
             Ok(FilterRouteConfig::Cors(Arc::new(cors_policy(at, typed(at, any)?)?)))
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+            Ok(FilterRouteConfig::Jwt(jwt_route(at, typed(at, any)?)?))
         }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             Ok(FilterRouteConfig::Rbac(Arc::new(route_rbac(at, typed(at, any)?)?)))

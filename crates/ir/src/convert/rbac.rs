@@ -9,13 +9,11 @@ use lateen_xds::pb::envoy::extensions::path::r#match::uri_template::v3::UriTempl
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 
 use super::matchers::{header_matcher, string_matcher};
+use super::metadata::metadata_matcher;
 use super::values::{Converted, cidr, enumeration, nonempty, required, typed};
 use crate::error::At;
 use crate::support::fields;
-use crate::{
-    AccessCondition, AnyOf, MetadataMatcher, PathTemplate, Rbac, RbacAction, RbacFilter, RbacPolicy,
-    ValueMatcher,
-};
+use crate::{AccessCondition, AnyOf, PathTemplate, Rbac, RbacAction, RbacFilter, RbacPolicy};
 
 /// Envoy puts a dot behind a part of a stat's name that has none.
 fn dotted(part: String) -> Box<str> {
@@ -166,7 +164,9 @@ fn permission(at: &At<'_>, message: proto::Permission) -> Converted<AccessCondit
                 }
             }
         }
-        Rule::Metadata(metadata) => metadata_matcher(&at.field("metadata"), metadata)?,
+        Rule::Metadata(metadata) => {
+            AccessCondition::Metadata(metadata_matcher(&at.field("metadata"), metadata)?)
+        }
         Rule::SourcedMetadata(sourced) => sourced_metadata(&at.field("sourced_metadata"), sourced)?,
         Rule::NotRule(rule) => AccessCondition::Not(Box::new(permission(&at.field("not_rule"), *rule)?)),
         Rule::RequestedServerName(name) => {
@@ -205,7 +205,9 @@ fn principal(at: &At<'_>, message: proto::Principal) -> Converted<AccessConditio
         Identifier::RemoteIp(range) => AccessCondition::Client(cidr(&at.field("remote_ip"), range)?),
         Identifier::Header(header) => AccessCondition::Header(header_matcher(&at.field("header"), header)?),
         Identifier::UrlPath(path) => url_path(at, path)?,
-        Identifier::Metadata(metadata) => metadata_matcher(&at.field("metadata"), metadata)?,
+        Identifier::Metadata(metadata) => {
+            AccessCondition::Metadata(metadata_matcher(&at.field("metadata"), metadata)?)
+        }
         Identifier::SourcedMetadata(sourced) => sourced_metadata(&at.field("sourced_metadata"), sourced)?,
         Identifier::NotId(id) => AccessCondition::Not(Box::new(principal(&at.field("not_id"), *id)?)),
         Identifier::FilterState(_) => {
@@ -245,64 +247,5 @@ fn sourced_metadata(at: &At<'_>, message: proto::SourcedMetadata) -> Converted<A
         return Err(at.error_in("metadata_source", "not supported: only DYNAMIC"));
     }
     let matcher = required(at, "metadata_matcher", metadata_matcher)?;
-    self::metadata_matcher(&at.field("metadata_matcher"), matcher)
-}
-
-fn metadata_matcher(at: &At<'_>, message: matcher::MetadataMatcher) -> Converted<AccessCondition> {
-    fields!(at, message => matcher::MetadataMatcher {
-        used { filter, path, value, invert }
-        inert {}
-        rejected {}
-    });
-    if path.is_empty() {
-        return Err(at.error_in("path", "must not be empty"));
-    }
-    let key = |(index, segment): (usize, matcher::metadata_matcher::PathSegment)| {
-        let at = at.index("path", index);
-        let matcher::metadata_matcher::path_segment::Segment::Key(key) =
-            required(&at, "segment", segment.segment)?;
-        Ok((*nonempty(&at, "key", key)?).into())
-    };
-    Ok(AccessCondition::Metadata(MetadataMatcher {
-        filter: (*nonempty(at, "filter", filter)?).into(),
-        path: path.into_iter().enumerate().map(key).collect::<Converted<_>>()?,
-        value: value_matcher(&at.field("value"), required(at, "value", value)?)?,
-        invert,
-    }))
-}
-
-fn value_matcher(at: &At<'_>, message: matcher::ValueMatcher) -> Converted<ValueMatcher> {
-    use matcher::value_matcher::MatchPattern;
-    use matcher::{double_matcher, list_matcher};
-    Ok(match required(at, "match_pattern", message.match_pattern)? {
-        MatchPattern::NullMatch(_) => ValueMatcher::Null,
-        MatchPattern::DoubleMatch(double) => {
-            let at = at.field("double_match");
-            match required(&at, "match_pattern", double.match_pattern)? {
-                double_matcher::MatchPattern::Exact(number) => ValueMatcher::Number(number),
-                double_matcher::MatchPattern::Range(range) => {
-                    ValueMatcher::Range { start: range.start, end: range.end }
-                }
-            }
-        }
-        MatchPattern::StringMatch(string) => {
-            ValueMatcher::String(string_matcher(&at.field("string_match"), string)?)
-        }
-        MatchPattern::BoolMatch(wanted) => ValueMatcher::Bool(wanted),
-        MatchPattern::PresentMatch(wanted) => ValueMatcher::Present(wanted),
-        MatchPattern::ListMatch(list) => {
-            let at = at.field("list_match");
-            let list_matcher::MatchPattern::OneOf(one) = required(&at, "match_pattern", list.match_pattern)?;
-            ValueMatcher::ListOneOf(Box::new(value_matcher(&at.field("one_of"), *one)?))
-        }
-        MatchPattern::OrMatch(or) => {
-            let at = at.field("or_match");
-            let matchers = or.value_matchers.into_iter().enumerate();
-            ValueMatcher::Or(
-                matchers
-                    .map(|(index, matcher)| value_matcher(&at.index("value_matchers", index), matcher))
-                    .collect::<Converted<_>>()?,
-            )
-        }
-    })
+    super::metadata::metadata_matcher(&at.field("metadata_matcher"), matcher).map(AccessCondition::Metadata)
 }

@@ -15,6 +15,7 @@ use super::matchers::{
     full_regex, header_matchers, header_name, header_names, header_value, mutations, query_parameter,
     regex_rewrite,
 };
+use super::metadata::metadata_matcher;
 use super::retry::retry_policy;
 use super::values::{
     Converted, bool_or, data_source, duration, enumeration, fraction, number, port, required, text, timeout,
@@ -212,15 +213,16 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
     })
 }
 
-fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatcher> {
+pub(super) fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatcher> {
     use proto::route_match::PathSpecifier;
     fields!(at, message => proto::RouteMatch {
-        used { case_sensitive, runtime_fraction, headers, query_parameters, grpc, path_specifier }
+        used {
+            case_sensitive, runtime_fraction, headers, query_parameters, grpc, path_specifier, dynamic_metadata,
+        }
         inert {}
         rejected {
             cookies = "matches on cookies; match the cookie header",
             tls_context = "matches on the client's certificate",
-            dynamic_metadata = "matches on dynamic metadata",
             filter_state = "matches on filter state",
         }
         variants { path_match_policy = "path matches by extension" }
@@ -262,6 +264,11 @@ fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<RouteMatche
             .map(|percent| fraction(&at.field("runtime_fraction"), percent))
             .transpose()?,
         grpc: grpc.is_some(),
+        metadata: dynamic_metadata
+            .into_iter()
+            .enumerate()
+            .map(|(index, matcher)| metadata_matcher(&at.index("dynamic_metadata", index), matcher))
+            .collect::<Converted<_>>()?,
     })
 }
 

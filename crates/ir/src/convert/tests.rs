@@ -196,8 +196,14 @@ fn routes_have_envoys_defaults_and_share_cluster_numbers() {
     let routes = Yaml::new().routes(yaml).unwrap();
     assert_eq!(routes.table.clusters().iter().map(|name| &**name).collect::<Vec<_>>(), ["c1", "c2"]);
     let headers = http::HeaderMap::new();
-    let request =
-        RequestView { method: "GET", scheme: "http", authority: "A.com:80", path: "/x?q", headers: &headers };
+    let request = RequestView {
+        method: "GET",
+        scheme: "http",
+        authority: "A.com:80",
+        path: "/x?q",
+        headers: &headers,
+        metadata: None,
+    };
     let found = routes.table.route(&request, 0).unwrap();
     let Action::Forward(forward) = &found.route.action else { panic!() };
     assert_eq!((forward.timeout, forward.idle_timeout), (Some(Duration::from_secs(15)), None));

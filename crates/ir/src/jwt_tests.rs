@@ -1,0 +1,117 @@
+//! Keys and tokens by themselves. What the filter makes of them is compared with Envoy's in `agent`'s `differential`.
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
+use crate::jwt_cache::JwtCache;
+use crate::{Jwks, Jwt, JwtAuthn, JwtError};
+
+fn encode(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn token(key: &EcdsaKeyPair, header: &str, claims: &str) -> String {
+    let signed = format!("{}.{}", encode(header), encode(claims));
+    let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+    format!("{signed}.{}", encode(signature))
+}
+
+fn pair(how: &'static EcdsaSigningAlgorithm) -> (EcdsaKeyPair, String, String) {
+    let pair = EcdsaKeyPair::generate(how).unwrap();
+    let point = pair.public_key().as_ref()[1..].to_vec();
+    let (x, y) = point.split_at(point.len() / 2);
+    let (x, y) = (encode(x), encode(y));
+    (pair, x, y)
+}
+
+fn verify(keys: &serde_json::Value, token: &str) -> Result<(), JwtError> {
+    Jwks::parse(&keys.to_string()).unwrap().verify(&Jwt::parse(token).unwrap())
+}
+
+#[test]
+fn a_key_verifies_the_algorithm_of_its_kind_alone() {
+    let (key, x, y) = pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+    // Nothing says which algorithm the key is for.
+    let keys = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "x": x, "y": y }] });
+    let token = |algorithm: &str| token(&key, &format!(r#"{{"alg":"{algorithm}"}}"#), "{}");
+    assert_eq!(verify(&keys, &token("ES256")), Ok(()));
+    for algorithm in ["ES384", "ES512", "HS256", "RS256", "PS256", "EdDSA"] {
+        assert_eq!(verify(&keys, &token(algorithm)), Err(JwtError::VerificationFails), "{algorithm}");
+    }
+    let keys = json!({ "keys": [{ "kty": "EC", "alg": "ES256", "kid": "a", "x": x, "y": y }] });
+    assert_eq!(verify(&keys, &token("ES256")), Ok(()), "the algorithm tells the curve");
+    assert_eq!(verify(&keys, &token("ES384")), Err(JwtError::NoSuchKey));
+}
+
+#[test]
+fn a_public_key_is_no_secret() {
+    let (_, x, y) = pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+    let keys = json!({ "keys": [{ "kty": "EC", "x": x, "y": y }] });
+    let signed = format!("{}.{}", encode(r#"{"alg":"HS256"}"#), encode("{}"));
+    for secret in [keys.to_string(), x.clone()] {
+        let secret = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
+        let forged = format!("{signed}.{}", encode(aws_lc_rs::hmac::sign(&secret, signed.as_bytes())));
+        assert_eq!(verify(&keys, &forged), Err(JwtError::VerificationFails));
+    }
+}
+
+#[test]
+fn keys_that_can_not_be_used_are_left_out() {
+    let (_, x, y) = pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+    let refused = |key: serde_json::Value, reason: &str| {
+        let error = Jwks::parse(&json!({ "keys": [key] }).to_string()).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+    };
+    let long = encode([1; 40]);
+    refused(json!({}), "kty");
+    refused(json!({ "kty": "EC", "x": x }), "y must be");
+    refused(json!({ "kty": "EC", "x": x, "y": x }), "the key is bad");
+    refused(json!({ "kty": "EC", "x": x, "y": long }), "y is too long");
+    refused(json!({ "kty": "EC", "crv": "secp256k1", "x": x, "y": y }), "not supported");
+    refused(json!({ "kty": "EC", "crv": "P-384", "alg": "ES256", "x": x, "y": y }), "not supported");
+    refused(json!({ "kty": "EC", "alg": "RS256", "x": x, "y": y }), "does not go with");
+    refused(json!({ "kty": "RSA", "n": encode([0xff; 128]), "e": "AQAB" }), "n must have");
+    refused(json!({ "kty": "RSA", "n": encode([0xff; 256]), "e": "AQ" }), "e must be");
+    refused(json!({ "kty": "oct", "k": "" }), "k is empty");
+    refused(json!({ "kty": "oct", "k": "AA", "alg": "RS256" }), "does not go with");
+    refused(json!({ "kty": "OKP", "crv": "X25519", "x": x }), "not supported");
+    let one_good =
+        json!({ "keys": [{ "kty": "new" }, { "kty": "EC", "crv": "P-256", "x": x, "y": y, "use": "sig" }] });
+    Jwks::parse(&one_good.to_string()).unwrap();
+    for text in
+        ["", "[]", "{}", r#"{"keys":{}}"#, r#"{"keys":[]}"#, r#"{"a":"-----BEGIN CERTIFICATE-----\n"}"#]
+    {
+        Jwks::parse(text).unwrap_err();
+    }
+}
+
+#[test]
+fn certificates_may_stand_for_keys() {
+    // openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=issuer -days 36500
+    let pem = include_str!("jwt_certificate.pem");
+    Jwks::parse(&json!({ "one": pem, "two": pem }).to_string()).unwrap();
+    let broken = pem.replacen("MII", "AAA", 1);
+    assert!(Jwks::parse(&json!({ "one": broken }).to_string()).unwrap_err().contains("one"));
+}
+
+#[test]
+fn the_token_used_longest_ago_is_forgotten_first() {
+    let filter = JwtAuthn::default();
+    assert!(JwtCache::new(&filter).get(0, "a").is_none(), "no provider");
+    let jwt = Arc::new(Jwt::parse(&format!("{}.{}.AA", encode(r#"{"alg":"ES256"}"#), encode("{}"))).unwrap());
+    let mut cache = JwtCache::of_sizes(&[None, Some((2, 3))]);
+    cache.put(0, "a", jwt.clone());
+    assert!(cache.get(0, "a").is_none(), "this provider wants none");
+    for token in ["a", "b", "long"] {
+        cache.put(1, token, jwt.clone());
+    }
+    assert!(cache.get(1, "long").is_none());
+    assert!(cache.get(1, "a").is_some());
+    cache.put(1, "c", jwt);
+    assert!(cache.get(1, "b").is_none() && cache.get(1, "a").is_some() && cache.get(1, "c").is_some());
+}
