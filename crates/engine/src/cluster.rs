@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ahash::AHashMap;
 use lateen_ir::{
     Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, Load,
-    PreviousPriorities, Wish, dynamic_host_key,
+    MetadataCriteria, Pick, PreviousPriorities, SubsetBalancer, SubsetCount, Wish, dynamic_host_key,
 };
 
 use crate::dns_cache::{Known, Loaded};
@@ -35,6 +35,8 @@ pub(crate) struct Need<'a> {
     pub(crate) port: Option<u16>,
     /// For consistent hashing.
     pub(crate) hash: Option<u64>,
+    /// Where the cluster has subsets.
+    pub(crate) criteria: Option<&'a Arc<MetadataCriteria>>,
     /// How often to choose anew when the choice is refused.
     pub(crate) attempts: u32,
     /// Priorities tried so far, where retries prefer others.
@@ -51,12 +53,18 @@ impl Load for LocalCluster {
     }
 }
 
+/// Who chooses.
+enum Choice {
+    Whole(Box<Balancer>),
+    Subsets(Box<SubsetBalancer>),
+}
+
 /// One worker's side of a cluster: hosts with their pools, rotation, numbers.
 pub(crate) struct LocalCluster {
     pub(crate) config: Arc<ClusterConfig>,
     pub(crate) stats: Rc<ClusterStats>,
     hosts: Vec<Rc<Host>>,
-    balancer: RefCell<Balancer>,
+    balancer: RefCell<Choice>,
     /// The detector's epoch the balancer was made in.
     judged: Cell<u32>,
     seed: u64,
@@ -153,21 +161,59 @@ impl LocalCluster {
                 self.rebalance();
             }
         }
-        let mut balancer = self.balancer.borrow_mut();
         // Without anything to hash the choice is random, but the same for all attempts of this choice.
         let hash = need.hash.or_else(|| self.config.ir.lb_policy.hashes().then(&mut *random));
+        need.hash = hash;
+        let choice = &mut *self.balancer.borrow_mut();
+        let subsets = match choice {
+            Choice::Whole(balancer) => {
+                return self.choose(|wish| balancer.pick(wish), &mut need, random, refused);
+            }
+            Choice::Subsets(subsets) => subsets,
+        };
+        for step in subsets.steps(need.criteria).iter() {
+            if step.count == SubsetCount::Selected {
+                self.stats.lb_subsets_selected.inc();
+            }
+            let chosen = self.choose(|wish| subsets.pick(step.subset, wish), &mut need, random, refused);
+            if chosen.is_some() {
+                match step.count {
+                    SubsetCount::Fallback => self.stats.lb_subsets_fallback.inc(),
+                    SubsetCount::Panic => self.stats.lb_subsets_fallback_panic.inc(),
+                    SubsetCount::Selected | SubsetCount::Nothing => {}
+                }
+                return chosen;
+            }
+        }
+        None
+    }
+
+    /// A host that one balancer chooses, as [`Self::pick`].
+    fn choose(
+        &self,
+        mut balance: impl FnMut(&mut Wish<'_>) -> Option<Pick>,
+        need: &mut Need<'_>,
+        random: &mut dyn FnMut() -> u64,
+        refused: &dyn Fn(&Host) -> bool,
+    ) -> Option<Rc<Host>> {
         let mut attempt = 0;
         loop {
             let priorities = need.priorities.as_deref_mut();
-            let mut wish =
-                Wish { hash, attempt, random: &mut *random, load: self, now: &Instant::now, priorities };
-            let pick = balancer.pick(&mut wish)?;
+            let mut wish = Wish {
+                hash: need.hash,
+                attempt,
+                random: &mut *random,
+                load: self,
+                now: &Instant::now,
+                priorities,
+            };
+            let pick = balance(&mut wish)?;
             if pick.panic {
                 self.stats.lb_healthy_panic.inc();
             }
             let host = self.hosts.get(pick.host)?;
             if attempt >= need.attempts || !refused(host) {
-                if let Some(tried) = need.priorities {
+                if let Some(tried) = need.priorities.as_deref_mut() {
                     tried.tried(pick.priority);
                 }
                 return Some(host.clone());
@@ -288,9 +334,10 @@ fn endpoints(config: &ClusterConfig) -> impl Iterator<Item = &Arc<Endpoint>> {
     config.endpoints.priorities.iter().flatten().flat_map(|locality| &locality.endpoints)
 }
 
-fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balancer {
+fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Choice {
     let hashing = config.ir.lb_policy.hashing();
     let mut described = Vec::with_capacity(hosts.len());
+    let mut labels = Vec::new();
     let mut hosts = hosts.iter();
     let mut locality = 0;
     for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
@@ -300,6 +347,9 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
                 .iter()
                 .filter(|endpoint| matches!(endpoint.address, EndpointAddress::Socket(_)));
             for (endpoint, host) in here.zip(&mut hosts) {
+                if config.ir.subsets.is_some() {
+                    labels.push(endpoint.labels());
+                }
                 described.push(BalancerHost {
                     priority: priority as u32,
                     locality,
@@ -323,5 +373,11 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Balan
         overprovisioning_factor: config.endpoints.overprovisioning_factor,
         weighted_priority_health: config.endpoints.weighted_priority_health,
     };
-    Balancer::new(&balancing, &described, seed, Instant::now())
+    let now = Instant::now();
+    match &config.ir.subsets {
+        None => Choice::Whole(Box::new(Balancer::new(&balancing, &described, seed, now))),
+        Some(subsets) => Choice::Subsets(Box::new(SubsetBalancer::new(
+            subsets, &balancing, &described, &labels, seed, now,
+        ))),
+    }
 }

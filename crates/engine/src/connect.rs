@@ -10,7 +10,7 @@ use crate::breakers::{self, Limited};
 use crate::cluster::Need;
 use crate::context::RequestContext;
 use crate::failure::{Failure, Reset, underscored};
-use crate::forward::{idle_timeout, request_hash, stream_end};
+use crate::forward::{idle_timeout, metadata_criteria, request_hash, stream_end};
 use crate::outlier::Outcome;
 use crate::retry;
 use crate::special::Special;
@@ -41,7 +41,9 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
     let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };
     // Names are only asked for by clusters that go by them.
     let name = context.authority.clone();
-    let need = || Need { destination, name: name.to_str().ok(), hash, ..Need::default() };
+    let (route, entry) = (context.route.clone(), context.weighted);
+    let criteria = route.as_deref().and_then(|route| metadata_criteria(route, entry));
+    let need = || Need { destination, name: name.to_str().ok(), hash, criteria, ..Need::default() };
     let policy = action.retry_policy.clone();
     loop {
         context.attempts += 1;

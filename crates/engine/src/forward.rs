@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use lateen_ir::{
-    Action, ClusterSpecifier, Forward, PathRewrite, PickedCluster, PreviousPriorities, RetryPolicy, Route,
-    WeightedTarget,
+    Action, ClusterSpecifier, Forward, MetadataCriteria, PathRewrite, PickedCluster, PreviousPriorities,
+    RetryPolicy, Route, WeightedTarget,
 };
 use smallvec::SmallVec;
 
@@ -143,6 +143,13 @@ pub(crate) fn weighted_entry(route: &Route, index: usize) -> Option<&lateen_ir::
         },
         _ => None,
     }
+}
+
+/// What a route, or an entry of its weighted clusters, asks of endpoints.
+pub(crate) fn metadata_criteria(route: &Route, weighted: Option<usize>) -> Option<&Arc<MetadataCriteria>> {
+    let Action::Forward(action) = &route.action else { return None };
+    let entry = weighted.and_then(|index| weighted_entry(route, index));
+    entry.and_then(|entry| entry.metadata_match.as_ref()).or(action.metadata_match.as_ref())
 }
 
 /// A weighted cluster: its route, and its position there.

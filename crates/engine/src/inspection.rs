@@ -91,7 +91,10 @@ impl Inspection {
             .chain(with_tls(&clusters).map(|config| (Scope::ClusterTls, config.stat_name.clone())));
         readings.push(health_check_handshakes(&clusters));
         let mut stats = merge(readings, known);
-        clusters.iter().for_each(|cluster| cluster_gauges(cluster, &mut stats));
+        clusters.iter().for_each(|cluster| {
+            cluster_gauges(cluster, &mut stats);
+            subset_stats(&cluster.config, server.concurrency, &mut stats);
+        });
         tls_updates(store, &clusters, &mut stats);
         let contexts = with_resources.then(|| store.contexts());
         let certificates =
@@ -278,6 +281,17 @@ fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
     health_stats(config, stats);
     for (leaf, value) in config.dns_stats.iter().flat_map(|stats| stats.read()) {
         stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, Value::Counter(value)));
+    }
+}
+
+/// What subsets there are. Envoy's main thread has its own, as each worker.
+fn subset_stats(config: &ClusterConfig, workers: usize, stats: &mut Vec<Stat>) {
+    let Some(counts) = &config.subsets else { return };
+    let threads = workers as u64 + 1;
+    let counters = counts.counters(threads).map(|(leaf, value)| (leaf, Value::Counter(value)));
+    let gauges = counts.gauges(threads).map(|(leaf, value)| (leaf, Value::Gauge(value)));
+    for (leaf, value) in counters.into_iter().chain(gauges) {
+        stats.push(Stat::scoped(Scope::Cluster, config.stat_name.clone(), leaf, value));
     }
 }
 

@@ -81,6 +81,7 @@ mod special;
 mod stats;
 mod store;
 mod stream;
+mod subsets;
 mod syntax;
 mod tcp_proxy;
 mod tls;

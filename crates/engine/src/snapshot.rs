@@ -16,6 +16,7 @@ use crate::filters::Filter;
 use crate::health_check::HealthView;
 use crate::joined::Joined;
 use crate::outlier::Detector;
+use crate::subsets::SubsetCounts;
 use crate::tls::{ClientTls, ServerTls};
 
 /// Position of a cluster in [`Snapshot::clusters`].
@@ -125,6 +126,8 @@ pub(crate) struct ClusterConfig {
     /// Endpoints with resolved addresses.
     pub(crate) endpoints: Arc<ir::ClusterLoadAssignment>,
     pub(crate) outlier: Option<Arc<Detector>>,
+    /// With subsets only.
+    pub(crate) subsets: Option<Arc<SubsetCounts>>,
     /// With slow start only.
     pub(crate) joined: Option<Arc<Joined>>,
     pub(crate) breakers: Arc<Breakers>,

@@ -121,7 +121,7 @@ async fn connect(
     outcomes: &mut Outcomes,
 ) -> Option<(Stream, Opened)> {
     let picked = config.ir.pick(worker.random());
-    let slot = config.slots.get(picked.index as usize)?;
+    let slot = config.slots.get(picked.cluster.index as usize)?;
     let Some(cluster) = worker.view().cluster(*slot, worker) else {
         stats.downstream_cx_no_route.inc();
         outcomes.flags.insert(Flags::NO_CLUSTER);
@@ -135,7 +135,8 @@ async fn connect(
     let hash = config.ir.hash_source_ip.then(|| lateen_ir::address_hash(info.peer.ip()));
     let name = info.server_name.as_deref();
     let port = config.sni.as_ref().and_then(|(_, port)| *port);
-    let need = || Need { destination, name, port, hash, ..Need::default() };
+    let criteria = picked.metadata_match.as_ref();
+    let need = || Need { destination, name, port, hash, criteria, ..Need::default() };
     for attempt in 1..=config.ir.max_connect_attempts.max(1) {
         if attempt > 1
             && let Some(backoff) = config.ir.backoff

@@ -15,7 +15,7 @@ use crate::breakers::{self, Admission, Limited};
 use crate::cluster::{LocalCluster, Need};
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reply, Reset, underscored};
-use crate::forward::{WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, suppresses};
+use crate::forward::{WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, metadata_criteria, suppresses};
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::limits::{Limits, TimedOut, wait};
@@ -198,10 +198,13 @@ impl Trial<'_> {
     fn pick_host(&mut self) -> Option<Rc<Host>> {
         let connection = self.context.connection.clone();
         let avoid = self.policy.filter(|policy| policy.avoid_previous_hosts && !self.tried.is_empty());
+        let route = self.context.route.clone().filter(|_| self.cluster.config.ir.subsets.is_some());
+        let entry = self.context.weighted;
         let need = Need {
             destination: self.destination(),
             name: self.cluster.config.dns_cache.as_ref().and_then(|_| self.context.authority.to_str().ok()),
             port: None,
+            criteria: route.as_deref().and_then(|route| metadata_criteria(route, entry)),
             hash: self.hash,
             attempts: avoid.map_or(0, |policy| policy.host_selection_max_attempts),
             priorities: self.priorities.as_deref_mut(),

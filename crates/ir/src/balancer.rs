@@ -177,10 +177,22 @@ impl Ramp {
 impl Balancer {
     /// A balancer over `hosts`. `seed` decides where rotations start, so that workers and restarts don't all begin with the same host.
     pub fn new(config: &BalancerConfig, hosts: &[BalancerHost], seed: u64, now: Instant) -> Self {
+        let all: Vec<usize> = (0..hosts.len()).collect();
+        Self::among(config, hosts, &all, seed, now)
+    }
+
+    /// One over some of the hosts, by their numbers. Priorities of which there is none are empty.
+    pub(crate) fn among(
+        config: &BalancerConfig,
+        hosts: &[BalancerHost],
+        numbers: &[usize],
+        seed: u64,
+        now: Instant,
+    ) -> Self {
         let count = hosts.iter().map(|host| host.priority as usize + 1).max().unwrap_or(0);
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); count];
-        for (number, host) in hosts.iter().enumerate() {
-            members[host.priority as usize].push(number);
+        for number in numbers {
+            members[hosts[*number].priority as usize].push(*number);
         }
         let healths: Vec<Health> = members.iter().map(|members| Health::of(config, hosts, members)).collect();
         let (shares, panics) = loads(config, &healths);

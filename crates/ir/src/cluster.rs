@@ -24,6 +24,8 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// How one is chosen.
     pub lb_policy: LbPolicy,
+    /// Subsets among which routes choose.
+    pub subsets: Option<Arc<crate::Subsets>>,
     /// Percentage of healthy endpoints below which all are used. Default 50; 0 disables panic.
     pub healthy_panic_threshold: f64,
     /// How localities of a priority share the load.

@@ -97,11 +97,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// What subsets and consistent hashing look at: the metadata `envoy.lb`.
+    pub fn labels(&self) -> Option<&serde_json::Value> {
+        self.metadata.as_ref()?.get("envoy.lb")
+    }
+
     /// What stands for the endpoint in consistent hashing: its `hash_key` (metadata of `envoy.lb`), its host name where that is wished for, or
     /// its address.
     pub fn hash_key(&self, use_hostname: bool) -> Box<str> {
-        let metadata =
-            self.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb")?.get("hash_key")?.as_str());
+        let metadata = self.labels().and_then(|labels| labels.get("hash_key")?.as_str());
         match (metadata.filter(|key| !key.is_empty()), &self.hostname) {
             (Some(key), _) => key.into(),
             (None, Some(name)) if use_hostname => (&**name).into(),

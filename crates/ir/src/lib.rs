@@ -52,6 +52,8 @@ mod rewrite;
 mod route;
 mod route_table;
 mod strict_json;
+mod subset;
+mod subset_balancer;
 mod support;
 mod tls;
 
@@ -90,5 +92,7 @@ pub use rbac_index::AnyOf;
 pub use retry_priority::*;
 pub use route::*;
 pub use route_table::*;
+pub use subset::*;
+pub use subset_balancer::*;
 pub use support::{FieldSupport, Support, support_markdown, support_table};
 pub use tls::*;

@@ -217,20 +217,22 @@ pub struct TcpTarget {
     pub cluster: ClusterRef,
     /// Its share of [`TcpProxy::total_weight`].
     pub weight: u32,
+    /// What is asked of endpoints, where the cluster has subsets.
+    pub metadata_match: Option<Arc<crate::MetadataCriteria>>,
 }
 
 impl TcpProxy {
     /// The cluster for a new connection. `random` is uniformly distributed.
-    pub fn pick(&self, random: u64) -> &ClusterRef {
+    pub fn pick(&self, random: u64) -> &TcpTarget {
         let mut left = random % self.total_weight.max(1);
         for target in &self.targets {
             let weight = u64::from(target.weight);
             if left < weight {
-                return &target.cluster;
+                return target;
             }
             left -= weight;
         }
-        &self.targets[self.targets.len() - 1].cluster
+        &self.targets[self.targets.len() - 1]
     }
 }
 

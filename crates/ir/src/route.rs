@@ -174,6 +174,8 @@ pub enum Action {
 pub struct Forward {
     /// Where to.
     pub cluster: ClusterSpecifier,
+    /// What is asked of endpoints, where the cluster has subsets.
+    pub metadata_match: Option<Arc<crate::MetadataCriteria>>,
     /// Status when the cluster does not exist. Default 503.
     pub cluster_not_found_status: StatusCode,
     /// What is hashed for clusters with consistent hashing.
@@ -292,6 +294,8 @@ pub struct WeightedCluster {
     pub cluster: WeightedTarget,
     /// Its share.
     pub weight: u32,
+    /// What is asked of endpoints, with what the route asks; `None`: only that.
+    pub metadata_match: Option<Arc<crate::MetadataCriteria>>,
     /// For requests.
     pub request_headers: HeaderMutations,
     /// For responses.

@@ -189,6 +189,7 @@ fn weights_and_headers_choose_the_cluster() {
     let entry = |cluster, weight| WeightedCluster {
         cluster,
         weight,
+        metadata_match: None,
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         host_rewrite: None,

@@ -299,6 +299,8 @@ table! {
     cluster::cluster::TransportSocketMatch,
     core::UpstreamHttpProtocolOptions,
     core::HealthCheck,
+    cluster::cluster::LbSubsetConfig,
+    cluster::cluster::lb_subset_config::LbSubsetSelector,
     core::health_check::HttpHealthCheck,
     core::health_check::TcpHealthCheck,
     core::health_check::GrpcHealthCheck,

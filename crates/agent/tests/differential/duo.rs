@@ -281,6 +281,10 @@ async fn serve(
         let said = said.unwrap_or_default();
         let answer = format!("HTTP/1.1 {status} X\r\n{said}content-length: {}\r\n\r\n{name}", name.len());
         stream.write_all(answer.as_bytes()).await.ok()?;
+        // Only clients behind a TCP proxy are heard saying so.
+        if head.lines().any(|line| line == "connection: close") {
+            return None;
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod proxies;
 mod redirects;
 mod retries;
 mod service;
+mod subsets;
 mod tls;
 mod tls_config;
 mod tls_pki;

@@ -66,7 +66,7 @@ stat_block! {
     ClusterStats
     counters {
         assignment_stale assignment_timeout_received bind_errors
-        lb_healthy_panic
+        lb_healthy_panic lb_subsets_fallback lb_subsets_fallback_panic lb_subsets_selected
         original_dst_host_invalid
         retry_or_shadow_abandoned
         upstream_cx_close_notify upstream_cx_connect_attempts_exceeded upstream_cx_connect_fail upstream_cx_connect_timeout

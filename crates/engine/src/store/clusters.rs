@@ -13,6 +13,7 @@ use crate::health_check::Checked;
 use crate::joined::Joined;
 use crate::outlier::Detector;
 use crate::snapshot::{ClusterConfig, stat_name};
+use crate::subsets::SubsetCounts;
 
 /// Number of the field `load_assignment` of `envoy.config.cluster.v3.Cluster`.
 const LOAD_ASSIGNMENT: u32 = 33;
@@ -145,6 +146,8 @@ impl Store {
         let before = active.and_then(|active| active.joined.as_deref());
         let known_health = checked.as_ref().map(|view| &*view.checked);
         let joined = Joined::note(&entry.ir, &endpoints, known_health, before, now);
+        let before = active.and_then(|active| active.subsets.as_deref());
+        let subsets = SubsetCounts::note(&entry.ir, &endpoints, before);
         // New settings: what was counted under the old ones counts no more.
         let known = active.filter(|active| active.fingerprint == entry.fingerprint);
         let detector = || {
@@ -163,6 +166,7 @@ impl Store {
             fingerprint: entry.fingerprint,
             endpoints,
             outlier,
+            subsets,
             joined,
             breakers: entry.breakers.clone(),
             stat_name: stat_name(stats),

@@ -41,7 +41,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             dns_jitter, dns_failure_refresh_rate, dns_lookup_family, respect_dns_ttl, typed_dns_resolver_config, wait_for_warm_on_init,
             outlier_detection, cleanup_interval, upstream_bind_config, upstream_http_protocol_options, common_lb_config, transport_socket, transport_socket_matches, metadata,
             protocol_selection, upstream_connection_options, connection_pool_per_downstream_connection, cluster_discovery_type, lb_config,
-            load_balancing_policy, health_checks, ignore_health_on_host_removal, close_connections_on_host_health_failure,
+            load_balancing_policy, lb_subset_config, health_checks, ignore_health_on_host_removal, close_connections_on_host_health_failure,
         }
         inert {
         }
@@ -52,7 +52,6 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
             dns_resolvers = "use typed_dns_resolver_config",
             use_tcp_for_dns_lookups = "use typed_dns_resolver_config",
             dns_resolution_config = "use typed_dns_resolver_config",
-            lb_subset_config = "subsets of endpoints",
             filters = "network filters towards upstream",
             lrs_server = "load reports",
             lrs_report_endpoint_metrics = "load reports",
@@ -106,6 +105,10 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     let common = common_lb(&at.field("common_lb_config"), common_lb_config)?;
     let chosen = match load_balancing_policy {
         Some(policy) => {
+            if lb_subset_config.is_some() {
+                let reason = "load_balancing_policy cannot be combined with lb_subset_config";
+                return Err(at.error_in("lb_subset_config", reason));
+            }
             if common.locality.is_some() || common.hashing.is_some() {
                 let reason = "locality_weighted_lb_config and consistent_hashing_lb_config must not be set together with load_balancing_policy";
                 return Err(at.error_in("common_lb_config", reason));
@@ -130,6 +133,22 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     {
         let reason = "use_hostname_for_hashing needs a STRICT_DNS cluster";
         return Err(at.error_in("common_lb_config.consistent_hashing_lb_config", reason));
+    }
+    let subsets = lb_subset_config
+        .map(|config| super::subset::subsets(&at.field("lb_subset_config"), config))
+        .transpose()?
+        .flatten();
+    if let Some(subsets) = &subsets {
+        let at = at.field("lb_subset_config");
+        if chosen.policy == LbPolicy::ClusterProvided {
+            return Err(
+                at.error("cluster: LB policy CLUSTER_PROVIDED cannot be combined with lb_subset_config")
+            );
+        }
+        if subsets.locality_weight_aware && chosen.locality != crate::LocalityMode::Weighted {
+            let reason = "Locality weight aware subset LB requires that a locality_weighted_lb_config be set";
+            return Err(at.error_in("locality_weight_aware", format!("{reason} in {name}")));
+        }
     }
     let discovery = match kind {
         nested::DiscoveryType::OriginalDst => {
@@ -225,6 +244,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         alt_stat_name: optional(alt_stat_name),
         discovery,
         lb_policy: chosen.policy,
+        subsets: subsets.map(std::sync::Arc::new),
         healthy_panic_threshold: common.healthy_panic_threshold,
         locality: chosen.locality,
         connect_timeout: positive(at, "connect_timeout", connect_timeout, Duration::from_secs(5))?,

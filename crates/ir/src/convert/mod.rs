@@ -27,6 +27,7 @@ mod rbac;
 mod retry;
 mod route;
 mod route_versions;
+mod subset;
 mod tcp_proxy;
 mod tls;
 mod upstream_http;

@@ -17,16 +17,17 @@ use super::matchers::{
 };
 use super::metadata::metadata_matcher;
 use super::retry::retry_policy;
+use super::subset;
 use super::values::{
     Converted, bool_or, data_source, duration, enumeration, fraction, number, port, required, text, timeout,
 };
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, MirrorPolicy,
-    MirrorTarget, PathMatcher, PathRedirect, PathRewrite, Redirect, RequireTls, Route, RouteConfiguration,
-    RouteMatcher, RouteTable, TextFormat, UpgradeConfig, VirtualHost, WeightedCluster, WeightedClusters,
-    WeightedTarget,
+    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, MetadataCriteria,
+    MirrorPolicy, MirrorTarget, PathMatcher, PathRedirect, PathRewrite, Redirect, RequireTls, Route,
+    RouteConfiguration, RouteMatcher, RouteTable, TextFormat, UpgradeConfig, VirtualHost, WeightedCluster,
+    WeightedClusters, WeightedTarget,
 };
 
 const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
@@ -279,11 +280,10 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             hash_policy, cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
             host_rewrite_specifier, cors, request_mirror_policies, hedge_policy,
-            internal_redirect_policy,
+            internal_redirect_policy, metadata_match,
         }
         inert {}
         rejected {
-            metadata_match = "subsets of endpoints",
             path_rewrite_policy = "rewrites by extension",
             flush_timeout = "a time-out of its own for flushing; use idle_timeout",
             early_data_policy = "policies for early data",
@@ -321,12 +321,19 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         ClusterNotFoundResponseCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let idle_timeout = duration(at, "idle_timeout", idle_timeout)?;
+    let metadata_match = subset::metadata_match(metadata_match, None);
     Ok(Forward {
         internal_redirect: internal_redirect_policy
             .map(|policy| internal_redirect(&at.field("internal_redirect_policy"), policy).map(Box::new))
             .transpose()?,
         mirrors: mirrors(at, request_mirror_policies, shared)?,
-        cluster: self::cluster_specifier(at, required(at, "cluster_specifier", cluster_specifier)?, shared)?,
+        cluster: self::cluster_specifier(
+            at,
+            required(at, "cluster_specifier", cluster_specifier)?,
+            metadata_match.as_ref(),
+            shared,
+        )?,
+        metadata_match,
         cluster_not_found_status: status,
         path_rewrite,
         host_rewrite: host_rewrite_specifier
@@ -454,6 +461,7 @@ fn max_stream_duration(
 fn cluster_specifier(
     at: &At<'_>,
     specifier: proto::route_action::ClusterSpecifier,
+    around: Option<&Arc<MetadataCriteria>>,
     shared: &mut Shared,
 ) -> Converted<ClusterSpecifier> {
     use proto::route_action::ClusterSpecifier as Specifier;
@@ -464,7 +472,7 @@ fn cluster_specifier(
             Ok(ClusterSpecifier::Header(header_name(at, "cluster_header", &name)?))
         }
         Specifier::WeightedClusters(weighted) => {
-            weighted_clusters(&at.field("weighted_clusters"), weighted, shared)
+            weighted_clusters(&at.field("weighted_clusters"), weighted, around, shared)
                 .map(|weighted| ClusterSpecifier::Weighted(Box::new(weighted)))
         }
         Specifier::ClusterSpecifierPlugin(_) => {
@@ -479,6 +487,7 @@ fn cluster_specifier(
 fn weighted_clusters(
     at: &At<'_>,
     message: proto::WeightedCluster,
+    around: Option<&Arc<MetadataCriteria>>,
     shared: &mut Shared,
 ) -> Converted<WeightedClusters> {
     use proto::weighted_cluster::RandomValueSpecifier;
@@ -494,7 +503,7 @@ fn weighted_clusters(
     let clusters = clusters
         .into_iter()
         .enumerate()
-        .map(|(index, cluster)| weighted_cluster(&at.index("clusters", index), cluster, shared))
+        .map(|(index, cluster)| weighted_cluster(&at.index("clusters", index), cluster, around, shared))
         .collect::<Converted<Box<[_]>>>()?;
     let total_weight: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
     if total_weight == 0 {
@@ -514,6 +523,7 @@ fn weighted_clusters(
 fn weighted_cluster(
     at: &At<'_>,
     message: proto::weighted_cluster::ClusterWeight,
+    around: Option<&Arc<MetadataCriteria>>,
     shared: &mut Shared,
 ) -> Converted<WeightedCluster> {
     use proto::weighted_cluster::ClusterWeight;
@@ -521,12 +531,10 @@ fn weighted_cluster(
     fields!(at, message => ClusterWeight {
         used {
             name, cluster_header, weight, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-            response_headers_to_remove, host_rewrite_specifier, typed_per_filter_config,
+            response_headers_to_remove, host_rewrite_specifier, typed_per_filter_config, metadata_match,
         }
         inert {}
-        rejected {
-            metadata_match = "subsets of endpoints",
-        }
+        rejected {}
     });
     let cluster = match (name.as_str(), cluster_header.as_str()) {
         ("", "") => return Err(at.error_in("name", "name or cluster_header is required")),
@@ -541,6 +549,7 @@ fn weighted_cluster(
     Ok(WeightedCluster {
         cluster,
         weight: required(at, "weight", number(weight))?,
+        metadata_match: subset::metadata_match(metadata_match, around),
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
         host_rewrite: host_rewrite.transpose()?,

@@ -1,6 +1,7 @@
 //! The TCP proxy.
 #![allow(deprecated)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3 as proto;
@@ -11,24 +12,24 @@ use proto::tcp_proxy::{ClusterSpecifier, TcpAccessLogOptions};
 
 use super::access_log::access_logs;
 use super::cluster_names::ClusterNames;
+use super::subset;
 use super::values::{Converted, backoff, duration, number, required, timeout};
 use crate::error::At;
 use crate::support::fields;
-use crate::{TcpProxy, TcpTarget};
+use crate::{MetadataCriteria, TcpProxy, TcpTarget};
 
 pub(super) fn tcp_proxy(at: &At<'_>, message: proto::TcpProxy) -> Converted<TcpProxy> {
     fields!(at, message => proto::TcpProxy {
         used {
             stat_prefix, idle_timeout, access_log, max_connect_attempts, backoff_options,
             max_downstream_connection_duration, access_log_flush_interval, flush_access_log_on_connected,
-            access_log_options, cluster_specifier, hash_policy,
+            access_log_options, cluster_specifier, hash_policy, metadata_match,
         }
         inert {
             proxy_protocol_tlv_merge_policy = "no effect without proxy_protocol_tlvs",
         }
         rejected {
             on_demand = "clusters discovered on demand",
-            metadata_match = "subsets of endpoints",
             downstream_idle_timeout = "use idle_timeout, which watches both sides",
             upstream_idle_timeout = "use idle_timeout, which watches both sides",
             tunneling_config = "tunnelling over HTTP",
@@ -46,7 +47,9 @@ pub(super) fn tcp_proxy(at: &At<'_>, message: proto::TcpProxy) -> Converted<TcpP
         None => (old_interval, flush_access_log_on_connected),
     };
     let mut names = ClusterNames::default();
-    let targets = targets(at, required(at, "cluster_specifier", cluster_specifier)?, &mut names)?;
+    let around = subset::metadata_match(metadata_match, None);
+    let specifier = required(at, "cluster_specifier", cluster_specifier)?;
+    let targets = targets(at, specifier, around.as_ref(), &mut names)?;
     let total_weight = targets.iter().map(|target| u64::from(target.weight)).sum();
     Ok(TcpProxy {
         stat_prefix: super::values::nonempty(at, "stat_prefix", stat_prefix)?,
@@ -105,13 +108,22 @@ fn log_options(at: &At<'_>, options: TcpAccessLogOptions) -> Converted<(Option<D
     ))
 }
 
-fn targets(at: &At<'_>, specifier: ClusterSpecifier, names: &mut ClusterNames) -> Converted<Vec<TcpTarget>> {
+fn targets(
+    at: &At<'_>,
+    specifier: ClusterSpecifier,
+    around: Option<&Arc<MetadataCriteria>>,
+    names: &mut ClusterNames,
+) -> Converted<Vec<TcpTarget>> {
     let clusters = match specifier {
         ClusterSpecifier::Cluster(name) if name.is_empty() => {
             return Err(at.error_in("cluster", "must not be empty"));
         }
         ClusterSpecifier::Cluster(name) => {
-            return Ok(vec![TcpTarget { cluster: names.reference(&name), weight: 1 }]);
+            return Ok(vec![TcpTarget {
+                cluster: names.reference(&name),
+                weight: 1,
+                metadata_match: around.cloned(),
+            }]);
         }
         ClusterSpecifier::WeightedClusters(weighted) => weighted.clusters,
     };
@@ -122,9 +134,9 @@ fn targets(at: &At<'_>, specifier: ClusterSpecifier, names: &mut ClusterNames) -
     let convert = |(index, cluster): (usize, ClusterWeight)| {
         let at = at.index("clusters", index);
         fields!(&at, cluster => ClusterWeight {
-            used { name, weight }
+            used { name, weight, metadata_match }
             inert {}
-            rejected { metadata_match = "subsets of endpoints" }
+            rejected {}
         });
         if name.is_empty() {
             return Err(at.error_in("name", "must not be empty"));
@@ -132,7 +144,8 @@ fn targets(at: &At<'_>, specifier: ClusterSpecifier, names: &mut ClusterNames) -
         if weight == 0 {
             return Err(at.error_in("weight", "must be at least 1"));
         }
-        Ok(TcpTarget { cluster: names.reference(&name), weight })
+        let metadata_match = subset::metadata_match(metadata_match, around).or_else(|| around.cloned());
+        Ok(TcpTarget { cluster: names.reference(&name), weight, metadata_match })
     };
     clusters.into_iter().enumerate().map(convert).collect()
 }

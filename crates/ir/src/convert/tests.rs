@@ -179,7 +179,7 @@ fn an_outbound_listener_of_a_mesh_is_taken() {
         panic!()
     };
     assert_eq!(tcp.clusters.iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "b"]);
-    let picks: Vec<_> = (0..8).map(|random| tcp.pick(random).index).collect();
+    let picks: Vec<_> = (0..8).map(|random| tcp.pick(random).cluster.index).collect();
     assert_eq!(picks, [0, 1, 1, 1, 0, 0, 0, 0]);
     assert_eq!(tcp.idle_timeout, Some(Duration::from_secs(3600)));
 }
