@@ -100,6 +100,9 @@ pub struct ServiceTarget {
     pub target_port: u16,
 }
 
+/// How many aliases of aliases are followed.
+const ALIAS_DEPTH: usize = 10;
+
 impl World {
     pub(crate) fn new(domain: &str, mesh: MeshConfig) -> Self {
         Self {
@@ -172,10 +175,23 @@ impl World {
         self.services.get(hostname)?.iter().find(|service| *service.name.namespace == *namespace)
     }
 
-    /// The service a rule in `namespace` means by `host`.
+    /// The service a rule in `namespace` means by `host`. Who names an alias means the service behind it.
     pub fn resolve_service(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
         let host = resolve_host(host, namespace, &self.domain);
-        self.service_for(&host, namespace).or_else(|| self.service(&host))
+        let named = self.service_for(&host, namespace).or_else(|| self.service(&host))?;
+        Some(self.behind_alias(named, namespace))
+    }
+
+    /// The service that an alias (`ExternalName`) stands for, as `namespace` sees it; the alias itself when that is outside the
+    /// mesh, and any other service itself.
+    pub fn behind_alias<'a>(&'a self, service: &'a Arc<Service>, namespace: &str) -> &'a Arc<Service> {
+        let mut meant = service;
+        for _ in 0..ALIAS_DEPTH {
+            let Some(alias) = meant.alias_of() else { return meant };
+            let Some(next) = self.service_for(alias, namespace) else { break };
+            meant = next;
+        }
+        if meant.alias_of().is_some() { service } else { meant }
     }
 
     /// The endpoints of a service.

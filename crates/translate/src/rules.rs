@@ -18,9 +18,14 @@ pub(crate) struct AppliedRules {
     hashing: Vec<(String, Arc<DestinationRule>)>,
 }
 
-/// The port of each destination service that has exactly one: what a destination without a port means.
+/// What destinations mean that say less than everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct OnlyPorts(Vec<(String, u16)>);
+pub(crate) struct OnlyPorts {
+    /// The port of each destination service that has exactly one: what a destination without a port means.
+    ports: Vec<(String, u16)>,
+    /// Hosts that are aliases (`ExternalName`), with the service behind each.
+    aliases: Vec<(String, String)>,
+}
 
 /// One rule of `spec.http`, by its index, with the indices of those of its matches that may hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,18 +87,24 @@ impl OnlyPorts {
         namespace: &str,
         destinations: impl Iterator<Item = &'a Destination>,
     ) -> Self {
-        let only_port = |destination: &Destination| {
-            let service = scope.world.resolve_service(&destination.host, namespace)?;
-            let mut ports = service.mesh_ports();
-            match (ports.next(), ports.next()) {
-                (Some(only), None) => Some((service.hostname.to_string(), only.port)),
-                _ => None,
+        let (mut ports, mut aliases) = (Vec::new(), Vec::new());
+        for destination in destinations {
+            let Some(service) = scope.world.resolve_service(&destination.host, namespace) else { continue };
+            let host = service.hostname.to_string();
+            let named = resolve_host(&destination.host, namespace, scope.world.domain());
+            if named != host {
+                aliases.push((named, host.clone()));
             }
-        };
-        let mut ports: Vec<(String, u16)> = destinations.filter_map(only_port).collect();
+            let mut own = service.mesh_ports();
+            if let (Some(only), None) = (own.next(), own.next()) {
+                ports.push((host, only.port));
+            }
+        }
         ports.sort();
         ports.dedup();
-        Self(ports)
+        aliases.sort();
+        aliases.dedup();
+        Self { ports, aliases }
     }
 
     /// Host and port a destination means; what is sent there was addressed to `port`.
@@ -104,9 +115,11 @@ impl OnlyPorts {
         domain: &str,
         port: u16,
     ) -> (String, u16) {
-        let host = resolve_host(&destination.host, namespace, domain);
+        let named = resolve_host(&destination.host, namespace, domain);
+        let meant = self.aliases.iter().find(|(alias, _)| *alias == named);
+        let host = meant.map_or(named, |(_, meant)| meant.clone());
         let given = destination.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
-        let only = || self.0.iter().find(|(known, _)| *known == host).map(|(_, port)| *port);
+        let only = || self.ports.iter().find(|(known, _)| *known == host).map(|(_, port)| *port);
         let port = given.filter(|&port| port != 0).or_else(only).unwrap_or(port);
         (host, port)
     }

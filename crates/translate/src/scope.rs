@@ -179,20 +179,11 @@ fn virtual_services(
     }
 }
 
-/// How many aliases of aliases are followed.
-const ALIAS_DEPTH: usize = 10;
-
 fn aliases(world: &World, namespace: &str) -> BTreeMap<Hostname, Vec<ObjectName>> {
     let mut aliases: BTreeMap<Hostname, Vec<ObjectName>> = BTreeMap::new();
     for alias in world.visible_services(namespace) {
-        let mut meant = alias;
-        for _ in 0..ALIAS_DEPTH {
-            let Some(next) = meant.alias_of().and_then(|host| world.service_for(host, namespace)) else {
-                break;
-            };
-            meant = next;
-        }
-        if !Arc::ptr_eq(meant, alias) && meant.alias_of().is_none() {
+        let meant = world.behind_alias(alias, namespace);
+        if !Arc::ptr_eq(meant, alias) {
             aliases.entry(meant.hostname.clone()).or_default().push(alias.name.clone());
         }
     }

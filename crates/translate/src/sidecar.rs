@@ -148,9 +148,11 @@ pub(crate) fn with_destinations(
         imported.iter().map(|service| (service.hostname.clone(), service.clone())).collect();
     for (host, mut ports) in wanted {
         let Some(service) = world.service_for(&host, namespace) else { continue };
+        let service = world.behind_alias(service, namespace);
         if service.alias_of().is_some() {
             continue;
         }
+        let host = service.hostname.clone();
         if let Some(known) = services.get(&host) {
             ports.extend(known.ports.iter().map(|port| Some(port.port)));
         }

@@ -163,7 +163,7 @@ fn check_destination(
     };
     if let Some(meant) = service.alias_of() {
         let message = format!(
-            "{path}.host: {:?} is an alias (ExternalName) of {meant:?}, which nothing can be sent to; name the service it means",
+            "{path}.host: {:?} is an alias (ExternalName) of {meant:?}, which the mesh does not know; add a ServiceEntry for that host",
             destination.host
         );
         let path = format!("{path}.host");

@@ -419,7 +419,7 @@ fn ambiguous_and_alias_destinations_are_said() {
     let ports = json!([{"name": "http", "port": 80}, {"name": "http-alt", "port": 81}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
     mesh.service("default", "two", "10.96.0.71", ports, json!({"app": "two"}));
     mesh.service_of(json!({"metadata": {"namespace": "default", "name": "alias"},
-        "spec": {"type": "ExternalName", "externalName": "customers.default.svc.cluster.local"}}));
+        "spec": {"type": "ExternalName", "externalName": "example.com"}}));
     apply_customers(
         &mut mesh,
         "[{route: [{destination: {host: two}}, {destination: {host: two, port: {number: 81}}}, {destination: {host: alias}}]}]",

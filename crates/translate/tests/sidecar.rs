@@ -377,6 +377,17 @@ fn aliases_are_other_names_of_the_service_they_mean() {
     assert!(!domains.contains(&json!("people")), "short names are those of the proxy's own namespace");
     let names = resources.names(Cluster);
     assert!(!names.iter().any(|name| name.contains("clients") || name.contains("away")), "{names:?}");
+    // Who sends to an alias means the service behind it, as far as the mesh knows it.
+    mesh.config("{kind: VirtualService, metadata: {name: other}, spec: {hosts: [other.example.com], http: [{route: [{destination: {host: people.shop.svc.cluster.local}}]}], tcp: [{match: [{port: 80}], route: [{destination: {host: clients}}]}]}}");
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    let host = virtual_host(resources.get(Route, "80"), "other.example.com:80");
+    assert_eq!(host["routes"][0]["route"]["cluster"], "outbound|80||customers.default.svc.cluster.local");
+    assert!(!resources.names(Cluster).iter().any(|name| name.contains("people")));
+    mesh.config(
+        "{kind: Sidecar, metadata: {name: default}, spec: {egress: [{hosts: ['./other.example.com']}]}}",
+    );
+    let resources = mesh.sidecar_resources("default", "web-frontend-1");
+    assert!(resources.names(Cluster).contains(&"outbound|80||customers.default.svc.cluster.local"));
 }
 
 #[test]

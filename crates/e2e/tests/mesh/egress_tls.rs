@@ -1,28 +1,18 @@
 //! TLS that leaves the mesh: passed on by its name, from sidecars and by way of the egress gateway, and originated at both
 //! (T10, T15, T16, T19). The objects follow Istio's tasks on egress.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
 use crate::OnMesh;
-use crate::pki::Pki;
+use crate::outside::{ELSEWHERE, Outside, SOON};
 
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("tls_by_its_name", tls_by_its_name),
     ("originated_by_sidecars", originated_by_sidecars),
     ("originated_by_the_egress_gateway", originated_by_the_egress_gateway),
+    ("mutual_tls_to_the_egress_gateway", mutual_tls_to_the_egress_gateway),
 ];
-
-const SOON: Duration = Duration::from_secs(30);
-/// An address nobody has: what a name outside might resolve to.
-const ELSEWHERE: &str = "198.18.0.1";
-
-struct Outside<'a> {
-    mesh: &'a Mesh,
-    pki: Pki,
-}
 
 /// `HOST` on port 80 as HTTP and on 443 as TLS, at a Service outside the mesh.
 fn entry(host: &str, service: &str) -> String {
@@ -37,83 +27,6 @@ fn rule(namespace: &str, host: &str, more: &str, port: u16, tls: &str) -> String
     format!(
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec: {{ host: {host}, {more} trafficPolicy: {{ portLevelSettings: [{{ port: {{ number: {port} }}, tls: {tls} }}] }} }}\n---\n"
     )
-}
-
-impl<'a> Outside<'a> {
-    fn new(mesh: &'a Mesh) -> Result<Self> {
-        let pki = Pki::new()?;
-        pki.issue("server", "secure.example")?;
-        pki.issue("strict", "strict.example")?;
-        pki.issue("client", "client.example")?;
-        mesh.apply_fixture("external.yaml")?;
-        for (secret, name) in [("certificate", "server"), ("strict", "strict")] {
-            let (certificate, key) = (format!("{name}.crt"), format!("{name}.key"));
-            let data = [("tls.crt", certificate.as_str()), ("tls.key", &key), ("ca.crt", "ca.crt")];
-            pki.generic(mesh, "outside", secret, &data)?;
-        }
-        mesh.apply_fixture("secure.yaml")?;
-        mesh.kubectl(&["wait", "--for=condition=Ready", "pod/caller", "--timeout=60s"])?;
-        for pod in ["pod/secure", "pod/strict"] {
-            mesh.kubectl(&["wait", "-n", "outside", "--for=condition=Ready", pod, "--timeout=60s"])?;
-        }
-        Ok(Self { mesh, pki })
-    }
-
-    fn run(&self, command: &str) -> Result<String> {
-        let out = self.mesh.kubectl_output(&["exec", "caller", "-c", "client", "--", "sh", "-c", command])?;
-        Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    }
-
-    /// The status of a plain request in the caller's pod.
-    fn status(&self, host: &str) -> Result<String> {
-        self.run(&format!(
-            "curl -s -m 5 -o /dev/null -w '%{{http_code}}' --resolve {host}:80:{ELSEWHERE} http://{host}/"
-        ))
-    }
-
-    fn answers(&self, what: &str, host: &str, status: &str) -> Result<()> {
-        eventually(what, SOON, || {
-            let said = self.status(host)?;
-            ensure!(said == status, "{host}: {said}");
-            Ok(())
-        })
-    }
-
-    /// The subject of the certificate that the caller is shown for a name.
-    fn shown(&self, host: &str) -> Result<String> {
-        self.run(&format!(
-            "openssl s_client -connect {ELSEWHERE}:443 -servername {host} </dev/null 2>/dev/null | openssl x509 -noout -subject 2>/dev/null"
-        ))
-    }
-
-    fn shows(&self, what: &str, host: &str, subject: &str) -> Result<()> {
-        eventually(what, SOON, || {
-            let shown = self.shown(host)?;
-            ensure!(shown.contains(subject), "{host}: {shown:?}");
-            Ok(())
-        })
-    }
-
-    fn egress_log_has(&self, cluster: &str) -> Result<()> {
-        eventually("the egress gateway's log", SOON, || {
-            let log = self.mesh.kubectl(&[
-                "logs",
-                "-n",
-                "istio-system",
-                "deploy/istio-egressgateway",
-                "--tail=30",
-            ])?;
-            ensure!(log.contains(cluster), "{log}");
-            Ok(())
-        })
-    }
-
-    fn clean(&self) -> Result<()> {
-        self.mesh.kubectl(&["delete", "se,vs,dr,gw", "--all", "-n", "default", "--wait=false"])?;
-        self.mesh.kubectl(&["delete", "dr", "--all", "-n", "istio-system", "--wait=false"])?;
-        self.mesh.kubectl(&["delete", "pod", "caller", "--grace-period=1", "--wait=true"])?;
-        self.mesh.kubectl(&["delete", "namespace", "outside", "--wait=true", "--timeout=60s"]).map(drop)
-    }
 }
 
 /// Istio's example with TLS that the application speaks, by way of the egress gateway.
@@ -142,7 +55,7 @@ spec:
 ";
 
 fn tls_by_its_name(mesh: &Mesh) -> Result<()> {
-    let outside = Outside::new(mesh)?;
+    let (outside, _) = Outside::with_tls(mesh)?;
     mesh.apply(&(entry("secure.example", "secure") + &entry("strict.example", "strict")))?;
     outside.shows("an entry by its name", "secure.example", "CN = server")?;
     outside.shows("another one on the same address", "strict.example", "CN = strict")?;
@@ -152,41 +65,26 @@ fn tls_by_its_name(mesh: &Mesh) -> Result<()> {
     mesh.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: { name: swapped }\nspec: { hosts: [strict.example], tls: [{ match: [{ port: 443, sniHosts: [strict.example] }], route: [{ destination: { host: secure.example, port: { number: 443 } } }] }] }\n")?;
     outside.shows("a rule's destination", "strict.example", "CN = server")?;
     mesh.apply(PASSED_ON)?;
-    outside.egress_passes()?;
+    outside.egress_is_up()?;
+    eventually("TLS through the egress gateway", SOON, || {
+        let shown = outside.shown("secure.example")?;
+        ensure!(shown.contains("CN = server"), "{shown:?}");
+        let log = outside.egress_log()?;
+        ensure!(log.contains("outbound|443||secure.example"), "{log}");
+        Ok(())
+    })?;
     outside.clean()
 }
 
-impl Outside<'_> {
-    fn egress_passes(&self) -> Result<()> {
-        let rollout =
-            ["rollout", "status", "-n", "istio-system", "deploy/istio-egressgateway", "--timeout=60s"];
-        self.mesh.kubectl(&rollout)?;
-        eventually("TLS through the egress gateway", SOON, || {
-            let shown = self.shown("secure.example")?;
-            ensure!(shown.contains("CN = server"), "{shown:?}");
-            let log = self.mesh.kubectl(&[
-                "logs",
-                "-n",
-                "istio-system",
-                "deploy/istio-egressgateway",
-                "--tail=30",
-            ])?;
-            ensure!(log.contains("outbound|443||secure.example"), "{log}");
-            Ok(())
-        })
-    }
-
-    /// What Istio's documentation has users bind, so that a sidecar's account may read Secrets.
-    fn let_caller_read_secrets(&self) -> Result<()> {
-        let script = "kubectl create role client-credential --resource=secret --verb=list -n default --dry-run=client -o yaml | kubectl apply -f -\n\
-            kubectl create rolebinding client-credential --role=client-credential --serviceaccount=default:default -n default --dry-run=client -o yaml | kubectl apply -f -";
-        self.mesh.lab("", script).map(drop)
-    }
+/// What Istio's documentation has users bind, so that a sidecar's account may read Secrets.
+fn let_caller_read_secrets(mesh: &Mesh) -> Result<()> {
+    let script = "kubectl create role client-credential --resource=secret --verb=list -n default --dry-run=client -o yaml | kubectl apply -f -\n\
+        kubectl create rolebinding client-credential --role=client-credential --serviceaccount=default:default -n default --dry-run=client -o yaml | kubectl apply -f -";
+    mesh.lab("", script).map(drop)
 }
 
 fn originated_by_sidecars(mesh: &Mesh) -> Result<()> {
-    let outside = Outside::new(mesh)?;
-    let pki = &outside.pki;
+    let (outside, pki) = Outside::with_tls(mesh)?;
     let client = [("tls.crt", "client.crt"), ("tls.key", "client.key"), ("ca.crt", "ca.crt")];
     pki.generic(mesh, "default", "client", &client)?;
     mesh.apply(&(entry("secure.example", "secure") + &entry("strict.example", "strict")))?;
@@ -201,13 +99,17 @@ fn originated_by_sidecars(mesh: &Mesh) -> Result<()> {
         )
     };
     mesh.apply(&simple(""))?;
-    outside.answers("without the right to read Secrets there are no authorities", "secure.example", "503")?;
-    outside.let_caller_read_secrets()?;
-    outside.answers("the name asked for is in the certificate", "secure.example", "200")?;
+    outside.status_is(
+        "without the right to read Secrets there are no authorities",
+        "secure.example",
+        "503",
+    )?;
+    let_caller_read_secrets(mesh)?;
+    outside.status_is("the name asked for is in the certificate", "secure.example", "200")?;
     mesh.apply(&simple(", subjectAltNames: [other.example]"))?;
-    outside.answers("another name is wanted", "secure.example", "503")?;
+    outside.status_is("another name is wanted", "secure.example", "503")?;
     mesh.apply(&simple(", sni: secure.example, subjectAltNames: [secure.example]"))?;
-    outside.answers("the name that is wanted", "secure.example", "200")?;
+    outside.status_is("the name that is wanted", "secure.example", "200")?;
     mesh.apply(&rule(
         "default",
         "strict.example",
@@ -215,7 +117,7 @@ fn originated_by_sidecars(mesh: &Mesh) -> Result<()> {
         80,
         "{ mode: SIMPLE, credentialName: client }",
     ))?;
-    outside.answers("a server that wants a certificate", "strict.example", "503")?;
+    outside.status_is("a server that wants a certificate", "strict.example", "503")?;
     mesh.apply(&rule(
         "default",
         "strict.example",
@@ -223,7 +125,7 @@ fn originated_by_sidecars(mesh: &Mesh) -> Result<()> {
         80,
         "{ mode: MUTUAL, credentialName: client }",
     ))?;
-    outside.answers("with a certificate", "strict.example", "200")?;
+    outside.status_is("with a certificate", "strict.example", "200")?;
     mesh.kubectl(&["delete", "role,rolebinding", "client-credential", "-n", "default"])?;
     mesh.kubectl(&["delete", "secret", "client", "-n", "default"])?;
     outside.clean()
@@ -254,16 +156,97 @@ spec:
 ";
 
 fn originated_by_the_egress_gateway(mesh: &Mesh) -> Result<()> {
-    let outside = Outside::new(mesh)?;
+    let (outside, pki) = Outside::with_tls(mesh)?;
     mesh.apply(&entry("strict.example", "strict"))?;
     mesh.apply(ORIGINATED)?;
     let mutual = "{ mode: MUTUAL, credentialName: client-credential, sni: strict.example }";
     mesh.apply(&rule("istio-system", "strict.example", "", 443, mutual))?;
-    outside.answers("without the Secret", "strict.example", "503")?;
+    outside.status_is("without the Secret", "strict.example", "503")?;
     let client = [("tls.crt", "client.crt"), ("tls.key", "client.key"), ("ca.crt", "ca.crt")];
-    outside.pki.generic(mesh, "istio-system", "client-credential", &client)?;
-    outside.answers("with the gateway's certificate", "strict.example", "200")?;
+    pki.generic(mesh, "istio-system", "client-credential", &client)?;
+    outside.status_is("with the gateway's certificate", "strict.example", "200")?;
     outside.egress_log_has("outbound|443||strict.example")?;
     mesh.kubectl(&["delete", "secret", "client-credential", "-n", "istio-system"])?;
+    outside.clean()
+}
+
+/// Istio's example of an egress gateway that is spoken to with mutual TLS of the mesh: HTTP on 443, and bytes on 8443's neighbour.
+const MUTUAL: &str = r"
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: { name: istio-egressgateway }
+spec:
+  selector: { istio: egressgateway }
+  servers:
+    - port: { number: 443, name: https-mutual, protocol: HTTPS }
+      hosts: [plain.example]
+      tls: { mode: ISTIO_MUTUAL }
+    - port: { number: 443, name: tls-mutual, protocol: TLS }
+      hosts: [bytes.example]
+      tls: { mode: ISTIO_MUTUAL }
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { name: egressgateway }
+spec:
+  host: istio-egressgateway.istio-system.svc.cluster.local
+  subsets:
+    - name: plain
+      trafficPolicy: { portLevelSettings: [{ port: { number: 443 }, tls: { mode: ISTIO_MUTUAL, sni: plain.example } }] }
+    - name: bytes
+      trafficPolicy: { portLevelSettings: [{ port: { number: 443 }, tls: { mode: ISTIO_MUTUAL, sni: bytes.example } }] }
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: plain }
+spec:
+  hosts: [plain.example]
+  gateways: [istio-egressgateway, mesh]
+  http:
+    - match: [{ gateways: [mesh], port: 80 }]
+      route: [{ destination: { host: istio-egressgateway.istio-system.svc.cluster.local, subset: plain, port: { number: 443 } } }]
+    - match: [{ gateways: [istio-egressgateway], port: 443 }]
+      route: [{ destination: { host: plain.example, port: { number: 80 } } }]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: bytes }
+spec:
+  hosts: [bytes.example]
+  gateways: [istio-egressgateway, mesh]
+  tcp:
+    - match: [{ gateways: [mesh], port: 8123 }]
+      route: [{ destination: { host: istio-egressgateway.istio-system.svc.cluster.local, subset: bytes, port: { number: 443 } } }]
+    - match: [{ gateways: [istio-egressgateway], port: 443 }]
+      route: [{ destination: { host: bytes.example, port: { number: 8123 } } }]
+";
+
+fn mutual_tls_to_the_egress_gateway(mesh: &Mesh) -> Result<()> {
+    let outside = Outside::new(mesh)?;
+    outside.egress_is_up()?;
+    let far = &outside.far;
+    mesh.apply(&[
+        crate::outside::entry("plain", &format!("{{ hosts: [plain.example], location: MESH_EXTERNAL, resolution: STATIC, endpoints: [{{ address: {far} }}], ports: [{{ number: 80, name: http, protocol: HTTP, targetPort: 8080 }}] }}")),
+        crate::outside::entry("bytes", &format!("{{ hosts: [bytes.example], location: MESH_EXTERNAL, addresses: [198.18.9.9], resolution: STATIC, endpoints: [{{ address: {far} }}], ports: [{{ number: 8123, name: tcp, protocol: TCP, targetPort: 8080 }}] }}")),
+    ].concat())?;
+    mesh.apply(MUTUAL)?;
+    // The gateway tells whom it was asked by, as it knows from the certificate.
+    let caller = "URI=spiffe://cluster.local/ns/default/sa/default";
+    eventually("HTTP with mutual TLS to the egress gateway", SOON, || {
+        let said = outside.curl("plain.example", 80, ELSEWHERE, "")?;
+        ensure!(said.ends_with("200") && said.contains(caller), "{said}");
+        Ok(())
+    })?;
+    outside.egress_log_has("outbound|80||plain.example")?;
+    eventually("bytes with mutual TLS to the egress gateway", SOON, || {
+        let said = outside.curl("bytes.example", 8123, "198.18.9.9", "")?;
+        ensure!(said.ends_with("200") && said.contains("far") && !said.contains(caller), "{said}");
+        Ok(())
+    })?;
+    outside.egress_log_has("outbound|8123||bytes.example")?;
+    // Who has no certificate of the mesh is not let in.
+    let stranger = "kubectl exec -n outside far -- sh -c 'echo | openssl s_client -connect istio-egressgateway.istio-system.svc.cluster.local:443 -servername plain.example 2>&1; printf \"GET / HTTP/1.1\\r\\nhost: plain.example\\r\\n\\r\\n\" | openssl s_client -quiet -connect istio-egressgateway.istio-system.svc.cluster.local:443 -servername plain.example 2>&1'";
+    let said = mesh.lab("", &format!("{stranger} || true"))?;
+    ensure!(said.contains("alert") && !said.contains("200 OK"), "{said}");
     outside.clean()
 }

@@ -1,69 +1,18 @@
 //! What is outside the mesh: ServiceEntries, WorkloadEntries, unknown destinations, the egress gateway (T16, T17, T19, T23).
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
 use crate::OnMesh;
+use crate::outside::{ELSEWHERE, Outside, SOON, entry};
 
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("entries_by_address_and_by_name", entries_by_address_and_by_name),
     ("unknown_destinations_by_policy", unknown_destinations_by_policy),
     ("machines_behind_services", machines_behind_services),
     ("egress_gateway", egress_gateway),
+    ("hosts_found_on_request", hosts_found_on_request),
 ];
-
-const SOON: Duration = Duration::from_secs(30);
-/// An address nobody has: what a name outside might resolve to.
-const ELSEWHERE: &str = "198.18.0.1";
-
-struct Outside<'a> {
-    mesh: &'a Mesh,
-    /// Address of the pod outside the mesh.
-    far: String,
-}
-
-impl<'a> Outside<'a> {
-    fn new(mesh: &'a Mesh) -> Result<Self> {
-        mesh.apply_fixture("external.yaml")?;
-        mesh.kubectl(&["wait", "--for=condition=Ready", "pod/caller", "--timeout=60s"])?;
-        mesh.kubectl(&["wait", "-n", "outside", "--for=condition=Ready", "pod/far", "--timeout=60s"])?;
-        let far = mesh.kubectl(&["get", "pod", "-n", "outside", "far", "-o", "jsonpath={.status.podIP}"])?;
-        Ok(Self { mesh, far })
-    }
-
-    /// What curl in the caller's pod gets for a host that resolves to `address`: body, then status; or its exit code.
-    fn curl(&self, host: &str, port: u16, address: &str, more: &str) -> Result<String> {
-        let command = format!(
-            "curl -s -m 5 -w '\\n%{{http_code}}' --resolve {host}:{port}:{address} {more} http://{host}:{port}/ || echo \"exit $?\""
-        );
-        let args = ["exec", "caller", "-c", "client", "--", "sh", "-c", &command];
-        let out = self.mesh.kubectl_output(&args)?;
-        Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    }
-
-    fn answers(&self, what: &str, host: &str, port: u16, address: &str) -> Result<String> {
-        eventually(what, SOON, || {
-            let said = self.curl(host, port, address, "")?;
-            ensure!(said.ends_with("200") && said.contains("far"), "{host}: {said}");
-            Ok(said)
-        })
-    }
-
-    fn clean(&self) -> Result<()> {
-        let kinds = "se,we,vs,dr,gw";
-        self.mesh.kubectl(&["delete", kinds, "--all", "-n", "default", "--wait=false"])?;
-        self.mesh.kubectl(&["delete", "pod", "caller", "--grace-period=1", "--wait=true"])?;
-        self.mesh.kubectl(&["delete", "namespace", "outside", "--wait=true", "--timeout=60s"]).map(drop)
-    }
-}
-
-fn entry(name: &str, spec: &str) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{ name: {name} }}\nspec: {spec}\n---\n"
-    )
-}
 
 fn entries_by_address_and_by_name(mesh: &Mesh) -> Result<()> {
     let outside = Outside::new(mesh)?;
@@ -199,20 +148,13 @@ spec:
 
 fn egress_gateway(mesh: &Mesh) -> Result<()> {
     let outside = Outside::new(mesh)?;
-    mesh.kubectl(&[
-        "rollout",
-        "status",
-        "-n",
-        "istio-system",
-        "deploy/istio-egressgateway",
-        "--timeout=60s",
-    ])?;
+    outside.egress_is_up()?;
     mesh.apply(&entry("edition", "{ hosts: [edition.example.com], resolution: DNS, endpoints: [{ address: far.outside.svc.cluster.local }], ports: [{ number: 80, name: http-port, protocol: HTTP }, { number: 443, name: https, protocol: HTTPS }] }"))?;
     outside.answers("directly", "edition.example.com", 80, ELSEWHERE)?;
     mesh.apply(EGRESS)?;
     eventually("the gateway's log has the request", SOON, || {
         outside.answers("through the gateway", "edition.example.com", 80, ELSEWHERE)?;
-        let log = mesh.kubectl(&["logs", "-n", "istio-system", "deploy/istio-egressgateway", "--tail=20"])?;
+        let log = outside.egress_log()?;
         let cluster = "outbound|80||edition.example.com";
         ensure!(
             log.lines().any(|line| line.contains("edition.example.com\"") && line.contains(cluster)),
@@ -220,5 +162,68 @@ fn egress_gateway(mesh: &Mesh) -> Result<()> {
         );
         Ok(())
     })?;
+    outside.clean()
+}
+
+/// Any host of the namespace `outside`, over HTTP and over TLS by way of the egress gateway.
+const ON_REQUEST: &str = r"
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: { name: wild }
+spec:
+  selector: { istio: egressgateway }
+  servers:
+    - port: { number: 443, name: tls, protocol: TLS }
+      hosts: ['*.outside.svc.cluster.local']
+      tls: { mode: PASSTHROUGH }
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: wild }
+spec:
+  hosts: ['*.outside.svc.cluster.local']
+  gateways: [mesh, wild]
+  tls:
+    - match: [{ gateways: [mesh], port: 443, sniHosts: ['*.outside.svc.cluster.local'] }]
+      route: [{ destination: { host: istio-egressgateway.istio-system.svc.cluster.local, port: { number: 443 } } }]
+    - match: [{ gateways: [wild], port: 443, sniHosts: ['*.outside.svc.cluster.local'] }]
+      route: [{ destination: { host: '*.outside.svc.cluster.local', port: { number: 443 } } }]
+";
+
+fn hosts_found_on_request(mesh: &Mesh) -> Result<()> {
+    let (outside, _) = Outside::with_tls(mesh)?;
+    let known = "far.outside.svc.cluster.local";
+    let unknown = "nobody.outside.svc.cluster.local";
+    // A name for what is outside, which the mesh does not know: it is passed through.
+    mesh.apply("apiVersion: v1\nkind: Service\nmetadata: { name: elsewhere }\nspec: { type: ExternalName, externalName: far.outside.svc.cluster.local, ports: [{ port: 80 }] }\n")?;
+    eventually("a name for what is outside", SOON, || {
+        let said = outside.run("curl -s -m 5 http://elsewhere/")?;
+        ensure!(said.contains("far"), "{said}");
+        Ok(())
+    })?;
+    mesh.apply(&entry("wild", "{ hosts: ['*.outside.svc.cluster.local'], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{ number: 80, name: http, protocol: HTTP }, { number: 443, name: tls, protocol: TLS }] }"))?;
+    outside.answers("a host that is looked up", known, 80, ELSEWHERE)?;
+    let said = outside.curl(unknown, 80, ELSEWHERE, "")?;
+    ensure!(said.ends_with("503") && said.contains("DNS resolution failure"), "{said}");
+    eventually("the log says so", SOON, || {
+        let log = mesh.kubectl(&["logs", "caller", "-c", "istio-proxy", "--tail=50"])?;
+        let has = |parts: [&str; 2]| log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+        ensure!(has([unknown, "503 DF dns_resolution_failure{"]), "{log}");
+        ensure!(has([known, "outbound|80||*.outside.svc.cluster.local"]), "{log}");
+        Ok(())
+    })?;
+    outside.shows("TLS by the name it asks for", "secure.outside.svc.cluster.local", "CN = server")?;
+    outside.shows("another one on the same address", "strict.outside.svc.cluster.local", "CN = strict")?;
+    ensure!(outside.shown(unknown)?.is_empty(), "nobody has this name");
+    outside.egress_is_up()?;
+    mesh.apply(ON_REQUEST)?;
+    eventually("by way of the egress gateway", SOON, || {
+        let shown = outside.shown("secure.outside.svc.cluster.local")?;
+        ensure!(shown.contains("CN = server"), "{shown:?}");
+        let log = outside.egress_log()?;
+        ensure!(log.contains("outbound|443||*.outside.svc.cluster.local"), "{log}");
+        Ok(())
+    })?;
+    mesh.kubectl(&["delete", "svc", "elsewhere"])?;
     outside.clean()
 }

@@ -16,6 +16,7 @@ mod lifecycle;
 mod loss;
 mod mixed;
 mod mutual_tls;
+mod outside;
 mod pki;
 mod resiliency;
 mod rules;
