@@ -236,8 +236,10 @@ impl Feed {
         };
         let set: Vec<Resource> = std::mem::take(&mut update.added).into_iter().map(engine_resource).collect();
         let removed: Vec<_> = update.removed.iter().map(|name| (kind, name.clone())).collect();
-        let report = self.engine.apply(ConfigUpdate { set: set.clone(), removed: removed.clone() }).await?;
-        self.remember(set, &removed, &report);
+        // Copies are for the cache alone: a big mesh's routes have megabytes.
+        let kept = if self.cache.is_some() { set.clone() } else { Vec::new() };
+        let report = self.engine.apply(ConfigUpdate { set, removed: removed.clone() }).await?;
+        self.remember(kept, &removed, &report);
         subscribe();
         update.answer(refused(report));
         match kind {

@@ -54,6 +54,15 @@ fn policies(context: &RequestContext, name: FilterSlot) -> SmallVec<[&CorsPolicy
     action.cors.as_deref().into_iter().chain(of_host).collect()
 }
 
+/// Whether the route's older fields, which count where no level speaks of the filter, say nothing.
+pub(super) fn is_idle(context: &RequestContext) -> bool {
+    let of_route = match context.route.as_ref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => action.cors.is_some(),
+        _ => return true,
+    };
+    !of_route && context.virtual_host.as_ref().is_none_or(|host| host.cors.is_none())
+}
+
 pub(super) fn decode(stats: &CorsStats, name: FilterSlot, context: &mut RequestContext) -> Step {
     let list = policies(context, name);
     if list.is_empty() {

@@ -37,6 +37,11 @@ impl FaultFilter {
     pub(super) fn new(default: Arc<Fault>) -> Self {
         Self { default, active: Arc::default() }
     }
+
+    /// Whether nothing is injected where routes say nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        injects_nothing(&self.default)
+    }
 }
 
 /// One worker's numbers.
@@ -114,6 +119,10 @@ fn admit(filter: &FaultFilter, local: &LocalFault, injected: &mut Injected) -> b
     true
 }
 
+fn injects_nothing(fault: &Fault) -> bool {
+    fault.delay.is_none() && fault.abort.is_none() && fault.response_rate_limit.is_none()
+}
+
 pub(super) fn decode(
     filter: &FaultFilter,
     local: &LocalFault,
@@ -127,7 +136,7 @@ pub(super) fn decode(
         })
     });
     let fault = of_route.as_ref().unwrap_or(&filter.default);
-    if fault.delay.is_none() && fault.abort.is_none() && fault.response_rate_limit.is_none() {
+    if injects_nothing(fault) {
         return Ok(Step::Next);
     }
     if !fault.concerns(&request_view(context), forward::cluster_name(context)) {

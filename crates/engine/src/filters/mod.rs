@@ -135,11 +135,44 @@ fn levels(context: &RequestContext, name: FilterSlot) -> Option<ir::FilterLevels
     Some(ir::FilterLevels { levels, filter: u32::try_from(position).ok()? })
 }
 
+/// Whether any level of the request's route says something about any filter.
+fn route_speaks(context: &RequestContext) -> bool {
+    let (Some(routes), Some(host), Some(route)) = (&context.routes, &context.virtual_host, &context.route)
+    else {
+        return false;
+    };
+    let silent = route.overrides.is_empty()
+        && host.overrides.is_empty()
+        && routes.ir.overrides.is_empty()
+        && context.weighted.is_none();
+    !silent && !routes.filters.is_empty()
+}
+
+impl Filter {
+    /// Whether it has nothing to do where the route says nothing: so it is with most filters of a sidecar.
+    fn is_idle(&self, context: &RequestContext) -> bool {
+        self.disabled
+            || match &self.kind {
+                FilterKind::Fault(fault) => fault.is_idle(),
+                FilterKind::Cors => cors::is_idle(context),
+                FilterKind::Rbac(rbac) => rbac.rules.is_none() && rbac.shadow_rules.is_none(),
+                FilterKind::DynamicForwardProxy(_) => false,
+            }
+    }
+}
+
 /// Runs the filters over the request, beginning with the one at `from`.
 pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, Failure> {
+    let speaks = route_speaks(context);
+    if !speaks && context.connection.config.filters[from..].iter().all(|filter| filter.is_idle(context)) {
+        return Ok(Flow::Done);
+    }
     let connection = context.connection.clone();
     let pairs = connection.config.filters.iter().zip(&connection.filters[..]);
     for (index, (filter, local)) in pairs.enumerate().skip(from) {
+        if !speaks && filter.is_idle(context) {
+            continue;
+        }
         let enabled = levels(context, filter.name).and_then(ir::FilterLevels::enabled);
         if !enabled.unwrap_or(!filter.disabled) {
             continue;
