@@ -112,7 +112,7 @@ fn millis(headers: &mut HeaderMap, name: &'static str) -> Option<Option<Duration
 
 fn has_header(name: &str) -> Option<HeaderMatcher> {
     Some(HeaderMatcher {
-        key: HeaderKey::Named(name.parse().ok()?),
+        key: HeaderKey::named(name.parse().ok()?),
         invert: false,
         treat_missing_as_empty: false,
         value: HeaderValueMatcher::Present(true),

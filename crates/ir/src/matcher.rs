@@ -41,8 +41,10 @@ pub enum HeaderKey {
     Authority,
     /// `:path`, with the query
     Path,
-    /// An ordinary header.
+    /// An ordinary header; several values are looked at one by one.
     Named(HeaderName),
+    /// One of which Envoy keeps a single value: several are joined with `,`. See [`HeaderKey::named`].
+    Joined(HeaderName),
 }
 
 /// Envoy's `route.v3.HeaderMatcher`.
@@ -58,7 +60,7 @@ pub struct HeaderMatcher {
     pub value: HeaderValueMatcher,
 }
 
-/// What a header's value must be. Several values of one header are joined with `,` first, as Envoy does.
+/// What a header's value must be.
 #[derive(Clone, Debug)]
 pub enum HeaderValueMatcher {
     /// The header is there (true) or is not there (false).
@@ -129,76 +131,127 @@ impl StringMatcher {
     }
 }
 
-/// A header's values joined with `,`; one value is borrowed.
-enum Joined<'a> {
+/// Request headers of which Envoy keeps one value, whatever came: those of its own that have a place by name
+/// (`INLINE_REQ_STRING_HEADERS`, `RegisterCustomInlineHeader`). Sorted.
+const JOINED: [&str; 37] = [
+    "accept",
+    "accept-encoding",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-type",
+    "expect",
+    "grpc-accept-encoding",
+    "grpc-timeout",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "origin",
+    "pragma",
+    "proxy-status",
+    "referer",
+    "user-agent",
+    "via",
+    "x-client-trace-id",
+    "x-envoy-attempt-count",
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-external-address",
+    "x-envoy-is-timeout-retry",
+    "x-envoy-original-host",
+    "x-envoy-original-path",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+
+/// What a matcher looks at; one value is borrowed.
+enum Found<'a> {
     Missing,
     One(&'a [u8]),
-    Many(Vec<u8>),
+    Joined(Vec<u8>),
+    /// Several, each for itself.
+    Each(http::header::ValueIter<'a, http::HeaderValue>),
 }
 
 impl HeaderKey {
+    /// An ordinary header of this name.
+    pub fn named(name: HeaderName) -> Self {
+        if JOINED.binary_search(&name.as_str()).is_ok() { Self::Joined(name) } else { Self::Named(name) }
+    }
+
     /// Calls back with every value in a request, one by one.
     pub(crate) fn each(&self, request: &crate::RequestView<'_>, mut value: impl FnMut(&[u8])) {
-        match self {
-            Self::Named(name) => request.headers.get_all(name).iter().for_each(|one| value(one.as_bytes())),
-            _ => {
-                if let Joined::One(one) = self.value(request) {
-                    value(one);
-                }
-            }
+        match self.find(request) {
+            Found::Missing => {}
+            Found::One(one) => value(one),
+            Found::Joined(all) => value(&all),
+            Found::Each(values) => values.for_each(|one| value(one.as_bytes())),
         }
     }
 
-    /// The value in a request; several are joined.
-    fn value<'a>(&self, request: &crate::RequestView<'a>) -> Joined<'a> {
+    fn find<'a>(&self, request: &crate::RequestView<'a>) -> Found<'a> {
         match self {
-            Self::Method => Joined::One(request.method.as_bytes()),
-            Self::Scheme => Joined::One(request.scheme.as_bytes()),
-            Self::Authority => Joined::One(request.authority.as_bytes()),
-            Self::Path => Joined::One(request.path.as_bytes()),
-            Self::Named(name) => joined(request.headers, name),
+            Self::Method => Found::One(request.method.as_bytes()),
+            Self::Scheme => Found::One(request.scheme.as_bytes()),
+            Self::Authority => Found::One(request.authority.as_bytes()),
+            Self::Path => Found::One(request.path.as_bytes()),
+            Self::Named(_) | Self::Joined(_) => self.find_in(request.headers),
+        }
+    }
+
+    fn find_in<'a>(&self, headers: &'a http::HeaderMap) -> Found<'a> {
+        let (Self::Named(name) | Self::Joined(name)) = self else { return Found::Missing };
+        let all = headers.get_all(name);
+        let mut values = all.iter();
+        match (values.next(), values.next()) {
+            (None, _) => Found::Missing,
+            (Some(only), None) => Found::One(only.as_bytes()),
+            _ if matches!(self, Self::Named(_)) => Found::Each(all.iter()),
+            _ => {
+                // As they come in: what is empty adds nothing.
+                let parts: Vec<&[u8]> =
+                    all.iter().map(http::HeaderValue::as_bytes).filter(|value| !value.is_empty()).collect();
+                Found::Joined(parts.join(&b','))
+            }
         }
     }
 }
 
 impl HeaderMatcher {
-    /// Whether a request matches.
+    /// Whether a request matches. A header with several values matches if one of them does: joined, a value that is to be refused
+    /// could hide behind another.
     ///
     /// A missing header matches only as Envoy has it: an inverted "present", or a value that matches empty text when missing counts as empty.
     pub fn is_match(&self, request: &crate::RequestView<'_>) -> bool {
-        self.matches_value(&self.key.value(request))
-    }
-
-    /// As [`Self::is_match`], but a header with several values matches if one of them does: joined, a value that is to be
-    /// refused could hide behind another.
-    pub fn is_match_in_any(&self, request: &crate::RequestView<'_>) -> bool {
-        let HeaderKey::Named(name) = &self.key else { return self.is_match(request) };
-        let mut values = request.headers.get_all(name).iter();
-        match (values.next(), values.next()) {
-            (Some(_), Some(_)) => {
-                let matches = |value: &http::HeaderValue| {
-                    self.matches_value(&Joined::One(value.as_bytes())) != self.invert
-                };
-                request.headers.get_all(name).iter().any(matches) != self.invert
-            }
-            _ => self.is_match(request),
-        }
+        self.matches(self.key.find(request))
     }
 
     /// Whether a header map (a response) matches; pseudo headers count as missing.
     pub fn is_match_in(&self, headers: &http::HeaderMap) -> bool {
-        match &self.key {
-            HeaderKey::Named(name) => self.matches_value(&joined(headers, name)),
-            _ => self.matches_value(&Joined::Missing),
+        self.matches(self.key.find_in(headers))
+    }
+
+    fn matches(&self, found: Found<'_>) -> bool {
+        match found {
+            Found::Missing => self.matches_value(None),
+            Found::One(value) => self.matches_value(Some(value)),
+            Found::Joined(value) => self.matches_value(Some(&value)),
+            Found::Each(mut values) => {
+                values.any(|value| self.matches_value(Some(value.as_bytes())) != self.invert) != self.invert
+            }
         }
     }
 
-    fn matches_value(&self, joined: &Joined<'_>) -> bool {
-        let value = match joined {
-            Joined::Missing => None,
-            Joined::One(value) => Some(*value),
-            Joined::Many(value) => Some(value.as_slice()),
-        };
+    fn matches_value(&self, value: Option<&[u8]>) -> bool {
         let matched = match (&self.value, value) {
             (HeaderValueMatcher::Present(present), value) => {
                 *present == (value.is_some() || self.treat_missing_as_empty)
@@ -214,18 +267,6 @@ impl HeaderMatcher {
         };
         matched != self.invert
     }
-}
-
-fn joined<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Joined<'a> {
-    let mut values = headers.get_all(name).iter();
-    let Some(first) = values.next() else { return Joined::Missing };
-    let Some(second) = values.next() else { return Joined::One(first.as_bytes()) };
-    let mut all = first.as_bytes().to_vec();
-    for value in std::iter::once(second).chain(values) {
-        all.push(b',');
-        all.extend_from_slice(value.as_bytes());
-    }
-    Joined::Many(all)
 }
 
 impl QueryParameterMatcher {
@@ -276,18 +317,29 @@ mod tests {
     }
 
     #[test]
+    fn names_that_join_are_in_order() {
+        assert!(JOINED.is_sorted());
+    }
+
+    #[test]
     fn headers_match_as_envoys() {
         let mut headers = HeaderMap::new();
         headers.append("x-a", HeaderValue::from_static("1"));
         headers.append("x-a", HeaderValue::from_static("2"));
         headers.insert("x-n", HeaderValue::from_static("-5"));
+        for value in ["", "1", "", "2"] {
+            headers.append("accept", HeaderValue::from_static(value));
+        }
         let exact = |value: &str| HeaderValueMatcher::String(StringMatcher::Exact(text(value, false)));
         let range = HeaderValueMatcher::Range { start: -10, end: 0 };
         // name, value, invert, missing counts as empty, expected
         let table = [
-            ("x-a", exact("1,2"), false, false, true),
-            ("x-a", exact("1"), false, false, false),
-            ("x-a", exact("1"), true, false, true),
+            ("x-a", exact("1,2"), false, false, false),
+            ("x-a", exact("1"), false, false, true),
+            ("x-a", exact("2"), true, false, false),
+            ("x-a", exact("3"), true, false, true),
+            ("accept", exact("1,2"), false, false, true),
+            ("accept", exact("1"), false, false, false),
             ("x-n", range.clone(), false, false, true),
             ("x-n", range.clone(), true, false, false),
             ("x-a", range.clone(), false, false, false),
@@ -312,7 +364,7 @@ mod tests {
         };
         for (name, value, invert, treat_missing_as_empty, expected) in table {
             let matcher = HeaderMatcher {
-                key: HeaderKey::Named(HeaderName::from_static(name)),
+                key: HeaderKey::named(HeaderName::from_static(name)),
                 invert,
                 treat_missing_as_empty,
                 value,

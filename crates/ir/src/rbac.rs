@@ -205,7 +205,7 @@ impl AccessCondition {
             Self::Not(one) => !one.holds(view),
             Self::Always => true,
             Self::Header(matcher) => match &view.request {
-                Some(request) => matcher.is_match_in_any(request),
+                Some(request) => matcher.is_match(request),
                 None => matcher.is_match_in(&http::HeaderMap::new()),
             },
             Self::Path(matcher) => view.path().is_some_and(|path| matcher.is_match(path.as_bytes())),

@@ -15,7 +15,7 @@ const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RB
 const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
 const PER_ROUTE: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
 
-fn http(mut config: Value) -> Value {
+pub(crate) fn http(mut config: Value) -> Value {
     config["@type"] = json!(HTTP);
     json!({ "name": "rbac", "typed_config": config })
 }
@@ -25,7 +25,7 @@ fn network(mut config: Value) -> Value {
     json!({ "name": "rbac", "typed_config": config })
 }
 
-fn manager(filters: Vec<Value>, routes: Value) -> Value {
+pub(crate) fn manager(filters: Vec<Value>, routes: Value) -> Value {
     let router = json!({
         "name": "envoy.filters.http.router",
         "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
@@ -40,11 +40,11 @@ fn manager(filters: Vec<Value>, routes: Value) -> Value {
     })
 }
 
-fn rules(action: &str, policies: Value) -> Value {
+pub(crate) fn rules(action: &str, policies: Value) -> Value {
     json!({ "action": action, "policies": policies })
 }
 
-fn policy(permission: Value, principal: Value) -> Value {
+pub(crate) fn policy(permission: Value, principal: Value) -> Value {
     json!({ "permissions": [permission], "principals": [principal] })
 }
 

@@ -246,7 +246,7 @@ impl Backend {
     }
 }
 
-/// `?wait=MILLISECONDS` makes an answer slow; `x-status` says which it is, `x-say` is a header it has.
+/// `?wait=MILLISECONDS` makes an answer slow; `x-status` says which it is, `x-say` is a header it has, after `x-close` the connection ends.
 async fn serve(
     mut stream: TcpStream,
     name: &str,
@@ -281,8 +281,7 @@ async fn serve(
         let said = said.unwrap_or_default();
         let answer = format!("HTTP/1.1 {status} X\r\n{said}content-length: {}\r\n\r\n{name}", name.len());
         stream.write_all(answer.as_bytes()).await.ok()?;
-        // Only clients behind a TCP proxy are heard saying so.
-        if head.lines().any(|line| line == "connection: close") {
+        if head.lines().any(|line| line.starts_with("x-close:")) {
             return None;
         }
     }

@@ -24,6 +24,7 @@ mod ports;
 mod priorities;
 mod proxies;
 mod redirects;
+mod repeated;
 mod retries;
 mod service;
 mod subsets;

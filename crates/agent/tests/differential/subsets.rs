@@ -324,7 +324,7 @@ async fn weighted_clusters_and_tcp_proxies_have_criteria_of_their_own() {
         for (kind, engine) in KINDS.iter().enumerate() {
             let mut met = std::collections::BTreeSet::new();
             for _ in 0..24 {
-                let reply = get(duo.address(kind, listener), "/", &[]).await;
+                let reply = get(duo.address(kind, listener), "/", &[("x-close", "now")]).await;
                 met.insert(format!("{} {}", reply.status, reply.body));
             }
             assert!(!met.is_empty(), "{engine}");

@@ -41,10 +41,19 @@ fn places_and_hashes(mesh: &Mesh) -> Result<()> {
     cookies(mesh).context("cookies")?;
     simple_balancers(mesh).context("simple balancers")?;
     localities(mesh).context("localities")?;
+    retries_elsewhere(mesh).context("retries elsewhere")?;
     warm_up(mesh, deployed).context("warm-up")?;
     failover(mesh).context("failover")?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,vs,dr,gw", "--all", "-n", "default", "--wait=false"]).map(drop)
+    mesh.kubectl(&[
+        "delete",
+        "deploy,svc,vs,dr,gw,authorizationpolicy",
+        "--all",
+        "-n",
+        "default",
+        "--wait=false",
+    ])
+    .map(drop)
 }
 
 fn ask(mesh: &Mesh, case: &str, path: &str) -> Result<Ask> {
@@ -158,6 +167,31 @@ fn localities(mesh: &Mesh) -> Result<()> {
     ensure!(!weighted.contains_key("next"), "nothing was to go to east/two: {weighted:?}");
     near(&weighted, "near", 0.7)?;
     near(&weighted, "far", 0.3)
+}
+
+/// T7, T12: with `retryRemoteLocalities` a request that the nearest place refuses is answered by the next; without it the same
+/// place is asked again.
+fn retries_elsewhere(mesh: &Mesh) -> Result<()> {
+    let ask = |service: &str, path: &str| {
+        let command = format!("curl -s -m 10 -w ' %{{http_code}}' 'http://{service}{path}'");
+        mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", &command])
+    };
+    for service in ["tries-elsewhere", "tries-here"] {
+        let own = shares(mesh, service)?;
+        ensure!(own.get("near") == Some(&MANY), "{service}: what is not refused stays near: {own:?}");
+        for _ in 0..EACH {
+            let said = ask(service, "/not-near")?;
+            if service == "tries-here" {
+                ensure!(said.ends_with(" 403"), "near should have been asked again: {said}");
+            } else {
+                ensure!(
+                    said.ends_with(" 200") && said.contains("\"version\":\"next\""),
+                    "the next place should have answered: {said}"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// T12: a host that has just come gets much less than its share, others are warm whether they were used or not.

@@ -144,7 +144,7 @@ pub(super) fn header_key(at: &At<'_>, field: &str, name: &str) -> Converted<Head
         ":scheme" => HeaderKey::Scheme,
         ":authority" | "host" => HeaderKey::Authority,
         ":path" => HeaderKey::Path,
-        _ => HeaderKey::Named(header_name(at, field, name)?),
+        _ => HeaderKey::named(header_name(at, field, name)?),
     })
 }
 

@@ -1,0 +1,120 @@
+//! Headers with several values: what matchers of routes and of RBAC make of them.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::access::{http, manager, policy, rules};
+use crate::proxies::{Pair, merge};
+use crate::wire::Wire;
+
+/// What a header must be, each also inverted and with what is missing as empty.
+fn matchers() -> Vec<Value> {
+    let text = |matcher: Value| json!({ "string_match": matcher });
+    let plain = [
+        text(json!({ "exact": "a" })),
+        text(json!({ "exact": "A", "ignore_case": true })),
+        text(json!({ "exact": "a,b" })),
+        text(json!({ "exact": "" })),
+        text(json!({ "prefix": "a" })),
+        text(json!({ "suffix": "a" })),
+        text(json!({ "contains": "a" })),
+        text(json!({ "contains": "," })),
+        text(json!({ "safe_regex": { "regex": "[ab]" } })),
+        text(json!({ "safe_regex": { "regex": "a.*b" } })),
+        json!({ "present_match": true }),
+        json!({ "present_match": false }),
+        json!({ "range_match": { "start": 1, "end": 5 } }),
+    ];
+    let mut all = Vec::new();
+    for matcher in plain {
+        for more in [
+            json!({}),
+            json!({ "invert_match": true }),
+            json!({ "treat_missing_header_as_empty": true }),
+            json!({ "invert_match": true, "treat_missing_header_as_empty": true }),
+        ] {
+            for name in ["x-h", "accept", "cookie"] {
+                let mut matcher = matcher.clone();
+                merge(&mut matcher, more.clone());
+                matcher["name"] = name.into();
+                all.push(matcher);
+            }
+        }
+    }
+    all
+}
+
+const VALUES: [&[&str]; 13] = [
+    &[],
+    &["a"],
+    &["b"],
+    &["a", "b"],
+    &["b", "a"],
+    &["a", "a"],
+    &["a,b"],
+    &[""],
+    &["", "a"],
+    &["a", ""],
+    &["2", "9"],
+    &["9", "2"],
+    &["2", "3"],
+];
+
+fn listeners(matchers: &[Value]) -> Vec<(&'static str, Value)> {
+    let direct = |status: u16| json!({ "status": status });
+    let own = |n: usize| json!({ "url_path": { "path": { "exact": format!("/m{n}") } } });
+    let any = || json!({ "any": true });
+    let routed = matchers.iter().enumerate().map(|(n, matcher)| {
+        json!({ "match": { "path": format!("/m{n}"), "headers": [matcher] }, "direct_response": direct(201) })
+    });
+    let rest = json!({ "match": { "prefix": "/" }, "direct_response": direct(200) });
+    let policies = |of: &dyn Fn(usize, &Value) -> Value| {
+        let all = matchers.iter().enumerate().map(|(n, matcher)| (format!("p{n}"), of(n, matcher)));
+        json!(all.collect::<serde_json::Map<_, _>>())
+    };
+    let permission = |n: usize, matcher: &Value| {
+        policy(json!({ "and_rules": { "rules": [own(n), { "header": matcher }] } }), any())
+    };
+    let principal = |n: usize, matcher: &Value| policy(own(n), json!({ "header": matcher }));
+    let not = |n: usize, matcher: &Value| policy(own(n), json!({ "not_id": { "header": matcher } }));
+    let guarded = |action: &str, policies: Value| {
+        manager(vec![http(json!({ "rules": rules(action, policies) }))], json!([rest]))
+    };
+    vec![
+        ("routes", manager(vec![], json!(routed.chain([rest.clone()]).collect::<Vec<_>>()))),
+        ("permissions", guarded("ALLOW", policies(&permission))),
+        ("principals", guarded("DENY", policies(&principal))),
+        ("others", guarded("ALLOW", policies(&not))),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_with_several_values_match_as_with_envoy() {
+    let matchers = matchers();
+    let pair = Pair::start_with(listeners(&matchers)).await;
+    let mut complaints = String::new();
+    for listener in ["routes", "permissions", "principals", "others"] {
+        let [envoy, lateen] = pair.addresses(listener);
+        let mut envoy = Wire::new(TcpStream::connect(envoy).await.unwrap());
+        let mut lateen = Wire::new(TcpStream::connect(lateen).await.unwrap());
+        for (n, matcher) in matchers.iter().enumerate() {
+            let name = matcher["name"].as_str().unwrap();
+            for values in VALUES {
+                let lines: String = values.iter().map(|value| format!("{name}: {value}\r\n")).collect();
+                let request = format!("GET /m{n} HTTP/1.1\r\nhost: a\r\n{lines}\r\n");
+                tokio::join!(envoy.send(request.as_bytes()), lateen.send(request.as_bytes()));
+                let answers = tokio::join!(envoy.answer("GET"), lateen.answer("GET"));
+                let status =
+                    |answer: Option<String>| answer.unwrap_or_default().lines().next().map(str::to_owned);
+                let (envoy, lateen) = (status(answers.0), status(answers.1));
+                if envoy != lateen || envoy.is_none() {
+                    writeln!(complaints, "{listener} {matcher} {values:?}: {envoy:?} but {lateen:?}")
+                        .unwrap();
+                }
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
