@@ -9,10 +9,13 @@ use lateen_xds::pb::envoy::config::core::v3::CidrRange;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
 
 use crate::filters;
-use crate::listeners_outbound::{bytes_chain, detecting_listener, http_chain, passthrough_chain};
+use crate::listeners_outbound::{
+    bytes_chain, detecting_listener, http_chain, passthrough_chain, refusing_chain,
+};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
 use crate::settings::Settings;
+use crate::sidecar::BoundAddress;
 use crate::tcp_routes::TcpRoute;
 use crate::wire;
 
@@ -20,6 +23,8 @@ use crate::wire;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PortInputs {
     pub(crate) settings: Arc<Settings>,
+    /// The address of a Sidecar's own listener.
+    pub(crate) at: Option<BoundAddress>,
     pub(crate) port: u16,
     pub(crate) found: AnyAddress,
 }
@@ -123,25 +128,27 @@ fn keep_oldest(known: &mut BTreeMap<Destination, Owner>, destination: Destinatio
     }
 }
 
-/// Whether a service's callers may connect to any address: a ServiceEntry that names none.
+/// Whether a service's callers may connect to any address: a ServiceEntry that names none; and whatever is reached through a
+/// Sidecar's own listener.
 pub(crate) fn listens_at_any_address(scope: &Scope, service: &Service) -> bool {
-    service.registry == Registry::ServiceEntry
-        && service.ranges.is_empty()
-        && scope.addresses_of(service).is_empty()
+    let unnamed = || service.ranges.is_empty() && scope.addresses_of(service).is_empty();
+    scope.at.is_some() || (service.registry == Registry::ServiceEntry && unnamed())
 }
 
 /// Whether HTTP to a port of a service goes by the routes named after the port: where it is declared, and where a port of
 /// undeclared protocol has no listener of its own.
 pub(crate) fn shares_port(scope: &Scope, service: &Service, port: &ServicePort) -> bool {
     let has_own = service.registry == Registry::Kubernetes || !scope.addresses_of(service).is_empty();
+    let has_own = has_own && scope.at.is_none();
     port.protocol.is_http() || (port.protocol.is_sniffed() && !has_own)
 }
 
 /// `0.0.0.0_PORT`: HTTP to any address goes by the routes named after the port, other bytes to whom they are known to be
 /// for; everything else is unknown to the mesh.
 pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
-    let PortInputs { settings, port, found } = inputs;
-    let name = format!("0.0.0.0_{port}");
+    let PortInputs { settings, at, port, found } = inputs;
+    let address = at.map_or_else(|| "0.0.0.0".to_owned(), |at| at.address.to_string());
+    let name = format!("{address}_{port}");
     let mut chains = Vec::new();
     for (destination, owner) in &found.destinations {
         if destination.http {
@@ -161,6 +168,8 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
             chains.extend(first.iter().map(|route| bytes_chain(settings, route)));
             bytes_chain(settings, last)
         }
+        // Who connects to the listener itself was not on the way anywhere else.
+        _ if at.is_some() => refusing_chain(settings),
         _ => passthrough_chain(settings),
     };
     let mut inspectors = Vec::new();
@@ -170,7 +179,10 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
     if found.detects_http() {
         inspectors.push(filters::http_inspector());
     }
-    let mut message = detecting_listener(settings, &name, "0.0.0.0", *port, inspectors);
+    let mut message = detecting_listener(settings, &name, &address, *port, inspectors);
+    if at.is_some_and(|at| at.opened) {
+        message.bind_to_port = None;
+    }
     if chains.is_empty() {
         chains.push(rest);
     } else {

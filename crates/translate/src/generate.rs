@@ -155,6 +155,11 @@ fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     for inputs in &outbound.ports {
         resources.push(cache.resource(kind, inputs, any_address::any_address));
     }
+    for view in scope.bound_views() {
+        for inputs in &listeners_outbound::inputs(&view).ports {
+            resources.push(cache.resource(kind, inputs, any_address::any_address));
+        }
+    }
     for inputs in &outbound.addresses {
         resources.push(cache.resource(kind, inputs, listeners_outbound::service_address));
     }
@@ -169,6 +174,13 @@ fn routes(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
         servers.extend(gateways_tls::https_servers(scope));
         return servers.iter().map(|server| routes_gateway::resource(scope, cache, server)).collect();
     }
-    let routes = routes_sidecar::routes(scope);
-    routes.iter().map(|routes| routes_sidecar::resource(scope, cache, routes)).collect()
+    let own = routes_sidecar::routes(scope);
+    let mut resources: Vec<_> =
+        own.iter().map(|routes| routes_sidecar::resource(scope, cache, routes)).collect();
+    // No port is two listeners', so no name comes twice.
+    for view in scope.bound_views() {
+        let routes = routes_sidecar::routes(&view);
+        resources.extend(routes.iter().map(|routes| routes_sidecar::resource(&view, cache, routes)));
+    }
+    resources
 }

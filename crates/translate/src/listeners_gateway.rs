@@ -137,7 +137,7 @@ fn served_chain(
 }
 
 /// <https://istio.io/latest/docs/reference/config/networking/gateway/#ServerTLSSettings>
-fn downstream(terms: &ServerTlsSettings) -> tls::DownstreamTlsContext {
+pub(crate) fn downstream(terms: &ServerTlsSettings) -> tls::DownstreamTlsContext {
     let version = |given: TlsProtocol| match given {
         TlsProtocol::TLS_AUTO => Version::TlsAuto as i32,
         // Older versions are served by none of the proxies (RFC 8996): what asks for them at least gets more.

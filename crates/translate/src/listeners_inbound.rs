@@ -1,6 +1,9 @@
 //! The inbound listener of sidecars.
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_model::{Hostname, PeerMode, PeerModes};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::listener::v3 as listener;
@@ -11,7 +14,9 @@ use lateen_xds::pb::google::protobuf::Duration;
 
 use crate::access::Access;
 use crate::access_log;
+use crate::client_tls;
 use crate::filters::{self, HTTP_PROTOCOLS, HttpRole, Routes};
+use crate::listeners_gateway::downstream;
 use crate::mutual_tls;
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_cluster};
 use crate::proxy::{InboundPort, ProxyClass};
@@ -28,12 +33,28 @@ pub(crate) const INBOUND_PORT: u16 = 15006;
 pub(crate) struct InboundInputs {
     settings: Arc<Settings>,
     ports: Vec<InboundPort>,
+    /// TLS of callers outside the mesh, by port.
+    tls: BTreeMap<u16, IngressTls>,
     /// What is accepted.
     modes: PeerModes,
     /// What callers of the mesh ask for when they mean the workload.
     names: Vec<String>,
     /// Who may connect and ask.
     access: Access,
+}
+
+/// TLS as a Sidecar gives it.
+#[derive(Clone, Debug, PartialEq)]
+struct IngressTls(ServerTlsSettings);
+
+impl Eq for IngressTls {}
+
+/// By its JSON form, as objects are.
+impl Hash for IngressTls {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Settings are strings and numbers, which can be serialized.
+        serde_json::to_vec(&self.0).unwrap_or_default().hash(state);
+    }
 }
 
 pub(crate) fn inputs(
@@ -47,6 +68,10 @@ pub(crate) fn inputs(
     InboundInputs {
         settings: settings.clone(),
         ports: ports.iter().map(|inbound| inbound.port.clone()).collect(),
+        tls: ports
+            .iter()
+            .filter_map(|inbound| Some((inbound.port.port, IngressTls(inbound.tls.clone()?))))
+            .collect(),
         modes,
         names: mutual_tls::server_name_patterns(hosts),
         access,
@@ -214,6 +239,8 @@ fn port_chains(inputs: &InboundInputs, port: &InboundPort, mode: PeerMode) -> Ve
     } else {
         Payload::Tcp
     };
+    // As in Istio, TLS of its own goes only where there is none of the mesh.
+    let own = inputs.tls.get(&port.port).filter(|_| mode == PeerMode::Disable);
     let ways = ways(mode, payload).into_iter().filter(|way| !way.named || !names.is_empty());
     let chains = ways.map(|way| {
         let filter = if way.http {
@@ -229,7 +256,12 @@ fn port_chains(inputs: &InboundInputs, port: &InboundPort, mode: PeerMode) -> Ve
         } else {
             filters::guarded(access, filters::tcp(settings, &cluster))
         };
-        listener::FilterChain { name: name.clone(), ..way.chain(settings, Some(port.port), names, filter) }
+        let chain = way.chain(settings, Some(port.port), names, filter);
+        let transport_socket = match &own {
+            Some(tls) => Some(client_tls::socket(wire::any(&downstream(&tls.0)))),
+            None => chain.transport_socket.clone(),
+        };
+        listener::FilterChain { name: name.clone(), transport_socket, ..chain }
     });
     chains.collect()
 }

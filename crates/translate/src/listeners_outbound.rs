@@ -78,7 +78,12 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
             }
         }
     }
-    let ports = ports.into_iter().map(|(port, found)| PortInputs { settings: settings.clone(), port, found });
+    let ports = ports.into_iter().map(|(port, found)| PortInputs {
+        settings: settings.clone(),
+        at: scope.at,
+        port,
+        found,
+    });
     let addresses = addresses.into_iter().map(|((address, port), (routes, http_routes))| AddressInputs {
         settings: settings.clone(),
         address,
@@ -165,6 +170,15 @@ pub(crate) fn passthrough_chain(settings: &Settings) -> listener::FilterChain {
     listener::FilterChain {
         name: "PassthroughFilterChain".to_owned(),
         filters: vec![filters::tcp(settings, &settings.catch_all_cluster())],
+        ..Default::default()
+    }
+}
+
+/// Nowhere.
+pub(crate) fn refusing_chain(settings: &Settings) -> listener::FilterChain {
+    listener::FilterChain {
+        name: BLACK_HOLE.to_owned(),
+        filters: vec![filters::tcp(settings, BLACK_HOLE)],
         ..Default::default()
     }
 }

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use lateen_api::networking::sidecar::EgressListener;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 use lateen_model::{
     Client, Delta, DestinationRule, Hostname, ObjectName, Service, Sidecar, VirtualService, World,
@@ -12,7 +13,7 @@ use lateen_model::{
 use crate::affected::Extent;
 use crate::proxy::{ProxyClass, ProxyKind};
 use crate::settings::Settings;
-use crate::sidecar::{self, Imports};
+use crate::sidecar::{self, BoundAddress, BoundListener, Imports, Place};
 
 /// A world seen by one class of proxies.
 #[derive(Clone, Debug)]
@@ -27,6 +28,10 @@ pub struct Scope {
     pub addressed: Arc<[Arc<Service>]>,
     /// The Sidecar in force.
     pub sidecar: Option<Arc<Sidecar>>,
+    /// What is reached through its egress listeners at addresses of their own.
+    bound: Arc<[BoundListener]>,
+    /// The listener that this is a view of (see [`Self::bound_views`]).
+    pub(crate) at: Option<BoundAddress>,
     /// The aliases it may see, by the service they mean; aliases of what is outside the mesh are left to DNS.
     aliases: Arc<BTreeMap<Hostname, Vec<ObjectName>>>,
     /// For sidecars: the VirtualServices that apply to it, oldest first.
@@ -41,28 +46,62 @@ impl Scope {
         let of_use = |service: &&Arc<Service>| service.alias_of().is_none();
         let aliases = Arc::new(aliases(&world, &class.namespace));
         let sidecar = sidecar::in_force(&world, &class).cloned();
-        let imports = sidecar.as_ref().map(|sidecar| Imports::new(sidecar, &class.namespace));
-        let virtual_services = virtual_services(&world, &class, imports.as_ref());
-        let visible = world.visible_services(&class.namespace).filter(of_use);
-        let addressed: Arc<[Arc<Service>]> = match &imports {
-            None => visible.cloned().collect(),
-            Some(imports) => visible.filter_map(|service| imports.service(service)).collect(),
+        let imports = sidecar.as_ref().map(|sidecar| Imports::captured(sidecar, &class.namespace));
+        let virtual_services = self::virtual_services(&world, &class, imports.as_ref());
+        let visible = || world.visible_services(&class.namespace).filter(of_use);
+        let addressed: Arc<[Arc<Service>]> = match (&imports, &sidecar) {
+            (Some(imports), Some(sidecar)) => {
+                let bound = sidecar::listened_ports(sidecar, true);
+                let imported = visible().filter_map(|service| imports.service(service));
+                imported.filter_map(|service| sidecar::without_ports(service, &bound)).collect()
+            }
+            _ => visible().cloned().collect(),
+        };
+        let bound: Arc<[BoundListener]> = match &sidecar {
+            None => Arc::default(),
+            Some(sidecar) => bound(sidecar, &world, &class, &visible().collect::<Vec<_>>()),
         };
         let settings = Settings::for_sidecar(&world, &class.namespace, sidecar.as_deref());
-        let services = match imports {
+        let services = match &sidecar {
             None => addressed.clone(),
-            Some(_) => {
+            Some(sidecar) => {
+                let all = Imports::new(sidecar, &class.namespace);
+                let reached: Vec<_> = visible().filter_map(|service| all.service(service)).collect();
                 let proxy =
                     settings.egress_proxy.as_ref().map(|proxy| (proxy.host.as_str(), Some(proxy.port)));
-                let (rules, own) = (&virtual_services, &class.namespace);
-                sidecar::with_destinations(&addressed, rules, proxy, &world, own)
+                let own = &class.namespace;
+                let of_bound = bound.iter().flat_map(|listener| listener.virtual_services.iter());
+                let rules: Vec<_> = virtual_services.iter().chain(of_bound).cloned().collect();
+                sidecar::with_destinations(&reached, &rules, proxy, &world, own)
                     .into_iter()
                     .filter(|service| of_use(&service))
                     .collect()
             }
         };
         let settings = Arc::new(settings);
-        Self { world, class, services, addressed, sidecar, aliases, virtual_services, settings }
+        Self {
+            world,
+            class,
+            services,
+            addressed,
+            sidecar,
+            bound,
+            at: None,
+            aliases,
+            virtual_services,
+            settings,
+        }
+    }
+
+    /// What is reached through each of the Sidecar's listeners at addresses of their own, as if nothing else were.
+    pub(crate) fn bound_views(&self) -> impl Iterator<Item = Self> {
+        self.bound.iter().map(|listener| Self {
+            at: Some(listener.at),
+            addressed: listener.addressed.clone(),
+            virtual_services: listener.virtual_services.clone(),
+            bound: Arc::default(),
+            ..self.clone()
+        })
     }
 
     /// The same class's view of the world after a change. What the change cannot touch is taken over.
@@ -116,6 +155,10 @@ impl Scope {
         let knows = |scope: &Self, host: &Hostname| {
             scope.service(host).is_some()
                 || scope.virtual_services.iter().any(|rules| scope.leads_to(rules, host))
+                || scope
+                    .bound
+                    .iter()
+                    .any(|listener| listener.virtual_services.iter().any(|rules| scope.leads_to(rules, host)))
         };
         let known = || changed.iter().any(|host| knows(self, host) || knows(before, host));
         !changed.is_empty() && (self.aliases != before.aliases || known())
@@ -161,6 +204,33 @@ impl Scope {
             Extent::Services(hosts) => hosts.iter().filter_map(|host| self.service(host)).collect(),
         }
     }
+}
+
+/// What is reached through the egress listeners at addresses of their own.
+fn bound(
+    sidecar: &Sidecar,
+    world: &World,
+    class: &ProxyClass,
+    visible: &[&Arc<Service>],
+) -> Arc<[BoundListener]> {
+    let own = &*class.namespace;
+    let taken = sidecar::listened_ports(sidecar, false);
+    let of_listener = |listener: &EgressListener| {
+        let Place::At(at) = sidecar::place(listener) else { return None };
+        let imports = Imports::through(std::iter::once(listener), own);
+        let imported = visible.iter().filter_map(|service| imports.service(service));
+        // What has a listener of its own is not at that of all ports.
+        let left = imported.filter_map(|service| match &listener.port {
+            Some(_) => Some(sidecar::as_listened(service, listener)),
+            None => sidecar::without_ports(service, &taken),
+        });
+        Some(BoundListener {
+            at,
+            addressed: left.collect(),
+            virtual_services: virtual_services(world, class, Some(&imports)),
+        })
+    };
+    sidecar.spec.egress.iter().filter_map(of_listener).collect()
 }
 
 fn virtual_services(

@@ -1,13 +1,16 @@
 //! The Sidecar in force for a class: what its proxies reach, and how their workload receives.
 //! <https://istio.io/latest/docs/reference/config/networking/sidecar/>
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use lateen_api::networking::destination_rule::ConnectionPoolSettings;
+use lateen_api::networking::gateway::{ServerTlsMode, ServerTlsSettings};
 use lateen_api::networking::sidecar::{CaptureMode, EgressListener, IngressListener};
 use lateen_api::validate::default_endpoint;
 use lateen_model::{
-    Hostname, Protocol, Service, Sidecar, VirtualService, World, host_matches, hosts_overlap, resolve_host,
+    Hostname, Protocol, Service, ServicePort, Sidecar, VirtualService, World, host_matches, hosts_overlap,
+    resolve_host,
 };
 
 use crate::proxy::{InboundPort, ProxyClass, ProxyKind};
@@ -19,6 +22,8 @@ pub(crate) struct Inbound {
     pub(crate) endpoint: InboundEndpoint,
     /// Limits of the Sidecar.
     pub(crate) pool: Option<ConnectionPoolSettings>,
+    /// TLS of callers outside the mesh, where mutual TLS of the mesh is disabled.
+    pub(crate) tls: Option<ServerTlsSettings>,
 }
 
 /// Where what is received is sent.
@@ -41,11 +46,75 @@ pub(crate) fn in_force<'a>(world: &'a World, class: &ProxyClass) -> Option<&'a A
     }
 }
 
-/// Whether an egress listener is one the application connects to itself, which there is not yet (see `warnings`).
-pub(crate) fn is_bound(listener: &EgressListener) -> bool {
-    !listener.bind.is_empty()
-        || listener.capture_mode == CaptureMode::None
-        || listener.port.as_ref().is_some_and(|port| port.number == 0)
+/// Where an egress listener is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
+    /// Where captured traffic goes.
+    Captured,
+    /// At an address of its own.
+    At(BoundAddress),
+    /// At a Unix socket, which there is not yet (see `warnings`).
+    Unix,
+}
+
+/// The address of a listener that has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BoundAddress {
+    pub(crate) address: IpAddr,
+    /// The application connects to it; else what it sends there is captured.
+    pub(crate) opened: bool,
+}
+
+/// Where an egress listener is. As in Istio one that is not captured is on the loopback address where nothing is said.
+pub(crate) fn place(listener: &EgressListener) -> Place {
+    let opened = listener.capture_mode == CaptureMode::None;
+    match listener.bind.parse() {
+        Ok(address) => Place::At(BoundAddress { address, opened }),
+        Err(_) if !listener.bind.is_empty() => Place::Unix,
+        Err(_) if opened => Place::At(BoundAddress { address: Ipv4Addr::LOCALHOST.into(), opened }),
+        Err(_) => Place::Captured,
+    }
+}
+
+/// What is reached through an egress listener at an address of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct BoundListener {
+    pub(crate) at: BoundAddress,
+    pub(crate) addressed: Arc<[Arc<Service>]>,
+    pub(crate) virtual_services: Arc<[Arc<VirtualService>]>,
+}
+
+/// The ports that are an egress listener's own, so that the one for all ports has nothing there. `bound`: only of those at
+/// addresses of their own.
+pub(crate) fn listened_ports(sidecar: &Sidecar, bound: bool) -> BTreeSet<u16> {
+    let listeners = sidecar.spec.egress.iter();
+    let wanted = listeners.filter(|listener| !bound || matches!(place(listener), Place::At(_)));
+    wanted.filter_map(port_of).collect()
+}
+
+/// The port an egress listener is about; none: all.
+fn port_of(listener: &EgressListener) -> Option<u16> {
+    listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok())
+}
+
+/// A service without some of its ports; none when nothing is left.
+pub(crate) fn without_ports(service: Arc<Service>, ports: &BTreeSet<u16>) -> Option<Arc<Service>> {
+    if service.ports.iter().all(|port| !ports.contains(&port.port)) {
+        return Some(service);
+    }
+    let left: Vec<_> = service.ports.iter().filter(|port| !ports.contains(&port.port)).cloned().collect();
+    (!left.is_empty()).then(|| Arc::new(Service { ports: left, ..Service::clone(&service) }))
+}
+
+/// A service as a listener with a port of its own has it: with the protocol that the listener says.
+pub(crate) fn as_listened(service: Arc<Service>, listener: &EgressListener) -> Arc<Service> {
+    let Some(port) = &listener.port else { return service };
+    let protocol = Protocol::parse(&port.protocol);
+    if service.ports.iter().all(|port| port.protocol == protocol) {
+        return service;
+    }
+    let ports = service.ports.iter().map(|port| ServicePort { protocol, ..port.clone() }).collect();
+    Arc::new(Service { ports, ..Service::clone(&service) })
 }
 
 /// Whether an ingress listener is one that callers connect to without capture, or has an endpoint, that there is not yet.
@@ -65,14 +134,27 @@ struct Import<'a> {
 pub(crate) struct Imports<'a>(Vec<Import<'a>>);
 
 impl<'a> Imports<'a> {
-    /// Reads the egress listeners; without any, everything is imported.
+    /// By all egress listeners; without any, everything is imported.
     pub(crate) fn new(sidecar: &'a Sidecar, own: &'a str) -> Self {
+        Self::by(sidecar, own, |place| place != Place::Unix)
+    }
+
+    /// By what is captured.
+    pub(crate) fn captured(sidecar: &'a Sidecar, own: &'a str) -> Self {
+        Self::by(sidecar, own, |place| place == Place::Captured)
+    }
+
+    fn by(sidecar: &'a Sidecar, own: &'a str, wanted: impl Fn(Place) -> bool) -> Self {
         if sidecar.spec.egress.is_empty() {
             return Self(vec![Import { namespace: None, pattern: "*".to_owned(), port: None }]);
         }
-        let captured = sidecar.spec.egress.iter().filter(|listener| !is_bound(listener));
-        let imports = captured.flat_map(|listener| {
-            let port = listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+        Self::through(sidecar.spec.egress.iter().filter(|listener| wanted(place(listener))), own)
+    }
+
+    /// Through these egress listeners.
+    pub(crate) fn through(listeners: impl Iterator<Item = &'a EgressListener>, own: &'a str) -> Self {
+        let imports = listeners.flat_map(|listener| {
+            let port = port_of(listener);
             listener.hosts.iter().filter_map(move |host| {
                 let (namespace, pattern) = host.split_once('/')?;
                 let namespace = match namespace {
@@ -171,7 +253,8 @@ pub(crate) fn inbound(sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbo
     let general = sidecar.and_then(|sidecar| sidecar.spec.inbound_connection_pool.clone());
     let listed = sidecar.map(|sidecar| (sidecar, sidecar.spec.ingress.as_slice()));
     let Some((sidecar, listeners)) = listed.filter(|(_, listeners)| !listeners.is_empty()) else {
-        let of_service = |port| Inbound { port, endpoint: InboundEndpoint::Original, pool: general.clone() };
+        let of_service =
+            |port| Inbound { port, endpoint: InboundEndpoint::Original, pool: general.clone(), tls: None };
         return ports.into_iter().map(of_service).collect();
     };
     let of_listener = |listener: &IngressListener| {
@@ -191,9 +274,15 @@ pub(crate) fn inbound(sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbo
             },
             endpoint: endpoint(&listener.default_endpoint),
             pool: listener.connection_pool.clone().or_else(|| general.clone()),
+            tls: listener.tls.clone().filter(ends_tls),
         })
     };
     listeners.iter().filter_map(of_listener).collect()
+}
+
+/// Whether TLS of an ingress listener ends at the proxy.
+pub(crate) fn ends_tls(tls: &ServerTlsSettings) -> bool {
+    matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual)
 }
 
 fn endpoint(text: &str) -> InboundEndpoint {

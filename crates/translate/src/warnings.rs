@@ -11,15 +11,16 @@ use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_api::security::authorization_policy::Action;
 use lateen_model::{
-    AuthorizationPolicy, DestinationRule, Gateway, ObjectName, PeerAuthentication, Pod, Protocol, Registry,
-    Resolution, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup, World, labels_match,
-    resolve_gateway, resolve_host,
+    AuthorizationPolicy, DestinationRule, Gateway, ObjectName, PeerAuthentication, PeerMode, Pod, Protocol,
+    Registry, Resolution, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup, World,
+    labels_match, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
 use crate::gateways_tls;
 use crate::listeners_gateway::is_served;
 use crate::secrets;
+use crate::sidecar::Place;
 
 /// Name of warnings about what is accepted and does nothing.
 const NO_EFFECT_YET: &str = "NoEffectYet";
@@ -347,7 +348,6 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
     for (index, listener) in sidecar.spec.ingress.iter().enumerate() {
         let path = format!("spec.ingress[{index}]");
         for (field, given) in [
-            ("tls", listener.tls.is_some()),
             ("bind", !listener.bind.is_empty()),
             ("captureMode", listener.capture_mode == CaptureMode::None),
             ("defaultEndpoint", listener.default_endpoint.starts_with("unix://")),
@@ -357,12 +357,29 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
             }
         }
     }
+    for (index, listener) in sidecar.spec.ingress.iter().enumerate() {
+        let Some(tls) = &listener.tls else { continue };
+        let labels = sidecar
+            .spec
+            .workload_selector
+            .as_ref()
+            .map(|selector| selector.labels.clone())
+            .unwrap_or_default();
+        let modes = world.peer_policies(&sidecar.name.namespace).of_workload(&labels);
+        let port =
+            listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok()).unwrap_or_default();
+        let path = format!("spec.ingress[{index}].tls");
+        if !crate::sidecar::ends_tls(tls) {
+            warnings.push(Warning::no_effect_as(path, "only SIMPLE and MUTUAL end at the proxy"));
+        } else if modes.of_port(port) != PeerMode::Disable {
+            let reason = "mutual TLS of the mesh is accepted there; a PeerAuthentication has to disable it for the port";
+            warnings.push(Warning::no_effect_as(path, reason));
+        }
+    }
     for (index, listener) in sidecar.spec.egress.iter().enumerate() {
-        if crate::sidecar::is_bound(listener) {
-            warnings.push(Warning::no_effect_as(
-                format!("spec.egress[{index}]"),
-                "listeners that the application connects to itself (bind, captureMode NONE, Unix sockets) are not there",
-            ));
+        if crate::sidecar::place(listener) == Place::Unix {
+            let reason = "proxies do not listen on Unix sockets";
+            warnings.push(Warning::no_effect_as(format!("spec.egress[{index}]"), reason));
         }
     }
     warnings.extend(conflicts::sidecars(sidecar, world));

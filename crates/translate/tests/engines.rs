@@ -151,6 +151,13 @@ fn engines_accept_entries_of_all_kinds() {
 }
 
 #[test]
+fn engines_accept_listeners_of_sidecars() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: Sidecar, metadata: {name: default}, spec: {egress: [{port: {number: 9080, protocol: HTTP, name: http}, captureMode: NONE, hosts: ['./*']}, {port: {number: 9081, protocol: TCP, name: tcp}, bind: 127.0.0.9, captureMode: NONE, hosts: ['./*']}, {bind: 10.1.1.1, hosts: ['*/*']}], ingress: [{port: {number: 9443, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:80'}]}}");
+    accept("listeners", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
+}
+
+#[test]
 fn engines_accept_every_kind_of_rule_and_policy() {
     let mut mesh = Mesh::course();
     mesh.service("default", "grpc", "10.96.0.40", json!([{"name": "grpc", "port": 80}, {"name": "tcp-db", "port": 9000}, {"name": "any", "port": 9001}]), json!({"app": "web-frontend"}));

@@ -150,6 +150,98 @@ fn ingress_listeners_replace_the_services_ports() {
     assert!(listener.contains("0.0.0.0_9080") && !listener.contains("0.0.0.0_9000"), "{listener}");
 }
 
+#[test]
+fn egress_listeners_at_addresses_of_their_own() {
+    use ResourceType::{Listener, Route};
+    let mut mesh = mesh();
+    mesh.config("{kind: VirtualService, metadata: {name: b, namespace: shop}, spec: {hosts: [b], http: [{route: [{destination: {host: d.other.svc.cluster.local, port: {number: 80}}}]}]}}");
+    let spec = "{egress: [
+        {port: {number: 80, protocol: HTTP, name: http}, captureMode: NONE, hosts: ['./b.shop.svc.cluster.local']},
+        {port: {number: 9000, protocol: TCP, name: tcp}, bind: 127.0.0.9, captureMode: NONE, hosts: ['./c.shop.svc.cluster.local']},
+        {hosts: ['./a.shop.svc.cluster.local']}]}";
+    sidecar(&mut mesh, "default", "shop", spec);
+    assert_eq!(
+        clusters(&mut mesh, "shop", "a"),
+        ["a:80", "a:9000", "b:80", "c:9000", "d:80"],
+        "and where b's rules lead"
+    );
+    let resources = mesh.sidecar_resources("shop", "a");
+    let http = resources.get(Listener, "127.0.0.1_80");
+    assert_eq!(http["address"]["socket_address"], json!({"address": "127.0.0.1", "port_value": 80}));
+    assert!(http.get("bind_to_port").is_none(), "the application connects to it");
+    assert_eq!(support::filter(&http["filter_chains"][0])["rds"]["route_config_name"], "80");
+    assert_eq!(support::filter(&http["default_filter_chain"])["cluster"], "BlackHoleCluster");
+    let routes = resources.get(Route, "80").to_string();
+    assert!(routes.contains("b.shop:80") || routes.contains("b.shop.svc.cluster.local"), "{routes}");
+    assert!(routes.contains("outbound|80||d.other") && !routes.contains("a.shop"), "{routes}");
+    let tcp = resources.get(Listener, "127.0.0.9_9000");
+    assert_eq!(
+        support::filter(&tcp["filter_chains"][0])["cluster"],
+        "outbound|9000||c.shop.svc.cluster.local"
+    );
+    assert!(!resources.names(Listener).contains(&"0.0.0.0_80"), "the port is the listener's alone");
+    // Without a port: one for each port of what is reached; captured at its address where nothing else is said.
+    sidecar(
+        &mut mesh,
+        "default",
+        "shop",
+        "{egress: [{bind: 10.9.9.9, hosts: ['./a.shop.svc.cluster.local']}]}",
+    );
+    let resources = mesh.sidecar_resources("shop", "a");
+    for port in [80, 9000] {
+        let listener = resources.get(Listener, &format!("10.9.9.9_{port}"));
+        assert_eq!(listener["bind_to_port"], false);
+    }
+    let listeners = resources.names(Listener);
+    assert!(!listeners.contains(&"0.0.0.0_80") && !listeners.contains(&"10.96.0.1_9000"), "{listeners:?}");
+    let listener = |protocol: &str| {
+        format!(
+            "{{egress: [{{port: {{number: 9000, protocol: {protocol}, name: x}}, bind: 127.0.0.1, captureMode: NONE, hosts: ['./a.shop.svc.cluster.local']}}]}}"
+        )
+    };
+    sidecar(&mut mesh, "default", "shop", &listener("HTTP"));
+    let resources = mesh.sidecar_resources("shop", "a");
+    assert!(
+        resources.get(Route, "9000").to_string().contains("outbound|9000||a.shop"),
+        "HTTP, as the listener says"
+    );
+}
+
+#[test]
+fn tls_of_callers_outside_the_mesh_ends_where_that_of_the_mesh_is_disabled() {
+    let mut mesh = mesh();
+    let spec = "{workloadSelector: {labels: {app: a}}, ingress: [{port: {number: 9443, protocol: HTTPS, name: https}, defaultEndpoint: '127.0.0.1:80', tls: {mode: SIMPLE, serverCertificate: /certs/tls.crt, privateKey: /certs/tls.key}}]}";
+    let socket = |mesh: &mut Mesh| {
+        let resources = mesh.sidecar_resources("shop", "a");
+        let inbound = resources.get(ResourceType::Listener, "virtualInbound").clone();
+        let chains = inbound["filter_chains"].as_array().expect("chains").clone();
+        let of_port: Vec<_> = chains
+            .into_iter()
+            .filter(|chain| chain["filter_chain_match"]["destination_port"] == 9443)
+            .collect();
+        of_port
+            .iter()
+            .map(|chain| chain["transport_socket"]["typed_config"]["common_tls_context"].clone())
+            .collect::<Vec<_>>()
+    };
+    let warned = |mesh: &mut Mesh| {
+        let world = mesh.world();
+        let one = world.sidecars().next().expect("a Sidecar").clone();
+        lateen_translate::check_sidecar(&one, &world)
+            .into_iter()
+            .map(|warning| warning.path)
+            .collect::<Vec<_>>()
+    };
+    sidecar(&mut mesh, "tls", "shop", spec);
+    assert!(socket(&mut mesh).len() > 1);
+    assert_eq!(warned(&mut mesh), ["spec.ingress[0].tls"]);
+    mesh.config("{kind: PeerAuthentication, metadata: {name: a, namespace: shop}, spec: {selector: {matchLabels: {app: a}}, portLevelMtls: {'9443': {mode: DISABLE}}}}");
+    let contexts = socket(&mut mesh);
+    assert_eq!(contexts.len(), 1);
+    assert_eq!(contexts[0]["tls_certificates"][0]["certificate_chain"]["filename"], "/certs/tls.crt");
+    assert!(warned(&mut mesh).is_empty());
+}
+
 fn held(scope: &Scope, mesh: &Mesh) -> Vec<(ResourceType, std::sync::Arc<Resource>)> {
     let of = |kind| {
         generate_outward(scope, &mesh.cache, kind, &Extent::All).into_iter().map(move |one| (kind, one))

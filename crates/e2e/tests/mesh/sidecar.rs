@@ -6,8 +6,11 @@ use crate::OnMesh;
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
-pub(crate) const TRIALS: &[OnMesh] =
-    &[("reach_and_reception", reach_and_reception), ("applications_are_held", applications_are_held)];
+pub(crate) const TRIALS: &[OnMesh] = &[
+    ("reach_and_reception", reach_and_reception),
+    ("listeners_of_their_own", listeners_of_their_own),
+    ("applications_are_held", applications_are_held),
+];
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -45,6 +48,38 @@ spec:
   ingress:
     - { port: { number: 8099, protocol: HTTP, name: http-loopback }, defaultEndpoint: 127.0.0.1:80 }
     - { port: { number: 8098, protocol: HTTP, name: http-own }, defaultEndpoint: 0.0.0.0:80 }
+"#;
+
+/// Listeners that the application connects to itself, and one at an address of the Sidecar's choice, whose traffic is captured.
+const LISTENERS: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: { name: client, namespace: default }
+spec:
+  workloadSelector: { labels: { app: client } }
+  egress:
+    - { port: { number: 8000, protocol: HTTP, name: http }, captureMode: NONE, hosts: [./httpbin.default.svc.cluster.local] }
+    - { port: { number: 9000, protocol: TCP, name: tcp }, bind: 127.0.0.9, captureMode: NONE, hosts: [./echo.default.svc.cluster.local] }
+    - { port: { number: 80, protocol: HTTP, name: http-captured }, bind: 198.18.5.5, hosts: [./echo.default.svc.cluster.local] }
+  outboundTrafficPolicy: { mode: REGISTRY_ONLY }
+"#;
+
+/// TLS of callers outside the mesh ends at the proxy, on a port where that of the mesh is disabled.
+const OUTSIDERS: &str = r#"
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: outsiders, namespace: default }
+spec: { selector: { matchLabels: { app: httpbin } }, mtls: { mode: STRICT }, portLevelMtls: { '9443': { mode: DISABLE } } }
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: { name: httpbin, namespace: default }
+spec:
+  workloadSelector: { labels: { app: httpbin } }
+  ingress:
+    - port: { number: 9443, protocol: HTTP, name: https }
+      defaultEndpoint: 127.0.0.1:80
+      tls: { mode: SIMPLE, serverCertificate: /etc/istio/proxy/outsiders.crt, privateKey: /etc/istio/proxy/outsiders.key }
 "#;
 
 /// Status of a request from the client pod.
@@ -85,6 +120,38 @@ fn reach_and_reception(mesh: &Mesh) -> Result<()> {
 
     mesh.kubectl(&["delete", "sidecars", "--all"])?;
     becomes(mesh, "http://httpbin:8000/get", "200")?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
+    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+}
+
+fn listeners_of_their_own(mesh: &Mesh) -> Result<()> {
+    mesh.apply_fixture("echo.yaml")?;
+    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
+    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
+    let run = |command: &str| mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", command]);
+    mesh.apply(LISTENERS)?;
+    becomes(mesh, "-H 'host: httpbin' http://127.0.0.1:8000/get", "200")?;
+    becomes(mesh, "-H 'host: echo' http://198.18.5.5/", "200")?;
+    ensure!(status(mesh, "-H 'host: echo' http://127.0.0.1:8000/")? == "502", "not reached through this one");
+    let echo = "bash -c 'exec 3<>/dev/tcp/127.0.0.9/9000; echo hello >&3; timeout 3 head -n1 <&3'";
+    let said = run(echo)?;
+    ensure!(said.contains("hello"), "{said}");
+    ensure!(status(mesh, "http://httpbin:8000/get")? == "000", "what is captured is unknown now");
+
+    let made = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=outsiders -days 2 -keyout /etc/istio/proxy/outsiders.key -out /etc/istio/proxy/outsiders.crt 2>&1";
+    mesh.kubectl(&["exec", "deploy/httpbin", "-c", "istio-proxy", "--", "sh", "-c", made])?;
+    mesh.apply(OUTSIDERS)?;
+    mesh.kubectl(&["delete", "sidecar", "client"])?;
+    let pod =
+        mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    becomes(mesh, &format!("-k https://{}:9443/get", pod.trim()), "200")?;
+    let said = run(&format!(
+        "openssl s_client -connect {}:9443 </dev/null 2>/dev/null | openssl x509 -noout -subject",
+        pod.trim()
+    ))?;
+    ensure!(said.contains("outsiders"), "{said}");
+
+    mesh.kubectl(&["delete", "sidecars,peerauthentications", "--all"])?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
