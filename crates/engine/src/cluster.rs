@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use lateen_ir::{
-    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, Load,
-    MetadataCriteria, Pick, PreviousPriorities, SubsetBalancer, SubsetCount, Wish, dynamic_host_key,
+    Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, HostAddress,
+    Load, MetadataCriteria, Pick, PreviousPriorities, SubsetBalancer, SubsetCount, Wish, dynamic_host_key,
 };
 
 use crate::dns_cache::{Known, Loaded};
@@ -86,14 +86,14 @@ impl LocalCluster {
         seed: u64,
     ) -> Self {
         let same_settings = previous.filter(|old| old.config.fingerprint == config.fingerprint);
-        let mut known: AHashMap<SocketAddr, Rc<Host>> = previous
+        let mut known: AHashMap<HostAddress, Rc<Host>> = previous
             .into_iter()
             .flat_map(|old| &old.hosts)
-            .map(|host| (host.address, host.clone()))
+            .map(|host| (host.address.clone(), host.clone()))
             .collect();
         let mut hosts = Vec::new();
         for endpoint in endpoints(&config) {
-            let EndpointAddress::Socket(address) = endpoint.address else { continue };
+            let Some(address) = endpoint.address.host() else { continue };
             // An endpoint that is reached otherwise from now on needs other connections.
             let same_transport = |host: &Rc<Host>| {
                 config.ir.transport_matches.is_empty()
@@ -108,7 +108,7 @@ impl LocalCluster {
                     hosts.push(host);
                 }
                 None => {
-                    let monitor = config.outlier.as_ref().and_then(|detector| detector.monitor(address));
+                    let monitor = address.socket().and_then(|at| config.outlier.as_ref()?.monitor(at));
                     hosts.push(Rc::new(Host::new(address, endpoint.clone(), monitor)));
                 }
             }
@@ -282,7 +282,7 @@ impl LocalCluster {
             health: HealthStatus::Healthy,
             metadata: None,
         };
-        let host = Rc::new(Host::new(address, Arc::new(endpoint), None));
+        let host = Rc::new(Host::new(address.into(), Arc::new(endpoint), None));
         if known.len() < MOST_ORIGINAL_DESTINATIONS && !self.retired.get() {
             known.insert(address, host.clone());
         } else {
@@ -316,8 +316,10 @@ impl LocalCluster {
 
     /// Notes how a request ended, for outlier detection.
     pub(crate) fn observe(&self, host: &Host, outcome: Outcome, worker: &Worker) {
-        if let (Some(detector), Some(monitor)) = (&self.config.outlier, &host.monitor) {
-            detector.observe(host.address, monitor, outcome, &|| worker.random());
+        if let (Some(detector), Some(monitor), Some(address)) =
+            (&self.config.outlier, &host.monitor, host.address.socket())
+        {
+            detector.observe(address, monitor, outcome, &|| worker.random());
         }
     }
 
@@ -345,22 +347,24 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Choic
             let here = members
                 .endpoints
                 .iter()
-                .filter(|endpoint| matches!(endpoint.address, EndpointAddress::Socket(_)));
+                .filter(|endpoint| !matches!(endpoint.address, EndpointAddress::Name(..)));
             for (endpoint, host) in here.zip(&mut hosts) {
                 if config.ir.subsets.is_some() {
                     labels.push(endpoint.labels());
                 }
+                // What is known besides configuration is known of sockets only.
+                let address = host.address.socket();
                 described.push(BalancerHost {
                     priority: priority as u32,
                     locality,
                     locality_weight: members.weight,
                     weight: endpoint.weight,
-                    health: config.checked_health(host.address, host.health()),
-                    excluded: config.is_excluded(host.address),
+                    health: address.map_or(host.health(), |at| config.checked_health(at, host.health())),
+                    excluded: address.is_some_and(|at| config.is_excluded(at)),
                     hash_key: hashing
                         .map(|hashing| endpoint.hash_key(hashing.use_hostname))
                         .unwrap_or_default(),
-                    joined: config.joined.as_ref().and_then(|joined| joined.since(host.address)),
+                    joined: address.and_then(|at| config.joined.as_ref()?.since(at)),
                 });
             }
             locality += 1;

@@ -307,6 +307,23 @@ pub(crate) fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
     ))
 }
 
+/// What can't be done with these endpoints of a cluster, with the field that asks for it.
+pub(crate) fn unsupported_endpoints(
+    cluster: &ir::Cluster,
+    endpoints: &ir::ClusterLoadAssignment,
+) -> Option<String> {
+    if !endpoints.has_pipes() {
+        return None;
+    }
+    let asked = [
+        (cluster.health_check.is_some(), "health_checks"),
+        (cluster.outlier_detection.is_some(), "outlier_detection"),
+        (cluster.lb_policy.slow_start().is_some(), "slow_start_config"),
+    ];
+    let (_, field) = asked.iter().find(|(set, _)| *set)?;
+    Some(format!("{field}: is not supported for endpoints that are Unix sockets (pipe)"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

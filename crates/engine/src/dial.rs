@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr as UnixAddress;
 use std::time::Duration;
 
 use lateen_ir::{BindConfig, SocketOption, SocketOptionValue, TcpKeepalive};
 use socket2::{SockRef, TcpKeepalive as SocketKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixSocket, UnixStream};
 
 use crate::failure::Reset;
 
@@ -25,6 +27,32 @@ pub(crate) async fn dial(address: SocketAddr, options: DialOptions<'_>) -> Resul
     match tokio::time::timeout(options.timeout, connect(address, options)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(Reset::ConnectFailure(describe(&error))),
+        Err(_) => Err(Reset::ConnectTimeout),
+    }
+}
+
+/// Connects to an endpoint that is a Unix socket. A path that begins with `@` is in the abstract namespace.
+pub(crate) async fn dial_pipe(path: &str, limit: Duration) -> Result<UnixStream, Reset> {
+    let address = match path.strip_prefix('@') {
+        Some(name) => UnixAddress::from_abstract_name(name),
+        None => UnixAddress::from_pathname(path),
+    };
+    let connect = async {
+        let socket = UnixSocket::new_stream()?;
+        match address? {
+            // The runtime connects to paths itself; names it does not know.
+            address if address.as_pathname().is_none() => {
+                let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream)
+            }
+            _ => socket.connect(path).await,
+        }
+    };
+    match tokio::time::timeout(limit, connect).await {
+        Ok(Ok(stream)) => Ok(stream),
+        // The kernel answers at once.
+        Ok(Err(error)) => Err(Reset::ConnectFailure(describe_as(&error, true))),
         Err(_) => Err(Reset::ConnectTimeout),
     }
 }
@@ -107,13 +135,17 @@ pub(crate) fn socket_option_supported(option: &SocketOption) -> bool {
 
 /// Envoy's wording of a failed connect.
 fn describe(error: &io::Error) -> Cow<'static, str> {
-    let Some(code) = error.raw_os_error() else { return Cow::Owned(error.to_string()) };
-    let text = nix::errno::Errno::from_raw(code).desc();
     // Errors of the connect call itself, as against the network's answer.
     let immediate = matches!(
         error.kind(),
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput
     );
+    describe_as(error, immediate)
+}
+
+fn describe_as(error: &io::Error, immediate: bool) -> Cow<'static, str> {
+    let Some(code) = error.raw_os_error() else { return Cow::Owned(error.to_string()) };
+    let text = nix::errno::Errno::from_raw(code).desc();
     Cow::Owned(format!("{} connect error: {text}", if immediate { "immediate" } else { "delayed" }))
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderMap, Method, Version};
 use jiff::Timestamp;
 use lateen_ir::{
-    AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator,
-    TimeFormat, TimePiece, TimePoint, TlsFact,
+    AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, HostAddress, MetadataOf,
+    Operator, TimeFormat, TimePiece, TimePoint, TlsFact,
 };
 
 use crate::context::{ConnectionInfo, RequestContext};
@@ -24,7 +24,7 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) received: u64,
     pub(crate) sent: u64,
     pub(crate) cluster: Option<&'a str>,
-    pub(crate) host: Option<SocketAddr>,
+    pub(crate) host: Option<&'a HostAddress>,
     pub(crate) upstream_local: Option<SocketAddr>,
     pub(crate) upstream_tls: Option<&'a TlsFacts>,
     pub(crate) failure: Option<&'a str>,
@@ -71,7 +71,7 @@ impl FormatValues for TcpFacts<'_> {
             Operator::Address(of, part) => {
                 let which = match of {
                     AddressOf::UpstreamLocal => self.upstream_local,
-                    AddressOf::UpstreamRemote => self.host,
+                    AddressOf::UpstreamRemote => return host_address(self.host, *part, out),
                     other => downstream_address(self.info, self.info.peer, *other),
                 };
                 address(which, *part, out)
@@ -147,7 +147,9 @@ impl FormatValues for RequestContext {
             Operator::Address(of, part) => {
                 let which = match of {
                     AddressOf::UpstreamLocal => self.upstream.as_ref().and_then(|facts| facts.local.get()),
-                    AddressOf::UpstreamRemote => self.host.as_ref().map(|host| host.address),
+                    AddressOf::UpstreamRemote => {
+                        return host_address(self.host.as_ref().map(|host| &host.address), *part, out);
+                    }
                     other => downstream_address(&self.connection.info, self.client, *other),
                 };
                 address(which, *part, out)
@@ -305,6 +307,14 @@ fn downstream_address(info: &ConnectionInfo, client: SocketAddr, of: AddressOf) 
         AddressOf::DownstreamLocal => Some(info.local),
         AddressOf::DownstreamDirectLocal => Some(info.direct_local),
         AddressOf::UpstreamLocal | AddressOf::UpstreamRemote => None,
+    }
+}
+
+/// A Unix socket has no port.
+fn host_address(host: Option<&HostAddress>, part: AddressPart, out: &mut String) -> bool {
+    match host {
+        Some(HostAddress::Pipe(path)) if part != AddressPart::Port => text(out, Some(path)),
+        host => address(host.and_then(HostAddress::socket), part, out),
     }
 }
 

@@ -2,11 +2,10 @@
 //! connections and numbers across endpoint updates.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lateen_ir::{Endpoint, HealthStatus};
+use lateen_ir::{Endpoint, HealthStatus, HostAddress};
 
 use crate::outlier::Monitor;
 use crate::pools::Pools;
@@ -28,7 +27,7 @@ pub(crate) struct HostStats {
 
 /// One endpoint of a cluster.
 pub(crate) struct Host {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: HostAddress,
     /// As configured now: health, hostname and metadata change.
     pub(crate) endpoint: RefCell<Arc<Endpoint>>,
     pub(crate) stats: HostStats,
@@ -40,7 +39,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(address: SocketAddr, endpoint: Arc<Endpoint>, monitor: Option<Arc<Monitor>>) -> Self {
+    pub(crate) fn new(address: HostAddress, endpoint: Arc<Endpoint>, monitor: Option<Arc<Monitor>>) -> Self {
         Self {
             address,
             endpoint: RefCell::new(endpoint),

@@ -1,11 +1,10 @@
 //! A picture of the whole engine for the admin service and the metrics endpoint, taken when asked for.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_ir::{CheckedHealth, EndpointAddress, HealthStatus};
+use lateen_ir::{CheckedHealth, HealthStatus, HostAddress};
 
 use crate::breakers::{self, Limited, is_open};
 use crate::outlier;
@@ -33,7 +32,7 @@ pub(crate) struct ServerFacts {
 /// One host of a cluster, over all workers.
 #[derive(Clone, Debug)]
 pub(crate) struct HostView {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: HostAddress,
     pub(crate) hostname: Option<Arc<str>>,
     pub(crate) health: HealthStatus,
     /// What active health checks say.
@@ -156,7 +155,7 @@ fn tls_updates(store: &Store, clusters: &[ClusterView], stats: &mut Vec<Stat>) {
 }
 
 fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> {
-    let mut sums: BTreeMap<(Arc<str>, SocketAddr), ([u64; HOST_STATS.len()], bool)> = BTreeMap::new();
+    let mut sums: BTreeMap<(Arc<str>, HostAddress), ([u64; HOST_STATS.len()], bool)> = BTreeMap::new();
     for reading in readings {
         let (numbers, ejected) = sums.entry((reading.cluster, reading.address)).or_default();
         numbers.iter_mut().zip(reading.numbers).for_each(|(sum, n)| *sum += n);
@@ -172,18 +171,18 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
         for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
             for members in localities {
                 for endpoint in &members.endpoints {
-                    let EndpointAddress::Socket(address) = endpoint.address else { continue };
-                    let sum = sums.remove(&(config.ir.name.clone(), address)).unwrap_or_default();
+                    let Some(address) = endpoint.address.host() else { continue };
+                    let sum = sums.remove(&(config.ir.name.clone(), address.clone())).unwrap_or_default();
+                    let socket = address.socket();
                     hosts.push(HostView {
                         address,
                         hostname: endpoint.hostname.clone(),
                         health: endpoint.health,
-                        checked: config
-                            .checked
-                            .as_ref()
-                            .map_or(CheckedHealth::HEALTHY, |view| view.checked.of(address)),
+                        checked: socket
+                            .and_then(|at| Some(config.checked.as_ref()?.checked.of(at)))
+                            .unwrap_or(CheckedHealth::HEALTHY),
                         ejected: sum.1,
-                        success_rates: rates(address),
+                        success_rates: socket.map_or([None, None], rates),
                         weight: endpoint.weight,
                         priority: priority as u32,
                         locality: members.locality.clone(),
@@ -197,13 +196,14 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
             config.ir.discovery,
             lateen_ir::Discovery::OriginalDst { .. } | lateen_ir::Discovery::DynamicForwardProxy { .. }
         ) {
-            let own: Vec<SocketAddr> = sums
+            let own: Vec<HostAddress> = sums
                 .keys()
                 .filter(|(name, _)| *name == config.ir.name)
-                .map(|(_, address)| *address)
+                .map(|(_, address)| address.clone())
                 .collect();
             for address in own {
-                let (numbers, ejected) = sums.remove(&(config.ir.name.clone(), address)).unwrap_or_default();
+                let key = (config.ir.name.clone(), address.clone());
+                let (numbers, ejected) = sums.remove(&key).unwrap_or_default();
                 hosts.push(HostView {
                     address,
                     hostname: None,
@@ -226,7 +226,9 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
 
 fn cluster_gauges(cluster: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &cluster.config;
-    let health = |host: &HostView| config.checked_health(host.address, host.health);
+    let health = |host: &HostView| {
+        host.address.socket().map_or(host.health, |address| config.checked_health(address, host.health))
+    };
     let healthy = |host: &&HostView| health(host) == HealthStatus::Healthy && !host.ejected;
     let excluded = |host: &&HostView| host.health == HealthStatus::Draining || host.checked.excluded;
     let count = |n: usize| Value::Gauge(n as u64);

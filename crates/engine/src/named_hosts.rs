@@ -38,7 +38,7 @@ impl NamedHost {
     /// names; with Envoy they do.
     fn refresh(&mut self, key: &str) {
         let now = Self::new(self.cached.clone(), key);
-        let address = |host: &Option<Rc<Host>>| host.as_ref().map(|host| host.address);
+        let address = |host: &Option<Rc<Host>>| host.as_ref().map(|host| host.address.clone());
         if address(&now.host) == address(&self.host) {
             self.version = now.version;
             return;
@@ -64,7 +64,7 @@ fn host(key: &str, known: &Known) -> Option<Rc<Host>> {
         health: HealthStatus::Healthy,
         metadata: None,
     };
-    Some(Rc::new(Host::new(*first, Arc::new(endpoint), None)))
+    Some(Rc::new(Host::new((*first).into(), Arc::new(endpoint), None)))
 }
 
 impl NamedHosts {

@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 use crate::gate::Gate;
@@ -28,6 +28,8 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
+    /// A Unix socket of an endpoint.
+    Pipe(UnixStream),
     /// TLS over another stream, which does the lingering.
     Tls(Box<TlsStream<Stream>>),
     /// Nothing any more.
@@ -184,6 +186,7 @@ impl Stream {
         let mut limited = (&mut self.ahead).limit(wanted);
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp.read_buf(&mut limited).await,
+            Transport::Pipe(pipe) => pipe.read_buf(&mut limited).await,
             Transport::Tls(tls) => without_notice(tls.read_buf(&mut limited).await),
             Transport::Closed => Ok(0),
             #[cfg(test)]
@@ -204,6 +207,7 @@ impl Stream {
     fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Pipe(pipe) => Pin::new(pipe).poll_read(cx, buf),
             Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf).map(without_notice),
             Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
@@ -252,6 +256,7 @@ impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Pipe(pipe) => Pin::new(pipe).poll_write(cx, buf),
             Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
             Transport::Closed => Poll::Ready(Ok(0)),
             #[cfg(test)]
@@ -281,6 +286,7 @@ impl AsyncWrite for Stream {
         }
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Transport::Pipe(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
             Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Transport::Closed => Poll::Ready(Ok(0)),
             #[cfg(test)]
@@ -299,6 +305,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
             Transport::Tcp(tcp) => tcp.is_write_vectored(),
+            Transport::Pipe(pipe) => pipe.is_write_vectored(),
             Transport::Tls(tls) => tls.is_write_vectored(),
             Transport::Closed => false,
             #[cfg(test)]
@@ -309,6 +316,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Pipe(pipe) => Pin::new(pipe).poll_flush(cx),
             Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
             Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]
@@ -320,6 +328,7 @@ impl AsyncWrite for Stream {
         self.half_closed = true;
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Pipe(pipe) => Pin::new(pipe).poll_shutdown(cx),
             Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Transport::Closed => Poll::Ready(Ok(())),
             #[cfg(test)]

@@ -29,7 +29,7 @@ impl SubsetCounts {
             let endpoints = localities.iter().flat_map(|locality| &locality.endpoints);
             endpoints.map(move |endpoint| (priority, endpoint))
         });
-        let reached = all.filter(|(_, endpoint)| matches!(endpoint.address, EndpointAddress::Socket(_)));
+        let reached = all.filter(|(_, endpoint)| !matches!(endpoint.address, EndpointAddress::Name(..)));
         let census =
             SubsetCensus::of(config, reached.map(|(priority, endpoint)| (priority, endpoint.labels())));
         let text = |labels| serde_json::to_string(labels).unwrap_or_default();

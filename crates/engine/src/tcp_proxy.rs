@@ -215,7 +215,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         received: outcomes.moved.received.get(),
         sent: outcomes.moved.sent.get(),
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),
-        host: outcomes.host.as_ref().map(|host| host.address),
+        host: outcomes.host.as_ref().map(|host| &host.address),
         upstream_local: outcomes.upstream_local,
         upstream_tls: outcomes.upstream_tls.as_deref(),
         failure: outcomes.failure.as_deref(),

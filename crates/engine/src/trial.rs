@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use lateen_ir::{Discovery, Forward, HostRewrite, PreviousPriorities, RetryPolicy};
+use lateen_ir::{Discovery, Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
 
 use crate::answer::{ActiveRequest, Answer, UpstreamStream};
@@ -44,7 +44,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) deadline: Option<Instant>,
     /// When the stream must be over, whatever it does.
     pub(crate) stream_end: Option<Instant>,
-    pub(crate) tried: SmallVec<[SocketAddr; 2]>,
+    pub(crate) tried: SmallVec<[HostAddress; 2]>,
     pub(crate) retry_place: Option<Admission>,
     /// Where retries prefer priorities that were not tried.
     pub(crate) priorities: Option<Box<PreviousPriorities>>,
@@ -212,7 +212,7 @@ impl Trial<'_> {
         let tried = |host: &Host| self.tried.contains(&host.address);
         let host = self.cluster.pick(need, &mut || connection.worker.random(), &tried)?;
         if self.policy.is_some() {
-            self.tried.push(host.address);
+            self.tried.push(host.address.clone());
         }
         Some(host)
     }
@@ -257,7 +257,7 @@ impl Trial<'_> {
             && self.context.answered.any(Present::ENVOY)
             && headers.contains_key("x-envoy-immediate-health-check-fail")
         {
-            view.leaves(host.address);
+            host.address.socket().into_iter().for_each(|address| view.leaves(address));
         }
     }
 

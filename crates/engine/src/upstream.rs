@@ -8,13 +8,13 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lateen_ir::{CommonHttpOptions, UpstreamProtocol, UpstreamTransport};
+use lateen_ir::{CommonHttpOptions, HostAddress, UpstreamProtocol, UpstreamTransport};
 use tokio::io::AsyncWriteExt;
 
 use crate::body::RequestBody;
 use crate::breakers::{self, Admission, Limited};
 use crate::cluster::LocalCluster;
-use crate::dial::{DialOptions, dial};
+use crate::dial::{DialOptions, dial, dial_pipe};
 use crate::failure::Reset;
 use crate::host::Host;
 use crate::http_connection::LocalExecutor;
@@ -352,13 +352,19 @@ pub(crate) async fn open(
             config.ir.connect_timeout
         },
     };
-    let connected = match dial(host.address, options).await {
-        Ok(tcp) => {
-            facts.local.set(tcp.local_addr().ok());
-            let stream = Stream::new(Transport::Tcp(tcp));
+    let dialled = match &host.address {
+        HostAddress::Socket(address) => dial(*address, options).await.map(Transport::Tcp),
+        HostAddress::Pipe(path) => Box::pin(dial_pipe(path, options.timeout)).await.map(Transport::Pipe),
+    };
+    let connected = match dialled {
+        Ok(transport) => {
+            if let Transport::Tcp(tcp) = &transport {
+                facts.local.set(tcp.local_addr().ok());
+            }
+            let stream = Stream::new(transport);
             let left = options.timeout.saturating_sub(began.elapsed());
             // Boxed: it is large, and over before the connection's real work.
-            Box::pin(transport(target, stream, &facts, alpn, left)).await
+            Box::pin(self::transport(target, stream, &facts, alpn, left)).await
         }
         Err(reset) => Err(reset),
     };

@@ -56,7 +56,7 @@ pub(crate) enum WorkerCommand {
 #[derive(Clone, Debug)]
 pub(crate) struct HostReading {
     pub(crate) cluster: Arc<str>,
-    pub(crate) address: SocketAddr,
+    pub(crate) address: lateen_ir::HostAddress,
     pub(crate) ejected: bool,
     /// In the order of [`HOST_STATS`].
     pub(crate) numbers: [u64; HOST_STATS.len()],
@@ -332,7 +332,7 @@ impl Worker {
             let stats = &host.stats;
             HostReading {
                 cluster: cluster.config.ir.name.clone(),
-                address: host.address,
+                address: host.address.clone(),
                 ejected: host.is_ejected(),
                 numbers: [
                     stats.cx_active.get(),

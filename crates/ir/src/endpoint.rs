@@ -1,5 +1,6 @@
 //! Load assignments.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -75,6 +76,59 @@ pub enum EndpointAddress {
     Pipe(Arc<str>),
     /// A name to resolve (STRICT_DNS and LOGICAL_DNS only).
     Name(Arc<str>, u16),
+}
+
+/// Where a host can be connected to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostAddress {
+    /// An IP address and port.
+    Socket(SocketAddr),
+    /// A Unix socket's path; one that begins with `@` is in the abstract namespace.
+    Pipe(Arc<str>),
+}
+
+impl HostAddress {
+    /// The IP address and port, where it has one.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(address) => Some(*address),
+            Self::Pipe(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for HostAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Socket(address)
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Pipe(path) => f.write_str(path),
+        }
+    }
+}
+
+impl EndpointAddress {
+    /// Where to connect to; `None` for a name, which has to be looked up first.
+    pub fn host(&self) -> Option<HostAddress> {
+        match self {
+            Self::Socket(address) => Some(HostAddress::Socket(*address)),
+            Self::Pipe(path) => Some(HostAddress::Pipe(path.clone())),
+            Self::Name(..) => None,
+        }
+    }
+}
+
+impl ClusterLoadAssignment {
+    /// Whether some endpoint is a Unix socket.
+    pub fn has_pipes(&self) -> bool {
+        let mut all = self.priorities.iter().flatten().flat_map(|locality| &locality.endpoints);
+        all.any(|endpoint| matches!(endpoint.address, EndpointAddress::Pipe(_)))
+    }
 }
 
 /// Envoy's `LbEndpoint`.

@@ -27,7 +27,7 @@ pub(crate) struct Inbound {
 }
 
 /// Where what is received is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum InboundEndpoint {
     /// Where the connection was made to.
     #[default]
@@ -36,6 +36,8 @@ pub(crate) enum InboundEndpoint {
     Port(u16),
     /// The loopback address, on this port.
     Loopback(u16),
+    /// A Unix socket's path; one that begins with `@` is in the abstract namespace.
+    Unix(String),
 }
 
 /// The Sidecar for a class; gateways have none.
@@ -115,11 +117,6 @@ pub(crate) fn as_listened(service: Arc<Service>, listener: &EgressListener) -> A
     }
     let ports = service.ports.iter().map(|port| ServicePort { protocol, ..port.clone() }).collect();
     Arc::new(Service { ports, ..Service::clone(&service) })
-}
-
-/// Whether an ingress listener is one that callers connect to without capture, or has an endpoint, that there is not yet.
-pub(crate) fn is_unsupported(listener: &IngressListener) -> bool {
-    listener.capture_mode == CaptureMode::None || listener.default_endpoint.starts_with("unix://")
 }
 
 /// One entry of an egress listener's hosts, for one port or all.
@@ -259,7 +256,8 @@ pub(crate) fn inbound(sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbo
     };
     let of_listener = |listener: &IngressListener| {
         let port = listener.port.as_ref()?;
-        let number = u16::try_from(port.number).ok().filter(|_| !is_unsupported(listener))?;
+        let number =
+            u16::try_from(port.number).ok().filter(|_| listener.capture_mode != CaptureMode::None)?;
         let known = ports.iter().find(|known| known.port == number);
         let hostname = known.map_or_else(
             || format!("{}.{}", sidecar.name.name, class.namespace).into(),
@@ -286,6 +284,9 @@ pub(crate) fn ends_tls(tls: &ServerTlsSettings) -> bool {
 }
 
 fn endpoint(text: &str) -> InboundEndpoint {
+    if let Some(path) = text.strip_prefix("unix://") {
+        return InboundEndpoint::Unix(path.to_owned());
+    }
     match default_endpoint(text) {
         None => InboundEndpoint::Original,
         Some(address) if address.ip().is_unspecified() => InboundEndpoint::Port(address.port()),

@@ -347,11 +347,9 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (index, listener) in sidecar.spec.ingress.iter().enumerate() {
         let path = format!("spec.ingress[{index}]");
-        for (field, given) in [
-            ("bind", !listener.bind.is_empty()),
-            ("captureMode", listener.capture_mode == CaptureMode::None),
-            ("defaultEndpoint", listener.default_endpoint.starts_with("unix://")),
-        ] {
+        for (field, given) in
+            [("bind", !listener.bind.is_empty()), ("captureMode", listener.capture_mode == CaptureMode::None)]
+        {
             if given {
                 warnings.push(Warning::no_effect(format!("{path}.{field}")));
             }

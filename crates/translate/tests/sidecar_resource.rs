@@ -129,6 +129,7 @@ fn ingress_listeners_replace_the_services_ports() {
     let spec = "{ingress: [
         {port: {number: 9080, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {tcp: {maxConnections: 7}}},
         {port: {number: 9081, protocol: TCP}, defaultEndpoint: '0.0.0.0:8081'},
+        {port: {number: 9082, protocol: HTTP}, defaultEndpoint: 'unix:///run/app.sock'},
         {port: {number: 80, protocol: HTTP}}], inboundConnectionPool: {http: {http2MaxRequests: 9}}}";
     sidecar(&mut mesh, "default", "shop", spec);
     let resources = mesh.sidecar_resources("shop", "a");
@@ -137,11 +138,14 @@ fn ingress_listeners_replace_the_services_ports() {
         .into_iter()
         .filter(|name| name.starts_with("inbound|"))
         .collect();
-    assert_eq!(inbound, ["inbound|80||", "inbound|9080||", "inbound|9081||"]);
+    assert_eq!(inbound, ["inbound|80||", "inbound|9080||", "inbound|9081||", "inbound|9082||"]);
     let loopback = resources.get(ResourceType::Cluster, "inbound|9080||");
     let address = &loopback["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
     assert_eq!(address["socket_address"], json!({"address": "127.0.0.1", "port_value": 8080}));
     assert_eq!(loopback["circuit_breakers"]["thresholds"][0]["max_connections"], 7);
+    let unix = resources.get(ResourceType::Cluster, "inbound|9082||");
+    let address = &unix["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
+    assert_eq!(*address, json!({"pipe": {"path": "/run/app.sock"}}));
     let own = resources.get(ResourceType::Cluster, "inbound|9081||");
     assert_eq!(own["original_dst_lb_config"]["upstream_port_override"], 8081);
     let plain = resources.get(ResourceType::Cluster, "inbound|80||");

@@ -19,6 +19,7 @@ mod jwt;
 mod mirrors;
 mod outliers;
 mod pages;
+mod pipes;
 #[path = "../support/ports.rs"]
 mod ports;
 mod priorities;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use lateen_ir::HealthStatus;
+use lateen_ir::{HealthStatus, HostAddress};
 use serde_json::{Value as Json, json};
 
 use crate::inspection::{ClusterView, HostView, Inspection};
@@ -157,7 +157,12 @@ fn host_json(host: &HostView) -> Json {
         }
     }
     let mut out = json!({
-        "address": { "socket_address": { "address": host.address.ip().to_string(), "port_value": host.address.port() } },
+        "address": match &host.address {
+            HostAddress::Socket(at) => {
+                json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } })
+            }
+            HostAddress::Pipe(path) => json!({ "pipe": { "path": path } }),
+        },
         "stats": stats,
         "health_status": health,
         "weight": host.weight,

@@ -25,6 +25,16 @@ impl Store {
         if let Some(reason) = compile::unsupported_in_cluster(&cluster) {
             return Err(reason);
         }
+        let endpoints = match &cluster.discovery {
+            ir::Discovery::Static(assignment) => Some(assignment.clone()),
+            ir::Discovery::Eds { service_name, .. } => self.endpoints.get(service_name).cloned(),
+            _ => None,
+        };
+        if let Some(reason) =
+            endpoints.and_then(|endpoints| compile::unsupported_endpoints(&cluster, &endpoints))
+        {
+            return Err(reason);
+        }
         // The settings of connections: everything but the endpoints.
         let settings = split(bytes, LOAD_ASSIGNMENT).map_err(|error| error.to_string())?;
         let fingerprint = compile::fingerprint(&[&settings.rest]);

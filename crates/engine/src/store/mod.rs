@@ -233,6 +233,13 @@ impl Store {
         let assignment = ir::ClusterLoadAssignment::from_bytes(bytes).map_err(|error| error.to_string())?;
         same_name(name, &assignment.cluster_name)?;
         let name = assignment.cluster_name.clone();
+        let users = self.eds_users.get(&name).into_iter().flatten();
+        let users = users.filter_map(|cluster| self.clusters.get(cluster));
+        for user in users {
+            if let Some(reason) = compile::unsupported_endpoints(&user.ir, &assignment) {
+                return Err(format!("cluster {}: {reason}", user.ir.name));
+            }
+        }
         self.endpoints.insert(name.clone(), Arc::new(assignment));
         let users: Vec<Arc<str>> = self.eds_users.get(&name).into_iter().flatten().cloned().collect();
         users.iter().for_each(|cluster| self.activate_cluster(cluster));

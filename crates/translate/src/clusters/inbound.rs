@@ -7,6 +7,7 @@ use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy, OriginalDstLbConfig,
 };
+use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
 use super::{INBOUND_SOURCE, base, services, set_http_options, upstream_protocol, with_metadata};
@@ -45,7 +46,7 @@ pub(crate) fn inbound_inputs(settings: &Settings, inbound: &Inbound) -> InboundC
     InboundClusterInputs {
         connections: settings.connections,
         port: inbound.port.clone(),
-        endpoint: inbound.endpoint,
+        endpoint: inbound.endpoint.clone(),
         pool: inbound.pool.clone().map(Pool),
     }
 }
@@ -60,10 +61,12 @@ pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
         circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
         ..base(&name, inputs.connections, policy)
     };
-    match inputs.endpoint {
+    match &inputs.endpoint {
         InboundEndpoint::Original => to_original(&mut message, None),
-        InboundEndpoint::Port(port) => to_original(&mut message, Some(port)),
-        InboundEndpoint::Loopback(port) => to_loopback(&mut message, port),
+        InboundEndpoint::Port(port) => to_original(&mut message, Some(*port)),
+        // Capture leaves the loopback address alone.
+        InboundEndpoint::Loopback(port) => to_address(&mut message, wire::address("127.0.0.1", *port)),
+        InboundEndpoint::Unix(path) => to_address(&mut message, wire::pipe(path)),
     }
     // The application is spoken to as its callers speak: nothing is upgraded.
     set_http_options(&mut message, upstream_protocol(*protocol, false, policy), policy);
@@ -86,11 +89,10 @@ fn to_original(message: &mut cluster::Cluster, port: Option<u16>) {
     });
 }
 
-/// To a port of the loopback address, which capture leaves alone.
-fn to_loopback(message: &mut cluster::Cluster, port: u16) {
+/// To one address.
+fn to_address(message: &mut cluster::Cluster, address: core::Address) {
     message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
-    let address =
-        endpoint::Endpoint { address: Some(wire::address("127.0.0.1", port)), ..Default::default() };
+    let address = endpoint::Endpoint { address: Some(address), ..Default::default() };
     let host = endpoint::LbEndpoint {
         host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(address)),
         ..Default::default()
