@@ -1,14 +1,13 @@
 //! The certificate service of workloads: whoever proves to be one gets a certificate that says so, and nothing else.
-use std::sync::Arc;
-
 use futures::future::BoxFuture;
-use lateen_pki::{CertificateAuthority, SigningRequest, SpiffeId};
+use lateen_pki::{SigningRequest, SpiffeId};
 use lateen_xds::certificate_service::{CertificateIssuer, IstioCertificateRequest, IstioCertificateResponse};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Status};
 
 use crate::authenticate::{AuthError, Authenticator, Caller};
+use crate::ca_secret::CurrentAuthority;
 use crate::ca_metrics::{CaMetrics, CsrOutcome};
 use crate::config::CertificateLife;
 use crate::push::Published;
@@ -19,12 +18,12 @@ const SIGNING: usize = 8;
 
 /// Signs for workloads.
 pub(crate) struct CaService {
-    authority: Arc<CertificateAuthority>,
+    authority: CurrentAuthority,
     authenticator: Authenticator,
     published: watch::Receiver<Published>,
     life: CertificateLife,
     metrics: CaMetrics,
-    signing: Arc<Semaphore>,
+    signing: Semaphore,
 }
 
 /// What is counted, and what the caller is told.
@@ -32,14 +31,14 @@ type Refusal = (CsrOutcome, Status);
 
 impl CaService {
     pub(crate) fn new(
-        authority: Arc<CertificateAuthority>,
+        authority: CurrentAuthority,
         authenticator: Authenticator,
         published: watch::Receiver<Published>,
         life: CertificateLife,
         metrics: CaMetrics,
     ) -> Self {
-        metrics.authority(&authority);
-        let signing = Arc::new(Semaphore::new(SIGNING));
+        metrics.authority(&authority.borrow());
+        let signing = Semaphore::new(SIGNING);
         Self { authority, authenticator, published, life, metrics, signing }
     }
 
@@ -72,9 +71,9 @@ impl CaService {
             .life
             .granted(message.validity_duration)
             .map_err(|reason| (CsrOutcome::NotSigned("TTL_ERROR"), Status::invalid_argument(reason)))?;
-        let (authority, signing) = (self.authority.clone(), self.signing.clone());
         // The semaphore is never closed.
-        let _permit = signing.acquire().await;
+        let _permit = self.signing.acquire().await;
+        let authority = self.authority.borrow().clone();
         let signed = tokio::task::spawn_blocking(move || {
             let request = SigningRequest::from_pem(&message.csr)
                 .map_err(|error| (CsrOutcome::BadRequest, Status::invalid_argument(error.to_string())))?;

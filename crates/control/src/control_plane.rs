@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use kube::Client;
 use lateen_model::{Store, StoreOptions};
-use lateen_pki::CertificateAuthority;
 use lateen_xds::certificate_service::CertificateService;
 use lateen_xds::server::{AdsServer, Connections};
 use tokio::net::TcpListener;
@@ -22,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
 
 use crate::authenticate::Authenticator;
-use crate::ca_secret::{self, CaSecretError};
+use crate::ca_secret::{self, CaSecretError, CurrentAuthority, Stored};
 use crate::ca_service::CaService;
 use crate::debug::{self, Debug};
 use crate::injection_webhook::{self, Injector};
@@ -96,7 +95,7 @@ pub struct Addresses {
 /// A running control plane. Dropping it leaves its tasks running until the runtime ends; use [`ControlPlane::shutdown`].
 pub struct ControlPlane {
     addresses: Addresses,
-    root_certificate: String,
+    authority: CurrentAuthority,
     ready: Readiness,
     inputs: mpsc::Sender<Input>,
     stop: CancellationToken,
@@ -178,11 +177,11 @@ impl ControlPlane {
     pub async fn start(config: Config, client: Client) -> Result<Self, StartError> {
         let bound = Bound::new(&config).await?;
         let addresses = bound.addresses()?;
-        let authority = Arc::new(authority(&client, &config.namespace).await?);
-        let root_certificate = authority.root_pem().to_owned();
+        let Stored { authority, secret } = authority(&client, &config.namespace).await?;
         let certificate = ServingCert::new(&authority, config.server_names())?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let stop = CancellationToken::new();
+        let (replace_authority, authority) = watch::channel(Arc::new(authority));
 
         let (inputs, receiver) = mpsc::channel(INPUTS);
         let options = StoreOptions {
@@ -206,13 +205,20 @@ impl ControlPlane {
         tokio::spawn(async move { until.run_until_cancelled(following).await });
 
         let background = TaskTracker::new();
-        background.spawn(certificate.clone().renew(authority.clone(), stop.clone()));
-        background.spawn(root_cert::distribute(client.clone(), root_certificate.clone(), stop.clone()));
+        background.spawn(ca_secret::follow(
+            client.clone(),
+            config.namespace.clone(),
+            secret,
+            replace_authority,
+            metrics.authority.clone(),
+            stop.clone(),
+        ));
+        background.spawn(root_cert::distribute(client.clone(), authority.clone(), stop.clone()));
         background.spawn(ingress_status::run(client.clone(), published.clone(), stop.clone()));
         background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
         let revision =
             if config.revision.is_empty() { "default".to_owned() } else { config.revision.clone() };
-        let trust = webhook_patch::keep(client.clone(), revision, root_certificate.clone(), stop.clone());
+        let trust = webhook_patch::keep(client.clone(), revision, authority.clone(), stop.clone());
         background.spawn(trust);
 
         let ready = Readiness { published, injection };
@@ -232,14 +238,15 @@ impl ControlPlane {
             ready: ready.clone(),
             sessions,
             secret_access,
-            authority,
+            authority: authority.clone(),
         };
         let servers = TaskTracker::new();
-        for server in parts.servers(bound, &certificate)? {
+        for server in parts.servers(bound, &certificate) {
             servers.spawn(server.run(stop.clone()));
         }
+        background.spawn(certificate.renew(authority.clone(), stop.clone()));
         tracing::info!(xds = %addresses.xds, webhooks = %addresses.webhooks, "control plane started");
-        Ok(Self { addresses, root_certificate, ready, inputs, stop, servers, push })
+        Ok(Self { addresses, authority, ready, inputs, stop, servers, push })
     }
 
     /// What it listens on.
@@ -247,9 +254,9 @@ impl ControlPlane {
         self.addresses
     }
 
-    /// The mesh's root certificate, PEM.
-    pub fn root_certificate(&self) -> &str {
-        &self.root_certificate
+    /// What the mesh trusts, PEM.
+    pub fn root_certificate(&self) -> String {
+        self.authority.borrow().root_pem().to_owned()
     }
 
     /// Waits until proxies are served and pods injected.
@@ -283,11 +290,11 @@ impl ControlPlane {
 }
 
 /// Loads or makes the CA; an API server that does not answer yet is waited for.
-async fn authority(client: &Client, namespace: &str) -> Result<CertificateAuthority, StartError> {
+async fn authority(client: &Client, namespace: &str) -> Result<Stored, StartError> {
     let mut told = false;
     loop {
         match ca_secret::load_or_create(client, namespace, ORGANIZATION).await {
-            Ok(authority) => return Ok(authority),
+            Ok(stored) => return Ok(stored),
             Err(error @ CaSecretError::Api(_)) => {
                 if !told {
                     tracing::warn!("{error}; waiting for the API server");
@@ -309,15 +316,13 @@ struct Parts<'a> {
     ready: Readiness,
     sessions: Sessions,
     secret_access: Arc<SecretAccess>,
-    authority: Arc<CertificateAuthority>,
+    authority: CurrentAuthority,
 }
 
 impl Parts<'_> {
-    fn servers(self, bound: Bound, certificate: &Arc<ServingCert>) -> Result<Vec<Server>, StartError> {
+    fn servers(self, bound: Bound, certificate: &ServingCert) -> Vec<Server> {
         let sessions = self.sessions.clone();
         let connections = Connections::default();
-        let h2 = certificate.server_config(&[b"h2"], Some(self.authority.root_pem()))?;
-        let any_http = certificate.server_config(&[b"h2", b"http/1.1"], None)?;
         let ads = |authenticator| {
             let source = ProxySource {
                 inputs: self.inputs.clone(),
@@ -339,7 +344,7 @@ impl Parts<'_> {
         let ca_path = format!("/{}/{{*method}}", <CertificateService<CaService> as NamedService>::NAME);
         let xds = ads(Some(Authenticator::new(self.client.clone())))
             .route_service(&ca_path, CertificateService::new(ca));
-        let mut servers = vec![Server { name: "xDS", listener: bound.xds, router: xds, tls: Some(h2) }];
+        let mut servers = vec![Server { name: "xDS", listener: bound.xds, router: xds, tls: Some(certificate.proxies()) }];
         if let Some(listener) = bound.plain_xds {
             tracing::warn!("plain-text xDS is on: whoever reaches it reads the mesh's configuration");
             servers.push(Server { name: "plain-text xDS", listener, router: ads(None), tls: None });
@@ -363,11 +368,11 @@ impl Parts<'_> {
             name: "webhooks",
             listener: bound.webhooks,
             router: webhooks,
-            tls: Some(any_http),
+            tls: Some(certificate.webhooks()),
         });
         let ready = ready_router(self.ready);
         servers.push(Server { name: "readiness", listener: bound.ready, router: ready, tls: None });
-        Ok(servers)
+        servers
     }
 
     fn webhooks(&self) -> Router {

@@ -10,6 +10,8 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
+use crate::ca_secret::CurrentAuthority;
+
 const NAME: &str = "istio-ca-root-cert";
 const KEY: &str = "root-cert.pem";
 /// Marks the ConfigMap as ours, as istiod does.
@@ -18,11 +20,21 @@ const FIELD_MANAGER: &str = "istiod";
 /// Pause before a namespace is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Writes the certificate to every namespace that is there or comes, and again where somebody changes it.
-pub(crate) async fn distribute(client: Client, certificate: String, stop: CancellationToken) {
-    let namespaces = follow_namespaces(&client, &certificate);
-    let copies = follow_copies(&client, &certificate);
-    stop.run_until_cancelled(async { tokio::join!(namespaces, copies) }).await;
+/// Writes what the mesh trusts to every namespace that is there or comes, again where somebody changes it, and everywhere when
+/// it changes.
+pub(crate) async fn distribute(client: Client, mut authority: CurrentAuthority, stop: CancellationToken) {
+    let distributing = async {
+        loop {
+            let certificate = authority.borrow_and_update().root_pem().to_owned();
+            let (namespaces, copies) =
+                (follow_namespaces(&client, &certificate), follow_copies(&client, &certificate));
+            tokio::select! {
+                _ = async { tokio::join!(namespaces, copies) } => return,
+                changed = authority.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    stop.run_until_cancelled(distributing).await;
 }
 
 async fn follow_namespaces(client: &Client, certificate: &str) {

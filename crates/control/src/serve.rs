@@ -18,6 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::serving_cert::CurrentTls;
+
 /// How long a client may take for its TLS handshake, and for the headers of an HTTP/1.1 request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long open requests may finish after the listener is told to stop.
@@ -38,7 +40,7 @@ pub(crate) struct Server {
     pub(crate) listener: TcpListener,
     pub(crate) router: Router,
     /// None serves plain text.
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) tls: Option<CurrentTls>,
 }
 
 impl Server {
@@ -65,7 +67,7 @@ impl Server {
                 }
             };
             let (router, tls, watcher, name) =
-                (self.router.clone(), self.tls.clone(), graceful.watcher(), self.name);
+                (self.router.clone(), self.tls.as_ref().map(|tls| tls.borrow().clone()), graceful.watcher(), self.name);
             tokio::spawn(async move {
                 let _permit = permit;
                 let served = async {

@@ -1,15 +1,16 @@
-//! The control plane's own certificate: issued by its CA, renewed at half of its life without a restart.
-use std::sync::{Arc, PoisonError, RwLock};
+//! The control plane's own certificate: issued by its CA, renewed at half of its life and when the CA changes, without a restart.
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lateen_pki::{CaError, CertificateAuthority};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::ca_secret::CurrentAuthority;
 
 /// Life of a serving certificate.
 const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -25,36 +26,47 @@ pub(crate) enum ServingCertError {
     Tls(#[from] rustls::Error),
 }
 
-/// Gives every handshake the current certificate.
-#[derive(Debug)]
+/// What a listener's handshakes go by at the moment. Sessions belong to it, so that none is resumed with a trust that is gone.
+pub(crate) type CurrentTls = watch::Receiver<Arc<ServerConfig>>;
+
+/// Keeps the TLS configurations of the control plane's listeners.
 pub(crate) struct ServingCert {
-    current: RwLock<Arc<CertifiedKey>>,
     names: Vec<String>,
     provider: Arc<CryptoProvider>,
+    /// HTTP/2, for proxies, which may show a certificate of the mesh.
+    proxies: watch::Sender<Arc<ServerConfig>>,
+    /// Either HTTP, for the API server.
+    webhooks: watch::Sender<Arc<ServerConfig>>,
 }
 
-impl ResolvesServerCert for ServingCert {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-}
-
+/// The configurations for proxies and for webhooks, with a new certificate.
 fn issue(
     authority: &CertificateAuthority,
     names: &[String],
-    provider: &CryptoProvider,
-) -> Result<Arc<CertifiedKey>, ServingCertError> {
+    provider: &Arc<CryptoProvider>,
+) -> Result<[Arc<ServerConfig>; 2], ServingCertError> {
     let certificate = authority.issue_server(names, LIFETIME)?;
-    Ok(Arc::new(CertifiedKey::from_der(certificate.chain, certificate.key, provider)?))
-}
-
-fn roots(pem: &str) -> Result<RootCertStore, rustls::Error> {
+    let key = Arc::new(CertifiedKey::from_der(certificate.chain, certificate.key, provider)?);
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|error| rustls::Error::General(error.to_string()))?;
-        roots.add(certificate)?;
+    for root in authority.roots().iter() {
+        roots.add(root.clone())?;
     }
-    Ok(roots)
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let config = |verifier, protocols: &[&[u8]]| {
+        let mut config = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok::<_, rustls::Error>(Arc::new(config))
+    };
+    Ok([
+        config(verifier, &[b"h2"])?,
+        config(WebPkiClientVerifier::no_client_auth(), &[b"h2", b"http/1.1"])?,
+    ])
 }
 
 impl ServingCert {
@@ -62,54 +74,45 @@ impl ServingCert {
     pub(crate) fn new(
         authority: &CertificateAuthority,
         names: Vec<String>,
-    ) -> Result<Arc<Self>, ServingCertError> {
+    ) -> Result<Self, ServingCertError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let current = RwLock::new(issue(authority, &names, &provider)?);
-        Ok(Arc::new(Self { current, names, provider }))
+        let [proxies, webhooks] = issue(authority, &names, &provider)?;
+        Ok(Self {
+            names,
+            provider,
+            proxies: watch::Sender::new(proxies),
+            webhooks: watch::Sender::new(webhooks),
+        })
     }
 
-    /// A TLS configuration that serves it, offering these application protocols. With `clients`, roots in PEM, a client may show
-    /// a certificate, which must be of these.
-    pub(crate) fn server_config(
-        self: &Arc<Self>,
-        protocols: &[&[u8]],
-        clients: Option<&str>,
-    ) -> Result<Arc<ServerConfig>, ServingCertError> {
-        let verifier = match clients {
-            None => WebPkiClientVerifier::no_client_auth(),
-            Some(pem) => {
-                let roots = roots(pem)?;
-                let builder =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), self.provider.clone());
-                builder
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|error| rustls::Error::General(error.to_string()))?
-            }
-        };
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
-            .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(self.clone());
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(Arc::new(config))
+    /// For listeners of proxies.
+    pub(crate) fn proxies(&self) -> CurrentTls {
+        self.proxies.subscribe()
     }
 
-    /// Issues anew at half of the certificate's life until told to stop.
-    pub(crate) async fn renew(
-        self: Arc<Self>,
-        authority: Arc<CertificateAuthority>,
-        stop: CancellationToken,
-    ) {
+    /// For the webhooks' listener.
+    pub(crate) fn webhooks(&self) -> CurrentTls {
+        self.webhooks.subscribe()
+    }
+
+    /// Issues anew at half of the certificate's life, and when the authority changes, until told to stop.
+    pub(crate) async fn renew(self, mut authority: CurrentAuthority, stop: CancellationToken) {
         loop {
             // Nothing outlives the authority's own certificate.
-            let left = authority.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+            let end = authority.borrow().not_after();
+            let left = end.duration_since(SystemTime::now()).unwrap_or_default();
             let pause = (LIFETIME.min(left) / 2).max(SOONEST);
-            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                changed = authority.changed() => if changed.is_err() { return },
             }
-            match issue(&authority, &self.names, &self.provider) {
-                Ok(renewed) => *self.current.write().unwrap_or_else(PoisonError::into_inner) = renewed,
+            let current = authority.borrow_and_update().clone();
+            match issue(&current, &self.names, &self.provider) {
+                Ok([proxies, webhooks]) => {
+                    self.proxies.send_replace(proxies);
+                    self.webhooks.send_replace(webhooks);
+                }
                 Err(error) => tracing::error!("{error}; the old certificate stays"),
             }
         }

@@ -17,14 +17,39 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// Keeps our revision's webhook configurations patched.
-pub(crate) async fn keep(client: Client, revision: String, certificate: String, stop: CancellationToken) {
-    let bundle = STANDARD.encode(certificate);
-    let injectors =
-        follow::<MutatingWebhookConfiguration>(&client, &revision, INJECTOR_WEBHOOK_PREFIX, &bundle, false);
-    let validators =
-        follow::<ValidatingWebhookConfiguration>(&client, &revision, VALIDATOR_WEBHOOK_PREFIX, &bundle, true);
-    stop.run_until_cancelled(async { tokio::join!(injectors, validators) }).await;
+use crate::ca_secret::CurrentAuthority;
+
+/// Keeps our revision's webhook configurations patched, and patches them anew when what is to be trusted changes.
+pub(crate) async fn keep(
+    client: Client,
+    revision: String,
+    mut authority: CurrentAuthority,
+    stop: CancellationToken,
+) {
+    let keeping = async {
+        loop {
+            let bundle = STANDARD.encode(authority.borrow_and_update().root_pem());
+            let injectors = follow::<MutatingWebhookConfiguration>(
+                &client,
+                &revision,
+                INJECTOR_WEBHOOK_PREFIX,
+                &bundle,
+                false,
+            );
+            let validators = follow::<ValidatingWebhookConfiguration>(
+                &client,
+                &revision,
+                VALIDATOR_WEBHOOK_PREFIX,
+                &bundle,
+                true,
+            );
+            tokio::select! {
+                _ = async { tokio::join!(injectors, validators) } => return,
+                changed = authority.changed() => if changed.is_err() { return },
+            }
+        }
+    };
+    stop.run_until_cancelled(keeping).await;
 }
 
 async fn follow<K>(client: &Client, revision: &str, prefix: &str, bundle: &str, set_policy: bool)

@@ -235,7 +235,7 @@ async fn a_restarted_control_plane_sends_only_differences() {
         proxy.until(|response| response.type_url == CLUSTER).await;
     }
     let held = std::mem::take(&mut proxy.held);
-    let root = first.root_certificate().to_owned();
+    let root = first.root_certificate();
     first.shutdown().await;
 
     // The world moves on without a control plane. (The webhooks fail closed, but services are not theirs.)

@@ -12,7 +12,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{SigningRequest, SpiffeId};
+use crate::roots::is_signed_by;
+use crate::{AuthorityFiles, Roots, RootsError, SigningRequest, SpiffeId};
 
 /// Lifetime of a self-signed root: ten years, as Istio's.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -36,11 +37,18 @@ pub enum CaError {
     /// A stored CA could not be used.
     #[error("the stored CA cannot be used: {0}; restore the Secret, or delete it to start with a new root")]
     Stored(String),
+    /// A stored CA lacks a part.
+    #[error("it has no key {0:?}; restore it, or delete the Secret to start with a new root")]
+    Missing(&'static str),
 }
 
 impl CaError {
     fn sign(what: &'static str) -> impl Fn(rcgen::Error) -> Self {
         move |source| Self::Sign { what, source }
+    }
+
+    pub(crate) fn in_file(name: &str, error: RootsError) -> Self {
+        Self::Stored(format!("{name}: {error}"))
     }
 }
 
@@ -51,23 +59,11 @@ pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
     /// What a peer that knows the root only must be shown besides a leaf; empty when the root itself signs.
     intermediates: Vec<CertificateDer<'static>>,
+    /// The root of `certificate_pem` first; others that workloads trust besides.
+    roots: Roots,
     root_pem: String,
     not_after: SystemTime,
     root_not_after: SystemTime,
-}
-
-/// The parts of a plugged-in authority, as Secret `cacerts` has them.
-/// <https://istio.io/latest/docs/tasks/security/cert-management/plugin-ca-cert/>
-#[derive(Clone, Copy)]
-pub struct PluggedIn<'a> {
-    /// `ca-cert.pem`: the certificate that signs.
-    pub certificate: &'a str,
-    /// `ca-key.pem`: its key.
-    pub key: &'a str,
-    /// `cert-chain.pem`: from it to the root; with or without either end.
-    pub chain: &'a str,
-    /// `root-cert.pem`: what workloads trust.
-    pub root: &'a str,
 }
 
 /// The key stays out of logs.
@@ -108,10 +104,12 @@ impl CertificateAuthority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate_pem = params.self_signed(&key).map_err(&failed)?.pem();
+        let roots = Roots::from_pem(&certificate_pem).map_err(|error| CaError::in_file("ca-cert.pem", error))?;
         let key_pem = key.serialize_pem();
         let not_after = SystemTime::now() + ROOT_LIFETIME;
         Ok(Self {
-            root_pem: certificate_pem.clone(),
+            root_pem: roots.to_pem(),
+            roots,
             certificate_pem,
             key_pem,
             issuer: Issuer::new(params, key),
@@ -130,6 +128,7 @@ impl CertificateAuthority {
         let stored = |reason: &str| CaError::Stored(reason.to_owned());
         let key = KeyPair::from_pem(key_pem).map_err(|_| stored("ca-key.pem is not a private key in PEM"))?;
         let der = certificate_of(certificate_pem, "ca-cert.pem")?;
+        let roots = Roots::from_pem(&pem(&der)).map_err(|error| CaError::in_file("ca-cert.pem", error))?;
         let parsed = authority_of(&der, "ca-cert.pem")?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(stored("ca-key.pem is not the key of ca-cert.pem"));
@@ -142,55 +141,54 @@ impl CertificateAuthority {
             key_pem: key_pem.to_owned(),
             issuer,
             intermediates: Vec::new(),
-            root_pem: certificate_pem.to_owned(),
+            root_pem: roots.to_pem(),
+            roots,
             not_after,
             root_not_after: not_after,
         })
     }
 
-    /// An authority that an organization made for the mesh.
+    /// An authority from what a Secret has of it.
     ///
     /// # Errors
-    /// [`CaError::Stored`] as for [`Self::from_pem`], and when the chain does not lead from the certificate to the root.
-    pub fn plugged_in(parts: PluggedIn<'_>) -> Result<Self, CaError> {
-        let mut authority = Self::from_pem(parts.certificate, parts.key)?;
-        let signing = certificate_of(parts.certificate, "ca-cert.pem")?;
-        let root = certificate_of(parts.root, "root-cert.pem")?;
+    /// [`CaError::Stored`] as for [`Self::from_pem`], and when the chain does not lead from the certificate to one of the roots.
+    pub fn from_files(files: &AuthorityFiles) -> Result<Self, CaError> {
+        let mut authority = Self::from_pem(&files.certificate, &files.key)?;
+        if files.roots.is_empty() {
+            return Ok(authority);
+        }
+        let roots =
+            Roots::from_pem(&files.roots).map_err(|error| CaError::in_file("root-cert.pem", error))?;
+        let signing = certificate_of(&files.certificate, "ca-cert.pem")?;
         let mut chain = Vec::new();
-        for certificate in CertificateDer::pem_slice_iter(parts.chain.as_bytes()) {
-            let certificate = certificate.map_err(|_| {
-                CaError::Stored("cert-chain.pem is not a list of certificates in PEM".to_owned())
-            })?;
-            if certificate != root && certificate != signing {
-                chain.push(certificate);
+        if !roots.iter().any(|root| *root == signing) {
+            chain.push(signing.clone());
+            for certificate in CertificateDer::pem_slice_iter(files.chain.as_bytes()) {
+                let certificate = certificate.map_err(|_| {
+                    CaError::Stored("cert-chain.pem is not a list of certificates in PEM".to_owned())
+                })?;
+                if certificate != signing && !roots.iter().any(|root| *root == certificate) {
+                    chain.push(certificate);
+                }
             }
         }
-        if signing != root {
-            chain.insert(0, signing);
-        }
-        for (index, certificate) in chain.iter().enumerate() {
-            let issuer = chain.get(index + 1).unwrap_or(&root);
-            let name = if index + 1 < chain.len() { "cert-chain.pem" } else { "root-cert.pem" };
-            let issuer = authority_of(issuer, name)?;
-            let signed = parse(certificate, "cert-chain.pem")?;
-            if signed.issuer() != issuer.subject()
-                || signed.verify_signature(Some(issuer.public_key())).is_err()
-            {
-                return Err(CaError::Stored(format!(
-                    "certificate {} of the chain from ca-cert.pem is not signed by the next, of {name}",
-                    index + 1
-                )));
-            }
-        }
-        authority.root_not_after = end_of(&authority_of(&root, "root-cert.pem")?);
+        let root = root_of(&signing, &chain, &roots)?;
+        authority.root_not_after = end_of(&authority_of(root, "root-cert.pem")?);
+        authority.roots = roots.led_by(root);
+        authority.root_pem = authority.roots.to_pem();
         authority.intermediates = chain;
-        authority.root_pem = parts.root.to_owned();
         Ok(authority)
     }
 
-    /// The root certificate, PEM: what goes into ConfigMap `istio-ca-root-cert` and webhooks' `caBundle`.
+    /// What the mesh trusts, PEM: its root, and while it changes another one. Goes into ConfigMap `istio-ca-root-cert` and
+    /// webhooks' `caBundle`.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
+    }
+
+    /// What the mesh trusts, the root of this authority first.
+    pub fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// The certificate that signs, PEM.
@@ -269,6 +267,30 @@ impl CertificateAuthority {
     }
 }
 
+/// The root that a chain of authorities, the signing one first, leads to; `signing` itself where the chain is empty.
+fn root_of<'a>(
+    signing: &CertificateDer<'static>,
+    chain: &[CertificateDer<'static>],
+    roots: &'a Roots,
+) -> Result<&'a CertificateDer<'static>, CaError> {
+    let broken = |number: usize, next: &str| {
+        CaError::Stored(format!(
+            "certificate {number} of the chain from ca-cert.pem is not signed by the next, of {next}"
+        ))
+    };
+    for (index, pair) in chain.windows(2).enumerate() {
+        authority_of(&pair[1], "cert-chain.pem")?;
+        if !is_signed_by(&pair[0], &pair[1]) {
+            return Err(broken(index + 1, "cert-chain.pem"));
+        }
+    }
+    let found = match chain.last() {
+        None => roots.iter().find(|root| *root == signing),
+        Some(last) => roots.iter().find(|root| is_signed_by(last, root)),
+    };
+    found.ok_or_else(|| broken(chain.len(), "root-cert.pem"))
+}
+
 /// The first certificate of a PEM text.
 fn certificate_of(pem: &str, name: &str) -> Result<CertificateDer<'static>, CaError> {
     CertificateDer::from_pem_slice(pem.as_bytes())
@@ -297,7 +319,8 @@ fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
-fn pem(certificate: &CertificateDer<'_>) -> String {
+/// PEM with lines of 64 characters.
+pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
     let text = STANDARD.encode(certificate);
     let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
     let mut rest = text.as_str();
@@ -420,12 +443,17 @@ mod tests {
         let made = hierarchy(3);
         let [(root, _), (middle, _), (signing, key)] = &made[..] else { panic!("three") };
         let full = format!("{signing}{middle}{root}");
-        let parts = PluggedIn { certificate: signing, key, chain: &full, root };
-        let authority = CertificateAuthority::plugged_in(parts).unwrap();
-        assert_eq!(authority.root_pem(), root);
+        let files = |chain: &str, roots: &str| AuthorityFiles {
+            certificate: signing.clone(),
+            key: key.clone(),
+            chain: chain.to_owned(),
+            roots: roots.to_owned(),
+        };
+        let authority = CertificateAuthority::from_files(&files(&full, root)).unwrap();
+        let normal = |text: &str| text.replace("\r\n", "\n").trim().to_owned();
+        assert_eq!(normal(authority.root_pem()), normal(root));
         let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
         let chain = authority.issue_workload(&request(), &id, Duration::from_secs(7 * 24 * 3600)).unwrap();
-        let normal = |text: &str| text.replace("\r\n", "\n").trim().to_owned();
         let shown: Vec<String> = chain[1..].iter().map(|text| normal(text)).collect();
         assert_eq!(shown, [normal(signing), normal(middle), normal(root)]);
         let der = certificate_of(&chain[0], "leaf").unwrap();
@@ -434,11 +462,15 @@ mod tests {
             authority.issue_server(&["istiod.istio-system.svc".into()], Duration::from_secs(60)).unwrap();
         assert!(accepts(root, &server, "istiod.istio-system.svc"));
         // The middle may be all there is of the chain; without it there is no way.
-        assert!(CertificateAuthority::plugged_in(PluggedIn { chain: middle, ..parts }).is_ok());
-        assert!(CertificateAuthority::plugged_in(PluggedIn { chain: "", ..parts }).is_err());
-        let other = hierarchy(1);
-        let result = CertificateAuthority::plugged_in(PluggedIn { root: &other[0].0, ..parts });
-        assert!(result.unwrap_err().to_string().contains("not signed by the next"));
+        let made = |chain: &str, roots: &str| CertificateAuthority::from_files(&files(chain, roots));
+        assert!(made(middle, root).is_ok());
+        assert!(made("", root).is_err());
+        let other = &hierarchy(1)[0].0;
+        assert!(made(&full, other).unwrap_err().to_string().contains("not signed by the next"));
+        // Of several roots it is of the one that signed it.
+        let both = made(&full, &format!("{other}{root}")).unwrap();
+        assert_eq!(both.roots().first(), Roots::from_pem(root).unwrap().first());
+        assert!(both.roots().contains(&Roots::from_pem(other).unwrap()));
     }
 
     #[test]

@@ -2,11 +2,15 @@
 mod authority;
 mod credential;
 mod csr;
+mod roots;
+mod rotation;
 mod spiffe;
 mod workload;
 
-pub use authority::{CaError, CertificateAuthority, PluggedIn, ServerCertificate};
+pub use authority::{CaError, CertificateAuthority, ServerCertificate};
 pub use credential::{CredentialError, check_authorities, check_pair, check_revoked};
 pub use csr::{CsrError, SigningRequest};
+pub use roots::{Roots, RootsError};
+pub use rotation::{AuthorityFiles, Rotation};
 pub use spiffe::{SpiffeError, SpiffeId};
 pub use workload::{KeyKind, WorkloadCertificate, WorkloadError, WorkloadKey};

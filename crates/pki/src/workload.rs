@@ -81,6 +81,7 @@ impl WorkloadKey {
 }
 
 /// A certificate with its key and the roots it came with.
+#[derive(Clone)]
 pub struct WorkloadCertificate {
     /// PEM: the leaf and what leads to the root, without the root.
     pub chain: String,

@@ -4,7 +4,9 @@
 
 pub(crate) mod engine;
 pub(crate) mod sds;
+mod trust;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::config::Discovery;
 use crate::dial::{self, ControlPlaneStream};
 use crate::error::AgentError;
+use trust::Trust;
 
 /// Name of the secret with the workload's certificate, as Istio's configuration has it.
 pub(crate) const CERTIFICATE: &str = "default";
@@ -29,6 +32,9 @@ pub(crate) const ROOTS: &str = "ROOTCA";
 /// Shortest and longest pause before the authority is asked again.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(200);
 const LAST_BACK_OFF: Duration = Duration::from_secs(15);
+/// Over how long workloads spread their renewals when another authority signs, at most, and how often each asks for that.
+const SPREAD: Duration = Duration::from_secs(5);
+const MOVES: u32 = 5;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -72,15 +78,17 @@ impl Identity {
     ) {
         let mut pause = FIRST_BACK_OFF;
         let mut told_of_end = false;
+        let mut trust = Trust::new(discovery.root_cert.clone());
+        let mut moves = MOVES;
         while !current.is_closed() {
             match self.obtain(&discovery, mark).await {
                 Ok(certificate) => {
                     let until = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
                     info!(seconds_left = until.as_secs(), "certificate received");
                     let renewal = self.renewal(&certificate, fastrand::f64() * 2.0 - 1.0);
-                    current.send_replace(Some(Arc::new(certificate)));
+                    current.send_replace(Some(Arc::new(trust.apply(certificate))));
                     (pause, told_of_end) = (FIRST_BACK_OFF, false);
-                    sleep_until(renewal).await;
+                    until_renewal(renewal, &current, &mut trust, &mut moves).await;
                 }
                 Err(problem) => {
                     let left = current
@@ -148,6 +156,35 @@ impl Identity {
     }
 }
 
+/// Waits until the certificate is to be renewed: at its time, or soon after another authority has begun to sign. Gives the engine
+/// the roots of the moment meanwhile.
+async fn until_renewal(
+    renewal: SystemTime,
+    current: &watch::Sender<Option<Arc<WorkloadCertificate>>>,
+    trust: &mut Trust,
+    moves: &mut u32,
+) {
+    let spread = renewal.duration_since(SystemTime::now()).unwrap_or_default().div_f64(10.0).min(SPREAD);
+    loop {
+        let held = current.borrow().clone();
+        let moved = *moves > 0 && held.is_some_and(|held| trust.has_moved_on(&held));
+        tokio::select! {
+            () = sleep_until(renewal) => return,
+            () = tokio::time::sleep(spread.mul_f64(fastrand::f64())), if moved => {
+                // A control plane may not have heard of it yet; one that never signs as the file has it is not asked for ever.
+                *moves -= 1;
+                return;
+            }
+            () = trust.changed() => {
+                *moves = MOVES;
+                current.send_modify(|held| {
+                    *held = held.take().map(|held| Arc::new(trust.apply(WorkloadCertificate::clone(&held))));
+                });
+            }
+        }
+    }
+}
+
 /// By the clock on the wall, which certificates go by: it may be set while we sleep.
 async fn sleep_until(time: SystemTime) {
     const LOOK: Duration = Duration::from_secs(60);
@@ -177,10 +214,12 @@ pub(crate) fn secret(name: &str, certificate: &WorkloadCertificate) -> Option<tl
     Some(tls::Secret { name: name.to_owned(), r#type: Some(kind) })
 }
 
-/// What secrets of this certificate are called in xDS: which one it is, without saying what is in it.
+/// What secrets of this certificate are called in xDS: which one it is and with which roots, without saying what is in it.
 pub(crate) fn version(certificate: &WorkloadCertificate) -> String {
     let since = certificate.received.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    since.as_micros().to_string()
+    let mut roots = DefaultHasher::new();
+    certificate.roots.hash(&mut roots);
+    format!("{}-{:016x}", since.as_micros(), roots.finish())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::support::{Cluster, channel, channel_as, debug, soon};
 use lateen_control::ControlPlane;
-use lateen_pki::{CertificateAuthority, SpiffeId};
+use lateen_pki::{AuthorityFiles, CertificateAuthority, Roots, Rotation, SpiffeId};
 use lateen_xds::certificate_service::{IstioCertificateRequest, create_certificate};
 use lateen_xds::pb::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
 use rustls_pki_types::CertificateDer;
@@ -53,7 +53,7 @@ async fn a_caller_gets_a_certificate_of_what_it_proved() {
     let (key, message) = request();
     let chain = ask(channel(&control_plane).await, Some(&token), message).await.unwrap();
     assert_eq!(workload(&chain), WEB, "whatever names the request has");
-    assert_eq!(chain.last().map(String::as_str), Some(control_plane.root_certificate()));
+    assert_eq!(chain.last(), Some(&control_plane.root_certificate()));
 
     // With the certificate it gets the next one, whatever token it shows besides.
     let identity = || Identity::from_pem(&chain[0], key.serialize_pem());
@@ -179,23 +179,28 @@ async fn certificates_that_are_not_a_workloads_prove_nothing() {
         assert_eq!(status.code(), Code::Unauthenticated, "{names:?}: {}", status.message());
     }
     // Expired, or of another root: no connection comes about.
-    let stranger = CertificateAuthority::generate("cluster.local").unwrap();
-    let (key, message) = request();
-    let csr = lateen_pki::SigningRequest::from_pem(&message.csr).unwrap();
-    let id = WEB.parse().unwrap();
-    let foreign = stranger.issue_workload(&csr, &id, std::time::Duration::from_secs(3600)).unwrap();
-    let foreign = (foreign[0].clone(), key.serialize_pem());
+    let foreign = of_authority(&CertificateAuthority::generate("cluster.local").unwrap());
     assert!(is_let_in(&control_plane, made(&[WEB], 3600)).await);
     assert!(!is_let_in(&control_plane, made(&[WEB], -3600)).await);
     assert!(!is_let_in(&control_plane, foreign).await);
+}
+
+/// A certificate of the workload `web`, and its key.
+fn of_authority(authority: &CertificateAuthority) -> (String, String) {
+    let (key, message) = request();
+    let csr = lateen_pki::SigningRequest::from_pem(&message.csr).unwrap();
+    let life = std::time::Duration::from_secs(3600);
+    let chain = authority.issue_workload(&csr, &WEB.parse().unwrap(), life).unwrap();
+    (chain[0].clone(), key.serialize_pem())
 }
 
 /// Whether a client that shows a certificate (with its key, PEM) hears anything but an alert.
 async fn is_let_in(control_plane: &ControlPlane, (certificate, key): (String, String)) -> bool {
     use rustls_pki_types::{PrivateKeyDer, ServerName};
     let mut roots = rustls::RootCertStore::empty();
-    let root = control_plane.root_certificate().as_bytes();
-    roots.add(CertificateDer::from_pem_slice(root).unwrap()).unwrap();
+    for root in Roots::from_pem(&control_plane.root_certificate()).unwrap().iter() {
+        roots.add(root.clone()).unwrap();
+    }
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
@@ -237,7 +242,7 @@ async fn a_plugged_in_authority_signs_and_its_root_is_told() {
         .await;
     // Its serving certificate is of the plugged-in authority too: clients know the root only.
     let control_plane = cluster.control_plane().await;
-    assert_eq!(control_plane.root_certificate(), root.pem());
+    assert_eq!(control_plane.root_certificate(), root.pem().replace('\r', ""));
     let token = cluster.token("web", AUDIENCE).await;
     let chain = ask_with(&control_plane, &token).await.unwrap();
     assert_eq!((workload(&chain), chain.len()), (WEB.to_owned(), 3));
@@ -245,5 +250,86 @@ async fn a_plugged_in_authority_signs_and_its_root_is_told() {
         "metadata": { "name": "istio-ca-root-cert", "namespace": "default" } });
     let told =
         cluster.until("the root", map, |map| map["data"]["root-cert.pem"].as_str().map(str::to_owned)).await;
-    assert_eq!(told, root.pem());
+    assert_eq!(told, root.pem().replace('\r', ""));
+}
+
+/// Writes what a step of a rotation has in the Secret.
+async fn write(cluster: &Cluster, secret: &str, rotation: &Rotation) {
+    let entries = rotation.entries().into_iter();
+    let data: serde_json::Map<String, Value> = entries
+        .map(|(key, value)| (key.to_owned(), value.map_or(Value::Null, |value| json!(base64(&value)))))
+        .collect();
+    let patch = json!({ "apiVersion": "v1", "kind": "Secret",
+        "metadata": { "name": secret, "namespace": "istio-system" }, "data": data });
+    cluster.merge(patch).await;
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_root_changes_in_steps_and_never_at_once() {
+    let cluster = Cluster::start().await;
+    let [old, new] = [(), ()].map(|()| CertificateAuthority::generate("cluster.local").unwrap());
+    let [old_files, new_files] = [&old, &new].map(AuthorityFiles::of_own_root);
+    let settled = Rotation::Settled { current: old_files.clone() };
+    cluster
+        .apply(json!({ "apiVersion": "v1", "kind": "Secret",
+            "metadata": { "name": "cacerts", "namespace": "istio-system" } }))
+        .await;
+    write(&cluster, "cacerts", &settled).await;
+    let control_plane = cluster.control_plane().await;
+    let roots = |pem: &str| Roots::from_pem(pem).unwrap();
+    let [old_root, new_root] = [&old, &new].map(|authority| authority.roots().clone());
+    let trusts = async |wanted: Roots| {
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "name": "istio-ca-root-cert", "namespace": "default" } });
+        let same = |map: &Value| map["data"]["root-cert.pem"].as_str().is_some_and(|pem| roots(pem) == wanted);
+        cluster.until("the roots", map, |map| same(map).then_some(())).await;
+        assert_eq!(roots(&control_plane.root_certificate()), wanted);
+    };
+    trusts(old_root.clone()).await;
+    let token = cluster.token("web", AUDIENCE).await;
+    // A connection that trusts what the mesh trusts, so the serving certificate has to be of that, and a certificate of the
+    // root of the moment.
+    let signed_by = async || {
+        let chain = ask_with(&control_plane, &token).await.unwrap();
+        old_root.with(&new_root).issuer_of(&chain[0]).cloned().unwrap()
+    };
+    assert_eq!(signed_by().await, *old_root.first());
+
+    // Neither a root that nobody trusts nor garbage replaces what there is.
+    for bad in [
+        Rotation::Settled { current: new_files.clone() },
+        Rotation::Settled { current: AuthorityFiles { key: "nonsense".into(), ..old_files.clone() } },
+    ] {
+        write(&cluster, "cacerts", &bad).await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert_eq!(signed_by().await, *old_root.first());
+    }
+    write(&cluster, "cacerts", &settled).await;
+
+    let announced = Rotation::announce(&old_files, new_files.clone()).unwrap();
+    write(&cluster, "cacerts", &announced).await;
+    trusts(old_root.with(&new_root)).await;
+    assert_eq!(signed_by().await, *old_root.first());
+    let switched = announced.advance().unwrap();
+    write(&cluster, "cacerts", &switched).await;
+    trusts(new_root.with(&old_root)).await;
+    assert_eq!(signed_by().await, *new_root.first());
+    assert!(is_let_in(&control_plane, of_authority(&old)).await, "certificates of the old root are good still");
+    write(&cluster, "cacerts", &switched.advance().unwrap()).await;
+    trusts(new_root.clone()).await;
+    let gone = async {
+        while is_let_in(&control_plane, of_authority(&old)).await {}
+    };
+    soon("the old root to be gone", gone).await;
+    assert!(is_let_in(&control_plane, of_authority(&new)).await);
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret",
+        "metadata": { "name": "cacerts", "namespace": "istio-system" } });
+    let data = cluster.until("the Secret", secret, |secret| secret["data"].as_object().cloned()).await;
+    let keys: Vec<_> = data.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"]);
 }

@@ -124,6 +124,13 @@ impl Cluster {
         self.try_apply(object.clone()).await.unwrap_or_else(|error| panic!("{error}: {object}"))
     }
 
+    /// Merges into an object; null removes.
+    pub(crate) async fn merge(&self, patch: Value) {
+        let name = patch["metadata"]["name"].as_str().unwrap();
+        let merge = kube::api::Patch::Merge(&patch);
+        self.api_of(&patch).await.patch(name, &kube::api::PatchParams::default(), &merge).await.unwrap();
+    }
+
     pub(crate) async fn create(&self, object: Value) -> Result<Value, kube::Error> {
         let typed: DynamicObject = serde_json::from_value(object.clone()).unwrap();
         let created = self.api_of(&object).await.create(&PostParams::default(), &typed).await?;
