@@ -1,7 +1,7 @@
 //! Outgoing connections of the agent itself: marked, so that traffic capture leaves them alone, and over TLS to the control plane.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +24,38 @@ pub(crate) enum ControlPlaneStream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// Where the proxy reaches its own application from: traffic capture lets it pass, where anything else to the pod's own address
+/// would come in by the proxy's inbound port.
+const TO_THE_APPLICATION: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(127, 0, 0, 6), Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+
 /// Connects to `address`, with `SO_MARK` when `mark` is set.
 pub(crate) async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    connect_from(None, address, mark).await
+}
+
+/// Connects to the application beside us, past the proxy.
+pub(crate) async fn application(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let source: IpAddr = match address.ip() {
+        IpAddr::V4(_) => TO_THE_APPLICATION.0.into(),
+        IpAddr::V6(_) => TO_THE_APPLICATION.1.into(),
+    };
+    match connect_from(Some(source), address, mark).await {
+        // A pod whose loopback interface was not given ::6 captures no IPv6.
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => connect(address, mark).await,
+        other => other,
+    }
+}
+
+async fn connect_from(
+    source: Option<IpAddr>,
+    address: SocketAddr,
+    mark: Option<u32>,
+) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
     if let Some(mark) = mark {
         setsockopt(&socket, sockopt::Mark, &mark)?;
     }

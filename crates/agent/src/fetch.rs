@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::dial;
 
@@ -24,38 +25,34 @@ pub(crate) async fn fetch(
     path: &str,
     mark: Option<u32>,
 ) -> io::Result<(StatusCode, Bytes)> {
-    fetch_with(method, address, path, HeaderMap::new(), mark).await
+    let exchange = async {
+        let stream = dial::connect(address, mark).await?;
+        exchange(stream, method, &address.to_string(), path, HeaderMap::new()).await
+    };
+    tokio::time::timeout(TIMEOUT, exchange).await?
 }
 
-/// The same with headers.
+/// Sends a request without a body over a connection and collects the answer.
 ///
 /// # Errors
-/// When there is no complete answer within five seconds.
-pub(crate) async fn fetch_with(
+/// When there is no complete answer.
+pub(crate) async fn exchange<S>(
+    stream: S,
     method: Method,
-    address: SocketAddr,
+    host: &str,
     path: &str,
     headers: HeaderMap,
-    mark: Option<u32>,
-) -> io::Result<(StatusCode, Bytes)> {
-    tokio::time::timeout(TIMEOUT, exchange(method, address, path, headers, mark)).await?
-}
-
-async fn exchange(
-    method: Method,
-    address: SocketAddr,
-    path: &str,
-    headers: HeaderMap,
-    mark: Option<u32>,
-) -> io::Result<(StatusCode, Bytes)> {
-    let stream = dial::connect(address, mark).await?;
+) -> io::Result<(StatusCode, Bytes)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let connection = tokio::spawn(connection);
     let mut request = Request::builder()
         .method(method)
         .uri(path)
-        .header(header::HOST, address.to_string())
+        .header(header::HOST, host)
         .body(Empty::<Bytes>::new())
         .map_err(io::Error::other)?;
     // A Host given replaces the address.

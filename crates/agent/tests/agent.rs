@@ -1,6 +1,7 @@
 //! The agent as a whole, in process: a fake control plane on one side, traffic on the other.
 
 mod identity;
+mod probes;
 mod support;
 
 use std::net::SocketAddr;
@@ -204,26 +205,5 @@ async fn someone_may_ask_for_the_end_over_http() {
     tokio::time::timeout(Duration::from_secs(5), running.quit_requested())
         .await
         .expect("the request must be heard");
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn the_applications_probes_are_asked_in_the_kubelets_place() {
-    let folder = tempfile::tempdir().unwrap();
-    let (upstream, closed) = (Upstream::start("well").await, free_port());
-    let control_plane = ControlPlane::start(Default::default()).await;
-    let mut config = config(EngineKind::Lateen, control_plane.address, folder.path());
-    let port = upstream.address.port();
-    config.probers = serde_json::from_value(json!({
-        "/app-health/app/readyz": { "httpGet": { "path": "ok", "port": port, "httpHeaders": [{ "name": "Host", "value": "app" }] } },
-        "/app-health/app/livez": { "tcpSocket": { "port": port }, "timeoutSeconds": 2 },
-        "/app-health/app/startupz": { "tcpSocket": { "port": closed } },
-    }))
-    .unwrap();
-    let running = run(config).await.unwrap();
-    for (path, status) in [("readyz", "200"), ("livez", "200"), ("startupz", "500"), ("other", "404")] {
-        let answer = get(running.addresses().status, &format!("/app-health/app/{path}")).await.unwrap();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
-    }
     running.stop().await;
 }

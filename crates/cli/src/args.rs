@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::ca::CaCommand;
 use crate::cluster::ClusterArgs;
 
 /// `lateen`.
@@ -120,6 +121,13 @@ pub enum Command {
         #[command(subcommand)]
         part: ProxyConfigPart,
     },
+    /// Commands that may still change
+    #[command(visible_alias = "x", alias = "exp")]
+    Experimental {
+        /// Which one.
+        #[command(subcommand)]
+        command: Experimental,
+    },
     /// Print the completion script for a shell
     Completion {
         /// The shell
@@ -129,6 +137,17 @@ pub enum Command {
     /// The embedded cluster's process
     #[command(hide = true)]
     ClusterDaemon,
+}
+
+/// `x …`.
+#[derive(Debug, Subcommand)]
+pub enum Experimental {
+    /// The mesh's certificate authority
+    Ca {
+        /// What to do.
+        #[command(subcommand)]
+        command: CaCommand,
+    },
 }
 
 /// `up`.
@@ -311,6 +330,8 @@ mod tests {
             "lateen up --engine envoy --no-sample --egress-gateway --image a=b --image c=d",
             "lateen down --keep",
             "lateen logs istiod -f",
+            "lateen x ca status -o json",
+            "lateen experimental ca rotate --timeout 60",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

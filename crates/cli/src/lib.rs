@@ -4,6 +4,7 @@
 //! command prints is made by pure functions; [`pods`] and [`control_plane`] fetch.
 
 pub mod args;
+pub mod ca;
 pub mod cluster;
 pub mod control_plane;
 pub mod error;

@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use serde_json::Value;
 
-use crate::args::{Cli, Command, Output, ProxyConfigPart, Source};
+use crate::args::{Cli, Command, Experimental, Output, ProxyConfigPart, Source};
 use crate::cluster::ClusterArgs;
 use crate::pods;
 use crate::proxy_config::dump::{Dump, cluster_statuses};
 use crate::proxy_config::{clusters, endpoints, listeners, routes, secrets};
-use crate::{lifecycle, logs, output, proxy_status, status, version};
+use crate::{ca, lifecycle, logs, output, proxy_status, status, version};
 
 /// Runs the command.
 ///
@@ -31,6 +31,7 @@ pub async fn run(cli: Cli) -> Result<()> {
             proxy_status::run(cluster, pod.as_deref(), verbosity, output).await
         }
         Command::ProxyConfig { part } => proxy_config(cluster, part).await,
+        Command::Experimental { command: Experimental::Ca { command } } => ca::run(cluster, command).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lateen", &mut script);

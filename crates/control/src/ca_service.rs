@@ -7,8 +7,8 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Status};
 
 use crate::authenticate::{AuthError, Authenticator, Caller};
-use crate::ca_secret::CurrentAuthority;
 use crate::ca_metrics::{CaMetrics, CsrOutcome};
+use crate::ca_secret::CurrentAuthority;
 use crate::config::CertificateLife;
 use crate::push::Published;
 use crate::serve::PeerCertificates;

@@ -344,7 +344,8 @@ impl Parts<'_> {
         let ca_path = format!("/{}/{{*method}}", <CertificateService<CaService> as NamedService>::NAME);
         let xds = ads(Some(Authenticator::new(self.client.clone())))
             .route_service(&ca_path, CertificateService::new(ca));
-        let mut servers = vec![Server { name: "xDS", listener: bound.xds, router: xds, tls: Some(certificate.proxies()) }];
+        let mut servers =
+            vec![Server { name: "xDS", listener: bound.xds, router: xds, tls: Some(certificate.proxies()) }];
         if let Some(listener) = bound.plain_xds {
             tracing::warn!("plain-text xDS is on: whoever reaches it reads the mesh's configuration");
             servers.push(Server { name: "plain-text xDS", listener, router: ads(None), tls: None });

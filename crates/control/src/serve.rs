@@ -66,8 +66,12 @@ impl Server {
                     continue;
                 }
             };
-            let (router, tls, watcher, name) =
-                (self.router.clone(), self.tls.as_ref().map(|tls| tls.borrow().clone()), graceful.watcher(), self.name);
+            let (router, tls, watcher, name) = (
+                self.router.clone(),
+                self.tls.as_ref().map(|tls| tls.borrow().clone()),
+                graceful.watcher(),
+                self.name,
+            );
             tokio::spawn(async move {
                 let _permit = permit;
                 let served = async {

@@ -63,10 +63,7 @@ fn issue(
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok::<_, rustls::Error>(Arc::new(config))
     };
-    Ok([
-        config(verifier, &[b"h2"])?,
-        config(WebPkiClientVerifier::no_client_auth(), &[b"h2", b"http/1.1"])?,
-    ])
+    Ok([config(verifier, &[b"h2"])?, config(WebPkiClientVerifier::no_client_auth(), &[b"h2", b"http/1.1"])?])
 }
 
 impl ServingCert {

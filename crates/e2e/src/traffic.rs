@@ -36,6 +36,8 @@ impl Traffic {
         let mut command = Command::new("kubectl");
         command
             .env("KUBECONFIG", mesh.kubeconfig())
+            // Over WebSocket kubectl 1.32 gives up a minute after it last had something to write: its pings keep that write's deadline.
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
             .args(["exec", "-i", pod, "-c", container, "--"])
             .arg(program)
             .args(["load", "--spec", &serde_json::to_string(spec)?]);

@@ -104,7 +104,8 @@ impl CertificateAuthority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate_pem = params.self_signed(&key).map_err(&failed)?.pem();
-        let roots = Roots::from_pem(&certificate_pem).map_err(|error| CaError::in_file("ca-cert.pem", error))?;
+        let roots =
+            Roots::from_pem(&certificate_pem).map_err(|error| CaError::in_file("ca-cert.pem", error))?;
         let key_pem = key.serialize_pem();
         let not_after = SystemTime::now() + ROOT_LIFETIME;
         Ok(Self {

@@ -124,7 +124,9 @@ mod tests {
         let both = old.with(&new);
         assert_eq!(Roots::from_pem(&both.to_pem()).unwrap(), both);
         assert_eq!(both.first(), old.first());
-        assert!(both.contains(&new) && both.intersects(&new) && !old.contains(&both) && !old.intersects(&new));
+        assert!(
+            both.contains(&new) && both.intersects(&new) && !old.contains(&both) && !old.intersects(&new)
+        );
         assert_eq!(both.with(&old), both, "each once");
         assert_eq!(both.without(&old), new);
         assert_eq!(new.without(&new), new, "never nothing");

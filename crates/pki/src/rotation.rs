@@ -125,8 +125,7 @@ impl Rotation {
             Self::Announced { current, next } => (current, Some(next), None),
             Self::Switched { current, old } => (current, None, Some(old.to_pem())),
         };
-        let mut entries: Vec<_> =
-            current.entries().map(|(key, value)| (key, Some(value.to_owned()))).into();
+        let mut entries: Vec<_> = current.entries().map(|(key, value)| (key, Some(value.to_owned()))).into();
         let next = next.map(AuthorityFiles::entries);
         for (index, key) in NEXT.into_iter().enumerate() {
             entries.push((key, next.as_ref().map(|next| next[index].1.to_owned())));
@@ -137,7 +136,8 @@ impl Rotation {
 
     /// The authority that signs.
     pub fn current(&self) -> &AuthorityFiles {
-        let (Self::Settled { current } | Self::Announced { current, .. } | Self::Switched { current, .. }) = self;
+        let (Self::Settled { current } | Self::Announced { current, .. } | Self::Switched { current, .. }) =
+            self;
         current
     }
 
@@ -184,7 +184,11 @@ impl Rotation {
         let all = roots_of(current)?;
         let coming = roots_of(next)?;
         let signing = all.led_by(all.first());
-        let kept = if coming.iter().any(|root| root == signing.first()) { signing } else { signing.without(&coming) };
+        let kept = if coming.iter().any(|root| root == signing.first()) {
+            signing
+        } else {
+            signing.without(&coming)
+        };
         Ok(Self::Settled { current: AuthorityFiles { roots: kept.to_pem(), ..current.clone() } })
     }
 }

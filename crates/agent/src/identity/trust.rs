@@ -72,9 +72,9 @@ impl Trust {
 
     /// Whether another authority signs by now than the one of this certificate.
     pub(crate) fn has_moved_on(&self, certificate: &WorkloadCertificate) -> bool {
-        self.roots
-            .as_ref()
-            .is_some_and(|roots| roots.issuer_of(&certificate.chain).is_some_and(|root| root != roots.first()))
+        self.roots.as_ref().is_some_and(|roots| {
+            roots.issuer_of(&certificate.chain).is_some_and(|root| root != roots.first())
+        })
     }
 }
 

@@ -13,7 +13,7 @@ const PORT: u16 = 15020;
 const PROBES: [(&str, &str); 3] =
     [("readinessProbe", "readyz"), ("livenessProbe", "livez"), ("startupProbe", "startupz")];
 
-/// Rewrites the probes of the application's containers. HTTPS and gRPC probes stay as they are, and do not pass a STRICT workload.
+/// Rewrites the probes of the application's containers: over HTTP, HTTPS, TCP and gRPC.
 pub(super) fn rewrite(original: &Value, pod: &mut Value) {
     if annotation(original, REWRITE).is_some_and(|value| value.eq_ignore_ascii_case("false")) {
         return;
@@ -32,6 +32,7 @@ pub(super) fn rewrite(original: &Value, pod: &mut Value) {
             let path = format!("/app-health/{name}/{short}");
             if let Some(fields) = probe.as_object_mut() {
                 fields.shift_remove("tcpSocket");
+                fields.shift_remove("grpc");
                 fields.insert("httpGet".to_owned(), json!({ "path": path, "port": PORT }));
             }
             probers.insert(path, prober);
@@ -60,11 +61,13 @@ fn prober(probe: &Value, ports: &Value) -> Option<Value> {
     };
     let timeout = probe["timeoutSeconds"].as_u64().unwrap_or(1);
     if let Some(get) = probe.get("httpGet").filter(|get| get.is_object()) {
-        let plain = get["scheme"].as_str().is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
         let ours = get["path"].as_str().is_some_and(|path| path.starts_with("/app-health/"));
         let mut get = get.clone();
         get["port"] = json!(number(&get["port"])?);
-        return (plain && !ours).then(|| json!({ "httpGet": get, "timeoutSeconds": timeout }));
+        return (!ours).then(|| json!({ "httpGet": get, "timeoutSeconds": timeout }));
+    }
+    if let Some(grpc) = probe.get("grpc").filter(|grpc| grpc.is_object()) {
+        return Some(json!({ "grpc": grpc, "timeoutSeconds": timeout }));
     }
     let socket = probe.get("tcpSocket").filter(|socket| socket.is_object())?;
     Some(json!({ "tcpSocket": { "port": number(&socket["port"])? }, "timeoutSeconds": timeout }))
@@ -86,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_over_http_and_tcp_go_to_the_agent() {
+    fn probes_over_the_network_go_to_the_agent() {
         let get = json!({ "path": "/ok", "port": "web", "httpHeaders": [{ "name": "a", "value": "b" }] });
         let (probe, probers) = rewritten(json!({ "httpGet": get, "periodSeconds": 3, "timeoutSeconds": 2 }));
         let agent = json!({ "path": "/app-health/app/readyz", "port": 15020 });
@@ -96,14 +99,20 @@ mod tests {
         let (probe, probers) = rewritten(json!({ "tcpSocket": { "port": 9000 } }));
         assert_eq!(probe, json!({ "httpGet": agent }));
         assert_eq!(probers["/app-health/app/readyz"]["tcpSocket"], json!({ "port": 9000 }));
+        let grpc = json!({ "port": 9000, "service": "shop" });
+        let (probe, probers) = rewritten(json!({ "grpc": grpc }));
+        assert_eq!(probe, json!({ "httpGet": agent }));
+        assert_eq!(probers["/app-health/app/readyz"]["grpc"], grpc);
+        let secure = json!({ "path": "/", "port": 8443, "scheme": "HTTPS" });
+        let (probe, probers) = rewritten(json!({ "httpGet": secure }));
+        assert_eq!(probe, json!({ "httpGet": agent }));
+        assert_eq!(probers["/app-health/app/readyz"]["httpGet"], secure);
     }
 
     #[test]
     fn others_stay_as_they_are() {
         for probe in [
             json!({ "exec": { "command": ["true"] } }),
-            json!({ "grpc": { "port": 9000 } }),
-            json!({ "httpGet": { "path": "/", "port": 8443, "scheme": "HTTPS" } }),
             json!({ "httpGet": { "path": "/", "port": "nowhere" } }),
             json!({ "httpGet": { "path": "/app-health/app/readyz", "port": 15020 } }),
         ] {

@@ -286,7 +286,8 @@ async fn the_root_changes_in_steps_and_never_at_once() {
     let trusts = async |wanted: Roots| {
         let map = json!({ "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": { "name": "istio-ca-root-cert", "namespace": "default" } });
-        let same = |map: &Value| map["data"]["root-cert.pem"].as_str().is_some_and(|pem| roots(pem) == wanted);
+        let same =
+            |map: &Value| map["data"]["root-cert.pem"].as_str().is_some_and(|pem| roots(pem) == wanted);
         cluster.until("the roots", map, |map| same(map).then_some(())).await;
         assert_eq!(roots(&control_plane.root_certificate()), wanted);
     };
@@ -319,12 +320,13 @@ async fn the_root_changes_in_steps_and_never_at_once() {
     write(&cluster, "cacerts", &switched).await;
     trusts(new_root.with(&old_root)).await;
     assert_eq!(signed_by().await, *new_root.first());
-    assert!(is_let_in(&control_plane, of_authority(&old)).await, "certificates of the old root are good still");
+    assert!(
+        is_let_in(&control_plane, of_authority(&old)).await,
+        "certificates of the old root are good still"
+    );
     write(&cluster, "cacerts", &switched.advance().unwrap()).await;
     trusts(new_root.clone()).await;
-    let gone = async {
-        while is_let_in(&control_plane, of_authority(&old)).await {}
-    };
+    let gone = async { while is_let_in(&control_plane, of_authority(&old)).await {} };
     soon("the old root to be gone", gone).await;
     assert!(is_let_in(&control_plane, of_authority(&new)).await);
     let secret = json!({ "apiVersion": "v1", "kind": "Secret",

@@ -21,6 +21,8 @@ use lateen_e2e::{
 use lateen_samples::load::{Failure, Flow, Kind, Report, Spec};
 use serde_json::{Value, json};
 
+use crate::mutual_tls;
+
 /// Changes something while the load runs; returns what to excuse.
 type Change = fn(&Mesh) -> Result<Excuse>;
 
@@ -32,6 +34,7 @@ pub(crate) const CHANGES: &[(&str, Change)] = &[
     ("listeners_come_and_go", listeners_come_and_go),
     ("the_control_plane_restarts", the_control_plane_restarts),
     ("gateways_roll", gateways_roll),
+    ("the_root_changes", mutual_tls::the_root_changes),
 ];
 
 const SOON: Duration = Duration::from_secs(60);

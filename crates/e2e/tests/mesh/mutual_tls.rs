@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
-use crate::{OnMesh, loss};
+use crate::pki::Pki;
+use crate::{OnMesh, loss, mixed};
 use anyhow::{Context, Result, ensure};
 use lateen_e2e::web::{Ask, Reply};
 use lateen_e2e::{Load, Mesh, eventually};
+use serde_json::{Value, json};
 
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("mtls_lab", mtls_lab),
@@ -102,6 +104,7 @@ spec:
 const HTTP: &str = "curl -s -m 5 http://httpbin:8000/headers";
 const TCP: &str = "bash -c 'exec 3<>/dev/tcp/echo/9000; echo hello >&3; timeout 3 head -n1 <&3'";
 
+#[expect(clippy::disallowed_methods, reason = "there is nothing to wait for but that nothing happens")]
 fn identities_and_modes(mesh: &Mesh) -> Result<()> {
     mesh.apply_fixture("echo.yaml")?;
     mesh.apply(STRANGER)?;
@@ -134,6 +137,11 @@ fn identities_and_modes(mesh: &Mesh) -> Result<()> {
     let said = run(mesh, "client", HTTP)?;
     ensure!(said.contains(&format!("URI={id}")), "{said}");
     ensure!(run(mesh, "client", TCP)?.contains("hello"));
+
+    // Three failed probes, a second apart, would be enough.
+    std::thread::sleep(Duration::from_secs(5));
+    let pods = mesh.kubectl(&["get", "pods", "-l", "app in (echo, httpbin)"])?;
+    ensure!(pods.matches(" 2/2 ").count() == 3, "the kubelet's probes pass: {pods}");
 
     // A port of a workload, before the namespace and the mesh.
     mesh.apply(&mode(
@@ -201,4 +209,62 @@ fn certificates_change_under_load(mesh: &Mesh) -> Result<()> {
     load.stop()?.lossless()?;
     mesh.kubectl(&["delete", "peerauthentication", "trial"])?;
     loss::clean(mesh)
+}
+
+/// What `x ca status` tells of the mesh.
+fn authority(mesh: &Mesh) -> Result<Value> {
+    Ok(serde_json::from_str(&mesh.lab("", "istioctl x ca status -o json")?)?)
+}
+
+/// The mesh's root changes, first for another of its own, then for one that was made elsewhere, with an authority below it.
+/// Connections between sidecars are mutual TLS by themselves, and many are new.
+pub(crate) fn the_root_changes(mesh: &Mesh) -> Result<mixed::Excuse> {
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: short}\nspec: {host: echo, trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 5}}}}\n")?;
+    let before = authority(mesh)?;
+    let root = |status: &Value| status["roots"][0].as_str().map(str::to_owned).context("no root");
+    let all_of = |status: &Value| {
+        let root = root(status)?;
+        ensure!(
+            status["rotation"] == "settled"
+                && status["roots"].as_array().is_some_and(|roots| roots.len() == 1),
+            "{status}"
+        );
+        let workloads = status["workloads"].as_array().context("no workloads")?;
+        ensure!(workloads.len() >= 3, "{status}");
+        for workload in workloads {
+            ensure!(workload["certificateOf"] == root && workload["trusts"] == json!([root]), "{workload}");
+        }
+        Ok(root)
+    };
+    let first = all_of(&before)?;
+    let said = mesh.lab("", "istioctl x ca rotate --timeout 120")?;
+    for step in ["[1/3]", "[2/3]", "[3/3]", "The mesh's root is now"] {
+        ensure!(said.contains(step), "{said}");
+    }
+    let second = all_of(&authority(mesh)?)?;
+    ensure!(first != second, "{said}");
+    ensure!(mesh.lab("", "istioctl x ca rotate --abandon").is_err(), "there is nothing to abandon");
+
+    let pki = Pki::new()?;
+    pki.authority("mesh")?;
+    let [root_cert, cert, key] = ["ca.crt", "mesh.crt", "mesh.key"].map(|name| pki.file(name));
+    // A key of another certificate is refused before anything changes.
+    let files =
+        |key: &str| format!("--ca-cert {cert} --ca-key {key} --cert-chain {cert} --root-cert {root_cert}");
+    let mixed_up = mesh.lab("", &format!("istioctl x ca rotate {}", files(&pki.file("ca.key"))));
+    let mixed_up = format!("{:#}", mixed_up.err().context("a key of another certificate")?);
+    ensure!(mixed_up.contains("not the key"), "{mixed_up}");
+    mesh.lab("", &format!("istioctl x ca rotate --timeout 120 {}", files(&key)))?;
+    let third = all_of(&authority(mesh)?)?;
+    ensure!(second != third && third != first);
+    let table = mesh.lab("", "istioctl x ca status")?;
+    ensure!(table.contains(&third) && !table.contains(&first), "{table}");
+
+    // Pods that come later have it from the beginning.
+    mesh.kubectl(&["scale", "deploy/echo", "--replicas=3"])?;
+    mesh.kubectl(&["rollout", "status", "deploy/echo", "--timeout=60s"])?;
+    let later = authority(mesh)?;
+    ensure!(all_of(&later)? == third, "{later}");
+    mesh.kubectl(&["delete", "dr", "short"])?;
+    Ok(mixed::Excuse::default())
 }

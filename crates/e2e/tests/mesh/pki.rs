@@ -44,6 +44,18 @@ impl Pki {
         self.openssl(&format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 30 -extfile names"))
     }
 
+    /// `NAME.crt` and `NAME.key` of an authority below the root.
+    pub(crate) fn authority(&self, name: &str) -> Result<()> {
+        std::fs::write(
+            self.path().join("extensions"),
+            "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\n",
+        )?;
+        self.openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /O={name}"
+        ))?;
+        self.openssl(&format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 30 -extfile extensions"))
+    }
+
     pub(crate) fn secret(&self, mesh: &Mesh, namespace: &str, secret: &str, name: &str) -> Result<()> {
         let script = format!(
             "kubectl create secret tls {secret} -n {namespace} --cert {} --key {} --dry-run=client -o json | kubectl apply -f -",
