@@ -14,8 +14,9 @@ use serde_json::{Map, Value, json};
 use crate::object::{Kind, Status};
 use crate::stored::{STORED_KINDS, StoredKind};
 use crate::{
-    AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, PeerAuthenticationSpec, ServiceEntrySpec,
-    SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, PeerAuthenticationSpec,
+    RequestAuthenticationSpec, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
 };
 
 /// The CRDs of all kinds, ready to be applied to a Kubernetes API.
@@ -25,6 +26,7 @@ pub fn crds() -> Vec<ext::CustomResourceDefinition> {
         typed::<DestinationRuleSpec>(),
         typed::<GatewaySpec>(),
         typed::<PeerAuthenticationSpec>(),
+        typed::<RequestAuthenticationSpec>(),
         typed::<ServiceEntrySpec>(),
         typed::<SidecarSpec>(),
         typed::<VirtualServiceSpec>(),

@@ -28,6 +28,7 @@ pub use networking::workload_group::WorkloadGroupSpec;
 pub use object::{Kind, Object, Status};
 pub use security::authorization_policy::AuthorizationPolicySpec;
 pub use security::peer_authentication::PeerAuthenticationSpec;
+pub use security::request_authentication::RequestAuthenticationSpec;
 
 /// `security.istio.io` AuthorizationPolicy.
 pub type AuthorizationPolicy = Object<AuthorizationPolicySpec>;
@@ -47,3 +48,5 @@ pub type WorkloadEntry = Object<WorkloadEntrySpec>;
 pub type WorkloadGroup = Object<WorkloadGroupSpec>;
 /// `security.istio.io` PeerAuthentication.
 pub type PeerAuthentication = Object<PeerAuthenticationSpec>;
+/// `security.istio.io` RequestAuthentication.
+pub type RequestAuthentication = Object<RequestAuthenticationSpec>;

@@ -31,8 +31,6 @@ impl StoredKind {
     }
 }
 
-const SECURITY: &[&str] = &["v1", "v1beta1"];
-
 /// Every kind that is stored only.
 pub const STORED_KINDS: &[StoredKind] = &[
     StoredKind {
@@ -49,14 +47,6 @@ pub const STORED_KINDS: &[StoredKind] = &[
         kind: "ProxyConfig",
         plural: "proxyconfigs",
         short_names: &[],
-        columns: &[],
-    },
-    StoredKind {
-        group: "security.istio.io",
-        versions: SECURITY,
-        kind: "RequestAuthentication",
-        plural: "requestauthentications",
-        short_names: &["ra"],
         columns: &[],
     },
     StoredKind {

@@ -119,6 +119,8 @@ fn own_may_change(delta: &Delta) -> bool {
         || !delta.peer_authentications.is_empty()
         || !delta.namespaces.is_empty()
         || !delta.authorization_policies.is_empty()
+        || !delta.request_authentications.is_empty()
+        || !delta.key_sets.is_empty()
 }
 
 impl View {

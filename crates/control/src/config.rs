@@ -47,6 +47,26 @@ pub struct Config {
     pub listen: Listen,
     /// How long certificates of workloads live.
     pub certificate_life: CertificateLife,
+    /// How tokens' keys are fetched.
+    pub keys: KeyFetching,
+}
+
+/// How the keys of token issuers are fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFetching {
+    /// How old they may become. Default 20 min (`PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`).
+    pub refresh: Duration,
+    /// Authorities (PEM) that are trusted besides the system's. Default: those in `/cacerts/extra.pem`, as Istio has it.
+    pub authorities: Vec<u8>,
+}
+
+impl Default for KeyFetching {
+    fn default() -> Self {
+        Self {
+            refresh: Duration::from_secs(20 * 60),
+            authorities: std::fs::read("/cacerts/extra.pem").unwrap_or_default(),
+        }
+    }
 }
 
 /// How long certificates of workloads live, as Istio's CA has it.
@@ -92,6 +112,7 @@ impl Default for Config {
             name: "istiod".into(),
             listen: Listen::default(),
             certificate_life: CertificateLife::default(),
+            keys: KeyFetching::default(),
         }
     }
 }

@@ -24,7 +24,9 @@ use crate::authenticate::Authenticator;
 use crate::ca_secret::{self, CaSecretError, CurrentAuthority, Stored};
 use crate::ca_service::CaService;
 use crate::debug::{self, Debug};
+use crate::fetch_keys::KeyFetcher;
 use crate::injection_webhook::{self, Injector};
+use crate::key_sets;
 use crate::mesh_objects::{self, InjectionState, MeshObjects};
 use crate::metrics::Metrics;
 use crate::push::{Input, Published, PushLoop};
@@ -189,7 +191,7 @@ impl ControlPlane {
             root_namespace: config.namespace.clone(),
             ..StoreOptions::default()
         };
-        let kinds = watches::KINDS.into_iter().chain([mesh_objects::KIND]);
+        let kinds = watches::KINDS.into_iter().chain([mesh_objects::KIND, key_sets::KIND]);
         let push = PushLoop::new(Store::new(options), kinds, metrics.clone());
         let published = push.subscribe();
         let runtime = Handle::current();
@@ -214,6 +216,13 @@ impl ControlPlane {
             stop.clone(),
         ));
         background.spawn(root_cert::distribute(client.clone(), authority.clone(), stop.clone()));
+        background.spawn(key_sets::run(
+            KeyFetcher::new(&config.keys.authorities),
+            config.keys.refresh,
+            published.clone(),
+            inputs.clone(),
+            stop.clone(),
+        ));
         background.spawn(ingress_status::run(client.clone(), published.clone(), stop.clone()));
         background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
         let revision =

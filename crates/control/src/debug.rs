@@ -119,10 +119,18 @@ async fn configz(State(debug): State<Debug>) -> Json<Value> {
     let groups = world.workload_groups().map(|config| object(config));
     let sidecars = world.sidecars().map(|config| object(config));
     let access = world.authorization_policies().map(|config| object(config));
+    let tokens = world.request_authentications().map(|config| object(config));
     let peers = world.peer_authentications().map(|config| object(config));
     let networking = gateways.chain(services).chain(rules).chain(entries);
     Json(Value::Array(
-        networking.chain(workloads).chain(groups).chain(sidecars).chain(access).chain(peers).collect(),
+        networking
+            .chain(workloads)
+            .chain(groups)
+            .chain(sidecars)
+            .chain(access)
+            .chain(tokens)
+            .chain(peers)
+            .collect(),
     ))
 }
 

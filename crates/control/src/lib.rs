@@ -13,9 +13,11 @@ mod classes;
 mod config;
 mod control_plane;
 mod debug;
+mod fetch_keys;
 mod ingress_status;
 mod inject;
 mod injection_webhook;
+mod key_sets;
 mod mesh_objects;
 mod metrics;
 mod node;
@@ -33,5 +35,5 @@ mod validation_webhook;
 mod watch;
 mod webhook_patch;
 
-pub use config::{CertificateLife, Config, Listen};
+pub use config::{CertificateLife, Config, KeyFetching, Listen};
 pub use control_plane::{Addresses, ControlPlane, StartError};

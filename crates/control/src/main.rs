@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use lateen_control::{CertificateLife, Config, ControlPlane, Listen};
+use lateen_control::{CertificateLife, Config, ControlPlane, KeyFetching, Listen};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -50,6 +50,9 @@ struct Discovery {
     /// Longest life of workloads' certificates.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = go_duration)]
     max_workload_cert_ttl: Duration,
+    /// How old keys of token issuers may become before they are fetched again.
+    #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = go_duration)]
+    key_refresh: Duration,
     /// Port of xDS over TLS.
     #[arg(long, default_value_t = 15012)]
     xds_port: u16,
@@ -92,6 +95,7 @@ impl Discovery {
                 default: self.default_workload_cert_ttl,
                 most: self.max_workload_cert_ttl,
             },
+            keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
         }
     }
 }

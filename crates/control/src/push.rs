@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::classes::Classes;
+use crate::key_sets;
 use crate::metrics::Metrics;
 use crate::secret_access::Account;
 
@@ -51,6 +52,8 @@ pub(crate) struct Published {
     pub(crate) world: Arc<World>,
     /// Counts up when anything but endpoints, pods and nodes changed.
     pub(crate) config_version: u64,
+    /// Whether all kinds have been listed but for keys of token issuers, which are fetched by what the others say.
+    pub(crate) listed: bool,
     /// Whether all kinds have been listed: before, the world is incomplete and nobody is served.
     pub(crate) complete: bool,
 }
@@ -89,7 +92,12 @@ impl PushLoop {
         Self {
             store,
             metrics,
-            published: watch::Sender::new(Published { world, config_version: 0, complete: false }),
+            published: watch::Sender::new(Published {
+                world,
+                config_version: 0,
+                listed: false,
+                complete: false,
+            }),
             unlisted: kinds.into_iter().collect(),
             waiting: Vec::new(),
             connected: Vec::new(),
@@ -127,6 +135,7 @@ impl PushLoop {
 
     fn take(&mut self, batch: impl Iterator<Item = Input>, now: Instant) {
         let was_complete = self.unlisted.is_empty();
+        let was_listed = self.is_listed();
         for input in batch {
             match input {
                 Input::Object(event, seen) => {
@@ -160,12 +169,17 @@ impl PushLoop {
             tracing::info!("configuration is complete; serving proxies");
         }
         let (delta, first_change) = (std::mem::take(&mut self.pending), self.first_change.take());
-        if !delta.is_empty() || complete != was_complete {
+        if !delta.is_empty() || complete != was_complete || self.is_listed() != was_listed {
             self.publish(&delta, complete);
         }
         if complete {
             self.push(&delta, first_change.unwrap_or(now));
         }
+    }
+
+    /// Whether nothing but keys is waited for.
+    fn is_listed(&self) -> bool {
+        self.unlisted.iter().all(|kind| *kind == key_sets::KIND)
     }
 
     /// Takes effect with the push that follows.
@@ -214,8 +228,10 @@ impl PushLoop {
             }
         }
         self.metrics.world(&world);
+        let listed = self.is_listed();
         self.published.send_modify(|published| {
             published.world = world;
+            published.listed = listed;
             published.complete = complete;
             published.config_version += u64::from(touches_config(delta));
         });
@@ -264,6 +280,8 @@ fn touches_config(delta: &Delta) -> bool {
         || !delta.gateways.is_empty()
         || !delta.sidecars.is_empty()
         || !delta.authorization_policies.is_empty()
+        || !delta.request_authentications.is_empty()
+        || !delta.key_sets.is_empty()
         || !delta.peer_authentications.is_empty()
         || !delta.load_balancers.is_empty()
         || !delta.credentials.is_empty()

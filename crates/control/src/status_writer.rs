@@ -9,12 +9,14 @@ use kube::{Api, Client};
 use lateen_api::object::{Condition, HostAddress, MessageType, ValidationMessage};
 use lateen_api::{
     AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, Object, PeerAuthenticationSpec,
-    ServiceEntrySpec, SidecarSpec, Status, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    RequestAuthenticationSpec, ServiceEntrySpec, SidecarSpec, Status, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
 };
 use lateen_model::{Config, ObjectName, ServiceEntry, World};
 use lateen_translate::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
-    check_service_entry, check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
+    check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,
+    check_workload_entry, check_workload_group,
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -124,6 +126,9 @@ fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Want
     for policy in world.authorization_policies() {
         add(&mut map, policy, check_authorization_policy(policy, world));
     }
+    for policy in world.request_authentications() {
+        add(&mut map, policy, check_request_authentication(policy, world));
+    }
     for sidecar in world.sidecars() {
         add(&mut map, sidecar, check_sidecar(sidecar, world));
     }
@@ -163,6 +168,9 @@ async fn write(client: &Client, key: &Key, wanted: &Wanted) -> Result<(), kube::
         WorkloadEntrySpec::KIND => write_kind::<WorkloadEntrySpec>(client, &key.name, wanted).await,
         AuthorizationPolicySpec::KIND => {
             write_kind::<AuthorizationPolicySpec>(client, &key.name, wanted).await
+        }
+        RequestAuthenticationSpec::KIND => {
+            write_kind::<RequestAuthenticationSpec>(client, &key.name, wanted).await
         }
         SidecarSpec::KIND => write_kind::<SidecarSpec>(client, &key.name, wanted).await,
         PeerAuthenticationSpec::KIND => write_kind::<PeerAuthenticationSpec>(client, &key.name, wanted).await,

@@ -7,13 +7,14 @@ use lateen_api::Kind;
 use lateen_api::stored::STORED_KINDS;
 use lateen_api::validate::{
     Findings, validate_authorization_policy, validate_destination_rule, validate_gateway,
-    validate_peer_authentication, validate_service_entry, validate_sidecar, validate_virtual_service,
-    validate_workload_entry, validate_workload_group,
+    validate_peer_authentication, validate_request_authentication, validate_service_entry, validate_sidecar,
+    validate_virtual_service, validate_workload_entry, validate_workload_group,
 };
 use lateen_model::{Config, World};
 use lateen_translate::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
-    check_service_entry, check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
+    check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,
+    check_workload_entry, check_workload_group,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -83,6 +84,11 @@ fn validate(object: &Value, world: &World) -> Verdict {
         }
         ("security.istio.io", "AuthorizationPolicy") => {
             checked(object, validate_authorization_policy, |config| check_authorization_policy(config, world))
+        }
+        ("security.istio.io", "RequestAuthentication") => {
+            checked(object, validate_request_authentication, |config| {
+                check_request_authentication(config, world)
+            })
         }
         ("networking.istio.io", "Sidecar") => {
             checked(object, validate_sidecar, |config| check_sidecar(config, world))

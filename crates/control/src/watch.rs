@@ -16,12 +16,13 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use lateen_api::validate::{
     Findings, validate_authorization_policy, validate_destination_rule, validate_gateway,
-    validate_peer_authentication, validate_service_entry, validate_sidecar, validate_virtual_service,
-    validate_workload_entry, validate_workload_group,
+    validate_peer_authentication, validate_request_authentication, validate_service_entry, validate_sidecar,
+    validate_virtual_service, validate_workload_entry, validate_workload_group,
 };
 use lateen_api::{
     AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec,
-    ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    RequestAuthenticationSpec, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
 };
 use lateen_model::{Event, Object, ObjectName};
 use serde::de::DeserializeOwned;
@@ -38,7 +39,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const ABSENT: Duration = Duration::from_millis(500);
 
 /// The kinds that are followed here. ConfigMaps are followed by [`mesh_objects`](crate::mesh_objects).
-pub(crate) const KINDS: [&str; 17] = [
+pub(crate) const KINDS: [&str; 18] = [
     "Service",
     "EndpointSlice",
     "Pod",
@@ -56,6 +57,7 @@ pub(crate) const KINDS: [&str; 17] = [
     "Secret",
     "PeerAuthentication",
     "AuthorizationPolicy",
+    "RequestAuthentication",
 ];
 
 /// Starts following every kind.
@@ -90,6 +92,11 @@ pub(crate) fn start(
         KINDS[16],
         Object::AuthorizationPolicy,
         validate_authorization_policy,
+    );
+    core.custom::<RequestAuthenticationSpec>(
+        KINDS[17],
+        Object::RequestAuthentication,
+        validate_request_authentication,
     );
 }
 

@@ -62,6 +62,8 @@ fn cluster_rules() -> Value {
           "verbs": ["patch", "update"] },
         { "apiGroups": ["security.istio.io"], "resources": ["peerauthentications"], "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["security.istio.io"], "resources": ["peerauthentications/status"], "verbs": ["patch", "update"] },
+        { "apiGroups": ["security.istio.io"], "resources": ["requestauthentications"], "verbs": ["get", "list", "watch"] },
+        { "apiGroups": ["security.istio.io"], "resources": ["requestauthentications/status"], "verbs": ["patch", "update"] },
         { "apiGroups": ["security.istio.io"], "resources": ["authorizationpolicies"], "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["security.istio.io"], "resources": ["authorizationpolicies/status"], "verbs": ["patch", "update"] },
         { "apiGroups": ["networking.k8s.io"], "resources": ["ingresses", "ingressclasses"],

@@ -5,7 +5,8 @@ use lateen_api::networking::virtual_service::Destination;
 use lateen_api::security::authorization_policy::DRY_RUN;
 use lateen_api::{
     AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec,
-    ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec, WorkloadGroupSpec,
+    RequestAuthenticationSpec, ServiceEntrySpec, SidecarSpec, VirtualServiceSpec, WorkloadEntrySpec,
+    WorkloadGroupSpec,
 };
 
 use crate::digest::{Digest, digest_of};
@@ -24,6 +25,8 @@ pub type Sidecar = Config<SidecarSpec>;
 pub type Gateway = Config<GatewaySpec>;
 /// A PeerAuthentication.
 pub type PeerAuthentication = Config<PeerAuthenticationSpec>;
+/// A RequestAuthentication.
+pub type RequestAuthentication = Config<RequestAuthenticationSpec>;
 /// A ServiceEntry.
 pub type ServiceEntry = Config<ServiceEntrySpec>;
 /// A WorkloadEntry.

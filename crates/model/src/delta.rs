@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::config::VirtualService;
 use crate::hostname::Hostname;
+use crate::key_set::KeySource;
 use crate::name::ObjectName;
 
 /// What changed. Empty when an object changed in a way that is of no concern to the mesh.
@@ -37,6 +38,10 @@ pub struct Delta {
     pub workload_groups: BTreeSet<ObjectName>,
     /// PeerAuthentications.
     pub peer_authentications: BTreeSet<ObjectName>,
+    /// RequestAuthentications.
+    pub request_authentications: BTreeSet<ObjectName>,
+    /// Places whose keys of token issuers changed.
+    pub key_sets: BTreeSet<KeySource>,
     /// Services whose load-balancer addresses changed.
     pub load_balancers: BTreeSet<ObjectName>,
     /// Secrets with credentials.
@@ -74,6 +79,8 @@ impl Delta {
             && self.gateways.is_empty()
             && self.sidecars.is_empty()
             && self.peer_authentications.is_empty()
+            && self.request_authentications.is_empty()
+            && self.key_sets.is_empty()
             && self.load_balancers.is_empty()
             && self.service_entries.is_empty()
             && self.workload_entries.is_empty()
@@ -97,6 +104,8 @@ impl Delta {
         self.gateways.extend(other.gateways);
         self.sidecars.extend(other.sidecars);
         self.peer_authentications.extend(other.peer_authentications);
+        self.request_authentications.extend(other.request_authentications);
+        self.key_sets.extend(other.key_sets);
         self.load_balancers.extend(other.load_balancers);
         self.service_entries.extend(other.service_entries);
         self.workload_entries.extend(other.workload_entries);

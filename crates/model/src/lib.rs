@@ -12,6 +12,7 @@ mod digest;
 mod endpoint;
 mod hostname;
 mod ingress;
+mod key_set;
 mod name;
 mod peer_authentication;
 mod pod;
@@ -25,8 +26,8 @@ mod workload_entry;
 mod world;
 
 pub use config::{
-    AuthorizationPolicy, Config, DestinationRule, Gateway, Origin, PeerAuthentication, ServiceEntry, Sidecar,
-    VirtualService, WorkloadEntry, WorkloadGroup,
+    AuthorizationPolicy, Config, DestinationRule, Gateway, Origin, PeerAuthentication, RequestAuthentication,
+    ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
 };
 pub use credential::Credential;
 pub use delegate::{DelegateProblem, DelegateReason, delegate_of, is_delegate};
@@ -35,6 +36,7 @@ pub use digest::{Digest, digest_of};
 pub use endpoint::{Address, Endpoint, Health, Locality, ServiceEndpoints};
 pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_name};
 pub use ingress::{CONTROLLER as INGRESS_CONTROLLER, Ingress};
+pub use key_set::{KeySet, KeySource};
 pub use name::ObjectName;
 pub use peer_authentication::{PeerMode, PeerModes, PeerPolicies};
 pub use pod::{Labels, Pod, PodPhase, labels_match};

@@ -16,6 +16,7 @@ use crate::delta::{Delta, Problem};
 use crate::endpoint::{Locality, Slice};
 use crate::hostname::resolve_host;
 use crate::ingress::Ingress;
+use crate::key_set::{KeySet, KeySource};
 use crate::name::ObjectName;
 use crate::pod::{Pod, PodPhase};
 use crate::service::Service;
@@ -50,6 +51,8 @@ pub enum Object {
     Sidecar(Box<lateen_api::Sidecar>),
     /// A PeerAuthentication.
     PeerAuthentication(Box<lateen_api::PeerAuthentication>),
+    /// A RequestAuthentication.
+    RequestAuthentication(Box<lateen_api::RequestAuthentication>),
     /// An Ingress.
     Ingress(Box<networking::Ingress>),
     /// An IngressClass.
@@ -69,6 +72,10 @@ pub enum Event {
     Applied(Object),
     /// It was deleted.
     Deleted(Object),
+    /// Keys were fetched, or could not be.
+    Keys(KeySet),
+    /// Keys from there are not wanted any more.
+    NoKeys(KeySource),
 }
 
 /// What a store needs to know.
@@ -150,6 +157,18 @@ impl Store {
         match event {
             Event::Applied(object) => self.applied(object, &mut delta),
             Event::Deleted(object) => self.deleted(&object, &mut delta),
+            Event::Keys(set) => {
+                let set = Arc::new(set);
+                if self.world.key_sets.get(&set.source) != Some(&set) {
+                    delta.key_sets.insert(set.source.clone());
+                    self.world.key_sets.insert(set.source.clone(), set);
+                }
+            }
+            Event::NoKeys(source) => {
+                if self.world.key_sets.remove(&source).is_some() {
+                    delta.key_sets.insert(source);
+                }
+            }
         }
         if !delta.is_empty() {
             self.world.version += 1;
@@ -198,6 +217,9 @@ impl Store {
             }
             Object::PeerAuthentication(object) => {
                 replace(&mut self.world.peer_authentications, *object, &mut delta.peer_authentications);
+            }
+            Object::RequestAuthentication(object) => {
+                replace(&mut self.world.request_authentications, *object, &mut delta.request_authentications);
             }
             Object::Ingress(object) => {
                 self.set_ingress(ObjectName::of(&object.metadata), Some(Ingress::new(&object)), delta);
@@ -282,6 +304,12 @@ impl Store {
                 let name = ObjectName::of(&object.metadata);
                 if self.world.peer_authentications.remove(&name).is_some() {
                     delta.peer_authentications.insert(name);
+                }
+            }
+            Object::RequestAuthentication(object) => {
+                let name = ObjectName::of(&object.metadata);
+                if self.world.request_authentications.remove(&name).is_some() {
+                    delta.request_authentications.insert(name);
                 }
             }
             Object::Ingress(object) => self.set_ingress(ObjectName::of(&object.metadata), None, delta),

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
-use lateen_api::MeshConfig;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
+use lateen_api::{AuthorizationPolicySpec, MeshConfig, RequestAuthenticationSpec};
 
 use crate::config::{
-    AuthorizationPolicy, DestinationRule, Gateway, PeerAuthentication, ServiceEntry, Sidecar, VirtualService,
-    WorkloadEntry, WorkloadGroup,
+    AuthorizationPolicy, Config, DestinationRule, Gateway, PeerAuthentication, RequestAuthentication,
+    ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use crate::credential::Credential;
 use crate::delegate::{self, DelegateProblem, is_delegate};
 use crate::endpoint::{Locality, ServiceEndpoints};
 use crate::hostname::{Hostname, resolve_host};
 use crate::ingress::{self, Ingress};
+use crate::key_set::{KeySet, KeySource};
 use crate::name::ObjectName;
 use crate::pod::{Labels, Pod, labels_match};
 use crate::rule_index::{Client, RuleIndex};
@@ -44,6 +45,8 @@ pub struct World {
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
     pub(crate) authorization_policies: OrdMap<ObjectName, Arc<AuthorizationPolicy>>,
+    pub(crate) request_authentications: OrdMap<ObjectName, Arc<RequestAuthentication>>,
+    pub(crate) key_sets: OrdMap<KeySource, Arc<KeySet>>,
     pub(crate) sidecars: OrdMap<ObjectName, Arc<Sidecar>>,
     pub(crate) peer_authentications: OrdMap<ObjectName, Arc<PeerAuthentication>>,
     pub(crate) ingresses: OrdMap<ObjectName, Arc<Ingress>>,
@@ -120,6 +123,8 @@ impl World {
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
             authorization_policies: OrdMap::new(),
+            request_authentications: OrdMap::new(),
+            key_sets: OrdMap::new(),
             sidecars: OrdMap::new(),
             peer_authentications: OrdMap::new(),
             ingresses: OrdMap::new(),
@@ -293,19 +298,57 @@ impl World {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<Arc<AuthorizationPolicy>> {
+        let selects = |spec: &AuthorizationPolicySpec| {
+            let selector = spec.selector.as_ref();
+            !spec.has_target() && selector.is_none_or(|selector| labels_match(&selector.match_labels, labels))
+        };
+        self.of_workload(&self.authorization_policies, namespace, selects)
+    }
+
+    /// All RequestAuthentications by name.
+    pub fn request_authentications(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
+        self.request_authentications.values()
+    }
+
+    /// The RequestAuthentications for a workload, chosen like its AuthorizationPolicies.
+    pub fn request_authentications_for(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<Arc<RequestAuthentication>> {
+        let selects = |spec: &RequestAuthenticationSpec| {
+            let selector = spec.selector.as_ref();
+            !spec.has_target() && selector.is_none_or(|selector| labels_match(&selector.match_labels, labels))
+        };
+        self.of_workload(&self.request_authentications, namespace, selects)
+    }
+
+    /// What is known of the keys from there; none: nobody has asked yet.
+    pub fn key_set(&self, source: &KeySource) -> Option<&Arc<KeySet>> {
+        self.key_sets.get(source)
+    }
+
+    /// All keys that were asked for.
+    pub fn key_sets(&self) -> impl Iterator<Item = &Arc<KeySet>> {
+        self.key_sets.values()
+    }
+
+    /// Those of a workload's namespace and of the root namespace that are for it.
+    fn of_workload<S>(
+        &self,
+        all: &OrdMap<ObjectName, Arc<Config<S>>>,
+        namespace: &str,
+        selects: impl Fn(&S) -> bool,
+    ) -> Vec<Arc<Config<S>>> {
         let root = self.mesh.root_namespace.as_str();
         let namespaces: BTreeSet<&str> = [namespace, root].into();
         let of_namespace = |namespace: &str| {
             let from = ObjectName::new(namespace, "");
             let own: Arc<str> = namespace.into();
-            let all = self.authorization_policies.range(from..).map(|(_, policy)| policy);
+            let all = all.range(from..).map(|(_, policy)| policy);
             all.take_while(move |policy| policy.name.namespace == own)
         };
-        let selects = |policy: &&Arc<AuthorizationPolicy>| {
-            let selector = policy.spec.selector.as_ref();
-            !policy.spec.has_target()
-                && selector.is_none_or(|selector| labels_match(&selector.match_labels, labels))
-        };
+        let selects = |policy: &&Arc<Config<S>>| selects(&policy.spec);
         namespaces.into_iter().flat_map(of_namespace).filter(selects).cloned().collect()
     }
 

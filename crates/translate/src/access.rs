@@ -13,6 +13,7 @@ use rbac::rbac::Action as Effect;
 
 use crate::access_rules::{self, Terms};
 use crate::ordered_rbac::{HttpRbac, NetworkRbac, Rules};
+use crate::tokens::Tokens;
 use crate::wire;
 
 const HTTP_FILTER: &str = "envoy.filters.http.rbac";
@@ -27,6 +28,8 @@ pub(crate) struct Access {
     policies: Vec<Arc<AuthorizationPolicy>>,
     /// The mesh's trust domain and its aliases.
     trust_domains: Vec<String>,
+    /// Whose tokens are accepted.
+    tokens: Tokens,
 }
 
 /// The rules of one action.
@@ -40,17 +43,19 @@ struct Group {
 
 impl Access {
     pub(crate) fn new(world: &World, namespace: &str, labels: &BTreeMap<String, String>) -> Self {
+        let tokens = Tokens::new(world, namespace, labels);
         let policies = world.authorization_policies_for(namespace, labels);
         if policies.is_empty() {
-            return Self::default();
+            return Self { tokens, ..Self::default() };
         }
         let mesh = world.mesh();
         let aliases = mesh.trust_domain_aliases.iter().cloned();
-        Self { policies, trust_domains: std::iter::once(mesh.trust_domain.clone()).chain(aliases).collect() }
+        let trust_domains = std::iter::once(mesh.trust_domain.clone()).chain(aliases).collect();
+        Self { policies, trust_domains, tokens }
     }
 
-    /// For connection managers.
-    pub(crate) fn http(&self) -> Vec<hcm::HttpFilter> {
+    /// For connection managers. Providers are asked before tokens are looked at. `routes`: claims have a say in routing.
+    pub(crate) fn http(&self, routes: bool) -> Vec<hcm::HttpFilter> {
         let filter = |group: Group| {
             let config = wire::any(&HttpRbac {
                 shadow_rules_stat_prefix: group.shadow_prefix(),
@@ -63,7 +68,10 @@ impl Access {
                 ..Default::default()
             }
         };
-        self.groups(false).into_iter().map(filter).collect()
+        let custom = self.group(Action::Custom, false).map(filter);
+        let others = [Action::Audit, Action::Deny, Action::Allow];
+        let others = others.into_iter().filter_map(|action| self.group(action, false)).map(filter);
+        custom.into_iter().chain(self.tokens.filter(routes)).chain(others).collect()
     }
 
     /// For TCP.
@@ -80,12 +88,8 @@ impl Access {
                 config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
             }
         };
-        self.groups(true).into_iter().map(filter).collect()
-    }
-
-    fn groups(&self, tcp: bool) -> Vec<Group> {
         let order = [Action::Custom, Action::Audit, Action::Deny, Action::Allow];
-        order.into_iter().filter_map(|action| self.group(action, tcp)).collect()
+        order.into_iter().filter_map(|action| self.group(action, true)).map(filter).collect()
     }
 
     fn group(&self, action: Action, tcp: bool) -> Option<Group> {

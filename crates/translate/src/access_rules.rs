@@ -10,10 +10,10 @@ use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 use rbac::permission::{self, Rule as What};
 use rbac::principal::{self, Authenticated, Identifier as Who};
 
+use crate::tokens;
 use crate::wire;
 
 const SPIFFE: &str = "spiffe://";
-const TOKENS: &str = "envoy.filters.http.jwt_authn";
 /// Names the local trust domain whatever it is called.
 const LOCAL_TRUST_DOMAIN: &str = "cluster.local";
 
@@ -309,26 +309,11 @@ fn authenticated(name: matcher::StringMatcher) -> rbac::Principal {
     who(Who::Authenticated(Authenticated { principal_name: Some(name) }))
 }
 
-/// A claim of a verified token: a text, or a list with it.
+/// A claim of a verified token.
 fn claim(path: &[&str], value: matcher::StringMatcher) -> Who {
-    use matcher::value_matcher::MatchPattern;
-    let single = matcher::ValueMatcher { match_pattern: Some(MatchPattern::StringMatch(value)) };
-    let list = matcher::ListMatcher {
-        match_pattern: Some(matcher::list_matcher::MatchPattern::OneOf(Box::new(single.clone()))),
-    };
-    let list = matcher::ValueMatcher { match_pattern: Some(MatchPattern::ListMatch(Box::new(list))) };
-    let either = MatchPattern::OrMatch(matcher::OrMatcher { value_matchers: vec![single, list] });
-    let segment = |key: &str| matcher::metadata_matcher::PathSegment {
-        segment: Some(matcher::metadata_matcher::path_segment::Segment::Key(key.to_owned())),
-    };
-    let metadata_matcher = matcher::MetadataMatcher {
-        filter: TOKENS.to_owned(),
-        path: std::iter::once("payload").chain(path.iter().copied()).map(segment).collect(),
-        value: Some(matcher::ValueMatcher { match_pattern: Some(either) }),
-        ..Default::default()
-    };
+    let metadata_matcher = Some(tokens::claim(path, value));
     let metadata_source = rbac::MetadataSource::Dynamic as i32;
-    Who::SourcedMetadata(rbac::SourcedMetadata { metadata_matcher: Some(metadata_matcher), metadata_source })
+    Who::SourcedMetadata(rbac::SourcedMetadata { metadata_matcher, metadata_source })
 }
 
 /// `ISSUER/SUBJECT`, of which the issuer may have slashes.

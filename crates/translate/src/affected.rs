@@ -174,7 +174,10 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
             affected.endpoints.add(differing);
         }
     }
-    if !delta.authorization_policies.is_empty() && scope.class.kind == ProxyKind::Router {
+    let guarded = !delta.authorization_policies.is_empty()
+        || !delta.request_authentications.is_empty()
+        || !delta.key_sets.is_empty();
+    if guarded && scope.class.kind == ProxyKind::Router {
         affected.listeners = Extent::All;
     }
     if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {

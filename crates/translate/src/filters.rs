@@ -70,7 +70,11 @@ pub(crate) fn http(
     let mut manager = hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(route_specifier),
-        http_filters: access.http().into_iter().chain(http_filters(settings, role)).collect(),
+        http_filters: access
+            .http(role == HttpRole::Gateway)
+            .into_iter()
+            .chain(http_filters(settings, role))
+            .collect(),
         access_log: access_log::traffic_log(settings),
         use_remote_address: wire::boolean(role == HttpRole::Gateway),
         generate_request_id: wire::boolean(true),

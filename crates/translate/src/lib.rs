@@ -37,6 +37,7 @@ mod mutual_tls;
 mod name_table;
 mod names;
 mod ordered;
+mod ordered_jwt;
 mod ordered_rbac;
 mod parts;
 mod proxy;
@@ -53,6 +54,7 @@ mod secrets;
 mod settings;
 mod sidecar;
 mod tcp_routes;
+mod tokens;
 mod traffic_policy;
 mod warnings;
 mod wire;
@@ -66,7 +68,9 @@ pub use references::{MissingDestination, newly_missing};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
 pub use secrets::namespaces_wanting_secrets;
+pub use tokens::check_keys;
 pub use warnings::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
-    check_service_entry, check_sidecar, check_virtual_service, check_workload_entry, check_workload_group,
+    check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,
+    check_workload_entry, check_workload_group,
 };

@@ -7,6 +7,7 @@ use lateen_model::Origin;
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 
+use crate::tokens;
 use crate::wire;
 
 /// The conditions on the request.
@@ -16,11 +17,21 @@ pub(crate) fn route_match(condition: &HttpMatchRequest, origin: Origin) -> route
         (":method", &condition.method),
         (":authority", &condition.authority),
     ];
-    let mut headers: Vec<route::HeaderMatcher> =
-        condition.headers.iter().map(|(name, matcher)| header(name, matcher.as_ref())).collect();
-    headers.extend(
-        condition.without_headers.iter().map(|(name, matcher)| without_header(name, matcher.as_ref())),
-    );
+    let mut headers = Vec::new();
+    let mut dynamic_metadata = Vec::new();
+    for (name, matcher) in &condition.headers {
+        match tokens::routing_claim(name) {
+            Some(path) => dynamic_metadata.push(claim(&path, matcher.as_ref())),
+            None => headers.push(header(name, matcher.as_ref())),
+        }
+    }
+    for (name, matcher) in &condition.without_headers {
+        match tokens::routing_claim(name) {
+            Some(path) => dynamic_metadata
+                .push(matcher::MetadataMatcher { invert: true, ..claim(&path, matcher.as_ref()) }),
+            None => headers.push(without_header(name, matcher.as_ref())),
+        }
+    }
     headers
         .extend(pseudo.into_iter().filter_map(|(name, matcher)| Some(header(name, Some(matcher.as_ref()?)))));
     route::RouteMatch {
@@ -28,7 +39,15 @@ pub(crate) fn route_match(condition: &HttpMatchRequest, origin: Origin) -> route
         case_sensitive: condition.ignore_uri_case.then_some(false).and_then(wire::boolean),
         headers,
         query_parameters: query_parameters(&condition.query_params),
+        dynamic_metadata,
         ..Default::default()
+    }
+}
+
+fn claim(path: &[&str], condition: Option<&StringMatch>) -> matcher::MetadataMatcher {
+    match condition.and_then(string_matcher) {
+        Some(matcher) => tokens::claim(path, matcher),
+        None => tokens::any_claim(path),
     }
 }
 

@@ -11,9 +11,9 @@ use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_api::security::authorization_policy::Action;
 use lateen_model::{
-    AuthorizationPolicy, DestinationRule, Gateway, ObjectName, PeerAuthentication, PeerMode, Pod, Protocol,
-    Registry, Resolution, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, WorkloadGroup, World,
-    labels_match, resolve_gateway, resolve_host,
+    AuthorizationPolicy, DestinationRule, Gateway, KeySource, ObjectName, PeerAuthentication, PeerMode, Pod,
+    Protocol, Registry, RequestAuthentication, Resolution, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry, WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
@@ -21,6 +21,7 @@ use crate::gateways_tls;
 use crate::listeners_gateway::is_served;
 use crate::secrets;
 use crate::sidecar::Place;
+use crate::tokens::check_keys;
 
 /// Name of warnings about what is accepted and does nothing.
 const NO_EFFECT_YET: &str = "NoEffectYet";
@@ -328,16 +329,35 @@ pub fn check_authorization_policy(policy: &AuthorizationPolicy, _: &World) -> Ve
         let reason = "no provider is asked yet, so the workloads it selects refuse everything";
         warnings.push(Warning::no_effect_as("spec.provider", reason));
     }
-    for (index, rule) in spec.rules.iter().enumerate() {
-        let sources = rule.from.iter().filter_map(|from| from.source.as_ref());
-        let principals =
-            sources.flat_map(|source| [&source.request_principals, &source.not_request_principals]);
-        let by_token = principals.into_iter().any(|list| !list.is_empty())
-            || rule.when.iter().any(|condition| condition.key.starts_with("request.auth."));
-        if by_token {
-            let reason = "tokens are not verified yet, so no request has a principal or claims";
-            warnings.push(Warning::no_effect_as(format!("spec.rules[{index}]"), reason));
+    warnings
+}
+
+/// Warnings about a RequestAuthentication in a world: where its keys could not be had.
+pub fn check_request_authentication(policy: &RequestAuthentication, world: &World) -> Vec<Warning> {
+    let spec = &policy.spec;
+    let mut warnings = Vec::new();
+    if spec.has_target() {
+        let field = if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" };
+        warnings
+            .push(Warning::no_effect_as(field, "there are no Gateways of the Gateway API and no waypoints"));
+    }
+    for (index, rule) in spec.jwt_rules.iter().enumerate() {
+        if let Some(reason) =
+            Some(&rule.jwks).filter(|keys| !keys.is_empty()).and_then(|keys| check_keys(keys).err())
+        {
+            let path = format!("spec.jwtRules[{index}].jwks");
+            let message = format!("{path}: {reason}; tokens of this issuer are refused");
+            warnings.push(Warning { code: None, name: "JwksUnusable", path, message });
         }
+        let set = KeySource::of(rule).and_then(|source| world.key_set(&source));
+        let Some((set, problem)) = set.and_then(|set| Some((set, set.problem.as_ref()?))) else { continue };
+        let meanwhile = match &set.keys {
+            Some(_) => "the last keys that came are used",
+            None => "its tokens are refused",
+        };
+        let path = format!("spec.jwtRules[{index}]");
+        let message = format!("{path}: keys from {}: {problem}; {meanwhile}", set.source);
+        warnings.push(Warning { code: None, name: "JwksFetchFailed", path, message });
     }
     warnings
 }

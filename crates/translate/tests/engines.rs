@@ -128,6 +128,26 @@ fn engines_accept_authorization_policies() {
 }
 
 #[test]
+fn engines_accept_request_authentications() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: RequestAuthentication, metadata: {name: fetched, namespace: istio-system}, spec: {jwtRules: [
+        {issuer: a, jwksUri: 'https://a.example/keys'}, {issuer: b}, {jwks: '{\"keys\":[{\"kty\":\"RSA\",\"n\":\"AA\",\"e\":\"AQAB\"}]}'}]}}");
+    mesh.config("{kind: RequestAuthentication, metadata: {name: all}, spec: {jwtRules: [{
+        issuer: c, audiences: [d], jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"AA\"}]}', fromHeaders: [{name: x-a, prefix: 'T '}], fromParams: [p],
+        fromCookies: [q], outputPayloadToHeader: x-p, outputClaimToHeaders: [{header: x-c, claim: a.b}],
+        forwardOriginalToken: true, timeout: 3s, spaceDelimitedClaims: [roles]}]}}");
+    mesh.config(&support::every_field("ALLOW", false));
+    mesh.config("{kind: VirtualService, metadata: {name: by-claim}, spec: {hosts: [claims.example], gateways: [gateway], http: [
+        {match: [{headers: {'@request.auth.claims.group': {exact: a}}, withoutHeaders: {'@request.auth.claims[a.b][c]': {prefix: d}}},
+            {headers: {'@request.auth.claims.sub': {}}}],
+         route: [{destination: {host: customers}}]}]}}");
+    for name in ["customers-v1-1", "web-frontend-1"] {
+        accept(name, &mut mesh, |mesh| mesh.sidecar("default", name));
+    }
+    accept("gateway", &mut mesh, |mesh| mesh.gateway());
+}
+
+#[test]
 fn engines_accept_entries_of_all_kinds() {
     let mut mesh = Mesh::course();
     let ports = "[{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}, {number: 7000, name: any}]";

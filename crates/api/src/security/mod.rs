@@ -1,6 +1,7 @@
 //! Security: `security.istio.io`.
 pub mod authorization_policy;
 pub mod peer_authentication;
+pub mod request_authentication;
 
 /// The API group of all these kinds.
 pub const GROUP: &str = "security.istio.io";

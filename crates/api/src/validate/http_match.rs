@@ -3,7 +3,46 @@ use super::header_value::check_header_value;
 use super::hosts::is_dns_label;
 use super::virtual_service::check_gateway_names;
 use super::{Findings, check_labels, check_port, check_string_match};
-use crate::networking::virtual_service::{HeaderOperations, Headers, HttpMatchRequest, HttpRoute};
+use crate::networking::virtual_service::{
+    HeaderOperations, Headers, HttpMatchRequest, HttpRoute, MESH_GATEWAY,
+};
+
+/// How a condition on a claim begins that stands among those on headers.
+const CLAIMS: &str = "@request.auth.claims";
+
+/// A claim is named as `@request.auth.claims.a.b` or `@request.auth.claims[a][b]`.
+fn check_claim(findings: &mut Findings, path: &str, name: &str, rest: &str) {
+    let dotted = |rest: &str| rest.split('.').all(|part| !part.is_empty() && !part.contains(['[', ']']));
+    let in_brackets =
+        |rest: &str| rest.split("][").all(|part| !part.is_empty() && !part.contains(['[', ']']));
+    let fits = rest.strip_prefix('.').is_some_and(dotted)
+        || rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(in_brackets);
+    if !fits {
+        findings
+            .error(path, format!("header match {name} names no claim: write {CLAIMS}.a.b or {CLAIMS}[a][b]"));
+    }
+}
+
+/// Tokens are for gateways to route by: sidecars look at those of what comes in.
+pub(super) fn check_claims_at_gateways(
+    findings: &mut Findings,
+    path: &str,
+    condition: &HttpMatchRequest,
+    gateways: &[String],
+) {
+    let gateways = if condition.gateways.is_empty() { gateways } else { &condition.gateways };
+    if !gateways.is_empty() && !gateways.iter().any(|gateway| gateway == MESH_GATEWAY) {
+        return;
+    }
+    for (field, map) in [("headers", &condition.headers), ("withoutHeaders", &condition.without_headers)] {
+        for name in map.keys().filter(|name| name.starts_with(CLAIMS)) {
+            findings.error(
+                format!("{path}.{field}[{name}]"),
+                format!("JWT claim based routing (key: {name}) is only supported for gateway, found no gateways: {gateways:?}"),
+            );
+        }
+    }
+}
 
 /// Checks the conditions of a rule; `delegating` says that it is a root's or a delegate's.
 pub(super) fn check_match(
@@ -28,7 +67,11 @@ pub(super) fn check_match(
     ] {
         for (name, matcher) in map {
             let path = format!("{path}.{field}[{name}]");
-            check_header_name(findings, &path, name);
+            if let Some(rest) = name.strip_prefix(CLAIMS) {
+                check_claim(findings, &path, name, rest);
+            } else {
+                check_header_name(findings, &path, name);
+            }
             match matcher {
                 Some(matcher) => check_string_match(findings, &path, matcher),
                 None if delegating || field == "headers" => {

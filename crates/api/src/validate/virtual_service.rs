@@ -1,5 +1,6 @@
 //! Validation of VirtualService.
 use super::hosts::{check_export_to, check_fqdn, check_wildcard_host, is_dns_label};
+use super::http_match::check_claims_at_gateways;
 use super::http_route::check_http_route;
 use super::unreachable;
 use super::{Findings, check_labels, check_port};
@@ -32,7 +33,17 @@ pub fn validate_virtual_service(spec: &VirtualServiceSpec) -> Findings {
         findings.error("spec", "http, tcp or tls must be provided in virtual service");
     }
     for (index, route) in spec.http.iter().enumerate() {
-        check_http_route(&mut findings, &format!("spec.http[{index}]"), route, delegate);
+        let path = format!("spec.http[{index}]");
+        check_http_route(&mut findings, &path, route, delegate);
+        // A delegate is where its root is.
+        for (index, condition) in route.r#match.iter().enumerate().filter(|_| !delegate) {
+            check_claims_at_gateways(
+                &mut findings,
+                &format!("{path}.match[{index}]"),
+                condition,
+                &spec.gateways,
+            );
+        }
     }
     unreachable::check_http(&mut findings, &spec.http);
     unreachable::check_l4(&mut findings, "spec.tcp", spec.tcp.iter().map(|rule| rule.r#match.as_slice()));

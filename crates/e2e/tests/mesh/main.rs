@@ -23,6 +23,7 @@ mod rules;
 mod services;
 mod sidecar;
 mod tls;
+mod tokens;
 
 use std::sync::{Arc, Mutex};
 
@@ -120,6 +121,7 @@ fn main() {
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
             ("tls", tls::TRIALS),
+            ("tokens", tokens::TRIALS),
             ("egress_tls", egress_tls::TRIALS),
             ("mutual_tls", mutual_tls::TRIALS),
         ];

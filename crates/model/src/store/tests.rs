@@ -136,6 +136,7 @@ fn identity(object: &Object) -> (u8, String) {
         Object::Secret(object) => (15, &object.metadata),
         Object::PeerAuthentication(object) => (16, &object.metadata),
         Object::AuthorizationPolicy(object) => (17, &object.metadata),
+        Object::RequestAuthentication(object) => (18, &object.metadata),
     };
     (kind, ObjectName::of(metadata).to_string())
 }

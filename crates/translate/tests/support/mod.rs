@@ -107,6 +107,9 @@ impl Mesh {
             Some("DestinationRule") => {
                 Object::DestinationRule(serde_json::from_value(value).expect("a DestinationRule"))
             }
+            Some("RequestAuthentication") => {
+                Object::RequestAuthentication(serde_json::from_value(value).expect("a RequestAuthentication"))
+            }
             Some("AuthorizationPolicy") => {
                 Object::AuthorizationPolicy(serde_json::from_value(value).expect("an AuthorizationPolicy"))
             }

@@ -1,0 +1,165 @@
+//! RequestAuthentications and what they become; claims in routes.
+mod support;
+
+use lateen_model::{Event, KeySet, KeySource};
+use lateen_translate::{ResourceType, affected};
+use serde_json::{Value, json};
+use support::Mesh;
+
+const KEYS: &str = r#"{"keys":[{"kty":"oct","k":"AA"}]}"#;
+
+/// The HTTP filters of a chain.
+fn filters(chain: &Value) -> Option<Vec<Value>> {
+    chain["filters"][0]["typed_config"]["http_filters"].as_array().cloned()
+}
+
+fn named(filters: &[Value], name: &str) -> Option<Value> {
+    filters.iter().find(|filter| filter["name"] == name).map(|filter| filter["typed_config"].clone())
+}
+
+/// The HTTP filters before a workload's port 3000.
+fn inbound(mesh: &mut Mesh, pod: &str, port: u32) -> Vec<Value> {
+    let resources = mesh.sidecar_resources("default", pod);
+    let listener = resources.get(ResourceType::Listener, "virtualInbound");
+    let chains = listener["filter_chains"].as_array().expect("chains");
+    let mut of_port =
+        chains.iter().filter(|chain| chain["filter_chain_match"]["destination_port"] == json!(port));
+    of_port.find_map(filters).expect("an HTTP chain of the port")
+}
+
+fn tokens(mesh: &mut Mesh, pod: &str, port: u32) -> Option<Value> {
+    named(&inbound(mesh, pod, port), "envoy.filters.http.jwt_authn")
+}
+
+#[test]
+fn rules_become_providers_in_the_order_of_their_issuers() {
+    let mut mesh = Mesh::course();
+    assert!(tokens(&mut mesh, "customers-v1-1", 3000).is_none());
+    mesh.config(&format!(
+        "{{kind: RequestAuthentication, metadata: {{name: one}}, spec: {{selector: {{matchLabels: {{app: customers}}}},
+          jwtRules: [{{issuer: b, audiences: [x], jwks: '{KEYS}', fromParams: [t], outputPayloadToHeader: x-p,
+            outputClaimToHeaders: [{{header: x-c, claim: a.b}}], spaceDelimitedClaims: [roles, scope]}}]}}}}"
+    ));
+    let config = tokens(&mut mesh, "customers-v1-1", 3000).expect("the filter");
+    assert_eq!(
+        config["providers"]["origins-0"],
+        json!({
+            "issuer": "b", "audiences": ["x"], "local_jwks": { "inline_string": KEYS }, "from_params": ["t"],
+            "forward_payload_header": "x-p", "payload_in_metadata": "payload",
+            "normalize_payload_in_metadata": { "space_delimited_claims": ["permission", "roles", "scope"] },
+            "claim_to_headers": [{ "header_name": "x-c", "claim_name": "a.b" }],
+        })
+    );
+    assert_eq!(
+        config["rules"],
+        json!([{ "match": { "prefix": "/" }, "requires": { "requires_any": { "requirements": [
+            { "provider_name": "origins-0" }, { "allow_missing": {} },
+        ] } } }])
+    );
+    assert_eq!(config["bypass_cors_preflight"], true);
+    assert!(tokens(&mut mesh, "web-frontend-1", 8080).is_none(), "it is for the customers alone");
+    // The root namespace's is for all, and stands beside the workload's own.
+    mesh.config(&format!(
+        "{{kind: RequestAuthentication, metadata: {{name: all, namespace: istio-system}}, spec: {{jwtRules: [{{issuer: a, jwks: '{KEYS}', forwardOriginalToken: true}}]}}}}"
+    ));
+    let config = tokens(&mut mesh, "customers-v1-1", 3000).expect("the filter");
+    assert_eq!(config["providers"]["origins-0"]["issuer"], "a");
+    assert_eq!(config["providers"]["origins-0"]["forward"], true);
+    assert_eq!(config["providers"]["origins-1"]["issuer"], "b");
+    let either = |name: &str| json!({ "requires_any": { "requirements": [{ "provider_name": name }, { "allow_missing": {} }] } });
+    assert_eq!(
+        config["rules"][0]["requires"],
+        json!({ "requires_any": { "requirements": [
+            { "provider_name": "origins-0" }, { "provider_name": "origins-1" },
+            { "requires_all": { "requirements": [either("origins-0"), either("origins-1")] } },
+        ] } })
+    );
+    assert!(tokens(&mut mesh, "web-frontend-1", 8080).is_some());
+}
+
+#[test]
+fn keys_are_those_that_were_fetched() {
+    let mut mesh = Mesh::course();
+    let uri = "https://issuer.example/keys";
+    mesh.config(&format!(
+        "{{kind: RequestAuthentication, metadata: {{name: it}}, spec: {{jwtRules: [{{issuer: a, jwksUri: '{uri}'}}]}}}}"
+    ));
+    let keys = |mesh: &mut Mesh| {
+        let config = tokens(mesh, "customers-v1-1", 3000).expect("the filter");
+        config["providers"]["origins-0"]["local_jwks"]["inline_string"].as_str().expect("keys").to_owned()
+    };
+    assert!(keys(&mut mesh).contains("lateen-no-key-was-fetched"), "tokens are refused until then");
+    let source = KeySource::Uri(uri.into());
+    let set = |keys: Option<&str>, problem: Option<&str>| {
+        Event::Keys(KeySet {
+            source: source.clone(),
+            keys: keys.map(Into::into),
+            problem: problem.map(str::to_owned),
+        })
+    };
+    let before = mesh.gateway();
+    let delta = mesh.apply(set(Some(KEYS), None));
+    assert!(!delta.is_empty());
+    let after = mesh.gateway();
+    assert!(affected(&delta, &before, &after).listeners != lateen_translate::Extent::default());
+    assert_eq!(keys(&mut mesh), KEYS);
+    mesh.apply(set(Some(KEYS), Some("it is away")));
+    assert_eq!(keys(&mut mesh), KEYS, "what came once stays");
+    mesh.apply(set(Some("{}"), None));
+    assert!(keys(&mut mesh).contains("lateen-no-key-was-fetched"), "a proxy would refuse the whole listener");
+}
+
+#[test]
+fn the_order_of_filters_is_istios() {
+    let mut mesh = Mesh::course();
+    mesh.config(&format!(
+        "{{kind: RequestAuthentication, metadata: {{name: it}}, spec: {{jwtRules: [{{issuer: a, jwks: '{KEYS}'}}]}}}}"
+    ));
+    for action in ["ALLOW", "DENY", "CUSTOM"] {
+        mesh.config(&support::every_field(action, false));
+    }
+    let names: Vec<String> = inbound(&mut mesh, "customers-v1-1", 3000)
+        .iter()
+        .map(|filter| filter["name"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    let rbac = "envoy.filters.http.rbac";
+    assert_eq!(
+        names[..4],
+        [rbac, "envoy.filters.http.jwt_authn", rbac, rbac],
+        "providers, tokens, DENY, ALLOW"
+    );
+}
+
+#[test]
+fn gateways_route_by_claims() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: VirtualService, metadata: {name: by-claim}, spec: {hosts: ['*'], gateways: [gateway], http: [
+        {match: [{headers: {'@request.auth.claims.a.group': {exact: x}, plain: {exact: v}}, withoutHeaders: {'@request.auth.claims[b.c]': {exact: z}}}],
+         route: [{destination: {host: customers}}]}]}}");
+    mesh.config(&format!(
+        "{{kind: RequestAuthentication, metadata: {{name: it, namespace: istio-system}}, spec: {{jwtRules: [{{issuer: a, jwks: '{KEYS}'}}]}}}}"
+    ));
+    let resources = mesh.gateway_resources();
+    let routes = resources.all(ResourceType::Route);
+    let found = routes
+        .iter()
+        .flat_map(|routes| routes["virtual_hosts"].as_array().expect("hosts").clone())
+        .flat_map(|host| host["routes"].as_array().expect("routes").clone())
+        .find(|route| route["match"]["dynamic_metadata"].is_array())
+        .expect("a route by claims");
+    let exact = |text: &str| json!({ "string_match": { "exact": text } });
+    let either = |text: &str| json!({ "or_match": { "value_matchers": [exact(text), { "list_match": { "one_of": exact(text) } }] } });
+    assert_eq!(
+        found["match"]["dynamic_metadata"],
+        json!([
+            { "filter": "envoy.filters.http.jwt_authn", "path": [{ "key": "payload" }, { "key": "a" }, { "key": "group" }], "value": either("x") },
+            { "filter": "envoy.filters.http.jwt_authn", "path": [{ "key": "payload" }, { "key": "b.c" }], "value": either("z"), "invert": true },
+        ])
+    );
+    assert_eq!(found["match"]["headers"].as_array().map(Vec::len), Some(1));
+    let listener = resources.get(ResourceType::Listener, "0.0.0.0_8080");
+    let chain = listener["filter_chains"].get(0).or(listener.get("default_filter_chain")).expect("a chain");
+    let config =
+        named(&filters(chain).expect("filters"), "envoy.filters.http.jwt_authn").expect("the filter");
+    assert_eq!(config["providers"]["origins-0"]["clear_route_cache"], true, "claims have a say in routing");
+}
