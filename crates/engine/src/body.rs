@@ -94,6 +94,8 @@ pub(crate) enum RequestBody {
     Shared(SharedBody),
     /// A mirror's.
     Tapped(Rc<Tap>),
+    /// All of it, of a request of our own.
+    Whole(Option<Bytes>),
 }
 
 impl Body for RequestBody {
@@ -109,6 +111,7 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Shared(body) => body.poll_frame(cx),
             Self::Tapped(tap) => tap.poll_frame(cx),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -118,6 +121,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Shared(body) => body.is_end_stream(),
             Self::Tapped(tap) => tap.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_none(),
         }
     }
 
@@ -127,6 +131,8 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Shared(body) => body.size_hint(),
             Self::Tapped(_) => SizeHint::default(),
+            // What there is to say of its length is in its headers.
+            Self::Whole(_) => SizeHint::default(),
         }
     }
 }
@@ -210,6 +216,29 @@ impl RequestSource {
     /// Lowers how many bytes are kept from here on.
     pub(crate) fn keep_at_most(&self, limit: usize) {
         self.limit.set(self.limit.get().min(limit));
+    }
+
+    /// Receives until so many bytes have come or the body is over, and keeps them. True when it is over.
+    pub(crate) async fn receive(self: &Rc<Self>, bytes: u64) -> Result<bool, Failure> {
+        let _keeps = KeepsAll::new(self);
+        let mut attempt = self.attempt();
+        while !self.ended() && self.received() < bytes {
+            let frame = std::future::poll_fn(|cx| attempt.poll_frame(cx)).await;
+            if let Some(Err(_)) = frame {
+                return Err(self.failure());
+            }
+        }
+        Ok(self.ended())
+    }
+
+    /// What has come and is kept, up to so many bytes.
+    pub(crate) fn kept(&self, most: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.kept_bytes.get().min(most));
+        for chunk in self.kept.borrow().iter() {
+            let room = most - out.len();
+            out.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        }
+        out
     }
 
     /// True while another attempt could send the whole body.
@@ -312,6 +341,24 @@ impl Drop for RequestSource {
     fn drop(&mut self) {
         // The request is over before its body came: so are its copies.
         self.taps.take().iter().for_each(|tap| tap.end(false));
+    }
+}
+
+/// Nothing that comes is forgotten until this is dropped, nor what has come until then.
+struct KeepsAll<'a> {
+    source: &'a RequestSource,
+    before: usize,
+}
+
+impl<'a> KeepsAll<'a> {
+    fn new(source: &'a RequestSource) -> Self {
+        Self { source, before: source.limit.replace(usize::MAX) }
+    }
+}
+
+impl Drop for KeepsAll<'_> {
+    fn drop(&mut self) {
+        self.source.limit.set(self.before);
     }
 }
 

@@ -47,7 +47,7 @@ impl ChainRuntime {
             drain.fire();
         }
         let tls = config.tls.as_ref().map(|_| worker.stats.listener_tls(listener));
-        let gate = LocalGate::new(&config.ir.filters, &worker.stats);
+        let gate = LocalGate::new(&config.ir.filters, &config.asked, worker);
         Rc::new(Self { config, drain, http, tcp, tls, gate })
     }
 }
@@ -119,7 +119,7 @@ pub(crate) async fn serve(
         }
         return;
     };
-    if let Some((gate, denial)) = chain.gate.of(&info) {
+    if let Some((gate, denial)) = chain.gate.of(&info, worker) {
         stream.gate_with(gate);
         info.denial = denial;
     }

@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::named_hosts::NamedHosts;
 use crate::outlier::Outcome;
 use crate::snapshot::ClusterConfig;
-use crate::stats::blocks::ClusterStats;
+use crate::stats::blocks::{ClusterExtAuthzStats, ClusterStats};
 use crate::stats::tls::TlsStats;
 use crate::worker::Worker;
 
@@ -73,6 +73,8 @@ pub(crate) struct LocalCluster {
     /// Of a dynamic forward proxy only.
     named: NamedHosts,
     tls_stats: OnceCell<Rc<TlsStats>>,
+    /// By what their names begin with.
+    ext_authz_stats: RefCell<AHashMap<Box<str>, Rc<ClusterExtAuthzStats>>>,
     /// Replaced or removed: hosts found now must not keep connections.
     retired: Cell<bool>,
 }
@@ -134,6 +136,7 @@ impl LocalCluster {
             destinations: RefCell::new(destinations),
             named,
             tls_stats: previous.map(|old| old.tls_stats.clone()).unwrap_or_default(),
+            ext_authz_stats: previous.map(|old| old.ext_authz_stats.clone()).unwrap_or_default(),
             retired: Cell::new(false),
         }
     }
@@ -225,6 +228,17 @@ impl LocalCluster {
     /// Numbers about TLS, which most clusters have none of.
     pub(crate) fn tls_stats(&self, worker: &Worker) -> Rc<TlsStats> {
         self.tls_stats.get_or_init(|| worker.stats.cluster_tls(&self.config.stat_name)).clone()
+    }
+
+    /// Numbers about how external authorizers judged requests for it.
+    pub(crate) fn ext_authz_stats(&self, worker: &Worker, prefix: &str) -> Rc<ClusterExtAuthzStats> {
+        if let Some(stats) = self.ext_authz_stats.borrow().get(prefix) {
+            return stats.clone();
+        }
+        let name = format!("{}\n{prefix}", self.config.stat_name).into();
+        let stats = worker.stats.cluster_ext_authz(&name);
+        self.ext_authz_stats.borrow_mut().insert(prefix.into(), stats.clone());
+        stats
     }
 
     /// All hosts known now.

@@ -104,7 +104,12 @@ pub(crate) fn listener(
             ),
         };
         let terminal = terminal(chain, names).map_err(|reason| format!("{path}.filters: {reason}"))?;
-        Ok::<_, String>(Arc::new(ChainConfig { ir: chain.clone(), fingerprint, terminal, tls }))
+        let asked = chain.filters.iter().filter_map(|filter| match filter {
+            ir::NetworkFilter::ExtAuthz(filter) => Some(names.clusters.of(&filter.service.cluster)),
+            _ => None,
+        });
+        let asked = asked.collect();
+        Ok::<_, String>(Arc::new(ChainConfig { ir: chain.clone(), fingerprint, terminal, asked, tls }))
     };
     let listed = config
         .filter_chains
@@ -181,8 +186,7 @@ fn http(hcm: Arc<ir::HttpConnectionManager>, names: &mut Names) -> Result<HttpCo
     let logs = !hcm.access_log.is_empty()
         || !hcm.local_reply.mappers.is_empty()
         || hcm.router().is_some_and(|router| !router.upstream_log.is_empty());
-    let (filter_slots, caches) = (&mut names.filters, &mut names.caches);
-    let filters = filters::compile(&hcm, |name| filter_slots.of(name), |config| caches.of(config))?;
+    let filters = filters::compile(&hcm, names)?;
     Ok(HttpConfig { stat_name: stat_name(&hcm.stat_prefix), routes, filters, logs, hcm })
 }
 
@@ -205,12 +209,16 @@ pub(crate) fn rds_names(
 pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<RouteSlot>) {
     let (mut clusters, mut routes) = (Vec::new(), Vec::new());
     for chain in listener.chains.iter().chain(&listener.default_chain) {
+        clusters.extend_from_slice(&chain.asked);
         match &chain.terminal {
             Terminal::Tcp(tcp) => clusters.extend_from_slice(&tcp.slots),
-            Terminal::Http(http) => match &http.routes {
-                RoutesRef::Inline(config) => clusters.extend_from_slice(&config.slots),
-                RoutesRef::Rds(slot) => routes.push(*slot),
-            },
+            Terminal::Http(http) => {
+                clusters.extend(http.filters.iter().filter_map(filters::Filter::cluster));
+                match &http.routes {
+                    RoutesRef::Inline(config) => clusters.extend_from_slice(&config.slots),
+                    RoutesRef::Rds(slot) => routes.push(*slot),
+                }
+            }
             Terminal::Close | Terminal::Echo | Terminal::DirectResponse(_) => {}
         }
     }

@@ -26,6 +26,7 @@ flags! {
     FAULT_INJECTED = 18, "FI", "FaultInjected";
     // Envoy prints flags in the order they were set, and this one is set before the last attempt's own.
     UPSTREAM_RETRY_LIMIT = 8, "URX", "UpstreamRetryLimitExceeded";
+    UNAUTHORIZED_EXTERNAL = 20, "UAEX", "UnauthorizedExternalService";
     RETRY_OVERFLOW = 19, "UO", "UpstreamOverflow";
     NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
     UPSTREAM_REQUEST_TIMEOUT = 1, "UT", "UpstreamRequestTimeout";

@@ -1,67 +1,237 @@
 //! Network filters that decide about a connection when its first byte comes. All they look at is known when the connection
-//! begins, so the decision is made then; what waits for the byte is its effect.
+//! begins, so policies are judged then; what waits for the byte is their effect, and asking external authorizers.
 
 use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use lateen_ir::{NetworkFilter, RbacFilter};
+use lateen_ir::{DynamicMetadata, NetworkExtAuthz, NetworkFilter, RbacFilter};
+use lateen_xds::pb::envoy::service::auth::v3::CheckResponse;
 use smallvec::SmallVec;
+use tokio::sync::oneshot;
 
+use crate::call::{self, Call};
 use crate::context::ConnectionInfo;
 use crate::filters::connection_view;
-use crate::stats::arena::StatsArena;
-use crate::stats::blocks::{RbacShadowStats, RbacStats};
+use crate::filters::ext_authz::{self, CHECK};
+use crate::snapshot::ClusterSlot;
+use crate::stats::blocks::{NetworkExtAuthzStats, RbacShadowStats, RbacStats};
 use crate::stats::slots::ByteCounter;
+use crate::worker::Worker;
+
+/// Under which the filter of policies notes things.
+const RBAC: &str = "envoy.filters.network.rbac";
 
 /// One worker's side of a chain's filters.
 pub(crate) struct LocalGate {
-    filters: Vec<(Arc<RbacFilter>, std::rc::Rc<RbacStats>, std::rc::Rc<RbacShadowStats>)>,
+    filters: Vec<LocalFilter>,
+}
+
+enum LocalFilter {
+    Rbac(Arc<RbacFilter>, Rc<RbacStats>, Rc<RbacShadowStats>),
+    ExtAuthz(Arc<NetworkExtAuthz>, ClusterSlot, Rc<NetworkExtAuthzStats>),
+}
+
+/// What is noted of a connection.
+#[derive(Default)]
+struct Notes(Option<DynamicMetadata>);
+
+impl Notes {
+    fn rbac(&mut self, filter: &RbacFilter, allowed: bool, policy: Option<&str>) {
+        let result = if allowed { "allowed" } else { "denied" };
+        let mut entries = serde_json::Map::new();
+        entries.insert(filter.shadow_result_note.to_string(), result.into());
+        entries.extend(policy.map(|policy| (filter.shadow_policy_note.to_string(), policy.into())));
+        let DynamicMetadata(all) = self.0.get_or_insert_default();
+        match all.get_mut(RBAC) {
+            Some(serde_json::Value::Object(there)) => there.extend(entries),
+            _ => drop(all.insert(RBAC.into(), entries.into())),
+        }
+    }
 }
 
 impl LocalGate {
-    pub(crate) fn new(filters: &[NetworkFilter], stats: &StatsArena) -> Self {
+    /// `asked`: the clusters of the filters that ask others, in their order.
+    pub(crate) fn new(filters: &[NetworkFilter], asked: &[ClusterSlot], worker: &Worker) -> Self {
+        let stats = &worker.stats;
+        let mut asked = asked.iter();
         let local = |filter: &NetworkFilter| match filter {
             NetworkFilter::Rbac(filter) => {
                 let name = Arc::from(format!("{}\n", filter.stat_prefix));
                 let shadow = Arc::from(format!("{}\n{}", filter.stat_prefix, filter.shadow_stat_prefix));
-                Some((filter.clone(), stats.network_rbac(&name), stats.network_rbac_shadow(&shadow)))
+                Some(LocalFilter::Rbac(
+                    filter.clone(),
+                    stats.network_rbac(&name),
+                    stats.network_rbac_shadow(&shadow),
+                ))
+            }
+            NetworkFilter::ExtAuthz(filter) => {
+                let stats = stats.network_ext_authz(&Arc::from(&*filter.stat_prefix));
+                Some(LocalFilter::ExtAuthz(filter.clone(), *asked.next()?, stats))
             }
             _ => None,
         };
         Self { filters: filters.iter().filter_map(local).collect() }
     }
 
-    /// The gate of a connection, and the detail of its denial if it is closed. `None`: there is none.
-    pub(crate) fn of(&self, info: &ConnectionInfo) -> Option<(Gate, Option<Box<str>>)> {
+    /// The gate of a connection, and the detail of its denial if policies close it. `None`: there is none.
+    pub(crate) fn of(&self, info: &ConnectionInfo, worker: &Rc<Worker>) -> Option<(Gate, Option<Box<str>>)> {
         if self.filters.is_empty() {
             return None;
         }
         let view = connection_view(info, info.peer.ip());
-        let mut gate = Gate { counters: SmallVec::new(), closed: false };
-        for (filter, stats, shadow_stats) in &self.filters {
-            if let Some(shadow) = &filter.shadow_rules {
-                let allowed = shadow.judge(&view).allowed;
-                let counter =
-                    if allowed { &shadow_stats.shadow_allowed } else { &shadow_stats.shadow_denied };
-                gate.counters.push(counter.clone());
-            }
-            let Some(rules) = &filter.rules else { continue };
-            let verdict = rules.judge(&view);
-            gate.counters.push(if verdict.allowed { &stats.allowed } else { &stats.denied }.clone());
-            if !verdict.allowed {
-                gate.closed = true;
-                return Some((gate, Some(verdict.denial().into())));
+        let mut notes = Notes::default();
+        let mut stages = SmallVec::new();
+        for filter in &self.filters {
+            match filter {
+                LocalFilter::Rbac(filter, stats, shadow_stats) => {
+                    if let Some(shadow) = &filter.shadow_rules {
+                        let verdict = shadow.judge(&view);
+                        notes.rbac(filter, verdict.allowed, verdict.policy);
+                        let allowed = verdict.allowed;
+                        let counter =
+                            if allowed { &shadow_stats.shadow_allowed } else { &shadow_stats.shadow_denied };
+                        stages.push(Stage::Count(counter.clone()));
+                    }
+                    let Some(rules) = &filter.rules else { continue };
+                    let verdict = rules.judge(&view);
+                    let counter = if verdict.allowed { &stats.allowed } else { &stats.denied };
+                    stages.push(Stage::Count(counter.clone()));
+                    if !verdict.allowed {
+                        stages.push(Stage::Close);
+                        return Some((Gate { stages, next: 0 }, Some(verdict.denial().into())));
+                    }
+                }
+                LocalFilter::ExtAuthz(filter, cluster, stats) => {
+                    let noted = notes.0.as_ref();
+                    let enabled = filter.enabled_metadata.as_ref().is_none_or(|one| one.is_match(noted));
+                    if enabled {
+                        let question = question(filter, *cluster, info, noted, worker);
+                        stages.push(Stage::Ask(Question::new(filter.clone(), question, stats.clone())));
+                    } else {
+                        stats.disabled.inc();
+                    }
+                }
             }
         }
-        Some((gate, None))
+        Some((Gate { stages, next: 0 }, None))
     }
 }
 
-/// What happens with a connection's first byte.
+/// What is asked about a connection; `None`: there is nobody to ask.
+fn question(
+    filter: &NetworkExtAuthz,
+    cluster: ClusterSlot,
+    info: &ConnectionInfo,
+    noted: Option<&DynamicMetadata>,
+    worker: &Rc<Worker>,
+) -> Option<Call> {
+    let service = &filter.service;
+    let connection = ext_authz::connection_view(info, filter.include_peer_certificate);
+    let request = connection.check(filter.include_tls_session, noted, &filter.metadata_namespaces);
+    let mut message = call::grpc_message(service.authority.clone(), CHECK, service.timeout);
+    for (name, format) in &service.initial_metadata {
+        // Of a connection there is nothing yet that a format could tell.
+        let value = format.as_literal().and_then(|text| http::HeaderValue::from_str(text).ok());
+        message.headers.extend(value.map(|value| (name.clone(), value)));
+    }
+    if !service.skip_envoy_headers {
+        call::add_internal(&mut message.headers);
+        call::add_own_address(&mut message.headers, worker);
+    }
+    Some(Call {
+        worker: worker.clone(),
+        cluster: worker.view().cluster(cluster, worker)?,
+        message,
+        body: call::grpc_frame(&request),
+        timeout: service.timeout,
+        most_received: service.most_received,
+    })
+}
+
+/// What happens with a connection's first byte, step by step.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    counters: SmallVec<[ByteCounter; 2]>,
-    closed: bool,
+    stages: SmallVec<[Stage; 2]>,
+    next: usize,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Count(ByteCounter),
+    Close,
+    Ask(Question),
+}
+
+/// An external authorizer to be asked, by a task of the connection's worker. (Streams must be `Send` for hyper; what asks is not.)
+#[derive(Debug)]
+struct Question {
+    begin: Option<oneshot::Sender<()>>,
+    passes: oneshot::Receiver<bool>,
+}
+
+impl Question {
+    fn new(filter: Arc<NetworkExtAuthz>, call: Option<Call>, stats: Rc<NetworkExtAuthzStats>) -> Self {
+        let (begin, begins) = oneshot::channel();
+        let (mut answer, passes) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            // A connection may end without a byte.
+            if begins.await.is_err() {
+                return;
+            }
+            stats.total.inc();
+            stats.active.inc();
+            let passed = tokio::select! {
+                biased;
+                () = answer.closed() => false,
+                passed = ask(&filter, call, &stats) => passed,
+            };
+            stats.active.dec();
+            // Whoever asked may be gone.
+            let _ = answer.send(passed);
+        });
+        Self { begin: Some(begin), passes }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if let Some(begin) = self.begin.take() {
+            // Who is not there to hear it has no answer either.
+            let _ = begin.send(());
+        }
+        Poll::Ready(ready!(Pin::new(&mut self.passes).poll(cx)).unwrap_or(false))
+    }
+}
+
+/// Whether the connection passes.
+async fn ask(filter: &NetworkExtAuthz, call: Option<Call>, stats: &NetworkExtAuthzStats) -> bool {
+    let answer = match call {
+        Some(call) => call.send().await.and_then(call::Called::grpc_message::<CheckResponse>),
+        None => Err(call::Unanswered),
+    };
+    use lateen_xds::pb::envoy::service::auth::v3::check_response::HttpResponse;
+    let passes = match answer {
+        Ok(answer) if answer.status.as_ref().is_none_or(|status| status.code == 0) => {
+            stats.ok.inc();
+            true
+        }
+        Ok(answer) if !matches!(answer.http_response, Some(HttpResponse::ErrorResponse(_))) => {
+            stats.denied.inc();
+            false
+        }
+        Ok(_) | Err(_) => {
+            stats.error.inc();
+            if filter.failure_mode_allow {
+                stats.failure_mode_allowed.inc();
+            }
+            filter.failure_mode_allow
+        }
+    };
+    if !passes {
+        stats.cx_closed.inc();
+    }
+    passes
 }
 
 /// The connection is not allowed.
@@ -70,6 +240,8 @@ pub(crate) struct Gate {
 pub(crate) struct Denied {
     /// What had come.
     pub(crate) bytes: usize,
+    /// By an external authorizer.
+    pub(crate) external: bool,
 }
 
 impl Gate {
@@ -77,12 +249,22 @@ impl Gate {
     ///
     /// # Errors
     /// [`Denied`]: the connection is to be closed.
-    pub(crate) fn first(self, bytes: usize) -> io::Result<()> {
-        self.counters.iter().for_each(|counter| counter.add(1));
-        if self.closed {
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, Denied { bytes }))
-        } else {
-            Ok(())
+    pub(crate) fn poll_first(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(stage) = self.stages.get_mut(self.next) {
+            let external = match stage {
+                Stage::Count(counter) => {
+                    counter.add(1);
+                    None
+                }
+                Stage::Close => Some(false),
+                Stage::Ask(question) => (!ready!(question.poll(cx))).then_some(true),
+            };
+            if let Some(external) = external {
+                let denied = Denied { bytes, external };
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, denied)));
+            }
+            self.next += 1;
         }
+        Poll::Ready(Ok(()))
     }
 }

@@ -23,10 +23,14 @@ use crate::upgrade::{self, Far, Upgrade};
 use crate::{connect, forward, header_mutations, internal_redirect, local_reply, redirect};
 
 pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+pub(crate) const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// What Envoy calls 599.
 const LAST_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Last Unassigned Server Error Code");
+
+/// What Envoy calls 203.
+const NON_AUTHORITATIVE: ReasonPhrase = ReasonPhrase::from_static(b"Non-Authoritative Information");
 
 /// What Envoy calls a status it has no words for.
 const UNKNOWN_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Unknown");
@@ -336,6 +340,8 @@ pub(crate) fn name_status(response: &mut Response<ResponseBody>) {
     let unknown = [StatusCode::IM_A_TEAPOT, StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS].contains(&status);
     if status.as_u16() == 599 {
         response.extensions_mut().insert(LAST_REASON);
+    } else if status == StatusCode::NON_AUTHORITATIVE_INFORMATION {
+        response.extensions_mut().insert(NON_AUTHORITATIVE);
     } else if unknown || status.canonical_reason().is_none() {
         response.extensions_mut().insert(UNKNOWN_REASON);
     }

@@ -22,6 +22,7 @@ mod answer;
 mod asked;
 mod body;
 mod breakers;
+mod call;
 mod chain;
 mod client_cert;
 mod cluster;

@@ -30,10 +30,14 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     context.local_reply = Some(reply.body);
     let mut response = Response::new(ResponseBody::text(text.clone()));
     *response.status_mut() = reply.status;
-    if !text.is_empty() {
+    response.headers_mut().extend(reply.headers);
+    // Whatever is told of the body, it is what there is of it.
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    if text.is_empty() {
+        response.headers_mut().remove(header::CONTENT_TYPE);
+    } else if !response.headers().contains_key(header::CONTENT_TYPE) {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
-    response.headers_mut().extend(reply.headers);
     if reply.overloaded {
         response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
     }

@@ -17,6 +17,17 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// The same message, for another try.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            method: self.method.clone(),
+            headers: self.headers.clone(),
+            authority: self.authority.clone(),
+            path: self.path.clone(),
+            secure: self.secure,
+        }
+    }
+
     /// In the form of an HTTP version.
     pub(crate) fn request(self, version: Version, body: RequestBody) -> Request<RequestBody> {
         let Self { mut method, headers, authority, path, secure } = self;

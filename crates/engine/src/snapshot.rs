@@ -68,6 +68,8 @@ pub(crate) struct ChainConfig {
     /// Content of the chain and of everything in the listener that its connections depend on.
     pub(crate) fingerprint: u64,
     pub(crate) terminal: Terminal,
+    /// Clusters that network filters ask, in the order of the filters.
+    pub(crate) asked: Box<[ClusterSlot]>,
     /// `None`: plaintext.
     pub(crate) tls: Option<Arc<ServerTls>>,
 }

@@ -134,8 +134,11 @@ impl Stream {
     }
 
     #[inline]
-    fn pass_gate(&mut self, bytes: usize) -> io::Result<()> {
-        self.gate.take().map_or(Ok(()), |gate| gate.first(bytes))
+    fn poll_gate(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(gate) = &mut self.gate else { return Poll::Ready(Ok(())) };
+        let passed = ready!(gate.poll_first(bytes, cx));
+        self.gate = None;
+        Poll::Ready(passed)
     }
 
     /// However this stream ends, what was sent is to arrive: for protocols that say themselves whether a message is whole.
@@ -227,7 +230,7 @@ impl AsyncRead for Stream {
             self.heard.set(true);
             let n = self.ahead.len().min(buf.remaining());
             let this = &mut *self;
-            this.pass_gate(this.ahead.len())?;
+            ready!(this.poll_gate(this.ahead.len(), cx))?;
             this.guard.received(&mut this.ahead[..n])?;
             buf.put_slice(&this.ahead[..n]);
             self.ahead.advance(n);
@@ -239,7 +242,16 @@ impl AsyncRead for Stream {
         let before = buf.filled().len();
         ready!(self.poll_transport_read(cx, buf))?;
         let n = buf.filled().len() - before;
-        self.pass_gate(n)?;
+        match self.poll_gate(n, cx) {
+            Poll::Ready(passed) => passed?,
+            Poll::Pending => {
+                // The bytes wait here for the decision.
+                self.ahead.extend_from_slice(&buf.filled()[before..]);
+                self.received.add(n as u64);
+                buf.set_filled(before);
+                return Poll::Pending;
+            }
+        }
         if n == 0 {
             self.lingers = false; // the peer has finished
         } else {

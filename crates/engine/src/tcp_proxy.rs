@@ -72,8 +72,11 @@ pub(crate) async fn serve(
                 if error.kind() == io::ErrorKind::TimedOut {
                     stats.idle_timeout.inc();
                 }
-                if let Some(Denied { bytes }) = error.get_ref().and_then(|error| error.downcast_ref()) {
-                    outcomes.denied = true;
+                if let Some(Denied { bytes, external }) = error.get_ref().and_then(|error| error.downcast_ref()) {
+                    outcomes.denied = !external;
+                    if *external {
+                        outcomes.flags.insert(Flags::UNAUTHORIZED_EXTERNAL);
+                    }
                     outcomes.moved.received.set(*bytes as u64);
                 }
             },

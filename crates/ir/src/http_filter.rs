@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::access_log::AccessLog;
 use crate::cors::CorsPolicy;
 use crate::dynamic_forward_proxy::{DnsCacheConfig, DynamicHostRewrite};
+use crate::ext_authz::{ExtAuthz, ExtAuthzRoute};
 use crate::fault::Fault;
 use crate::jwt_authn::{JwtAuthn, JwtRouteConfig};
 use crate::rbac::RbacFilter;
@@ -28,6 +29,8 @@ pub enum HttpFilterKind {
     Fault(Arc<Fault>),
     /// Answers preflights and marks what other origins may read. Routes hold the policies.
     Cors,
+    /// Asks others whether requests may pass.
+    ExtAuthz(Arc<ExtAuthz>),
     /// Verifies tokens.
     Jwt(Arc<JwtAuthn>),
     /// Refuses what policies do not allow.
@@ -78,6 +81,8 @@ pub enum FilterRouteConfig {
     Fault(Arc<Fault>),
     /// For [`HttpFilterKind::Cors`].
     Cors(Arc<CorsPolicy>),
+    /// For [`HttpFilterKind::ExtAuthz`].
+    ExtAuthz(Arc<ExtAuthzRoute>),
     /// For [`HttpFilterKind::Jwt`].
     Jwt(Arc<JwtRouteConfig>),
     /// For [`HttpFilterKind::Rbac`], in place of all it says.

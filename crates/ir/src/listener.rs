@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::access_log::AccessLog;
 use crate::common::{ClusterRef, SocketOption, TcpKeepalive};
 use crate::dynamic_forward_proxy::SniDynamicForwardProxy;
+use crate::ext_authz::NetworkExtAuthz;
 use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
 use crate::hcm::HttpConnectionManager;
 use crate::rbac::RbacFilter;
@@ -165,6 +166,8 @@ pub enum NetworkFilter {
     Rbac(Arc<RbacFilter>),
     /// Looks up the name that TLS asks for, before a [`TcpProxy`].
     SniDynamicForwardProxy(Arc<SniDynamicForwardProxy>),
+    /// Asks others about connections, when their first byte comes.
+    ExtAuthz(Arc<NetworkExtAuthz>),
 }
 
 /// The filter that takes the connection.

@@ -19,6 +19,10 @@ pub struct RbacFilter {
     pub stat_prefix: Box<str>,
     /// What stands before `shadow_allowed` and `shadow_denied`.
     pub shadow_stat_prefix: Box<str>,
+    /// Where the filter notes which policy of the shadow rules matched.
+    pub shadow_policy_note: Box<str>,
+    /// Where it notes what they say: `allowed` or `denied`.
+    pub shadow_result_note: Box<str>,
 }
 
 /// Envoy's `config.rbac.v3.RBAC`.

@@ -195,6 +195,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::common::fault::v3 as fault_common;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::cors::v3 as cors;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_dynamic;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::http::ext_authz::v3 as ext_authz;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::fault::v3 as fault;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::http::rbac::v3 as http_rbac;
@@ -202,6 +203,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol_filter;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3 as tls_inspector;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::direct_response::v3 as direct_response;
+    pub(super) use lateen_xds::pb::envoy::extensions::filters::network::ext_authz::v3 as network_ext_authz;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::rbac::v3 as network_rbac;
     pub(super) use lateen_xds::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni_dynamic;
@@ -252,6 +254,22 @@ table! {
     fault_common::FaultDelay,
     fault_common::FaultRateLimit,
     cors::CorsPolicy,
+    jwt::JwtAuthentication,
+    jwt::PerRouteConfig,
+    jwt::RequirementRule,
+    jwt::JwtRequirement,
+    jwt::JwtProvider,
+    jwt::jwt_provider::NormalizePayload,
+    jwt::JwtCacheConfig,
+    jwt::JwtHeader,
+    jwt::JwtClaimToHeader,
+    ext_authz::ExtAuthz,
+    ext_authz::BufferSettings,
+    ext_authz::HttpService,
+    ext_authz::AuthorizationRequest,
+    ext_authz::AuthorizationResponse,
+    ext_authz::CheckSettings,
+    network_ext_authz::ExtAuthz,
     http_rbac::Rbac,
     http_rbac::RbacPerRoute,
     network_rbac::Rbac,

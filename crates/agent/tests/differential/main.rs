@@ -3,10 +3,12 @@
 
 mod access;
 mod attacks;
+mod authorizers;
 mod breaking;
 mod cases;
 mod duo;
 mod dynamic;
+mod ext_authz;
 mod filters;
 mod frames;
 mod fuzz;
@@ -99,6 +101,7 @@ async fn requests_fare_the_same() {
         .chain(retries::cases())
         .chain(redirects::cases())
         .chain(access::cases())
+        .chain(ext_authz::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();
     let stats: Vec<&str> = filters::STATS
@@ -107,6 +110,7 @@ async fn requests_fare_the_same() {
         .chain(&retries::STATS)
         .chain(&redirects::STATS)
         .chain(&access::STATS)
+        .chain(&ext_authz::STATS)
         .copied()
         .collect();
     let complaints = compare(&pair, cases, &stats).await;

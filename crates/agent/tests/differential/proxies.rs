@@ -69,6 +69,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     all.extend(crate::retries::listeners());
     all.extend(crate::redirects::listeners());
     all.extend(crate::access::listeners());
+    all.extend(crate::ext_authz::listeners());
     all
 }
 
@@ -232,7 +233,7 @@ impl Proxy {
         mut free: Vec<u16>,
         folder: &Path,
         service: SocketAddr,
-        [http2, tunnels]: [SocketAddr; 2],
+        [http2, tunnels, asks_grpc, asks_http]: [SocketAddr; 4],
         mirror: SocketAddr,
     ) -> Self {
         let log = folder.join(if envoy { "envoy.log" } else { "lateen.log" });
@@ -255,7 +256,9 @@ impl Proxy {
                 "clusters": [
                     cluster("service", json!({}), &[service]),
                     cluster("http2", h2.clone(), &[http2]),
-                    cluster("tunnels", h2, &[tunnels]),
+                    cluster("tunnels", h2.clone(), &[tunnels]),
+                    cluster("authz-grpc", h2, &[asks_grpc]),
+                    cluster("authz-http", json!({}), &[asks_http]),
                     cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),
@@ -357,7 +360,12 @@ impl Pair {
     pub(crate) async fn start_with(wanted: Vec<(&'static str, Value)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let service = service::start().await;
-        let http2 = [crate::h2::start_service().await, crate::tunnels::start_service().await];
+        let http2 = [
+            crate::h2::start_service().await,
+            crate::tunnels::start_service().await,
+            crate::authorizers::start_grpc().await,
+            crate::authorizers::start_http().await,
+        ];
         // Ports that one test has chosen another could choose before they are used.
         let _turn = TURN.lock().await;
         // One each, as it keeps what it was sent.

@@ -108,7 +108,11 @@ fn judge(
 }
 
 /// Adds to what is noted under a name.
-fn note(context: &mut RequestContext, namespace: &str, entries: serde_json::Map<String, serde_json::Value>) {
+pub(super) fn note(
+    context: &mut RequestContext,
+    namespace: &str,
+    entries: serde_json::Map<String, serde_json::Value>,
+) {
     let DynamicMetadata(all) = &mut **context.metadata.get_or_insert_default();
     match all.get_mut(namespace) {
         Some(serde_json::Value::Object(there)) => there.extend(entries),

@@ -5,6 +5,7 @@
 
 mod cors;
 mod dynamic_forward_proxy;
+pub(crate) mod ext_authz;
 mod fault;
 mod jwt;
 mod rbac;
@@ -20,11 +21,12 @@ use http::{HeaderMap, Response};
 use lateen_ir as ir;
 
 use crate::body::ResponseBody;
+use crate::compile::Names;
 use crate::context::RequestContext;
 use crate::dns_cache::DnsCache;
 use crate::failure::Failure;
 use crate::forward;
-use crate::snapshot::FilterSlot;
+use crate::snapshot::{ClusterSlot, FilterSlot};
 use crate::stats::arena::StatsArena;
 use crate::stats::blocks::CorsStats;
 
@@ -36,9 +38,20 @@ pub(crate) struct Filter {
     kind: FilterKind,
 }
 
+impl Filter {
+    /// The cluster it asks.
+    pub(crate) fn cluster(&self) -> Option<ClusterSlot> {
+        match &self.kind {
+            FilterKind::ExtAuthz(filter) => Some(filter.cluster),
+            _ => None,
+        }
+    }
+}
+
 enum FilterKind {
     Fault(fault::FaultFilter),
     Cors,
+    ExtAuthz(ext_authz::ExtAuthzFilter),
     Jwt(Arc<ir::JwtAuthn>),
     Rbac(Arc<ir::RbacFilter>),
     DynamicForwardProxy(Arc<DnsCache>),
@@ -48,6 +61,7 @@ enum FilterKind {
 pub(crate) enum LocalFilter {
     Fault(fault::LocalFault),
     Cors(Rc<CorsStats>),
+    ExtAuthz(ext_authz::LocalExtAuthz),
     Jwt(jwt::LocalJwt),
     Rbac(rbac::LocalRbac),
     /// Its numbers are the cache's.
@@ -59,6 +73,7 @@ pub(crate) enum FilterState {
     Fault(fault::Injected),
     Cors(cors::Allowed),
     Waiting(dynamic_forward_proxy::Waiting),
+    ExtAuthz(ext_authz::Added),
 }
 
 /// How a filter's look at a request ended.
@@ -79,21 +94,22 @@ pub(crate) enum Flow {
 }
 
 /// The filters of a connection manager, without the router.
-pub(crate) fn compile(
-    hcm: &ir::HttpConnectionManager,
-    mut slot: impl FnMut(&Arc<str>) -> FilterSlot,
-    mut cache: impl FnMut(&Arc<ir::DnsCacheConfig>) -> Result<Arc<DnsCache>, String>,
-) -> Result<Box<[Filter]>, String> {
+pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Result<Box<[Filter]>, String> {
+    let Names { filters: slots, clusters, caches, .. } = names;
     let mut kind = |kind: &ir::HttpFilterKind| {
         Ok::<_, String>(match kind {
             ir::HttpFilterKind::Fault(fault) => {
                 Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone())))
             }
             ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
+            ir::HttpFilterKind::ExtAuthz(ir) => {
+                let cluster = clusters.of(ir.service.cluster());
+                Some(FilterKind::ExtAuthz(ext_authz::ExtAuthzFilter { ir: ir.clone(), cluster }))
+            }
             ir::HttpFilterKind::Jwt(jwt) => Some(FilterKind::Jwt(jwt.clone())),
             ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
             ir::HttpFilterKind::DynamicForwardProxy(config) => {
-                Some(FilterKind::DynamicForwardProxy(cache(config)?))
+                Some(FilterKind::DynamicForwardProxy(caches.of(config)?))
             }
             _ => None,
         })
@@ -101,7 +117,7 @@ pub(crate) fn compile(
     let mut filters = Vec::with_capacity(hcm.http_filters.len());
     for filter in &hcm.http_filters {
         if let Some(kind) = kind(&filter.kind)? {
-            filters.push(Filter { kind, name: slot(&filter.name), disabled: filter.disabled });
+            filters.push(Filter { kind, name: slots.of(&filter.name), disabled: filter.disabled });
         }
     }
     Ok(filters.into())
@@ -112,6 +128,9 @@ pub(crate) fn local(filters: &[Filter], prefix: &Arc<str>, stats: &StatsArena) -
     let local = |filter: &Filter| match &filter.kind {
         FilterKind::Fault(_) => LocalFilter::Fault(fault::LocalFault::new(stats.fault(prefix), prefix)),
         FilterKind::Cors => LocalFilter::Cors(stats.cors(prefix)),
+        FilterKind::ExtAuthz(filter) => {
+            LocalFilter::ExtAuthz(ext_authz::LocalExtAuthz::new(&filter.ir, prefix, stats))
+        }
         FilterKind::Jwt(jwt) => LocalFilter::Jwt(jwt::LocalJwt::new(jwt, prefix, stats)),
         FilterKind::Rbac(rbac) => LocalFilter::Rbac(rbac::LocalRbac::new(rbac, prefix, stats)),
         FilterKind::DynamicForwardProxy(_) => LocalFilter::DynamicForwardProxy,
@@ -182,6 +201,9 @@ pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, 
                 fault::decode(fault, local, filter.name, context)?
             }
             (FilterKind::Cors, LocalFilter::Cors(stats)) => cors::decode(stats, filter.name, context),
+            (FilterKind::ExtAuthz(ext_authz), LocalFilter::ExtAuthz(local)) => {
+                self::ext_authz::decode(ext_authz, local, filter.name, context)?
+            }
             (FilterKind::Jwt(jwt), LocalFilter::Jwt(local)) => {
                 jwt::decode(jwt, local, filter.name, context)?;
                 Step::Next
@@ -211,6 +233,9 @@ pub(crate) async fn pause(context: &mut RequestContext, index: usize) -> Result<
     match (&connection.config.filters[index].kind, &connection.filters[index]) {
         (FilterKind::Fault(_), LocalFilter::Fault(local)) => fault::delay(local, context).await,
         (FilterKind::DynamicForwardProxy(_), _) => dynamic_forward_proxy::wait(context).await,
+        (FilterKind::ExtAuthz(filter), LocalFilter::ExtAuthz(local)) => {
+            ext_authz::check(filter, local, connection.config.filters[index].name, context).await
+        }
         _ => Ok(()),
     }
 }
@@ -220,6 +245,7 @@ pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
     for state in context.filters.iter().rev() {
         match state {
             FilterState::Cors(allowed) => allowed.encode(headers),
+            FilterState::ExtAuthz(added) => added.encode(headers),
             FilterState::Fault(_) | FilterState::Waiting(_) => {}
         }
     }
@@ -229,7 +255,7 @@ pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
 pub(crate) fn throttle(context: &RequestContext) -> Option<throttle::Throttle> {
     context.filters.iter().find_map(|state| match state {
         FilterState::Fault(injected) => injected.throttle(),
-        FilterState::Cors(_) | FilterState::Waiting(_) => None,
+        FilterState::Cors(_) | FilterState::ExtAuthz(_) | FilterState::Waiting(_) => None,
     })
 }
 

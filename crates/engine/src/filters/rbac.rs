@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use lateen_ir::{AccessView, FilterLevels, FilterRouteConfig, PeerView, RbacFilter};
 
+use super::jwt::note;
 use super::levels;
 use crate::context::{ConnectionInfo, RequestContext};
 use crate::failure::{Failure, Flags, Reply};
@@ -14,6 +15,9 @@ use crate::http_request::request_view;
 use crate::snapshot::FilterSlot;
 use crate::stats::arena::StatsArena;
 use crate::stats::blocks::{RbacShadowStats, RbacStats};
+
+/// Under which the filter notes things.
+const NAMESPACE: &str = "envoy.filters.http.rbac";
 
 /// One worker's numbers of a filter.
 pub(crate) struct LocalRbac {
@@ -51,31 +55,40 @@ pub(crate) fn connection_view(info: &ConnectionInfo, client: IpAddr) -> AccessVi
     }
 }
 
+/// What is known of a request.
+fn view(context: &RequestContext) -> AccessView<'_> {
+    let connection = connection_view(&context.connection.info, context.client.ip());
+    AccessView { request: Some(request_view(context)), ..connection }
+}
+
 /// Counts, and fails for what is not allowed.
 pub(super) fn decode(
     filter: &RbacFilter,
     local: &LocalRbac,
     name: FilterSlot,
-    context: &RequestContext,
+    context: &mut RequestContext,
 ) -> Result<(), Failure> {
     let of_route =
         levels(context, name).into_iter().flat_map(FilterLevels::configs).find_map(|config| match config {
-            FilterRouteConfig::Rbac(filter) => Some(&**filter),
+            FilterRouteConfig::Rbac(filter) => Some(filter.clone()),
             _ => None,
         });
-    let filter = of_route.unwrap_or(filter);
+    let filter = of_route.as_deref().unwrap_or(filter);
     if filter.rules.is_none() && filter.shadow_rules.is_none() {
         return Ok(());
     }
-    let info = &context.connection.info;
-    let view =
-        AccessView { request: Some(request_view(context)), ..connection_view(info, context.client.ip()) };
     if let Some(shadow) = &filter.shadow_rules {
+        let verdict = shadow.judge(&view(context));
         let stats = &local.shadow;
-        if shadow.judge(&view).allowed { &stats.shadow_allowed } else { &stats.shadow_denied }.add(1);
+        if verdict.allowed { &stats.shadow_allowed } else { &stats.shadow_denied }.add(1);
+        let mut notes = serde_json::Map::new();
+        let result = if verdict.allowed { "allowed" } else { "denied" };
+        notes.insert(filter.shadow_result_note.to_string(), result.into());
+        notes.extend(verdict.policy.map(|policy| (filter.shadow_policy_note.to_string(), policy.into())));
+        note(context, NAMESPACE, notes);
     }
     let Some(rules) = &filter.rules else { return Ok(()) };
-    let verdict = rules.judge(&view);
+    let verdict = rules.judge(&view(context));
     if verdict.allowed {
         local.enforced.allowed.add(1);
         return Ok(());

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::blocks::{
-    BlockNames, BlockReading, ClusterStats, CorsStats, FaultClientStats, FaultStats, Http1CodecStats,
-    Http2CodecStats, HttpStats, JwtStats, ListenerStats, RbacShadowStats, RbacStats, TcpStats,
+    BlockNames, BlockReading, ClusterExtAuthzStats, ClusterStats, CorsStats, ExtAuthzStats, FaultClientStats,
+    FaultStats, Http1CodecStats, Http2CodecStats, HttpStats, JwtStats, ListenerStats, NetworkExtAuthzStats,
+    RbacShadowStats, RbacStats, TcpStats,
 };
 use super::tls::TlsStats;
 
@@ -18,9 +19,14 @@ use super::tls::TlsStats;
 pub(crate) enum Scope {
     Cluster,
     ClusterTls,
+    /// The name is the cluster's, a line feed, and what the numbers' names begin with.
+    ClusterExtAuthz,
     Cors,
     /// Of a cache of names.
     DnsCache,
+    /// The name is the connection manager's prefix, a line feed, and what the numbers' names begin with.
+    ExtAuthz,
+    NetworkExtAuthz,
     Fault,
     /// The name is the connection manager's prefix, a line feed, and the client's name.
     FaultClient,
@@ -46,8 +52,10 @@ impl Scope {
     /// First part of the names.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
-            Self::Cluster | Self::ClusterTls => "cluster",
+            Self::Cluster | Self::ClusterTls | Self::ClusterExtAuthz => "cluster",
+            Self::NetworkExtAuthz => "ext_authz",
             Self::Cors
+            | Self::ExtAuthz
             | Self::Fault
             | Self::FaultClient
             | Self::Http
@@ -68,6 +76,7 @@ impl Scope {
     pub(crate) fn filter(self) -> Option<&'static str> {
         match self {
             Self::Cors => Some("cors"),
+            Self::ExtAuthz | Self::ClusterExtAuthz => Some("ext_authz"),
             Self::Fault | Self::FaultClient => Some("fault"),
             Self::Jwt => Some("jwt_authn"),
             Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow => Some("rbac"),
@@ -79,13 +88,19 @@ impl Scope {
             | Self::Http2Codec
             | Self::Listener
             | Self::ListenerTls
+            | Self::NetworkExtAuthz
             | Self::Tcp => None,
         }
     }
 
     /// Whether what follows the name's line feed is glued to the numbers' names.
     pub(crate) fn is_glued(self) -> bool {
-        matches!(self, Self::Jwt) || self.is_rbac()
+        self.is_named_on() || self.is_rbac()
+    }
+
+    /// Whether the numbers' names begin with what follows the name's line feed.
+    pub(crate) fn is_named_on(self) -> bool {
+        matches!(self, Self::Jwt | Self::ExtAuthz | Self::ClusterExtAuthz)
     }
 
     /// Whether it is role-based access control.
@@ -100,6 +115,9 @@ impl Scope {
             Self::Cors => &CorsStats::NAMES,
             // Its numbers are not a worker's.
             Self::DnsCache => &BlockNames { counters: &[], gauges: &[], histograms: &[] },
+            Self::ExtAuthz => &ExtAuthzStats::NAMES,
+            Self::ClusterExtAuthz => &ClusterExtAuthzStats::NAMES,
+            Self::NetworkExtAuthz => &NetworkExtAuthzStats::NAMES,
             Self::Fault => &FaultStats::NAMES,
             Self::FaultClient => &FaultClientStats::NAMES,
             Self::Http => &HttpStats::NAMES,
@@ -125,6 +143,9 @@ type Blocks<T> = RefCell<AHashMap<Arc<str>, Weak<T>>>;
 pub(crate) struct StatsArena {
     clusters: Blocks<ClusterStats>,
     cors: Blocks<CorsStats>,
+    ext_authz: Blocks<ExtAuthzStats>,
+    cluster_ext_authz: Blocks<ClusterExtAuthzStats>,
+    network_ext_authz: Blocks<NetworkExtAuthzStats>,
     faults: Blocks<FaultStats>,
     fault_clients: Blocks<FaultClientStats>,
     listeners: Blocks<ListenerStats>,
@@ -195,6 +216,20 @@ impl StatsArena {
         find_or_make(&self.cors, prefix)
     }
 
+    /// `name`: see [`Scope::ExtAuthz`].
+    pub(crate) fn ext_authz(&self, name: &Arc<str>) -> Rc<ExtAuthzStats> {
+        find_or_make(&self.ext_authz, name)
+    }
+
+    /// `name`: see [`Scope::ClusterExtAuthz`].
+    pub(crate) fn cluster_ext_authz(&self, name: &Arc<str>) -> Rc<ClusterExtAuthzStats> {
+        find_or_make(&self.cluster_ext_authz, name)
+    }
+
+    pub(crate) fn network_ext_authz(&self, prefix: &Arc<str>) -> Rc<NetworkExtAuthzStats> {
+        find_or_make(&self.network_ext_authz, prefix)
+    }
+
     /// `name`: see [`Scope::Jwt`].
     pub(crate) fn jwt(&self, name: &Arc<str>) -> Rc<JwtStats> {
         find_or_make(&self.jwt, name)
@@ -250,6 +285,13 @@ impl StatsArena {
             self.http2_codec.get().map(|block| (Scope::Http2Codec, Arc::default(), block.read())),
         ];
         out.extend(codecs.into_iter().flatten());
+        visit(&self.ext_authz, |name, block| out.push((Scope::ExtAuthz, name.clone(), block.read())));
+        visit(&self.cluster_ext_authz, |name, block| {
+            out.push((Scope::ClusterExtAuthz, name.clone(), block.read()));
+        });
+        visit(&self.network_ext_authz, |name, block| {
+            out.push((Scope::NetworkExtAuthz, name.clone(), block.read()));
+        });
         visit(&self.jwt, |name, block| out.push((Scope::Jwt, name.clone(), block.read())));
         visit(&self.rbac, |name, block| out.push((Scope::Rbac, name.clone(), block.read())));
         visit(&self.rbac_shadow, |name, block| out.push((Scope::RbacShadow, name.clone(), block.read())));
@@ -273,6 +315,9 @@ impl StatsArena {
         visit(&self.http, |_, block| block.reset_counters());
         self.http1_codec.get().into_iter().for_each(|block| block.reset_counters());
         self.http2_codec.get().into_iter().for_each(|block| block.reset_counters());
+        visit(&self.ext_authz, |_, block| block.reset_counters());
+        visit(&self.cluster_ext_authz, |_, block| block.reset_counters());
+        visit(&self.network_ext_authz, |_, block| block.reset_counters());
         visit(&self.jwt, |_, block| block.reset_counters());
         visit(&self.rbac, |_, block| block.reset_counters());
         visit(&self.rbac_shadow, |_, block| block.reset_counters());

@@ -221,6 +221,38 @@ stat_block! {
 }
 
 stat_block! {
+    /// `http.PREFIX.ext_authz.*`
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/ext_authz_filter#statistics>
+    ExtAuthzStats
+    counters {
+        denied disabled error failure_mode_allowed filter_state_name_collision ignored_dynamic_metadata invalid ok
+        omitted_response_headers
+    }
+    bytes { }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
+    /// `cluster.NAME.ext_authz.*`, of the clusters that requests were for.
+    ClusterExtAuthzStats
+    counters { denied error failure_mode_allowed invalid ok }
+    bytes { }
+    gauges { }
+    histograms { }
+}
+
+stat_block! {
+    /// `ext_authz.PREFIX.*` of the network filter.
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/listeners/network_filters/ext_authz_filter#statistics>
+    NetworkExtAuthzStats
+    counters { cx_closed denied disabled error failure_mode_allowed ok total }
+    bytes { }
+    gauges { active }
+    histograms { }
+}
+
+stat_block! {
     /// `http.PREFIX.cors.*`
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/cors_filter#statistics>
     CorsStats

@@ -11,8 +11,9 @@ use super::slots::BUCKETS;
 /// `None`: there is one block only.
 fn label_name(scope: Scope) -> Option<&'static str> {
     match scope {
-        Scope::Cluster | Scope::ClusterTls => Some("envoy_cluster_name"),
+        Scope::Cluster | Scope::ClusterTls | Scope::ClusterExtAuthz => Some("envoy_cluster_name"),
         Scope::Cors
+        | Scope::ExtAuthz
         | Scope::Fault
         | Scope::FaultClient
         | Scope::Http
@@ -24,6 +25,7 @@ fn label_name(scope: Scope) -> Option<&'static str> {
         // So is the name of a cache.
         Scope::DnsCache => None,
         Scope::Listener | Scope::ListenerTls => Some("envoy_listener_address"),
+        Scope::NetworkExtAuthz => Some("envoy_ext_authz_prefix"),
         Scope::Tcp => Some("envoy_tcp_prefix"),
     }
 }
@@ -51,7 +53,7 @@ fn metric(stat: &Stat) -> (String, String) {
             name.push_str(part);
             name.push('_');
         }
-        if *scope == Scope::Jwt {
+        if scope.is_named_on() {
             let own = instance.split_once('\n').map_or("", |(_, own)| own);
             name.extend(own.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
         }
@@ -92,7 +94,7 @@ fn metric(stat: &Stat) -> (String, String) {
             && scope.is_rbac()
         {
             let _ = write!(labels, ",envoy_rbac_http_prefix=\"{}\"", escape(own));
-        } else if !client.is_empty() && *scope != Scope::Jwt {
+        } else if !client.is_empty() && !scope.is_named_on() {
             let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
         }
     }

@@ -12,6 +12,7 @@ use lateen_xds::pb::google::protobuf::Any;
 use super::access_log::access_logs;
 use super::cors::{cors, cors_policy};
 use super::dynamic_forward_proxy::{http_dynamic, route_dynamic};
+use super::ext_authz::{ext_authz, route_ext_authz};
 use super::fault::fault;
 use super::jwt_authn::{jwt_authn, jwt_route};
 use super::rbac::{http_rbac, route_rbac};
@@ -74,6 +75,9 @@ fn http_filter(at: &At<'_>, filter: proto::HttpFilter) -> Converted<HttpFilter> 
         }
         "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
             HttpFilterKind::Jwt(Arc::new(jwt_authn(&at_config, typed(at, &any)?)?))
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+            HttpFilterKind::ExtAuthz(Arc::new(ext_authz(&at_config, typed(at, &any)?)?))
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilterKind::Rbac(Arc::new(http_rbac(&at_config, typed(at, &any)?)?))
@@ -176,12 +180,13 @@ fn filter_config(at: &At<'_>, message: route::FilterConfig) -> Converted<Option<
 }
 
 /// Types of per-route configuration.
-const SUPPORTED: [&str; 5] = [
+const SUPPORTED: [&str; 6] = [
     "envoy.extensions.filters.http.fault.v3.HTTPFault",
     "envoy.extensions.filters.http.cors.v3.CorsPolicy",
     "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
     "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
     "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
+    "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
 ];
 
 fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
@@ -195,6 +200,9 @@ fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
         }
         "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
             Ok(FilterRouteConfig::Jwt(jwt_route(at, typed(at, any)?)?))
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+            Ok(FilterRouteConfig::ExtAuthz(Arc::new(route_ext_authz(at, typed(at, any)?)?)))
         }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             Ok(FilterRouteConfig::Rbac(Arc::new(route_rbac(at, typed(at, any)?)?)))

@@ -11,6 +11,7 @@ use lateen_xds::pb::envoy::extensions::filters::network;
 
 use super::access_log::access_logs;
 use super::dynamic_forward_proxy::sni_dynamic;
+use super::ext_authz::network_ext_authz;
 use super::hcm::http_connection_manager;
 use super::rbac::network_rbac;
 use super::tcp_proxy::tcp_proxy;
@@ -409,9 +410,13 @@ fn network_filter(at: &At<'_>, filter: proto::Filter) -> Converted<ChainFilter> 
             let filter = sni_dynamic(&at_config, typed(at, &any)?)?;
             return Ok(ChainFilter::Before(NetworkFilter::SniDynamicForwardProxy(Arc::new(filter))));
         }
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+            let filter = network_ext_authz(&at_config, typed(at, &any)?)?;
+            return Ok(ChainFilter::Before(NetworkFilter::ExtAuthz(Arc::new(filter))));
+        }
         other => {
             let reason = format!(
-                "{other:?} is not supported; http_connection_manager, tcp_proxy, echo, direct_response, rbac and sni_dynamic_forward_proxy are"
+                "{other:?} is not supported; http_connection_manager, tcp_proxy, echo, direct_response, rbac, ext_authz and sni_dynamic_forward_proxy are"
             );
             return Err(at.error_in("typed_config", reason));
         }

@@ -11,6 +11,7 @@ mod cors;
 mod dns;
 mod dynamic_forward_proxy;
 mod endpoint;
+mod ext_authz;
 mod fault;
 mod hash_policy;
 mod hcm;
@@ -35,6 +36,8 @@ mod values;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use values::struct_value;
 
 use lateen_xds::pb::envoy::config as proto;
 use prost::Message;

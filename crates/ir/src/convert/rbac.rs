@@ -33,6 +33,8 @@ pub(super) fn http_rbac(at: &At<'_>, message: http_filter::Rbac) -> Converted<Rb
     Ok(RbacFilter {
         rules: rules.map(|rules| rbac(&at.field("rules"), rules)).transpose()?,
         shadow_rules: shadow_rules.map(|rules| rbac(&at.field("shadow_rules"), rules)).transpose()?,
+        shadow_policy_note: format!("{shadow_rules_stat_prefix}shadow_effective_policy_id").into(),
+        shadow_result_note: format!("{shadow_rules_stat_prefix}shadow_engine_result").into(),
         shadow_stat_prefix: dotted(shadow_rules_stat_prefix),
         stat_prefix: dotted(rules_stat_prefix),
     })
@@ -76,6 +78,8 @@ pub(super) fn network_rbac(at: &At<'_>, message: network_filter::Rbac) -> Conver
         rules: convert("rules", rules)?,
         shadow_rules: convert("shadow_rules", shadow_rules)?,
         stat_prefix: dotted(stat_prefix.to_string()),
+        shadow_policy_note: format!("{shadow_rules_stat_prefix}shadow_effective_policy_id").into(),
+        shadow_result_note: format!("{shadow_rules_stat_prefix}shadow_engine_result").into(),
         shadow_stat_prefix: dotted(shadow_rules_stat_prefix),
     })
 }

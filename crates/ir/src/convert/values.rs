@@ -283,7 +283,7 @@ pub(super) fn metadata(metadata: Option<core::Metadata>) -> Option<Arc<serde_jso
 }
 
 /// A protobuf `Struct` as JSON, keys sorted.
-pub(super) fn struct_value(value: google::Struct) -> serde_json::Value {
+pub(crate) fn struct_value(value: google::Struct) -> serde_json::Value {
     let mut members: Vec<_> = value.fields.into_iter().map(|(key, value)| (key, json_value(value))).collect();
     members.sort_by(|(a, _), (b, _)| a.cmp(b));
     serde_json::Value::Object(members.into_iter().collect())
