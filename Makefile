@@ -34,10 +34,11 @@ e2e: build ## The labs and faults on the embedded cluster, on both engines
 
 test: unit e2e ## Everything
 
-bench: ## One hop HTTP/1.1 beside nginx, HAProxy, Envoy; thousands of services; a Sidecar's saving; changes at 500 proxies
+bench: ## One hop HTTP/1.1 beside nginx, HAProxy, Envoy; the cost of filters; thousands of services; a Sidecar's saving; changes at 500 proxies
 	@scripts/install-tools.sh build bench
 	cargo build --profile dist --locked -p lateen-agent
 	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist python3 bench/onehop.py
+	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist python3 bench/filters.py --envoy
 	cargo build --release --locked -p lateen-control --example scale_ads --example sidecar_saving --example push_cost
 	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist LATEEN_SCALE_ADS=$(CARGO_TARGET_DIR)/release/examples/scale_ads python3 bench/scale.py
 	$(CARGO_TARGET_DIR)/release/examples/sidecar_saving

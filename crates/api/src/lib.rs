@@ -8,6 +8,7 @@ mod message;
 
 pub mod crd;
 pub mod duration;
+pub mod extension_provider;
 pub mod grpc;
 pub mod mesh;
 pub mod networking;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::duration::{self, DurationError};
+use crate::extension_provider::{ExtensionProvider, check_providers};
 use crate::networking::TlsProtocol;
 use crate::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
 use crate::validate::header_value::check_commands;
@@ -92,6 +93,8 @@ pub struct MeshConfig {
     pub mesh_mtls: Option<TlsConfig>,
     /// Whether tracing is on.
     pub enable_tracing: bool,
+    /// Who is asked by policies with the action CUSTOM, by name.
+    pub extension_providers: Vec<ExtensionProvider>,
     /// Everything else that was given.
     #[serde(flatten)]
     pub rest: BTreeMap<String, Value>,
@@ -127,6 +130,7 @@ impl Default for MeshConfig {
             enable_auto_mtls: Some(true),
             mesh_mtls: None,
             enable_tracing: false,
+            extension_providers: Vec::new(),
             rest: BTreeMap::new(),
         }
     }
@@ -170,6 +174,7 @@ impl MeshConfig {
             let reason = format!("meshMTLS.ecdhCurves: {unknown:?} is not one of {}", CURVES.join(", "));
             return Err(MeshConfigError::Parse(reason));
         }
+        check_providers(&config.extension_providers).map_err(MeshConfigError::Parse)?;
         // Every listener has it: a proxy would refuse them all.
         check_commands(&config.access_log_format)
             .map_err(|problem| MeshConfigError::Parse(format!("accessLogFormat: {problem}")))?;
@@ -184,6 +189,9 @@ impl MeshConfig {
         );
         if let Some(tls) = &self.mesh_mtls {
             paths.extend(tls.rest.keys().map(|key| format!("meshMTLS.{key}")));
+        }
+        for (index, provider) in self.extension_providers.iter().enumerate() {
+            paths.extend(provider.rest.keys().map(|key| format!("extensionProviders[{index}].{key}")));
         }
         if self.enable_tracing {
             paths.push("enableTracing".to_owned());

@@ -222,11 +222,14 @@ impl ExtAuthz {
     /// The same question to an HTTP server: path, headers and body of the call. Method and authority are the request's.
     pub fn http_check(&self, service: &HttpAuthz, request: &AuthzRequest<'_>) -> (String, HeaderMap, Bytes) {
         let mut headers = HeaderMap::new();
-        for (name, value) in request.view.headers {
+        for name in request.view.headers.keys() {
             let is_own = [header::HOST, header::CONTENT_LENGTH].contains(name) || name == PARTIAL_BODY;
-            if !is_own && self.sends(name.as_str()) {
-                headers.append(name, value.clone());
+            if is_own || !self.sends(name.as_str()) {
+                continue;
             }
+            let values = request.view.headers.get_all(name).iter();
+            let joined = values.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b","[..]);
+            headers.extend(HeaderValue::from_bytes(&joined).ok().map(|value| (name.clone(), value)));
         }
         let body = request.body.map_or_else(Bytes::new, |(body, partial)| {
             let value = HeaderValue::from_static(if partial { "true" } else { "false" });

@@ -22,8 +22,11 @@ pub enum AuthzVerdict {
     Denied(Box<AuthzDenial>),
     /// The authorizer could not say; its own words for that, if it has any.
     Failed(Option<Box<AuthzDenial>>),
-    /// The answer is none.
-    Invalid,
+    /// It has something that can't be a header.
+    Invalid {
+        /// It was to refuse the request.
+        denial: bool,
+    },
 }
 
 /// What changes in a request that passes.
@@ -150,7 +153,10 @@ fn removable(names: &[String]) -> Vec<HeaderName> {
 impl ExtAuthz {
     /// What the answer of a gRPC authorizer means.
     pub fn grpc_verdict(&self, answer: auth::CheckResponse) -> AuthzVerdict {
-        self.of_grpc(answer).unwrap_or(AuthzVerdict::Invalid)
+        use auth::check_response::HttpResponse;
+        let denial = matches!(answer.http_response, Some(HttpResponse::DeniedResponse(_)))
+            && answer.status.as_ref().is_some_and(|status| status.code != 0);
+        self.of_grpc(answer).unwrap_or(AuthzVerdict::Invalid { denial })
     }
 
     fn of_grpc(&self, answer: auth::CheckResponse) -> Result<AuthzVerdict, Unsayable> {

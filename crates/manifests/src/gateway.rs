@@ -31,18 +31,25 @@ pub(crate) fn egress(options: &Options) -> Vec<Value> {
     objects(options, gateway, "ClusterIP", Vec::new())
 }
 
+/// As Istio names it, since policies speak of gateways by it.
+fn service_account(gateway: Gateway) -> String {
+    format!("{}-service-account", gateway.name)
+}
+
 fn objects(options: &Options, gateway: Gateway, service: &str, more_ports: Vec<Value>) -> Vec<Value> {
     let labels = gateway.labels();
     let metadata = json!({ "name": gateway.name, "namespace": options.namespace, "labels": labels });
     let role =
         json!({ "name": format!("{}-sds", gateway.name), "namespace": options.namespace, "labels": labels });
+    let account =
+        json!({ "name": service_account(gateway), "namespace": options.namespace, "labels": labels });
     let mut ports = more_ports;
     ports.extend([
         json!({ "name": "http2", "port": 80, "targetPort": 8080, "protocol": "TCP" }),
         json!({ "name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP" }),
     ]);
     vec![
-        json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }),
+        json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": account }),
         // By this the control plane knows that the gateway may have its namespace's certificates.
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": role,
@@ -51,7 +58,7 @@ fn objects(options: &Options, gateway: Gateway, service: &str, more_ports: Vec<V
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": role,
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["name"] },
-            "subjects": [{ "kind": "ServiceAccount", "name": gateway.name, "namespace": options.namespace }]
+            "subjects": [{ "kind": "ServiceAccount", "name": account["name"], "namespace": options.namespace }]
         }),
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": metadata,
@@ -89,7 +96,7 @@ fn deployment(options: &Options, gateway: Gateway, metadata: &Value) -> Value {
                     }
                 },
                 "spec": {
-                    "serviceAccountName": gateway.name,
+                    "serviceAccountName": service_account(gateway),
                     "securityContext": { "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "fsGroup": 1337 },
                     "containers": [container(options, gateway)],
                     "volumes": volumes(),

@@ -153,6 +153,9 @@ fn built_in(name: &str) -> Option<Mapping> {
         ("lateen", "proxyv2") => ours("lateen-proxy", &[], false, false),
         ("lateen", "load") => ours("lateen-samples", &["load"], false, true),
         ("lateen", "echo") => ours("lateen-samples", &["echo"], false, true),
+        ("lateen" | "istio" | "istio-testing", "ext-authz") => {
+            ours("lateen-samples", &["ext-authz"], false, true)
+        }
         ("tetratelabs", "hello-world") => ours("lateen-samples", &["hello-world"], false, true),
         ("tetratelabs", "customers") => ours("lateen-samples", &["customers"], true, true),
         ("tetratelabs", "web-frontend") => ours("lateen-samples", &["web-frontend"], false, true),
@@ -260,6 +263,7 @@ mod tests {
                 "",
                 "/opt/lateen/lateen-samples productcatalogservice",
             ),
+            ("gcr.io/istio-testing/ext-authz:latest", "", "", "/opt/lateen/lateen-samples ext-authz"),
             ("docker.io/kong/httpbin:0.1.0", "", "", "/opt/lateen/lateen-samples httpbin"),
             (
                 "docker.io/mccutchen/go-httpbin:v2.15.0",

@@ -7,6 +7,7 @@ pub mod boutique;
 pub mod customers;
 pub mod echo;
 pub mod echo_streams;
+pub mod ext_authz;
 pub mod grpc;
 pub mod hello;
 pub mod httpbin;

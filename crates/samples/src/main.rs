@@ -7,7 +7,7 @@ use anyhow::Context;
 use axum::Router;
 use clap::{Parser, Subcommand};
 use lateen_samples::boutique::{catalog, frontend, recommendation};
-use lateen_samples::{customers, echo, echo_streams, hello, httpbin, load, serve, web_frontend};
+use lateen_samples::{customers, echo, echo_streams, ext_authz, hello, httpbin, load, serve, web_frontend};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
@@ -74,6 +74,18 @@ enum App {
         /// On this port greet with the instance's name, then echo 64-bit numbers and say goodbye at the end
         #[arg(long)]
         numbers_port: Option<u16>,
+    },
+    /// An external authorizer: lets pass what has the header `x-ext-authz: allow`
+    ExtAuthz {
+        /// For HTTP
+        #[arg(long, default_value_t = 8000)]
+        http: u16,
+        /// For gRPC
+        #[arg(long, default_value_t = 9000)]
+        grpc: u16,
+        /// Service account that passes without the header, over gRPC
+        #[arg(long = "allow_service_account", default_value = "a")]
+        allow_service_account: String,
     },
     /// Sends a steady mixed load to `echo`; at the end prints what was lost as JSON
     Load {
@@ -142,6 +154,10 @@ async fn main() -> anyhow::Result<()> {
                         .map(drop)
                 }
             }
+        }
+        App::ExtAuthz { http, grpc, allow_service_account } => {
+            let over_grpc = serve_on(grpc, ext_authz::grpc_app(&allow_service_account), delay);
+            tokio::try_join!(serve_on(http, ext_authz::http_app(), delay), over_grpc).map(drop)
         }
         App::Load { spec } => {
             let spec = serde_json::from_str(&spec).context("--spec")?;

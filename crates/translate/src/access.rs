@@ -13,11 +13,14 @@ use rbac::rbac::Action as Effect;
 
 use crate::access_rules::{self, Terms};
 use crate::ordered_rbac::{HttpRbac, NetworkRbac, Rules};
+use crate::providers::{self, Provider};
 use crate::tokens::Tokens;
 use crate::wire;
 
 const HTTP_FILTER: &str = "envoy.filters.http.rbac";
 const NETWORK_FILTER: &str = "envoy.filters.network.rbac";
+const HTTP_ASKING: &str = "envoy.filters.http.ext_authz";
+const NETWORK_ASKING: &str = "envoy.filters.network.ext_authz";
 
 /// Name of the policy that refuses everything where a provider would decide and there is none.
 const NO_PROVIDER: &str = "default-deny-all-due-to-bad-CUSTOM-action";
@@ -28,6 +31,8 @@ pub(crate) struct Access {
     policies: Vec<Arc<AuthorizationPolicy>>,
     /// The mesh's trust domain and its aliases.
     trust_domains: Vec<String>,
+    /// Who decides where a CUSTOM policy matches, or why there is nobody. `None`: there is no such policy.
+    provider: Option<Result<Provider, String>>,
     /// Whose tokens are accepted.
     tokens: Tokens,
 }
@@ -50,46 +55,79 @@ impl Access {
         }
         let mesh = world.mesh();
         let aliases = mesh.trust_domain_aliases.iter().cloned();
-        let trust_domains = std::iter::once(mesh.trust_domain.clone()).chain(aliases).collect();
-        Self { policies, trust_domains, tokens }
+        let asking: Vec<_> = policies.iter().filter(|policy| policy.spec.action == Action::Custom).collect();
+        let provider = (!asking.is_empty()).then(|| Provider::of(world, &asking));
+        Self {
+            policies,
+            provider,
+            tokens,
+            trust_domains: std::iter::once(mesh.trust_domain.clone()).chain(aliases).collect(),
+        }
     }
 
     /// For connection managers. Providers are asked before tokens are looked at. `routes`: claims have a say in routing.
     pub(crate) fn http(&self, routes: bool) -> Vec<hcm::HttpFilter> {
-        let filter = |group: Group| {
-            let config = wire::any(&HttpRbac {
-                shadow_rules_stat_prefix: group.shadow_prefix(),
-                rules: group.rules,
-                shadow_rules: group.shadow_rules,
-            });
-            hcm::HttpFilter {
-                name: HTTP_FILTER.to_owned(),
-                config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
-                ..Default::default()
-            }
-        };
-        let custom = self.group(Action::Custom, false).map(filter);
-        let others = [Action::Audit, Action::Deny, Action::Allow];
-        let others = others.into_iter().filter_map(|action| self.group(action, false)).map(filter);
-        custom.into_iter().chain(self.tokens.filter(routes)).chain(others).collect()
+        let asked = self.custom(false).into_iter().flat_map(|(group, provider)| {
+            let provider = provider.map(|provider| http_filter(HTTP_ASKING, provider.http()));
+            std::iter::once(http_rbac(group)).chain(provider)
+        });
+        asked.chain(self.tokens.filter(routes)).chain(self.groups(false).into_iter().map(http_rbac)).collect()
     }
 
     /// For TCP.
     pub(crate) fn network(&self) -> Vec<listener::Filter> {
-        let filter = |group: Group| {
-            let config: Any = wire::any(&NetworkRbac {
+        let filter = |name: &str, config: Any| listener::Filter {
+            name: name.to_owned(),
+            config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
+        };
+        let rbac = |group: Group| {
+            let config = wire::any(&NetworkRbac {
                 stat_prefix: "tcp.".to_owned(),
                 shadow_rules_stat_prefix: group.shadow_prefix(),
                 rules: group.rules,
                 shadow_rules: group.shadow_rules,
             });
-            listener::Filter {
-                name: NETWORK_FILTER.to_owned(),
-                config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
-            }
+            filter(NETWORK_FILTER, config)
         };
-        let order = [Action::Custom, Action::Audit, Action::Deny, Action::Allow];
-        order.into_iter().filter_map(|action| self.group(action, true)).map(filter).collect()
+        let asked = self.custom(true).into_iter().flat_map(|(group, provider)| match provider {
+            None => vec![rbac(group)],
+            // Istio leaves connections alone that an HTTP server can't be asked about.
+            Some(provider) => provider
+                .network()
+                .map(|asking| vec![rbac(group), filter(NETWORK_ASKING, asking)])
+                .unwrap_or_default(),
+        });
+        asked.chain(self.groups(true).into_iter().map(rbac)).collect()
+    }
+
+    /// The rules of CUSTOM policies, noted only, with who is asked where one matches; without, they refuse everything.
+    fn custom(&self, tcp: bool) -> Option<(Group, Option<&Provider>)> {
+        let policies: Vec<_> = self
+            .policies
+            .iter()
+            .filter(|policy| policy.spec.action == Action::Custom && !policy.dry_run)
+            .collect();
+        let provider = self.provider.as_ref().filter(|_| !policies.is_empty())?;
+        Some(match provider {
+            Ok(provider) => {
+                let rules = self.rules(Action::Custom, &policies, tcp);
+                (
+                    Group { rules: None, shadow_rules: Some(rules), shadow_prefix: providers::NOTES },
+                    Some(provider),
+                )
+            }
+            // Nobody can be asked, and nothing must pass that somebody would have refused.
+            Err(_) => {
+                let refused = BTreeMap::from([(NO_PROVIDER.to_owned(), access_rules::everything())]);
+                let rules = Rules { action: Effect::Deny as i32, policies: refused };
+                (Group { rules: Some(rules), shadow_rules: None, shadow_prefix: "" }, None)
+            }
+        })
+    }
+
+    fn groups(&self, tcp: bool) -> Vec<Group> {
+        let order = [Action::Audit, Action::Deny, Action::Allow];
+        order.into_iter().filter_map(|action| self.group(action, tcp)).collect()
     }
 
     fn group(&self, action: Action, tcp: bool) -> Option<Group> {
@@ -116,14 +154,10 @@ impl Access {
             Action::Audit => Effect::Log,
         };
         let mut named = BTreeMap::new();
-        if action == Action::Custom {
-            // Nobody is asked yet, and nothing must pass that somebody would have refused.
-            named.insert(NO_PROVIDER.to_owned(), access_rules::everything());
-            return Rules { action: effect as i32, policies: named };
-        }
         for policy in policies {
+            let prefix = if action == Action::Custom { providers::POLICIES } else { "" };
             let name = |index: usize| {
-                format!("ns[{}]-policy[{}]-rule[{index}]", policy.name.namespace, policy.name.name)
+                format!("{prefix}ns[{}]-policy[{}]-rule[{index}]", policy.name.namespace, policy.name.name)
             };
             let terms = Terms {
                 tcp,
@@ -140,6 +174,23 @@ impl Access {
         }
         Rules { action: effect as i32, policies: named }
     }
+}
+
+fn http_filter(name: &str, config: Any) -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}
+
+fn http_rbac(group: Group) -> hcm::HttpFilter {
+    let config = wire::any(&HttpRbac {
+        shadow_rules_stat_prefix: group.shadow_prefix(),
+        rules: group.rules,
+        shadow_rules: group.shadow_rules,
+    });
+    http_filter(HTTP_FILTER, config)
 }
 
 impl Group {

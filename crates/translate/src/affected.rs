@@ -6,6 +6,7 @@ use lateen_model::{Delta, Hostname, ObjectName, Resolution};
 use crate::gateways_tls;
 use crate::listeners_outbound::listens_at_endpoints;
 use crate::mutual_tls;
+use crate::providers;
 use crate::proxy::ProxyKind;
 use crate::resource::ResourceType;
 use crate::scope::Scope;
@@ -177,7 +178,8 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     let guarded = !delta.authorization_policies.is_empty()
         || !delta.request_authentications.is_empty()
         || !delta.key_sets.is_empty();
-    if guarded && scope.class.kind == ProxyKind::Router {
+    let asks_others = || providers::concern(&scope.world, &delta.services);
+    if (guarded || asks_others()) && scope.class.kind == ProxyKind::Router {
         affected.listeners = Extent::All;
     }
     if !delta.gateways.is_empty() && scope.class.kind == ProxyKind::Router {

@@ -40,6 +40,7 @@ mod ordered;
 mod ordered_jwt;
 mod ordered_rbac;
 mod parts;
+mod providers;
 mod proxy;
 mod references;
 mod resource;

@@ -19,6 +19,7 @@ use lateen_model::{
 use crate::conflicts;
 use crate::gateways_tls;
 use crate::listeners_gateway::is_served;
+use crate::providers::Provider;
 use crate::secrets;
 use crate::sidecar::Place;
 use crate::tokens::check_keys;
@@ -317,7 +318,7 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
 }
 
 /// Warnings about an AuthorizationPolicy.
-pub fn check_authorization_policy(policy: &AuthorizationPolicy, _: &World) -> Vec<Warning> {
+pub fn check_authorization_policy(policy: &AuthorizationPolicy, world: &World) -> Vec<Warning> {
     let spec = &policy.spec;
     let mut warnings = Vec::new();
     if spec.has_target() {
@@ -325,9 +326,11 @@ pub fn check_authorization_policy(policy: &AuthorizationPolicy, _: &World) -> Ve
         warnings
             .push(Warning::no_effect_as(field, "there are no Gateways of the Gateway API and no waypoints"));
     }
-    if spec.action == Action::Custom {
-        let reason = "no provider is asked yet, so the workloads it selects refuse everything";
-        warnings.push(Warning::no_effect_as("spec.provider", reason));
+    let provider = spec.provider.as_ref().filter(|_| spec.action == Action::Custom);
+    if let Some(Err(reason)) = provider.map(|provider| Provider::named(world, &provider.name)) {
+        let message = format!("spec.provider: {reason}; the workloads it selects refuse everything");
+        let path = "spec.provider".to_owned();
+        warnings.push(Warning { code: None, name: "ProviderNotFound", path, message });
     }
     warnings
 }

@@ -125,6 +125,23 @@ fn engines_accept_authorization_policies() {
         accept(name, &mut mesh, |mesh| mesh.sidecar("default", name));
     }
     accept("gateway", &mut mesh, |mesh| mesh.gateway());
+    // Who is asked, over gRPC and over HTTP.
+    let ports = json!([{"name": "http", "port": 8000}, {"name": "grpc", "port": 9000}]);
+    mesh.service("default", "authz", "10.96.0.50", ports, json!({"app": "customers"}));
+    let body =
+        "includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true, packAsBytes: true}";
+    let common = format!(
+        "service: authz.default.svc.cluster.local, timeout: 1s, failOpen: true, clearRouteCache: true, statusOnError: '503', {body}"
+    );
+    let headers = "pathPrefix: /a, includeRequestHeadersInCheck: [a, b*], includeAdditionalHeadersInCheck: {c: d}, headersToUpstreamOnAllow: [e], headersToDownstreamOnDeny: ['*f'], headersToDownstreamOnAllow: [g]";
+    for provider in [
+        format!("envoyExtAuthzGrpc: {{{common}, port: 9000}}"),
+        format!("envoyExtAuthzHttp: {{{common}, port: 8000, {headers}}}"),
+    ] {
+        mesh.mesh_config(&format!("{{extensionProviders: [{{name: provider, {provider}}}]}}"));
+        accept("asking", &mut mesh, |mesh| mesh.sidecar("default", "customers-v1-1"));
+        accept("asking-gateway", &mut mesh, |mesh| mesh.gateway());
+    }
 }
 
 #[test]

@@ -351,6 +351,10 @@ fn answer(act: &str, told: &str) -> auth::CheckResponse {
             ],
             ..Default::default()
         }),
+        "many" => ok(auth::OkHttpResponse {
+            headers: (0..120).map(|n| option(&format!("x-many-{n}"), "1", Some(false), 0)).collect(),
+            ..Default::default()
+        }),
         "reroute" => ok(auth::OkHttpResponse {
             headers: vec![option("x-route", "other", Some(false), 0)],
             ..Default::default()

@@ -5,6 +5,7 @@ mod access;
 mod attacks;
 mod authorizers;
 mod breaking;
+mod bypass;
 mod cases;
 mod duo;
 mod dynamic;
@@ -58,7 +59,7 @@ struct Seen {
 async fn play(number: usize, case: &Case, address: std::net::SocketAddr) -> Seen {
     // An address of its own: a port that a reset has freed may come again, and lines would be taken for another's. Where the
     // client's address is what it is about, it has the usual one.
-    let about_address = ["edge", "hops"].contains(&case.listener);
+    let about_address = ["edge", "hops", "bypass-edge", "bypass-hops"].contains(&case.listener);
     let number = if about_address { 1 } else { number + 2 };
     let socket = TcpSocket::new_v4().unwrap();
     let from = std::net::Ipv4Addr::from(0x7f00_0000 + u32::try_from(number).unwrap());
@@ -101,6 +102,7 @@ async fn requests_fare_the_same() {
         .chain(retries::cases())
         .chain(redirects::cases())
         .chain(access::cases())
+        .chain(bypass::cases())
         .chain(ext_authz::cases())
         .filter(|case| only.as_ref().is_none_or(|only| case.name.contains(only)))
         .collect();

@@ -70,6 +70,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     all.extend(crate::redirects::listeners());
     all.extend(crate::access::listeners());
     all.extend(crate::ext_authz::listeners());
+    all.extend(crate::bypass::listeners());
     all
 }
 

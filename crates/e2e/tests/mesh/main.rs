@@ -5,6 +5,7 @@
 
 mod access;
 mod agreement;
+mod authorizers;
 mod balancing;
 mod boutique;
 mod dns;
@@ -110,6 +111,7 @@ fn main() {
         let modules = [
             ("labs", labs::TRIALS),
             ("access", access::TRIALS),
+            ("authorizers", authorizers::TRIALS),
             ("balancing", balancing::TRIALS),
             ("boutique", boutique::TRIALS),
             ("dns", dns::TRIALS),

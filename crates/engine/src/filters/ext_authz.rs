@@ -271,6 +271,10 @@ fn settle(
     match verdict {
         AuthzVerdict::Allowed(changes) => {
             allow(filter, local, context, *changes);
+            if is_too_long(context) {
+                stats.request_header_limits_reached.inc();
+                return Err(invalid(local, of_cluster.as_deref()));
+            }
             of_cluster.iter().for_each(|of_cluster| of_cluster.ok.inc());
             stats.ok.inc();
             Ok(())
@@ -313,12 +317,30 @@ fn settle(
                 }
             })
         }
-        AuthzVerdict::Invalid => {
-            of_cluster.iter().for_each(|of_cluster| of_cluster.invalid.inc());
-            stats.invalid.inc();
-            Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, "".into(), Vec::new(), "ext_authz_invalid"))
+        AuthzVerdict::Invalid { denial } => {
+            if denial {
+                stats.denied.inc();
+                of_cluster.iter().for_each(|of_cluster| of_cluster.denied.inc());
+            }
+            Err(invalid(local, of_cluster.as_deref()))
         }
     }
+}
+
+fn invalid(local: &LocalExtAuthz, of_cluster: Option<&ClusterExtAuthzStats>) -> Failure {
+    of_cluster.into_iter().for_each(|of_cluster| of_cluster.invalid.inc());
+    local.stats.invalid.inc();
+    refusal(StatusCode::INTERNAL_SERVER_ERROR, "".into(), Vec::new(), "ext_authz_invalid")
+}
+
+/// Whether the head has become longer than a client's may be.
+fn is_too_long(context: &RequestContext) -> bool {
+    let hcm = &context.connection.config.hcm;
+    let headers = &context.head.headers;
+    let pseudo = 4 - usize::from(headers.contains_key(header::HOST));
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    headers.len() + pseudo > hcm.common.max_headers_count as usize
+        || bytes > hcm.max_request_headers_kb as usize * 1024
 }
 
 fn cluster_stats(filter: &ExtAuthz, context: &RequestContext) -> Option<Rc<ClusterExtAuthzStats>> {

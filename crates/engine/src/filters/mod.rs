@@ -175,7 +175,7 @@ impl Filter {
                 FilterKind::Fault(fault) => fault.is_idle(),
                 FilterKind::Cors => cors::is_idle(context),
                 FilterKind::Rbac(rbac) => rbac.rules.is_none() && rbac.shadow_rules.is_none(),
-                FilterKind::DynamicForwardProxy(_) | FilterKind::Jwt(_) => false,
+                FilterKind::DynamicForwardProxy(_) | FilterKind::Jwt(_) | FilterKind::ExtAuthz(_) => false,
             }
     }
 }
