@@ -209,7 +209,7 @@ pub(crate) struct RequestContext {
     pub(crate) status: Option<StatusCode>,
     /// Response headers, kept when something may print them.
     pub(crate) response_headers: Option<HeaderMap>,
-    pub(crate) response_trailers: Option<HeaderMap>,
+    pub(crate) response_trailers: Option<Box<HeaderMap>>,
     /// Body of a reply made here, kept when something may print it.
     pub(crate) local_reply: Option<Cow<'static, str>>,
     pub(crate) bytes_sent: u64,

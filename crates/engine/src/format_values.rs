@@ -109,7 +109,7 @@ impl FormatValues for RequestContext {
                     || second.as_ref().is_some_and(|name| self.response_header(name, out))
             }
             Operator::Trailer(first, second) => {
-                let trailers = self.response_trailers.as_ref();
+                let trailers = self.response_trailers.as_deref();
                 named(trailers, first, out) || second.as_ref().is_some_and(|name| named(trailers, name, out))
             }
             Operator::Protocol => text(out, Some(protocol(self.version))),
@@ -223,10 +223,11 @@ impl RequestContext {
     }
 
     fn grpc_status(&self, style: GrpcStatusStyle, out: &mut String) -> bool {
-        let find = |headers: &Option<HeaderMap>| -> Option<usize> {
-            headers.as_ref()?.get("grpc-status")?.to_str().ok()?.parse().ok()
+        let find = |headers: Option<&HeaderMap>| -> Option<usize> {
+            headers?.get("grpc-status")?.to_str().ok()?.parse().ok()
         };
-        let Some(status) = find(&self.response_trailers).or_else(|| find(&self.response_headers)) else {
+        let in_headers = || find(self.response_headers.as_ref());
+        let Some(status) = find(self.response_trailers.as_deref()).or_else(in_headers) else {
             return false;
         };
         match (style, GRPC_STATUSES.get(status)) {

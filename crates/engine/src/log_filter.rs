@@ -79,7 +79,7 @@ fn compare(comparison: Comparison, value: u64, wanted: u64) -> bool {
 
 /// `grpc-status` of the trailers or headers; without one, derived from the HTTP status.
 fn grpc_status(context: &RequestContext) -> Option<u8> {
-    let maps = [&context.response_trailers, &context.response_headers];
+    let maps = [context.response_trailers.as_deref(), context.response_headers.as_ref()];
     let told = maps.into_iter().flatten().find_map(|map| map.get("grpc-status"));
     if let Some(value) = told {
         return value.to_str().ok()?.parse().ok();

@@ -72,7 +72,7 @@ impl ResponseStream {
                     } else if let Some(trailers) =
                         frame.trailers_ref().filter(|_| open.context.connection.config.logs)
                     {
-                        open.context.response_trailers = Some(trailers.clone());
+                        open.context.response_trailers = Some(Box::new(trailers.clone()));
                     }
                     if open.stream.per_try_idle.is_some() {
                         self.last_frame = Some(Instant::now());

@@ -385,15 +385,6 @@ table! {
     bootstrap::bootstrap::DynamicResources,
     bootstrap::Admin,
     bootstrap::ClusterManager,
-    jwt::JwtAuthentication,
-    jwt::PerRouteConfig,
-    jwt::RequirementRule,
-    jwt::JwtRequirement,
-    jwt::JwtProvider,
-    jwt::jwt_provider::NormalizePayload,
-    jwt::JwtCacheConfig,
-    jwt::JwtHeader,
-    jwt::JwtClaimToHeader,
 }
 
 #[cfg(test)]
@@ -417,7 +408,8 @@ mod tests {
         assert_eq!(find("filter_chains").message, "envoy.config.listener.v3.Listener");
         assert_eq!(find("filter_chains").support, Support::Used);
         assert!(matches!(find("udp_listener_config").support, Support::Rejected(_)));
-        assert_eq!(find("match").message, "envoy.config.route.v3.Route");
+        let route = "envoy.config.route.v3.Route";
+        assert!(table.iter().any(|row| row.message == route && row.field == "match"));
     }
 
     #[test]

@@ -103,6 +103,11 @@ impl Scope {
         matches!(self, Self::Jwt | Self::ExtAuthz | Self::ClusterExtAuthz)
     }
 
+    /// Whether it is of a filter that asks external authorizers about requests.
+    pub(crate) fn is_ext_authz(self) -> bool {
+        matches!(self, Self::ExtAuthz | Self::ClusterExtAuthz)
+    }
+
     /// Whether it is role-based access control.
     pub(crate) fn is_rbac(self) -> bool {
         matches!(self, Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow)

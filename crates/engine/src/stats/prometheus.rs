@@ -55,6 +55,8 @@ fn metric(stat: &Stat) -> (String, String) {
         }
         if scope.is_named_on() {
             let own = instance.split_once('\n').map_or("", |(_, own)| own);
+            // What authorizers' filters are called is a label.
+            let own = if scope.is_ext_authz() { "" } else { own };
             name.extend(own.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
         }
     }
@@ -94,6 +96,10 @@ fn metric(stat: &Stat) -> (String, String) {
             && scope.is_rbac()
         {
             let _ = write!(labels, ",envoy_rbac_http_prefix=\"{}\"", escape(own));
+        } else if let Some(own) = client.strip_suffix('.')
+            && scope.is_ext_authz()
+        {
+            let _ = write!(labels, ",envoy_ext_authz_prefix=\"{}\"", escape(own));
         } else if !client.is_empty() && !scope.is_named_on() {
             let _ = write!(labels, ",envoy_fault_downstream_cluster=\"{}\"", escape(client));
         }
