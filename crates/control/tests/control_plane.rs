@@ -143,11 +143,16 @@ async fn secrets_go_only_to_those_who_may_read_them() {
         proxy.subscribe(SECRET, &names).await;
         proxy
     };
-    let mut gateway = connect("router", "istio-system", "istio-ingressgateway").await;
+    let mut gateway = connect("router", "istio-system", "istio-ingressgateway-service-account").await;
     gateway.until(|response| carries(response, CREDENTIAL)).await;
     for (kind, namespace, account, why) in [
         ("sidecar", "default", "web", "a sidecar of another namespace, whose account reads that one's"),
-        ("sidecar", "istio-system", "istio-ingressgateway", "a sidecar, which no rule gives it"),
+        (
+            "sidecar",
+            "istio-system",
+            "istio-ingressgateway-service-account",
+            "a sidecar, which no rule gives it",
+        ),
         ("router", "default", "web", "a gateway of another namespace"),
         ("router", "istio-system", "nobody", "an account that may not read Secrets"),
     ] {

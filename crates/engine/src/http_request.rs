@@ -56,7 +56,7 @@ pub(crate) async fn serve(
     match decided {
         Ok(Decision::Forwarded(answer)) => Ok(respond(context, *answer, upgrade)),
         Ok(Decision::Tunnel(tunnel)) => Ok(open_tunnel(context, *tunnel, upgrade)),
-        Ok(Decision::Answered(response)) => Ok(local_reply::finish(context, response)),
+        Ok(Decision::Answered(response)) => Ok(local_reply::finish(context, *response)),
         Ok(Decision::Filtered(response)) => Ok(local_reply::finish_as_is(context, *response)),
         // Its end finds no answer and says so.
         Err(Failure::ClientGone) => Err(Unanswered::Gone),
@@ -87,7 +87,7 @@ enum Decision {
     /// CONNECT that ends here.
     Tunnel(Box<Tunnel>),
     /// A redirect or direct response.
-    Answered(Response<ResponseBody>),
+    Answered(Box<Response<ResponseBody>>),
     /// By an HTTP filter.
     Filtered(Box<Response<ResponseBody>>),
 }
@@ -178,7 +178,7 @@ async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<D
     if let Some(upgrade) = upgrade
         && let Some(response) = prepare(context, upgrade)?
     {
-        return Ok(Decision::Answered(response));
+        return Ok(Decision::Answered(Box::new(response)));
     }
     let mut next = 0;
     while next < context.connection.config.filters.len() {
@@ -211,11 +211,11 @@ async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<D
         }
         Action::Redirect(action) => {
             context.connection.stats.rq_redirect.inc();
-            Ok(Decision::Answered(redirect::redirect(context, &route, action)))
+            Ok(Decision::Answered(Box::new(redirect::redirect(context, &route, action))))
         }
         Action::DirectResponse(action) => {
             context.connection.stats.rq_direct_response.inc();
-            Ok(Decision::Answered(redirect::direct(context, action)))
+            Ok(Decision::Answered(Box::new(redirect::direct(context, action))))
         }
         Action::NonForwarding => Err(Failure::RouteNotFound),
     }

@@ -44,7 +44,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) deadline: Option<Instant>,
     /// When the stream must be over, whatever it does.
     pub(crate) stream_end: Option<Instant>,
-    pub(crate) tried: SmallVec<[HostAddress; 2]>,
+    pub(crate) tried: SmallVec<[HostAddress; 1]>,
     pub(crate) retry_place: Option<Admission>,
     /// Where retries prefer priorities that were not tried.
     pub(crate) priorities: Option<Box<PreviousPriorities>>,
