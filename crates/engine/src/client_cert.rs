@@ -8,7 +8,7 @@ use lateen_ir::{ClientCertDetails, ForwardClientCert, HttpConnectionManager};
 
 use crate::tls::TlsFacts;
 
-const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Removes, keeps, appends to or replaces the header. `present`: the request has one.
 pub(crate) fn forward(

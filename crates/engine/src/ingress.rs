@@ -12,7 +12,7 @@ use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
 use lateen_ir::{EscapedSlashes, HttpConnectionManager, Scheme, StripPort, Underscores};
 
-use crate::client_cert;
+use crate::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::guard::Offence;
@@ -333,12 +333,21 @@ fn remove_present<const N: usize>(
 
 /// HTTP/2 may split `cookie` into many fields; whoever comes next must see one (RFC 9113, section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+    join(headers, header::COOKIE, b"; ");
+}
+
+/// Makes one list of the lines of a header.
+fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
+    join(headers, name, b",");
+}
+
+fn join(headers: &mut HeaderMap, name: HeaderName, separator: &[u8]) {
+    if headers.get_all(&name).iter().nth(1).is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(header::COOKIE, joined);
+    let values: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&values.join(separator)) {
+        headers.insert(name, joined);
     }
 }
 
@@ -373,6 +382,16 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     let peer = connection.info.peer;
     let present = context.present;
     let forwarded = present.any(Present::FORWARDED_FOR);
+    if present.any(Present::REPEATED) {
+        // Several lines are one list (RFC 9110, section 5.3): whoever looked at one of them would not see the others.
+        for (name, there) in
+            [(X_FORWARDED_FOR, forwarded), (X_FORWARDED_CLIENT_CERT, present.any(Present::CLIENT_CERT))]
+        {
+            if there {
+                join_lines(&mut context.head.headers, name);
+            }
+        }
+    }
     // Nobody is internal but by one address in `x-forwarded-for`, be it the one that is appended here.
     let single_hop = if hcm.use_remote_address {
         !forwarded
