@@ -167,7 +167,10 @@ fn others_decide(mesh: &Mesh) -> Result<()> {
         let allowed = ask(mesh, "-H 'x-ext-authz: allow' http://httpbin:8000/headers")?;
         ensure!(
             allowed.ends_with(" 200")
-                && allowed.to_lowercase().contains("\"x-ext-authz-check-result\": \"allowed\""),
+                && allowed
+                    .to_lowercase()
+                    .replace(' ', "")
+                    .contains("\"x-ext-authz-check-result\":\"allowed\""),
             "{provider}: {allowed}"
         );
         becomes(mesh, "http://httpbin:8000/get", " 200")?;
