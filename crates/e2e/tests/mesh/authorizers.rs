@@ -175,18 +175,21 @@ fn others_decide(mesh: &Mesh) -> Result<()> {
         );
         becomes(mesh, "http://httpbin:8000/get", " 200")?;
     }
-    let log = mesh.kubectl(&["logs", "-l", "app=httpbin", "-c", "istio-proxy", "--tail=50"])?;
-    ensure!(log.contains(" 403 UAEX ext_authz_denied"), "{log}");
+    eventually("the log says who refused", SOON, || {
+        let log = mesh.kubectl(&["logs", "-l", "app=httpbin", "-c", "istio-proxy", "--tail=50"])?;
+        ensure!(log.contains(" 403 UAEX ext_authz_denied"), "{log}");
+        Ok(())
+    })?;
     // What an authorizer allows, a policy may still refuse.
     policy(
         mesh,
-        "no",
+        "refuse",
         &format!(
             "{{ {selector}, action: DENY, rules: [{{ to: [{{ operation: {{ methods: [GET] }} }}] }}] }}"
         ),
     )?;
     becomes(mesh, "-H 'x-ext-authz: allow' http://httpbin:8000/headers", &format!("{DENIED} 403"))?;
-    mesh.kubectl(&["delete", "authorizationpolicy", "no", "-n", "default"])?;
+    mesh.kubectl(&["delete", "authorizationpolicy", "refuse", "-n", "default"])?;
     custom("nobody")?;
     becomes(mesh, "-H 'x-ext-authz: allow' http://httpbin:8000/headers", " 503")?;
     custom("nobody-open")?;
@@ -195,7 +198,7 @@ fn others_decide(mesh: &Mesh) -> Result<()> {
     let tcp = "selector: { matchLabels: { app: echo } }, action: CUSTOM, provider: { name: by-grpc }, rules: [{ to: [{ operation: { ports: ['9000'] } }] }]";
     policy(mesh, "ask-tcp", &format!("{{ {tcp} }}"))?;
     let talk = || {
-        let say = "printf 'hello\\n' | timeout 3 nc -w 2 echo 9000 || true";
+        let say = "bash -c 'exec 3<>/dev/tcp/echo/9000; echo hello >&3; timeout 3 head -n1 <&3' || true";
         mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", say])
     };
     eventually("the connection ends", SOON, || {
