@@ -168,8 +168,10 @@ fn terminal(chain: &ir::FilterChain, names: &mut Names) -> Result<Terminal, Stri
     })
 }
 
-/// Where names that TLS asks for are looked up.
-fn sni(chain: &ir::FilterChain, names: &mut Names) -> Result<Option<(Arc<DnsCache>, Option<u16>)>, String> {
+/// Where names that TLS asks for are looked up, and the port that is meant, if not the listener's.
+type SniLookUp = (Arc<DnsCache>, Option<u16>);
+
+fn sni(chain: &ir::FilterChain, names: &mut Names) -> Result<Option<SniLookUp>, String> {
     let found = chain.filters.iter().find_map(|filter| match filter {
         ir::NetworkFilter::SniDynamicForwardProxy(filter) => Some(filter),
         _ => None,

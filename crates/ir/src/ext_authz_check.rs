@@ -247,11 +247,9 @@ impl ExtAuthz {
 }
 
 fn metadata_context(noted: Option<&DynamicMetadata>, namespaces: &[Box<str>]) -> core::Metadata {
-    let named = |name: &Box<str>| {
-        let value = noted?.0.get(name)?;
-        Some((name.to_string(), structure(value)))
-    };
-    core::Metadata { filter_metadata: namespaces.iter().filter_map(named).collect(), ..Default::default() }
+    let named = |name: &str| Some((name.to_owned(), structure(noted?.0.get(name)?)));
+    let found = namespaces.iter().filter_map(|name| named(name));
+    core::Metadata { filter_metadata: found.collect(), ..Default::default() }
 }
 
 fn structure(value: &Json) -> google::Struct {

@@ -36,7 +36,7 @@ impl std::fmt::Debug for Jwk {
 #[derive(Clone)]
 enum Verifier {
     Public(ParsedPublicKey),
-    Shared(hmac::Key),
+    Shared(Box<hmac::Key>),
 }
 
 impl Jwks {
@@ -246,7 +246,7 @@ fn shared(object: &Map<String, Value>, algorithm: &str) -> Result<Vec<(JwtAlgori
     if secret.is_empty() {
         return Err("k is empty".to_owned());
     }
-    Ok(all.map(|(name, how)| (name, Verifier::Shared(hmac::Key::new(how, &secret)))).into())
+    Ok(all.map(|(name, how)| (name, Verifier::Shared(Box::new(hmac::Key::new(how, &secret))))).into())
 }
 
 /// Names and the PEM of certificates with RSA keys.

@@ -134,8 +134,8 @@ impl Audiences {
     }
 
     fn allow(&self, audiences: &[Box<str>]) -> bool {
-        let known = |audience: &Box<str>| self.0.iter().any(|name| **name == *bare(audience));
-        self.0.is_empty() || audiences.iter().any(known)
+        let known = |audience: &str| self.0.iter().any(|name| **name == *bare(audience));
+        self.0.is_empty() || audiences.iter().any(|audience| known(audience))
     }
 }
 

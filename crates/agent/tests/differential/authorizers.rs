@@ -224,6 +224,7 @@ fn parameter(key: &str, value: &str) -> core::QueryParameter {
     core::QueryParameter { key: key.to_owned(), value: value.to_owned() }
 }
 
+#[allow(clippy::too_many_lines)] // A table of answers.
 fn answer(act: &str, told: &str) -> auth::CheckResponse {
     use auth::check_response::HttpResponse;
     let status = |code: i32| Some(lateen_xds::pb::google::rpc::Status { code, ..Default::default() });

@@ -270,6 +270,7 @@ fn metadata_listeners(keys: &Keys) -> Vec<(&'static str, Value)> {
 }
 
 /// Tokens as such.
+#[allow(clippy::too_many_lines)] // A table of cases.
 fn token_cases(keys: &Keys) -> Vec<Case> {
     let at = "plain-jwt";
     let good = keys.token(&claims(json!({})));
