@@ -241,7 +241,6 @@ impl Trial<'_> {
         }
     }
 
-    /// One attempt with its time limits.
     /// Tells outlier detection, where there is any, what the host answered.
     fn judge(&self, host: &Host, status: StatusCode, headers: &HeaderMap) {
         if host.monitor.is_some() {
@@ -261,6 +260,7 @@ impl Trial<'_> {
         }
     }
 
+    /// One attempt with its time limits.
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
         let limits = Limits {
