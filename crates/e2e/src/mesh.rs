@@ -116,6 +116,28 @@ impl Mesh {
         )
     }
 
+    /// Replaces the pods of a deployment and waits until the new ones serve.
+    ///
+    /// The time of a restart is written in whole seconds, and kubectl refuses a second one with the same time
+    /// (a deployment of ours may have rolled over within that second): it is asked for again.
+    ///
+    /// # Errors
+    /// As `kubectl rollout restart` and `kubectl rollout status` say.
+    pub fn restart(&self, namespace: &str, deployment: &str) -> Result<()> {
+        let restart = ["rollout", "restart", "-n", namespace, deployment];
+        loop {
+            match self.kubectl(&restart) {
+                Ok(_) => break,
+                Err(e) if format!("{e:#}").contains("within the past second") => {
+                    std::thread::park_timeout(Duration::from_millis(200));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.kubectl(&["rollout", "status", "-n", namespace, deployment, "--timeout=60s"])?;
+        Ok(())
+    }
+
     /// Runs `kubectl ARGS` and returns its output whatever its exit status.
     ///
     /// # Errors

@@ -73,8 +73,7 @@ fn pods_restart_under_load(mesh: &Mesh) -> Result<()> {
         ("default", "deploy/customers-v1"),
     ];
     for (namespace, deployment) in deployments {
-        mesh.kubectl(&["rollout", "restart", "-n", namespace, deployment])?;
-        mesh.kubectl(&["rollout", "status", "-n", namespace, deployment, "--timeout=60s"])?;
+        mesh.restart(namespace, deployment)?;
     }
     pause(Duration::from_secs(3));
     let report = load.stop()?;

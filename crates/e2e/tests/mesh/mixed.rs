@@ -427,8 +427,7 @@ fn the_control_plane_restarts(mesh: &Mesh) -> Result<Excuse> {
         Ok(())
     })?;
     for _ in 0..2 {
-        mesh.kubectl(&["rollout", "restart", "-n", "istio-system", "deploy/istiod"])?;
-        mesh.kubectl(&["rollout", "status", "-n", "istio-system", "deploy/istiod", "--timeout=60s"])?;
+        mesh.restart("istio-system", "deploy/istiod")?;
         // Endpoints change while proxies come back to it.
         scale(mesh, 3)?;
         scale(mesh, 2)?;
@@ -441,15 +440,7 @@ fn the_control_plane_restarts(mesh: &Mesh) -> Result<Excuse> {
 fn gateways_roll(mesh: &Mesh) -> Result<Excuse> {
     let begun = Instant::now();
     loop {
-        mesh.kubectl(&["rollout", "restart", "-n", "istio-system", "deploy/istio-ingressgateway"])?;
-        mesh.kubectl(&[
-            "rollout",
-            "status",
-            "-n",
-            "istio-system",
-            "deploy/istio-ingressgateway",
-            "--timeout=60s",
-        ])?;
+        mesh.restart("istio-system", "deploy/istio-ingressgateway")?;
         ending_pods_are_gone(mesh, "istio-system")?;
         if begun.elapsed() >= length(0) {
             break;
