@@ -1,38 +1,14 @@
 //! AuthorizationPolicies on traffic (S7): who is refused, in which words, and what the access log says.
 
-use std::time::Duration;
-
 use crate::OnMesh;
+use crate::echo::{self, SOON, ask, becomes, policy};
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
 pub(crate) const TRIALS: &[OnMesh] = &[("policies_decide", policies_decide)];
 
-const SOON: Duration = Duration::from_secs(30);
-
-/// Body and status of a request from the client pod.
-fn ask(mesh: &Mesh, request: &str) -> Result<String> {
-    let curl = format!("curl -s -m 5 -w ' %{{http_code}}' {request} || true");
-    mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", &curl])
-}
-
-fn becomes(mesh: &Mesh, request: &str, wanted: &str) -> Result<()> {
-    eventually(&format!("{request} answers {wanted}"), SOON, || {
-        let said = ask(mesh, request)?;
-        ensure!(said.ends_with(wanted), "{said}");
-        Ok(())
-    })
-}
-
-fn policy(mesh: &Mesh, name: &str, spec: &str) -> Result<()> {
-    let header = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n";
-    mesh.apply(&format!("{header}metadata: {{ name: {name}, namespace: default }}\nspec: {spec}\n")).map(drop)
-}
-
 fn policies_decide(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
+    echo::up(mesh)?;
     let get = "http://httpbin:8000/get";
     becomes(mesh, get, " 200")?;
 
@@ -65,6 +41,5 @@ fn policies_decide(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["delete", "authorizationpolicy", "--all", "-n", "default"])?;
     becomes(mesh, "http://httpbin:8000/headers", " 200")?;
     becomes(mesh, "http://echo/", " 200")?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+    echo::down(mesh, "")
 }

@@ -51,10 +51,8 @@ const VOLATILE: [&str; 5] =
 
 /// Applies the fixtures, sends the cases through the gateway and from a sidecar, returns what was seen.
 pub(crate) fn record(mesh: &Mesh) -> Result<Recorded> {
-    mesh.apply_fixture("echo.yaml")?;
+    crate::echo::up(mesh)?;
     mesh.apply_fixture("routes.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
     let gateway = mesh.gateway()?;
     let ask = |path: &str| Ask::get(format!("http://{gateway}{path}")).header("host", "echo.example.com");
     for path in ["/v1", "/exact", "/h2", "/status/200"] {
@@ -85,8 +83,7 @@ pub(crate) fn record(mesh: &Mesh) -> Result<Recorded> {
 }
 
 fn clean(mesh: &Mesh) -> Result<()> {
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,vs,dr,gw", "--all", "-n", "default", "--wait=false"]).map(drop)
+    crate::echo::down(mesh, "vs,gw")
 }
 
 fn cases(gateway: &str) -> Vec<(&'static str, Ask)> {

@@ -1,9 +1,8 @@
 //! Who may do what, decided elsewhere and in spite of tricks: the course's access-control lab, external authorizers (S8), paths and
 //! headers that are written otherwise (S11).
 
-use std::time::Duration;
-
 use crate::OnMesh;
+use crate::echo::{self, SOON, ask, becomes, policy};
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually, web::Ask};
 
@@ -13,7 +12,6 @@ pub(crate) const TRIALS: &[OnMesh] = &[
     ("paths_written_otherwise", paths_written_otherwise),
 ];
 
-const SOON: Duration = Duration::from_secs(30);
 const DENIED: &str = "RBAC: access denied";
 
 /// Part 1 of the lab, sidecar mode, command by command.
@@ -59,36 +57,9 @@ fn access_control_lab(mesh: &Mesh) -> Result<()> {
     .map(drop)
 }
 
-/// What curl says in the client pod: body and status.
-fn ask(mesh: &Mesh, request: &str) -> Result<String> {
-    let curl = format!("curl -s --path-as-is -m 5 -w ' %{{http_code}}' {request} || true");
-    mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", &curl])
-}
-
-fn becomes(mesh: &Mesh, request: &str, wanted: &str) -> Result<()> {
-    eventually(&format!("{request} answers {wanted}"), SOON, || {
-        let said = ask(mesh, request)?;
-        ensure!(said.ends_with(wanted), "{said}");
-        Ok(())
-    })
-}
-
-fn policy(mesh: &Mesh, name: &str, spec: &str) -> Result<()> {
-    let header = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n";
-    mesh.apply(&format!("{header}metadata: {{ name: {name}, namespace: default }}\nspec: {spec}\n")).map(drop)
-}
-
 fn echo(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
+    echo::up(mesh)?;
     becomes(mesh, "http://httpbin:8000/get", " 200")
-}
-
-fn clean(mesh: &Mesh) -> Result<()> {
-    mesh.kubectl(&["delete", "authorizationpolicy", "--all", "-n", "default"])?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 
 /// Mesh config as it is, and more for as long as this lives.
@@ -199,7 +170,7 @@ fn others_decide(mesh: &Mesh) -> Result<()> {
     policy(mesh, "ask-tcp", &format!("{{ {tcp} }}"))?;
     let talk = || {
         let say = "bash -c 'exec 3<>/dev/tcp/echo/9000; echo hello >&3; timeout 3 head -n1 <&3' || true";
-        mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", say])
+        echo::run(mesh, say)
     };
     eventually("the connection ends", SOON, || {
         let said = talk()?;
@@ -213,7 +184,7 @@ fn others_decide(mesh: &Mesh) -> Result<()> {
         Ok(())
     })?;
     drop(config);
-    clean(mesh)
+    echo::down(mesh, "authorizationpolicy")
 }
 
 fn crate_sample(path: &str) -> String {
@@ -254,5 +225,5 @@ fn paths_written_otherwise(mesh: &Mesh) -> Result<()> {
         }
     }
     drop(config);
-    clean(mesh)
+    echo::down(mesh, "authorizationpolicy")
 }

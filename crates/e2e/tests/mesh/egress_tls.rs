@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
 use crate::OnMesh;
-use crate::outside::{ELSEWHERE, Outside, SOON};
+use crate::outside::{ELSEWHERE, Outside, SOON, egress_gateway};
 
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("tls_by_its_name", tls_by_its_name),
@@ -32,16 +32,6 @@ fn rule(namespace: &str, host: &str, more: &str, port: u16, tls: &str) -> String
 /// Istio's example with TLS that the application speaks, by way of the egress gateway.
 const PASSED_ON: &str = r"
 apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: { name: istio-egressgateway }
-spec:
-  selector: { istio: egressgateway }
-  servers:
-    - port: { number: 443, name: tls, protocol: TLS }
-      hosts: [secure.example]
-      tls: { mode: PASSTHROUGH }
----
-apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: { name: through-egress-gateway }
 spec:
@@ -64,7 +54,7 @@ fn tls_by_its_name(mesh: &Mesh) -> Result<()> {
     ensure!(!shown.contains("server") && !shown.contains("strict"), "nobody has this name: {shown}");
     mesh.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: { name: swapped }\nspec: { hosts: [strict.example], tls: [{ match: [{ port: 443, sniHosts: [strict.example] }], route: [{ destination: { host: secure.example, port: { number: 443 } } }] }] }\n")?;
     outside.shows("a rule's destination", "strict.example", "CN = server")?;
-    mesh.apply(PASSED_ON)?;
+    mesh.apply(&(egress_gateway("[{ port: { number: 443, name: tls, protocol: TLS }, hosts: [secure.example], tls: { mode: PASSTHROUGH } }]") + PASSED_ON))?;
     outside.egress_is_up()?;
     eventually("TLS through the egress gateway", SOON, || {
         let shown = outside.shown("secure.example")?;
@@ -134,15 +124,6 @@ fn originated_by_sidecars(mesh: &Mesh) -> Result<()> {
 /// Istio's example of TLS origination at the egress gateway; what comes to it is plain HTTP.
 const ORIGINATED: &str = r"
 apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: { name: istio-egressgateway }
-spec:
-  selector: { istio: egressgateway }
-  servers:
-    - port: { number: 80, name: http, protocol: HTTP }
-      hosts: [strict.example]
----
-apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: { name: through-egress-gateway }
 spec:
@@ -158,7 +139,10 @@ spec:
 fn originated_by_the_egress_gateway(mesh: &Mesh) -> Result<()> {
     let (outside, pki) = Outside::with_tls(mesh)?;
     mesh.apply(&entry("strict.example", "strict"))?;
-    mesh.apply(ORIGINATED)?;
+    mesh.apply(
+        &(egress_gateway("[{ port: { number: 80, name: http, protocol: HTTP }, hosts: [strict.example] }]")
+            + ORIGINATED),
+    )?;
     let mutual = "{ mode: MUTUAL, credentialName: client-credential, sni: strict.example }";
     mesh.apply(&rule("istio-system", "strict.example", "", 443, mutual))?;
     outside.status_is("without the Secret", "strict.example", "503")?;
@@ -172,19 +156,6 @@ fn originated_by_the_egress_gateway(mesh: &Mesh) -> Result<()> {
 
 /// Istio's example of an egress gateway that is spoken to with mutual TLS of the mesh: HTTP on 443, and bytes on 8443's neighbour.
 const MUTUAL: &str = r"
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: { name: istio-egressgateway }
-spec:
-  selector: { istio: egressgateway }
-  servers:
-    - port: { number: 443, name: https-mutual, protocol: HTTPS }
-      hosts: [plain.example]
-      tls: { mode: ISTIO_MUTUAL }
-    - port: { number: 443, name: tls-mutual, protocol: TLS }
-      hosts: [bytes.example]
-      tls: { mode: ISTIO_MUTUAL }
----
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: { name: egressgateway }
@@ -229,7 +200,7 @@ fn mutual_tls_to_the_egress_gateway(mesh: &Mesh) -> Result<()> {
         crate::outside::entry("plain", &format!("{{ hosts: [plain.example], location: MESH_EXTERNAL, resolution: STATIC, endpoints: [{{ address: {far} }}], ports: [{{ number: 80, name: http, protocol: HTTP, targetPort: 8080 }}] }}")),
         crate::outside::entry("bytes", &format!("{{ hosts: [bytes.example], location: MESH_EXTERNAL, addresses: [198.18.9.9], resolution: STATIC, endpoints: [{{ address: {far} }}], ports: [{{ number: 8123, name: tcp, protocol: TCP, targetPort: 8080 }}] }}")),
     ].concat())?;
-    mesh.apply(MUTUAL)?;
+    mesh.apply(&(egress_gateway("[{ port: { number: 443, name: https-mutual, protocol: HTTPS }, hosts: [plain.example], tls: { mode: ISTIO_MUTUAL } }, { port: { number: 443, name: tls-mutual, protocol: TLS }, hosts: [bytes.example], tls: { mode: ISTIO_MUTUAL } }]") + MUTUAL))?;
     // The gateway tells whom it was asked by, as it knows from the certificate.
     let caller = "URI=spiffe://cluster.local/ns/default/sa/default";
     eventually("HTTP with mutual TLS to the egress gateway", SOON, || {

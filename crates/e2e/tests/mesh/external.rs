@@ -111,15 +111,6 @@ fn machines_behind_services(mesh: &Mesh) -> Result<()> {
 /// Istio's example (tasks, traffic management, egress gateways), with a host of ours.
 const EGRESS: &str = r"
 apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: { name: istio-egressgateway }
-spec:
-  selector: { istio: egressgateway }
-  servers:
-    - port: { number: 80, name: http, protocol: HTTP }
-      hosts: [edition.example.com]
----
-apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: { name: egressgateway-for-edition }
 spec:
@@ -151,7 +142,11 @@ fn egress_gateway(mesh: &Mesh) -> Result<()> {
     outside.egress_is_up()?;
     mesh.apply(&entry("edition", "{ hosts: [edition.example.com], resolution: DNS, endpoints: [{ address: far.outside.svc.cluster.local }], ports: [{ number: 80, name: http-port, protocol: HTTP }, { number: 443, name: https, protocol: HTTPS }] }"))?;
     outside.answers("directly", "edition.example.com", 80, ELSEWHERE)?;
-    mesh.apply(EGRESS)?;
+    mesh.apply(
+        &(crate::outside::egress_gateway(
+            "[{ port: { number: 80, name: http, protocol: HTTP }, hosts: [edition.example.com] }]",
+        ) + EGRESS),
+    )?;
     eventually("the gateway's log has the request", SOON, || {
         outside.answers("through the gateway", "edition.example.com", 80, ELSEWHERE)?;
         let log = outside.egress_log()?;

@@ -9,6 +9,7 @@ mod authorizers;
 mod balancing;
 mod boutique;
 mod dns;
+mod echo;
 mod egress_tls;
 mod external;
 mod faults;

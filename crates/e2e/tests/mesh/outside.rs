@@ -25,6 +25,13 @@ pub(crate) fn entry(name: &str, spec: &str) -> String {
     )
 }
 
+/// The egress gateway's Gateway with these servers, a list.
+pub(crate) fn egress_gateway(servers: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{ name: istio-egressgateway }}\nspec: {{ selector: {{ istio: egressgateway }}, servers: {servers} }}\n---\n"
+    )
+}
+
 impl<'a> Outside<'a> {
     pub(crate) fn new(mesh: &'a Mesh) -> Result<Self> {
         mesh.apply_fixture("external.yaml")?;

@@ -17,16 +17,13 @@ pub(crate) const TRIALS: &[OnMesh] = &[("rules_together", rules_together)];
 const SOON: Duration = Duration::from_secs(30);
 
 fn rules_together(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
+    crate::echo::up(mesh)?;
     mesh.apply_fixture("rules.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
     at_the_gateway(mesh)?;
     from_a_sidecar(mesh)?;
     tcp_by_weight(mesh)?;
     said_in_status(mesh)?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,vs,dr,gw", "--all", "-n", "default", "--wait=false"]).map(drop)
+    crate::echo::down(mesh, "vs,gw")
 }
 
 fn at_the_gateway(mesh: &Mesh) -> Result<()> {

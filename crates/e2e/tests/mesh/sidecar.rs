@@ -1,8 +1,7 @@
 //! The Sidecar resource on traffic: what a proxy reaches and how a workload receives (T18).
 
-use std::time::Duration;
-
 use crate::OnMesh;
+use crate::echo::{self, SOON, ask, becomes};
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
@@ -11,8 +10,6 @@ pub(crate) const TRIALS: &[OnMesh] = &[
     ("listeners_of_their_own", listeners_of_their_own),
     ("applications_are_held", applications_are_held),
 ];
-
-const SOON: Duration = Duration::from_secs(30);
 
 const REACH: &str = r#"
 apiVersion: networking.istio.io/v1
@@ -82,84 +79,67 @@ spec:
       tls: { mode: SIMPLE, serverCertificate: /etc/istio/proxy/outsiders.crt, privateKey: /etc/istio/proxy/outsiders.key }
 "#;
 
-/// Status of a request from the client pod.
-fn status(mesh: &Mesh, url: &str) -> Result<String> {
-    let curl = format!("curl -s -o /dev/null -m 5 -w %{{http_code}} {url} || true");
-    let said = mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", &curl])?;
-    Ok(said.trim().to_owned())
-}
-
-fn becomes(mesh: &Mesh, url: &str, wanted: &str) -> Result<()> {
-    eventually(&format!("{url} answers {wanted}"), SOON, || {
-        let found = status(mesh, url)?;
-        ensure!(found == wanted, "{found}");
-        Ok(())
-    })
+/// Address of its pod.
+fn httpbin(mesh: &Mesh) -> Result<String> {
+    mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])
+        .map(|said| said.trim().to_owned())
 }
 
 fn reach_and_reception(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
-    becomes(mesh, "http://echo/", "200")?;
-    becomes(mesh, "http://httpbin:8000/get", "200")?;
+    echo::up(mesh)?;
+    becomes(mesh, "http://echo/", " 200")?;
+    becomes(mesh, "http://httpbin:8000/get", " 200")?;
 
     mesh.apply(RECEPTION)?;
-    let pod =
-        mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let pod = httpbin(mesh)?;
     for port in [8099, 8098] {
-        becomes(mesh, &format!("http://{}:{port}/get", pod.trim()), "200")?;
+        becomes(mesh, &format!("http://{pod}:{port}/get"), " 200")?;
     }
 
     // Nothing that is left speaks HTTP on that port: connections are closed.
     mesh.apply(REACH)?;
-    becomes(mesh, "http://httpbin:8000/get", "000")?;
-    ensure!(status(mesh, "http://echo/")? == "200", "what is imported stays");
+    becomes(mesh, "http://httpbin:8000/get", " 000")?;
+    ensure!(ask(mesh, "http://echo/")?.ends_with(" 200"), "what is imported stays");
     let clusters = mesh.lateen(&["proxy-config", "clusters", "client.default"])?;
     ensure!(clusters.contains("echo.default") && !clusters.contains("httpbin.default"), "{clusters}");
 
     mesh.kubectl(&["delete", "sidecars", "--all"])?;
-    becomes(mesh, "http://httpbin:8000/get", "200")?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+    becomes(mesh, "http://httpbin:8000/get", " 200")?;
+    echo::down(mesh, "")
 }
 
 fn listeners_of_their_own(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
-    let run = |command: &str| mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", command]);
+    echo::up(mesh)?;
+    let run = |command: &str| echo::run(mesh, command);
     mesh.apply(LISTENERS)?;
-    becomes(mesh, "-H 'host: httpbin' http://127.0.0.1:8000/get", "200")?;
-    becomes(mesh, "-H 'host: echo' http://198.18.5.5/", "200")?;
-    ensure!(status(mesh, "-H 'host: echo' http://127.0.0.1:8000/")? == "502", "not reached through this one");
+    becomes(mesh, "-H 'host: httpbin' http://127.0.0.1:8000/get", " 200")?;
+    becomes(mesh, "-H 'host: echo' http://198.18.5.5/", " 200")?;
+    ensure!(
+        ask(mesh, "-H 'host: echo' http://127.0.0.1:8000/")?.ends_with(" 502"),
+        "not reached through this one"
+    );
     let echo = "bash -c 'exec 3<>/dev/tcp/127.0.0.9/9000; echo hello >&3; timeout 3 head -n1 <&3'";
     let said = run(echo)?;
     ensure!(said.contains("hello"), "{said}");
-    ensure!(status(mesh, "http://httpbin:8000/get")? == "000", "what is captured is unknown now");
+    ensure!(ask(mesh, "http://httpbin:8000/get")?.ends_with(" 000"), "what is captured is unknown now");
 
     let made = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=outsiders -days 2 -keyout /etc/istio/proxy/outsiders.key -out /etc/istio/proxy/outsiders.crt 2>&1";
     mesh.kubectl(&["exec", "deploy/httpbin", "-c", "istio-proxy", "--", "sh", "-c", made])?;
     mesh.apply(OUTSIDERS)?;
     mesh.kubectl(&["delete", "sidecar", "client"])?;
-    let pod =
-        mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
-    becomes(mesh, &format!("-k https://{}:9443/get", pod.trim()), "200")?;
+    let pod = httpbin(mesh)?;
+    becomes(mesh, &format!("-k https://{pod}:9443/get"), " 200")?;
     let said = run(&format!(
-        "openssl s_client -connect {}:9443 </dev/null 2>/dev/null | openssl x509 -noout -subject",
-        pod.trim()
+        "openssl s_client -connect {pod}:9443 </dev/null 2>/dev/null | openssl x509 -noout -subject"
     ))?;
     ensure!(said.contains("outsiders"), "{said}");
 
-    mesh.kubectl(&["delete", "sidecars,peerauthentications", "--all"])?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+    echo::down(mesh, "sidecars,peerauthentications")
 }
 
 /// `holdApplicationUntilProxyStarts`: what an application sends first finds its proxy ready.
 fn applications_are_held(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
+    echo::up(mesh)?;
     mesh.apply(EARLY)?;
     eventually("the application has asked", SOON, || {
         let said = mesh.kubectl(&["logs", "early", "-c", "early"])?;
@@ -168,6 +148,5 @@ fn applications_are_held(mesh: &Mesh) -> Result<()> {
         Ok(())
     })?;
     mesh.kubectl(&["delete", "pod", "early", "--grace-period=1", "--wait=false"])?;
-    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=false", "--ignore-not-found"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+    echo::down(mesh, "")
 }

@@ -15,7 +15,7 @@ use lateen_e2e::web::Ask;
 use lateen_e2e::{Mesh, eventually};
 use serde_json::{Value, json};
 
-use crate::OnMesh;
+use crate::{OnMesh, echo};
 
 pub(crate) const TRIALS: &[OnMesh] =
     &[("tokens_decide", tokens_decide), ("keys_are_followed", keys_are_followed)];
@@ -59,8 +59,7 @@ impl Issuer {
 /// Body and status of a request from the client pod.
 fn ask(mesh: &Mesh, token: Option<&str>, url: &str) -> Result<String> {
     let header = token.map(|token| format!("-H 'authorization: Bearer {token}' ")).unwrap_or_default();
-    let curl = format!("curl -s -m 5 -w ' %{{http_code}}' {header}{url} || true");
-    mesh.kubectl(&["exec", "client", "-c", "client", "--", "sh", "-c", &curl])
+    echo::ask(mesh, &format!("{header}{url}"))
 }
 
 fn becomes(mesh: &Mesh, token: Option<&str>, url: &str, wanted: &str) -> Result<()> {
@@ -78,12 +77,6 @@ fn apply(mesh: &Mesh, kind: &str, namespace: &str, name: &str, spec: &Value) -> 
     mesh.apply(&object.to_string()).map(drop)
 }
 
-fn ready(mesh: &Mesh) -> Result<()> {
-    mesh.apply_fixture("echo.yaml")?;
-    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
-    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]).map(drop)
-}
-
 fn away(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["delete", "requestauthentication,authorizationpolicy", "--all", "-A"])?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
@@ -93,7 +86,7 @@ fn away(mesh: &Mesh) -> Result<()> {
 const GET: &str = "http://httpbin:8000/headers";
 
 fn tokens_decide(mesh: &Mesh) -> Result<()> {
-    ready(mesh)?;
+    echo::up(mesh)?;
     let (issuer, stranger) = (Issuer::new("mine")?, Issuer::new("mine")?);
     let good = issuer.token(&json!({ "groups": ["users"], "org": { "team": "red" } }))?;
     let admin = issuer.token(&json!({ "groups": ["users", "admins"] }))?;
@@ -236,7 +229,7 @@ impl Provider {
 const REFRESH: &str = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL";
 
 fn keys_are_followed(mesh: &Mesh) -> Result<()> {
-    ready(mesh)?;
+    echo::up(mesh)?;
     let restarted = |value: &str| {
         mesh.kubectl(&["set", "env", "deploy/istiod", "-n", "istio-system", value])?;
         mesh.kubectl(&["rollout", "status", "deploy/istiod", "-n", "istio-system", "--timeout=90s"])
