@@ -1,85 +1,23 @@
 //! Names of clusters, looked up by Envoy and by our proxy at the same server: both must follow its answers in the same way.
 
+#[path = "support/names.rs"]
+mod names;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, Record, RecordType};
+use names::{Names, Says};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_lateen-proxy");
 const NAME: &str = "svc.lateen.test";
 const LIMIT: Duration = Duration::from_secs(20);
 const A_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 const B_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 12);
-
-/// What the server says of the name.
-#[derive(Clone)]
-enum Reply {
-    /// Addresses that hold for this many seconds.
-    Addresses(Vec<Ipv4Addr>, u32),
-    NoSuchName,
-    Failure,
-}
-
-/// A DNS server with one name.
-#[derive(Clone)]
-struct Server {
-    reply: Arc<Mutex<Reply>>,
-    address: SocketAddr,
-}
-
-impl Server {
-    async fn start() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let server = Self { reply: Arc::new(Mutex::new(Reply::Failure)), address };
-        let serving = server.clone();
-        tokio::spawn(async move {
-            let mut buffer = [0; 2048];
-            loop {
-                let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-                if let Some(answer) = serving.answer(&buffer[..length]) {
-                    let _ = socket.send_to(&answer, from).await;
-                }
-            }
-        });
-        server
-    }
-
-    fn set(&self, reply: Reply) {
-        *self.reply.lock().unwrap() = reply;
-    }
-
-    fn answer(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let query = Message::from_vec(bytes).ok()?;
-        let question = query.queries.first()?.clone();
-        let mut response = Message::response(query.metadata.id, query.metadata.op_code);
-        response.metadata.recursion_available = true;
-        response.metadata.recursion_desired = query.metadata.recursion_desired;
-        response.queries = query.queries;
-        let known = question.name().to_utf8().trim_end_matches('.').eq_ignore_ascii_case(NAME);
-        match self.reply.lock().unwrap().clone() {
-            Reply::Addresses(addresses, ttl) if known => {
-                let of_kind = addresses.into_iter().filter(|_| question.query_type() == RecordType::A);
-                response.answers.extend(
-                    of_kind.map(|address| {
-                        Record::from_rdata(question.name().clone(), ttl, RData::A(A(address)))
-                    }),
-                );
-            }
-            Reply::Failure if known => response.metadata.response_code = ResponseCode::ServFail,
-            _ => response.metadata.response_code = ResponseCode::NXDomain,
-        }
-        response.to_vec().ok()
-    }
-}
 
 /// Answers every request with a word.
 async fn upstream(address: SocketAddr, word: &'static str) -> SocketAddr {
@@ -225,10 +163,10 @@ impl Proxy {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clusters_follow_the_answers_for_their_names() {
-    let server = Server::start().await;
+    let server = Names::start().await;
     let a = upstream(SocketAddr::from((A_ADDRESS, 0)), "from a").await;
     upstream(SocketAddr::from((B_ADDRESS, a.port())), "from b").await;
-    server.set(Reply::Addresses(vec![A_ADDRESS], 1));
+    server.set(NAME, Says::address(A_ADDRESS, 1));
     let proxies = ["envoy", "lateen"].map(|name| Proxy::start(name, server.address, a.port()));
     let all = async |what: &str, path: &str, status: u16, body: &str| {
         for proxy in &proxies {
@@ -238,13 +176,13 @@ async fn clusters_follow_the_answers_for_their_names() {
     for path in ["/strict", "/logical"] {
         all("at first", path, 200, "from a").await;
     }
-    server.set(Reply::Addresses(vec![B_ADDRESS], 1));
+    server.set(NAME, Says::address(B_ADDRESS, 1));
     let changed = Instant::now();
     for path in ["/strict", "/logical"] {
         all("when the answer's time is over", path, 200, "from b").await;
     }
     assert!(changed.elapsed() < Duration::from_secs(6), "sooner than the refresh rate would bring it about");
-    server.set(Reply::Failure);
+    server.set(NAME, Says::Failure);
     let failures = |stats: &BTreeMap<String, u64>| stats["cluster.strict.update_failure"];
     for proxy in &proxies {
         let began = Instant::now();
@@ -256,10 +194,10 @@ async fn clusters_follow_the_answers_for_their_names() {
     for path in ["/strict", "/logical"] {
         all("when look-ups fail the last answer holds", path, 200, "from b").await;
     }
-    server.set(Reply::NoSuchName);
+    server.set(NAME, Says::NoSuchName);
     all("a name that is gone has no endpoints", "/strict", 503, "no healthy upstream").await;
     all("a logical host keeps its last address", "/logical", 200, "from b").await;
-    server.set(Reply::Addresses(vec![A_ADDRESS], 600));
+    server.set(NAME, Says::address(A_ADDRESS, 600));
     for path in ["/strict", "/logical"] {
         all("when it is back", path, 200, "from a").await;
     }

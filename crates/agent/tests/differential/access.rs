@@ -1,15 +1,11 @@
 //! Role-based access control: the HTTP filter in cases of its own and with random policies, and the network filter.
 
-use std::time::Duration;
-
 use fastrand::Rng;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use crate::cases::{Case, Compare, Step};
 use crate::duo::{Backend, Duo, KINDS, cluster, route};
-use crate::proxies::Pair;
-use crate::wire::Wire;
+use crate::proxies::{Pair, manager};
 
 const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
 const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
@@ -23,21 +19,6 @@ pub(crate) fn http(mut config: Value) -> Value {
 fn network(mut config: Value) -> Value {
     config["@type"] = json!(NETWORK);
     json!({ "name": "rbac", "typed_config": config })
-}
-
-pub(crate) fn manager(filters: Vec<Value>, routes: Value) -> Value {
-    let router = json!({
-        "name": "envoy.filters.http.router",
-        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-    });
-    let filters: Vec<Value> = filters.into_iter().chain([router]).collect();
-    json!({
-        "http_filters": filters,
-        "route_config": {
-            "name": "routes", "validate_clusters": false,
-            "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }],
-        },
-    })
 }
 
 pub(crate) fn rules(action: &str, policies: Value) -> Value {
@@ -109,6 +90,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
                     json!({ "rules": denied(), "shadow_rules": allowed, "shadow_rules_stat_prefix": "dry_run_" }),
                 )],
                 routes.clone(),
+                json!({}),
             ),
         ),
         (
@@ -121,11 +103,12 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
                     ),
                 ],
                 routes.clone(),
+                json!({}),
             ),
         ),
-        ("logging", manager(vec![http(json!({ "rules": logged }))], routes.clone())),
-        ("nobody", manager(vec![http(json!({ "rules": none }))], routes.clone())),
-        ("no-rules", manager(vec![http(json!({}))], routes)),
+        ("logging", manager(vec![http(json!({ "rules": logged }))], routes.clone(), json!({}))),
+        ("nobody", manager(vec![http(json!({ "rules": none }))], routes.clone(), json!({}))),
+        ("no-rules", manager(vec![http(json!({}))], routes, json!({}))),
     ]
 }
 
@@ -312,10 +295,8 @@ async fn access_by_random_policies_is_the_same() {
     let names: Vec<&'static str> = (0..60).map(|number| &*format!("random-{number}").leak()).collect();
     let listeners = names.iter().map(|name| {
         let filter = http(json!({ "rules": dice.rules(), "shadow_rules": dice.rules() }));
-        let mut manager = manager(vec![filter], json!([service("/", None)]));
-        manager["use_remote_address"] = json!(true);
-        manager["xff_num_trusted_hops"] = json!(1);
-        (*name, manager)
+        let trusting = json!({ "use_remote_address": true, "xff_num_trusted_hops": 1 });
+        (*name, manager(vec![filter], json!([service("/", None)]), trusting))
     });
     let pair = Pair::start_with(listeners.collect()).await;
     let cases: Vec<Case> =
@@ -365,36 +346,7 @@ async fn connections_are_closed_with_their_first_byte() {
     let endpoints = vec![backend.endpoint(json!({}))];
     let duo =
         Duo::start(json!([route("it", json!({}))]), &[cluster("it", endpoints, json!({}))], &listeners).await;
-    let mut seen = [String::new(), String::new()];
-    for (kind, seen) in seen.iter_mut().enumerate() {
-        for (name, _) in &listeners {
-            let mut wire = Wire::new(TcpStream::connect(duo.address(kind, name)).await.unwrap());
-            wire.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-            let answer = String::from_utf8_lossy(&wire.raw(12).await).into_owned();
-            drop(wire);
-            // One that ends without a word is judged, too.
-            drop(TcpStream::connect(duo.address(kind, name)).await.unwrap());
-            seen.push_str(&format!("{name}: {answer:?}\n"));
-        }
-        // Nobody hears when a connection that says nothing is judged.
-        let judged = async {
-            loop {
-                let page = duo.page(kind, "/stats?filter=rbac").await;
-                if page.contains("two.rbac.denied: 2") {
-                    break page;
-                }
-            }
-        };
-        let page = tokio::time::timeout(Duration::from_secs(10), judged).await.expect("the last is judged");
-        let mut lines: Vec<&str> = page.lines().filter(|line| line.contains("rbac")).collect();
-        lines.sort_unstable();
-        seen.push_str(&lines.join("\n"));
-        let log = duo.log(kind).await;
-        let mut lines: Vec<&str> = log.lines().filter(|line| !line.contains("received=0")).collect();
-        lines.sort_unstable();
-        seen.push_str(&format!("\n{}", lines.join("\n")));
-    }
-    let [envoy, lateen] = seen;
+    let [envoy, lateen] = duo.connections(&listeners, &[("two.rbac.denied", 2)], "rbac").await;
     assert_eq!(envoy, lateen, "{} first", KINDS[0]);
     assert!(envoy.contains("closed: \"\"") && envoy.contains("open: \"HTTP/1.1 200"), "{envoy}");
     assert!(envoy.contains("rbac_access_denied_matched_policy[no_one]"), "{envoy}");

@@ -24,18 +24,9 @@ fn manager(more: Value) -> Value {
         "cluster": any(header("x-envoy-downstream-service-cluster", json!({ "exact": "trusted" }))),
         "client": { "permissions": [{ "any": true }], "principals": [{ "remote_ip": { "address_prefix": "203.0.113.0", "prefix_len": 24 } }] },
     });
-    let rbac = json!({ "name": "rbac", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
-        "rules": { "action": "DENY", "policies": policies },
-    } });
-    let router = json!({ "name": "router", "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } });
+    let rbac = crate::access::http(json!({ "rules": { "action": "DENY", "policies": policies } }));
     let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "service" } });
-    let mut manager = json!({
-        "http_filters": [rbac, router],
-        "route_config": { "name": "r", "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [route] }] },
-    });
-    crate::proxies::merge(&mut manager, more);
-    manager
+    crate::proxies::manager(vec![rbac], json!([route]), more)
 }
 
 const DEGREES: [&str; 4] = ["bypass-none", "bypass-base", "bypass-merge", "bypass-decode"];

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::proxies::{Proxy, address, free_ports, logs, merge};
+use crate::proxies::{self, Proxy, address, logs, merge, router};
+use crate::wire::Wire;
 
 /// Nothing takes longer than this.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -50,34 +52,26 @@ impl Duo {
         let folder = tempfile::tempdir().unwrap();
         let names: Vec<&'static str> =
             std::iter::once("web").chain(tcp.iter().map(|(name, _)| *name)).collect();
-        let mut free = free_ports(2 * (names.len() + 1));
-        let mut make = |envoy: bool| {
-            let mine = free.split_off(free.len() - names.len() - 1);
-            let ports: BTreeMap<_, _> = names.iter().copied().zip(mine.iter().copied()).collect();
-            let admin = mine[names.len()];
-            let log = folder.path().join(if envoy { "envoy.log" } else { "lateen.log" });
+        let proxies = proxies::both(folder.path(), &names, |ports, log| {
             let mut listeners = vec![json!({
                 "name": "web", "address": address(ports["web"]),
                 "filter_chains": [{ "filters": [{
                     "name": "envoy.filters.network.http_connection_manager",
                     "typed_config": {
                         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                        "stat_prefix": "web", "access_log": logs(&log),
+                        "stat_prefix": "web", "access_log": logs(log),
                         "route_config": {
                             "name": "routes", "validate_clusters": false,
                             "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }],
                         },
-                        "http_filters": [{
-                            "name": "envoy.filters.http.router",
-                            "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-                        }],
+                        "http_filters": [router()],
                     },
                 }] }],
             })];
             for (name, more) in tcp {
                 let mut proxy = json!({
                     "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-                    "stat_prefix": name, "access_log": logs(&log),
+                    "stat_prefix": name, "access_log": logs(log),
                 });
                 merge(&mut proxy, more.clone());
                 let before = proxy.as_object_mut().and_then(|proxy| proxy.remove("before"));
@@ -95,19 +89,10 @@ impl Duo {
                     "filter_chains": [{ "filters": filters }],
                 }));
             }
-            let bootstrap = json!({
-                "node": { "id": "duo", "cluster": "tests" },
-                "admin": { "address": address(admin) },
-                "static_resources": { "listeners": listeners, "clusters": clusters },
-            });
-            (bootstrap, ports, admin)
-        };
-        let (envoy, lateen) = (make(true), make(false));
-        let proxies = tokio::join!(
-            Proxy::launch(true, &envoy.0, folder.path(), envoy.1, envoy.2),
-            Proxy::launch(false, &lateen.0, folder.path(), lateen.1, lateen.2),
-        );
-        Self { proxies: proxies.into(), _folder: folder }
+            [listeners, clusters.to_vec()]
+        })
+        .await;
+        Self { proxies, _folder: folder }
     }
 
     pub(crate) fn address(&self, kind: usize, listener: &str) -> SocketAddr {
@@ -160,6 +145,43 @@ impl Duo {
             assert!(began.elapsed() < LIMIT, "{}: {name} is {now}, not {value}", KINDS[kind]);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+impl Duo {
+    /// What comes of connections to listeners of TCP, one that says something and one that ends without a word: the first bytes that come
+    /// back, the numbers of the filter before (a pattern) once these stats have these values, and what the log has of the first.
+    pub(crate) async fn connections(
+        &self,
+        listeners: &[(&'static str, Value)],
+        settled: &[(&str, u64)],
+        filter: &str,
+    ) -> [String; 2] {
+        let mut seen = [String::new(), String::new()];
+        for (kind, seen) in seen.iter_mut().enumerate() {
+            for (name, _) in listeners {
+                let mut wire = Wire::new(TcpStream::connect(self.address(kind, name)).await.unwrap());
+                wire.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+                let answer = String::from_utf8_lossy(&wire.raw(12).await).into_owned();
+                drop(wire);
+                drop(TcpStream::connect(self.address(kind, name)).await.unwrap());
+                writeln!(seen, "{name}: {answer:?}").unwrap();
+            }
+            // Nobody hears when a connection that says nothing is judged.
+            for (stat, value) in settled {
+                self.reaches(kind, stat, *value).await;
+            }
+            let page = self.page(kind, &format!("/stats?filter={filter}")).await;
+            let numbers = crate::numbers(&page);
+            seen.extend(
+                numbers.lines().filter(|line| !line.contains("active")).map(|line| format!("{line}\n")),
+            );
+            let log = self.log(kind).await;
+            let mut lines: Vec<&str> = log.lines().filter(|line| !line.contains("received=0")).collect();
+            lines.sort_unstable();
+            seen.push_str(&lines.join("\n"));
+        }
+        seen
     }
 }
 

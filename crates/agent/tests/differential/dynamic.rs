@@ -1,92 +1,26 @@
 //! Hosts that are looked up when somebody asks for them: the dynamic forward proxy over HTTP and by the names that TLS asks for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, Record, RecordType};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::duo::{Backend, KINDS};
-use crate::proxies::{Proxy, address, cluster, free_ports, merge};
+use crate::names::{Names, Says};
+use crate::proxies::{self, Proxy, address, cluster, merge};
 use crate::tls_config::upstream_tls;
 use crate::tls_pki::Pki;
 use crate::wire::Wire;
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// What a DNS server says of a name.
-#[derive(Clone, Copy)]
-enum Says {
-    /// This address, for so many seconds.
-    Address(Ipv4Addr, u32),
-    NoSuchName,
-    NoAddress,
-    Failure,
-    Refuses,
-    Nothing,
-}
-
-/// A DNS server.
-#[derive(Clone)]
-struct Names {
-    says: Arc<Mutex<BTreeMap<&'static str, Says>>>,
-    address: SocketAddr,
-}
-
-impl Names {
-    async fn start() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let names = Self { says: Arc::default(), address: socket.local_addr().unwrap() };
-        let serving = names.clone();
-        tokio::spawn(async move {
-            let mut buffer = [0; 2048];
-            loop {
-                let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-                if let Some(answer) = serving.answer(&buffer[..length]) {
-                    let _ = socket.send_to(&answer, from).await;
-                }
-            }
-        });
-        names
-    }
-
-    fn set(&self, name: &'static str, says: Says) {
-        self.says.lock().unwrap().insert(name, says);
-    }
-
-    fn answer(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let query = Message::from_vec(bytes).ok()?;
-        let question = query.queries.first()?.clone();
-        let mut response = Message::response(query.metadata.id, query.metadata.op_code);
-        response.metadata.recursion_available = true;
-        response.metadata.recursion_desired = query.metadata.recursion_desired;
-        response.queries = query.queries;
-        let name = question.name().to_utf8().trim_end_matches('.').to_ascii_lowercase();
-        let says = self.says.lock().unwrap().get(&*name).copied().unwrap_or(Says::NoSuchName);
-        match says {
-            Says::Address(address, ttl) if question.query_type() == RecordType::A => {
-                let record = Record::from_rdata(question.name().clone(), ttl, RData::A(A(address)));
-                response.answers.push(record);
-            }
-            Says::Address(..) | Says::NoAddress => {}
-            Says::NoSuchName => response.metadata.response_code = ResponseCode::NXDomain,
-            Says::Failure => response.metadata.response_code = ResponseCode::ServFail,
-            Says::Refuses => response.metadata.response_code = ResponseCode::Refused,
-            Says::Nothing => return None,
-        }
-        response.to_vec().ok()
-    }
-}
 
 /// A cache's settings.
 fn cache(name: &str, names: &Names, more: Value) -> Value {
@@ -226,23 +160,19 @@ impl Both {
     async fn start(pki: &Pki) -> Self {
         let (names, backend) = (Names::start().await, Backend::start("here").await);
         let folder = tempfile::tempdir().unwrap();
-        let mut free = free_ports(2 * (caches().len() + TCP.len() + 1));
-        let mut make = |envoy: bool| {
-            let mine = free.split_off(free.len() - caches().len() - TCP.len() - 1);
-            let listeners = caches().map(|(name, _)| name).into_iter().chain(TCP);
-            let ports: BTreeMap<_, _> = listeners.zip(mine.iter().copied()).collect();
-            let log = folder.path().join(if envoy { "envoy.log" } else { "lateen.log" });
+        let listening: Vec<&'static str> = caches().map(|(name, _)| name).into_iter().chain(TCP).collect();
+        let proxies = proxies::both(folder.path(), &listening, |ports, log| {
             let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
             for (name, more) in caches() {
                 let cache = cache(name, &names, more);
-                listeners.push(web(ports[name], name, &cache, &log));
+                listeners.push(web(ports[name], name, &cache, log));
                 // Envoy goes on using connections to an address that has changed, so that only new ones tell.
                 let fresh = json!({ "max_requests_per_connection": 1 });
                 clusters.push(dynamic(&format!("dynamic-{name}"), &cache, fresh));
             }
             for (name, most) in TCP.into_iter().zip([8, 1]) {
                 let cache = cache(name, &names, json!({ "max_hosts": most }));
-                listeners.push(tcp(ports[name], backend.address.port(), name, &cache, &log));
+                listeners.push(tcp(ports[name], backend.address.port(), name, &cache, log));
                 clusters.push(dynamic(&format!("dynamic-{name}"), &cache, json!({})));
             }
             clusters.push(cluster("fixed", json!({}), &[backend.address]));
@@ -253,20 +183,10 @@ impl Both {
                 &cache("web", &names, web),
                 json!({ "transport_socket": upstream_tls(trust) }),
             ));
-            let admin = mine[mine.len() - 1];
-            let bootstrap = json!({
-                "node": { "id": "dynamic", "cluster": "tests" },
-                "admin": { "address": address(admin) },
-                "static_resources": { "listeners": listeners, "clusters": clusters },
-            });
-            (bootstrap, ports, admin)
-        };
-        let (envoy, lateen) = (make(true), make(false));
-        let proxies = tokio::join!(
-            Proxy::launch(true, &envoy.0, folder.path(), envoy.1, envoy.2),
-            Proxy::launch(false, &lateen.0, folder.path(), lateen.1, lateen.2),
-        );
-        Self { proxies: proxies.into(), names, backend, _folder: folder }
+            [listeners, clusters]
+        })
+        .await;
+        Self { proxies, names, backend, _folder: folder }
     }
 
     fn at(&self, kind: usize, listener: &str) -> SocketAddr {
@@ -377,11 +297,11 @@ async fn hosts_are_looked_up_when_they_are_asked_for() {
     let both = Both::start(&pki).await;
     let port = both.backend.address.port();
     for (name, says) in [
-        ("a.test", Says::Address(HERE, 60)),
-        ("a.example", Says::Address(HERE, 60)),
-        ("other.example", Says::Address(HERE, 60)),
-        ("b.test", Says::Address(HERE, 60)),
-        ("denied.test", Says::Address(Ipv4Addr::new(127, 0, 0, 9), 60)),
+        ("a.test", Says::address(HERE, 60)),
+        ("a.example", Says::address(HERE, 60)),
+        ("other.example", Says::address(HERE, 60)),
+        ("b.test", Says::address(HERE, 60)),
+        ("denied.test", Says::address(Ipv4Addr::new(127, 0, 0, 9), 60)),
         ("empty.test", Says::NoAddress),
         ("fail.test", Says::Failure),
         ("refuse.test", Says::Refuses),
@@ -466,7 +386,7 @@ async fn caches_of_hosts_follow_and_forget() {
         }
     });
     let host = format!("a.test:{port}");
-    both.names.set("a.test", Says::Address(HERE, 1));
+    both.names.set("a.test", Says::address(HERE, 1));
     both.names.set("gone.test", Says::Failure);
     both.names.set("silent.test", Says::Nothing);
     let until = async |listener: &str, host: &str, expected: &str| {
@@ -486,7 +406,7 @@ async fn caches_of_hosts_follow_and_forget() {
     };
     both.reaches("dns_cache.again.host_added", 1).await; // the one that is known beforehand
     until("again", &host, "here").await;
-    both.names.set("a.test", Says::Address(there, 1));
+    both.names.set("a.test", Says::address(there, 1));
     until("again", &host, "there").await;
     both.names.set("a.test", Says::Failure);
     both.asks("again", "/", &host, "").await;
@@ -496,14 +416,14 @@ async fn caches_of_hosts_follow_and_forget() {
     // What fails is asked for again by itself.
     let gone = format!("gone.test:{port}");
     until("again", &gone, "DNS resolution failure").await;
-    both.names.set("gone.test", Says::Address(HERE, 60));
+    both.names.set("gone.test", Says::address(HERE, 60));
     until("again", &gone, "here").await;
     // Here only with the next request, and what nobody asks for is forgotten.
-    both.names.set("a.test", Says::Address(HERE, 1));
+    both.names.set("a.test", Says::address(HERE, 1));
     until("brief", &host, "here").await;
     both.names.set("gone.test", Says::Failure);
     until("brief", &gone, "DNS resolution failure").await;
-    both.names.set("gone.test", Says::Address(HERE, 1));
+    both.names.set("gone.test", Says::address(HERE, 1));
     until("brief", &gone, "here").await;
     both.reaches("dns_cache.brief.num_hosts", 0).await;
     until("brief", &host, "here").await;

@@ -1,12 +1,11 @@
 //! External authorization: the HTTP filter with a gRPC and an HTTP authorizer, and the network filter.
 
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use crate::authorizers;
 use crate::cases::{Case, Compare, Step};
 use crate::duo::{Backend, Duo, KINDS, cluster, route};
-use crate::wire::Wire;
+use crate::proxies::{merged, router};
 
 const FILTER: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
 const PER_ROUTE: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
@@ -14,11 +13,6 @@ const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network.ext_
 const NETWORK_RBAC: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
 const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
 const H2: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-
-fn merged(mut base: Value, more: Value) -> Value {
-    crate::proxies::merge(&mut base, more);
-    base
-}
 
 fn grpc(more: Value) -> Value {
     let base = json!({
@@ -37,11 +31,7 @@ fn http(service: Value, more: Value) -> Value {
 }
 
 fn manager(filters: Vec<Value>) -> Value {
-    let router = json!({
-        "name": "envoy.filters.http.router",
-        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-    });
-    let filters: Vec<Value> = filters.into_iter().chain([router]).collect();
+    let filters: Vec<Value> = filters.into_iter().chain([router()]).collect();
     let per_route = |prefix: &str, settings: Value| {
         let settings = merged(json!({ "@type": PER_ROUTE }), settings);
         json!({
@@ -368,32 +358,8 @@ async fn connections_are_asked_about_with_their_first_byte() {
         cluster("dead", vec![nowhere], h2),
     ];
     let duo = Duo::start(json!([route("it", json!({}))]), &clusters, &listeners).await;
-    let mut seen = [String::new(), String::new()];
-    for (kind, seen) in seen.iter_mut().enumerate() {
-        for (name, _) in &listeners {
-            let mut wire = Wire::new(TcpStream::connect(duo.address(kind, name)).await.unwrap());
-            wire.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-            let answer = String::from_utf8_lossy(&wire.raw(12).await).into_owned();
-            drop(wire);
-            // One that ends without a word is asked about, too.
-            drop(TcpStream::connect(duo.address(kind, name)).await.unwrap());
-            seen.push_str(&format!("{name}: {answer:?}\n"));
-        }
-        duo.reaches(kind, "ext_authz.deny-more.denied", 2).await;
-        duo.reaches(kind, "ext_authz.slow.active", 0).await;
-        let page = duo.page(kind, r"/stats?filter=^ext_authz\.|rbac").await;
-        let telling = |line: &&str| {
-            (line.starts_with("ext_authz.") || line.contains("rbac")) && !line.contains("active")
-        };
-        let mut lines: Vec<&str> = page.lines().filter(telling).collect();
-        lines.sort_unstable();
-        seen.push_str(&lines.join("\n"));
-        let log = duo.log(kind).await;
-        let mut lines: Vec<&str> = log.lines().filter(|line| !line.contains("received=0")).collect();
-        lines.sort_unstable();
-        seen.push_str(&format!("\n{}", lines.join("\n")));
-    }
-    let [envoy, lateen] = seen;
+    let settled = [("ext_authz.deny-more.denied", 2), ("ext_authz.slow.active", 0)];
+    let [envoy, lateen] = duo.connections(&listeners, &settled, r"^ext_authz\.|rbac").await;
     assert_eq!(envoy, lateen, "{} first", KINDS[0]);
     assert!(envoy.contains("closed: \"\"") && envoy.contains("open: \"HTTP/1.1 200"), "{envoy}");
     assert!(envoy.contains("flags=UAEX"), "{envoy}");

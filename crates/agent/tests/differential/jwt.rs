@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::cases::{Case, Compare, Step};
-use crate::proxies::Pair;
+use crate::proxies::{Pair, manager};
 use crate::tokens::{Signer, encode};
 
 const FILTER: &str = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
@@ -82,21 +82,6 @@ fn requires(providers: Value, requirement: Value) -> Value {
     }))
 }
 
-fn manager(filters: Vec<Value>, routes: Value) -> Value {
-    let router = json!({
-        "name": "envoy.filters.http.router",
-        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-    });
-    let filters: Vec<Value> = filters.into_iter().chain([router]).collect();
-    json!({
-        "http_filters": filters,
-        "route_config": {
-            "name": "routes", "validate_clusters": false,
-            "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }],
-        },
-    })
-}
-
 /// What was noted goes to the service in a header.
 fn service() -> Value {
     json!([{
@@ -133,7 +118,7 @@ fn simple_listeners(keys: &Keys) -> Vec<(&'static str, Value)> {
         "payload_in_metadata": "payload", "header_in_metadata": "header", "failed_status_in_metadata": "failed",
         "normalize_payload_in_metadata": { "space_delimited_claims": ["scope"] },
     });
-    let one = |more: Value| manager(vec![required(provider(&set, more))], service());
+    let one = |more: Value| manager(vec![required(provider(&set, more))], service(), json!({}));
     let claims = json!([
         { "header_name": "x-c-sub", "claim_name": "sub" }, { "header_name": "x-c-n", "claim_name": "n" },
         { "header_name": "x-c-nested", "claim_name": "a.b.c" }, { "header_name": "x-c-list", "claim_name": "list" },
@@ -184,7 +169,7 @@ fn grouped_listeners(keys: &Keys) -> Vec<(&'static str, Value)> {
     let optional = json!({ "allow_missing": {} });
     let any = |list: Value| json!({ "requires_any": { "requirements": list } });
     let all = |list: Value| json!({ "requires_all": { "requirements": list } });
-    let with = |requirement| manager(vec![requires(two(), requirement)], service());
+    let with = |requirement| manager(vec![requires(two(), requirement)], service(), json!({}));
     let istio = any(json!([
         name("a"),
         name("b"),
@@ -221,11 +206,11 @@ fn grouped_listeners(keys: &Keys) -> Vec<(&'static str, Value)> {
         ("optional", with(optional.clone())),
         ("failed", with(json!({ "allow_missing_or_failed": {} }))),
         ("istio", with(istio)),
-        ("rules", manager(vec![rules.clone()], routes.clone())),
+        ("rules", manager(vec![rules.clone()], routes.clone(), json!({}))),
         ("rules-told", {
             let mut told = rules;
             told["typed_config"]["strip_failure_response"] = json!(false);
-            manager(vec![told], routes)
+            manager(vec![told], routes, json!({}))
         }),
     ]
 }
@@ -248,6 +233,7 @@ fn metadata_listeners(keys: &Keys) -> Vec<(&'static str, Value)> {
                 { "match": { "prefix": "/only-users", "dynamic_metadata": claim(json!({ "present_match": true })) }, "direct_response": { "status": 224 } },
                 { "match": { "prefix": "/x" }, "direct_response": { "status": 228 } },
             ]),
+            json!({}),
         )
     };
     let by = |path: Value, value: Value| json!({ "metadata": { "filter": "envoy.filters.http.jwt_authn", "path": path, "value": value } });
@@ -265,7 +251,7 @@ fn metadata_listeners(keys: &Keys) -> Vec<(&'static str, Value)> {
     vec![
         ("routed", routed(true)),
         ("not-routed", routed(false)),
-        ("policies", manager(vec![required(provider(&keys.set(), noted)), rbac], service())),
+        ("policies", manager(vec![required(provider(&keys.set(), noted)), rbac], service(), json!({}))),
     ]
 }
 

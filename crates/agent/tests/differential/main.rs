@@ -20,6 +20,8 @@ mod health;
 mod health_probes;
 mod jwt;
 mod mirrors;
+#[path = "../support/names.rs"]
+mod names;
 mod outliers;
 mod pages;
 mod pipes;

@@ -131,6 +131,31 @@ pub(crate) fn merge(base: &mut Value, over: Value) {
     }
 }
 
+pub(crate) fn merged(mut base: Value, over: Value) -> Value {
+    merge(&mut base, over);
+    base
+}
+
+pub(crate) fn router() -> Value {
+    json!({
+        "name": "envoy.filters.http.router",
+        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+    })
+}
+
+/// A listener's manager with these filters and routes, and more.
+pub(crate) fn manager(filters: Vec<Value>, routes: Value, more: Value) -> Value {
+    let filters: Vec<Value> = filters.into_iter().chain([router()]).collect();
+    let base = json!({
+        "http_filters": filters,
+        "route_config": {
+            "name": "routes", "validate_clusters": false,
+            "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }],
+        },
+    });
+    merged(base, more)
+}
+
 /// Begins with the ports of both ends, by which lines are found.
 const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
 
@@ -177,10 +202,7 @@ fn listener(name: &str, port: u16, more: Value, log: &Path) -> Value {
         "stat_prefix": name,
         "route_config": routes(),
         "access_log": logs(log),
-        "http_filters": [{
-            "name": "envoy.filters.http.router",
-            "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-        }],
+        "http_filters": [router()],
     });
     merge(&mut manager, more);
     json!({
@@ -207,7 +229,7 @@ pub(crate) struct Proxy {
     child: Child,
     pub(crate) ports: BTreeMap<&'static str, u16>,
     admin: u16,
-    log: PathBuf,
+    pub(crate) log: PathBuf,
 }
 
 impl Drop for Proxy {
@@ -220,6 +242,31 @@ impl Drop for Proxy {
 /// So many free ports.
 pub(crate) fn free_ports(n: usize) -> Vec<u16> {
     (0..n).map(|_| free_port()).collect()
+}
+
+/// Both proxies, Envoy first, with listeners and clusters that `parts` makes of the ports of these listeners and the log's path.
+pub(crate) async fn both(
+    folder: &Path,
+    names: &[&'static str],
+    mut parts: impl FnMut(&BTreeMap<&'static str, u16>, &Path) -> [Vec<Value>; 2],
+) -> [Proxy; 2] {
+    let mut make = |log: &str| {
+        let admin = free_port();
+        let ports: BTreeMap<_, _> = names.iter().map(|name| (*name, free_port())).collect();
+        let [listeners, clusters] = parts(&ports, &folder.join(log));
+        let bootstrap = json!({
+            "node": { "id": "both", "cluster": "tests" },
+            "admin": { "address": address(admin) },
+            "static_resources": { "listeners": listeners, "clusters": clusters },
+        });
+        (bootstrap, ports, admin)
+    };
+    let (envoy, lateen) = (make("envoy.log"), make("lateen.log"));
+    let started = tokio::join!(
+        Proxy::launch(true, &envoy.0, folder, envoy.1, envoy.2),
+        Proxy::launch(false, &lateen.0, folder, lateen.1, lateen.2),
+    );
+    started.into()
 }
 
 impl Proxy {

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use crate::access::{http, manager, policy, rules};
-use crate::proxies::{Pair, merge};
+use crate::access::{http, policy, rules};
+use crate::proxies::{Pair, manager, merge};
 use crate::wire::Wire;
 
 /// What a header must be, each also inverted and with what is missing as empty.
@@ -80,10 +80,10 @@ fn listeners(matchers: &[Value]) -> Vec<(&'static str, Value)> {
     let principal = |n: usize, matcher: &Value| policy(own(n), json!({ "header": matcher }));
     let not = |n: usize, matcher: &Value| policy(own(n), json!({ "not_id": { "header": matcher } }));
     let guarded = |action: &str, policies: Value| {
-        manager(vec![http(json!({ "rules": rules(action, policies) }))], json!([rest]))
+        manager(vec![http(json!({ "rules": rules(action, policies) }))], json!([rest]), json!({}))
     };
     vec![
-        ("routes", manager(vec![], json!(routed.chain([rest.clone()]).collect::<Vec<_>>()))),
+        ("routes", manager(vec![], json!(routed.chain([rest.clone()]).collect::<Vec<_>>()), json!({}))),
         ("permissions", guarded("ALLOW", policies(&permission))),
         ("principals", guarded("DENY", policies(&principal))),
         ("others", guarded("ALLOW", policies(&not))),

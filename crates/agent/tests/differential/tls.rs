@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::proxies::{LIMIT, PROXY, free_ports};
+use crate::proxies::{LIMIT, Proxy, free_ports};
 use crate::service;
 use crate::tls_config::{bootstrap, names};
 use crate::tls_pki::{Pair, Pki};
@@ -374,31 +373,6 @@ fn without_ports(line: String) -> String {
     }
 }
 
-struct Proxy {
-    child: Child,
-    ports: BTreeMap<&'static str, u16>,
-    admin: u16,
-    log: std::path::PathBuf,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Proxy {
-    async fn admin(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        Some(answer)
-    }
-}
-
 struct Twins {
     proxies: [Proxy; 2],
     pki: Pki,
@@ -427,44 +401,16 @@ impl Twins {
         };
         let (envoy, lateen) = (take(), take());
         secrets(&folder.path().join("secrets.json"), &pki.server_a);
-        let start = |is_envoy: bool, ports: &BTreeMap<&'static str, u16>, admin: u16| {
-            let kind = if is_envoy { "envoy" } else { "lateen" };
-            let (boot, log) =
-                (folder.path().join(format!("{kind}.json")), folder.path().join(format!("{kind}.log")));
-            let secrets = folder.path().join("secrets.json");
-            let config = bootstrap(&pki, ports, &envoy.0, admin, service, &log, &secrets);
-            std::fs::write(&boot, config.to_string()).unwrap();
-            let mut command = if is_envoy {
-                let path =
-                    std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
-                let mut command = Command::new(path);
-                command.args(["--disable-hot-restart", "--file-flush-interval-msec", "50", "-l", "error"]);
-                command
-            } else {
-                Command::new(PROXY)
-            };
-            command.arg("-c").arg(&boot).args(["--concurrency", "1"]);
-            let errors = std::fs::File::create(folder.path().join(format!("{kind}.err"))).unwrap();
-            let child = command.stdout(Stdio::null()).stderr(errors).spawn().unwrap();
-            Proxy { child, ports: ports.clone(), admin, log }
+        let secrets = folder.path().join("secrets.json");
+        let config = |kind: &str, (ports, admin): &(BTreeMap<&'static str, u16>, u16)| {
+            bootstrap(&pki, ports, &envoy.0, *admin, service, &folder.path().join(kind), &secrets)
         };
-        let proxies = [start(true, &envoy.0, envoy.1), start(false, &lateen.0, lateen.1)];
-        let mut twins = Self { proxies, pki, folder };
-        let began = Instant::now();
-        for index in [0, 1] {
-            while !twins.proxies[index].admin("/ready").await.is_some_and(|text| text.contains("LIVE")) {
-                let ended =
-                    twins.proxies[index].child.try_wait().unwrap().is_some() || began.elapsed() > LIMIT;
-                let kind = ["envoy", "lateen"][index];
-                let said = || {
-                    std::fs::read_to_string(twins.folder.path().join(format!("{kind}.err")))
-                        .unwrap_or_default()
-                };
-                assert!(!ended, "{kind} does not become ready: {}", said());
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-        twins
+        let configs = (config("envoy.log", &envoy), config("lateen.log", &lateen));
+        let proxies = tokio::join!(
+            Proxy::launch(true, &configs.0, folder.path(), envoy.0, envoy.1),
+            Proxy::launch(false, &configs.1, folder.path(), lateen.0, lateen.1),
+        );
+        Self { proxies: proxies.into(), pki, folder }
     }
 
     /// Differences of the numbers about TLS. Envoy's servers of clusters over TLS are left out, as both proxies go there.
