@@ -16,6 +16,7 @@ use crate::connect::Tunnel;
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::filters::{self, Flow};
+use crate::hop_by_hop;
 use crate::ingress::{self, Normalised, X_REQUEST_ID};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
@@ -107,7 +108,7 @@ fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
     if request.version() < Version::HTTP_2 && connection.drain.is_fired() {
         connection.closing.set(true);
     }
-    if request.version() == Version::HTTP_10 && !ingress::keeps_alive(request.headers()) {
+    if request.version() == Version::HTTP_10 && !hop_by_hop::keeps_alive(request.headers()) {
         connection.closing.set(true);
     }
     let limit = connection.config.hcm.common.max_requests_per_connection;
@@ -282,7 +283,7 @@ fn respond(
     if switching {
         context.answered = Present::of(&head.headers);
     }
-    ingress::hop_by_hop(&mut head.headers, context.answered, switching);
+    hop_by_hop::hop_by_hop(&mut head.headers, context.answered, switching);
     context.status = Some(head.status);
     if context.details.is_empty() {
         context.details = "via_upstream".into();

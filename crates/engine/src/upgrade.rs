@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::answer::UpstreamStream;
 use crate::context::RequestContext;
 use crate::failure::{CLIENT_GONE, Flags};
-use crate::ingress::contains_token;
+use crate::hop_by_hop::contains_token;
 use crate::mover::{Moved, Mover};
 use crate::stream::Stream;
 use crate::upstream::Opened;

@@ -23,6 +23,7 @@ mod service_entry;
 mod store;
 mod visibility;
 mod workload_entry;
+mod workload_rules;
 mod world;
 
 pub use config::{

@@ -16,7 +16,7 @@ use super::dns::{DnsCluster, dns_cluster, dns_resolver};
 use super::dynamic_forward_proxy::{DynamicCluster, dynamic_cluster};
 use super::endpoint::{Names, load_assignment};
 use super::lb_policy::{self, Chosen};
-use super::tls;
+use super::transport_socket;
 use super::upstream_http::{self, Deprecated};
 use super::values::{
     Converted, bind_config, bool_or, duration, enumeration, metadata, nonempty, number, optional, positive,
@@ -64,7 +64,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         variants { cluster_type = "clusters by extension, but for DnsCluster and dynamic_forward_proxy" }
     });
     let transport = transport_socket
-        .map(|socket| tls::upstream(&at.field("transport_socket"), socket))
+        .map(|socket| transport_socket::upstream(&at.field("transport_socket"), socket))
         .transpose()?
         .unwrap_or_default();
     let name = nonempty(at, "name", name)?;
@@ -307,7 +307,7 @@ fn transport_matches(
         Ok(TransportMatch {
             name: nonempty(&at, "name", name)?,
             criteria: Arc::new(criteria),
-            transport: tls::upstream(&at.field("transport_socket"), socket)?,
+            transport: transport_socket::upstream(&at.field("transport_socket"), socket)?,
         })
     };
     matches.into_iter().enumerate().map(convert).collect()

@@ -15,7 +15,7 @@ use super::ext_authz::network_ext_authz;
 use super::hcm::http_connection_manager;
 use super::rbac::network_rbac;
 use super::tcp_proxy::tcp_proxy;
-use super::tls;
+use super::transport_socket;
 use super::values::{
     Converted, bool_or, cidrs, data_source, enumeration, nonempty, number, optional, port, required,
     socket_address, socket_options, tcp_keepalive, timeout, typed,
@@ -269,7 +269,7 @@ fn filter_chain(at: &At<'_>, chain: proto::FilterChain) -> Converted<FilterChain
         rejected { use_proxy_proto = "the PROXY protocol" }
     });
     let transport = transport_socket
-        .map(|socket| tls::downstream(&at.field("transport_socket"), socket))
+        .map(|socket| transport_socket::downstream(&at.field("transport_socket"), socket))
         .transpose()?
         .unwrap_or(DownstreamTransport::Plaintext);
     let last = filters.len().saturating_sub(1);

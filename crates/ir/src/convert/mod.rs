@@ -4,6 +4,7 @@
 mod access_log;
 mod balancing;
 mod bootstrap;
+mod certificate_hash;
 mod cluster;
 mod cluster_names;
 mod config_source;
@@ -24,15 +25,20 @@ mod lb_policy;
 mod listener;
 mod matchers;
 mod metadata;
+mod mirror;
 mod rbac;
+mod redirect;
 mod retry;
 mod route;
+mod route_upgrades;
 mod route_versions;
 mod subset;
 mod tcp_proxy;
 mod tls;
+mod transport_socket;
 mod upstream_http;
 mod values;
+mod weighted_clusters;
 
 #[cfg(test)]
 mod tests;

@@ -16,28 +16,30 @@ use super::matchers::{
     regex_rewrite,
 };
 use super::metadata::metadata_matcher;
+use super::mirror::mirrors;
+use super::redirect::redirect;
 use super::retry::retry_policy;
+use super::route_upgrades::route_upgrades;
 use super::subset;
 use super::values::{
-    Converted, bool_or, data_source, duration, enumeration, fraction, number, port, required, text, timeout,
+    Converted, bool_or, data_source, duration, enumeration, fraction, number, required, text, timeout,
 };
+use super::weighted_clusters::cluster_specifier;
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, MaxStreamDuration, MetadataCriteria,
-    MirrorPolicy, MirrorTarget, PathMatcher, PathRedirect, PathRewrite, Redirect, RequireTls, Route,
-    RouteConfiguration, RouteMatcher, RouteTable, TextFormat, UpgradeConfig, VirtualHost, WeightedCluster,
-    WeightedClusters, WeightedTarget,
+    Action, DirectResponse, Forward, HostRewrite, MaxStreamDuration, MirrorPolicy, PathMatcher, PathRewrite,
+    RequireTls, Route, RouteConfiguration, RouteMatcher, RouteTable, TextFormat, VirtualHost,
 };
 
 const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
 
 /// What all routes of a configuration share while they are converted.
 pub(super) struct Shared {
-    names: ClusterNames,
-    filters: FilterNames,
+    pub(super) names: ClusterNames,
+    pub(super) filters: FilterNames,
     /// Of the level above.
-    mirrors: Arc<[MirrorPolicy]>,
+    pub(super) mirrors: Arc<[MirrorPolicy]>,
     max_body: u32,
 }
 
@@ -356,85 +358,8 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
     })
 }
 
-/// The mirrors of a level; none of its own are those of the level above.
-fn mirrors(
-    at: &At<'_>,
-    policies: Vec<proto::route_action::RequestMirrorPolicy>,
-    shared: &mut Shared,
-) -> Converted<Arc<[MirrorPolicy]>> {
-    if policies.is_empty() {
-        return Ok(shared.mirrors.clone());
-    }
-    let convert = |(index, policy)| mirror(&at.index("request_mirror_policies", index), policy, shared);
-    policies.into_iter().enumerate().map(convert).collect::<Converted<Vec<_>>>().map(Into::into)
-}
-
-fn mirror(
-    at: &At<'_>,
-    message: proto::route_action::RequestMirrorPolicy,
-    shared: &mut Shared,
-) -> Converted<MirrorPolicy> {
-    fields!(at, message => proto::route_action::RequestMirrorPolicy {
-        used { cluster, cluster_header, runtime_fraction, disable_shadow_host_suffix_append, host_rewrite_literal }
-        inert { trace_sampled = "there is no tracing" }
-        rejected { request_headers_mutations = "header mutations of mirrored requests" }
-    });
-    let target = match (cluster.as_str(), cluster_header.as_str()) {
-        (name, "") if !name.is_empty() => MirrorTarget::Cluster(shared.names.reference(name)),
-        ("", name) if !name.is_empty() => MirrorTarget::Header(header_name(at, "cluster_header", name)?),
-        _ => return Err(at.error_in("cluster", "either cluster or cluster_header is required")),
-    };
-    let percent = runtime_fraction.and_then(|runtime| runtime.default_value);
-    Ok(MirrorPolicy {
-        target,
-        fraction: percent.map(|percent| fraction(&at.field("runtime_fraction"), percent)).transpose()?,
-        suffix: !disable_shadow_host_suffix_append,
-        host: (!host_rewrite_literal.is_empty())
-            .then(|| header_value(at, "host_rewrite_literal", &host_rewrite_literal))
-            .transpose()?,
-    })
-}
-
 fn text_format(at: &At<'_>, field: &str, format: &str) -> Converted<TextFormat> {
     TextFormat::parse(format, true).map_err(|error| at.error_in(field, error.to_string()))
-}
-
-fn route_upgrades(
-    at: &At<'_>,
-    configs: Vec<proto::route_action::UpgradeConfig>,
-) -> Converted<Vec<UpgradeConfig>> {
-    let convert = |(index, config): (usize, proto::route_action::UpgradeConfig)| {
-        let at = at.index("upgrade_configs", index);
-        fields!(&at, config => proto::route_action::UpgradeConfig {
-            used { upgrade_type, enabled, connect_config }
-            inert {}
-            rejected {}
-        });
-        let upgrade_type = super::hcm::upgrade(&at, &upgrade_type)?;
-        if connect_config.is_some() && &*upgrade_type != "connect" {
-            // Envoy's own words.
-            let reason = format!("Non-CONNECT upgrade type {upgrade_type} has ConnectConfig");
-            return Err(at.error_in("connect_config", reason));
-        }
-        if let Some(config) = &connect_config {
-            self::connect_config(&at.field("connect_config"), config.clone())?;
-        }
-        let terminates = connect_config.is_some();
-        Ok(UpgradeConfig { upgrade_type, enabled: bool_or(enabled, true), terminates })
-    };
-    configs.into_iter().enumerate().map(convert).collect()
-}
-
-fn connect_config(at: &At<'_>, config: proto::route_action::upgrade_config::ConnectConfig) -> Converted<()> {
-    fields!(at, config => proto::route_action::upgrade_config::ConnectConfig {
-        used {}
-        inert {}
-        rejected {
-            proxy_protocol_config = "the PROXY protocol in front of what a tunnel carries",
-            allow_post = "POST as CONNECT",
-        }
-    });
-    Ok(())
 }
 
 fn max_stream_duration(
@@ -458,105 +383,6 @@ fn max_stream_duration(
     })
 }
 
-fn cluster_specifier(
-    at: &At<'_>,
-    specifier: proto::route_action::ClusterSpecifier,
-    around: Option<&Arc<MetadataCriteria>>,
-    shared: &mut Shared,
-) -> Converted<ClusterSpecifier> {
-    use proto::route_action::ClusterSpecifier as Specifier;
-    match specifier {
-        Specifier::Cluster(name) if name.is_empty() => Err(at.error_in("cluster", "must not be empty")),
-        Specifier::Cluster(name) => Ok(ClusterSpecifier::Cluster(shared.names.reference(&name))),
-        Specifier::ClusterHeader(name) => {
-            Ok(ClusterSpecifier::Header(header_name(at, "cluster_header", &name)?))
-        }
-        Specifier::WeightedClusters(weighted) => {
-            weighted_clusters(&at.field("weighted_clusters"), weighted, around, shared)
-                .map(|weighted| ClusterSpecifier::Weighted(Box::new(weighted)))
-        }
-        Specifier::ClusterSpecifierPlugin(_) => {
-            Err(at.error_in("cluster_specifier_plugin", "not supported: plugins"))
-        }
-        Specifier::InlineClusterSpecifierPlugin(_) => {
-            Err(at.error_in("inline_cluster_specifier_plugin", "not supported: plugins"))
-        }
-    }
-}
-
-fn weighted_clusters(
-    at: &At<'_>,
-    message: proto::WeightedCluster,
-    around: Option<&Arc<MetadataCriteria>>,
-    shared: &mut Shared,
-) -> Converted<WeightedClusters> {
-    use proto::weighted_cluster::RandomValueSpecifier;
-    fields!(at, message => proto::WeightedCluster {
-        used { clusters, random_value_specifier }
-        inert {
-            total_weight = "the sum of the weights counts",
-            runtime_key_prefix = "there is no runtime; the weights count",
-        }
-        rejected {}
-        variants { use_hash_policy = "consistent hashing" }
-    });
-    let clusters = clusters
-        .into_iter()
-        .enumerate()
-        .map(|(index, cluster)| weighted_cluster(&at.index("clusters", index), cluster, around, shared))
-        .collect::<Converted<Box<[_]>>>()?;
-    let total_weight: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
-    if total_weight == 0 {
-        return Err(at.error_in("clusters", "the sum of the weights must be greater than 0"));
-    }
-    let random_header = match random_value_specifier {
-        None => None,
-        Some(RandomValueSpecifier::HeaderName(name)) => Some(header_name(at, "header_name", &name)?),
-        Some(RandomValueSpecifier::UseHashPolicy(value)) if !value.value => None,
-        Some(RandomValueSpecifier::UseHashPolicy(_)) => {
-            return Err(at.error_in("use_hash_policy", "not supported: weighted clusters by hash"));
-        }
-    };
-    Ok(WeightedClusters { clusters, total_weight, random_header })
-}
-
-fn weighted_cluster(
-    at: &At<'_>,
-    message: proto::weighted_cluster::ClusterWeight,
-    around: Option<&Arc<MetadataCriteria>>,
-    shared: &mut Shared,
-) -> Converted<WeightedCluster> {
-    use proto::weighted_cluster::ClusterWeight;
-    use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
-    fields!(at, message => ClusterWeight {
-        used {
-            name, cluster_header, weight, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-            response_headers_to_remove, host_rewrite_specifier, typed_per_filter_config, metadata_match,
-        }
-        inert {}
-        rejected {}
-    });
-    let cluster = match (name.as_str(), cluster_header.as_str()) {
-        ("", "") => return Err(at.error_in("name", "name or cluster_header is required")),
-        (name, "") => WeightedTarget::Cluster(shared.names.reference(name)),
-        ("", header) => WeightedTarget::Header(header_name(at, "cluster_header", header)?),
-        _ => return Err(at.error_in("cluster_header", "must not be set together with name")),
-    };
-    let host_rewrite = host_rewrite_specifier.map(|rewrite| {
-        let HostRewriteSpecifier::HostRewriteLiteral(literal) = rewrite;
-        header_value(at, "host_rewrite_literal", &literal)
-    });
-    Ok(WeightedCluster {
-        cluster,
-        weight: required(at, "weight", number(weight))?,
-        metadata_match: subset::metadata_match(metadata_match, around),
-        request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
-        response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
-        host_rewrite: host_rewrite.transpose()?,
-        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
-    })
-}
-
 fn host_rewrite(at: &At<'_>, specifier: proto::route_action::HostRewriteSpecifier) -> Converted<HostRewrite> {
     use proto::route_action::HostRewriteSpecifier as Specifier;
     Ok(match specifier {
@@ -575,50 +401,6 @@ fn host_rewrite(at: &At<'_>, specifier: proto::route_action::HostRewriteSpecifie
         Specifier::HostRewrite(format) => {
             HostRewrite::Format(Box::new(text_format(at, "host_rewrite", &format)?))
         }
-    })
-}
-
-fn redirect(at: &At<'_>, message: proto::RedirectAction) -> Converted<Redirect> {
-    use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
-    fields!(at, message => proto::RedirectAction {
-        used {
-            host_redirect, port_redirect, response_code, strip_query, scheme_rewrite_specifier, path_rewrite_specifier,
-        }
-        inert {}
-        rejected {}
-        variants { path_rewrite = "paths by format" }
-    });
-    let scheme: Option<Box<str>> = match scheme_rewrite_specifier {
-        Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
-        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => Some(scheme.to_ascii_lowercase().into()),
-        Some(SchemeRewriteSpecifier::HttpsRedirect(false)) | None => None,
-    };
-    let path = match path_rewrite_specifier {
-        None => PathRedirect::Keep,
-        Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => PathRedirect::Keep,
-        Some(PathRewriteSpecifier::PathRedirect(path)) => PathRedirect::Path(path.into()),
-        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => PathRedirect::Prefix(prefix.into()),
-        Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
-            PathRedirect::Regex(regex_rewrite(&at.field("regex_rewrite"), rewrite)?)
-        }
-        Some(PathRewriteSpecifier::PathRewrite(_)) => {
-            return Err(at.error_in("path_rewrite", "not supported: paths by format"));
-        }
-    };
-    Ok(Redirect {
-        scheme,
-        host: (!host_redirect.is_empty()).then(|| host_redirect.into()),
-        port: (port_redirect != 0).then(|| port(at, "port_redirect", port_redirect)).transpose()?,
-        path,
-        status: match enumeration(at, "response_code", response_code)? {
-            RedirectResponseCode::MovedPermanently => StatusCode::MOVED_PERMANENTLY,
-            RedirectResponseCode::Found => StatusCode::FOUND,
-            RedirectResponseCode::SeeOther => StatusCode::SEE_OTHER,
-            RedirectResponseCode::TemporaryRedirect => StatusCode::TEMPORARY_REDIRECT,
-            RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
-        },
-        strip_query,
-        keep_port: false,
     })
 }
 

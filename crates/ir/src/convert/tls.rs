@@ -1,32 +1,29 @@
-//! Transport sockets: plaintext, TLS towards clients and endpoints, the PROXY protocol; and secrets.
+//! TLS towards clients and endpoints, and secrets.
 #![allow(deprecated)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_xds::pb::envoy::config::core::v3 as core;
-use lateen_xds::pb::envoy::extensions::transport_sockets::proxy_protocol::v3 as proxy_protocol;
 use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as proto;
-use lateen_xds::pb::google::protobuf::Any;
 use proto::common_tls_context::ValidationContextType;
 
+use super::certificate_hash::{base64, hashes, hex};
 use super::config_source::{STREAM_NOT_SUPPORTED, Source, config_source};
 use super::matchers::string_matcher;
 use super::values::{
-    Converted, bool_or, data_source, duration, enumeration, nonempty, number, optional, required, typed,
+    Converted, bool_or, data_source, duration, enumeration, nonempty, number, optional, required,
 };
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    CertificateRef, CipherSuite, CommonTls, Curve, DownstreamTls, DownstreamTransport, Pem,
-    ProxyProtocolVersion, SanMatcher, SanType, Secret, SecretKind, SecretName, SecretSource, TlsCertificate,
-    TlsParams, TlsVersion, UpstreamTls, UpstreamTransport, ValidationContext, ValidationRef,
+    CertificateRef, CipherSuite, CommonTls, Curve, DownstreamTls, Pem, SanMatcher, SanType, Secret,
+    SecretKind, SecretName, SecretSource, TlsCertificate, TlsParams, TlsVersion, UpstreamTls,
+    ValidationContext, ValidationRef,
 };
 
 /// The cluster by which Istio's configuration means the agent beside the proxy.
 const AGENT: &str = "sds-grpc";
-
-const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
 /// Which side of the handshake a context is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,85 +32,7 @@ enum Side {
     Client,
 }
 
-/// The `Any` of a transport socket; `None`: plaintext.
-fn socket_config(at: &At<'_>, socket: core::TransportSocket) -> Converted<Option<Any>> {
-    use core::transport_socket::ConfigType;
-    match socket.config_type {
-        Some(ConfigType::TypedConfig(any)) if lateen_xds::any::message_name(&any.type_url) == RAW_BUFFER => {
-            Ok(None)
-        }
-        Some(ConfigType::TypedConfig(any)) => Ok(Some(any)),
-        None if socket.name == "envoy.transport_sockets.raw_buffer" => Ok(None),
-        None => Err(at.error_in("typed_config", "is required")),
-    }
-}
-
-/// The transport of a filter chain.
-pub(super) fn downstream(at: &At<'_>, socket: core::TransportSocket) -> Converted<DownstreamTransport> {
-    let Some(any) = socket_config(at, socket)? else { return Ok(DownstreamTransport::Plaintext) };
-    match lateen_xds::any::message_name(&any.type_url) {
-        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
-            let context = downstream_tls(&at.field("typed_config"), typed(at, &any)?)?;
-            Ok(DownstreamTransport::Tls(Arc::new(context)))
-        }
-        other => {
-            Err(at.error_in("typed_config", format!("{other:?} is not supported; raw_buffer and tls are")))
-        }
-    }
-}
-
-/// The transport of a cluster.
-pub(super) fn upstream(at: &At<'_>, socket: core::TransportSocket) -> Converted<UpstreamTransport> {
-    let Some(any) = socket_config(at, socket)? else { return Ok(UpstreamTransport::Plaintext) };
-    match lateen_xds::any::message_name(&any.type_url) {
-        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
-            let context = upstream_tls(&at.field("typed_config"), typed(at, &any)?)?;
-            Ok(UpstreamTransport::Tls(Arc::new(context)))
-        }
-        "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
-            proxy_protocol_transport(&at.field("typed_config"), typed(at, &any)?)
-        }
-        other => Err(at.error_in(
-            "typed_config",
-            format!("{other:?} is not supported; raw_buffer, tls and proxy_protocol are"),
-        )),
-    }
-}
-
-fn proxy_protocol_transport(
-    at: &At<'_>,
-    message: proxy_protocol::ProxyProtocolUpstreamTransport,
-) -> Converted<UpstreamTransport> {
-    fields!(at, message => proxy_protocol::ProxyProtocolUpstreamTransport {
-        used { config, transport_socket }
-        inert {}
-        rejected {
-            allow_unspecified_address = "headers without an address",
-            tlv_as_pool_key = "TLVs",
-        }
-    });
-    let config = config.unwrap_or_default();
-    let at_config = at.field("config");
-    fields!(&at_config, config => core::ProxyProtocolConfig {
-        used { version }
-        inert {}
-        rejected { pass_through_tlvs = "TLVs", added_tlvs = "TLVs" }
-    });
-    let version = match enumeration(&at_config, "version", version)? {
-        core::proxy_protocol_config::Version::V1 => ProxyProtocolVersion::V1,
-        core::proxy_protocol_config::Version::V2 => ProxyProtocolVersion::V2,
-    };
-    let at_inner = at.field("transport_socket");
-    let inner = match upstream(&at_inner, required(at, "transport_socket", transport_socket)?)? {
-        UpstreamTransport::ProxyProtocol { .. } => {
-            return Err(at_inner.error("is a PROXY protocol inside another"));
-        }
-        inner => inner,
-    };
-    Ok(UpstreamTransport::ProxyProtocol { version, inner: Box::new(inner) })
-}
-
-fn downstream_tls(at: &At<'_>, message: proto::DownstreamTlsContext) -> Converted<DownstreamTls> {
+pub(super) fn downstream_tls(at: &At<'_>, message: proto::DownstreamTlsContext) -> Converted<DownstreamTls> {
     use proto::downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType};
     fields!(at, message => proto::DownstreamTlsContext {
         used {
@@ -163,7 +82,7 @@ fn downstream_tls(at: &At<'_>, message: proto::DownstreamTlsContext) -> Converte
     })
 }
 
-fn upstream_tls(at: &At<'_>, message: proto::UpstreamTlsContext) -> Converted<UpstreamTls> {
+pub(super) fn upstream_tls(at: &At<'_>, message: proto::UpstreamTlsContext) -> Converted<UpstreamTls> {
     fields!(at, message => proto::UpstreamTlsContext {
         used { common_tls_context, sni, auto_host_sni, auto_sni_san_validation, max_session_keys }
         inert { enforce_rsa_key_usage = "always enforced, as in Envoy" }
@@ -460,59 +379,6 @@ fn san_matcher(at: &At<'_>, message: proto::SubjectAltNameMatcher) -> Converted<
     Ok(SanMatcher { san_type: Some(san_type), matcher })
 }
 
-fn hashes(
-    at: &At<'_>,
-    field: &str,
-    texts: &[String],
-    decode: fn(&str) -> Option<[u8; 32]>,
-) -> Converted<Vec<[u8; 32]>> {
-    let convert = |(index, text): (usize, &String)| {
-        decode(text).ok_or_else(|| at.index(field, index).error(format!("{text:?} is not a SHA-256 hash")))
-    };
-    texts.iter().enumerate().map(convert).collect()
-}
-
-/// Hexadecimal digits, with or without colons.
-fn hex(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
-    if digits.len() != 64 {
-        return None;
-    }
-    let mut hash = [0; 32];
-    for (byte, pair) in hash.iter_mut().zip(digits.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(hash)
-}
-
-/// Standard base64 with padding (RFC 4648, section 4).
-fn base64(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_suffix('=')?;
-    if digits.len() != 43 {
-        return None;
-    }
-    let value = |digit: u8| match digit {
-        b'A'..=b'Z' => Some(digit - b'A'),
-        b'a'..=b'z' => Some(digit - b'a' + 26),
-        b'0'..=b'9' => Some(digit - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let mut bytes = Vec::with_capacity(33);
-    let (mut bits, mut have) = (0u32, 0);
-    for digit in digits.bytes() {
-        bits = (bits << 6) | u32::from(value(digit)?);
-        have += 6;
-        if have >= 8 {
-            have -= 8;
-            bytes.push((bits >> have) as u8);
-            bits &= (1 << have) - 1;
-        }
-    }
-    bytes.try_into().ok()
-}
-
 /// A secret.
 pub(super) fn secret(at: &At<'_>, message: proto::Secret) -> Converted<Secret> {
     use proto::secret::Type;
@@ -537,24 +403,6 @@ pub(super) fn secret(at: &At<'_>, message: proto::Secret) -> Converted<Secret> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hashes_are_read_in_both_spellings() {
-        let zeros = "00".repeat(32);
-        assert_eq!(hex(&zeros), Some([0; 32]));
-        assert_eq!(hex(&["ff"; 32].join(":")), Some([255; 32]));
-        assert_eq!(hex("00"), None);
-        assert_eq!(base64("//////////////////////////////////////////8="), Some([255; 32]));
-        assert_eq!(
-            base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE="),
-            Some({
-                let mut one = [0; 32];
-                one[31] = 1;
-                one
-            })
-        );
-        assert_eq!(base64("AAAA"), None);
-    }
 
     #[test]
     fn what_rustls_has_not_is_refused_with_its_path() {
