@@ -1,0 +1,403 @@
+//! Configurations and requests by chance.
+
+use serde_json::{Value, json};
+
+/// A source of choices.
+pub(super) struct Dice(pub(super) fastrand::Rng);
+
+impl Dice {
+    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.0.usize(..of.len())].clone()
+    }
+
+    /// True once in so many times.
+    fn once_in(&mut self, n: usize) -> bool {
+        self.0.usize(..n) == 0
+    }
+
+    /// Sets a member once in so many times.
+    fn sometimes(&mut self, n: usize, target: &mut Value, key: &str, value: impl FnOnce(&mut Self) -> Value) {
+        if self.once_in(n) {
+            target[key] = value(self);
+        }
+    }
+
+    fn some<T>(&mut self, most: usize, mut make: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.0.usize(..=most)).map(|_| make(self)).collect()
+    }
+}
+
+const HOSTS: [&str; 9] = [
+    "a.example",
+    "A.Example",
+    "b.example",
+    "c.a.example",
+    "b.test",
+    "a.example:80",
+    "a.example.",
+    "[::1]:80",
+    "b.example:8080",
+];
+const DOMAINS: [&str; 8] =
+    ["a.example", "b.example", "*.example", "*.a.example", "b.*", "a.example:80", "*-b.example", "[::1]:80"];
+const SEGMENTS: [&str; 16] =
+    ["a", "b", "A", "api", "v1", ".", "..", "", "%2e%2E", "%41", "a%2Fb", "x%5cy", "a;b", "é", "a.b", "%zz"];
+const NAMES: [&str; 8] =
+    ["x-a", "x-b", "x-c", "user-agent", "x_under", "x-envoy-test", "accept", "x-forwarded-host"];
+const VALUES: [&str; 10] = ["1", "on", "abc", "abcdef", "a,b", "-7", "100", "", "A b", "v1"];
+
+fn path(dice: &mut Dice) -> String {
+    let n = dice.0.usize(..4);
+    let segments: Vec<&str> = (0..n).map(|_| dice.one(&SEGMENTS)).filter(|segment| *segment != "é").collect();
+    let query = dice.one(&["", "", "", "?", "?a=1", "?a=1&b=2", "?b", "?a=/../x", "?x=%20y&a=abc", "?a=?b"]);
+    format!("/{}{query}", segments.join("/"))
+}
+
+fn format(dice: &mut Dice) -> String {
+    dice.one(&[
+        "plain",
+        "%REQ(X-A)%",
+        "%REQ(x-b?x-c)%",
+        "%REQ(:METHOD)%-%REQ(:PATH)%",
+        "%REQ(:AUTHORITY)%",
+        "%PROTOCOL%",
+        "<%REQ(x-a):3%>",
+        "%%",
+        "%REQ(missing)%",
+        "%ROUTE_NAME%",
+        "%RESP(x-two)%",
+    ])
+    .to_owned()
+}
+
+fn to_add(dice: &mut Dice) -> Value {
+    let name = dice.one(&["x-a", "x-added", "x-two", "server", "x-b"]);
+    let mut add = json!({ "header": { "key": name, "value": format(dice) } });
+    dice.sometimes(2, &mut add, "append_action", |dice| {
+        json!(dice.one(&[
+            "APPEND_IF_EXISTS_OR_ADD",
+            "ADD_IF_ABSENT",
+            "OVERWRITE_IF_EXISTS_OR_ADD",
+            "OVERWRITE_IF_EXISTS"
+        ]))
+    });
+    // An empty value is lost in Envoy's joined form of some headers.
+    if name != "server" {
+        dice.sometimes(4, &mut add, "keep_empty_value", |_| json!(true));
+    }
+    add
+}
+
+/// Header changes of one level.
+fn mutate(dice: &mut Dice, target: &mut Value) {
+    for which in ["request", "response"] {
+        dice.sometimes(3, target, &format!("{which}_headers_to_add"), |dice| json!(dice.some(2, to_add)));
+        dice.sometimes(5, target, &format!("{which}_headers_to_remove"), |dice| {
+            json!([dice.one(&["x-a", "x-two", "x-b", "accept", "server"])])
+        });
+    }
+}
+
+fn string_match(dice: &mut Dice) -> Value {
+    let value = dice.one(&["1", "on", "abc", "ab", "b", "v1", "A"]);
+    let mut matcher = match dice.0.u8(..5) {
+        0 => json!({ "exact": value }),
+        1 => json!({ "prefix": value }),
+        2 => json!({ "suffix": value }),
+        3 => json!({ "contains": value }),
+        _ => {
+            return json!({ "safe_regex": { "regex": dice.one(&["[a-c]+", "a.*", "[0-9]+", "(on|off)", ".*b"]) } });
+        }
+    };
+    dice.sometimes(4, &mut matcher, "ignore_case", |_| json!(true));
+    matcher
+}
+
+fn header_match(dice: &mut Dice) -> Value {
+    let name = dice.one(&["x-a", "x-b", "x-c", ":method", ":path", ":authority", "user-agent"]);
+    let mut matcher = json!({ "name": name });
+    match dice.0.u8(..5) {
+        0 => matcher["present_match"] = json!(dice.0.bool()),
+        1 => matcher["range_match"] = json!({ "start": -10, "end": 100 }),
+        _ => matcher["string_match"] = string_match(dice),
+    }
+    dice.sometimes(4, &mut matcher, "invert_match", |_| json!(true));
+    dice.sometimes(4, &mut matcher, "treat_missing_header_as_empty", |_| json!(true));
+    matcher
+}
+
+fn route_match(dice: &mut Dice) -> Value {
+    let mut found = match dice.0.u8(..6) {
+        0 => json!({ "path": dice.one(&["/a", "/a/b", "/api/v1", "/"]) }),
+        1 => json!({ "safe_regex": { "regex": dice.one(&["/a.*", "/[a-z]+", "/api/v[0-9]+.*", ".*b"]) } }),
+        2 => json!({ "path_separated_prefix": dice.one(&["/a", "/api", "/a/b"]) }),
+        _ => json!({ "prefix": dice.one(&["/", "/", "/a", "/api/", "/A", "/a/b"]) }),
+    };
+    dice.sometimes(5, &mut found, "case_sensitive", |_| json!(false));
+    dice.sometimes(3, &mut found, "headers", |dice| json!(dice.some(2, header_match)));
+    dice.sometimes(6, &mut found, "query_parameters", |dice| {
+        let name = dice.one(&["a", "b", "x"]);
+        json!([if dice.0.bool() {
+            json!({ "name": name, "string_match": string_match(dice) })
+        } else {
+            json!({ "name": name, "present_match": true })
+        }])
+    });
+    dice.sometimes(12, &mut found, "grpc", |_| json!({}));
+    found
+}
+
+fn forward(dice: &mut Dice) -> Value {
+    let mut action = match dice.0.u8(..8) {
+        0 => json!({ "cluster": dice.one(&["dead", "empty", "none"]) }),
+        1 => {
+            let mut entry = json!({ "name": "service", "weight": 1 });
+            mutate(dice, &mut entry);
+            dice.sometimes(3, &mut entry, "host_rewrite_literal", |_| json!("weighted"));
+            json!({ "weighted_clusters": { "clusters": [entry] } })
+        }
+        2 => json!({ "cluster_header": "x-cluster" }),
+        _ => json!({ "cluster": "service" }),
+    };
+    match dice.0.u8(..6) {
+        0 => action["prefix_rewrite"] = json!(dice.one(&["/new", "/new/", "/"])),
+        1 => {
+            let (regex, substitution) =
+                dice.one(&[("/a", "/z"), ("a(.*)", "x\\1"), ("[0-9]", ""), ("^/([^/]*)", "/\\1\\1")]);
+            action["regex_rewrite"] = json!({ "pattern": { "regex": regex }, "substitution": substitution });
+        }
+        _ => {}
+    }
+    match dice.0.u8(..8) {
+        0 => action["host_rewrite_literal"] = json!("rewritten"),
+        1 => action["host_rewrite_header"] = json!("x-b"),
+        2 => {
+            action["host_rewrite_path_regex"] =
+                json!({ "pattern": { "regex": "^/(.+)/.*$" }, "substitution": "\\1" });
+        }
+        3 => action["auto_host_rewrite"] = json!(true),
+        _ => {}
+    }
+    dice.sometimes(4, &mut action, "append_x_forwarded_host", |_| json!(true));
+    dice.sometimes(5, &mut action, "timeout", |dice| json!(dice.one(&["0s", "5s", "1.5s"])));
+    dice.sometimes(4, &mut action, "retry_policy", |dice| {
+        json!({ "retry_on": dice.one(&["5xx", "retriable-4xx", "connect-failure", "gateway-error,reset"]), "num_retries": 1 })
+    });
+    dice.sometimes(6, &mut action, "cluster_not_found_response_code", |dice| {
+        json!(dice.one(&["NOT_FOUND", "INTERNAL_SERVER_ERROR"]))
+    });
+    action
+}
+
+fn redirect(dice: &mut Dice) -> Value {
+    let mut action = json!({});
+    dice.sometimes(2, &mut action, "host_redirect", |_| json!("elsewhere"));
+    dice.sometimes(4, &mut action, "port_redirect", |dice| json!(dice.one(&[80, 443, 8080])));
+    match dice.0.u8(..4) {
+        0 => action["https_redirect"] = json!(true),
+        1 => action["scheme_redirect"] = json!("https"),
+        _ => {}
+    }
+    match dice.0.u8(..4) {
+        0 => action["path_redirect"] = json!(dice.one(&["/there", "/there?x=1"])),
+        1 => action["prefix_rewrite"] = json!("/new"),
+        2 => {
+            action["regex_rewrite"] = json!({ "pattern": { "regex": "/a" }, "substitution": "/z" });
+        }
+        _ => {}
+    }
+    dice.sometimes(3, &mut action, "response_code", |dice| {
+        json!(dice.one(&["FOUND", "SEE_OTHER", "TEMPORARY_REDIRECT", "PERMANENT_REDIRECT"]))
+    });
+    dice.sometimes(4, &mut action, "strip_query", |_| json!(true));
+    action
+}
+
+fn route(dice: &mut Dice, number: usize) -> Value {
+    let mut route = json!({ "match": route_match(dice) });
+    dice.sometimes(2, &mut route, "name", |_| json!(format!("route-{number}")));
+    match dice.0.u8(..8) {
+        0 => route["redirect"] = redirect(dice),
+        1 => {
+            route["direct_response"] = json!({ "status": dice.one(&[200, 404, 503]) });
+            // Not 204: Envoy gives it the length of a body that it then leaves out (RFC 9110, section 8.6 forbids it).
+            let body = |_: &mut Dice| json!({ "inline_string": "direct" });
+            dice.sometimes(2, &mut route["direct_response"], "body", body);
+        }
+        _ => route["route"] = forward(dice),
+    }
+    mutate(dice, &mut route);
+    route
+}
+
+fn virtual_hosts(dice: &mut Dice) -> Value {
+    let mut domains: Vec<&str> = DOMAINS.to_vec();
+    dice.0.shuffle(&mut domains);
+    let mut hosts = Vec::new();
+    for number in 0..1 + dice.0.usize(..3) {
+        let routes: Vec<Value> = (0..1 + dice.0.usize(..5)).map(|number| route(dice, number)).collect();
+        let domains =
+            if number == 0 { vec!["*"] } else { vec![domains.pop().unwrap(), domains.pop().unwrap()] };
+        let mut host = json!({ "name": format!("host-{number}"), "domains": domains, "routes": routes });
+        mutate(dice, &mut host);
+        dice.sometimes(5, &mut host, "include_request_attempt_count", |_| json!(true));
+        dice.sometimes(5, &mut host, "include_attempt_count_in_response", |_| json!(true));
+        dice.sometimes(8, &mut host, "require_tls", |dice| json!(dice.one(&["ALL", "EXTERNAL_ONLY"])));
+        hosts.push(host);
+    }
+    json!(hosts)
+}
+
+/// What a listener's connection manager has besides its name, filters and log.
+pub(super) fn manager(dice: &mut Dice) -> Value {
+    let mut routes = json!({ "virtual_hosts": virtual_hosts(dice) });
+    mutate(dice, &mut routes);
+    dice.sometimes(3, &mut routes, "most_specific_header_mutations_wins", |_| json!(true));
+    dice.sometimes(4, &mut routes, "ignore_port_in_host_matching", |_| json!(true));
+    dice.sometimes(5, &mut routes, "internal_only_headers", |_| json!(["x-a"]));
+    let mut manager = json!({ "route_config": routes });
+    let m = &mut manager;
+    dice.sometimes(2, m, "normalize_path", |_| json!(true));
+    dice.sometimes(3, m, "merge_slashes", |_| json!(true));
+    dice.sometimes(3, m, "path_with_escaped_slashes_action", |dice| {
+        json!(dice.one(&[
+            "KEEP_UNCHANGED",
+            "REJECT_REQUEST",
+            "UNESCAPE_AND_FORWARD",
+            "UNESCAPE_AND_REDIRECT"
+        ]))
+    });
+    dice.sometimes(4, m, "strip_any_host_port", |_| json!(true));
+    dice.sometimes(4, m, "strip_trailing_host_dot", |_| json!(true));
+    dice.sometimes(3, m, "use_remote_address", |_| json!(true));
+    dice.sometimes(4, m, "xff_num_trusted_hops", |dice| json!(dice.one(&[1, 2])));
+    dice.sometimes(5, m, "skip_xff_append", |_| json!(true));
+    dice.sometimes(5, m, "append_x_forwarded_port", |_| json!(false));
+    dice.sometimes(5, m, "generate_request_id", |_| json!(false));
+    dice.sometimes(5, m, "preserve_external_request_id", |_| json!(true));
+    dice.sometimes(5, m, "always_set_request_id_in_response", |_| json!(true));
+    dice.sometimes(4, m, "server_header_transformation", |dice| {
+        json!(dice.one(&["APPEND_IF_ABSENT", "PASS_THROUGH"]))
+    });
+    dice.sometimes(6, m, "server_name", |_| json!("named"));
+    dice.sometimes(6, m, "via", |_| json!("proxy"));
+    dice.sometimes(6, m, "add_user_agent", |_| json!(true));
+    dice.sometimes(
+        6,
+        m,
+        "scheme_header_transformation",
+        |dice| json!({ "scheme_to_overwrite": dice.one(&["http", "https"]) }),
+    );
+    dice.sometimes(
+        4,
+        m,
+        "common_http_protocol_options",
+        |dice| json!({ "headers_with_underscores_action": dice.one(&["ALLOW", "DROP_HEADER"]) }),
+    );
+    dice.sometimes(
+        8,
+        m,
+        "http_protocol_options",
+        |_| json!({ "header_key_format": { "proper_case_words": {} } }),
+    );
+    dice.sometimes(
+        6,
+        m,
+        "internal_address_config",
+        |_| json!({ "cidr_ranges": [{ "address_prefix": "127.0.0.0", "prefix_len": 8 }] }),
+    );
+    dice.sometimes(6, m, "local_reply_config", |dice| {
+        let format = dice.one(&["%LOCAL_REPLY_BODY%|%RESPONSE_CODE%", "%REQ(:PATH)%"]);
+        json!({ "body_format": { "text_format_source": { "inline_string": format } } })
+    });
+    manager
+}
+
+/// A request as lines, so that lines can be left out.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) method: &'static str,
+    pub(super) target: String,
+    pub(super) host: &'static str,
+    pub(super) lines: Vec<String>,
+    pub(super) body: Option<&'static str>,
+    pub(super) chunked: bool,
+}
+
+pub(super) fn request(dice: &mut Dice) -> Asked {
+    let lines: Vec<String> = dice.some(5, |dice| match dice.0.u8(..14) {
+        0 => "x-forwarded-for: 1.2.3.4, 10.0.0.1".to_owned(),
+        1 => format!("x-forwarded-proto: {}", dice.one(&["https", "http"])),
+        2 => "x-request-id: mine".to_owned(),
+        3 => format!("x-cluster: {}", dice.one(&["service", "none", "dead"])),
+        4 => format!(
+            "act: {}",
+            dice.one(&[
+                "empty",
+                "500",
+                "headers",
+                "204",
+                "chunks",
+                "close",
+                "no-reason",
+                "100-200",
+                "early-close"
+            ])
+        ),
+        5 => format!(
+            "x-envoy-{}: 1",
+            dice.one(&["internal", "original-path", "max-retries", "decorator-operation"])
+        ),
+        6 => "content-type: application/grpc".to_owned(),
+        7 => "x-envoy-upstream-rq-timeout-ms: 3000".to_owned(),
+        8 => "connection: x-a, keep-alive".to_owned(),
+        _ => format!("{}: {}", dice.one(&NAMES), dice.one(&VALUES)),
+    });
+    // Envoy joins lines of some names, which says the same (RFC 9110, section 5.3).
+    let mut names = std::collections::BTreeSet::new();
+    let lines =
+        lines.into_iter().filter(|line| names.insert(line.split(':').next().map(str::to_owned))).collect();
+    let body = dice.one(&[None, None, Some(""), Some("hello")]);
+    Asked {
+        method: dice.one(&["GET", "GET", "GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]),
+        target: path(dice),
+        host: dice.one(&HOSTS),
+        lines,
+        body,
+        chunked: dice.once_in(3),
+    }
+}
+
+impl Asked {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut text = format!("{} {} HTTP/1.1\r\nhost: {}\r\n", self.method, self.target, self.host);
+        for line in &self.lines {
+            text += &format!("{line}\r\n");
+        }
+        match self.body {
+            None => text += "\r\n",
+            Some(body) if self.chunked && !body.is_empty() => {
+                text += &format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+            }
+            Some(body) => text += &format!("content-length: {}\r\n\r\n{body}", body.len()),
+        }
+        text.into_bytes()
+    }
+
+    pub(super) fn smaller(&self) -> Vec<Self> {
+        let mut all: Vec<Self> = (0..self.lines.len())
+            .map(|n| {
+                let mut less = self.clone();
+                less.lines.remove(n);
+                less
+            })
+            .collect();
+        if self.body.is_some() {
+            all.push(Self { body: None, ..self.clone() });
+        }
+        if let Some((path, _)) = self.target.split_once('?') {
+            all.push(Self { target: path.to_owned(), ..self.clone() });
+        }
+        all
+    }
+}
