@@ -282,7 +282,6 @@ fn unsupported_in_chain(chain: &ir::FilterChain) -> Option<&'static str> {
             let fields = [
                 (hcm.access_log_flush_interval.is_some(), "access_log_options.access_log_flush_interval"),
                 (hcm.flush_access_log_on_new_request, "access_log_options.flush_access_log_on_new_request"),
-                (hcm.proxy_100_continue, "proxy_100_continue"),
                 (
                     hcm.router().is_some_and(|router| router.respect_expected_rq_timeout),
                     "respect_expected_rq_timeout",

@@ -19,6 +19,7 @@ use crate::finish;
 use crate::guard::Verdict;
 use crate::host::Host;
 use crate::http_connection::{Counted, MillisText, PeerText};
+use crate::interim::Interim;
 use crate::internal_redirect::Followed;
 use crate::pool::ConnectionFacts;
 use crate::presence::Present;
@@ -97,6 +98,8 @@ pub(crate) struct HttpConnection {
     pub(crate) peer_text: PeerText,
     /// What this hop adds to `x-forwarded-for`.
     pub(crate) forwarded_text: PeerText,
+    /// HTTP/1: what the client is told before an answer.
+    pub(crate) interim: Option<Interim>,
     /// The last `x-envoy-expected-rq-timeout-ms`.
     pub(crate) expected_text: MillisText,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::Version;
+use http::{StatusCode, Version};
 
 use crate::context::RequestContext;
 use crate::failure::{CLIENT_GONE, Flags};
@@ -25,7 +25,7 @@ pub(crate) fn finish(context: &mut RequestContext) {
     }
     if !context.complete && context.flags.untroubled() {
         context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
-        if context.status.is_none() || context.details == "via_upstream" {
+        if context.status.is_none() || context.details.is_empty() || context.details == "via_upstream" {
             context.details = CLIENT_GONE.into();
         }
     }
@@ -35,7 +35,10 @@ pub(crate) fn finish(context: &mut RequestContext) {
     if !context.complete {
         stats.downstream_rq_rx_reset.inc();
     }
-    if let Some(status) = context.status {
+    // An interim answer was counted when it was made.
+    let interim =
+        |status: &StatusCode| status.is_informational() && *status != StatusCode::SWITCHING_PROTOCOLS;
+    if let Some(status) = context.status.filter(|status| !interim(status)) {
         stats.downstream_rq_completed.inc();
         match status.as_u16() / 100 {
             1 => stats.downstream_rq_1xx.inc(),

@@ -19,7 +19,7 @@ use crate::header_mutations;
 use crate::http_request::request_view;
 use crate::presence::Present;
 use crate::trial::Trial;
-use crate::{mirror, rewrite};
+use crate::{interim, mirror, rewrite};
 
 pub(crate) const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -81,6 +81,15 @@ fn settle(context: &RequestContext, cluster: &LocalCluster, failure: &mut Failur
         let mut reply = failure.reply();
         (reply.status, reply.body) = (StatusCode::NO_CONTENT, "".into());
         *failure = Failure::Answered(Box::new(reply));
+    }
+    // The endpoint has begun to answer.
+    if context.status.is_some() && interim::passed_on(&context.connection).is_some() {
+        if matches!(failure, Failure::Upstream { .. }) {
+            let mut reply = failure.reply();
+            reply.details = reply.details.replace("before_response", "after_response").into();
+            *failure = Failure::Answered(Box::new(reply));
+        }
+        return;
     }
     charge_failure(cluster, failure);
 }

@@ -31,14 +31,6 @@ pub(crate) fn hop_by_hop(headers: &mut HeaderMap, present: Present, upgrade: boo
         (Present::PROXY_CONNECTION, PROXY_CONNECTION),
     ];
     remove_present(headers, present, names);
-    // The server side answers `100-continue` itself when the body is wanted.
-    if present.any(Present::EXPECT)
-        && headers
-            .get(header::EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        headers.remove(header::EXPECT);
-    }
     if present.any(Present::TE)
         && let Some(te) = headers.get(header::TE)
     {

@@ -24,6 +24,7 @@ use crate::format_values::{RefusedFacts, TcpFacts};
 use crate::guard::{Guard, Offence, Verdict};
 use crate::http_request;
 use crate::inspect::speaks_http2;
+use crate::interim::Interim;
 use crate::progress::StreamExecutor;
 use crate::signal::{Signal, Watch};
 use crate::smuggling::Smuggling;
@@ -78,8 +79,10 @@ pub(crate) async fn serve(
     };
     let verdict = Verdict::default();
     stream.guard_with(guard(http2, &hcm, &verdict, &worker));
-    if http2 {
-        stream.close_gently();
+    let interim = (!http2).then(Interim::default);
+    match &interim {
+        Some(interim) => stream.insert(interim.clone()),
+        None => stream.close_gently(),
     }
     let heard = stream.heard();
     stream.count_into(&stats.downstream_cx_rx_bytes_total, &stats.downstream_cx_tx_bytes_total);
@@ -107,6 +110,7 @@ pub(crate) async fn serve(
         cut: Cut::default(),
         peer_text: PeerText::default(),
         forwarded_text: PeerText::default(),
+        interim,
         expected_text: MillisText::default(),
     });
     let served = connection.clone();
@@ -442,6 +446,9 @@ impl<C: Serving> Future for Guarded<C> {
             let connection = &this.connection;
             let signals = [&connection.drain, &connection.worker.draining];
             this.watches = Some(signals.map(|signal| signal.watch(cx.waker())));
+            if let Some(interim) = &connection.interim {
+                interim.wake_with(cx.waker());
+            }
             if let Some(timer) = &mut this.timer {
                 let _ = timer.as_mut().poll(cx);
             }

@@ -21,7 +21,7 @@ use crate::ingress::{self, Normalised, X_REQUEST_ID};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
 use crate::upgrade::{self, Far, Upgrade};
-use crate::{connect, forward, header_mutations, internal_redirect, local_reply, redirect};
+use crate::{connect, forward, header_mutations, interim, internal_redirect, local_reply, redirect};
 
 pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 pub(crate) const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName =
@@ -50,9 +50,14 @@ pub(crate) async fn serve(
     let trailers = (context.version == Version::HTTP_2).then_some(most);
     let source = RequestSource::new(body, connection.buffer_limit as usize, trailers);
     context.body = Some(source.clone());
-    let decided = match connection.config.hcm.request_timeout.filter(|_| !source.ended()) {
-        None => decide(&mut context, Some(upgrade.is_some())).await,
-        Some(limit) => Box::pin(decide_in_time(&mut context, upgrade.is_some(), &source, limit)).await,
+    if present.any(Present::EXPECT) {
+        Box::pin(interim::meet_expectation(&mut context)).await;
+    }
+    let limit = connection.config.hcm.request_timeout.filter(|_| !source.ended());
+    let decided = if limit.is_none() && interim::passed_on(&connection).is_none() {
+        decide(&mut context, Some(upgrade.is_some())).await
+    } else {
+        Box::pin(decide_with_care(&mut context, upgrade.is_some(), &source, limit)).await
     };
     match decided {
         Ok(Decision::Forwarded(answer)) => Ok(respond(context, *answer, upgrade)),
@@ -115,6 +120,25 @@ fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
     if limit.is_some_and(|most| connection.requests.get() >= most) && !connection.closing.replace(true) {
         stats.downstream_cx_max_requests_reached.inc();
     }
+}
+
+/// [`decide`] where the request must arrive in time or the client may be told something before the answer.
+async fn decide_with_care(
+    context: &mut RequestContext,
+    upgrade: bool,
+    source: &RequestSource,
+    limit: Option<Duration>,
+) -> Result<Decision, Failure> {
+    let connection = context.connection.clone();
+    let decided = match limit {
+        None => decide(context, Some(upgrade)).await,
+        Some(limit) => decide_in_time(context, upgrade, source, limit).await,
+    };
+    if let Some(interim) = interim::passed_on(&connection) {
+        interim.end_request();
+        interim.sent().await;
+    }
+    decided
 }
 
 /// [`decide`] with a limit on how long the request may take to arrive.

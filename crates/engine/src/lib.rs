@@ -52,6 +52,7 @@ mod http_request;
 mod ingress;
 mod inspect;
 mod inspection;
+mod interim;
 mod internal_redirect;
 mod joined;
 mod limits;

@@ -4,6 +4,7 @@ use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 use crate::body::RequestSource;
+use crate::interim::Interim;
 
 /// How a wait ended without a result.
 pub(crate) enum TimedOut {
@@ -15,13 +16,35 @@ pub(crate) enum TimedOut {
 }
 
 /// What bounds an attempt.
-pub(crate) struct Limits {
+pub(crate) struct Limits<'a> {
     pub(crate) timeout: Option<Duration>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) per_try: Option<Duration>,
     pub(crate) per_try_idle: Option<Duration>,
     pub(crate) idle: Option<Duration>,
     pub(crate) stream_end: Option<Instant>,
+    /// Where what the endpoint says before its answer is passed on to: after that, only the clocks for all tries count.
+    pub(crate) interim: Option<&'a Interim>,
+}
+
+impl Limits<'_> {
+    fn are_none(&self) -> bool {
+        self.stream_end.is_none()
+            && [self.timeout, self.per_try, self.per_try_idle, self.idle].iter().all(Option::is_none)
+    }
+
+    /// Starts the clocks: the end of all tries, and what comes first.
+    fn begin(&self, now: Instant) -> (Option<Instant>, Option<(Instant, TimedOut)>) {
+        let deadline = self.deadline.or(self.timeout.map(|timeout| now + timeout));
+        let ends = [
+            deadline.map(|at| (at, TimedOut::Overall)),
+            self.per_try.map(|limit| (now + limit, TimedOut::PerTry)),
+            self.per_try_idle.map(|limit| (now + limit, TimedOut::PerTryIdle)),
+            self.idle.map(|limit| (now + limit, TimedOut::Idle)),
+            self.stream_end.map(|at| (at, TimedOut::StreamEnd)),
+        ];
+        (deadline, ends.into_iter().flatten().min_by_key(|(at, _)| *at))
+    }
 }
 
 /// Outcome of [`wait`]; the deadline is set once the request has been received completely.
@@ -33,37 +56,48 @@ pub(crate) struct Waited<T> {
 /// Waits within the limits. Their clocks start when the client has sent the whole request, as Envoy's do.
 pub(crate) async fn wait<T>(
     source: &RequestSource,
-    limits: Limits,
+    limits: &Limits<'_>,
     work: impl Future<Output = T>,
 ) -> Waited<T> {
-    let Limits { timeout, deadline, per_try, per_try_idle, idle, stream_end } = limits;
+    if limits.interim.is_some() {
+        return wait_heeding(source, limits, Box::pin(work)).await;
+    }
     let mut work = pin!(work);
-    let limited = [timeout, per_try, per_try_idle, idle].iter().any(Option::is_some);
-    if !limited && stream_end.is_none() {
-        return Waited { result: Ok(work.await), deadline };
+    if limits.are_none() {
+        return Waited { result: Ok(work.await), deadline: limits.deadline };
     }
     if !source.ended() {
         let first = first_of(work.as_mut(), source.end());
-        match before_silence(Box::pin(first), source, idle, stream_end).await {
-            Ok(Some(done)) => return Waited { result: Ok(done), deadline },
+        match before_silence(Box::pin(first), source, limits.idle, limits.stream_end).await {
+            Ok(Some(done)) => return Waited { result: Ok(done), deadline: limits.deadline },
             Ok(None) => {}
-            Err(kind) => return Waited { result: Err(kind), deadline },
+            Err(kind) => return Waited { result: Err(kind), deadline: limits.deadline },
         }
     }
-    let now = Instant::now();
-    let deadline = deadline.or(timeout.map(|timeout| now + timeout));
-    let limits = [
-        deadline.map(|at| (at, TimedOut::Overall)),
-        per_try.map(|limit| (now + limit, TimedOut::PerTry)),
-        per_try_idle.map(|limit| (now + limit, TimedOut::PerTryIdle)),
-        idle.map(|limit| (now + limit, TimedOut::Idle)),
-        stream_end.map(|at| (at, TimedOut::StreamEnd)),
-    ];
-    let result = match limits.into_iter().flatten().min_by_key(|(at, _)| *at) {
+    let (deadline, first) = limits.begin(Instant::now());
+    let result = match first {
         None => Ok(work.await),
         Some((at, kind)) => tokio::time::timeout_at(at.into(), work).await.map_err(|_| kind),
     };
     Waited { result, deadline }
+}
+
+/// Waits for an endpoint that may speak before it answers. Then the clocks of the try don't count any more.
+fn wait_heeding<'a, T: 'a>(
+    source: &'a RequestSource,
+    limits: &'a Limits<'a>,
+    mut work: Pin<Box<dyn Future<Output = T> + 'a>>,
+) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
+    Box::pin(async move {
+        let waited = wait(source, &Limits { interim: None, ..*limits }, work.as_mut()).await;
+        let of_try = matches!(waited.result, Err(TimedOut::PerTry | TimedOut::PerTryIdle));
+        if !of_try || limits.interim.is_none_or(|interim| interim.came().is_none()) {
+            return waited;
+        }
+        let limits =
+            Limits { deadline: waited.deadline, per_try: None, per_try_idle: None, interim: None, ..*limits };
+        wait(source, &limits, work.as_mut()).await
+    })
 }
 
 /// The work's result, or `None` when the request's end comes first.

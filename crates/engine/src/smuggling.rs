@@ -5,6 +5,7 @@
 use memchr::memchr;
 
 use crate::guard::{Offence, Verdict};
+use crate::interim::HIDDEN;
 
 /// How much of a line is looked at: the longest name of interest with a length of 20 digits and some spaces.
 const KEPT: usize = 48;
@@ -74,9 +75,11 @@ impl Smuggling {
                 Place::RequestLine | Place::Header | Place::ChunkSize | Place::Trailer => {
                     let Some(end) = memchr(b'\n', &bytes[at..]) else {
                         self.part(&bytes[at..]);
+                        self.hide_expectation(&mut bytes[at..]);
                         return;
                     };
                     self.part(&bytes[at..at + end]);
+                    self.hide_expectation(&mut bytes[at..at + end]);
                     if let Some(offence) = self.line() {
                         self.verdict.set(offence);
                         self.place = Place::Beyond;
@@ -100,6 +103,26 @@ impl Smuggling {
         self.length += bytes.len();
         if self.place == Place::RequestLine {
             self.fragment |= memchr(b'#', bytes).is_some();
+        }
+    }
+
+    /// Keeps hyper from seeing `expect: 100-continue`, which it would answer by itself (see [`interim`](crate::interim)): the first
+    /// byte of the value, when it comes, is changed. `part`: the line's last part, taken already.
+    fn hide_expectation(&mut self, part: &mut [u8]) {
+        let line = &self.line[..self.kept];
+        // Few lines begin with this letter.
+        if !line.first().is_some_and(|byte| byte.eq_ignore_ascii_case(&b'e')) || self.place != Place::Header {
+            return;
+        }
+        const NAME: &[u8] = b"expect:";
+        let Some((name, value)) = line.split_at_checked(NAME.len()) else { return };
+        let Some(blanks) = value.iter().position(|byte| !matches!(byte, b' ' | b'\t')) else { return };
+        if name.eq_ignore_ascii_case(NAME)
+            // In an earlier part it has been changed already.
+            && let Some(at) = (NAME.len() + blanks).checked_sub(self.length - part.len())
+            && part.get(at) == Some(&b'1')
+        {
+            part[at] = HIDDEN;
         }
     }
 
@@ -264,6 +287,22 @@ mod tests {
                 let (found, _) = feed((bytes + evil).as_bytes(), 5);
                 assert_eq!(found, Some(Offence::Fragment));
             }
+        }
+    }
+
+    #[test]
+    fn an_expectation_is_hidden_in_heads_alone() {
+        let (head, body) = (
+            "POST / HTTP/1.1\r\nEXPECT: \t100-continue\r\ncontent-length: 22\r\n\r\n",
+            "expect: 100-continue\r\n",
+        );
+        let other = "POST / HTTP/1.1\r\nexpect: x\r\nexpected: 100-continue\r\nx: expect: 1\r\n\r\n";
+        let bytes = [head, body, other].concat();
+        for size in [1, 2, 7, 30, 1000] {
+            let (found, seen) = feed(bytes.as_bytes(), size);
+            let mut expected = bytes.clone().into_bytes();
+            expected[bytes.find("100").unwrap()] = HIDDEN;
+            assert_eq!((found, seen), (None, expected), "by {size}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -16,6 +16,7 @@ use tokio_rustls::TlsStream;
 
 use crate::gate::Gate;
 use crate::guard::Guard;
+use crate::interim::Interim;
 use crate::stats::slots::ByteCounter;
 
 /// Writes up to this size are joined into one buffer.
@@ -59,6 +60,16 @@ pub(crate) struct Stream {
     gate: Option<Box<Gate>>,
     /// Ends with FIN even when it is dropped in the middle of something.
     gentle: bool,
+    /// What goes between the messages that are written.
+    interim: Option<Box<Inserted>>,
+}
+
+/// Interim answers of a client's stream.
+#[derive(Debug)]
+struct Inserted {
+    from: Interim,
+    /// What is being written.
+    begun: Bytes,
 }
 
 /// Whether something was read since this was last cleared. Atomic only because sockets must be `Send` for hyper's upgrades.
@@ -120,6 +131,48 @@ impl Stream {
             guard: Guard::Nothing,
             gate: None,
             gentle: false,
+            interim: None,
+        }
+    }
+
+    /// Has interim answers written whenever nothing else is left to write.
+    pub(crate) fn insert(&mut self, from: Interim) {
+        self.interim = Some(Box::new(Inserted { from, begun: Bytes::new() }));
+    }
+
+    /// Writes the rest of what was begun to be inserted.
+    #[inline]
+    fn poll_inserted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(inserted) = &mut self.interim
+            && !inserted.begun.is_empty()
+        {
+            let begun = std::mem::take(&mut inserted.begun);
+            let written = self.poll_transport_write(cx, &begun);
+            let n = if let Poll::Ready(Ok(n)) = written { n } else { 0 };
+            self.sent.add(n as u64);
+            if let Some(inserted) = &mut self.interim {
+                inserted.begun = begun.slice(n..);
+                if inserted.begun.is_empty() {
+                    inserted.from.written();
+                }
+            }
+            match ready!(written) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_transport_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Pipe(pipe) => Pin::new(pipe).poll_write(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Transport::Closed => Poll::Ready(Ok(0)),
+            #[cfg(test)]
+            Transport::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
         }
     }
 
@@ -266,14 +319,8 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(match &mut self.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Transport::Pipe(pipe) => Pin::new(pipe).poll_write(cx, buf),
-            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-            Transport::Closed => Poll::Ready(Ok(0)),
-            #[cfg(test)]
-            Transport::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
-        })?;
+        ready!(self.poll_inserted(cx))?;
+        let n = ready!(self.poll_transport_write(cx, buf))?;
         self.guard.sent(&buf[..n]);
         self.sent.add(n as u64);
         Poll::Ready(Ok(n))
@@ -296,6 +343,7 @@ impl AsyncWrite for Stream {
             bufs.iter().for_each(|buf| joined.extend_from_slice(buf));
             return self.poll_write(cx, &joined);
         }
+        ready!(self.poll_inserted(cx))?;
         let n = ready!(match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Transport::Pipe(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
@@ -326,6 +374,14 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Who flushes has written whole messages.
+        if let Some(inserted) = &mut self.interim
+            && inserted.begun.is_empty()
+            && let Some(waiting) = inserted.from.take()
+        {
+            inserted.begun = waiting;
+        }
+        ready!(self.poll_inserted(cx))?;
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Transport::Pipe(pipe) => Pin::new(pipe).poll_flush(cx),

@@ -18,6 +18,7 @@ use crate::failure::{Failure, Flags, Reply, Reset, underscored};
 use crate::forward::{WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, metadata_criteria, suppresses};
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
+use crate::interim::{self, charge_downstream, expects_continue};
 use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
 use crate::outlier::{self, Outcome};
@@ -263,6 +264,7 @@ impl Trial<'_> {
     /// One attempt with its time limits.
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
+        let connection = self.context.connection.clone();
         let limits = Limits {
             timeout: self.timeout,
             deadline: self.deadline,
@@ -270,10 +272,12 @@ impl Trial<'_> {
             per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout),
             idle: self.idle_timeout,
             stream_end: self.stream_end,
+            interim: interim::passed_on(&connection),
         };
         let source = self.source.clone();
-        let waited = wait(&source, limits, self.try_once(host)).await;
+        let waited = wait(&source, &limits, self.try_once(host)).await;
         self.deadline = waited.deadline;
+        self.heed_interim();
         match waited.result {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(_)) if source.failed() => Err(AttemptFailure::Client),
@@ -357,15 +361,45 @@ impl Trial<'_> {
                     if covered {
                         return Err(broken);
                     }
-                    let harmless = !broken.sent || retry::idempotent(&self.context.head.method);
                     let stale = reused && !fresh && broken.reset == Reset::Terminated;
-                    if !(stale && harmless && self.source.replayable()) {
+                    if !(stale && self.may_be_sent_again(&broken)) {
                         return Err(broken);
                     }
                     fresh = true;
                 }
             }
         }
+    }
+
+    /// Has what the endpoint says before its answer passed on to the client. hyper keeps what is said over HTTP/2 to itself: there the
+    /// client is told to go on here.
+    fn listen(&mut self, request: &mut Request<RequestBody>) {
+        let Some(interim) = interim::passed_on(&self.context.connection).cloned() else { return };
+        if request.version() < Version::HTTP_2 {
+            interim.pass_on(request);
+        } else if self.context.status.is_none() && expects_continue(&self.context.head.headers) {
+            charge_downstream(self.context, StatusCode::CONTINUE);
+            interim.send(StatusCode::CONTINUE, &HeaderMap::new());
+        }
+    }
+
+    /// Counts what the endpoint said before its answer. The client has been told, so that no other endpoint can be tried.
+    fn heed_interim(&mut self) {
+        let connection = self.context.connection.clone();
+        let Some(interim) = interim::passed_on(&connection) else { return };
+        let Some(status) = interim.came().filter(|_| self.context.status.is_none()) else { return };
+        self.cluster.stats.upstream_rq_completed.inc();
+        self.cluster.stats.statuses.inc(status.as_u16());
+        charge_downstream(self.context, status);
+        self.policy = None;
+    }
+
+    /// Whether sending the request again does nothing twice.
+    fn may_be_sent_again(&self, broken: &Broken) -> bool {
+        let answered =
+            interim::passed_on(&self.context.connection).is_some_and(|interim| interim.came().is_some());
+        let harmless = !broken.sent || (retry::idempotent(&self.context.head.method) && !answered);
+        harmless && self.source.replayable()
     }
 
     /// The message for one attempt.
@@ -396,7 +430,9 @@ impl Trial<'_> {
             path: self.context.path.clone(),
             secure: self.context.secure,
         };
-        message.request(version, body)
+        let mut request = message.request(version, body);
+        self.listen(&mut request);
+        request
     }
 
     /// Milliseconds that a further try has, as far as the service is to know.

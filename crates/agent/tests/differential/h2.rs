@@ -133,10 +133,20 @@ async fn http2_fares_the_same() {
         ("to http2", "GET", "http://a.example/http2/x", &[], b""),
         ("post to http2", "POST", "http://a.example/http2/x", &[], b"hello"),
     ];
+    // Interim answers are for HTTP/1 alone: whoever expects one is served all the same.
+    const EXPECTS: &[(&str, &str)] = &[("expect", "100-continue")];
+    const OF_SERVICE: &[(&str, &str)] = &[("expect", "100-continue"), ("mirror-act", "100-then-")];
+    let expecting: [(&str, Asked); 4] = [
+        ("plain", ("expects", "POST", "http://a.example/", EXPECTS, b"hello")),
+        ("plain", ("expects of http2", "POST", "http://a.example/http2/x", EXPECTS, b"hello")),
+        ("passed-on", ("expects of the service", "POST", "http://a.example/", OF_SERVICE, b"hello")),
+        ("passed-on", ("expects of http2 there", "POST", "http://a.example/http2/x", EXPECTS, b"hello")),
+    ];
     let mut complaints = String::new();
-    for (name, method, uri, headers, body) in requests {
+    let requests = requests.map(|request| ("plain", request)).into_iter().chain(expecting);
+    for (listener, (name, method, uri, headers, body)) in requests {
         let mut seen = Vec::new();
-        for address in pair.addresses("plain") {
+        for address in pair.addresses(listener) {
             seen.push(ask(connect(address).await, request(method, uri, headers, body)).await);
         }
         if seen[0] != seen[1] {

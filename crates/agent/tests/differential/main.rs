@@ -7,6 +7,7 @@ mod authorizers;
 mod breaking;
 mod bypass;
 mod cases;
+mod continues;
 mod duo;
 mod dynamic;
 mod ext_authz;
@@ -103,6 +104,7 @@ async fn requests_fare_the_same() {
         .chain(mirrors::cases())
         .chain(retries::cases())
         .chain(redirects::cases())
+        .chain(continues::cases())
         .chain(access::cases())
         .chain(bypass::cases())
         .chain(ext_authz::cases())
@@ -113,6 +115,7 @@ async fn requests_fare_the_same() {
         .chain(&mirrors::STATS)
         .chain(&retries::STATS)
         .chain(&redirects::STATS)
+        .chain(&continues::STATS)
         .chain(&access::STATS)
         .chain(&ext_authz::STATS)
         .copied()

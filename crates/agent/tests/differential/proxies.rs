@@ -68,6 +68,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     all.extend(crate::mirrors::listeners());
     all.extend(crate::retries::listeners());
     all.extend(crate::redirects::listeners());
+    all.extend(crate::continues::listeners());
     all.extend(crate::access::listeners());
     all.extend(crate::ext_authz::listeners());
     all.extend(crate::bypass::listeners());
@@ -311,6 +312,7 @@ impl Proxy {
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),
                     cluster("retried", crate::retries::cluster(), &[mirror]),
+                    cluster("continued", crate::retries::cluster(), &[mirror]),
                     cluster("full", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0, "max_pending_requests": 0 }] } }), &[mirror]),
                 ],
             },

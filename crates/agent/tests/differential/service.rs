@@ -288,13 +288,41 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
             reader.write_all(format!("HTTP/1.1 200 OK\r\n\r\n> {}\n", request.line).as_bytes()).await?;
             return echo(&mut reader).await;
         }
-        if ["early-close", "early-reset", "silence"].contains(&act.as_str()) {
+        if ["early-close", "early-reset", "silence", "early-417", "early-503"].contains(&act.as_str()) {
             keep("");
         }
+        // What goes before the answer is said before the body is read.
+        let act = match act.split_once("then-") {
+            None => act,
+            Some((before, act)) => {
+                for status in before.split_terminator('-') {
+                    let line = match status {
+                        "103" => "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nkeep-alive: 5\r\n\r\n",
+                        "102" => "HTTP/1.1 102 Processing\r\n\r\n",
+                        "104" => "HTTP/1.1 104 Upload Resumption Supported\r\n\r\n",
+                        "100x" => "HTTP/1.1 100 Go on\r\nx-a: b\r\nServer: it\r\n\r\n",
+                        _ => "HTTP/1.1 100 Continue\r\n\r\n",
+                    };
+                    reader.write_all(line.as_bytes()).await?;
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                act.to_owned()
+            }
+        };
         match act.as_str() {
             // Before the body is read.
             "early-close" => return Ok(()),
             "early-reset" => return reset(reader.get_ref()),
+            "early-417" => {
+                reader.write_all(b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno").await?;
+                while reader.read(&mut [0; 4096]).await? > 0 {}
+                return Ok(());
+            }
+            "early-503" => {
+                reader.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await?;
+                while reader.read(&mut [0; 4096]).await? > 0 {}
+                return Ok(());
+            }
             "early-413" => {
                 reader.write_all(b"HTTP/1.1 413 Too Big\r\ncontent-length: 3\r\n\r\nbig").await?;
                 // The proxy ends it.

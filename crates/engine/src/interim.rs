@@ -1,0 +1,209 @@
+//! Interim answers (1xx): `100 Continue` for a client that expects one, made here or, with `proxy_100_continue`, by the endpoint.
+//!
+//! hyper's server writes no interim answer but a bare `100 Continue`, and that only when the body is first read. So it is not
+//! told that the client expects one ([`smuggling`](crate::smuggling) hides it), and interim answers are put into the connection's
+//! byte stream between hyper's own messages: when it has nothing left to write, [`Stream`](crate::stream::Stream) asks for them.
+//! Over HTTP/2 neither hyper's server nor its client lets them be sent or seen.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
+
+use crate::body::RequestBody;
+use crate::context::{HttpConnection, RequestContext};
+
+/// The first byte of an expectation of `100-continue` that hyper is not to see.
+pub(crate) const HIDDEN: u8 = b'1' | 0x80;
+
+/// Interim answers that are passed on: those that Envoy passes on.
+const PASSED_ON: [u16; 4] = [100, 102, 103, 104];
+
+/// Bytes of interim answers that may wait for a client; more are left out.
+const MOST: usize = 64 * 1024;
+
+/// Interim answers on their way to the client of an HTTP/1 connection. Locked only when there are any; shared with the socket,
+/// which must be `Send` for hyper's upgrades, and with hyper's callback.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Interim(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: AtomicBool,
+    bytes: Mutex<BytesMut>,
+    /// The connection's task, which writes. Tasks that are spawned keep their wakers.
+    task: OnceLock<Waker>,
+    /// What came from an endpoint for the request; 0: nothing.
+    came: AtomicU16,
+    /// The number of the connection's request.
+    request: AtomicU32,
+}
+
+impl Interim {
+    /// Has an interim answer sent as soon as what is before it is out.
+    pub(crate) fn send(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut bytes = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes.len() > MOST {
+            return;
+        }
+        bytes.extend_from_slice(b"HTTP/1.1 ");
+        bytes.extend_from_slice(status.as_str().as_bytes());
+        bytes.extend_from_slice(b" ");
+        // Envoy's words, which has none for the others.
+        let reason = match status.as_u16() {
+            100 => "Continue",
+            _ => "Unknown",
+        };
+        bytes.extend_from_slice(reason.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+        for (name, value) in headers {
+            bytes.extend_from_slice(name.as_str().as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"\r\n");
+        self.0.waiting.store(true, Relaxed);
+        self.wake();
+    }
+
+    /// What is to be written now. [`Interim::written`] follows.
+    pub(crate) fn take(&self) -> Option<Bytes> {
+        if !self.0.waiting.load(Relaxed) {
+            return None;
+        }
+        Some(self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner).split().freeze())
+    }
+
+    /// Everything that was taken is out.
+    pub(crate) fn written(&self) {
+        let bytes = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.waiting.store(!bytes.is_empty(), Relaxed);
+        self.wake();
+    }
+
+    /// Waits until nothing waits: a final answer must not overtake an interim one.
+    pub(crate) async fn sent(&self) {
+        std::future::poll_fn(|_| if self.0.waiting.load(Relaxed) { Poll::Pending } else { Poll::Ready(()) })
+            .await
+    }
+
+    /// Has the first thing that endpoints say before their answer to a request passed on. More is not, as with Envoy.
+    pub(crate) fn pass_on(&self, request: &mut Request<RequestBody>) {
+        let (client, number) = (self.clone(), self.0.request.load(Relaxed));
+        hyper::ext::on_informational(request, move |answer| {
+            let status = answer.status();
+            // An attempt that was given up may still be told something when another's answer is under way.
+            let late = client.0.request.load(Relaxed) != number;
+            if late || !PASSED_ON.contains(&status.as_u16()) || client.came().is_some() {
+                return;
+            }
+            client.0.came.store(status.as_u16(), Relaxed);
+            let mut headers = answer.headers().clone();
+            for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+                headers.remove(name);
+            }
+            client.send(status, &headers);
+        });
+    }
+
+    /// What came from an endpoint.
+    pub(crate) fn came(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.0.came.load(Relaxed)).ok()
+    }
+
+    /// The request has its answer: nothing goes before it any more.
+    pub(crate) fn end_request(&self) {
+        self.0.came.store(0, Relaxed);
+        self.0.request.fetch_add(1, Relaxed);
+    }
+
+    /// Whose task is to be woken by what is to be sent: the connection's, which serves its request, too.
+    pub(crate) fn wake_with(&self, task: &Waker) {
+        // Set before, it is the same.
+        let _ = self.0.task.set(task.clone());
+    }
+
+    fn wake(&self) {
+        self.0.task.get().into_iter().for_each(Waker::wake_by_ref);
+    }
+}
+
+/// Where endpoints' interim answers go to, if they are passed on and the client can be sent any.
+pub(crate) fn passed_on(connection: &HttpConnection) -> Option<&Interim> {
+    connection.interim.as_ref().filter(|_| connection.config.hcm.proxy_100_continue)
+}
+
+/// Counts an interim answer and notes it as what the client was told last.
+pub(crate) fn charge_downstream(context: &mut RequestContext, status: StatusCode) {
+    context.connection.stats.downstream_rq_completed.inc();
+    context.connection.stats.downstream_rq_1xx.inc();
+    context.status = Some(status);
+}
+
+/// Whether a client waits for `100 Continue`.
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    headers.get(header::EXPECT).is_some_and(expects)
+}
+
+/// Answers a client that expects `100 Continue`, unless the endpoint is to do so.
+pub(crate) async fn meet_expectation(context: &mut RequestContext) {
+    let connection = context.connection.clone();
+    let headers = &mut context.head.headers;
+    if connection.interim.is_some() {
+        headers.iter_mut().filter(|(name, _)| *name == header::EXPECT).for_each(|(_, value)| show(value));
+    }
+    let refused = context.version < Version::HTTP_11 && !connection.config.hcm.http1.accept_http_10;
+    if refused || connection.config.hcm.proxy_100_continue || !expects_continue(headers) {
+        return;
+    }
+    headers.remove(header::EXPECT);
+    if let Some(interim) = &connection.interim {
+        charge_downstream(context, StatusCode::CONTINUE);
+        interim.send(StatusCode::CONTINUE, &HeaderMap::new());
+        interim.sent().await;
+    }
+}
+
+/// Undoes what was done to a value that hyper was not to see.
+fn show(value: &mut HeaderValue) {
+    if value.as_bytes().first() == Some(&HIDDEN) {
+        let mut shown = value.as_bytes().to_vec();
+        shown[0] = b'1';
+        if let Ok(shown) = HeaderValue::from_bytes(&shown) {
+            *value = shown;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interim_answers_wait_until_they_are_taken_and_written() {
+        let interim = Interim::default();
+        assert!(interim.take().is_none());
+        let hints = HeaderMap::from_iter([(header::LINK, HeaderValue::from_static("</a>"))]);
+        interim.send(StatusCode::EARLY_HINTS, &hints);
+        interim.send(StatusCode::CONTINUE, &HeaderMap::new());
+        let taken = interim.take().unwrap();
+        assert_eq!(&taken[..], b"HTTP/1.1 103 Unknown\r\nlink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n");
+        interim.send(StatusCode::CONTINUE, &HeaderMap::new());
+        interim.written();
+        assert_eq!(interim.take().unwrap().len(), 25);
+        interim.written();
+        assert!(interim.take().is_none());
+    }
+
+    #[test]
+    fn a_client_that_is_never_written_to_holds_little() {
+        let interim = Interim::default();
+        let large = HeaderMap::from_iter([(header::LINK, HeaderValue::from_bytes(&[b'x'; 1024]).unwrap())]);
+        (0..1000).for_each(|_| interim.send(StatusCode::EARLY_HINTS, &large));
+        assert!(interim.take().unwrap().len() <= MOST + 2048);
+    }
+}
