@@ -33,7 +33,7 @@ pub(crate) struct Asked {
 impl Asked {
     /// Takes the headers out of the request.
     pub(crate) fn take(context: &mut RequestContext) -> Self {
-        if !context.present.any(Present::ENVOY) {
+        if !context.present.any(Present::ASKING) {
             return Self::default();
         }
         let headers = &mut context.head.headers;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, Method, Version};
 use jiff::Timestamp;
+use jiff::tz::Offset;
 use lateen_ir::{
     AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, HostAddress, MetadataOf,
     Operator, TimeFormat, TimePiece, TimePoint, TlsFact,
@@ -274,8 +275,7 @@ fn text(out: &mut String, value: Option<&str>) -> bool {
 }
 
 fn number(out: &mut String, value: u64) -> bool {
-    // Writing to a String cannot fail.
-    let _ = write!(out, "{value}");
+    out.push_str(itoa::Buffer::new().format(value));
     true
 }
 
@@ -321,12 +321,24 @@ fn host_address(host: Option<&HostAddress>, part: AddressPart, out: &mut String)
 
 fn address(address: Option<SocketAddr>, part: AddressPart, out: &mut String) -> bool {
     let Some(address) = address else { return false };
-    // Writing to a String cannot fail.
-    let _ = match part {
-        AddressPart::Full => write!(out, "{address}"),
-        AddressPart::WithoutPort => write!(out, "{}", address.ip()),
-        AddressPart::Port => write!(out, "{}", address.port()),
-    };
+    match (address, part) {
+        (_, AddressPart::Port) => return number(out, u64::from(address.port())),
+        // By hand, since every line of a log has several, and the standard library's way goes through its formatter for each number.
+        (SocketAddr::V4(v4), _) => {
+            for (position, octet) in v4.ip().octets().into_iter().enumerate() {
+                if position > 0 {
+                    out.push('.');
+                }
+                number(out, u64::from(octet));
+            }
+            if part == AddressPart::Full {
+                out.push(':');
+                number(out, u64::from(v4.port()));
+            }
+        }
+        (SocketAddr::V6(v6), AddressPart::Full) => return write!(out, "{v6}").is_ok(),
+        (SocketAddr::V6(v6), _) => return write!(out, "{}", v6.ip()).is_ok(),
+    }
     true
 }
 
@@ -390,15 +402,35 @@ fn time(start: SystemTime, point: TimePoint, format: &TimeFormat, out: &mut Stri
     let since_epoch = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let Ok(stamp) = Timestamp::try_from(moment) else { return };
     match format {
-        TimeFormat::Iso8601Millis => {
-            let _ =
-                write!(out, "{}.{:03}Z", stamp.strftime("%Y-%m-%dT%H:%M:%S"), since_epoch.subsec_millis());
-        }
+        TimeFormat::Iso8601Millis => iso_8601_millis(stamp, out),
         TimeFormat::Pieces(pieces) => {
             for piece in pieces {
                 time_piece(stamp, since_epoch, piece, out);
             }
         }
+    }
+}
+
+/// `2023-11-14T22:13:20.123Z`, put together by hand: it is in every line of a log.
+fn iso_8601_millis(stamp: Timestamp, out: &mut String) {
+    let at = Offset::UTC.to_datetime(stamp);
+    let digits = |out: &mut String, value: u32, width: u32| {
+        for place in (0..width).rev() {
+            out.push(char::from(b'0' + (value / 10u32.pow(place) % 10) as u8));
+        }
+    };
+    let fields = [
+        (at.year().unsigned_abs().into(), 4, '-'),
+        (at.month().unsigned_abs().into(), 2, '-'),
+        (at.day().unsigned_abs().into(), 2, 'T'),
+        (at.hour().unsigned_abs().into(), 2, ':'),
+        (at.minute().unsigned_abs().into(), 2, ':'),
+        (at.second().unsigned_abs().into(), 2, '.'),
+        (at.millisecond().unsigned_abs().into(), 3, 'Z'),
+    ];
+    for (value, width, end) in fields {
+        digits(out, value, width);
+        out.push(end);
     }
 }
 
@@ -437,6 +469,20 @@ mod tests {
             TimePiece::EpochFraction(3),
         ]);
         assert_eq!(print(pieces), "2023/11/14 1700000000 123456 1700000000123");
+    }
+
+    #[test]
+    fn addresses_print_as_the_standard_library_does() {
+        for text in ["10.0.0.200:8080", "0.0.0.0:0", "255.255.255.255:65535", "[::1]:80", "[2001:db8::7]:1"] {
+            let socket: SocketAddr = text.parse().unwrap();
+            let print = |part| {
+                let mut out = String::new();
+                address(Some(socket), part, &mut out).then_some(out).unwrap()
+            };
+            assert_eq!(print(AddressPart::Full), text);
+            assert_eq!(print(AddressPart::WithoutPort), socket.ip().to_string());
+            assert_eq!(print(AddressPart::Port), socket.port().to_string());
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&Weigh
     let of_route = action.retry_policy.as_ref();
     let of_route = of_route.or_else(|| context.virtual_host.as_ref()?.retry_policy.as_ref());
     let policy = match of_route {
-        None if !context.present.any(Present::ENVOY) => None,
+        None if !context.present.any(Present::ASKING) => None,
         of_route => asked.policy(context, of_route, timeout),
     };
     prepare_head(context, action, weighted, expected_timeout(policy.as_deref(), timeout));

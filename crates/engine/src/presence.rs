@@ -32,6 +32,8 @@ impl Present {
     pub(crate) const ENVOY: Self = Self(1 << 16);
     /// Some header has several values.
     pub(crate) const REPEATED: Self = Self(1 << 17);
+    /// An `x-envoy-…` that asks something of the router: see `asked`.
+    pub(crate) const ASKING: Self = Self(1 << 18);
 
     /// Looks at every name once.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
@@ -72,8 +74,23 @@ impl Present {
             23 if name == "x-forwarded-client-cert" => Self::CLIENT_CERT,
             12 if name == "x-request-id" => Self::REQUEST_ID,
             12 if name == "grpc-timeout" => Self::GRPC_TIMEOUT,
-            _ if name.starts_with("x-envoy-") => Self::ENVOY,
-            _ => Self::default(),
+            _ => name.strip_prefix("x-envoy-").map_or(Self::default(), Self::envoy),
+        }
+    }
+
+    /// Most requests in a mesh have one of these, which says how much time the proxy before gave them, and asks nothing.
+    fn envoy(rest: &str) -> Self {
+        match rest {
+            "hedge-on-per-try-timeout"
+            | "max-retries"
+            | "retriable-header-names"
+            | "retriable-status-codes"
+            | "retry-grpc-on"
+            | "retry-on"
+            | "upstream-rq-per-try-timeout-ms"
+            | "upstream-rq-timeout-alt-response"
+            | "upstream-rq-timeout-ms" => Self::ENVOY.and(Self::ASKING),
+            _ => Self::ENVOY,
         }
     }
 }
@@ -98,6 +115,7 @@ mod tests {
             ("x-request-id", Present::REQUEST_ID),
             ("grpc-timeout", Present::GRPC_TIMEOUT),
             ("x-envoy-max-retries", Present::ENVOY),
+            ("x-envoy-upstream-rq-timeout-ms", Present::ASKING),
             ("te", Present::TE),
             ("expect", Present::EXPECT),
             ("keep-alive", Present::KEEP_ALIVE),
@@ -110,6 +128,11 @@ mod tests {
             headers.remove(name);
             assert_eq!(Present::of(&headers), Present::default(), "{name}");
         }
+        let expected = HeaderMap::from_iter([(
+            HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+            HeaderValue::from_static("1"),
+        )]);
+        assert!(!Present::of(&expected).any(Present::ASKING));
         let mut headers = HeaderMap::new();
         headers.append("accept", HeaderValue::from_static("x"));
         assert!(!Present::of(&headers).any(Present::REPEATED));
