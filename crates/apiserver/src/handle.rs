@@ -12,6 +12,7 @@ use crate::{
     authn::User,
     builtin::REVIEWS,
     call::Call,
+    certificates,
     delete::{self, Options},
     discovery, openapi, proxy, read,
     response::{self, Body},
@@ -226,6 +227,9 @@ async fn on_object(
     };
     if !main_or_status {
         return other_subresource(api, call, method).await;
+    }
+    if call.subresource == "approval" && (*method == Method::PUT || *method == Method::PATCH) {
+        certificates::may_decide(api, &call)?;
     }
     match *method {
         Method::GET if watch || call.query.flag("watch") => read::watch(api, call),

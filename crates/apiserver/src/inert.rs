@@ -24,7 +24,6 @@ pub(crate) fn warning(def: &ResourceDef, object: &Value) -> Option<String> {
         "ReplicationController" => "no pods are made (use a Deployment)",
         "ResourceQuota" | "LimitRange" => "resources are not limited",
         "PriorityClass" => "pods have no priorities",
-        "CertificateSigningRequest" => "there is no signer",
         _ => return None,
     };
     Some(format!("{} objects are only stored in this cluster: {lacking}", def.kind))

@@ -22,6 +22,7 @@ mod apply;
 mod authn;
 mod builtin;
 mod call;
+mod certificates;
 mod config;
 mod convert;
 mod crd;

@@ -32,6 +32,7 @@ pub(crate) fn validate_create(def: &ResourceDef, object: &Value) -> Vec<FieldErr
         "Job" => job(&object["spec"], &mut errors),
         "Service" => service(&object["spec"], &mut errors),
         "ConfigMap" | "Secret" => data_keys(object, &mut errors),
+        "CertificateSigningRequest" => crate::certificates::validate_spec(&object["spec"], &mut errors),
         "CustomResourceDefinition" => errors.extend(crate::crd::validate_crd(object)),
         "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => webhooks(object, &mut errors),
         _ => {}

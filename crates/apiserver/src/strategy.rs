@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     call::Call,
-    defaults,
+    certificates, defaults,
     resources::{ResourceDef, meta},
     status::{ApiError, FieldError},
     structural,
@@ -96,7 +96,9 @@ pub(crate) fn keep_system_fields(
         return Err(ApiError::invalid(def, &call.name, &[error]));
     }
     let status_only = call.subresource == "status";
-    if status_only {
+    if certificates::is_request(def) {
+        certificates::keep(call, old, new);
+    } else if status_only {
         let status = new.get("status").cloned();
         let metadata = new["metadata"].clone();
         *new = old.clone();

@@ -9,7 +9,7 @@ use crate::{
     admission::{self, Operation},
     apply::{self, Manager},
     call::Call,
-    convert, crd, inert, names, patch,
+    certificates, convert, crd, inert, names, patch,
     resources::{ResourceDef, meta},
     rules, scale, service_account,
     state::{self, Api},
@@ -143,6 +143,9 @@ async fn create_named(api: &Api, call: &Call, mut object: Value) -> Result<Writt
     if def.is("batch", "jobs") {
         select_own_pods(&mut object);
     }
+    if certificates::is_request(def) {
+        certificates::sign_in(&call.user, &mut object);
+    }
     let warnings = admit(api, call, Operation::Create, &mut object, None).await?;
     if def.is("", "pods") {
         start_pod(&mut object);
@@ -234,6 +237,9 @@ fn check(call: &Call, old: Option<&Value>, object: &Value) -> Result<(), ApiErro
             errors.retain(|error| error.field.starts_with("metadata") || def.custom);
         }
         errors.extend(rules::validate_update(def, old, object));
+        if certificates::is_request(def) {
+            certificates::validate_status(call, old, object, &mut errors);
+        }
     }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(def, meta(object, "name"), &errors)) }
 }

@@ -100,7 +100,7 @@ impl CertificateAuthority {
     pub fn generate(organization: &str) -> Result<Self, CaError> {
         let failed = CaError::sign("the mesh's root certificate");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(&failed)?;
-        let mut params = params(organization, Vec::new(), ROOT_LIFETIME)?;
+        let mut params = certificate_params(organization, Vec::new(), ROOT_LIFETIME)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate_pem = params.self_signed(&key).map_err(&failed)?.pem();
@@ -223,7 +223,7 @@ impl CertificateAuthority {
     ) -> Result<ServerCertificate, CaError> {
         let failed = CaError::sign("a server certificate");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(&failed)?;
-        let mut params = params("", dns_names.to_vec(), lifetime)?;
+        let mut params = certificate_params("", dns_names.to_vec(), lifetime)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
@@ -246,7 +246,7 @@ impl CertificateAuthority {
         lifetime: Duration,
     ) -> Result<Vec<String>, CaError> {
         let failed = CaError::sign("a workload's certificate");
-        let mut params = params("", Vec::new(), lifetime)?;
+        let mut params = certificate_params("", Vec::new(), lifetime)?;
         params.not_after = self.limited(lifetime).into();
         let name = id.to_string().try_into().map_err(&failed)?;
         params.subject_alt_names = vec![SanType::URI(name)];
@@ -262,8 +262,18 @@ impl CertificateAuthority {
         Ok(chain)
     }
 
+    /// Signs the key of a request. PEM: the leaf and what leads to the root.
+    pub(crate) fn sign_with_chain(
+        &self,
+        params: &CertificateParams,
+        request: &SigningRequest,
+    ) -> Result<String, CaError> {
+        let leaf = params.signed_by(&request.key, &self.issuer).map_err(CaError::sign("a certificate"))?;
+        Ok(std::iter::once(pem(leaf.der())).chain(self.intermediates.iter().map(|one| pem(one))).collect())
+    }
+
     /// No certificate outlives the one that signed it.
-    fn limited(&self, lifetime: Duration) -> SystemTime {
+    pub(crate) fn limited(&self, lifetime: Duration) -> SystemTime {
         (SystemTime::now() + lifetime).min(self.not_after)
     }
 }
@@ -335,7 +345,11 @@ pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
     out
 }
 
-fn params(organization: &str, names: Vec<String>, lifetime: Duration) -> Result<CertificateParams, CaError> {
+pub(crate) fn certificate_params(
+    organization: &str,
+    names: Vec<String>,
+    lifetime: Duration,
+) -> Result<CertificateParams, CaError> {
     let mut params =
         CertificateParams::new(names).map_err(CaError::sign("a certificate with these names"))?;
     params.distinguished_name = DistinguishedName::new();
@@ -408,7 +422,8 @@ mod tests {
         for number in 1..length {
             let key = KeyPair::generate().unwrap();
             let mut params =
-                params(&format!("level {number}"), Vec::new(), Duration::from_secs(3600)).unwrap();
+                certificate_params(&format!("level {number}"), Vec::new(), Duration::from_secs(3600))
+                    .unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
             let certificate = params.signed_by(&key, &issuer).unwrap();

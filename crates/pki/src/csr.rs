@@ -1,11 +1,17 @@
 //! Certificate signing requests (PKCS #10, RFC 2986) of workloads: only their key counts, which they prove to have.
 
-use rcgen::SubjectPublicKeyInfo;
+use std::net::IpAddr;
+
+use rcgen::{SanType, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
+
+use crate::SpiffeId;
 
 /// Largest request, in bytes. One with an RSA key of 8,192 bits has some 3,000.
 const MAX_BYTES: usize = 16 << 10;
@@ -33,12 +39,23 @@ pub enum CsrError {
         "the key of the certificate signing request is {0}; use P-256, P-384, Ed25519, or RSA with at least 2048 bits"
     )]
     Key(String),
+    /// It asks for something that its sender has not proved to be.
+    #[error("the certificate signing request asks for {asked}; {id} may ask for itself only")]
+    Foreign {
+        /// What it asks for.
+        asked: String,
+        /// Who its sender is.
+        id: String,
+    },
 }
 
-/// A request whose sender has the key in it. What else it says (names, usages) is not looked at: a workload gets a certificate
-/// for what it proved to be, whatever it asks for.
+/// A request whose sender has the key in it. What else it says counts where another authority signs it as it is
+/// ([`Self::asks_for_no_more_than`]); ours gives a workload a certificate for what it proved to be, whatever it asks for.
 pub struct SigningRequest {
     pub(crate) key: SubjectPublicKeyInfo,
+    pub(crate) names: Vec<SanType>,
+    /// The first thing it asks for besides names.
+    besides: Option<String>,
 }
 
 impl SigningRequest {
@@ -72,7 +89,77 @@ impl SigningRequest {
         request.verify_signature().map_err(|_| CsrError::Signature)?;
         let key = SubjectPublicKeyInfo::from_der(info.raw)
             .map_err(|_| CsrError::Key(format!("of algorithm {algorithm}")))?;
-        Ok(Self { key })
+        let (names, besides) = asked(&request);
+        Ok(Self { key, names, besides })
+    }
+
+    /// Checks that whoever signs the request as it is makes a certificate of `id` and of nothing else: it has no name, or this one,
+    /// no subject and no extension, as Istio's registration authority has it.
+    ///
+    /// # Errors
+    /// [`CsrError::Foreign`] with what it asks for besides.
+    pub fn asks_for_no_more_than(&self, id: &SpiffeId) -> Result<(), CsrError> {
+        let id = id.to_string();
+        let foreign = self.names.iter().find(|name| !matches!(name, SanType::URI(uri) if uri.as_str() == id));
+        let several = (self.names.len() > 1).then(|| "several names".to_owned());
+        match foreign.map(told).or(several).or_else(|| self.besides.clone()) {
+            None => Ok(()),
+            Some(asked) => Err(CsrError::Foreign { asked, id }),
+        }
+    }
+}
+
+/// The names a request asks for, and the first thing it asks for that is none of the names a certificate of ours may have.
+fn asked(request: &X509CertificationRequest<'_>) -> (Vec<SanType>, Option<String>) {
+    let info = &request.certification_request_info;
+    let (mut names, mut besides) = (Vec::new(), None);
+    // Go's own agents send an organization that is empty.
+    let subject =
+        info.subject.iter_attributes().any(|one| one.attr_value().data.iter().any(|byte| *byte != 0));
+    if subject {
+        besides = Some(format!("the subject {}", info.subject));
+    }
+    for attribute in info.iter_attributes() {
+        let ParsedCriAttribute::ExtensionRequest(requested) = attribute.parsed_attribute() else {
+            besides.get_or_insert_with(|| format!("the attribute {}", attribute.oid));
+            continue;
+        };
+        for extension in &requested.extensions {
+            let ParsedExtension::SubjectAlternativeName(given) = extension.parsed_extension() else {
+                besides.get_or_insert_with(|| format!("the extension {}", extension.oid));
+                continue;
+            };
+            for name in &given.general_names {
+                match san(name) {
+                    Some(name) => names.push(name),
+                    None => drop(besides.get_or_insert_with(|| format!("the name {name}"))),
+                }
+            }
+        }
+    }
+    (names, besides)
+}
+
+fn san(name: &GeneralName<'_>) -> Option<SanType> {
+    match name {
+        GeneralName::URI(uri) => (*uri).try_into().ok().map(SanType::URI),
+        GeneralName::DNSName(name) => (*name).try_into().ok().map(SanType::DnsName),
+        GeneralName::RFC822Name(name) => (*name).try_into().ok().map(SanType::Rfc822Name),
+        GeneralName::IPAddress(bytes) => {
+            let four = <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from);
+            four.or_else(|| <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from)).map(SanType::IpAddress)
+        }
+        _ => None,
+    }
+}
+
+fn told(name: &SanType) -> String {
+    match name {
+        SanType::URI(name) | SanType::DnsName(name) | SanType::Rfc822Name(name) => {
+            format!("the name {:?}", name.as_str())
+        }
+        SanType::IpAddress(address) => format!("the address {address}"),
+        _ => "a name of another kind".to_owned(),
     }
 }
 
@@ -133,6 +220,57 @@ mod tests {
         *der.last_mut().unwrap() ^= 1;
         let pem = pem_of(&der);
         assert_eq!(SigningRequest::from_pem(&pem).err(), Some(CsrError::Signature));
+    }
+
+    #[test]
+    fn a_request_for_more_than_oneself_is_told() {
+        let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        let asks = |change: &dyn Fn(&mut CertificateParams)| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            change(&mut params);
+            let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+            SigningRequest::from_pem(&pem)
+                .unwrap()
+                .asks_for_no_more_than(&id)
+                .map_err(|error| error.to_string())
+        };
+        let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+        let own = uri("spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(asks(&|_| {}), Ok(()));
+        assert_eq!(asks(&|params| params.subject_alt_names.push(own.clone())), Ok(()));
+        assert_eq!(
+            asks(&|params| params.distinguished_name.push(rcgen::DnType::OrganizationName, "")),
+            Ok(())
+        );
+        let cases: [(&dyn Fn(&mut CertificateParams), &str); 7] = [
+            (&|params| params.subject_alt_names = vec![own.clone(), own.clone()], "several names"),
+            (
+                &|params| params.subject_alt_names = vec![own.clone(), uri("spiffe://a/ns/b/sa/c")],
+                "spiffe://a/ns/b/sa/c",
+            ),
+            (
+                &|params| params.subject_alt_names.push(uri("spiffe://cluster.local/ns/shop/sa/admin")),
+                "sa/admin",
+            ),
+            (
+                &|params| params.subject_alt_names.push(SanType::DnsName("evil.example".try_into().unwrap())),
+                "evil.example",
+            ),
+            (&|params| params.subject_alt_names.push(SanType::IpAddress([10, 0, 0, 1].into())), "10.0.0.1"),
+            (
+                &|params| params.distinguished_name.push(rcgen::DnType::CommonName, "admin"),
+                "the subject CN=admin",
+            ),
+            (
+                &|params| params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign],
+                "the extension 2.5.29.15",
+            ),
+        ];
+        for (change, told) in cases {
+            let error = asks(change).expect_err(told);
+            assert!(error.contains(told) && error.contains("may ask for itself only"), "{error}");
+        }
     }
 
     fn pem_of(der: &[u8]) -> String {

@@ -2,6 +2,7 @@
 mod authority;
 mod credential;
 mod csr;
+mod requested;
 mod roots;
 mod rotation;
 mod spiffe;
@@ -10,6 +11,7 @@ mod workload;
 pub use authority::{CaError, CertificateAuthority, ServerCertificate};
 pub use credential::{CredentialError, check_authorities, check_pair, check_revoked};
 pub use csr::{CsrError, SigningRequest};
+pub use requested::{RequestedError, check_issued};
 pub use roots::{Roots, RootsError};
 pub use rotation::{AuthorityFiles, Rotation};
 pub use spiffe::{SpiffeError, SpiffeId};

@@ -4,11 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
-    PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize,
+    PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize, SanType,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::SpiffeId;
 
 /// What kind of key a workload has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,14 +70,29 @@ impl WorkloadKey {
         made.map(Self).map_err(|error| WorkloadError::Make { what: "key", reason: error.to_string() })
     }
 
-    /// A request (PKCS #10, PEM) for a certificate of this key. It names nobody: the authority knows who asks.
+    /// A request (PKCS #10, PEM) for a certificate of this key. It names nobody: the mesh's own authority knows who asks.
     ///
     /// # Errors
     /// When it cannot be signed.
     pub fn request(&self) -> Result<String, WorkloadError> {
+        self.request_named(None)
+    }
+
+    /// The same for a workload by its name, which authorities need that sign what a request has.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn request_as(&self, id: &SpiffeId) -> Result<String, WorkloadError> {
+        self.request_named(Some(id))
+    }
+
+    fn request_named(&self, id: Option<&SpiffeId>) -> Result<String, WorkloadError> {
         let failed = |error: rcgen::Error| WorkloadError::Make { what: "request", reason: error.to_string() };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
+        if let Some(id) = id {
+            params.subject_alt_names.push(SanType::URI(id.to_string().try_into().map_err(failed)?));
+        }
         params.serialize_request(&self.0).and_then(|request| request.pem()).map_err(failed)
     }
 }
@@ -142,7 +159,7 @@ impl WorkloadCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CertificateAuthority, SigningRequest, SpiffeId};
+    use crate::{CertificateAuthority, SigningRequest};
 
     fn answer(key: &WorkloadKey) -> Vec<String> {
         let authority = CertificateAuthority::generate("cluster.local").unwrap();
