@@ -47,7 +47,7 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
     let mut tasks = JoinSet::new();
     let quit = Arc::new(Notify::new());
     let (certificate, current) = watch::channel(None);
-    if let Some(identity) = config.identity {
+    if let Some(identity) = config.identity.clone() {
         tasks.spawn(identity.keep(config.discovery.clone(), config.mark, certificate));
     }
     let names = match &config.dns {

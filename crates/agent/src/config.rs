@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lateen_capture::ResolvConf;
-use lateen_pki::KeyKind;
+use lateen_pki::{KeyKind, SpiffeId};
 use serde::Deserialize;
 
 use crate::dns::Dns;
@@ -279,7 +279,7 @@ impl Config {
                 ),
                 token: Some("/var/run/secrets/tokens/istio-token".into()),
             },
-            identity: Some(identity(&vars)?),
+            identity: Some(identity(&vars, &namespace)?),
             probers: match var("ISTIO_KUBE_APP_PROBERS") {
                 None => Probers::new(),
                 Some(text) => serde_json::from_str(&text).map_err(|error| {
@@ -300,7 +300,7 @@ impl Config {
 }
 
 /// By the variables of Istio's agent.
-fn identity(vars: &BTreeMap<String, String>) -> Result<Identity, AgentError> {
+fn identity(vars: &BTreeMap<String, String>, namespace: &str) -> Result<Identity, AgentError> {
     let default = Identity::default();
     let var = |name: &str| vars.get(name).filter(|value| !value.is_empty());
     let part = |name: &str, default: f64| match var(name) {
@@ -322,7 +322,15 @@ fn identity(vars: &BTreeMap<String, String>) -> Result<Identity, AgentError> {
             return Err(AgentError::variable("WORKLOAD_RSA_KEY_SIZE", other, "must be 2048, 3072 or 4096"));
         }
     };
+    let account = var("SERVICE_ACCOUNT").map_or("default", String::as_str);
+    let id = var("TRUST_DOMAIN").map(|domain| {
+        let why =
+            |error: lateen_pki::SpiffeError| AgentError::variable("TRUST_DOMAIN", domain, &error.to_string());
+        SpiffeId::new(domain, namespace, account).map_err(why)
+    });
     Ok(Identity {
+        id: id.transpose()?,
+        signer: var("ISTIO_META_CERT_SIGNER").cloned(),
         life: var("SECRET_TTL").map_or(Ok(default.life), |text| duration("SECRET_TTL", text))?,
         grace: part("SECRET_GRACE_PERIOD_RATIO", default.grace)?,
         jitter: part("SECRET_GRACE_PERIOD_RATIO_JITTER", default.jitter)?,

@@ -91,6 +91,8 @@ pub struct MeshConfig {
     /// TLS between workloads of the mesh.
     #[serde(rename = "meshMTLS")]
     pub mesh_mtls: Option<TlsConfig>,
+    /// Roots of the signers of workloads' certificates, where another authority than the mesh's signs them.
+    pub ca_certificates: Vec<CaCertificate>,
     /// Whether tracing is on.
     pub enable_tracing: bool,
     /// Who is asked by policies with the action CUSTOM, by name.
@@ -129,6 +131,7 @@ impl Default for MeshConfig {
             locality_lb_setting: Some(Default::default()),
             enable_auto_mtls: Some(true),
             mesh_mtls: None,
+            ca_certificates: Vec::new(),
             enable_tracing: false,
             extension_providers: Vec::new(),
             rest: BTreeMap::new(),
@@ -193,10 +196,26 @@ impl MeshConfig {
         for (index, provider) in self.extension_providers.iter().enumerate() {
             paths.extend(provider.rest.keys().map(|key| format!("extensionProviders[{index}].{key}")));
         }
+        for (index, given) in self.ca_certificates.iter().enumerate() {
+            if given.cert_signers.is_empty() {
+                paths.push(format!("caCertificates[{index}] (without certSigners)"));
+            }
+            paths.extend(given.rest.keys().map(|key| format!("caCertificates[{index}].{key}")));
+        }
         if self.enable_tracing {
             paths.push("enableTracing".to_owned());
         }
         paths
+    }
+
+    /// The roots (PEM) of a signer, by its whole name, as `domain/name`.
+    pub fn roots_of_signer(&self, signer: &str) -> Option<&str> {
+        let of_signer = |given: &&CaCertificate| given.cert_signers.iter().any(|name| name == signer);
+        self.ca_certificates
+            .iter()
+            .filter(|given| !given.pem.is_empty())
+            .find(of_signer)
+            .map(|given| given.pem.as_str())
     }
 
     /// Connect timeout of clusters.
@@ -218,6 +237,19 @@ impl MeshConfig {
     pub fn allows_any_outbound(&self) -> bool {
         self.outbound_traffic_policy.mode == OutboundTrafficPolicyMode::AllowAny
     }
+}
+
+/// Roots of signers (`MeshConfig.CertificateData`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CaCertificate {
+    /// Certificates of roots, PEM.
+    pub pem: String,
+    /// Whose roots they are: names of signers of the Kubernetes CSR API.
+    pub cert_signers: Vec<String>,
+    /// Everything else that was given.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
 }
 
 /// TLS of the mesh (`MeshConfig.TLSConfig`).

@@ -1,7 +1,9 @@
-//! The certificate service of workloads: whoever proves to be one gets a certificate that says so, and nothing else.
+//! The certificate service of workloads: whoever proves to be one gets a certificate that says so, and nothing else. Our own authority
+//! signs it, or another one behind the Kubernetes CSR API.
 use futures::future::BoxFuture;
 use lateen_pki::{SigningRequest, SpiffeId};
 use lateen_xds::certificate_service::{CertificateIssuer, IstioCertificateRequest, IstioCertificateResponse};
+use lateen_xds::pb::google::protobuf::value::Kind;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Status};
@@ -10,6 +12,7 @@ use crate::authenticate::{AuthError, Authenticator, Caller};
 use crate::ca_metrics::{CaMetrics, CsrOutcome};
 use crate::ca_secret::CurrentAuthority;
 use crate::config::CertificateLife;
+use crate::csr_api::{CsrApi, Order};
 use crate::push::Published;
 use crate::serve::PeerCertificates;
 
@@ -24,6 +27,8 @@ pub(crate) struct CaService {
     life: CertificateLife,
     metrics: CaMetrics,
     signing: Semaphore,
+    /// Who signs in the authority's place.
+    external: Option<CsrApi>,
 }
 
 /// What is counted, and what the caller is told.
@@ -36,21 +41,29 @@ impl CaService {
         published: watch::Receiver<Published>,
         life: CertificateLife,
         metrics: CaMetrics,
+        external: Option<CsrApi>,
     ) -> Self {
         metrics.authority(&authority.borrow());
         let signing = Semaphore::new(SIGNING);
-        Self { authority, authenticator, published, life, metrics, signing }
+        Self { authority, authenticator, published, life, metrics, signing, external }
     }
 
     async fn sign(&self, request: Request<IstioCertificateRequest>) -> Result<Vec<String>, Refusal> {
         let (metadata, extensions, message) = request.into_parts();
-        let trust_domain = {
+        let asked_signer = signer_of(&message);
+        let (trust_domain, external) = {
             let published = self.published.borrow();
             if !published.complete {
                 let status = Status::unavailable("the mesh config has not been read yet; try again");
                 return Err((CsrOutcome::NotSigned("CSR_NOT_READY"), status));
             }
-            published.world.mesh().trust_domain.clone()
+            let mesh = published.world.mesh();
+            let external = self.external.as_ref().map(|external| {
+                let signer = external.signer(asked_signer)?;
+                let roots = mesh.roots_of_signer(&signer).map(str::to_owned);
+                Ok((external, signer, roots))
+            });
+            (mesh.trust_domain.clone(), external)
         };
         // A certificate goes before a token, as in Istio.
         let id = match extensions.get::<PeerCertificates>() {
@@ -66,11 +79,29 @@ impl CaService {
                     .map_err(|error| (CsrOutcome::NoIdentity, Status::permission_denied(error.to_string())))?
             }
         };
-        no_more_than_a_certificate(&message)?;
+        no_impersonation(&message)?;
         let lifetime = self
             .life
             .granted(message.validity_duration)
             .map_err(|reason| (CsrOutcome::NotSigned("TTL_ERROR"), Status::invalid_argument(reason)))?;
+        if let Some(external) = external {
+            let refused = |outcome| move |reason: String| (outcome, Status::invalid_argument(reason));
+            let (external, signer, roots) = external.map_err(refused(CsrOutcome::NotSigned("CSR_ERROR")))?;
+            let request = SigningRequest::from_pem(&message.csr)
+                .map_err(|error| refused(CsrOutcome::BadRequest)(error.to_string()))?;
+            request
+                .asks_for_no_more_than(&id)
+                .map_err(|error| refused(CsrOutcome::NotSigned("CSR_ERROR"))(error.to_string()))?;
+            let order = Order { csr: message.csr, request, id, life: lifetime, signer, roots };
+            return external
+                .sign(order)
+                .await
+                .map_err(|reason| (CsrOutcome::NotSigned("CERT_GEN_ERROR"), Status::internal(reason)));
+        }
+        if let Some(signer) = asked_signer {
+            let reason = format!("there are no other signers to choose from (CertSigner {signer:?})");
+            return Err((CsrOutcome::NotSigned("CSR_ERROR"), Status::invalid_argument(reason)));
+        }
         // The semaphore is never closed.
         let _permit = self.signing.acquire().await;
         let authority = self.authority.borrow().clone();
@@ -109,17 +140,22 @@ impl CertificateIssuer for CaService {
     }
 }
 
-/// Refuses what asks for more than a certificate for the caller itself.
-fn no_more_than_a_certificate(message: &IstioCertificateRequest) -> Result<(), Refusal> {
-    let asks = |key: &str| message.metadata.as_ref().is_some_and(|given| given.fields.contains_key(key));
-    if asks("ImpersonatedIdentity") {
+/// The signer that is asked for.
+fn signer_of(message: &IstioCertificateRequest) -> Option<&str> {
+    match &message.metadata.as_ref()?.fields.get("CertSigner")?.kind {
+        Some(Kind::StringValue(name)) if !name.is_empty() => Some(name),
+        _ => None,
+    }
+}
+
+/// Refuses who asks for another's certificate.
+fn no_impersonation(message: &IstioCertificateRequest) -> Result<(), Refusal> {
+    let given =
+        message.metadata.as_ref().is_some_and(|given| given.fields.contains_key("ImpersonatedIdentity"));
+    if given {
         let status =
             Status::permission_denied("nobody may ask for another's certificate (ImpersonatedIdentity)");
         return Err((CsrOutcome::NotAuthenticated, status));
-    }
-    if asks("CertSigner") {
-        let status = Status::invalid_argument("there are no other signers to choose from (CertSigner)");
-        return Err((CsrOutcome::NotSigned("CSR_ERROR"), status));
     }
     Ok(())
 }

@@ -47,8 +47,39 @@ pub struct Config {
     pub listen: Listen,
     /// How long certificates of workloads live.
     pub certificate_life: CertificateLife,
+    /// Who signs workloads' certificates in the place of our own authority. Default: nobody.
+    pub external_ca: Option<ExternalCa>,
     /// How tokens' keys are fetched.
     pub keys: KeyFetching,
+}
+
+/// Signers of workloads' certificates behind the Kubernetes CSR API (`EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExternalCa {
+    /// Who signs for workloads that name none, as `domain/name` (`K8S_SIGNER`).
+    pub signer: Option<String>,
+    /// Domain of the signers that workloads name with `ISTIO_META_CERT_SIGNER` (`CERT_SIGNER_DOMAIN`).
+    pub domain: Option<String>,
+    /// Roots (PEM) of signers that `caCertificates` of the mesh config does not mention. Default: what comes with a certificate.
+    pub roots: Option<String>,
+}
+
+impl ExternalCa {
+    /// The whole name of the signer that a workload is to have.
+    pub(crate) fn signer(&self, asked: Option<&str>) -> Result<String, String> {
+        match (asked.filter(|asked| !asked.is_empty()), &self.domain, &self.signer) {
+            (Some(asked), Some(domain), _) => Ok(format!("{domain}/{asked}")),
+            (Some(asked), None, _) => Err(format!(
+                "the signer {asked:?} is asked for, but the control plane has no CERT_SIGNER_DOMAIN"
+            )),
+            (None, _, Some(signer)) => Ok(signer.clone()),
+            (None, _, None) => {
+                Err("no signer is asked for (ISTIO_META_CERT_SIGNER), and the control plane has no \
+                 K8S_SIGNER"
+                    .to_owned())
+            }
+        }
+    }
 }
 
 /// How the keys of token issuers are fetched.
@@ -112,6 +143,7 @@ impl Default for Config {
             name: "istiod".into(),
             listen: Listen::default(),
             certificate_life: CertificateLife::default(),
+            external_ca: None,
             keys: KeyFetching::default(),
         }
     }

@@ -23,6 +23,7 @@ use tonic::server::NamedService;
 use crate::authenticate::Authenticator;
 use crate::ca_secret::{self, CaSecretError, CurrentAuthority, Stored};
 use crate::ca_service::CaService;
+use crate::csr_api::CsrApi;
 use crate::debug::{self, Debug};
 use crate::fetch_keys::KeyFetcher;
 use crate::injection_webhook::{self, Injector};
@@ -349,6 +350,7 @@ impl Parts<'_> {
             self.ready.published.clone(),
             self.config.certificate_life,
             self.metrics.authority.clone(),
+            self.config.external_ca.clone().map(|options| CsrApi::new(self.client.clone(), options)),
         );
         let ca_path = format!("/{}/{{*method}}", <CertificateService<CaService> as NamedService>::NAME);
         let xds = ads(Some(Authenticator::new(self.client.clone())))

@@ -12,6 +12,7 @@ mod ca_service;
 mod classes;
 mod config;
 mod control_plane;
+mod csr_api;
 mod debug;
 mod fetch_keys;
 mod ingress_status;
@@ -35,5 +36,5 @@ mod validation_webhook;
 mod watch;
 mod webhook_patch;
 
-pub use config::{CertificateLife, Config, KeyFetching, Listen};
+pub use config::{CertificateLife, Config, ExternalCa, KeyFetching, Listen};
 pub use control_plane::{Addresses, ControlPlane, StartError};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use lateen_control::{CertificateLife, Config, ControlPlane, KeyFetching, Listen};
+use lateen_control::{CertificateLife, Config, ControlPlane, ExternalCa, KeyFetching, Listen};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -50,6 +50,15 @@ struct Discovery {
     /// Longest life of workloads' certificates.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = go_duration)]
     max_workload_cert_ttl: Duration,
+    /// Who signs workloads' certificates instead: `ISTIOD_RA_KUBERNETES_API`, signers behind the Kubernetes CSR API.
+    #[arg(long, env = "EXTERNAL_CA", default_value = "")]
+    external_ca: String,
+    /// The signer of workloads that name none, as `domain/name`.
+    #[arg(long, env = "K8S_SIGNER", default_value = "")]
+    k8s_signer: String,
+    /// Domain of signers that workloads name (`ISTIO_META_CERT_SIGNER`).
+    #[arg(long, env = "CERT_SIGNER_DOMAIN", default_value = "")]
+    cert_signer_domain: String,
     /// How old keys of token issuers may become before they are fetched again.
     #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = go_duration)]
     key_refresh: Duration,
@@ -75,10 +84,39 @@ fn go_duration(text: &str) -> Result<Duration, String> {
     lateen_api::duration::parse(text).map_err(|error| error.to_string())
 }
 
+/// Where the roots of external signers may be, and those of the cluster's own, as Istio has it.
+const EXTERNAL_ROOTS: &str = "./etc/external-ca-cert/root-cert.pem";
+const CLUSTER_ROOTS: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+
 impl Discovery {
-    fn config(&self) -> Config {
+    fn external_ca(&self) -> anyhow::Result<Option<ExternalCa>> {
+        match self.external_ca.as_str() {
+            "" => return Ok(None),
+            "ISTIOD_RA_KUBERNETES_API" => {}
+            other => anyhow::bail!("EXTERNAL_CA {other:?} is not ISTIOD_RA_KUBERNETES_API"),
+        }
+        let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+        let (signer, domain) = (given(&self.k8s_signer), given(&self.cert_signer_domain));
+        anyhow::ensure!(
+            signer.is_some() || domain.is_some(),
+            "EXTERNAL_CA needs a signer: set K8S_SIGNER (domain/name), or CERT_SIGNER_DOMAIN where workloads name theirs"
+        );
+        let read = |path: &str| match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read the signers' roots in {path}")),
+        };
+        // Signers of a domain of their own have nothing to do with the cluster's root.
+        let roots = match read(EXTERNAL_ROOTS)? {
+            None if domain.is_none() => read(CLUSTER_ROOTS)?,
+            found => found,
+        };
+        Ok(Some(ExternalCa { signer, domain, roots }))
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        Config {
+        Ok(Config {
             namespace: self.namespace.clone(),
             revision: self.revision.clone(),
             domain: self.domain.clone(),
@@ -95,8 +133,9 @@ impl Discovery {
                 default: self.default_workload_cert_ttl,
                 most: self.max_workload_cert_ttl,
             },
+            external_ca: self.external_ca()?,
             keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
-        }
+        })
     }
 }
 
@@ -107,7 +146,7 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    runtime.block_on(run(options.config()))
+    runtime.block_on(run(options.config()?))
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

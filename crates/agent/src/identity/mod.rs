@@ -10,11 +10,12 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lateen_pki::{KeyKind, WorkloadCertificate, WorkloadKey};
+use lateen_pki::{KeyKind, SpiffeId, WorkloadCertificate, WorkloadKey};
 use lateen_xds::certificate_service::{IstioCertificateRequest, create_certificate};
 use lateen_xds::client::channel_over;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use lateen_xds::pb::google::protobuf::{Struct, Value, value::Kind};
 use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
 use tracing::{error, info, warn};
@@ -39,7 +40,7 @@ const MOVES: u32 = 5;
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How certificates are had, by the variables of Istio's agent.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
     /// Life that is asked for. Default 24 h (`SECRET_TTL`).
     pub life: Duration,
@@ -50,11 +51,23 @@ pub struct Identity {
     pub jitter: f64,
     /// Kind of key. Default P-256 (`ECC_CURVE`, `WORKLOAD_RSA_KEY_SIZE`).
     pub key: KeyKind,
+    /// Who the workload is: the name in its requests, for authorities that sign what a request has. Default none; it is made of
+    /// `TRUST_DOMAIN`, namespace and service account.
+    pub id: Option<SpiffeId>,
+    /// Which of several authorities signs (`ISTIO_META_CERT_SIGNER`). Default: the control plane's choice.
+    pub signer: Option<String>,
 }
 
 impl Default for Identity {
     fn default() -> Self {
-        Self { life: Duration::from_secs(24 * 3600), grace: 0.5, jitter: 0.01, key: KeyKind::default() }
+        Self {
+            life: Duration::from_secs(24 * 3600),
+            grace: 0.5,
+            jitter: 0.01,
+            key: KeyKind::default(),
+            id: None,
+            signer: None,
+        }
     }
 }
 
@@ -114,6 +127,12 @@ impl Identity {
         }
     }
 
+    /// What a request says besides.
+    fn metadata(&self) -> Option<Struct> {
+        let signer = Value { kind: Some(Kind::StringValue(self.signer.clone()?)) };
+        Some(Struct { fields: [("CertSigner".to_owned(), signer)].into() })
+    }
+
     async fn obtain(
         &self,
         discovery: &Discovery,
@@ -123,11 +142,11 @@ impl Identity {
             address: discovery.address.clone(),
             reason: format!("certificate: {reason}"),
         };
-        let kind = self.key;
+        let (kind, id) = (self.key, self.id.clone());
         // An RSA key takes a while, and configuration comes on this thread too.
         let made = tokio::task::spawn_blocking(move || {
             let key = WorkloadKey::generate(kind)?;
-            let csr = key.request()?;
+            let csr = id.as_ref().map_or_else(|| key.request(), |id| key.request_as(id))?;
             Ok::<_, lateen_pki::WorkloadError>((key, csr))
         });
         let (key, csr) = made
@@ -135,7 +154,7 @@ impl Identity {
             .map_err(|error| failed(error.to_string()))?
             .map_err(|error| failed(error.to_string()))?;
         let validity_duration = i64::try_from(self.life.as_secs()).unwrap_or(i64::MAX);
-        let message = IstioCertificateRequest { csr, validity_duration, metadata: None };
+        let message = IstioCertificateRequest { csr, validity_duration, metadata: self.metadata() };
         let mut request = tonic::Request::new(message);
         if let Some(token) = dial::token(discovery)? {
             let mut value = MetadataValue::try_from(format!("Bearer {token}"))
@@ -241,8 +260,8 @@ mod tests {
             identity.renewal(&certificate, random).duration_since(received).unwrap().as_secs()
         };
         let default = Identity::default();
-        assert_eq!([-1.0, 0.0, 1.0].map(|random| after(default, random)), [510, 500, 490]);
-        assert_eq!(after(Identity { grace: 0.2, jitter: 0.0, ..default }, 1.0), 800);
+        assert_eq!([-1.0, 0.0, 1.0].map(|random| after(default.clone(), random)), [510, 500, 490]);
+        assert_eq!(after(Identity { grace: 0.2, jitter: 0.0, ..default.clone() }, 1.0), 800);
         assert_eq!(after(Identity { grace: 1.0, ..default }, 1.0), 0, "never before it was there");
     }
 }

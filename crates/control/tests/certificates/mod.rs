@@ -1,5 +1,7 @@
 //! The certificate service: who gets which certificate, and who none.
 
+mod csr_api;
+
 use crate::support::{Cluster, channel, channel_as, debug, soon};
 use lateen_control::ControlPlane;
 use lateen_pki::{AuthorityFiles, CertificateAuthority, Roots, Rotation, SpiffeId};
@@ -24,7 +26,7 @@ fn request() -> (rcgen::KeyPair, IstioCertificateRequest) {
     (key, IstioCertificateRequest { csr, validity_duration: 3600, metadata: None })
 }
 
-async fn ask(
+pub(super) async fn ask(
     channel: Channel,
     token: Option<&str>,
     message: IstioCertificateRequest,

@@ -77,9 +77,14 @@ impl Cluster {
 
     /// A control plane on free ports.
     pub(crate) async fn control_plane(&self) -> ControlPlane {
+        self.control_plane_with(Config::default()).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn control_plane_with(&self, config: Config) -> ControlPlane {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listen = Listen { xds: any, plain_xds: None, monitoring: any, webhooks: any, ready: any };
-        let config = Config { listen, ..Config::default() };
+        let config = Config { listen, ..config };
         let control_plane = soon("start", ControlPlane::start(config, self.client.clone())).await.unwrap();
         self.webhooks_at(control_plane.addresses().webhooks);
         soon("ready", control_plane.ready()).await;

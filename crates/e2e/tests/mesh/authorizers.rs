@@ -63,13 +63,13 @@ fn echo(mesh: &Mesh) -> Result<()> {
 }
 
 /// Mesh config as it is, and more for as long as this lives.
-struct MeshConfig<'a> {
+pub(crate) struct MeshConfig<'a> {
     mesh: &'a Mesh,
     before: String,
 }
 
 impl<'a> MeshConfig<'a> {
-    fn of(mesh: &'a Mesh) -> Result<Self> {
+    pub(crate) fn of(mesh: &'a Mesh) -> Result<Self> {
         let show = ["get", "configmap", "istio", "-n", "istio-system", "-o", "jsonpath={.data.mesh}"];
         Ok(Self { mesh, before: mesh.kubectl(&show)? })
     }
@@ -81,7 +81,7 @@ impl<'a> MeshConfig<'a> {
             .map(drop)
     }
 
-    fn add(&self, text: &str) -> Result<()> {
+    pub(crate) fn add(&self, text: &str) -> Result<()> {
         self.set(&format!("{}\n{text}", self.before))
     }
 }

@@ -24,6 +24,7 @@ mod resiliency;
 mod rules;
 mod services;
 mod sidecar;
+mod signers;
 mod tls;
 mod tokens;
 
@@ -121,6 +122,7 @@ fn main() {
             ("rules", rules::TRIALS),
             ("services", services::TRIALS),
             ("sidecar", sidecar::TRIALS),
+            ("signers", signers::TRIALS),
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),
             ("tls", tls::TRIALS),

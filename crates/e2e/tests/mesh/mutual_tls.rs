@@ -87,7 +87,7 @@ fn becomes(mesh: &Mesh, pod: &str, command: &str, wanted: &str) -> Result<String
     })
 }
 
-fn mode(namespace: &str, spec: &str) -> String {
+pub(crate) fn mode(namespace: &str, spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: trial, namespace: {namespace}}}\nspec: {spec}\n"
     )

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
@@ -141,6 +144,8 @@ kinds! {
     StatefulSet, stateful_sets, "/apis/apps/v1", "statefulsets", true;
     DaemonSet, daemon_sets, "/apis/apps/v1", "daemonsets", true;
     Job, jobs, "/apis/batch/v1", "jobs", true;
+    Secret, secrets, "/api/v1", "secrets", true;
+    CertificateSigningRequest, signing_requests, "/apis/certificates.k8s.io/v1", "certificatesigningrequests", false;
 }
 
 /// A change of the cache: what was there and what is there now (one of them may be missing).

@@ -9,7 +9,8 @@ use super::cache::{Cache, Change, Kind, Object};
 use super::meta::{Labels, controller_of, name, selects};
 use super::write::Decision;
 use super::{
-    daemon_set, deployment, endpoints, job, load_balancer, namespace, replica_set, scheduler, stateful_set,
+    daemon_set, deployment, endpoints, job, load_balancer, namespace, replica_set, scheduler, signer,
+    stateful_set,
 };
 
 /// Which decision is meant.
@@ -24,6 +25,7 @@ pub(crate) enum Controller {
     Job,
     Namespace,
     LoadBalancer,
+    Signer,
 }
 
 /// A decision to be made (again): about the object of this name, of the kind the controller is named after (the
@@ -81,6 +83,13 @@ fn keys_of(cache: &Cache, object: &Object, keys: &mut Vec<Key>) {
         Object::Namespace(_) => keys.push(Key::new(Controller::Namespace, "", name(meta))),
         Object::ServiceAccount(_) | Object::ConfigMap(_) => {
             keys.push(Key::new(Controller::Namespace, "", namespace));
+        }
+        Object::CertificateSigningRequest(_) => keys.push(Key::of(Controller::Signer, meta)),
+        // What waits for an authority that comes later.
+        Object::Secret(_) => {
+            let waiting =
+                cache.signing_requests.all().filter(|request| signer::waits_for(request, name(meta)));
+            keys.extend(waiting.map(|request| Key::of(Controller::Signer, &request.metadata)));
         }
         Object::Node(_) => {
             keys.extend(cache.daemon_sets.all().map(|set| Key::of(Controller::DaemonSet, &set.metadata)));
@@ -170,6 +179,10 @@ pub(crate) fn decide(cache: &Cache, config: &ControllerConfig, key: &Key, now: T
             let config_map = cache.config_maps.get(name, namespace::ROOT_CA);
             namespace::decide(object, account, config_map, &config.root_ca_pem).into()
         }),
+        Controller::Signer => cache.signing_requests.get("", name).map(|request| {
+            let secret = |name: &str| cache.secrets.get(signer::NAMESPACE, name);
+            signer::decide(request, secret, now).into()
+        }),
         Controller::LoadBalancer => {
             Some(load_balancer::decide(cache.services.all(), config.network.load_balancer_cidr).into())
         }
@@ -178,7 +191,7 @@ pub(crate) fn decide(cache: &Cache, config: &ControllerConfig, key: &Key, now: T
 }
 
 /// The kinds that are watched, with the field selector that keeps the number of objects small.
-pub(crate) const WATCHED: [(Kind, Option<&str>); 13] = [
+pub(crate) const WATCHED: [(Kind, Option<&str>); 15] = [
     (Kind::Namespace, None),
     (Kind::Node, None),
     (Kind::Pod, None),
@@ -192,6 +205,8 @@ pub(crate) const WATCHED: [(Kind, Option<&str>); 13] = [
     (Kind::StatefulSet, None),
     (Kind::DaemonSet, None),
     (Kind::Job, None),
+    (Kind::Secret, Some(signer::SECRETS)),
+    (Kind::CertificateSigningRequest, None),
 ];
 
 #[cfg(test)]

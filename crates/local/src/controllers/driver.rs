@@ -114,6 +114,8 @@ fn spawn_watch(
         StatefulSet: k8s_openapi::api::apps::v1::StatefulSet,
         DaemonSet: k8s_openapi::api::apps::v1::DaemonSet,
         Job: k8s_openapi::api::batch::v1::Job,
+        Secret: k8s_openapi::api::core::v1::Secret,
+        CertificateSigningRequest: k8s_openapi::api::certificates::v1::CertificateSigningRequest,
     };
 }
 

@@ -130,7 +130,9 @@ fn involved(cache: &Cache, key: &Key) -> Option<(ObjectReference, &'static str)>
             (&cache.daemon_sets.get(ns, object)?.metadata, "apps/v1", "DaemonSet", "daemonset-controller")
         }
         Controller::Job => (&cache.jobs.get(ns, object)?.metadata, "batch/v1", "Job", "job-controller"),
-        Controller::Endpoints | Controller::Namespace | Controller::LoadBalancer => return None,
+        Controller::Endpoints | Controller::Namespace | Controller::LoadBalancer | Controller::Signer => {
+            return None;
+        }
     };
     let reference = ObjectReference {
         api_version: Some(api_version.to_owned()),

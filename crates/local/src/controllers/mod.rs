@@ -17,6 +17,7 @@ mod meta;
 mod namespace;
 mod replica_set;
 mod scheduler;
+mod signer;
 mod stateful_set;
 mod write;
 
