@@ -18,7 +18,7 @@ pub mod stored;
 pub mod validate;
 
 pub use crd::crds;
-pub use mesh::{MeshConfig, MeshConfigError};
+pub use mesh::{MeshConfig, MeshConfigError, is_served_cipher};
 pub use networking::destination_rule::DestinationRuleSpec;
 pub use networking::gateway::GatewaySpec;
 pub use networking::service_entry::ServiceEntrySpec;

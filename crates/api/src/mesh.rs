@@ -91,6 +91,8 @@ pub struct MeshConfig {
     /// TLS between workloads of the mesh.
     #[serde(rename = "meshMTLS")]
     pub mesh_mtls: Option<TlsConfig>,
+    /// Parameters of TLS that is not the mesh's own.
+    pub tls_defaults: Option<TlsConfig>,
     /// Roots of the signers of workloads' certificates, where another authority than the mesh's signs them.
     pub ca_certificates: Vec<CaCertificate>,
     /// Whether tracing is on.
@@ -131,6 +133,7 @@ impl Default for MeshConfig {
             locality_lb_setting: Some(Default::default()),
             enable_auto_mtls: Some(true),
             mesh_mtls: None,
+            tls_defaults: None,
             ca_certificates: Vec::new(),
             enable_tracing: false,
             extension_providers: Vec::new(),
@@ -172,10 +175,9 @@ impl MeshConfig {
             let reason = "dnsRefreshRate must be at least 1ms".to_owned();
             return Err(MeshConfigError::Parse(reason));
         }
-        let curves = config.mesh_mtls.iter().flat_map(|tls| &tls.ecdh_curves);
-        if let Some(unknown) = curves.into_iter().find(|name| !CURVES.contains(&name.as_str())) {
-            let reason = format!("meshMTLS.ecdhCurves: {unknown:?} is not one of {}", CURVES.join(", "));
-            return Err(MeshConfigError::Parse(reason));
+        for (field, tls) in [("meshMTLS", &config.mesh_mtls), ("tlsDefaults", &config.tls_defaults)] {
+            let checked = tls.as_ref().map_or(Ok(()), TlsConfig::check);
+            checked.map_err(|reason| MeshConfigError::Parse(format!("{field}: {reason}")))?;
         }
         check_providers(&config.extension_providers).map_err(MeshConfigError::Parse)?;
         // Every listener has it: a proxy would refuse them all.
@@ -190,8 +192,10 @@ impl MeshConfig {
         paths.extend(
             self.default_config.without_effect().into_iter().map(|path| format!("defaultConfig.{path}")),
         );
-        if let Some(tls) = &self.mesh_mtls {
-            paths.extend(tls.rest.keys().map(|key| format!("meshMTLS.{key}")));
+        for (field, tls) in [("meshMTLS", &self.mesh_mtls), ("tlsDefaults", &self.tls_defaults)] {
+            paths.extend(
+                tls.iter().flat_map(|tls| tls.without_effect()).map(|path| format!("{field}.{path}")),
+            );
         }
         for (index, provider) in self.extension_providers.iter().enumerate() {
             paths.extend(provider.rest.keys().map(|key| format!("extensionProviders[{index}].{key}")));
@@ -258,11 +262,83 @@ pub struct CaCertificate {
 pub struct TlsConfig {
     /// Least version: TLS 1.2 unless it says `TLSV1_3`.
     pub min_protocol_version: TlsProtocol,
-    /// Groups for the key exchange, in order of preference: `X25519`, `P-256`, `P-384`, `X25519MLKEM768`. Default: the last first.
+    /// Cipher suites of TLS 1.2, by their names in OpenSSL. Default: those with forward secrecy.
+    pub cipher_suites: Vec<String>,
+    /// Groups for the key exchange, in order of preference: `X25519`, `P-256`, `P-384`, `X25519MLKEM768`. Default of mutual TLS
+    /// in the mesh: the last first; of other TLS: the proxy's.
     pub ecdh_curves: Vec<String>,
     /// Everything else that was given.
     #[serde(flatten)]
     pub rest: BTreeMap<String, Value>,
+}
+
+impl TlsConfig {
+    /// What a proxy would refuse with everything around it is refused here; in Istio's words, which only warns.
+    fn check(&self) -> Result<(), String> {
+        let unknown = |names: &[String], known: &dyn Fn(&str) -> bool| {
+            let mut unknown: Vec<_> = names.iter().filter(|name| !known(name)).cloned().collect();
+            unknown.sort();
+            unknown.join(" ")
+        };
+        let curves = unknown(&self.ecdh_curves, &|name| CURVES.contains(&name));
+        if !curves.is_empty() {
+            return Err(format!(
+                "detected unrecognized ECDH curves: [{curves}]; known are {}",
+                CURVES.join(", ")
+            ));
+        }
+        for (what, names) in [("ECDH curves", &self.ecdh_curves), ("cipher suites", &self.cipher_suites)] {
+            let mut sorted = names.clone();
+            sorted.sort();
+            if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(format!("detected duplicate {what}: [{}]", pair[0]));
+            }
+        }
+        let suites =
+            unknown(&self.cipher_suites, &|name| is_served_cipher(name) || WEAK_CIPHERS.contains(&name));
+        if !suites.is_empty() {
+            return Err(format!("detected unrecognized cipher suites: [{suites}]"));
+        }
+        if !self.cipher_suites.is_empty() && !self.cipher_suites.iter().any(|name| is_served_cipher(name)) {
+            let reason =
+                "cipherSuites has none with forward secrecy, which are all that proxies serve: add one of";
+            return Err(format!("{reason} {}", SERVED_CIPHERS.join(", ")));
+        }
+        Ok(())
+    }
+
+    fn without_effect(&self) -> Vec<String> {
+        let weak = self.cipher_suites.iter().enumerate().filter(|(_, name)| !is_served_cipher(name));
+        let paths = weak.map(|(index, _)| format!("cipherSuites[{index}]"));
+        paths.chain(self.rest.keys().cloned()).collect()
+    }
+}
+
+/// Cipher suites of TLS 1.2 that proxies serve: forward secret and authenticated.
+const SERVED_CIPHERS: [&str; 6] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+];
+
+/// Others that Istio knows.
+const WEAK_CIPHERS: [&str; 8] = [
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+];
+
+/// Whether a cipher suite is one that proxies serve.
+pub fn is_served_cipher(name: &str) -> bool {
+    SERVED_CIPHERS.contains(&name)
 }
 
 /// Groups that proxies know.
@@ -440,6 +516,32 @@ mod tests {
             mesh.without_effect(),
             ["discoverySelectors", "defaultConfig.statusPort", "defaultConfig.tracing"]
         );
+    }
+
+    #[test]
+    fn tls_that_no_proxy_takes_is_refused() {
+        for field in ["meshMTLS", "tlsDefaults"] {
+            let refused = |rest: &str| {
+                let error = MeshConfig::parse(&format!("{field}: {{{rest}}}")).expect_err(rest).to_string();
+                assert!(error.contains(&format!("{field}: ")), "{error}");
+                error
+            };
+            assert!(
+                refused("ecdhCurves: [X448, P-256, B-1]")
+                    .contains("detected unrecognized ECDH curves: [B-1 X448]")
+            );
+            assert!(
+                refused("ecdhCurves: [P-256, P-256]").contains("detected duplicate ECDH curves: [P-256]")
+            );
+            assert!(
+                refused("cipherSuites: [RC4-MD5]").contains("detected unrecognized cipher suites: [RC4-MD5]")
+            );
+            assert!(refused("cipherSuites: [AES128-SHA]").contains("none with forward secrecy"));
+            assert!(MeshConfig::parse(&format!("{field}: {{minProtocolVersion: TLSV9}}")).is_err());
+            let suites = "cipherSuites: [AES128-SHA, ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-384]";
+            let mesh = MeshConfig::parse(&format!("{field}: {{{suites}, more: 1}}")).unwrap();
+            assert_eq!(mesh.without_effect(), [format!("{field}.cipherSuites[0]"), format!("{field}.more")]);
+        }
     }
 
     #[test]

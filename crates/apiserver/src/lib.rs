@@ -4,7 +4,8 @@
 //! memory, optionally backed by a journal on disk.
 //!
 //! What differs from kube-apiserver, on purpose:
-//! - RBAC objects are stored and never consulted: whoever is authenticated may do everything.
+//! - RBAC objects are stored and consulted only where a CertificateSigningRequest is approved or denied, and by SubjectAccessReviews:
+//!   whoever is authenticated may do everything else.
 //! - CEL rules are not evaluated: `x-kubernetes-validations` are accepted with a warning, webhooks' `matchConditions` are
 //!   refused, ValidatingAdmissionPolicy is not served.
 //! - Kinds that nothing acts on (`inert`) are stored, and writing one is answered with a warning.

@@ -30,14 +30,16 @@ pub(crate) fn names(settings: &ClientTlsSettings) -> Option<core::UpstreamHttpPr
     })
 }
 
-/// The transport socket. `secrets`: the rule's credentials are for this proxy.
+/// The transport socket, with parameters of the mesh. `secrets`: the rule's credentials are for this proxy.
 pub(crate) fn transport_socket(
     settings: &ClientTlsSettings,
+    params: Option<tls::TlsParameters>,
     http2: bool,
     secrets: bool,
 ) -> core::TransportSocket {
     let credential = Some(settings.credential_name.as_str()).filter(|name| secrets && !name.is_empty());
     let mut common = tls::CommonTlsContext {
+        tls_params: params,
         alpn_protocols: if http2 { vec!["h2".to_owned()] } else { Vec::new() },
         ..Default::default()
     };

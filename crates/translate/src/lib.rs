@@ -55,6 +55,7 @@ mod secrets;
 mod settings;
 mod sidecar;
 mod tcp_routes;
+mod tls_defaults;
 mod tokens;
 mod traffic_policy;
 mod warnings;

@@ -18,6 +18,7 @@ use crate::gateways_tls::{ChainEnd, ServedChain, ServedPort, ServerRef};
 use crate::resource::{Resource, encode};
 use crate::secrets;
 use crate::settings::Settings;
+use crate::tls_defaults;
 use crate::wire;
 
 /// Everything a gateway's HTTP listener depends on.
@@ -115,7 +116,7 @@ fn served_chain(
     let ended = |server: &ServerRef| {
         server.tls().map(|terms| match terms.mode {
             ServerTlsMode::IstioMutual => settings.mutual_tls.server(),
-            _ => client_tls::socket(wire::any(&downstream(terms))),
+            _ => client_tls::socket(wire::any(&downstream(settings, terms))),
         })
     };
     match &chain.end {
@@ -137,25 +138,24 @@ fn served_chain(
 }
 
 /// <https://istio.io/latest/docs/reference/config/networking/gateway/#ServerTLSSettings>
-pub(crate) fn downstream(terms: &ServerTlsSettings) -> tls::DownstreamTlsContext {
+pub(crate) fn downstream(settings: &Settings, terms: &ServerTlsSettings) -> tls::DownstreamTlsContext {
     let version = |given: TlsProtocol| match given {
         TlsProtocol::TLS_AUTO => Version::TlsAuto as i32,
         // Older versions are served by none of the proxies (RFC 8996): what asks for them at least gets more.
         TlsProtocol::TLSV1_0 | TlsProtocol::TLSV1_1 | TlsProtocol::TLSV1_2 => Version::TlSv12 as i32,
         TlsProtocol::TLSV1_3 => Version::TlSv13 as i32,
     };
-    let minimum = match version(terms.min_protocol_version) {
-        auto if auto == Version::TlsAuto as i32 => Version::TlSv12 as i32,
-        given => given,
-    };
+    let mut params = settings.tls_defaults.server();
+    if terms.min_protocol_version != TlsProtocol::TLS_AUTO {
+        params.tls_minimum_protocol_version = version(terms.min_protocol_version);
+    }
+    params.tls_maximum_protocol_version = version(terms.max_protocol_version);
+    if !terms.cipher_suites.is_empty() {
+        params.cipher_suites = tls_defaults::served(&terms.cipher_suites);
+    }
     let mut common = tls::CommonTlsContext {
         alpn_protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
-        tls_params: Some(tls::TlsParameters {
-            tls_minimum_protocol_version: minimum,
-            tls_maximum_protocol_version: version(terms.max_protocol_version),
-            cipher_suites: terms.cipher_suites.iter().filter(|name| is_served(name)).cloned().collect(),
-            ..Default::default()
-        }),
+        tls_params: Some(params),
         ..Default::default()
     };
     let credentials = secrets::credentials(terms);
@@ -205,9 +205,4 @@ fn clients(terms: &ServerTlsSettings) -> ValidationContextType {
             ValidationContextType::ValidationContext(context)
         }
     }
-}
-
-/// Whether a cipher suite is one that the proxies serve: forward secret and authenticated.
-pub(crate) fn is_served(name: &str) -> bool {
-    name.starts_with("ECDHE-") && (name.contains("-GCM-") || name.ends_with("-CHACHA20-POLY1305"))
 }

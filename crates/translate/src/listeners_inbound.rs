@@ -258,7 +258,7 @@ fn port_chains(inputs: &InboundInputs, port: &InboundPort, mode: PeerMode) -> Ve
         };
         let chain = way.chain(settings, Some(port.port), names, filter);
         let transport_socket = match &own {
-            Some(tls) => Some(client_tls::socket(wire::any(&downstream(&tls.0)))),
+            Some(tls) => Some(client_tls::socket(wire::any(&downstream(settings, &tls.0)))),
             None => chain.transport_socket.clone(),
         };
         listener::FilterChain { name: name.clone(), transport_socket, ..chain }

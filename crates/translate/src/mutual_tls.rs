@@ -18,6 +18,7 @@ use tls::tls_parameters::TlsProtocol as Version;
 
 use crate::client_tls;
 use crate::scope::Scope;
+use crate::tls_defaults;
 use crate::wire;
 
 /// Label and metadata by which an endpoint says that it takes mutual TLS.
@@ -54,6 +55,8 @@ pub(crate) struct MutualTls {
     trust_domains: Vec<String>,
     /// Not even TLS 1.2.
     only_tls13: bool,
+    /// Of servers, as in Istio.
+    cipher_suites: Vec<String>,
     curves: Vec<String>,
     /// Clients use it wherever an endpoint takes it.
     pub(crate) auto: bool,
@@ -69,7 +72,9 @@ impl MutualTls {
         }
         let given = mesh.mesh_mtls.as_ref();
         let curves = given.map(|given| given.ecdh_curves.clone()).unwrap_or_default();
+        let suites = given.map(|given| tls_defaults::served(&given.cipher_suites)).unwrap_or_default();
         Self {
+            cipher_suites: if suites.is_empty() { CIPHER_SUITES.map(str::to_owned).to_vec() } else { suites },
             trust_domains,
             only_tls13: given.is_some_and(|given| given.min_protocol_version == TlsProtocol::TLSV1_3),
             curves: if curves.is_empty() { CURVES.map(str::to_owned).to_vec() } else { curves },
@@ -77,12 +82,12 @@ impl MutualTls {
         }
     }
 
-    fn params(&self, cipher_suites: &[&str]) -> tls::TlsParameters {
+    fn params(&self, cipher_suites: &[String]) -> tls::TlsParameters {
         tls::TlsParameters {
             tls_minimum_protocol_version: if self.only_tls13 { Version::TlSv13 } else { Version::TlSv12 }
                 as i32,
             tls_maximum_protocol_version: Version::TlSv13 as i32,
-            cipher_suites: cipher_suites.iter().map(|&name| name.to_owned()).collect(),
+            cipher_suites: cipher_suites.to_vec(),
             ecdh_curves: self.curves.clone(),
             ..Default::default()
         }
@@ -91,7 +96,7 @@ impl MutualTls {
     fn common(
         &self,
         alpn: &[&str],
-        cipher_suites: &[&str],
+        cipher_suites: &[String],
         names: Vec<tls::SubjectAltNameMatcher>,
     ) -> tls::CommonTlsContext {
         let context =
@@ -116,7 +121,7 @@ impl MutualTls {
         let of_domain = |domain: &String| name(MatchPattern::Prefix(format!("spiffe://{domain}/")));
         let names = self.trust_domains.iter().map(of_domain).collect();
         let context = tls::DownstreamTlsContext {
-            common_tls_context: Some(self.common(&PLAIN_HTTP_PROTOCOLS, &CIPHER_SUITES, names)),
+            common_tls_context: Some(self.common(&PLAIN_HTTP_PROTOCOLS, &self.cipher_suites, names)),
             require_client_certificate: wire::boolean(true),
             ..Default::default()
         };

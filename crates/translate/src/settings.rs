@@ -11,6 +11,7 @@ use lateen_model::{Sidecar, World, resolve_host};
 use crate::mutual_tls::MutualTls;
 use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
 use crate::retries::Retries;
+use crate::tls_defaults::TlsDefaults;
 use crate::traffic_policy;
 
 /// What of mesh config goes into resources; part of most generators' inputs.
@@ -34,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) default_retries: Retries,
     /// Mutual TLS of the mesh.
     pub(crate) mutual_tls: MutualTls,
+    /// Parameters of other TLS.
+    pub(crate) tls_defaults: TlsDefaults,
 }
 
 /// What holds for connections to destinations whose rule says nothing.
@@ -154,6 +157,7 @@ impl Settings {
             detection_timeout: mesh.protocol_detection_timeout(),
             normalization: mesh.path_normalization.normalization,
             mutual_tls: MutualTls::new(mesh),
+            tls_defaults: TlsDefaults::new(mesh),
             default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),
         }
     }

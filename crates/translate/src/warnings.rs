@@ -18,11 +18,11 @@ use lateen_model::{
 
 use crate::conflicts;
 use crate::gateways_tls;
-use crate::listeners_gateway::is_served;
 use crate::providers::Provider;
 use crate::secrets;
 use crate::sidecar::Place;
 use crate::tokens::check_keys;
+use lateen_api::is_served_cipher;
 
 /// Name of warnings about what is accepted and does nothing.
 const NO_EFFECT_YET: &str = "NoEffectYet";
@@ -451,7 +451,7 @@ fn check_server_tls(
         }
     }
     for (index, name) in tls.cipher_suites.iter().enumerate() {
-        if !is_served(name) {
+        if !is_served_cipher(name) {
             warnings.push(Warning::no_effect(format!("{path}.tls.cipherSuites[{index}]")));
         }
     }

@@ -402,4 +402,10 @@ fn engines_accept_tls_of_gateways_and_services() {
     mesh.config("{kind: DestinationRule, metadata: {name: web-frontend}, spec: {host: web-frontend, trafficPolicy: {tls: {mode: SIMPLE, sni: s.example, subjectAltNames: [s.example]}}}}");
     accept("tls-gateway", &mut mesh, |mesh| mesh.gateway());
     accept("tls-sidecar", &mut mesh, |mesh| mesh.sidecar("default", "customers-v1-1"));
+    let suites = "cipherSuites: [ECDHE-ECDSA-CHACHA20-POLY1305, ECDHE-RSA-AES128-GCM-SHA256, AES128-SHA]";
+    mesh.mesh_config(&format!(
+        "tlsDefaults: {{{suites}, ecdhCurves: [P-384, X25519], minProtocolVersion: TLSV1_3}}\nmeshMTLS: {{{suites}, ecdhCurves: [X25519MLKEM768, P-384]}}"
+    ));
+    accept("tls-gateway-defaults", &mut mesh, |mesh| mesh.gateway());
+    accept("tls-sidecar-defaults", &mut mesh, |mesh| mesh.sidecar("default", "customers-v1-1"));
 }

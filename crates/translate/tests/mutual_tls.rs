@@ -261,3 +261,41 @@ fn a_policy_concerns_the_endpoints_of_its_namespace() {
     let changed = affected(&delta, &before, &mesh.sidecar("default", "client"));
     assert!(changed.clusters.covers("outbound|80||api.default.svc.cluster.local"));
 }
+
+#[test]
+fn parameters_of_mesh_config_are_for_its_own_tls_or_for_other() {
+    let mut mesh = mesh();
+    mesh.pod("default", "client", "10.244.0.9", json!({"app": "client"}));
+    mesh.service(
+        "default",
+        "plain",
+        "10.96.0.6",
+        json!([{"name": "http", "port": 80}]),
+        json!({"app": "plain"}),
+    );
+    mesh.config("{kind: DestinationRule, metadata: {name: plain}, spec: {host: plain, trafficPolicy: {tls: {mode: SIMPLE}}}}");
+    let params = |mesh: &mut Mesh, host: &str| {
+        let resources = mesh.sidecar_resources("default", "client");
+        let cluster = resources.get(Cluster, &format!("outbound|80||{host}.default.svc.cluster.local"));
+        let own = &cluster["transport_socket"]["typed_config"]["common_tls_context"]["tls_params"];
+        let of_mesh =
+            &cluster["transport_socket_matches"][0]["transport_socket"]["typed_config"]["common_tls_context"];
+        if own.is_null() { of_mesh["tls_params"].clone() } else { own.clone() }
+    };
+    assert_eq!(params(&mut mesh, "plain"), Value::Null, "as the proxy has it");
+    let ours = params(&mut mesh, "api");
+    let suites = "cipherSuites: [ECDHE-ECDSA-AES128-GCM-SHA256, AES128-SHA]";
+    mesh.mesh_config(&format!("tlsDefaults: {{minProtocolVersion: TLSV1_3, {suites}, ecdhCurves: [P-384]}}"));
+    assert_eq!(
+        params(&mut mesh, "plain"),
+        json!({"cipher_suites": ["ECDHE-ECDSA-AES128-GCM-SHA256"], "ecdh_curves": ["P-384"]}),
+        "a client has its own least version, as in Istio"
+    );
+    assert_eq!(params(&mut mesh, "api"), ours, "the mesh's own TLS is another matter");
+    mesh.mesh_config(&format!("meshMTLS: {{minProtocolVersion: TLSV1_3, {suites}}}"));
+    assert_eq!(params(&mut mesh, "plain"), Value::Null);
+    assert_eq!(params(&mut mesh, "api")["tls_minimum_protocol_version"], "TLSv1_3");
+    let inbound = mesh.sidecar_resources("default", "api-1");
+    let inbound = inbound.get(Listener, "virtualInbound").to_string();
+    assert!(inbound.contains("\"cipher_suites\":[\"ECDHE-ECDSA-AES128-GCM-SHA256\"]"), "{inbound}");
+}

@@ -60,6 +60,26 @@ fn https_comes_with_its_certificate() {
 }
 
 #[test]
+fn defaults_of_the_mesh_hold_where_a_server_says_nothing() {
+    let params = |server: &str| {
+        let mut mesh = mesh(&https(&format!("{{mode: SIMPLE, credentialName: web{server}}}")));
+        mesh.mesh_config("tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-384]}");
+        let resources = mesh.gateway_resources();
+        let chain = &resources.get(Listener, "0.0.0.0_8443")["filter_chains"][0];
+        context(chain)["common_tls_context"]["tls_params"].clone()
+    };
+    assert_eq!(
+        params(""),
+        json!({"tls_minimum_protocol_version": "TLSv1_3", "cipher_suites": ["ECDHE-RSA-AES128-GCM-SHA256"], "ecdh_curves": ["P-384"]})
+    );
+    let own = params(", minProtocolVersion: TLSV1_2, cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]");
+    assert_eq!(
+        own,
+        json!({"tls_minimum_protocol_version": "TLSv1_2", "cipher_suites": ["ECDHE-RSA-AES256-GCM-SHA384"], "ecdh_curves": ["P-384"]})
+    );
+}
+
+#[test]
 fn mutual_tls_verifies_clients() {
     for (mode, required) in [("MUTUAL", true), ("OPTIONAL_MUTUAL", false)] {
         let mut mesh =

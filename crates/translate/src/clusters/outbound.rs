@@ -36,6 +36,7 @@ use crate::resource::Resource;
 use crate::scope::Scope;
 use crate::secrets;
 use crate::settings::ConnectionDefaults;
+use crate::tls_defaults::TlsDefaults;
 use crate::traffic_policy::{self, EffectivePolicy};
 use crate::wire;
 
@@ -62,6 +63,8 @@ pub(crate) struct OutboundClusterInputs {
     subset: Option<usize>,
     /// Whether the mesh's own locality setting would have localities share the load, without and with ejection.
     mesh_weighted: [bool; 2],
+    /// Parameters of TLS that is not the mesh's.
+    tls_defaults: TlsDefaults,
     /// Mutual TLS of the mesh.
     mutual_tls: MutualTls,
     /// Whether it is used wherever an endpoint takes it, unless a rule says otherwise.
@@ -174,6 +177,7 @@ fn outbound_input(
         rule,
         subset: None,
         mesh_weighted: mesh_weighted(scope),
+        tls_defaults: scope.settings.tls_defaults.clone(),
         mutual_tls: scope.settings.mutual_tls.clone(),
         auto_mutual_tls: scope.settings.mutual_tls.auto && !service.external,
         identities: mutual_tls::identities(scope, service),
@@ -387,7 +391,8 @@ fn set_transport(
 ) {
     let http2 = protocol == UpstreamProtocol::Http2;
     if let Some(tls) = spoken {
-        message.transport_socket = Some(client_tls::transport_socket(tls, http2, inputs.secrets));
+        message.transport_socket =
+            Some(client_tls::transport_socket(tls, inputs.tls_defaults.client(), http2, inputs.secrets));
         return;
     }
     // What is passed on is TLS already.
