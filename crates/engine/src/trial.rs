@@ -77,12 +77,13 @@ impl Trial<'_> {
                 Ok((lease, response)) => {
                     self.heed_leaving(&host, response.headers());
                     let status = response.status();
-                    let failed = status.is_server_error();
-                    if failed { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
+                    if status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }
+                        .inc();
                     self.judge(&host, status, response.headers());
-                    let wanted =
+                    let repeats =
                         |policy: &RetryPolicy| retry::after_answer(policy, status, response.headers());
-                    if let Some(policy) = self.policy.filter(|policy| wanted(policy)) {
+                    let wanted = self.policy.filter(|policy| repeats(policy));
+                    if let Some(policy) = wanted {
                         let told = retry::told_pause(policy, response.headers());
                         if let Some(until) = self.permit_retry(told) {
                             // The request is no longer active while it waits: budgets go by that.
@@ -93,7 +94,8 @@ impl Trial<'_> {
                             continue;
                         }
                     }
-                    if self.context.attempts > 1 && !failed {
+                    // Whatever it says: nothing more is asked for.
+                    if self.context.attempts > 1 && wanted.is_none() {
                         self.cluster.stats.upstream_rq_retry_success.inc();
                     }
                     // It is there, since there is an answer.

@@ -148,6 +148,8 @@ pub(crate) fn cases() -> Vec<Case> {
         get("5xx and a rate limit", "/on/5xx/", "ratelimited-503,empty", ""),
         get("retriable-4xx and 409", "/on/retriable-4xx/", "409,empty", ""),
         get("retriable-4xx and 404", "/on/retriable-4xx/", "404,empty", ""),
+        get("retriable-4xx, to the last", "/on/retriable-4xx/", "409,409,409", ""),
+        get("a retry that ends with an answer nobody asked to repeat", "/on/gateway-error/", "503,500", ""),
         get("refused-stream and a reset", "/on/refused-stream/", "early-reset,empty", ""),
         get("retriable status codes", "/codes/", "404,418-plain,empty", ""),
         get("other status codes", "/codes/", "500", ""),
@@ -249,5 +251,7 @@ fn statuses_of_grpc() -> Vec<Case> {
             "content-type: application/grpc\r\n",
         ));
     }
+    let last = "grpc-14,grpc-14,grpc-14";
+    all.push(get("gRPC, to the last", "/on/unavailable/", last, "content-type: application/grpc\r\n"));
     all
 }
