@@ -1,26 +1,31 @@
 //! A filter's own request to a cluster, whose answer is read whole.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body_util::BodyExt;
-use lateen_ir::TextFormat;
+use hyper::body::Incoming;
+use lateen_ir::{HostAddress, RetryPolicy, TextFormat};
+use smallvec::SmallVec;
 
 use crate::answer::{ActiveRequest, UpstreamStream};
 use crate::body::RequestBody;
-use crate::breakers::{self, Limited};
+use crate::breakers::{self, Admission, Limited};
 use crate::cluster::{LocalCluster, Need};
+use crate::failure::Reset;
 use crate::forward::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS;
 use crate::host::Host;
 use crate::ingress::{X_FORWARDED_FOR, append_list};
 use crate::message::Message;
 use crate::outlier::Outcome;
-use crate::render;
 use crate::special::Special;
-use crate::upstream::{self, Target};
+use crate::upstream::{self, Lease, Target};
 use crate::worker::Worker;
+use crate::{render, retry};
 
 /// Bytes of an answer where nothing says otherwise; a longer one is none.
 const MOST_RECEIVED: usize = 4 * 1024 * 1024;
@@ -35,6 +40,8 @@ pub(crate) struct Call {
     pub(crate) timeout: Option<Duration>,
     /// Longest answer in bytes.
     pub(crate) most_received: Option<usize>,
+    /// Which tries are repeated. `None`: none.
+    pub(crate) retry_policy: Option<Arc<RetryPolicy>>,
 }
 
 /// The whole answer.
@@ -51,69 +58,188 @@ pub(crate) struct Called {
 #[derive(Debug)]
 pub(crate) struct Unanswered;
 
+/// How a try without an answer ended.
+struct Failed {
+    /// What the policy may repeat it for; `None`: nothing.
+    broken: Option<(Ended, bool)>,
+    /// What the asker is told instead of an answer.
+    status: u16,
+}
+
+enum Ended {
+    Reset(Reset),
+    TookTooLong,
+}
+
+/// An answer that has begun.
+struct Begun {
+    lease: Lease,
+    active: ActiveRequest,
+    head: http::response::Parts,
+    body: Incoming,
+    sent: Instant,
+}
+
 impl Call {
-    /// Asks.
-    pub(crate) async fn send(self) -> Result<Called, Unanswered> {
+    /// Asks, again where the policy says so.
+    pub(crate) async fn send(mut self) -> Result<Called, Unanswered> {
+        let per_try = self.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
+        add_timeout(&mut self.message.headers, shorter(self.timeout, per_try));
         let cluster = self.cluster.clone();
-        let Some(host) = cluster.pick(Need::default(), &mut || self.worker.random(), &|_| false) else {
-            cluster.stats.upstream_cx_none_healthy.inc();
-            return Err(charge(&cluster, 503));
-        };
-        let Some(place) = breakers::admit(&cluster.config, Limited::Request, false) else {
-            cluster.stats.upstream_rq_pending_overflow.inc();
-            return Err(charge(&cluster, 503));
-        };
-        let active = ActiveRequest::new(&cluster, &host, place);
-        let timeout = self.timeout;
-        let exchanged = self.exchange(host.clone(), active);
-        let outcome = match timeout {
-            None => exchanged.await,
-            Some(limit) => match tokio::time::timeout(limit, exchanged).await {
+        let asked = RefCell::new(None);
+        let tries = self.tries(&asked);
+        let outcome = match self.timeout {
+            None => tries.await,
+            Some(limit) => match tokio::time::timeout(limit, tries).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     cluster.stats.upstream_rq_timeout.inc();
-                    host.stats.rq_timeout.inc();
-                    return Err(charge(&cluster, 504));
+                    asked.take().into_iter().for_each(|host: Rc<Host>| host.stats.rq_timeout.inc());
+                    Err(504)
                 }
             },
         };
-        outcome.map_err(|Unanswered| {
-            host.stats.rq_error.inc();
-            charge(&cluster, 503)
+        outcome.map_err(|status| charge(&cluster, status))
+    }
+
+    /// `asked` is the host of the last try. The error is the status that stands for the missing answer.
+    async fn tries(&self, asked: &RefCell<Option<Rc<Host>>>) -> Result<Called, u16> {
+        let cluster = &self.cluster;
+        let (mut attempts, mut tried, mut _place) = (0, SmallVec::<[HostAddress; 1]>::new(), None);
+        loop {
+            attempts += 1;
+            let Some(host) = self.pick(&tried) else {
+                cluster.stats.upstream_cx_none_healthy.inc();
+                return Err(503);
+            };
+            tried.push(host.address.clone());
+            asked.replace(Some(host.clone()));
+            let pause = match self.attempt(&host).await {
+                Ok(begun) => {
+                    let status = begun.head.status;
+                    cluster.observe(&host, Outcome::Answered(status), &self.worker);
+                    if status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }
+                        .inc();
+                    let wanted = self
+                        .retry_policy
+                        .as_deref()
+                        .is_some_and(|policy| retry::after_answer(policy, status, &begun.head.headers));
+                    match self.permit(attempts, wanted) {
+                        Some((place, pause)) => {
+                            _place = Some(place);
+                            let mut stream =
+                                UpstreamStream::of_mirror(begun.lease, begun.active, begun.sent, status);
+                            stream.release(&begun.body);
+                            pause
+                        }
+                        None => {
+                            if attempts > 1 && !wanted {
+                                cluster.stats.upstream_rq_retry_success.inc();
+                            }
+                            return self.receive(begun).await.map_err(|Unanswered| {
+                                host.stats.rq_error.inc();
+                                503
+                            });
+                        }
+                    }
+                }
+                Err(Failed { broken: None, status }) => return Err(status),
+                Err(Failed { broken: Some((ended, sent)), status }) => {
+                    host.stats.rq_error.inc();
+                    cluster.observe(&host, Outcome::LocalFailure, &self.worker);
+                    let ended = match &ended {
+                        Ended::Reset(reset) => retry::Broken::Reset(reset),
+                        Ended::TookTooLong => retry::Broken::PerTryTimeout,
+                    };
+                    let wanted = self
+                        .retry_policy
+                        .as_deref()
+                        .is_some_and(|policy| retry::after_break(policy.on, ended, sent));
+                    let Some((place, pause)) = self.permit(attempts, wanted) else { return Err(status) };
+                    _place = Some(place);
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn pick(&self, tried: &[HostAddress]) -> Option<Rc<Host>> {
+        let avoids =
+            self.retry_policy.as_ref().filter(|policy| policy.avoid_previous_hosts && !tried.is_empty());
+        let attempts = avoids.map_or(0, |policy| policy.host_selection_max_attempts);
+        let need = Need { attempts, ..Need::default() };
+        self.cluster.pick(need, &mut || self.worker.random(), &|host| tried.contains(&host.address))
+    }
+
+    /// The permission for one more try where the policy wants it, and the pause before.
+    fn permit(&self, attempts: u32, wanted: bool) -> Option<(Admission, Duration)> {
+        let policy = self.retry_policy.as_deref().filter(|_| wanted)?;
+        let stats = &self.cluster.stats;
+        if attempts > policy.num_retries {
+            stats.upstream_rq_retry_limit_exceeded.inc();
+            return None;
+        }
+        let Some(place) = breakers::admit(&self.cluster.config, Limited::Retry, false) else {
+            stats.upstream_rq_retry_overflow.inc();
+            return None;
+        };
+        stats.upstream_rq_retry.inc();
+        stats.upstream_rq_retry_backoff_exponential.inc();
+        Some((place, retry::pause(policy.backoff, attempts, self.worker.random())))
+    }
+
+    /// One try, until its answer begins.
+    async fn attempt(&self, host: &Rc<Host>) -> Result<Begun, Failed> {
+        let Some(place) = breakers::admit(&self.cluster.config, Limited::Request, false) else {
+            self.cluster.stats.upstream_rq_pending_overflow.inc();
+            return Err(Failed { broken: None, status: 503 });
+        };
+        let active = ActiveRequest::new(&self.cluster, host, place);
+        let per_try = self.retry_policy.as_ref().and_then(|policy| policy.per_try_timeout);
+        let Some(limit) = per_try else { return self.exchange(host, active).await };
+        tokio::time::timeout(limit, self.exchange(host, active)).await.unwrap_or_else(|_| {
+            host.stats.rq_timeout.inc();
+            self.cluster.stats.upstream_rq_per_try_timeout.inc();
+            Err(Failed { broken: Some((Ended::TookTooLong, true)), status: 504 })
         })
     }
 
-    async fn exchange(self, host: Rc<Host>, active: ActiveRequest) -> Result<Called, Unanswered> {
-        let Self { worker, cluster, message, body, most_received, .. } = self;
+    async fn exchange(&self, host: &Rc<Host>, active: ActiveRequest) -> Result<Begun, Failed> {
+        let Self { worker, cluster, message, body, .. } = self;
+        let failed = |reset, sent| Failed { broken: Some((Ended::Reset(reset), sent)), status: 503 };
         let names = Some((&message.authority, &message.headers));
-        let special = Special::of(names, None, &cluster.config.ir, &host, false);
-        let target = Target { worker: &worker, cluster: &cluster, host: &host, special };
+        let special = Special::of(names, None, &cluster.config.ir, host, false);
+        let target = Target { worker, cluster, host, special };
         let mut fresh = false;
-        let (lease, began, answer) = loop {
-            let mut lease =
-                upstream::lease(&target, Version::HTTP_11, fresh).await.map_err(|_| Unanswered)?;
+        loop {
+            let mut lease = upstream::lease(&target, Version::HTTP_11, fresh)
+                .await
+                .map_err(|reset| failed(reset, false))?;
             let content =
                 if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body.clone())) };
-            let began = Instant::now();
+            let sent = Instant::now();
             let (version, reused) = (lease.version(), lease.reused());
             match upstream::exchange(&mut lease, message.again().request(version, content)).await {
-                Ok(answer) => break (lease, began, answer),
+                Ok(answer) => {
+                    let (head, body) = answer.into_parts();
+                    return Ok(Begun { lease, active, head, body, sent });
+                }
                 // A kept connection may have been closing at this very moment.
                 Err(broken) if !broken.sent && reused && !fresh => fresh = true,
-                Err(_) => {
-                    cluster.observe(&host, Outcome::LocalFailure, &worker);
-                    return Err(Unanswered);
-                }
+                Err(broken) => return Err(failed(broken.reset, broken.sent)),
             }
-        };
-        let took = began.elapsed();
-        let (head, mut incoming) = answer.into_parts();
-        cluster.observe(&host, Outcome::Answered(head.status), &worker);
-        if head.status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
-        let mut stream = UpstreamStream::of_mirror(lease, active, began, head.status);
-        let most = most_received.unwrap_or(MOST_RECEIVED);
+        }
+    }
+
+    /// The rest of an answer.
+    async fn receive(&self, begun: Begun) -> Result<Called, Unanswered> {
+        let Begun { lease, active, head, mut body, sent } = begun;
+        let took = sent.elapsed();
+        let mut stream = UpstreamStream::of_mirror(lease, active, sent, head.status);
+        let most = self.most_received.unwrap_or(MOST_RECEIVED);
         let (mut received, mut trailers) = (BytesMut::new(), None);
-        while let Some(frame) = incoming.frame().await {
+        while let Some(frame) = body.frame().await {
             let whole = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(data)) => {
                     received.extend_from_slice(&data);
@@ -135,6 +261,10 @@ impl Call {
     }
 }
 
+fn shorter(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
 fn charge(cluster: &LocalCluster, status: u16) -> Unanswered {
     cluster.stats.upstream_rq_completed.inc();
     cluster.stats.statuses.inc(status);
@@ -142,7 +272,7 @@ fn charge(cluster: &LocalCluster, status: u16) -> Unanswered {
 }
 
 /// Says how long the answer is waited for.
-pub(crate) fn add_timeout(headers: &mut HeaderMap, timeout: Option<Duration>) {
+fn add_timeout(headers: &mut HeaderMap, timeout: Option<Duration>) {
     if let Some(timeout) = timeout {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, millis.into());
@@ -219,7 +349,6 @@ pub(crate) fn grpc_message(
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
     if let Some(timeout) = timeout {
         headers.insert("grpc-timeout", grpc_timeout(timeout));
-        add_timeout(&mut headers, Some(timeout));
     }
     Message {
         method: Method::POST,

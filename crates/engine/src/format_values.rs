@@ -14,6 +14,7 @@ use lateen_ir::{
 
 use crate::context::{ConnectionInfo, RequestContext};
 use crate::failure::Flags;
+use crate::filters::FilterState;
 use crate::tls::{CertificateFacts, TlsFacts};
 
 /// What formats may read at the end of a TCP connection.
@@ -192,13 +193,29 @@ impl FormatValues for RequestContext {
                 let noted = noted.and_then(|(all, (filter, keys))| Some((all.0.get(filter)?, keys)));
                 noted.is_some_and(|(value, keys)| json_at(Some(value), keys, out))
             }
-            // Nothing here makes these: no filter state, no virtual clusters.
+            Operator::Metadata { of: MetadataOf::FilterState, path } => self.filter_state(path, out),
+            // Nothing here makes these: no virtual clusters.
             _ => false,
         }
     }
 }
 
 impl RequestContext {
+    /// What filters have written down under a key; behind that may stand how it is shown.
+    fn filter_state(&self, path: &[Box<str>], out: &mut String) -> bool {
+        let Some((key, style)) = path.split_first() else { return false };
+        let camel = match style.first().map(|style| &**style) {
+            None | Some("TYPED") => true,
+            Some("PLAIN") => false,
+            Some(_) => return false,
+        };
+        let shadow = self.filters.iter().find_map(|state| match state {
+            FilterState::Shadow(shadow) if *shadow.name == **key => Some(shadow),
+            _ => None,
+        });
+        text(out, shadow.map(|shadow| shadow.decision.json(camel)).as_deref())
+    }
+
     fn request_header(&self, name: &FormatHeader, out: &mut String) -> bool {
         match name {
             FormatHeader::Method => text(out, Some(self.head.method.as_str())),

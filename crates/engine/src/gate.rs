@@ -148,6 +148,7 @@ fn question(
         body: call::grpc_frame(&request),
         timeout: service.timeout,
         most_received: service.most_received,
+        retry_policy: service.retry_policy.clone(),
     })
 }
 
@@ -228,6 +229,9 @@ async fn ask(filter: &NetworkExtAuthz, call: Option<Call>, stats: &NetworkExtAut
             filter.failure_mode_allow
         }
     };
+    if filter.shadow {
+        return true;
+    }
     if !passes {
         stats.cx_closed.inc();
     }

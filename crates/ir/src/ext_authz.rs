@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use crate::{DynamicMetadata, Fraction, MetadataMatcher, StringMatcher, TextFormat};
+use crate::{
+    ClusterRef, DynamicMetadata, Fraction, HeaderMutationRules, MetadataMatcher, RetryPolicy, StringMatcher,
+    TextFormat,
+};
 
 /// Envoy's `filters.http.ext_authz.v3.ExtAuthz`.
 #[derive(Clone, Debug)]
@@ -52,6 +55,10 @@ pub struct ExtAuthz {
     pub ingests_metadata: bool,
     /// Longest body of a refusal in bytes. `None`: any.
     pub longest_denial: Option<usize>,
+    /// Which headers of the request answers may change. `None`: all that can be changed.
+    pub mutation_rules: Option<HeaderMutationRules>,
+    /// Decisions are written down ([`ShadowDecision`](crate::ShadowDecision)), not carried out.
+    pub shadow: bool,
 }
 
 /// Who is asked.
@@ -78,6 +85,8 @@ pub struct GrpcService {
     pub most_received: Option<usize>,
     /// Without `x-envoy-internal` and `x-forwarded-for`.
     pub skip_envoy_headers: bool,
+    /// Which calls are repeated. `None`: none.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
 }
 
 /// Envoy's `HttpService`.
@@ -103,6 +112,8 @@ pub struct HttpAuthz {
     pub client_headers_on_success: NameMatchers,
     /// Headers that become notes.
     pub metadata_headers: NameMatchers,
+    /// Which calls are repeated. `None`: none.
+    pub retry_policy: Option<Arc<RetryPolicy>>,
 }
 
 /// Envoy's `BufferSettings`.
@@ -127,6 +138,18 @@ pub struct ExtAuthzRoute {
     pub without_body: bool,
     /// How much of the body instead.
     pub body: Option<AuthzBody>,
+    /// Who is asked instead. What requests tell is by the filter all the same: its lists of headers count, as with Envoy, not one of the
+    /// route's `authorization_request`.
+    pub service: Option<RouteAuthzService>,
+}
+
+/// Whom a route has asked.
+#[derive(Clone, Debug)]
+pub struct RouteAuthzService {
+    /// The service.
+    pub service: AuthzService,
+    /// Its cluster, among those of the route configuration.
+    pub cluster: ClusterRef,
 }
 
 /// Envoy's `filters.network.ext_authz.v3.ExtAuthz`.
@@ -146,6 +169,8 @@ pub struct NetworkExtAuthz {
     pub enabled_metadata: Option<MetadataMatcher>,
     /// What of the filters' notes is sent along.
     pub metadata_namespaces: Vec<Box<str>>,
+    /// No connection is closed.
+    pub shadow: bool,
 }
 
 /// Matchers of header names, of which one must match.
@@ -173,6 +198,14 @@ impl AuthzService {
         match self {
             Self::Grpc(service) => service.timeout,
             Self::Http(service) => service.timeout,
+        }
+    }
+
+    /// Which calls are repeated. `None`: none.
+    pub fn retry_policy(&self) -> Option<&Arc<RetryPolicy>> {
+        match self {
+            Self::Grpc(service) => service.retry_policy.as_ref(),
+            Self::Http(service) => service.retry_policy.as_ref(),
         }
     }
 }

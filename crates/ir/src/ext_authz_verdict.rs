@@ -7,9 +7,9 @@ use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::service::auth::v3 as auth;
 use serde_json::{Map, Value as Json};
 
-use crate::HeaderKey;
 use crate::convert::struct_value;
-use crate::ext_authz::{ExtAuthz, HttpAuthz};
+use crate::ext_authz::{AuthzService, ExtAuthz, HttpAuthz};
+use crate::{HeaderKey, HeaderMutationKind, HeaderMutationVerdict};
 
 const HEADERS_TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
@@ -22,7 +22,7 @@ pub enum AuthzVerdict {
     Denied(Box<AuthzDenial>),
     /// The authorizer could not say; its own words for that, if it has any.
     Failed(Option<Box<AuthzDenial>>),
-    /// It has something that can't be a header.
+    /// It has something that can't be a header, or may not be changed.
     Invalid {
         /// It was to refuse the request.
         denial: bool,
@@ -87,7 +87,7 @@ pub struct AuthzDenial {
     pub metadata: Map<String, Json>,
 }
 
-/// A header that can't be one.
+/// A header that can't be one, or that answers may not change.
 struct Unsayable;
 
 /// Of a request's header only the old flag counts, in Envoy as well.
@@ -141,16 +141,29 @@ fn sayable<T>(all: impl Iterator<Item = Result<T, Unsayable>>, validate: bool) -
     if validate { all.collect() } else { Ok(all.filter_map(Result::ok).collect()) }
 }
 
-/// Names that a request can lose.
-fn removable(names: &[String]) -> Vec<HeaderName> {
-    names
-        .iter()
-        .filter(|name| !name.starts_with(':') && !name.eq_ignore_ascii_case("host"))
-        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-        .collect()
-}
-
 impl ExtAuthz {
+    /// Whether an answer may do this to a header of the request.
+    fn permits(&self, kind: HeaderMutationKind, name: &str, value: &str) -> Result<bool, Unsayable> {
+        let Some(rules) = &self.mutation_rules else { return Ok(true) };
+        match rules.judge(kind, &name.to_ascii_lowercase(), value) {
+            HeaderMutationVerdict::Made => Ok(true),
+            HeaderMutationVerdict::LeftOut => Ok(false),
+            HeaderMutationVerdict::Fails => Err(Unsayable),
+        }
+    }
+
+    /// Names that a request can lose.
+    fn removable(&self, names: &[String]) -> Result<Vec<HeaderName>, Unsayable> {
+        let mut removable = Vec::new();
+        for name in names {
+            let fixed = name.starts_with(':') || name.eq_ignore_ascii_case("host");
+            if self.permits(HeaderMutationKind::Remove, name, "")? && !fixed {
+                removable.extend(HeaderName::from_bytes(name.as_bytes()));
+            }
+        }
+        Ok(removable)
+    }
+
     /// What the answer of a gRPC authorizer means.
     pub fn grpc_verdict(&self, answer: auth::CheckResponse) -> AuthzVerdict {
         use auth::check_response::HttpResponse;
@@ -222,14 +235,25 @@ impl ExtAuthz {
         let order = [Add, Set, AddIfAbsent, SetIfPresent];
         let mut response = changes(&ok.response_headers_to_add, response_action, &order)?;
         response.retain(|change| matches!(change.key, HeaderKey::Named(_)));
-        let request = changes(&ok.headers, request_action, &[Set, Join])?;
-        let reroutes = !(request.is_empty()
+        let mut permitted = Vec::with_capacity(ok.headers.len());
+        for option in &ok.headers {
+            let kind = match request_action(option) {
+                Join => HeaderMutationKind::Append,
+                _ => HeaderMutationKind::Set,
+            };
+            let header = option.header.clone().unwrap_or_default();
+            if self.permits(kind, &header.key, &header.value)? {
+                permitted.push(option.clone());
+            }
+        }
+        let request = changes(&permitted, request_action, &[Set, Join])?;
+        let reroutes = !(ok.headers.is_empty()
             && ok.headers_to_remove.is_empty()
             && query_set.is_empty()
             && ok.query_parameters_to_remove.is_empty());
         Ok(AuthzVerdict::Allowed(Box::new(AuthzChanges {
             request,
-            remove: removable(&ok.headers_to_remove),
+            remove: self.removable(&ok.headers_to_remove)?,
             response,
             query_set,
             query_remove: ok.query_parameters_to_remove,
@@ -255,18 +279,35 @@ impl ExtAuthz {
                 .and_then(|status| u16::try_from(status.code).ok())
                 .filter(|status| *status > 0)
                 .and_then(|status| StatusCode::from_u16(status).ok()),
-            headers: sayable(headers.map(named), self.validate_mutations)?,
+            // What is only written down is not looked at.
+            headers: sayable(headers.map(named), self.validate_mutations && !self.shadow)?,
             body: denied.body,
             metadata,
         })
     }
 }
 
-impl HttpAuthz {
+impl ExtAuthz {
     /// What the answer of an HTTP authorizer means: 200 allows, a 5xx says nothing, all else refuses.
-    pub fn verdict(&self, status: StatusCode, mut headers: HeaderMap, body: &[u8]) -> AuthzVerdict {
+    pub fn http_verdict(
+        &self,
+        service: &HttpAuthz,
+        status: StatusCode,
+        headers: HeaderMap,
+        body: &[u8],
+    ) -> AuthzVerdict {
+        self.of_http(service, status, headers, body).unwrap_or(AuthzVerdict::Invalid { denial: false })
+    }
+
+    fn of_http(
+        &self,
+        service: &HttpAuthz,
+        status: StatusCode,
+        mut headers: HeaderMap,
+        body: &[u8],
+    ) -> Result<AuthzVerdict, Unsayable> {
         if status.is_server_error() {
-            return AuthzVerdict::Failed(None);
+            return Ok(AuthzVerdict::Failed(None));
         }
         let removed = headers.get_all(HEADERS_TO_REMOVE).iter().filter_map(|value| value.to_str().ok());
         let removed: Vec<String> = removed
@@ -275,26 +316,30 @@ impl HttpAuthz {
             .filter(|name| !name.is_empty())
             .collect();
         headers.remove(HEADERS_TO_REMOVE);
-        let noted = headers.iter().filter(|(name, _)| self.metadata_headers.matches(name.as_str()));
+        if status == StatusCode::NO_CONTENT {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        let noted = headers.iter().filter(|(name, _)| service.metadata_headers.matches(name.as_str()));
         let metadata = noted
             .map(|(name, value)| {
                 (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned().into())
             })
             .collect();
         if status != StatusCode::OK {
-            let passes = |name: &HeaderName| match &self.client_headers {
+            let passes = |name: &HeaderName| match &service.client_headers {
                 None => *name != header::HOST,
                 Some(list) => {
-                    list.matches(name.as_str()) || [header::WWW_AUTHENTICATE, header::LOCATION].contains(name)
+                    let always = [header::WWW_AUTHENTICATE, header::LOCATION, header::CONTENT_LENGTH];
+                    list.matches(name.as_str()) || always.contains(name)
                 }
             };
             let passing = headers.iter().filter(|(name, _)| passes(name));
-            return AuthzVerdict::Denied(Box::new(AuthzDenial {
+            return Ok(AuthzVerdict::Denied(Box::new(AuthzDenial {
                 status: Some(status),
                 headers: passing.map(|(name, value)| (name.clone(), value.clone())).collect(),
                 body: String::from_utf8_lossy(body).into_owned(),
                 metadata,
-            }));
+            })));
         }
         let change = |name: &HeaderName, value: &HeaderValue, action| HeaderChange {
             key: HeaderKey::Named(name.clone()),
@@ -305,17 +350,77 @@ impl HttpAuthz {
             let found = headers.iter().filter(|(name, _)| list.matches(name.as_str()));
             found.map(|(name, value)| change(name, value, action)).collect::<Vec<_>>()
         };
-        let mut request = matching(&self.upstream_headers, ChangeAction::Set);
-        let reroutes = !request.is_empty() || !removed.is_empty();
-        request.extend(matching(&self.upstream_headers_to_append, ChangeAction::Add));
-        AuthzVerdict::Allowed(Box::new(AuthzChanges {
+        let mut wanted = matching(&service.upstream_headers, ChangeAction::Set);
+        let reroutes = !wanted.is_empty() || !removed.is_empty();
+        wanted.extend(matching(&service.upstream_headers_to_append, ChangeAction::Add));
+        let mut request = Vec::with_capacity(wanted.len());
+        for change in wanted {
+            let HeaderKey::Named(name) = &change.key else { continue };
+            let value = String::from_utf8_lossy(change.value.as_bytes());
+            if self.permits(HeaderMutationKind::Set, name.as_str(), &value)? {
+                request.push(change);
+            }
+        }
+        Ok(AuthzVerdict::Allowed(Box::new(AuthzChanges {
             request,
-            remove: removable(&removed),
-            response: matching(&self.client_headers_on_success, ChangeAction::Add),
+            remove: self.removable(&removed)?,
+            response: matching(&service.client_headers_on_success, ChangeAction::Add),
             metadata,
             reroutes,
             ..AuthzChanges::default()
-        }))
+        })))
+    }
+}
+
+/// A decision that is not carried out: Envoy's message of this name, by the filter's name and `.shadow` in `%FILTER_STATE%`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowDecision {
+    result: &'static str,
+    status: StatusCode,
+    headers: Vec<(String, String)>,
+}
+
+impl ShadowDecision {
+    /// The request passes.
+    pub fn allowed() -> Self {
+        Self { result: "OK", status: StatusCode::OK, headers: Vec::new() }
+    }
+
+    /// It would be refused so, by an answer of this service.
+    pub fn denied(service: &AuthzService, status: StatusCode, denial: &[(HeaderName, HeaderValue)]) -> Self {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        // An HTTP server's status is a header to Envoy.
+        let of_status = matches!(service, AuthzService::Http(_))
+            .then(|| (":status".to_owned(), status.as_str().to_owned()));
+        let named = denial.iter().map(|(name, value)| (name.as_str().to_owned(), text(value)));
+        Self { result: "DENIED", status, headers: of_status.into_iter().chain(named).collect() }
+    }
+
+    /// It would be refused although nobody has asked for that.
+    pub fn denied_unasked(status: StatusCode) -> Self {
+        Self { result: "DENIED", status, headers: Vec::new() }
+    }
+
+    /// The authorizer could not say.
+    pub fn failed(status: StatusCode) -> Self {
+        Self { result: "ERROR", status, headers: Vec::new() }
+    }
+
+    /// As JSON, with the names of fields as the message has them or in camel case.
+    pub fn json(&self, camel: bool) -> String {
+        let [result, status, headers] = if camel {
+            ["checkResult", "statusCode", "responseHeaders"]
+        } else {
+            ["check_result", "status_code", "response_headers"]
+        };
+        let mut json = Map::new();
+        json.insert(result.to_owned(), self.result.into());
+        json.insert(status.to_owned(), self.status.as_u16().into());
+        if !self.headers.is_empty() {
+            let header = |(key, value): &(String, String)| serde_json::json!({ "key": key, "value": value });
+            json.insert(headers.to_owned(), self.headers.iter().map(header).collect());
+        }
+        Json::Object(json).to_string()
     }
 }
 

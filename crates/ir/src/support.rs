@@ -182,6 +182,7 @@ mod messages {
     pub(super) use lateen_xds::pb::envoy::config::accesslog::v3 as accesslog;
     pub(super) use lateen_xds::pb::envoy::config::bootstrap::v3 as bootstrap;
     pub(super) use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
+    pub(super) use lateen_xds::pb::envoy::config::common::mutation_rules::v3 as mutation_rules;
     pub(super) use lateen_xds::pb::envoy::config::core::v3 as core;
     pub(super) use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
     pub(super) use lateen_xds::pb::envoy::config::listener::v3 as listener;
@@ -264,6 +265,7 @@ table! {
     jwt::JwtHeader,
     jwt::JwtClaimToHeader,
     ext_authz::ExtAuthz,
+    mutation_rules::HeaderMutationRules,
     ext_authz::BufferSettings,
     ext_authz::HttpService,
     ext_authz::AuthorizationRequest,
@@ -302,6 +304,8 @@ table! {
     route::route_action::hash_policy::Header,
     route::route_action::hash_policy::Cookie,
     route::RetryPolicy,
+    core::RetryPolicy,
+    core::BackoffStrategy,
     route::retry_policy::RetryBackOff,
     route::retry_policy::RateLimitedRetryBackOff,
     previous_priorities::PreviousPrioritiesConfig,

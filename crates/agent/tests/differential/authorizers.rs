@@ -1,8 +1,9 @@
 //! External authorizers for both proxies: what a request's `x-authz` header says is what they answer, and they tell what they were
 //! asked in `x-asked`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -70,6 +71,13 @@ pub(crate) async fn start_http() -> SocketAddr {
     serve(false, http).await
 }
 
+/// Whether a request is asked about for the first time, by its id.
+fn is_new(id: &str) -> bool {
+    static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    assert!(!id.is_empty(), "only who has an id is known again");
+    KNOWN.lock().unwrap().insert(id.to_owned())
+}
+
 async fn grpc(request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
@@ -88,8 +96,10 @@ async fn grpc(request: Request<Incoming>) -> Response<Body> {
     if act == "slow" {
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
+    let id = http.headers.get("x-request-id").cloned().unwrap_or_default();
     let status = match act.as_str() {
         "grpc-error" => "14",
+        "again" if is_new(&id) => "14",
         _ => "0",
     };
     let mut response = Response::new(if status == "0" {
@@ -356,6 +366,18 @@ fn answer(act: &str, told: &str) -> auth::CheckResponse {
             headers: (0..120).map(|n| option(&format!("x-many-{n}"), "1", Some(false), 0)).collect(),
             ..Default::default()
         }),
+        "steers" => ok(auth::OkHttpResponse {
+            headers: vec![
+                asked(),
+                option("host", "b.example", Some(false), 0),
+                option(":scheme", "ftp", Some(false), 0),
+                option("x-envoy-mine", "1", Some(false), 0),
+                option(":path", "/more", Some(true), 0),
+                option("x-after", "1", Some(false), 0),
+            ],
+            headers_to_remove: vec!["x-gone".into(), "x-envoy-there".into()],
+            ..Default::default()
+        }),
         "reroute" => ok(auth::OkHttpResponse {
             headers: vec![option("x-route", "other", Some(false), 0)],
             ..Default::default()
@@ -394,7 +416,11 @@ async fn http(request: Request<Incoming>) -> Response<Body> {
     if act == "slow" {
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
-    let status = act.parse::<u16>().ok().unwrap_or(200);
+    let id = head.headers.get("x-request-id").map(|id| id.to_str().unwrap().to_owned());
+    let status = match act.as_str() {
+        "again" if is_new(&id.unwrap_or_default()) => 503,
+        _ => act.parse::<u16>().ok().unwrap_or(200),
+    };
     let text = if status < 300 { "" } else { "no" };
     let mut response = Response::builder()
         .status(status)

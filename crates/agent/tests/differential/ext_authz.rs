@@ -47,6 +47,16 @@ fn manager(filters: Vec<Value>) -> Value {
         per_route("/told", settings(json!({ "context_extensions": { "a": "route", "c": "3" } }))),
         per_route("/without-body", settings(json!({ "disable_request_body_buffering": true }))),
         per_route("/with-body", settings(json!({ "with_request_body": { "max_request_bytes": 20, "allow_partial_message": true } }))),
+        per_route("/asks-grpc", settings(json!({ "grpc_service": { "envoy_grpc": { "cluster_name": "authz-grpc" }, "timeout": "0.5s" }, "context_extensions": { "a": "own" } }))),
+        per_route("/asks-http", settings(json!({ "http_service": {
+            "server_uri": { "uri": "http://own", "cluster": "authz-http", "timeout": "0.5s" }, "path_prefix": "/own",
+            "authorization_request": { "headers_to_add": [{ "key": "x-own", "value": "yes" }] },
+            "authorization_response": {
+                "allowed_upstream_headers": { "patterns": [{ "exact": "x-asked" }] },
+                "allowed_client_headers": { "patterns": [{ "exact": "x-up" }] },
+            },
+        } }))),
+        per_route("/asks-nobody", settings(json!({ "grpc_service": { "envoy_grpc": { "cluster_name": "missing" } } }))),
         { "name": "direct", "match": { "prefix": "/direct" }, "direct_response": { "status": 200, "body": { "inline_string": "direct" } } },
         { "name": "only-get", "match": { "prefix": "/only-get", "headers": [{ "name": ":method", "string_match": { "exact": "GET" } }] }, "route": { "cluster": "service" } },
         { "name": "all", "match": { "prefix": "/" }, "route": { "cluster": "service" },
@@ -86,6 +96,11 @@ fn noted() -> Vec<Value> {
 
 pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let list = |patterns: &[&str]| json!({ "patterns": patterns.iter().map(|pattern| json!({ "prefix": pattern })).collect::<Vec<_>>() });
+    let again = |on: &str| {
+        json!({
+            "retry_on": on, "num_retries": 2, "retry_back_off": { "base_interval": "0.02s", "max_interval": "0.6s" },
+        })
+    };
     let dead = json!({ "grpc_service": { "envoy_grpc": { "cluster_name": "dead" } } });
     let body =
         |bytes: u32, partial: bool| json!({ "max_request_bytes": bytes, "allow_partial_message": partial });
@@ -127,6 +142,73 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
             }))]),
         ),
         ("authz-noted", manager(noted())),
+        ("authz-rules", manager(vec![grpc(json!({ "decoder_header_mutation_rules": {} }))])),
+        (
+            "authz-rules-strict",
+            manager(vec![grpc(
+                json!({ "decoder_header_mutation_rules": { "disallow_is_error": true, "allow_all_routing": true, "allow_envoy": true } }),
+            )]),
+        ),
+        (
+            "authz-rules-few",
+            manager(vec![grpc(json!({ "clear_route_cache": true, "decoder_header_mutation_rules": {
+                "disallow_all": true, "allow_expression": { "regex": "x-(new|asked|route|envoy).*|x-gone" },
+                "disallow_expression": { "regex": ".*absent" },
+            } }))]),
+        ),
+        (
+            "authz-rules-http",
+            manager(vec![http(
+                json!({ "authorization_response": {
+                    "allowed_upstream_headers": list(&["x-up", "x-asked", "x-there"]), "allowed_upstream_headers_to_append": list(&["x-append"]),
+                } }),
+                json!({ "decoder_header_mutation_rules": { "disallow_expression": { "regex": "x-(up|append|gone)" } } }),
+            )]),
+        ),
+        ("authz-shadow", manager(vec![grpc(json!({ "shadow_mode": true }))])),
+        (
+            "authz-shadow-strict",
+            manager(vec![grpc(
+                json!({ "shadow_mode": true, "validate_mutations": true, "status_on_error": { "code": 503 } }),
+            )]),
+        ),
+        (
+            "authz-shadow-open",
+            manager(vec![grpc(
+                json!({ "shadow_mode": true, "failure_mode_allow": true, "failure_mode_allow_header_add": true }),
+            )]),
+        ),
+        (
+            "authz-shadow-off",
+            manager(vec![grpc(json!({
+                "shadow_mode": true, "filter_enabled": { "default_value": { "numerator": 0 } },
+                "deny_at_disable": { "runtime_key": "none", "default_value": true },
+            }))]),
+        ),
+        (
+            "authz-shadow-http",
+            manager(vec![http(
+                json!({ "authorization_response": { "allowed_client_headers": list(&["x-down"]) } }),
+                json!({ "shadow_mode": true }),
+            )]),
+        ),
+        (
+            "authz-again",
+            manager(vec![grpc(
+                json!({ "grpc_service": { "timeout": "1.5s", "retry_policy": again("unavailable,reset") } }),
+            )]),
+        ),
+        (
+            "authz-http-again",
+            manager(vec![http(
+                json!({ "server_uri": { "timeout": "1.5s" }, "retry_policy": again("5xx,retriable-4xx") }),
+                json!({ "allowed_headers": list(&["x-"]) }),
+            )]),
+        ),
+        (
+            "authz-http-again-never",
+            manager(vec![http(json!({ "retry_policy": {} }), json!({ "allowed_headers": list(&["x-"]) }))]),
+        ),
         ("authz-http", manager(vec![http(json!({}), json!({}))])),
         (
             "authz-http-more",
@@ -154,7 +236,12 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
 }
 
 /// Numbers that must be the same when all cases have been played.
-pub(crate) const STATS: [&str; 2] = [r"^http\.authz.*\.ext_authz\.", r"^http\.authz.*\.rbac\."];
+pub(crate) const STATS: [&str; 4] = [
+    r"^http\.authz.*\.ext_authz\.",
+    r"^http\.authz.*\.rbac\.",
+    r"^cluster\.service\.ext_authz\.(ok|denied|error|invalid)",
+    r"^cluster\.authz-(grpc|http)\.upstream_rq_(retry|per_try|timeout)",
+];
 
 fn ask(name: &'static str, request: &str, more: &str) -> Case {
     let (request, body) = request.split_once('|').unwrap_or((request, ""));
@@ -177,7 +264,8 @@ fn act(name: &'static str, act: &str) -> Case {
     ask(name, "GET /a?a=1&b=2&c=3&b=4&d", &format!("x-authz: {act}\r\n{there}"))
 }
 
-const ACTS: [&str; 31] = [
+const ACTS: [&str; 32] = [
+    "steers",
     "",
     "plain",
     "no-status-at-all",
@@ -214,7 +302,18 @@ const ACTS: [&str; 31] = [
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let named = |listener: &str, what: &str| -> &'static str { format!("authz: {listener} {what}").leak() };
-    for listener in ["authz-grpc", "authz-strict", "authz-open"] {
+    let acting = [
+        "authz-grpc",
+        "authz-strict",
+        "authz-open",
+        "authz-rules",
+        "authz-rules-strict",
+        "authz-rules-few",
+        "authz-shadow",
+        "authz-shadow-strict",
+        "authz-shadow-open",
+    ];
+    for listener in acting {
         all.extend(ACTS.iter().map(|one| act(named(listener, one), one).on(listener)));
     }
     let grpc = "content-type: application/grpc\r\n";
@@ -233,6 +332,9 @@ pub(crate) fn cases() -> Vec<Case> {
         "authz-http",
         "authz-http-more",
         "authz-http-asked",
+        "authz-shadow-off",
+        "authz-shadow-http",
+        "authz-again",
     ];
     for listener in listeners {
         let of_all = [
@@ -245,6 +347,11 @@ pub(crate) fn cases() -> Vec<Case> {
             ask(named(listener, "deny gRPC"), "GET /x", &format!("{grpc}x-authz: deny-more\r\n")),
             ask(named(listener, "off"), "GET /off", "x-authz: deny\r\n"),
             ask(named(listener, "told"), "GET /told", ""),
+            ask(named(listener, "asks gRPC"), "GET /asks-grpc?x", "x-secret: s\r\n"),
+            ask(named(listener, "asks gRPC, denied"), "GET /asks-grpc", "x-authz: deny\r\n"),
+            ask(named(listener, "asks HTTP"), "GET /asks-http?x", "x-secret: s\r\n"),
+            ask(named(listener, "asks HTTP, denied"), "GET /asks-http", "authorization: 403\r\n"),
+            ask(named(listener, "asks nobody"), "GET /asks-nobody", ""),
             ask(named(listener, "no route"), "PUT /only-get", ""),
             ask(named(listener, "no route at all"), "PUT /nothing", "host: none.example\r\n").no_host(),
             ask(named(listener, "direct"), "GET /direct", "x-authz: deny\r\n"),
@@ -263,7 +370,23 @@ pub(crate) fn cases() -> Vec<Case> {
         ];
         all.extend(of_all.map(|case| case.on(listener)));
     }
-    for listener in ["authz-http", "authz-http-more", "authz-http-asked"] {
+    for (listener, act) in [
+        ("authz-again", "again"),
+        ("authz-again", "grpc-error"),
+        ("authz-again", "slow"),
+        ("authz-again", "http-503"),
+        ("authz-http-again", "again"),
+        ("authz-http-again", "500"),
+        ("authz-http-again", "409"),
+        ("authz-http-again", "403"),
+        ("authz-http-again", "slow"),
+        ("authz-http-again-never", "500"),
+    ] {
+        all.push(ask(named(listener, act), "GET /again", &format!("x-authz: {act}\r\n")).on(listener));
+    }
+    for listener in
+        ["authz-http", "authz-http-more", "authz-http-asked", "authz-rules-http", "authz-shadow-http"]
+    {
         for code in ["200", "201", "204", "302", "401", "403", "404", "418", "500", "503", "slow", "remove"] {
             all.push(act(named(listener, code), code).on(listener));
             let by = format!("authorization: {code}\r\n");
@@ -272,7 +395,13 @@ pub(crate) fn cases() -> Vec<Case> {
     }
     for case in &mut all {
         let odd = ["invalid-name", "invalid-response", "deny-invalid", "invalid-query"];
-        if !case.listener.contains("strict") && odd.iter().any(|odd| case.name.ends_with(odd)) {
+        let is_checked = ["authz-strict", "authz-shadow-strict"].contains(&case.listener)
+            && !case.name.ends_with("shadow-strict deny-invalid")
+            || case.name.ends_with("authz-rules-few invalid-name");
+        if case.name.ends_with("authz-rules-strict steers") {
+            case.compare = Compare::Outcome("Envoy has made the changes before the wrong one, and logs them");
+        }
+        if !is_checked && odd.iter().any(|odd| case.name.ends_with(odd)) {
             case.compare =
                 Compare::Nothing("what can't be a header or a path is left out; Envoy sends it on, or fails");
         }
@@ -342,6 +471,17 @@ async fn connections_are_asked_about_with_their_first_byte() {
         ),
         ("error", with(vec![asks("grpc-error", json!({}))])),
         ("slow", with(vec![asks("slow", json!({}))])),
+        ("shadow", with(vec![asks("deny-ok", json!({ "shadow_mode": true }))])),
+        ("shadow-error", with(vec![asks("half-a-message", json!({ "shadow_mode": true }))])),
+        (
+            "again",
+            with(vec![asks(
+                "grpc-error",
+                json!({ "stat_prefix": "again", "grpc_service": { "retry_policy": {
+                "retry_on": "unavailable", "retry_back_off": { "base_interval": "0.01s" },
+            } } }),
+            )]),
+        ),
         (
             "noted",
             with(vec![
@@ -359,7 +499,8 @@ async fn connections_are_asked_about_with_their_first_byte() {
     ];
     let duo = Duo::start(json!([route("it", json!({}))]), &clusters, &listeners).await;
     let settled = [("ext_authz.deny-more.denied", 2), ("ext_authz.slow.active", 0)];
-    let [envoy, lateen] = duo.connections(&listeners, &settled, r"^ext_authz\.|rbac").await;
+    let [envoy, lateen] =
+        duo.connections(&listeners, &settled, r"^ext_authz\.|rbac|authz.upstream_rq_retry").await;
     assert_eq!(envoy, lateen, "{} first", KINDS[0]);
     assert!(envoy.contains("closed: \"\"") && envoy.contains("open: \"HTTP/1.1 200"), "{envoy}");
     assert!(envoy.contains("flags=UAEX"), "{envoy}");

@@ -158,7 +158,7 @@ pub(crate) fn manager(filters: Vec<Value>, routes: Value, more: Value) -> Value 
 }
 
 /// Begins with the ports of both ends, by which lines are found.
-const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON%\n";
+const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% state=%FILTER_STATE(authz.shadow)% %FILTER_STATE(authz.shadow:PLAIN)%\n";
 
 pub(crate) fn logs(path: &Path) -> Value {
     json!([{
@@ -297,6 +297,8 @@ impl Proxy {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "explicit_http_config": { "http2_protocol_options": { "allow_connect": true } },
         } } });
+        // Cases go on side by side.
+        let many_retries = || json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 100 }] } });
         let bootstrap = json!({
             "node": { "id": "differential", "cluster": "tests" },
             "admin": { "address": address(admin) },
@@ -306,8 +308,8 @@ impl Proxy {
                     cluster("service", json!({}), &[service]),
                     cluster("http2", h2.clone(), &[http2]),
                     cluster("tunnels", h2.clone(), &[tunnels]),
-                    cluster("authz-grpc", h2, &[asks_grpc]),
-                    cluster("authz-http", json!({}), &[asks_http]),
+                    cluster("authz-grpc", merged(h2, many_retries()), &[asks_grpc]),
+                    cluster("authz-http", many_retries(), &[asks_http]),
                     cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),

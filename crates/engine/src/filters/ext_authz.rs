@@ -10,7 +10,8 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use lateen_ir::{
     AuthzBody, AuthzChanges, AuthzConnection, AuthzDenial, AuthzRequest, AuthzService, AuthzVerdict,
-    ExtAuthz, ExtAuthzRoute, FilterLevels, FilterRouteConfig, HeaderChange, HeaderKey, PeerView,
+    ChangeAction, ExtAuthz, ExtAuthzRoute, FilterLevels, FilterRouteConfig, HeaderChange, HeaderKey,
+    PeerView, ShadowDecision,
 };
 use lateen_xds::pb::envoy::service::auth::v3::CheckResponse;
 
@@ -41,6 +42,8 @@ pub(super) struct ExtAuthzFilter {
     pub(super) ir: Arc<ExtAuthz>,
     /// Who is asked.
     pub(super) cluster: ClusterSlot,
+    /// Under which decisions are written down that are not carried out. `None`: they are.
+    pub(super) shadow: Option<Arc<str>>,
 }
 
 /// One worker's numbers of a filter.
@@ -64,10 +67,20 @@ impl Added {
     }
 }
 
+/// A decision that was not carried out, and its name.
+pub(crate) struct Shadow {
+    pub(crate) name: Arc<str>,
+    pub(crate) decision: ShadowDecision,
+}
+
+fn write_down(name: &Arc<str>, context: &mut RequestContext, decision: ShadowDecision) {
+    context.filters.push(FilterState::Shadow(Box::new(Shadow { name: name.clone(), decision })));
+}
+
 /// What routes say, the most specific first.
-fn of_routes(context: &RequestContext, name: FilterSlot) -> impl Iterator<Item = &ExtAuthzRoute> {
+fn of_routes(context: &RequestContext, name: FilterSlot) -> impl Iterator<Item = &Arc<ExtAuthzRoute>> {
     levels(context, name).into_iter().flat_map(FilterLevels::configs).filter_map(|config| match config {
-        FilterRouteConfig::ExtAuthz(config) => Some(&**config),
+        FilterRouteConfig::ExtAuthz(config) => Some(config),
         _ => None,
     })
 }
@@ -77,7 +90,7 @@ pub(super) fn decode(
     filter: &ExtAuthzFilter,
     local: &LocalExtAuthz,
     name: FilterSlot,
-    context: &RequestContext,
+    context: &mut RequestContext,
 ) -> Result<Step, Failure> {
     let is_off = of_routes(context, name).next().is_some_and(|route| route.disabled);
     if context.route.is_none() || is_off {
@@ -88,7 +101,15 @@ pub(super) fn decode(
         return Ok(Step::Pause);
     }
     local.stats.disabled.inc();
-    if filter.ir.deny_at_disable { Err(failed(filter.ir.status_on_error)) } else { Ok(Step::Next) }
+    if !filter.ir.deny_at_disable {
+        return Ok(Step::Next);
+    }
+    let status = filter.ir.status_on_error;
+    let Some(name) = &filter.shadow else { return Err(failed(status)) };
+    local.stats.shadow_denied.inc();
+    context.flags.insert(Flags::UNAUTHORIZED_EXTERNAL);
+    write_down(name, context, ShadowDecision::denied_unasked(status));
+    Ok(Step::Next)
 }
 
 /// Asks, and carries the answer out.
@@ -103,15 +124,25 @@ pub(super) async fn check(
         Some(settings) => Some(receive(context, settings).await?),
         None => None,
     };
-    let extensions = extensions(context, name);
-    let call =
-        call(filter, context, extensions, body.as_ref().map(|(bytes, partial)| (&bytes[..], *partial)));
+    let own = of_routes(context, name).next().filter(|route| route.service.is_some()).cloned();
+    let own = own.as_ref().and_then(|route| route.service.as_ref());
+    let service = own.map_or(&filter.ir.service, |own| &own.service);
+    let cluster = match own {
+        None => Some(filter.cluster),
+        Some(own) => {
+            let routes = context.routes.as_ref();
+            routes.and_then(|routes| routes.slots.get(own.cluster.index as usize)).copied()
+        }
+    };
+    let body = body.as_ref().map(|(bytes, partial)| (&bytes[..], *partial));
+    let call = cluster
+        .and_then(|cluster| call(&filter.ir, (service, cluster), context, extensions(context, name), body));
     let answer = match call {
         Some(call) => within_limits(context, answered(context.body.as_ref(), call)).await??,
         None => Err(Unanswered),
     };
-    let verdict = answer.and_then(|answer| verdict(&filter.ir, answer));
-    settle(&filter.ir, local, context, verdict.unwrap_or(AuthzVerdict::Failed(None)))
+    let verdict = answer.and_then(|answer| verdict(&filter.ir, service, answer));
+    settle(filter, service, local, context, verdict.unwrap_or(AuthzVerdict::Failed(None)))
 }
 
 /// The answer. What comes of the body meanwhile is received, as far as there is room: a client that is refused may then go on.
@@ -131,14 +162,14 @@ async fn answered(
     }
 }
 
-fn verdict(filter: &ExtAuthz, answer: Called) -> Result<AuthzVerdict, Unanswered> {
-    match &filter.service {
+fn verdict(filter: &ExtAuthz, service: &AuthzService, answer: Called) -> Result<AuthzVerdict, Unanswered> {
+    match service {
         AuthzService::Grpc(_) => Ok(filter.grpc_verdict(answer.grpc_message::<CheckResponse>()?)),
         AuthzService::Http(service) => {
             let Called { status, mut headers, body, took, .. } = answer;
             let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, millis.into());
-            Ok(service.verdict(status, headers, &body))
+            Ok(filter.http_verdict(service, status, headers, &body))
         }
     }
 }
@@ -206,14 +237,14 @@ pub(crate) fn connection_view(info: &ConnectionInfo, certificate: bool) -> Authz
 
 /// The question; `None`: there is nobody to ask.
 fn call(
-    filter: &ExtAuthzFilter,
+    ir: &ExtAuthz,
+    (service, cluster): (&AuthzService, ClusterSlot),
     context: &RequestContext,
     extensions: BTreeMap<String, String>,
     body: Option<(&[u8], bool)>,
 ) -> Option<Call> {
     let worker = &context.connection.worker;
-    let cluster = context.view.cluster(filter.cluster, worker)?;
-    let ir = &filter.ir;
+    let cluster = context.view.cluster(cluster, worker)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = AuthzRequest {
         id: worker.random(),
@@ -228,8 +259,8 @@ fn call(
         body,
         metadata: context.metadata.as_deref(),
     };
-    let timeout = ir.service.timeout();
-    let (message, body, most_received) = match &ir.service {
+    let timeout = service.timeout();
+    let (message, body, most_received) = match service {
         AuthzService::Grpc(service) => {
             let connection = connection_view(&context.connection.info, ir.include_peer_certificate);
             let question = ir.check(&connection, &request, extensions);
@@ -245,7 +276,6 @@ fn call(
             let (path, mut headers, body) = ir.http_check(service, &request);
             call::add_formatted(&mut headers, &service.headers_to_add, context);
             call::add_internal(&mut headers);
-            call::add_timeout(&mut headers, timeout);
             let message = Message {
                 method: context.head.method.clone(),
                 headers,
@@ -256,16 +286,19 @@ fn call(
             (message, body, None)
         }
     };
-    Some(Call { worker: worker.clone(), cluster, message, body, timeout, most_received })
+    let retry_policy = service.retry_policy().cloned();
+    Some(Call { worker: worker.clone(), cluster, message, body, timeout, most_received, retry_policy })
 }
 
 /// Carries a verdict out.
 fn settle(
-    filter: &ExtAuthz,
+    filter: &ExtAuthzFilter,
+    service: &AuthzService,
     local: &LocalExtAuthz,
     context: &mut RequestContext,
     verdict: AuthzVerdict,
 ) -> Result<(), Failure> {
+    let ExtAuthzFilter { ir: filter, shadow, .. } = filter;
     let stats = &local.stats;
     let of_cluster = cluster_stats(filter, context);
     match verdict {
@@ -277,6 +310,9 @@ fn settle(
             }
             of_cluster.iter().for_each(|of_cluster| of_cluster.ok.inc());
             stats.ok.inc();
+            if let Some(name) = shadow {
+                write_down(name, context, ShadowDecision::allowed());
+            }
             Ok(())
         }
         AuthzVerdict::Denied(denial) => {
@@ -291,6 +327,11 @@ fn settle(
                 cluster.stats.upstream_rq_completed.inc();
                 cluster.stats.statuses.inc(status.as_u16());
             }
+            if let Some(name) = shadow {
+                stats.shadow_denied.inc();
+                write_down(name, context, ShadowDecision::denied(service, status, &headers));
+                return Ok(());
+            }
             if let Some(most) = filter.longest_denial {
                 body.truncate(body.floor_char_boundary(most));
             }
@@ -299,6 +340,12 @@ fn settle(
         AuthzVerdict::Failed(words) => {
             of_cluster.iter().for_each(|of_cluster| of_cluster.error.inc());
             stats.error.inc();
+            if let Some(name) = shadow {
+                stats.shadow_error.inc();
+                let status = words.and_then(|words| words.status).unwrap_or(filter.status_on_error);
+                write_down(name, context, ShadowDecision::failed(status));
+                return Ok(());
+            }
             if filter.failure_mode_allow {
                 stats.failure_mode_allowed.inc();
                 of_cluster.iter().for_each(|of_cluster| of_cluster.failure_mode_allowed.inc());
@@ -368,13 +415,22 @@ fn take_notes(
 fn allow(filter: &ExtAuthz, local: &LocalExtAuthz, context: &mut RequestContext, mut changes: AuthzChanges) {
     take_notes(filter, local, context, std::mem::take(&mut changes.metadata));
     for change in &changes.request {
-        match (&change.key, PathAndQuery::try_from(change.value.as_bytes())) {
-            (HeaderKey::Authority, _) => context.authority = change.value.clone(),
-            (HeaderKey::Path, Ok(path)) => context.path = path,
-            (HeaderKey::Method, _) => {
-                if let Ok(method) = Method::from_bytes(change.value.as_bytes()) {
-                    context.head.method = method;
-                }
+        let after = |there: &[u8]| match change.action {
+            ChangeAction::Join => [there, b",", change.value.as_bytes()].concat(),
+            _ => change.value.as_bytes().to_vec(),
+        };
+        match &change.key {
+            HeaderKey::Authority => {
+                let value = HeaderValue::from_bytes(&after(context.authority.as_bytes()));
+                value.into_iter().for_each(|value| context.authority = value);
+            }
+            HeaderKey::Path => {
+                let path = PathAndQuery::try_from(after(context.path.as_str().as_bytes()));
+                path.into_iter().for_each(|path| context.path = path);
+            }
+            HeaderKey::Method => {
+                let method = Method::from_bytes(&after(context.head.method.as_str().as_bytes()));
+                method.into_iter().for_each(|method| context.head.method = method);
             }
             _ => change.apply(&mut context.head.headers),
         }

@@ -174,7 +174,10 @@ pub(super) fn decode(
 pub(super) async fn delay(local: &LocalFault, context: &mut RequestContext) -> Result<(), Failure> {
     let Some((fault, delay)) = context.filters.iter().find_map(|state| match state {
         FilterState::Fault(injected) => injected.delay.map(|delay| (injected.fault.clone(), delay)),
-        FilterState::Cors(_) | FilterState::ExtAuthz(_) | FilterState::Waiting(_) => None,
+        FilterState::Cors(_)
+        | FilterState::ExtAuthz(_)
+        | FilterState::Shadow(_)
+        | FilterState::Waiting(_) => None,
     }) else {
         return Ok(());
     };

@@ -74,6 +74,7 @@ pub(crate) enum FilterState {
     Cors(cors::Allowed),
     Waiting(dynamic_forward_proxy::Waiting),
     ExtAuthz(ext_authz::Added),
+    Shadow(Box<ext_authz::Shadow>),
 }
 
 /// How a filter's look at a request ended.
@@ -96,7 +97,7 @@ pub(crate) enum Flow {
 /// The filters of a connection manager, without the router.
 pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Result<Box<[Filter]>, String> {
     let Names { filters: slots, clusters, caches, .. } = names;
-    let mut kind = |kind: &ir::HttpFilterKind| {
+    let mut kind = |name: &str, kind: &ir::HttpFilterKind| {
         Ok::<_, String>(match kind {
             ir::HttpFilterKind::Fault(fault) => {
                 Some(FilterKind::Fault(fault::FaultFilter::new(fault.clone())))
@@ -104,7 +105,8 @@ pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Res
             ir::HttpFilterKind::Cors => Some(FilterKind::Cors),
             ir::HttpFilterKind::ExtAuthz(ir) => {
                 let cluster = clusters.of(ir.service.cluster());
-                Some(FilterKind::ExtAuthz(ext_authz::ExtAuthzFilter { ir: ir.clone(), cluster }))
+                let shadow = ir.shadow.then(|| format!("{name}.shadow").into());
+                Some(FilterKind::ExtAuthz(ext_authz::ExtAuthzFilter { ir: ir.clone(), cluster, shadow }))
             }
             ir::HttpFilterKind::Jwt(jwt) => Some(FilterKind::Jwt(jwt.clone())),
             ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
@@ -116,7 +118,7 @@ pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Res
     };
     let mut filters = Vec::with_capacity(hcm.http_filters.len());
     for filter in &hcm.http_filters {
-        if let Some(kind) = kind(&filter.kind)? {
+        if let Some(kind) = kind(&filter.name, &filter.kind)? {
             filters.push(Filter { kind, name: slots.of(&filter.name), disabled: filter.disabled });
         }
     }
@@ -246,7 +248,7 @@ pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
         match state {
             FilterState::Cors(allowed) => allowed.encode(headers),
             FilterState::ExtAuthz(added) => added.encode(headers),
-            FilterState::Fault(_) | FilterState::Waiting(_) => {}
+            FilterState::Fault(_) | FilterState::Waiting(_) | FilterState::Shadow(_) => {}
         }
     }
 }
@@ -255,7 +257,10 @@ pub(crate) fn encode(context: &RequestContext, headers: &mut HeaderMap) {
 pub(crate) fn throttle(context: &RequestContext) -> Option<throttle::Throttle> {
     context.filters.iter().find_map(|state| match state {
         FilterState::Fault(injected) => injected.throttle(),
-        FilterState::Cors(_) | FilterState::ExtAuthz(_) | FilterState::Waiting(_) => None,
+        FilterState::Cors(_)
+        | FilterState::ExtAuthz(_)
+        | FilterState::Waiting(_)
+        | FilterState::Shadow(_) => None,
     })
 }
 

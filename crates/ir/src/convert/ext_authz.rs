@@ -9,22 +9,25 @@ use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 use lateen_xds::pb::google::protobuf::Duration as PbDuration;
 use std::time::Duration;
 
+use super::cluster_names::ClusterNames;
 use super::config_source::api_version;
+use super::header_mutation_rules::header_mutation_rules;
 use super::matchers::{header_name, header_value, string_matcher};
 use super::metadata::metadata_matcher;
+use super::retry::call_retry_policy;
 use super::values::{Converted, bool_or, fraction, nonempty, number, required, timeout};
 use crate::error::At;
 use crate::support::fields;
 use crate::{
     AuthzBody, AuthzService, ExtAuthz, ExtAuthzRoute, GrpcService, HttpAuthz, NameMatchers, NetworkExtAuthz,
-    TextFormat,
+    RouteAuthzService, TextFormat,
 };
 
 /// Of calls that do not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// What HTTP servers are always told.
-const ALWAYS_SENT: [&str; 4] = ["authorization", ":method", ":path", "host"];
+const ALWAYS_SENT: [&str; 4] = ["authorization", ":method", ":path", ":authority"];
 
 pub(super) fn ext_authz(at: &At<'_>, message: proto::ExtAuthz) -> Converted<ExtAuthz> {
     use proto::ext_authz::Services;
@@ -34,7 +37,8 @@ pub(super) fn ext_authz(at: &At<'_>, message: proto::ExtAuthz) -> Converted<ExtA
             clear_route_cache, status_on_error, validate_mutations, metadata_context_namespaces, filter_enabled,
             filter_enabled_metadata, deny_at_disable, include_peer_certificate, stat_prefix, allowed_headers,
             disallowed_headers, include_tls_session, charge_cluster_response_stats, encode_raw_headers,
-            enable_dynamic_metadata_ingestion, max_denied_response_body_bytes,
+            enable_dynamic_metadata_ingestion, max_denied_response_body_bytes, decoder_header_mutation_rules,
+            shadow_mode,
         }
         inert {
             typed_metadata_context_namespaces = "no filter here notes typed metadata",
@@ -44,11 +48,9 @@ pub(super) fn ext_authz(at: &At<'_>, message: proto::ExtAuthz) -> Converted<ExtA
         rejected {
             route_metadata_context_namespaces = "metadata of routes",
             bootstrap_metadata_labels_key = "labels from the node's metadata",
-            decoder_header_mutation_rules = "rules about which headers answers may change",
             filter_metadata = "filter state for logs",
             emit_filter_state_stats = "filter state for logs",
             enforce_response_header_limits = "limits of the answer's headers",
-            shadow_mode = "decisions that are not carried out",
         }
     });
     api_version(at, "transport_api_version", transport_api_version)?;
@@ -115,6 +117,10 @@ pub(super) fn ext_authz(at: &At<'_>, message: proto::ExtAuthz) -> Converted<ExtA
         ingests_metadata: bool_or(enable_dynamic_metadata_ingestion, true),
         longest_denial: (max_denied_response_body_bytes > 0)
             .then_some(max_denied_response_body_bytes as usize),
+        mutation_rules: decoder_header_mutation_rules
+            .map(|rules| header_mutation_rules(&at.field("decoder_header_mutation_rules"), rules))
+            .transpose()?,
+        shadow: shadow_mode,
     })
 }
 
@@ -152,7 +158,6 @@ fn call_timeout(at: &At<'_>, value: Option<PbDuration>) -> Converted<Option<Dura
 fn grpc_service(at: &At<'_>, service: core::GrpcService) -> Converted<GrpcService> {
     use core::grpc_service::TargetSpecifier;
     let core::GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = service;
-    at.refuse("retry_policy", &retry_policy, "retries of calls")?;
     let grpc = match required(at, "target_specifier", target_specifier)? {
         TargetSpecifier::EnvoyGrpc(grpc) => grpc,
         TargetSpecifier::GoogleGrpc(_) => {
@@ -163,11 +168,11 @@ fn grpc_service(at: &At<'_>, service: core::GrpcService) -> Converted<GrpcServic
     let core::grpc_service::EnvoyGrpc {
         cluster_name,
         authority,
-        retry_policy,
+        retry_policy: own_retry_policy,
         max_receive_message_length,
         skip_envoy_headers,
     } = grpc;
-    at_grpc.refuse("retry_policy", &retry_policy, "retries of calls")?;
+    at_grpc.refuse("retry_policy", &own_retry_policy, "it is for xDS; use that of grpc_service")?;
     let cluster = nonempty(&at_grpc, "cluster_name", cluster_name)?;
     let authority = if authority.is_empty() { cluster.to_string() } else { authority };
     let added = initial_metadata.into_iter().enumerate();
@@ -180,6 +185,7 @@ fn grpc_service(at: &At<'_>, service: core::GrpcService) -> Converted<GrpcServic
             .collect::<Converted<_>>()?,
         most_received: number(max_receive_message_length).map(|most| most as usize),
         skip_envoy_headers,
+        retry_policy: call_retry_policy(at, retry_policy)?,
     })
 }
 
@@ -197,9 +203,11 @@ fn header_to_add(at: &At<'_>, header: core::HeaderValue) -> Converted<(HeaderNam
 fn http_service(at: &At<'_>, message: proto::HttpService) -> Converted<(HttpAuthz, Option<NameMatchers>)> {
     use core::http_uri::HttpUpstreamType;
     fields!(at, message => proto::HttpService {
-        used { server_uri, path_prefix, path_override, authorization_request, authorization_response }
+        used {
+            server_uri, path_prefix, path_override, authorization_request, authorization_response, retry_policy,
+        }
         inert {}
-        rejected { retry_policy = "retries of calls" }
+        rejected {}
     });
     let at_uri = at.field("server_uri");
     // The URI itself goes unused, in Envoy too.
@@ -228,6 +236,7 @@ fn http_service(at: &At<'_>, message: proto::HttpService) -> Converted<(HttpAuth
         client_headers: None,
         client_headers_on_success: NameMatchers::default(),
         metadata_headers: NameMatchers::default(),
+        retry_policy: call_retry_policy(at, retry_policy)?,
     };
     if let Some(response) = authorization_response {
         authorization_response_headers(&at.field("authorization_response"), response, &mut service)?;
@@ -281,7 +290,11 @@ fn authorization_response_headers(
     Ok(())
 }
 
-pub(super) fn route_ext_authz(at: &At<'_>, message: proto::ExtAuthzPerRoute) -> Converted<ExtAuthzRoute> {
+pub(super) fn route_ext_authz(
+    at: &At<'_>,
+    message: proto::ExtAuthzPerRoute,
+    names: &mut ClusterNames,
+) -> Converted<ExtAuthzRoute> {
     use proto::check_settings::ServiceOverride;
     use proto::ext_authz_per_route::Override;
     let settings = match required(at, "override", message.r#override)? {
@@ -293,20 +306,17 @@ pub(super) fn route_ext_authz(at: &At<'_>, message: proto::ExtAuthzPerRoute) -> 
         used { context_extensions, disable_request_body_buffering, with_request_body, service_override }
         inert { emit_client_span = "there is no tracing" }
         rejected {}
-        variants {
-            grpc_service = "a route's own service",
-            http_service = "a route's own service",
-        }
     });
-    match service_override {
-        None => {}
-        Some(ServiceOverride::GrpcService(_)) => {
-            return Err(at.error_in("grpc_service", "not supported: a route's own service"));
+    let service = match service_override {
+        None => None,
+        Some(ServiceOverride::GrpcService(service)) => {
+            Some(AuthzService::Grpc(grpc_service(&at.field("grpc_service"), service)?))
         }
-        Some(ServiceOverride::HttpService(_)) => {
-            return Err(at.error_in("http_service", "not supported: a route's own service"));
+        Some(ServiceOverride::HttpService(service)) => {
+            let (service, _) = http_service(&at.field("http_service"), service)?;
+            Some(AuthzService::Http(Box::new(service)))
         }
-    }
+    };
     if disable_request_body_buffering && with_request_body.is_some() {
         return Err(at.error("only one of disable_request_body_buffering and with_request_body may be set"));
     }
@@ -317,6 +327,8 @@ pub(super) fn route_ext_authz(at: &At<'_>, message: proto::ExtAuthzPerRoute) -> 
         body: with_request_body
             .map(|settings| buffer_settings(&at.field("with_request_body"), settings))
             .transpose()?,
+        service: service
+            .map(|service| RouteAuthzService { cluster: names.reference(service.cluster()), service }),
     })
 }
 
@@ -324,13 +336,12 @@ pub(super) fn network_ext_authz(at: &At<'_>, message: network::ExtAuthz) -> Conv
     fields!(at, message => network::ExtAuthz {
         used {
             stat_prefix, grpc_service, failure_mode_allow, include_peer_certificate, transport_api_version,
-            filter_enabled_metadata, include_tls_session, metadata_context_namespaces,
+            filter_enabled_metadata, include_tls_session, metadata_context_namespaces, shadow_mode,
         }
         inert { typed_metadata_context_namespaces = "no filter here notes typed metadata" }
         rejected {
             bootstrap_metadata_labels_key = "labels from the node's metadata",
             send_tls_alert_on_denial = "TLS alerts of denials",
-            shadow_mode = "decisions that are not carried out",
         }
     });
     api_version(at, "transport_api_version", transport_api_version)?;
@@ -345,5 +356,10 @@ pub(super) fn network_ext_authz(at: &At<'_>, message: network::ExtAuthz) -> Conv
             .map(|matcher| metadata_matcher(&at.field("filter_enabled_metadata"), matcher))
             .transpose()?,
         metadata_namespaces: metadata_context_namespaces.into_iter().map(Into::into).collect(),
+        shadow: shadow_mode,
     })
 }
+
+#[cfg(test)]
+#[path = "ext_authz_tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@ use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager
 use lateen_xds::pb::google::protobuf::Any;
 
 use super::access_log::access_logs;
+use super::cluster_names::ClusterNames;
 use super::cors::{cors, cors_policy};
 use super::dynamic_forward_proxy::{http_dynamic, route_dynamic};
 use super::ext_authz::{ext_authz, route_ext_authz};
@@ -141,17 +142,18 @@ impl FilterNames {
 pub(super) fn overrides(
     at: &At<'_>,
     configs: HashMap<String, Any>,
-    names: &mut FilterNames,
+    filters: &mut FilterNames,
+    clusters: &mut ClusterNames,
 ) -> Converted<FilterOverrides> {
     let mut list = Vec::with_capacity(configs.len());
     for (name, any) in &configs {
         let at = at.key("typed_per_filter_config", name);
         let setting = match lateen_xds::any::message_name(&any.type_url) {
-            "envoy.config.route.v3.FilterConfig" => filter_config(&at, typed(&at, any)?)?,
-            _ => Some(FilterSetting::Config(route_config(&at, any)?)),
+            "envoy.config.route.v3.FilterConfig" => filter_config(&at, typed(&at, any)?, clusters)?,
+            _ => Some(FilterSetting::Config(route_config(&at, any, clusters)?)),
         };
         if let Some(setting) = setting {
-            list.push(FilterOverride { filter: names.position(name), setting });
+            list.push(FilterOverride { filter: filters.position(name), setting });
         }
     }
     list.sort_by_key(|entry| entry.filter);
@@ -159,7 +161,11 @@ pub(super) fn overrides(
 }
 
 /// `None`: optional and not supported, so as if it were not there.
-fn filter_config(at: &At<'_>, message: route::FilterConfig) -> Converted<Option<FilterSetting>> {
+fn filter_config(
+    at: &At<'_>,
+    message: route::FilterConfig,
+    clusters: &mut ClusterNames,
+) -> Converted<Option<FilterSetting>> {
     fields!(at, message => route::FilterConfig {
         used { config, is_optional, disabled }
         inert {}
@@ -176,7 +182,7 @@ fn filter_config(at: &At<'_>, message: route::FilterConfig) -> Converted<Option<
     if is_optional && !SUPPORTED.contains(&lateen_xds::any::message_name(&config.type_url)) {
         return Ok(None);
     }
-    route_config(&at, &config).map(|config| Some(FilterSetting::Config(config)))
+    route_config(&at, &config, clusters).map(|config| Some(FilterSetting::Config(config)))
 }
 
 /// Types of per-route configuration.
@@ -189,7 +195,7 @@ const SUPPORTED: [&str; 6] = [
     "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
 ];
 
-fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
+fn route_config(at: &At<'_>, any: &Any, clusters: &mut ClusterNames) -> Converted<FilterRouteConfig> {
     let name = lateen_xds::any::message_name(&any.type_url);
     match name {
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
@@ -202,7 +208,7 @@ fn route_config(at: &At<'_>, any: &Any) -> Converted<FilterRouteConfig> {
             Ok(FilterRouteConfig::Jwt(jwt_route(at, typed(at, any)?)?))
         }
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
-            Ok(FilterRouteConfig::ExtAuthz(Arc::new(route_ext_authz(at, typed(at, any)?)?)))
+            Ok(FilterRouteConfig::ExtAuthz(Arc::new(route_ext_authz(at, typed(at, any)?, clusters)?)))
         }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             Ok(FilterRouteConfig::Rbac(Arc::new(route_rbac(at, typed(at, any)?)?)))

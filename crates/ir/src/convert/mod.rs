@@ -16,6 +16,7 @@ mod ext_authz;
 mod fault;
 mod hash_policy;
 mod hcm;
+mod header_mutation_rules;
 mod health_check;
 mod http_filters;
 mod http_options;

@@ -1,8 +1,10 @@
 //! Retry policies.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::route::v3 as proto;
 use lateen_xds::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use proto::retry_policy::{
@@ -17,6 +19,8 @@ use crate::support::fields;
 use crate::{Backoff, RateLimitedBackoff, RetryOn, RetryPolicy};
 
 const BASE: Duration = Duration::from_millis(25);
+/// Of retries of calls.
+const CALL_BASE: Duration = Duration::from_secs(1);
 
 pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converted<RetryPolicy> {
     fields!(at, message => proto::RetryPolicy {
@@ -67,6 +71,55 @@ pub(super) fn retry_policy(at: &At<'_>, message: proto::RetryPolicy) -> Converte
             .map(|message| rate_limited(&at.field("rate_limited_retry_back_off"), message))
             .transpose()?,
     })
+}
+
+/// The retries of a filter's own calls, under `retry_policy`: as those of routes, where a try may last as long as the longest pause.
+pub(super) fn call_retry_policy(
+    at: &At<'_>,
+    message: Option<core::RetryPolicy>,
+) -> Converted<Option<Arc<RetryPolicy>>> {
+    let Some(message) = message else { return Ok(None) };
+    let at = at.field("retry_policy");
+    fields!(&at, message => core::RetryPolicy {
+        used { retry_back_off, num_retries, retry_on, retry_host_predicate, host_selection_retry_max_attempts }
+        inert {}
+        rejected { retry_priority = "priorities of a call's retries" }
+    });
+    let backoff = match retry_back_off {
+        None => Backoff { base: CALL_BASE, max: CALL_BASE * 10 },
+        Some(message) => {
+            let at = at.field("retry_back_off");
+            fields!(&at, message => core::BackoffStrategy {
+                used { base_interval, max_interval }
+                inert {}
+                rejected {}
+            });
+            if base_interval.is_none() {
+                return Err(at.error_in("base_interval", "is required"));
+            }
+            backoff(&at, base_interval, max_interval, CALL_BASE)?
+        }
+    };
+    let predicates = retry_host_predicate.into_iter().map(|predicate| {
+        use core::retry_policy::retry_host_predicate::ConfigType;
+        RetryHostPredicate {
+            name: predicate.name,
+            config_type: predicate.config_type.map(|ConfigType::TypedConfig(any)| {
+                proto::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any)
+            }),
+        }
+    });
+    let policy = retry_policy(
+        &at,
+        proto::RetryPolicy {
+            retry_on,
+            num_retries,
+            retry_host_predicate: predicates.collect(),
+            host_selection_retry_max_attempts,
+            ..Default::default()
+        },
+    )?;
+    Ok(Some(Arc::new(RetryPolicy { backoff, per_try_timeout: Some(backoff.max), ..policy })))
 }
 
 fn rate_limited(at: &At<'_>, message: RateLimitedRetryBackOff) -> Converted<RateLimitedBackoff> {

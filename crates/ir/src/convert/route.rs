@@ -89,7 +89,7 @@ pub(super) fn configuration(
         mirrors: Arc::default(),
         max_body,
     };
-    let overrides = overrides(at, typed_per_filter_config, &mut shared.filters)?;
+    let overrides = overrides(at, typed_per_filter_config, &mut shared.filters, &mut shared.names)?;
     shared.mirrors = mirrors(at, request_mirror_policies, &mut shared)?;
     debug_assert!(virtual_hosts.is_empty(), "the caller converts them");
     let hosts = hosts(&mut shared)?;
@@ -165,7 +165,7 @@ pub(super) fn virtual_host(
         retry_policy: retry_policy
             .map(|policy| super::retry::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
             .transpose()?,
-        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
+        overrides: overrides(at, typed_per_filter_config, &mut shared.filters, &mut shared.names)?,
         cors: cors.map(|cors| legacy_policy(&at.field("cors"), cors).map(Arc::new)).transpose()?,
     })
 }
@@ -212,7 +212,7 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
         action,
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
-        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
+        overrides: overrides(at, typed_per_filter_config, &mut shared.filters, &mut shared.names)?,
     })
 }
 

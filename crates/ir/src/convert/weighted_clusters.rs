@@ -109,6 +109,6 @@ fn weighted_cluster(
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
         host_rewrite: host_rewrite.transpose()?,
-        overrides: overrides(at, typed_per_filter_config, &mut shared.filters)?,
+        overrides: overrides(at, typed_per_filter_config, &mut shared.filters, &mut shared.names)?,
     })
 }
