@@ -18,6 +18,8 @@ pub(crate) struct Asked {
     pub(crate) timeout: Option<Option<Duration>>,
     /// `x-envoy-upstream-rq-timeout-alt-response`: time-outs are answered with 204.
     pub(crate) no_content_on_timeout: bool,
+    /// `x-envoy-hedge-on-per-try-timeout`
+    pub(crate) hedges: Option<bool>,
     /// `x-envoy-upstream-rq-per-try-timeout-ms`; `Some(None)`: no limit.
     per_try_timeout: Option<Option<Duration>>,
     /// `x-envoy-retry-on` and `x-envoy-retry-grpc-on`.
@@ -37,8 +39,8 @@ impl Asked {
             return Self::default();
         }
         let headers = &mut context.head.headers;
-        // Hedging is not supported, so wishes for it are passed over, as they are without a retry policy.
-        headers.remove("x-envoy-hedge-on-per-try-timeout");
+        let hedges = headers.remove("x-envoy-hedge-on-per-try-timeout");
+        let hedges = hedges.and_then(|wish| wish.to_str().ok()?.parse().ok());
         let conditions = [taken(headers, "x-envoy-retry-on"), taken(headers, "x-envoy-retry-grpc-on")];
         let on = conditions
             .iter()
@@ -48,6 +50,7 @@ impl Asked {
         let names = taken(headers, "x-envoy-retriable-header-names").unwrap_or_default();
         Self {
             timeout: millis(headers, "x-envoy-upstream-rq-timeout-ms"),
+            hedges,
             no_content_on_timeout: headers.remove("x-envoy-upstream-rq-timeout-alt-response").is_some(),
             per_try_timeout: millis(headers, "x-envoy-upstream-rq-per-try-timeout-ms"),
             on,
@@ -55,6 +58,11 @@ impl Asked {
             codes: items(&codes).filter_map(|code| code.parse().ok()).collect(),
             headers: items(&names).filter_map(has_header).collect(),
         }
+    }
+
+    /// Whether it asks for retries under some condition.
+    pub(crate) fn asks_for_retries(&self) -> bool {
+        self.on.is_some()
     }
 
     /// The policy in force for the request: the route's with what was asked for.

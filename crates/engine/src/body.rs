@@ -310,6 +310,11 @@ impl RequestSource {
         SharedBody { source: self.clone(), next: 0, trailers_sent: false }
     }
 
+    /// What one attempt sends.
+    pub(crate) fn body(self: &Rc<Self>) -> RequestBody {
+        if self.is_empty() { RequestBody::Empty } else { RequestBody::Shared(self.attempt()) }
+    }
+
     fn close(&self, state: SourceState) {
         self.state.set(state);
         for tap in self.taps.take() {

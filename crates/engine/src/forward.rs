@@ -19,7 +19,7 @@ use crate::header_mutations;
 use crate::http_request::request_view;
 use crate::presence::Present;
 use crate::trial::Trial;
-use crate::{interim, mirror, rewrite};
+use crate::{hedge, interim, mirror, rewrite};
 
 pub(crate) const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -34,7 +34,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
-    let Terms { timeout, policy } = terms(context, action, weighted.as_ref());
+    let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref());
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     if !action.mirrors.is_empty() {
         mirror::start(context, action, &source, timeout);
@@ -64,8 +64,12 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         hash,
         active: None,
         timed_out: false,
+        hedges: hedges.is_some(),
     };
-    let mut outcome = trial.run(weighted).await;
+    let mut outcome = match hedges {
+        None => trial.run(weighted).await,
+        Some(retries) => Box::pin(hedge::run(&mut trial, weighted, retries)).await,
+    };
     if let Err(failure) = &mut outcome {
         settle(context, &cluster, failure);
     }
@@ -112,6 +116,8 @@ pub(crate) fn request_hash(context: &mut RequestContext, action: &Forward) -> Op
 struct Terms {
     timeout: Option<Duration>,
     policy: Option<Arc<RetryPolicy>>,
+    /// Tries that take too long run on; whether another begins then.
+    hedges: Option<bool>,
 }
 
 /// The terms of the route and of what the request asks for; the head is brought into the form in which it is sent.
@@ -119,14 +125,19 @@ fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&Weigh
     let asked = Asked::take(context);
     let timeout = asked.timeout.unwrap_or(action.timeout);
     context.no_content_on_timeout = asked.no_content_on_timeout;
+    let hedges = asked.hedges.unwrap_or(action.hedge_on_per_try_timeout);
     let of_route = action.retry_policy.as_ref();
     let of_route = of_route.or_else(|| context.virtual_host.as_ref()?.retry_policy.as_ref());
+    let retries = asked.asks_for_retries() || of_route.is_some_and(|policy| policy.retries());
     let policy = match of_route {
         None if !context.present.any(Present::ASKING) => None,
         of_route => asked.policy(context, of_route, timeout),
     };
-    prepare_head(context, action, weighted, expected_timeout(policy.as_deref(), timeout));
-    Terms { timeout, policy }
+    // A try that is hedged has all the time there is.
+    let of_try = policy.as_deref().filter(|_| !hedges);
+    prepare_head(context, action, weighted, expected_timeout(of_try, timeout));
+    let hedges = hedges && policy.as_deref().is_some_and(RetryPolicy::limits_tries);
+    Terms { timeout, policy, hedges: hedges.then_some(retries) }
 }
 
 /// What the service is told of the time it has: that of one try, if it has one, or else of everything.

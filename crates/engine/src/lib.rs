@@ -45,6 +45,7 @@ mod guard;
 mod header_mutations;
 mod health_check;
 mod health_probe;
+mod hedge;
 mod hop_by_hop;
 mod host;
 mod http_connection;

@@ -55,6 +55,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) active: Option<ActiveRequest>,
     /// The last attempt took too long.
     pub(crate) timed_out: bool,
+    /// Attempts that take too long run on; see [`hedge`](crate::hedge).
+    pub(crate) hedges: bool,
 }
 
 impl Trial<'_> {
@@ -65,14 +67,7 @@ impl Trial<'_> {
                 Some(host) => host,
                 None => Box::pin(self.look_up_host()).await?,
             };
-            self.context.host = Some(host.clone());
-            if matches!(self.action.host_rewrite, HostRewrite::Auto) {
-                let name = host.endpoint.borrow().hostname.clone();
-                if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {
-                    let suppress = suppresses(self.context);
-                    rewrite::set_authority(self.context, self.action, name, suppress);
-                }
-            }
+            self.turn_to(&host);
             match self.attempt(&host).await {
                 Ok((lease, response)) => {
                     self.heed_leaving(&host, response.headers());
@@ -124,11 +119,23 @@ impl Trial<'_> {
         }
     }
 
-    fn broken(&self, reset: Reset) -> Failure {
+    /// The request is for this host now.
+    pub(crate) fn turn_to(&mut self, host: &Rc<Host>) {
+        self.context.host = Some(host.clone());
+        if matches!(self.action.host_rewrite, HostRewrite::Auto) {
+            let name = host.endpoint.borrow().hostname.clone();
+            if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {
+                let suppress = suppresses(self.context);
+                rewrite::set_authority(self.context, self.action, name, suppress);
+            }
+        }
+    }
+
+    pub(crate) fn broken(&self, reset: Reset) -> Failure {
         Failure::Upstream { reset, retried: self.context.attempts > 1 }
     }
 
-    fn final_failure(&mut self, failure: AttemptFailure) -> Failure {
+    pub(crate) fn final_failure(&mut self, failure: AttemptFailure) -> Failure {
         match failure {
             AttemptFailure::Broken(broken) => {
                 self.context.upstream_failure =
@@ -144,7 +151,7 @@ impl Trial<'_> {
         }
     }
 
-    fn retriable(&self, failure: &AttemptFailure) -> bool {
+    pub(crate) fn retriable(&self, failure: &AttemptFailure) -> bool {
         let Some(policy) = self.policy else { return false };
         match failure {
             AttemptFailure::Broken(broken) => {
@@ -162,7 +169,7 @@ impl Trial<'_> {
 
     /// Takes the permission for one more attempt and says when it may begin: after as long as the last answer told, or else by the
     /// policy. The attempt is known to be wanted.
-    fn permit_retry(&mut self, told: Option<Duration>) -> Option<Instant> {
+    pub(crate) fn permit_retry(&mut self, told: Option<Duration>) -> Option<Instant> {
         let policy = self.policy?;
         let stats = &self.cluster.stats;
         if self.context.attempts > policy.num_retries {
@@ -198,7 +205,7 @@ impl Trial<'_> {
         self.deadline.is_none_or(|deadline| until < deadline).then_some(until)
     }
 
-    fn pick_host(&mut self) -> Option<Rc<Host>> {
+    pub(crate) fn pick_host(&mut self) -> Option<Rc<Host>> {
         let connection = self.context.connection.clone();
         let avoid = self.policy.filter(|policy| policy.avoid_previous_hosts && !self.tried.is_empty());
         let route = self.context.route.clone().filter(|_| self.cluster.config.ir.subsets.is_some());
@@ -221,7 +228,7 @@ impl Trial<'_> {
     }
 
     /// A host that is not known before it is asked for, where no filter has looked it up.
-    async fn look_up_host(&self) -> Result<Rc<Host>, Failure> {
+    pub(crate) async fn look_up_host(&self) -> Result<Rc<Host>, Failure> {
         let name = self.context.authority.to_str().ok();
         self.cluster.look_up_host(name, None).await.map_err(|details| {
             if details.is_empty() {
@@ -245,7 +252,7 @@ impl Trial<'_> {
     }
 
     /// Tells outlier detection, where there is any, what the host answered.
-    fn judge(&self, host: &Host, status: StatusCode, headers: &HeaderMap) {
+    pub(crate) fn judge(&self, host: &Host, status: StatusCode, headers: &HeaderMap) {
         if host.monitor.is_some() {
             let status =
                 outlier::status_of(status, headers, local_reply::is_grpc(&self.context.head.headers));
@@ -254,7 +261,7 @@ impl Trial<'_> {
     }
 
     /// Tells health checks, where there are any, that the host has said it leaves.
-    fn heed_leaving(&self, host: &Host, headers: &HeaderMap) {
+    pub(crate) fn heed_leaving(&self, host: &Host, headers: &HeaderMap) {
         if let Some(view) = &self.cluster.config.checked
             && self.context.answered.any(Present::ENVOY)
             && headers.contains_key("x-envoy-immediate-health-check-fail")
@@ -386,7 +393,7 @@ impl Trial<'_> {
     }
 
     /// Counts what the endpoint said before its answer. The client has been told, so that no other endpoint can be tried.
-    fn heed_interim(&mut self) {
+    pub(crate) fn heed_interim(&mut self) {
         let connection = self.context.connection.clone();
         let Some(interim) = interim::passed_on(&connection) else { return };
         let Some(status) = interim.came().filter(|_| self.context.status.is_none()) else { return };
@@ -404,10 +411,16 @@ impl Trial<'_> {
         harmless && self.source.replayable()
     }
 
-    /// The message for one attempt.
+    /// The request of one attempt.
     fn request(&mut self, version: Version) -> Request<RequestBody> {
-        let empty = self.source.is_empty();
-        let body = if empty { RequestBody::Empty } else { RequestBody::Shared(self.source.attempt()) };
+        let body = self.source.body();
+        let mut request = self.message().request(version, body);
+        self.listen(&mut request);
+        request
+    }
+
+    /// The message for one attempt.
+    pub(crate) fn message(&mut self) -> Message {
         // The copy stays: it has room for what it holds only, and hyper reads the answer into the map it has sent.
         let kept = self.context.head.headers.clone();
         let mut headers = std::mem::replace(&mut self.context.head.headers, kept);
@@ -425,29 +438,26 @@ impl Trial<'_> {
             let reason = if self.timed_out { "true" } else { "false" };
             headers.insert(X_ENVOY_IS_TIMEOUT_RETRY, HeaderValue::from_static(reason));
         }
-        let message = Message {
+        Message {
             method: self.context.head.method.clone(),
             headers,
             authority: self.context.authority.clone(),
             path: self.context.path.clone(),
             secure: self.context.secure,
-        };
-        let mut request = message.request(version, body);
-        self.listen(&mut request);
-        request
+        }
     }
 
     /// Milliseconds that a further try has, as far as the service is to know.
     fn time_left(&self) -> Option<u64> {
         let deadline = self.deadline.filter(|_| !suppresses(self.context))?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let per_try = self.policy.and_then(|policy| policy.per_try_timeout);
+        let per_try = self.policy.filter(|_| !self.hedges).and_then(|policy| policy.per_try_timeout);
         let left = per_try.map_or(left, |per_try| per_try.min(left));
         // 0 would mean that there is no limit.
         Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))
     }
 
-    fn answer(
+    pub(crate) fn answer(
         &mut self,
         response: Response<Incoming>,
         lease: Lease,
@@ -476,7 +486,7 @@ impl Trial<'_> {
 }
 
 /// How an attempt failed.
-enum AttemptFailure {
+pub(crate) enum AttemptFailure {
     Broken(Broken),
     /// The client's body broke off; the endpoint is not to blame.
     Client,

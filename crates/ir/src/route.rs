@@ -194,6 +194,9 @@ pub struct Forward {
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// High priority uses the second set of circuit breakers.
     pub high_priority: bool,
+    /// A try that takes longer than `per_try_timeout` is left to run while another begins. Default false; the virtual host's where
+    /// the route has no `hedge_policy`.
+    pub hedge_on_per_try_timeout: bool,
     /// Overrides the connection manager's upgrades.
     pub upgrades: Box<[crate::hcm::UpgradeConfig]>,
     /// Limits on streams.
@@ -488,6 +491,18 @@ pub struct RetryPolicy {
     pub backoff: Backoff,
     /// Pause as an answer asks for.
     pub rate_limited: Option<RateLimitedBackoff>,
+}
+
+impl RetryPolicy {
+    /// Whether attempts have a time-out of their own.
+    pub fn limits_tries(&self) -> bool {
+        self.per_try_timeout.is_some() || self.per_try_idle_timeout.is_some()
+    }
+
+    /// Whether anything is tried again.
+    pub fn retries(&self) -> bool {
+        self.on != RetryOn::default()
+    }
 }
 
 impl Default for RetryPolicy {

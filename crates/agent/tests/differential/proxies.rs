@@ -314,6 +314,7 @@ impl Proxy {
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),
                     cluster("retried", crate::retries::cluster(), &[mirror]),
+                    cluster("hedged", crate::retries::cluster(), &[mirror]),
                     cluster("continued", crate::retries::cluster(), &[mirror]),
                     cluster("full", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0, "max_pending_requests": 0 }] } }), &[mirror]),
                 ],

@@ -19,6 +19,14 @@ fn routes() -> Value {
         action.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         json!({ "name": prefix, "match": { "prefix": prefix }, "route": action })
     };
+    // A second try begins while the first goes on.
+    let hedged = |prefix: &str, more: Value, route: Value| {
+        let mut hedged = json!({ "cluster": "hedged", "timeout": "2s", "hedge_policy": { "hedge_on_per_try_timeout": true } });
+        hedged.as_object_mut().unwrap().extend(route.as_object().unwrap().clone());
+        let mut all = json!({ "per_try_timeout": "0.2s" });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        with(prefix, policy("5xx", all), hedged)
+    };
     let on = |condition: &str| with(&format!("/on/{condition}/"), policy(condition, json!({})), json!({}));
     let mut routes: Vec<Value> = [
         "5xx",
@@ -56,6 +64,12 @@ fn routes() -> Value {
         with("/dead/", policy("connect-failure", json!({})), json!({ "cluster": "dead" })),
         with("/dead-reset/", policy("reset-before-request", json!({})), json!({ "cluster": "dead" })),
         with("/dead-other/", policy("retriable-4xx", json!({})), json!({ "cluster": "dead" })),
+        hedged("/hedge/", json!({}), json!({})),
+        hedged("/hedge-once/", json!({ "num_retries": 1 }), json!({})),
+        hedged("/hedge-some/", json!({ "retriable_request_headers": [{ "name": ":method", "string_match": { "exact": "HEAD" } }] }), json!({})),
+        hedged("/hedge-resets/", json!({ "retry_on": "reset" }), json!({})),
+        hedged("/hedge-idle/", json!({ "per_try_timeout": null, "per_try_idle_timeout": "0.2s" }), json!({})),
+        hedged("/hedge-soon-over/", json!({ "num_retries": 5 }), json!({ "timeout": "0.5s" })),
         json!({ "name": "plain", "match": { "prefix": "/plain/" }, "route": { "cluster": "retried", "timeout": "0.3s" } }),
     ]);
     routes.into()
@@ -85,13 +99,22 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let inherited = json!({ "name": "inherited", "domains": ["inherited"], "include_request_attempt_count": true, "retry_policy": policy("5xx", json!({})), "routes": [
         { "name": "inherited", "match": { "prefix": "/" }, "route": { "cluster": "retried" } },
     ] });
-    let config =
-        json!({ "name": "routes", "validate_clusters": false, "virtual_hosts": [host, recorded, inherited] });
+    let hedges = json!({
+        "name": "hedges", "domains": ["hedges"], "include_request_attempt_count": true,
+        "hedge_policy": { "hedge_on_per_try_timeout": true }, "retry_policy": policy("5xx", json!({ "per_try_timeout": "0.2s" })),
+        "routes": [
+            { "name": "not-here", "match": { "prefix": "/not-here" }, "route": { "cluster": "hedged", "hedge_policy": {} } },
+            { "name": "hedges", "match": { "prefix": "/" }, "route": { "cluster": "hedged" } },
+        ],
+    });
+    let hosts = [host, recorded, inherited, hedges];
+    let config = json!({ "name": "routes", "validate_clusters": false, "virtual_hosts": hosts });
     let internal = json!({ "cidr_ranges": [{ "address_prefix": "127.0.0.0", "prefix_len": 8 }] });
     vec![("retries", json!({ "route_config": config, "internal_address_config": internal }))]
 }
 
-pub(crate) const STATS: [&str; 1] = [
+pub(crate) const STATS: [&str; 2] = [
+    r"^cluster\.hedged\.upstream_(rq_(retry.*|total|completed|active|cancelled|timeout|per_try.*|tx_reset|rx_reset|\d\d\d|\dxx)|cx_active)$",
     r"^cluster\.retried\.(upstream_rq_(retry.*|total|completed|timeout|per_try.*|\d\d\d|\dxx)|retry_or_shadow_abandoned)$",
 ];
 
@@ -181,6 +204,7 @@ pub(crate) fn cases() -> Vec<Case> {
         post("a large body, not twice", "/on/5xx/", "500,empty", 1_200_000),
     ];
     all.extend(asked_for());
+    all.extend(hedging());
     all.extend(statuses_of_grpc());
     all
 }
@@ -254,4 +278,53 @@ fn statuses_of_grpc() -> Vec<Case> {
     let last = "grpc-14,grpc-14,grpc-14";
     all.push(get("gRPC, to the last", "/on/unavailable/", last, "content-type: application/grpc\r\n"));
     all
+}
+
+/// Tries that are late and go on.
+fn hedging() -> Vec<Case> {
+    let asked = |wish: &str| format!("x-envoy-hedge-on-per-try-timeout: {wish}\r\n");
+    let of_host = |name: &'static str, path: &str, acts: &str| {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: hedges\r\nx-case: {name}\r\nmirror-act: {acts}\r\n\r\n");
+        sent(name, &request)
+    };
+    vec![
+        get("hedged, the second answers", "/hedge/", "silence,empty", ""),
+        get("hedged, the first answers", "/hedge/", "late-empty,silence", ""),
+        get("hedged, nobody is late", "/hedge/", "empty", ""),
+        get("hedged, the second fails and the third answers", "/hedge/", "silence,500,empty", ""),
+        get("hedged, the second fails and the first answers", "/hedge-once/", "late-empty,500", ""),
+        get(
+            "hedged, the first fails late and the second answers",
+            "/hedge-once/",
+            "late-500,late-late-empty",
+            "",
+        ),
+        get("hedged, the first fails late and the second, too", "/hedge-once/", "late-500,late-late-503", ""),
+        get("hedged, a failure and then a late one", "/hedge-once/", "500,late-empty", ""),
+        get(
+            "hedged, the second is reset and the first answers",
+            "/hedge-once/",
+            "late-empty,early-reset",
+            "",
+        ),
+        get(
+            "hedged, the first is reset late and the second answers",
+            "/hedge-once/",
+            "late-early-reset,late-late-empty",
+            "",
+        ),
+        get("hedged, resets alone are tried again", "/hedge-resets/", "late-500,silence", ""),
+        get("hedged, all are late", "/hedge/", "silence", ""),
+        get("hedged, the end comes before all tries", "/hedge-soon-over/", "silence", ""),
+        get("hedged, nothing is tried again", "/hedge-some/", "late-empty", ""),
+        get("hedged, by the idle time-out", "/hedge-idle/", "silence,empty", ""),
+        post("hedged, with a body", "/hedge/", "silence,empty", 5),
+        post("hedged, with a large body", "/hedge/", "late-empty", 1_200_000),
+        of_host("hedged, as the host says", "/", "silence,empty"),
+        of_host("not hedged, whatever the host says", "/not-here", "late-empty,empty"),
+        get("hedged, as asked for", "/per-try/", "late-empty,silence", &asked("true")),
+        get("not hedged, as asked for", "/hedge/", "late-empty,empty", &asked("false")),
+        get("hedged, whatever is asked for", "/hedge/", "late-empty,silence", &asked("1")),
+    ]
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -275,8 +276,9 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
             reader.write_all(answer.as_bytes()).await?;
             continue;
         }
+        let kept = AtomicBool::new(false);
         let keep = |sent: &str| {
-            let Some(record) = &record else { return };
+            let Some(record) = record.as_ref().filter(|_| !kept.swap(true, Relaxed)) else { return };
             let again = request.value("x-envoy-attempt-count").is_some_and(|count| count != "1");
             let shown = |line: &String| if again { whole_seconds(line) } else { comparable(line) };
             let mut headers: Vec<String> = request.headers.iter().map(shown).collect();
@@ -290,6 +292,12 @@ async fn serve(stream: TcpStream, record: Option<Record>) -> std::io::Result<()>
         }
         if ["early-close", "early-reset", "silence", "early-417", "early-503"].contains(&act.as_str()) {
             keep("");
+        }
+        let mut act = act;
+        while let Some(rest) = act.strip_prefix("late-") {
+            keep("");
+            tokio::time::sleep(std::time::Duration::from_millis(350)).await;
+            act = rest.to_owned();
         }
         // What goes before the answer is said before the body is read.
         let act = match act.split_once("then-") {

@@ -145,17 +145,18 @@ fn rate_limited(at: &At<'_>, message: RateLimitedRetryBackOff) -> Converted<Rate
     })
 }
 
-/// Hedging is off unless asked for, and can't be asked for.
-pub(super) fn hedge_policy(at: &At<'_>, message: proto::HedgePolicy) -> Converted<()> {
+/// Whether a try that takes too long is left to run while another begins.
+pub(super) fn hedge_policy(at: &At<'_>, message: proto::HedgePolicy) -> Converted<bool> {
     fields!(at, message => proto::HedgePolicy {
-        used {}
-        inert {
-            initial_requests = "Envoy does not implement it",
-            additional_request_chance = "Envoy does not implement it",
-        }
-        rejected { hedge_on_per_try_timeout = "hedging; use retries with a per_try_timeout" }
+        used { initial_requests, hedge_on_per_try_timeout }
+        inert { additional_request_chance = "Envoy does not implement it" }
+        rejected {}
     });
-    Ok(())
+    // Envoy checks it and does no more with it.
+    if initial_requests.is_some_and(|requests| requests.value == 0) {
+        return Err(at.error_in("initial_requests", "must be greater than 0"));
+    }
+    Ok(hedge_on_per_try_timeout)
 }
 
 fn retry_backoff(at: &At<'_>, message: RetryBackOff) -> Converted<Backoff> {

@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub(super) filters: FilterNames,
     /// Of the level above.
     pub(super) mirrors: Arc<[MirrorPolicy]>,
+    /// Whether routes without a `hedge_policy` hedge: the virtual host's.
+    pub(super) hedges: bool,
     max_body: u32,
 }
 
@@ -87,6 +89,7 @@ pub(super) fn configuration(
         names: before.map(|before| ClusterNames::after(before.table.clusters())).unwrap_or_default(),
         filters: before.map(|before| FilterNames::after(&before.filters)).unwrap_or_default(),
         mirrors: Arc::default(),
+        hedges: false,
         max_body,
     };
     let overrides = overrides(at, typed_per_filter_config, &mut shared.filters, &mut shared.names)?;
@@ -137,9 +140,7 @@ pub(super) fn virtual_host(
     if domains.is_empty() {
         return Err(at.error_in("domains", "must not be empty"));
     }
-    if let Some(policy) = hedge_policy {
-        super::retry::hedge_policy(&at.field("hedge_policy"), policy)?;
-    }
+    shared.hedges = hedge_policy.map(|policy| hedges(at, policy)).transpose()?.unwrap_or(false);
     let outer = shared.mirrors.clone();
     shared.mirrors = mirrors(at, request_mirror_policies, shared)?;
     let routes = routes
@@ -275,6 +276,10 @@ pub(super) fn route_match(at: &At<'_>, message: proto::RouteMatch) -> Converted<
     })
 }
 
+fn hedges(at: &At<'_>, policy: proto::HedgePolicy) -> Converted<bool> {
+    super::retry::hedge_policy(&at.field("hedge_policy"), policy)
+}
+
 fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Converted<Forward> {
     use proto::route_action::ClusterNotFoundResponseCode;
     fields!(at, message => proto::RouteAction {
@@ -302,9 +307,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             inline_cluster_specifier_plugin = "plugins",
         }
     });
-    if let Some(policy) = hedge_policy {
-        super::retry::hedge_policy(&at.field("hedge_policy"), policy)?;
-    }
+    let hedge_on_per_try_timeout = hedge_policy.map(|policy| hedges(at, policy)).transpose()?;
     let path_rewrite = match (prefix_rewrite.as_str(), regex_rewrite, path_rewrite.as_str()) {
         ("", None, "") => PathRewrite::None,
         (prefix, None, "") => PathRewrite::Prefix(prefix.into()),
@@ -343,6 +346,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             .transpose()?
             .unwrap_or(HostRewrite::None),
         append_x_forwarded_host,
+        hedge_on_per_try_timeout: hedge_on_per_try_timeout.unwrap_or(shared.hedges),
         timeout: self::timeout(at, "timeout", timeout, Some(std::time::Duration::from_secs(15)))?,
         idle_timeout: idle_timeout.map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
         retry_policy: retry_policy

@@ -405,6 +405,10 @@ fn routes_are_refused_with_the_fields_path() {
             format!("{route}.route.hash_policy[0].policy_specifier"),
         ),
         (
+            one_route("{prefix: /}", "route: {cluster: c, hedge_policy: {initial_requests: 0}}"),
+            format!("{route}.route.hedge_policy.initial_requests"),
+        ),
+        (
             one_route(
                 "{connect_matcher: {}}",
                 "route: {cluster: c, upgrade_configs: [{upgrade_type: websocket, connect_config: {}}]}",

@@ -1,0 +1,392 @@
+//! Hedging: an attempt that takes longer than its time-out runs on while another begins; the first good answer is taken, and the
+//! others are given up. For routes that ask for it; all others try one attempt after the other ([`trial`](crate::trial)).
+//! <https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/http/http_routing#request-hedging>
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use http::{Response, StatusCode, Version};
+use hyper::body::Incoming;
+use lateen_ir::RetryPolicy;
+
+use crate::answer::{ActiveRequest, Answer};
+use crate::body::RequestSource;
+use crate::breakers::{self, Limited};
+use crate::cluster::LocalCluster;
+use crate::failure::{Failure, Reset};
+use crate::forward::WeightedEntry;
+use crate::host::Host;
+use crate::interim::Interim;
+use crate::limits::{Limits, TimedOut, wait};
+use crate::message::Message;
+use crate::outlier::Outcome;
+use crate::presence::Present;
+use crate::special::Special;
+use crate::syntax::proper_answer;
+use crate::trial::{AttemptFailure, Trial};
+use crate::upstream::{self, Broken, Lease, Target};
+use crate::worker::Worker;
+use crate::{interim, retry};
+
+/// An attempt whose answer has begun.
+struct Answered {
+    lease: Lease,
+    response: Response<Incoming>,
+    active: ActiveRequest,
+    /// What its head has.
+    present: Present,
+}
+
+/// One attempt, by itself.
+struct Attempt {
+    worker: Rc<Worker>,
+    cluster: Rc<LocalCluster>,
+    host: Rc<Host>,
+    special: Option<Box<Special>>,
+    message: Message,
+    source: Rc<RequestSource>,
+    downstream: Version,
+    high_priority: bool,
+    interim: Option<Interim>,
+}
+
+/// An attempt under way.
+struct Running {
+    work: Pin<Box<dyn Future<Output = Result<Answered, Broken>>>>,
+    host: Rc<Host>,
+    /// When it takes too long; `None`: its clock has not begun.
+    late_at: Option<Instant>,
+    /// It has taken too long.
+    late: bool,
+    /// Another has begun because it was late: it is not tried again for its own outcome.
+    retried: bool,
+}
+
+impl Attempt {
+    async fn run(self) -> Result<Answered, Broken> {
+        let Self { worker, cluster, host, special, message, source, downstream, high_priority, interim } =
+            self;
+        let target = Target { worker: &worker, cluster: &cluster, host: &host, special };
+        let unsent = |reset| Broken { reset, sent: false };
+        let mut lease = upstream::lease(&target, downstream, false).await.map_err(unsent)?;
+        cluster.observe(&host, Outcome::Connected, &worker);
+        let Some(place) = breakers::admit(&cluster.config, Limited::Request, high_priority) else {
+            cluster.stats.upstream_rq_active_overflow.inc();
+            lease.finished(&cluster);
+            return Err(unsent(Reset::Overflow));
+        };
+        let active = ActiveRequest::new(&cluster, &host, place);
+        loop {
+            lease.count_last_request(&cluster.stats, &cluster.config.ir.http.common);
+            let reused = lease.reused();
+            let mut request = message.again().request(lease.version(), source.body());
+            if let Some(interim) = &interim {
+                interim.pass_on(&mut request);
+            }
+            match upstream::exchange(&mut lease, request).await {
+                Ok(response) => {
+                    let present = Present::of(response.headers());
+                    let framed = present.any(Present::TRANSFER_ENCODING) && lease.version() < Version::HTTP_2;
+                    if framed && !proper_answer(response.headers()) {
+                        return Err(Broken { reset: Reset::Protocol, sent: true });
+                    }
+                    return Ok(Answered { lease, response, active, present });
+                }
+                // A kept connection may have been closing at that very moment.
+                Err(broken) => {
+                    let stale = reused && broken.reset == Reset::Terminated;
+                    let harmless = !broken.sent || retry::idempotent(&message.method);
+                    if !(stale && harmless && source.replayable()) {
+                        return Err(broken);
+                    }
+                    lease = upstream::lease(&target, downstream, true).await.map_err(unsent)?;
+                }
+            }
+        }
+    }
+}
+
+/// The attempts of one request.
+struct Race<'a, 'b> {
+    trial: &'a mut Trial<'b>,
+    running: Vec<Running>,
+    /// When the next attempt begins, if one is to.
+    next: Option<Instant>,
+    /// Late attempts are tried again, whichever conditions the policy has.
+    retries: bool,
+}
+
+/// Does the attempts of a request whose route hedges. `retries`: whether there are conditions for retries, be it that this request
+/// is not meant by them.
+pub(crate) async fn run(
+    trial: &mut Trial<'_>,
+    weighted: Option<WeightedEntry>,
+    retries: bool,
+) -> Result<Box<Answer>, Failure> {
+    let mut race = Race { trial, running: Vec::new(), next: None, retries };
+    race.begin().await?;
+    loop {
+        match race.step().await {
+            Step::Answered(index, answered) => {
+                let running = race.running.swap_remove(index);
+                if let Some(answered) = race.judge(&running, answered) {
+                    return Ok(race.win(running, answered, weighted));
+                }
+            }
+            Step::Broken(index, broken) => {
+                let running = race.running.swap_remove(index);
+                if let Some(failure) = race.broken(&running, broken) {
+                    return Err(failure);
+                }
+            }
+            Step::Late => race.late(),
+            Step::Next => {
+                race.next = None;
+                race.begin().await?;
+            }
+            Step::Over(kind) => return Err(race.over(kind)),
+        }
+    }
+}
+
+/// What happens next.
+enum Step {
+    Answered(usize, Box<Answered>),
+    Broken(usize, Broken),
+    /// Some attempt takes too long.
+    Late,
+    /// Another attempt is to begin.
+    Next,
+    /// All of it takes too long.
+    Over(TimedOut),
+}
+
+impl Race<'_, '_> {
+    fn policy(&self) -> Option<&RetryPolicy> {
+        self.trial.policy
+    }
+
+    /// Begins an attempt.
+    async fn begin(&mut self) -> Result<(), Failure> {
+        let trial = &mut *self.trial;
+        trial.context.attempts += 1;
+        let host = match trial.pick_host() {
+            Some(host) => host,
+            None => trial.look_up_host().await?,
+        };
+        trial.turn_to(&host);
+        let attempt = Attempt {
+            worker: trial.context.connection.worker.clone(),
+            cluster: trial.cluster.clone(),
+            host: host.clone(),
+            special: Special::of_request(
+                trial.context,
+                &trial.cluster.config.ir,
+                &host,
+                trial.action.high_priority,
+            ),
+            message: trial.message(),
+            source: trial.source.clone(),
+            downstream: trial.context.version,
+            high_priority: trial.action.high_priority,
+            interim: interim::passed_on(&trial.context.connection).cloned(),
+        };
+        let work = Box::pin(attempt.run());
+        self.running.push(Running { work, host, late_at: None, late: false, retried: false });
+        Ok(())
+    }
+
+    /// How long an attempt may take before it is late.
+    fn limit(&self) -> Option<Duration> {
+        let policy = self.policy()?;
+        policy.per_try_timeout.into_iter().chain(policy.per_try_idle_timeout).min()
+    }
+
+    async fn step(&mut self) -> Step {
+        let limit = self.limit();
+        let now = Instant::now();
+        if self.trial.source.ended() {
+            // Clocks run from the end of the request.
+            for running in &mut self.running {
+                running.late_at = running.late_at.or(limit.map(|limit| now + limit));
+            }
+        }
+        let not_late = self.running.iter().filter(|running| !running.late);
+        let late = not_late.map(|running| {
+            running.late_at.map_or(limit.unwrap_or(Duration::MAX), |at| at.saturating_duration_since(now))
+        });
+        let late = late.min().filter(|_| limit.is_some());
+        let next = self.next.map(|at| at.saturating_duration_since(now));
+        let limits = Limits {
+            timeout: self.trial.timeout,
+            deadline: self.trial.deadline,
+            per_try: late.into_iter().chain(next).min(),
+            per_try_idle: None,
+            idle: self.trial.idle_timeout,
+            stream_end: self.trial.stream_end,
+            interim: None,
+        };
+        let source = self.trial.source.clone();
+        let running = &mut self.running;
+        let first = poll_fn(|cx| {
+            for (index, one) in running.iter_mut().enumerate() {
+                if let Poll::Ready(outcome) = one.work.as_mut().poll(cx) {
+                    return Poll::Ready((index, outcome));
+                }
+            }
+            Poll::Pending
+        });
+        let waited = wait(&source, &limits, first).await;
+        self.trial.deadline = waited.deadline;
+        self.trial.heed_interim();
+        match waited.result {
+            Ok((index, Ok(answered))) => Step::Answered(index, Box::new(answered)),
+            Ok((index, Err(broken))) => Step::Broken(index, broken),
+            Err(TimedOut::PerTry | TimedOut::PerTryIdle)
+                if next.is_some_and(|next| late.is_none_or(|late| next <= late)) =>
+            {
+                Step::Next
+            }
+            Err(TimedOut::PerTry | TimedOut::PerTryIdle) => Step::Late,
+            Err(kind) => Step::Over(kind),
+        }
+    }
+
+    /// Another attempt begins for each that takes too long, as far as the policy goes.
+    fn late(&mut self) {
+        let now = Instant::now();
+        let limit = self.limit();
+        for index in 0..self.running.len() {
+            let running = &mut self.running[index];
+            let late = running.late_at.is_none_or(|at| at <= now);
+            if running.late || !late || limit.is_none() {
+                continue;
+            }
+            running.late = true;
+            let host = running.host.clone();
+            self.observe_failure(&host);
+            if self.retries
+                && let Some(at) = self.trial.permit_retry(None)
+            {
+                self.running[index].retried = true;
+                self.trial.timed_out = true;
+                self.next = Some(at);
+            }
+        }
+    }
+
+    fn observe_failure(&self, host: &Rc<Host>) {
+        self.trial.cluster.observe(host, Outcome::LocalFailure, &self.trial.context.connection.worker);
+    }
+
+    /// Whether some attempt may still bring a better answer.
+    fn hopes(&self) -> bool {
+        !self.running.is_empty() || self.next.is_some()
+    }
+
+    /// Gives an answer back that is to be taken.
+    fn judge(&mut self, running: &Running, answered: Box<Answered>) -> Option<Box<Answered>> {
+        let host = &running.host;
+        let headers = answered.response.headers();
+        let status = answered.response.status();
+        self.trial.context.answered = answered.present;
+        self.trial.heed_leaving(host, headers);
+        self.trial.judge(host, status, headers);
+        let unwanted = self.policy().is_some_and(|policy| retry::after_answer(policy, status, headers));
+        if unwanted {
+            if !running.retried
+                && let Some(policy) = self.trial.policy
+                && let Some(at) = self.trial.permit_retry(retry::told_pause(policy, headers))
+            {
+                host.stats.rq_error.inc();
+                self.trial.timed_out = false;
+                self.next = Some(at);
+                return None;
+            }
+            if self.hopes() {
+                host.stats.rq_error.inc();
+                return None;
+            }
+        } else if !running.retried && self.trial.context.attempts > 1 && !status.is_server_error() {
+            self.trial.cluster.stats.upstream_rq_retry_success.inc();
+        }
+        if status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
+        Some(answered)
+    }
+
+    /// The answer that is taken; all other attempts are given up.
+    fn win(self, running: Running, answered: Box<Answered>, weighted: Option<WeightedEntry>) -> Box<Answer> {
+        let Answered { lease, response, active, present } = *answered;
+        let context = &mut *self.trial.context;
+        context.answered = present;
+        context.host = Some(running.host);
+        context.upstream = Some(lease.facts().clone());
+        context.upstream_version = Some(lease.version());
+        context.first_upstream_byte = Some(Instant::now());
+        self.trial.answer(response, lease, active, weighted)
+    }
+
+    /// What a broken attempt means for the request, when there is no other.
+    fn broken(&mut self, running: &Running, broken: Broken) -> Option<Failure> {
+        if self.trial.source.failed() {
+            self.trial.cluster.stats.upstream_rq_tx_reset.inc();
+            return Some(self.trial.source.failure());
+        }
+        if broken.reset != Reset::Overflow {
+            self.observe_failure(&running.host);
+        }
+        let failure = AttemptFailure::Broken(broken);
+        if !running.retried
+            && self.trial.retriable(&failure)
+            && let Some(at) = self.trial.permit_retry(None)
+        {
+            running.host.stats.rq_error.inc();
+            self.trial.timed_out = false;
+            self.next = Some(at);
+            return None;
+        }
+        running.host.stats.rq_error.inc();
+        let failure = self.trial.final_failure(failure);
+        if self.hopes() {
+            self.charge(failure.reply().status);
+            return None;
+        }
+        Some(failure)
+    }
+
+    /// Counts an attempt as answered by the proxy.
+    fn charge(&self, status: StatusCode) {
+        self.trial.cluster.stats.upstream_rq_completed.inc();
+        self.trial.cluster.stats.statuses.inc(status.as_u16());
+    }
+
+    /// All attempts have taken too long, or the client.
+    fn over(&mut self, kind: TimedOut) -> Failure {
+        let failure = match kind {
+            TimedOut::Overall | TimedOut::PerTry | TimedOut::PerTryIdle => AttemptFailure::Overall,
+            TimedOut::Idle => AttemptFailure::Idle,
+            TimedOut::StreamEnd => {
+                self.trial.cluster.stats.upstream_rq_max_duration_reached.inc();
+                AttemptFailure::StreamEnd
+            }
+        };
+        if matches!(failure, AttemptFailure::Overall) {
+            for (index, running) in self.running.iter().enumerate() {
+                running.host.stats.rq_timeout.inc();
+                running.host.stats.rq_error.inc();
+                if !running.late {
+                    self.observe_failure(&running.host);
+                }
+                // The request's own end is counted where all are.
+                if index > 0 {
+                    self.trial.cluster.stats.upstream_rq_timeout.inc();
+                    self.charge(StatusCode::GATEWAY_TIMEOUT);
+                }
+            }
+        }
+        self.trial.final_failure(failure)
+    }
+}
