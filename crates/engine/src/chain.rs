@@ -1,11 +1,11 @@
 //! Step 3: the filter chain of a connection, and the hand-over to what it ends in.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_ir::{ConnectionView, Listener};
+use lateen_ir::{ConnectionView, HostAddress, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::context::ConnectionInfo;
@@ -52,19 +52,27 @@ impl ChainRuntime {
     }
 }
 
+/// What a Unix socket is matched as: no chain asks for its port, and both ends are the same, which is local. Envoy has this address
+/// for it, too.
+const OF_PIPES: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::BROADCAST), 0);
+
+fn matched(end: &HostAddress) -> SocketAddr {
+    end.socket().unwrap_or(OF_PIPES)
+}
+
 /// Position of the chain for a connection; `None`: the default chain.
 pub(crate) fn find(
     listener: &Listener,
     found: &Inspected,
-    local: SocketAddr,
-    peer: SocketAddr,
-    direct_peer: SocketAddr,
+    local: &HostAddress,
+    peer: &HostAddress,
+    direct_peer: &HostAddress,
 ) -> Option<usize> {
     let protocols: smallvec::SmallVec<[&str; 4]> = found.application_protocols.iter().map(|p| &**p).collect();
     listener.chain_index.find(&ConnectionView {
-        destination: local,
-        source: peer,
-        direct_source: direct_peer,
+        destination: matched(local),
+        source: matched(peer),
+        direct_source: matched(direct_peer),
         server_name: found.server_name.as_deref().unwrap_or_default(),
         transport_protocol: if found.tls { "tls" } else { "raw_buffer" },
         application_protocols: &protocols,

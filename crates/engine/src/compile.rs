@@ -233,6 +233,30 @@ fn only_unmatched(log: &ir::AccessLog) -> bool {
     matches!(&log.filter, Some(ir::LogFilter::ResponseFlags(flags)) if flags.iter().map(|flag| &**flag).eq(["NR"]))
 }
 
+/// Options of IP sockets, which Unix sockets can't have (Envoy refuses them, too).
+fn unsupported_at_pipes(listener: &ir::Listener) -> Option<String> {
+    let pipe = |address: &ir::HostAddress| matches!(address, ir::HostAddress::Pipe(_));
+    let additional = &listener.additional_addresses;
+    if !pipe(&listener.address) && !additional.iter().any(|additional| pipe(&additional.address)) {
+        return None;
+    }
+    let options = [
+        (listener.transparent, "transparent"),
+        (listener.freebind, "freebind"),
+        (listener.tcp_keepalive.is_some(), "tcp_keepalive"),
+        (!listener.socket_options.is_empty(), "socket_options"),
+    ];
+    let found = options.iter().find(|(is_set, _)| *is_set).map(|(_, field)| (*field).to_owned());
+    let own = |index: usize| format!("additional_addresses[{index}]: options of its own");
+    let found = found.or_else(|| {
+        let has_own = |one: &ir::AdditionalAddress| {
+            pipe(&one.address) && (one.tcp_keepalive.is_some() || one.socket_options.is_some())
+        };
+        additional.iter().position(has_own).map(own)
+    });
+    found.map(|field| format!("{field}: not supported for listeners at Unix sockets (pipe)"))
+}
+
 /// What `ir` accepts and the engine can't do, with the path.
 pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String> {
     let unknown = listener.socket_options.iter().position(|option| !socket_option_supported(option));
@@ -243,6 +267,9 @@ pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String>
     }
     if listener.filter_chains.is_empty() && listener.default_filter_chain.is_none() {
         return Some("filter_chains: at least one is needed".to_owned());
+    }
+    if let Some(reason) = unsupported_at_pipes(listener) {
+        return Some(reason);
     }
     let plain = [
         (

@@ -35,7 +35,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
     let worker = context.connection.worker.clone();
     let info = &context.connection.info;
     let destination = match &cluster.config.ir.discovery {
-        Discovery::OriginalDst { .. } => info.restored.then_some(info.local),
+        Discovery::OriginalDst { .. } => info.original_destination(),
         _ => None,
     };
     let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };

@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use http::{HeaderMap, StatusCode, Version, request};
-use lateen_ir::{DynamicMetadata, Route, VirtualHost};
+use lateen_ir::{DynamicMetadata, HostAddress, Route, VirtualHost};
 
 use crate::body::RequestSource;
 use crate::cluster::LocalCluster;
@@ -24,6 +24,7 @@ use crate::internal_redirect::Followed;
 use crate::pool::ConnectionFacts;
 use crate::presence::Present;
 use crate::progress::Progress;
+use crate::proxy_protocol::Ends;
 use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
 use crate::stats::blocks::HttpStats;
@@ -36,13 +37,13 @@ use crate::worker::{View, Worker};
 pub(crate) struct ConnectionInfo {
     pub(crate) id: u64,
     /// The client: the socket's peer, or who the PROXY protocol says it is.
-    pub(crate) peer: SocketAddr,
-    /// Peer of the socket.
-    pub(crate) direct_peer: SocketAddr,
+    pub(crate) peer: HostAddress,
+    /// Peer of the socket. Of a Unix socket the listener's path, as with Envoy: clients have no name.
+    pub(crate) direct_peer: HostAddress,
     /// This end of the socket.
-    pub(crate) direct_local: SocketAddr,
+    pub(crate) direct_local: HostAddress,
     /// Where the client wanted to go: the original destination when restored, else `direct_local`.
-    pub(crate) local: SocketAddr,
+    pub(crate) local: HostAddress,
     /// True when `local` was restored.
     pub(crate) restored: bool,
     pub(crate) server_name: Option<Box<str>>,
@@ -54,6 +55,18 @@ pub(crate) struct ConnectionInfo {
     pub(crate) denial: Option<Box<str>>,
     pub(crate) chain_name: Arc<str>,
     pub(crate) started: Instant,
+}
+
+impl ConnectionInfo {
+    /// Where the client wanted to go, if that was restored.
+    pub(crate) fn original_destination(&self) -> Option<SocketAddr> {
+        self.local.socket().filter(|_| self.restored)
+    }
+
+    /// Both ends, as the PROXY protocol tells them to endpoints. Of Unix sockets it tells none.
+    pub(crate) fn ends(&self) -> Option<Ends> {
+        Some(Ends { source: self.peer.socket()?, destination: self.local.socket()? })
+    }
 }
 
 /// A downstream HTTP connection: shared by its requests.
@@ -184,7 +197,7 @@ pub(crate) struct RequestContext {
     /// True: `https`.
     pub(crate) secure: bool,
     /// The client, worked out from `x-forwarded-for`.
-    pub(crate) client: SocketAddr,
+    pub(crate) client: HostAddress,
     pub(crate) routes: Option<Arc<RouteConfig>>,
     pub(crate) virtual_host: Option<Arc<VirtualHost>>,
     pub(crate) route: Option<Arc<Route>>,

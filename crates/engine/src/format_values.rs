@@ -70,14 +70,11 @@ impl FormatValues for TcpFacts<'_> {
             Operator::UpstreamHostName => self.host.map(|host| write!(out, "{host}")).is_some(),
             Operator::UpstreamTransportFailureReason => text(out, self.failure),
             Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.host.is_some())),
-            Operator::Address(of, part) => {
-                let which = match of {
-                    AddressOf::UpstreamLocal => self.upstream_local,
-                    AddressOf::UpstreamRemote => return host_address(self.host, *part, out),
-                    other => downstream_address(self.info, self.info.peer, *other),
-                };
-                address(which, *part, out)
-            }
+            Operator::Address(of, part) => match of {
+                AddressOf::UpstreamLocal => address(self.upstream_local, *part, out),
+                AddressOf::UpstreamRemote => host_address(self.host, *part, out),
+                other => host_address(downstream_address(self.info, &self.info.peer, *other), *part, out),
+            },
             Operator::RequestedServerName => text(out, self.info.server_name.as_deref()),
             Operator::DownstreamTls(fact) => tls(self.info.tls.as_deref(), *fact, out),
             Operator::UpstreamTls(fact) => tls(self.upstream_tls, *fact, out),
@@ -148,13 +145,14 @@ impl FormatValues for RequestContext {
             }
             Operator::Address(of, part) => {
                 let which = match of {
-                    AddressOf::UpstreamLocal => self.upstream.as_ref().and_then(|facts| facts.local.get()),
-                    AddressOf::UpstreamRemote => {
-                        return host_address(self.host.as_ref().map(|host| &host.address), *part, out);
+                    AddressOf::UpstreamLocal => {
+                        let local = self.upstream.as_ref().and_then(|facts| facts.local.get());
+                        return address(local, *part, out);
                     }
-                    other => downstream_address(&self.connection.info, self.client, *other),
+                    AddressOf::UpstreamRemote => self.host.as_ref().map(|host| &host.address),
+                    other => downstream_address(&self.connection.info, &self.client, *other),
                 };
-                address(which, *part, out)
+                host_address(which, *part, out)
             }
             Operator::RequestedServerName => text(out, self.connection.info.server_name.as_deref()),
             Operator::DownstreamTls(fact) => tls(self.connection.info.tls.as_deref(), *fact, out),
@@ -318,20 +316,25 @@ fn named(headers: Option<&HeaderMap>, name: &FormatHeader, out: &mut String) -> 
     value.is_some()
 }
 
-fn downstream_address(info: &ConnectionInfo, client: SocketAddr, of: AddressOf) -> Option<SocketAddr> {
+fn downstream_address<'a>(
+    info: &'a ConnectionInfo,
+    client: &'a HostAddress,
+    of: AddressOf,
+) -> Option<&'a HostAddress> {
     match of {
         AddressOf::DownstreamRemote => Some(client),
-        AddressOf::DownstreamDirectRemote => Some(info.direct_peer),
-        AddressOf::DownstreamLocal => Some(info.local),
-        AddressOf::DownstreamDirectLocal => Some(info.direct_local),
+        AddressOf::DownstreamDirectRemote => Some(&info.direct_peer),
+        AddressOf::DownstreamLocal => Some(&info.local),
+        AddressOf::DownstreamDirectLocal => Some(&info.direct_local),
         AddressOf::UpstreamLocal | AddressOf::UpstreamRemote => None,
     }
 }
 
-/// A Unix socket has no port.
+/// A Unix socket's port is empty, as with Envoy: it is not unknown.
 fn host_address(host: Option<&HostAddress>, part: AddressPart, out: &mut String) -> bool {
     match host {
-        Some(HostAddress::Pipe(path)) if part != AddressPart::Port => text(out, Some(path)),
+        Some(HostAddress::Pipe(_)) if part == AddressPart::Port => true,
+        Some(HostAddress::Pipe(path)) => text(out, Some(path)),
         host => address(host.and_then(HostAddress::socket), part, out),
     }
 }

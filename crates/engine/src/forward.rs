@@ -104,7 +104,7 @@ pub(crate) fn request_hash(context: &mut RequestContext, action: &Forward) -> Op
     let info = &context.connection.info;
     let view = request_view(context);
     let hash = lateen_ir::request_hash(&action.hash_policy, &view, context.client.ip(), |cookie| {
-        let value = lateen_ir::new_cookie_value(info.peer, info.local);
+        let value = lateen_ir::new_cookie_value(&info.peer, &info.local);
         new.extend(HeaderValue::try_from(cookie.set_cookie(&value)).ok());
         value
     });

@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
-use lateen_ir::{EscapedSlashes, HttpConnectionManager, Scheme, StripPort, Underscores};
+use lateen_ir::{EscapedSlashes, HostAddress, HttpConnectionManager, Scheme, StripPort, Underscores};
 
 use crate::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use crate::context::{HttpConnection, RequestContext};
@@ -87,7 +87,7 @@ pub(crate) fn receive(
         authority: authority.unwrap_or_else(|| HeaderValue::from_static("")),
         path,
         secure,
-        client: connection.info.peer,
+        client: connection.info.peer.clone(),
         present,
         answered: Present::default(),
         head,
@@ -251,7 +251,8 @@ fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         }
         _ => (text, None),
     };
-    let listener_port = context.connection.info.local.port();
+    // A Unix socket's port counts as 0, as with Envoy.
+    let listener_port = context.connection.info.local.port().unwrap_or(0);
     match hcm.strip_port {
         StripPort::Any => port = None,
         StripPort::Matching if port.and_then(|port| port.parse().ok()) == Some(listener_port) => port = None,
@@ -280,7 +281,7 @@ pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
 
 fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     let connection = context.connection.clone();
-    let peer = connection.info.peer;
+    let peer = &connection.info.peer;
     let present = context.present;
     let forwarded = present.any(Present::FORWARDED_FOR);
     if present.any(Present::REPEATED) {
@@ -306,9 +307,11 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     if hcm.use_remote_address {
         // A client on this machine is known to others by the machine's address.
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        let own = connection.worker.identity.address.filter(|_| loopback.contains(&peer.ip()));
+        let own =
+            connection.worker.identity.address.filter(|_| peer.ip().is_some_and(|ip| loopback.contains(&ip)));
         if !hcm.skip_xff_append
-            && let Some(text) = connection.forwarded_text.get(own.unwrap_or(peer.ip()))
+            && let Some(ip) = own.or(peer.ip())
+            && let Some(text) = connection.forwarded_text.get(ip)
         {
             append_forwarded_for(headers, text);
         }
@@ -321,8 +324,11 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     let distrusted = hcm.use_remote_address && hcm.xff_num_trusted_hops == 0;
-    if hcm.append_x_forwarded_port && (distrusted || !headers.contains_key(X_FORWARDED_PORT)) {
-        headers.insert(X_FORWARDED_PORT, HeaderValue::from(connection.info.local.port()));
+    if hcm.append_x_forwarded_port
+        && (distrusted || !headers.contains_key(X_FORWARDED_PORT))
+        && let Some(port) = connection.info.local.port()
+    {
+        headers.insert(X_FORWARDED_PORT, HeaderValue::from(port));
     }
     if let Some(scheme) = hcm.scheme_to_overwrite {
         let scheme = if scheme == Scheme::Https { "https" } else { "http" };
@@ -333,16 +339,15 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     } else if hcm.use_remote_address {
         context.secure = connection.info.tls.is_some();
     }
-    let internal = single_hop && hcm.internal_networks.iter().any(|net| net.contains(&context.client.ip()));
+    let internal = single_hop && hcm.is_internal(&context.client);
     let edge = !internal && hcm.use_remote_address;
     if internal {
         headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
     } else if present.any(Present::ENVOY) {
         remove_untrusted(headers, edge);
     }
-    if edge {
-        let client = context.client.ip();
-        let kept = (client == peer.ip()).then(|| connection.peer_text.get(client)).flatten();
+    if edge && let Some(client) = context.client.ip() {
+        let kept = (Some(client) == peer.ip()).then(|| connection.peer_text.get(client)).flatten();
         if let Some(text) = kept.or_else(|| HeaderValue::try_from(client.to_string()).ok()) {
             headers.insert(X_ENVOY_EXTERNAL_ADDRESS, text);
         }
@@ -439,9 +444,9 @@ fn names_one_address(headers: &HeaderMap) -> bool {
 }
 
 /// The client as the configuration trusts it: the peer, or an entry of `x-forwarded-for` counted from the right.
-fn client_address(headers: &HeaderMap, hcm: &HttpConnectionManager, peer: SocketAddr) -> SocketAddr {
+fn client_address(headers: &HeaderMap, hcm: &HttpConnectionManager, peer: &HostAddress) -> HostAddress {
     let skip = match (hcm.use_remote_address, hcm.xff_num_trusted_hops) {
-        (true, 0) => return peer,
+        (true, 0) => return peer.clone(),
         (true, hops) => hops as usize - 1,
         (false, hops) => hops as usize,
     };
@@ -450,7 +455,7 @@ fn client_address(headers: &HeaderMap, hcm: &HttpConnectionManager, peer: Socket
         .and_then(|list| list.to_str().ok())
         .and_then(|list| list.rsplit(',').nth(skip))
         .and_then(|entry| entry.trim().parse::<IpAddr>().ok());
-    entry.map_or(peer, |ip| SocketAddr::new(ip, 0))
+    entry.map_or_else(|| peer.clone(), |ip| SocketAddr::new(ip, 0).into())
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lateen_ir::{ListenerFilterKind, ProxyProtocolFilter};
+use lateen_ir::{HostAddress, ListenerFilterKind, ProxyProtocolFilter};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use crate::chain::{self, ChainRuntime};
 use crate::context::ConnectionInfo;
@@ -22,7 +22,7 @@ use crate::proxy_protocol::{self, Ends};
 use crate::signal::Signal;
 use crate::snapshot::ListenerConfig;
 use crate::stats::blocks::ListenerStats;
-use crate::stream::Stream;
+use crate::stream::{Stream, Transport};
 use crate::worker::Worker;
 use crate::{log_filter, render};
 
@@ -83,22 +83,18 @@ impl LocalListener {
         chains.listed.iter().chain(&chains.default).for_each(|chain| chain.drain.fire());
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.config.borrow().ir.address
+    /// What redirected connections know it by; a Unix socket none of them means.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.config.borrow().ir.address.socket()
     }
 
     /// Accepts on a socket until the listener is closed.
-    pub(crate) fn take_socket(
-        this: &Rc<Self>,
-        position: usize,
-        socket: std::net::TcpListener,
-        worker: &Rc<Worker>,
-    ) {
+    pub(crate) fn take_socket(this: &Rc<Self>, position: usize, socket: Listening, worker: &Rc<Worker>) {
         let (listener, worker) = (this.clone(), worker.clone());
         let closed = this.closed.borrow().clone();
         tokio::task::spawn_local(async move {
             let name = listener.config.borrow().ir.name.clone();
-            match TcpListener::from_std(socket) {
+            match Accepting::new(socket) {
                 Ok(socket) => listener.accept_all(&socket, position, &closed, &worker).await,
                 Err(error) => tracing::error!(listener = %name, %error, "cannot use a listening socket"),
             }
@@ -107,7 +103,7 @@ impl LocalListener {
 
     async fn accept_all(
         self: &Rc<Self>,
-        socket: &TcpListener,
+        socket: &Accepting,
         position: usize,
         closed: &Signal,
         worker: &Rc<Worker>,
@@ -129,12 +125,28 @@ impl LocalListener {
         }
     }
 
-    fn accept(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, position: usize, worker: &Rc<Worker>) {
+    fn accept(
+        self: &Rc<Self>,
+        stream: Transport,
+        peer: Option<SocketAddr>,
+        position: usize,
+        worker: &Rc<Worker>,
+    ) {
         let config = self.config.borrow().clone();
-        let Ok(local) = stream.local_addr() else { return };
-        if let Err(error) = prepare(&stream, &config, position) {
-            tracing::debug!(%peer, %error, "cannot set socket options of an accepted connection");
-        }
+        let (peer, local) = match &stream {
+            Transport::Tcp(tcp) => {
+                let (Some(peer), Ok(local)) = (peer, tcp.local_addr()) else { return };
+                if let Err(error) = prepare(tcp, &config, position) {
+                    tracing::debug!(%peer, %error, "cannot set socket options of an accepted connection");
+                }
+                (peer.into(), local.into())
+            }
+            // Clients at Unix sockets have no name: both ends go by ours, as with Envoy.
+            _ => {
+                let Some(own) = config.bound.get(position).cloned() else { return };
+                (own.clone(), own)
+            }
+        };
         let (listener, worker) = (self.clone(), worker.clone());
         tokio::task::spawn_local(async move {
             let _counted = worker.connection_began();
@@ -145,16 +157,19 @@ impl LocalListener {
     /// Steps 2 and 3: finds the destination, the protocol, the listener that is really meant, and its chain.
     async fn admit(
         self: &Rc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        direct_local: SocketAddr,
+        stream: Transport,
+        peer: HostAddress,
+        direct_local: HostAddress,
         worker: &Rc<Worker>,
     ) {
         let own = self.config.borrow().clone();
         let restore = own.ir.use_original_dst
             || own.ir.listener_filters.iter().any(|filter| filter.kind == ListenerFilterKind::OriginalDst);
-        let original = restore.then(|| original_destination(&stream, direct_local)).flatten();
-        let local = original.unwrap_or(direct_local);
+        let original = match (&stream, &direct_local) {
+            (Transport::Tcp(tcp), HostAddress::Socket(local)) if restore => original_destination(tcp, *local),
+            _ => None,
+        };
+        let local = original.map_or_else(|| direct_local.clone(), HostAddress::Socket);
         let listener = match original {
             Some(destination) if own.ir.use_original_dst => {
                 worker.listener_for(destination).unwrap_or_else(|| self.clone())
@@ -166,14 +181,15 @@ impl LocalListener {
         let _active = Active::new(stats);
         let mut stream = Stream::of_client(stream);
         let config = listener.config.borrow().clone();
-        let Some((found, ends)) = peek(&mut stream, &config, &own, local.port(), stats).await else {
+        let Some((found, ends)) = peek(&mut stream, &config, &own, local.port().unwrap_or(0), stats).await
+        else {
             return;
         };
-        let direct_peer = peer;
-        let (peer, local) = ends.map_or((peer, local), |ends| (ends.source, ends.destination));
+        let direct_peer = peer.clone();
+        let (peer, local) = ends.map_or((peer, local), |ends| (ends.source.into(), ends.destination.into()));
         let chain = {
             let chains = listener.chains.borrow();
-            chain::find(&config.ir, &found, local, peer, direct_peer)
+            chain::find(&config.ir, &found, &local, &peer, &direct_peer)
                 .and_then(|position| chains.listed.get(position))
                 .or(chains.default.as_ref())
                 .cloned()
@@ -324,8 +340,87 @@ fn prepare(stream: &TcpStream, config: &ListenerConfig, position: usize) -> io::
     keepalive.map_or(Ok(()), |keepalive| set_keepalive(&SockRef::from(stream), keepalive))
 }
 
+/// A socket that listens.
+pub(crate) enum Listening {
+    Tcp(std::net::TcpListener),
+    Pipe(std::os::unix::net::UnixListener),
+}
+
+/// The same, within a worker.
+enum Accepting {
+    Tcp(TcpListener),
+    Pipe(UnixListener),
+}
+
+impl Accepting {
+    fn new(socket: Listening) -> io::Result<Self> {
+        match socket {
+            Listening::Tcp(socket) => TcpListener::from_std(socket).map(Self::Tcp),
+            Listening::Pipe(socket) => UnixListener::from_std(socket).map(Self::Pipe),
+        }
+    }
+
+    /// The next connection; clients at Unix sockets have no address.
+    async fn accept(&self) -> io::Result<(Transport, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(socket) => {
+                socket.accept().await.map(|(stream, peer)| (Transport::Tcp(stream), Some(peer)))
+            }
+            Self::Pipe(socket) => socket.accept().await.map(|(stream, _)| (Transport::Pipe(stream), None)),
+        }
+    }
+}
+
+/// Opens one listening socket for each worker at an address, and says which address it has become.
+pub(crate) fn open(
+    config: &lateen_ir::Listener,
+    position: usize,
+    address: &HostAddress,
+    workers: usize,
+) -> io::Result<(HostAddress, Vec<Listening>)> {
+    match address {
+        HostAddress::Socket(address) => {
+            let (bound, sockets) = open_sockets(config, position, *address, workers)?;
+            Ok((bound.into(), sockets.into_iter().map(Listening::Tcp).collect()))
+        }
+        HostAddress::Pipe(path) => {
+            let additional = position.checked_sub(1).map(|index| &config.additional_addresses[index]);
+            let mode = additional.map_or(config.pipe_mode, |additional| additional.pipe_mode);
+            let first = open_pipe(path, mode, config.tcp_backlog_size)?;
+            // One socket for all workers: the kernel wakes one of those that wait.
+            let mut sockets = vec![first];
+            for _ in 1..workers {
+                sockets.push(sockets[0].try_clone()?);
+            }
+            Ok((address.clone(), sockets.into_iter().map(Listening::Pipe).collect()))
+        }
+    }
+}
+
+/// Listens at a Unix socket. What is at its path is removed first, as by Envoy: mostly it is what an earlier process left.
+fn open_pipe(path: &str, mode: u32, backlog: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.nonblocking(), None)?;
+    // The kernel's names of the abstract namespace begin with a zero byte.
+    let name = path.strip_prefix('@').map(|name| format!("\0{name}"));
+    if name.is_none() {
+        // Nothing there is the usual case; what can't be removed fails to be bound.
+        let _removed = std::fs::remove_file(path);
+    }
+    socket.bind(&socket2::SockAddr::unix(name.as_deref().unwrap_or(path))?)?;
+    if mode != 0 && name.is_none() {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    socket.listen(backlog_of(backlog))?;
+    Ok(socket.into())
+}
+
+fn backlog_of(size: Option<u32>) -> i32 {
+    size.map_or(4096, |size| i32::try_from(size).unwrap_or(i32::MAX))
+}
+
 /// Opens one listening socket for each worker on an address. With port 0 the first socket's port is used for all.
-pub(crate) fn open_sockets(
+fn open_sockets(
     config: &lateen_ir::Listener,
     position: usize,
     address: SocketAddr,
@@ -360,8 +455,7 @@ pub(crate) fn open_sockets(
             set_socket_option(&raw, option)?;
         }
         socket.bind(&bound.into())?;
-        socket
-            .listen(config.tcp_backlog_size.map_or(4096, |size| i32::try_from(size).unwrap_or(i32::MAX)))?;
+        socket.listen(backlog_of(config.tcp_backlog_size))?;
         let socket: std::net::TcpListener = socket.into();
         bound = socket.local_addr()?;
         sockets.push(socket);

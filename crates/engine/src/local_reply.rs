@@ -44,7 +44,10 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     if reply.close && context.version != Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    finish_with(context, response, grpc_status)
+    // Where the route would have answered by itself, what a filter answers is not the route's.
+    let of_route =
+        context.route.as_ref().is_some_and(|route| matches!(route.action, lateen_ir::Action::Forward(_)));
+    finish_with(context, response, grpc_status, of_route)
 }
 
 /// Adds what every reply has, and notes the end of the request.
@@ -52,25 +55,28 @@ pub(crate) fn finish(
     context: Box<RequestContext>,
     response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
-    finish_with(context, response, None)
+    finish_with(context, response, None, true)
 }
 
 fn finish_with(
     mut context: Box<RequestContext>,
     mut response: Response<ResponseBody>,
     grpc_status: Option<u32>,
+    of_route: bool,
 ) -> Response<ResponseBody> {
     // The router tells how often it tried.
     let tells = context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response);
     if tells && context.attempts > 0 {
         response.headers_mut().insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
     }
-    // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
-    let route = context.route.clone();
-    let weighted =
-        route.as_deref().zip(context.weighted).and_then(|(route, index)| weighted_entry(route, index));
-    let weighted = weighted.map(|entry| &entry.response_headers);
-    header_mutations::mutate_response(&mut context, weighted, response.headers_mut());
+    if of_route {
+        // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
+        let route = context.route.clone();
+        let weighted =
+            route.as_deref().zip(context.weighted).and_then(|(route, index)| weighted_entry(route, index));
+        let weighted = weighted.map(|entry| &entry.response_headers);
+        header_mutations::mutate_response(&mut context, weighted, response.headers_mut());
+    }
     context.status = Some(response.status());
     if context.local_reply.is_none() {
         let text = String::from_utf8_lossy(text_of(&response)).into_owned();

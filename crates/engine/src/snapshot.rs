@@ -52,7 +52,7 @@ pub(crate) struct ListenerConfig {
     pub(crate) chains: Vec<Arc<ChainConfig>>,
     pub(crate) default_chain: Option<Arc<ChainConfig>>,
     /// Addresses really bound (port 0 replaced), the listener's first; empty with `bind_to_port: false`.
-    pub(crate) bound: Vec<SocketAddr>,
+    pub(crate) bound: Vec<ir::HostAddress>,
 }
 
 impl ListenerConfig {

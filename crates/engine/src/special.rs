@@ -61,10 +61,9 @@ impl Special {
         host: &Host,
         high_priority: bool,
     ) -> Option<Box<Self>> {
-        let info = &context.connection.info;
-        let client = Ends { source: info.peer, destination: info.local };
+        let client = context.connection.info.ends();
         let request = (&context.authority, &context.head.headers);
-        Self::of(Some(request), Some(client), cluster, host, high_priority)
+        Self::of(Some(request), client, cluster, host, high_priority)
     }
 
     /// Tells kinds of connections apart; `None`: all requests may share them.

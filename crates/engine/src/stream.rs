@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
-    /// A Unix socket of an endpoint.
+    /// A Unix socket.
     Pipe(UnixStream),
     /// TLS over another stream, which does the lingering.
     Tls(Box<TlsStream<Stream>>),
@@ -96,9 +96,9 @@ fn without_notice<T: Default>(read: io::Result<T>) -> io::Result<T> {
 
 /// Reads what a client still sends, for a while. A socket that is closed with bytes unread is reset, and a reset can overtake the
 /// answer (RFC 9112, section 9.6).
-async fn linger(mut tcp: TcpStream) {
+async fn linger(mut socket: impl AsyncRead + Unpin) {
     let mut ignored = [0; 4096];
-    let reading = async { while tcp.read(&mut ignored).await.is_ok_and(|n| n > 0) {} };
+    let reading = async { while socket.read(&mut ignored).await.is_ok_and(|n| n > 0) {} };
     // When the time is over the reset is right.
     let _ = tokio::time::timeout(LINGER, reading).await;
 }
@@ -107,12 +107,15 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.lingers
             && (self.half_closed || self.gentle)
-            && let Transport::Tcp(tcp) = std::mem::replace(&mut self.transport, Transport::Closed)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             // What was to be said has been handed to the kernel; a peer that is gone need not be told.
-            if self.half_closed || SockRef::from(&tcp).shutdown(std::net::Shutdown::Write).is_ok() {
-                runtime.spawn(linger(tcp));
+            let ended =
+                |socket: SockRef<'_>| self.half_closed || socket.shutdown(std::net::Shutdown::Write).is_ok();
+            match std::mem::replace(&mut self.transport, Transport::Closed) {
+                Transport::Tcp(tcp) if ended(SockRef::from(&tcp)) => drop(runtime.spawn(linger(tcp))),
+                Transport::Pipe(pipe) if ended(SockRef::from(&pipe)) => drop(runtime.spawn(linger(pipe))),
+                _ => {}
             }
         }
     }
@@ -212,8 +215,8 @@ impl Stream {
     }
 
     /// A client's stream, which is closed with care.
-    pub(crate) fn of_client(tcp: TcpStream) -> Self {
-        let mut stream = Self::new(Transport::Tcp(tcp));
+    pub(crate) fn of_client(transport: Transport) -> Self {
+        let mut stream = Self::new(transport);
         stream.lingers = true;
         stream
     }

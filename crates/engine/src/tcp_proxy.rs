@@ -17,7 +17,6 @@ use crate::gate::Denied;
 use crate::host::Host;
 use crate::mover::{Moved, Mover};
 use crate::outlier::Outcome;
-use crate::proxy_protocol::Ends;
 use crate::signal::Signal;
 use crate::snapshot::TcpConfig;
 use crate::special::Special;
@@ -132,10 +131,10 @@ async fn connect(
     };
     outcomes.cluster = Some(cluster.clone());
     let destination = match &cluster.config.ir.discovery {
-        Discovery::OriginalDst { .. } => info.restored.then_some(info.local),
+        Discovery::OriginalDst { .. } => info.original_destination(),
         _ => None,
     };
-    let hash = config.ir.hash_source_ip.then(|| lateen_ir::address_hash(info.peer.ip()));
+    let hash = info.peer.ip().filter(|_| config.ir.hash_source_ip).map(lateen_ir::address_hash);
     let name = info.server_name.as_deref();
     let port = config.sni.as_ref().and_then(|(_, port)| *port);
     let criteria = picked.metadata_match.as_ref();
@@ -161,12 +160,11 @@ async fn connect(
             outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);
             return None;
         };
-        let client = Ends { source: info.peer, destination: info.local };
         let target = Target {
             worker,
             cluster: &cluster,
             host: &host,
-            special: Special::of(None, Some(client), &cluster.config.ir, &host, false),
+            special: Special::of(None, info.ends(), &cluster.config.ir, &host, false),
         };
         let Ok(pending) = upstream::pending(&target) else {
             outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);

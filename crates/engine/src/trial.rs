@@ -247,7 +247,7 @@ impl Trial<'_> {
         let from_header = header.as_ref().and_then(|name| self.context.head.headers.get(name));
         match from_header {
             Some(value) => value.to_str().ok()?.parse().ok(),
-            None => info.restored.then_some(info.local),
+            None => info.original_destination(),
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::access_log::LogBuffer;
 use crate::cluster::LocalCluster;
 use crate::host::Host;
-use crate::listen::LocalListener;
+use crate::listen::{Listening, LocalListener};
 use crate::signal::Signal;
 use crate::snapshot::{ClusterSlot, Snapshot};
 use crate::stats::arena::{ArenaReading, StatsArena};
@@ -36,7 +36,7 @@ pub(crate) struct Identity {
 }
 
 /// A socket for a worker: listener name, position among the listener's addresses, the socket.
-pub(crate) type NewSocket = (Arc<str>, usize, std::net::TcpListener);
+pub(crate) type NewSocket = (Arc<str>, usize, Listening);
 
 /// What the control thread asks of a worker.
 pub(crate) enum WorkerCommand {
@@ -263,7 +263,7 @@ impl Worker {
             }
         }
         *self.by_address.borrow_mut() =
-            listeners.values().map(|listener| (listener.address(), listener.clone())).collect();
+            listeners.values().filter_map(|listener| Some((listener.address()?, listener.clone()))).collect();
         for (name, position, socket) in sockets {
             if let Some(listener) = listeners.get(&name) {
                 LocalListener::take_socket(listener, position, socket, self);

@@ -1,7 +1,7 @@
 //! Load assignments.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::common::Fraction;
@@ -78,7 +78,7 @@ pub enum EndpointAddress {
     Name(Arc<str>, u16),
 }
 
-/// Where a host can be connected to.
+/// One end of a connection: where a host can be connected to, where a listener is, where a client came from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostAddress {
     /// An IP address and port.
@@ -94,6 +94,16 @@ impl HostAddress {
             Self::Socket(address) => Some(*address),
             Self::Pipe(_) => None,
         }
+    }
+
+    /// The IP address, where it has one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.socket().map(|address| address.ip())
+    }
+
+    /// The port, where it has one.
+    pub fn port(&self) -> Option<u16> {
+        self.socket().map(|address| address.port())
     }
 }
 

@@ -2,7 +2,6 @@
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/service/auth/v3/attribute_context.proto>
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use lateen_xds::pb::envoy::service::auth::v3 as auth;
 use lateen_xds::pb::google::protobuf as google;
 use serde_json::Value as Json;
 
-use crate::{DynamicMetadata, ExtAuthz, HttpAuthz, PeerView, RequestView};
+use crate::{DynamicMetadata, ExtAuthz, HostAddress, HttpAuthz, PeerView, RequestView};
 
 const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
 const SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-service-cluster");
@@ -21,9 +20,9 @@ const SERVICE_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-downstream-
 #[derive(Clone, Debug)]
 pub struct AuthzConnection<'a> {
     /// The client.
-    pub source: SocketAddr,
+    pub source: &'a HostAddress,
     /// Where it wanted to go.
-    pub destination: SocketAddr,
+    pub destination: &'a HostAddress,
     /// The client's certificate. `None`: plaintext.
     pub peer: Option<PeerView<'a>>,
     /// Our own.
@@ -61,14 +60,19 @@ fn principal(certificate: Option<PeerView<'_>>) -> String {
     })
 }
 
-fn address(address: SocketAddr) -> core::Address {
+fn address(address: &HostAddress) -> core::Address {
     use core::{address::Address, socket_address::PortSpecifier};
-    let socket = core::SocketAddress {
-        address: address.ip().to_string(),
-        port_specifier: Some(PortSpecifier::PortValue(u32::from(address.port()))),
-        ..Default::default()
+    let address = match address {
+        HostAddress::Socket(address) => Address::SocketAddress(core::SocketAddress {
+            address: address.ip().to_string(),
+            port_specifier: Some(PortSpecifier::PortValue(u32::from(address.port()))),
+            ..Default::default()
+        }),
+        HostAddress::Pipe(path) => {
+            Address::Pipe(core::Pipe { path: path.as_ref().to_owned(), ..Default::default() })
+        }
     };
-    core::Address { address: Some(Address::SocketAddress(socket)) }
+    core::Address { address: Some(address) }
 }
 
 impl AuthzConnection<'_> {

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
+use crate::endpoint::HostAddress;
 use crate::matcher::HeaderKey;
 use crate::route::RegexRewrite;
 use crate::route_table::{RequestView, path_only};
@@ -75,7 +76,7 @@ impl HashCookie {
 }
 
 /// The value of a cookie that a client without one is given: a hash of the two ends of its connection, in hexadecimal.
-pub fn new_cookie_value(remote: std::net::SocketAddr, local: std::net::SocketAddr) -> String {
+pub fn new_cookie_value(remote: &HostAddress, local: &HostAddress) -> String {
     format!("{:016x}", xxh64(format!("{remote}{local}").as_bytes(), 0))
 }
 
@@ -84,12 +85,12 @@ pub fn address_hash(address: IpAddr) -> u64 {
     xxh64(address.to_string().as_bytes(), 0)
 }
 
-/// The hash of a request; `None` when it has nothing that is asked for. `new_cookie` makes the value of a cookie that is missing and
+/// The hash of a request; `None` when it has nothing that is asked for. `client`: a Unix socket has none. `new_cookie` makes the value of a cookie that is missing and
 /// sees to it that the client is told.
 pub fn request_hash(
     policies: &[HashPolicy],
     request: &RequestView<'_>,
-    client: IpAddr,
+    client: Option<IpAddr>,
     mut new_cookie: impl FnMut(&HashCookie) -> String,
 ) -> Option<u64> {
     let mut hash: Option<u64> = None;
@@ -101,7 +102,7 @@ pub fn request_hash(
                 (None, Some(_)) => Some(xxh64(new_cookie(wanted).as_bytes(), 0)),
                 (None, None) => None,
             },
-            HashMethod::SourceIp => Some(address_hash(client)),
+            HashMethod::SourceIp => client.map(address_hash),
             HashMethod::QueryParameter(name) => {
                 query_parameter(request.path, name).map(|value| xxh64(value.as_bytes(), 0))
             }
@@ -178,7 +179,7 @@ mod tests {
     fn hash(policies: &[HashPolicy], path: &str, headers: &HeaderMap) -> Option<u64> {
         let request =
             RequestView { method: "GET", scheme: "http", authority: "a", path, headers, metadata: None };
-        request_hash(policies, &request, [10, 0, 0, 1].into(), |_| "new".to_owned())
+        request_hash(policies, &request, Some([10, 0, 0, 1].into()), |_| "new".to_owned())
     }
 
     fn header(name: &'static str) -> HashMethod {

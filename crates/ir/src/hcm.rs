@@ -7,6 +7,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::access_log::{AccessLog, LogFilter};
+use crate::endpoint::HostAddress;
 use crate::format::{JsonFormat, TextFormat};
 use crate::headers::HeaderToAdd;
 use crate::http_filter::{HttpFilter, HttpFilterKind, Router};
@@ -298,6 +299,8 @@ pub struct HttpConnectionManager {
     pub skip_xff_append: bool,
     /// Networks that count as internal; empty: none (Envoy's default since 1.33).
     pub internal_networks: Vec<IpNet>,
+    /// Whether clients at Unix sockets count as internal. Default false.
+    pub internal_unix_sockets: bool,
     /// Adds `x-request-id` when there is none. Default true.
     pub generate_request_id: bool,
     /// Keeps the id that an external client sent.
@@ -344,6 +347,16 @@ pub enum Scheme {
 }
 
 impl HttpConnectionManager {
+    /// Whether a client at this address is within one's own network.
+    pub fn is_internal(&self, client: &HostAddress) -> bool {
+        match client {
+            HostAddress::Socket(address) => {
+                self.internal_networks.iter().any(|net| net.contains(&address.ip()))
+            }
+            HostAddress::Pipe(_) => self.internal_unix_sockets,
+        }
+    }
+
     /// Options of the terminal router filter.
     pub fn router(&self) -> Option<&Router> {
         self.http_filters.last().and_then(|filter| match &filter.kind {

@@ -1,12 +1,12 @@
 //! Listeners and network filters.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access_log::AccessLog;
 use crate::common::{ClusterRef, SocketOption, TcpKeepalive};
 use crate::dynamic_forward_proxy::SniDynamicForwardProxy;
+use crate::endpoint::HostAddress;
 use crate::ext_authz::NetworkExtAuthz;
 use crate::filter_chain::{FilterChainIndex, FilterChainMatch};
 use crate::hcm::HttpConnectionManager;
@@ -18,8 +18,11 @@ use crate::tls::{DownstreamTls, ProxyProtocolFilter};
 pub struct Listener {
     /// Name; xDS identity.
     pub name: Arc<str>,
-    /// Address to bind, and what `use_original_dst` listeners hand connections over by. Port 0: any free port.
-    pub address: SocketAddr,
+    /// Address to bind, and what `use_original_dst` listeners hand connections over by. Port 0: any free port. What is at a Unix
+    /// socket's path before is removed.
+    pub address: HostAddress,
+    /// Permissions of a Unix socket's file; 0: as the process makes files.
+    pub pipe_mode: u32,
     /// More addresses to bind.
     pub additional_addresses: Vec<AdditionalAddress>,
     /// Replaces the address in stat names.
@@ -68,7 +71,9 @@ pub struct Listener {
 #[derive(Clone, Debug)]
 pub struct AdditionalAddress {
     /// Address to bind.
-    pub address: SocketAddr,
+    pub address: HostAddress,
+    /// As [`Listener::pipe_mode`].
+    pub pipe_mode: u32,
     /// Raw options for its sockets; `None`: those of the listener.
     pub socket_options: Option<Vec<SocketOption>>,
     /// Keep-alive; `None`: that of the listener.

@@ -102,13 +102,14 @@ pub struct AccessView<'a> {
     /// `None`: nothing is known of requests, only of the connection.
     pub request: Option<RequestView<'a>>,
     /// See [`AccessCondition::Destination`].
-    pub destination: SocketAddr,
+    /// `None`, here and below: a Unix socket, which no network holds and which has no port.
+    pub destination: Option<SocketAddr>,
     /// See [`AccessCondition::Source`].
-    pub source: IpAddr,
+    pub source: Option<IpAddr>,
     /// See [`AccessCondition::DirectSource`].
-    pub direct_source: IpAddr,
+    pub direct_source: Option<IpAddr>,
     /// See [`AccessCondition::Client`].
-    pub client: IpAddr,
+    pub client: Option<IpAddr>,
     /// Empty without one.
     pub server_name: &'a str,
     /// `None`: the connection is plaintext.
@@ -214,14 +215,14 @@ impl AccessCondition {
             },
             Self::Path(matcher) => view.path().is_some_and(|path| matcher.is_match(path.as_bytes())),
             Self::Template(template) => view.path().is_some_and(|path| template.is_match(path)),
-            Self::Destination(net) => net.contains(&view.destination.ip()),
+            Self::Destination(net) => within(*net, view.destination.map(|end| end.ip())),
             Self::DestinationPorts { start, end } => {
-                (*start..*end).contains(&u32::from(view.destination.port()))
+                view.destination.is_some_and(|own| (*start..*end).contains(&u32::from(own.port())))
             }
             Self::ServerName(matcher) => matcher.is_match(view.server_name.as_bytes()),
-            Self::Source(net) => net.contains(&view.source),
-            Self::DirectSource(net) => net.contains(&view.direct_source),
-            Self::Client(net) => net.contains(&view.client),
+            Self::Source(net) => within(*net, view.source),
+            Self::DirectSource(net) => within(*net, view.direct_source),
+            Self::Client(net) => within(*net, view.client),
             Self::Authenticated(None) => view.peer.is_some(),
             Self::Authenticated(Some(matcher)) => {
                 view.peer.is_some_and(|peer| peer.names().any(|name| matcher.is_match(name.as_bytes())))
@@ -229,6 +230,11 @@ impl AccessCondition {
             Self::Metadata(matcher) => matcher.is_match(view.request.and_then(|request| request.metadata)),
         }
     }
+}
+
+/// Whether a network holds an address.
+fn within(net: IpNet, address: Option<IpAddr>) -> bool {
+    address.is_some_and(|address| net.contains(&address))
 }
 
 impl<'a> AccessView<'a> {

@@ -192,7 +192,7 @@ impl Keys {
                 }
             }
             Subject::ServerName => self.text(view.server_name.as_bytes(), found),
-            Subject::Destination => self.address(view.destination.ip(), found),
+            Subject::Destination => self.address(view.destination.map(|end| end.ip()), found),
             Subject::Source => self.address(view.source, found),
             Subject::DirectSource => self.address(view.direct_source, found),
             Subject::Client => self.address(view.client, found),
@@ -206,7 +206,8 @@ impl Keys {
         }
     }
 
-    fn address(&self, address: IpAddr, found: &mut Found) {
+    fn address(&self, address: Option<IpAddr>, found: &mut Found) {
+        let Some(address) = address else { return };
         for length in if address.is_ipv4() { &self.v4 } else { &self.v6 } {
             let net = IpNet::new(address, *length).ok().map(|net| net.trunc());
             found.extend(net.and_then(|net| self.nets.get(&net)).into_iter().flatten().copied());

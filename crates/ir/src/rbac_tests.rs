@@ -111,10 +111,10 @@ proptest! {
         let path = format!("{}?{}", WORDS[words[2]], WORDS[words[3]]);
         let view = AccessView {
             request: Some(RequestView { method: "GET", scheme: "http", authority: "/a", path: &path, headers: &headers, metadata: None }),
-            destination: SocketAddr::from(([10, 0, 0, ends.0], ends.2)),
-            source: IpAddr::from([10, 0, 0, ends.1]),
-            direct_source: IpAddr::from([10, 0, 0, ends.0]),
-            client: IpAddr::from([10, 0, 0, ends.0]),
+            destination: (ends.0 > 0).then_some(SocketAddr::from(([10, 0, 0, ends.0], ends.2))),
+            source: (ends.1 > 0).then_some(IpAddr::from([10, 0, 0, ends.1])),
+            direct_source: Some(IpAddr::from([10, 0, 0, ends.0])),
+            client: Some(IpAddr::from([10, 0, 0, ends.0])),
             server_name: WORDS[words[1]],
             peer: tls.then_some(PeerView { uris: &uris, dns: &[], subject: "" }),
         };
@@ -142,10 +142,10 @@ fn the_first_name_decides_and_denials_name_it() {
             headers: &headers,
             metadata: None,
         }),
-        destination: SocketAddr::from(([10, 0, 0, 1], 80)),
-        source: IpAddr::from([10, 0, 0, 2]),
-        direct_source: IpAddr::from([10, 0, 0, 2]),
-        client: IpAddr::from([10, 0, 0, 2]),
+        destination: Some(SocketAddr::from(([10, 0, 0, 1], 80))),
+        source: Some(IpAddr::from([10, 0, 0, 2])),
+        direct_source: Some(IpAddr::from([10, 0, 0, 2])),
+        client: Some(IpAddr::from([10, 0, 0, 2])),
         server_name: "",
         peer: None,
     };

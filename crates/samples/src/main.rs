@@ -1,6 +1,7 @@
 //! `lateen-samples`: one program, one subcommand for each demo application.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -74,6 +75,9 @@ enum App {
         /// On this port greet with the instance's name, then echo 64-bit numbers and say goodbye at the end
         #[arg(long)]
         numbers_port: Option<u16>,
+        /// Serve at this Unix socket, too, which everyone may connect to
+        #[arg(long)]
+        socket: Option<PathBuf>,
     },
     /// An external authorizer: lets pass what has the header `x-ext-authz: allow`
     ExtAuthz {
@@ -136,7 +140,7 @@ async fn main() -> anyhow::Result<()> {
             serve_on(port, web_frontend::app(customer_service_url.parse()?), delay).await
         }
         App::Httpbin { port, style } => serve_on(port, httpbin::app(style), delay).await,
-        App::Echo { port, tcp_port, second_port, numbers_port } => {
+        App::Echo { port, tcp_port, second_port, numbers_port, socket } => {
             let who = echo::Instance::from_env();
             let ending = serve::Ending::after(serve::terminated(), delay);
             if let Some(tcp) = tcp_port {
@@ -145,6 +149,11 @@ async fn main() -> anyhow::Result<()> {
             if let Some(numbers) = numbers_port {
                 let listener = bind(numbers).await?;
                 tokio::spawn(echo_streams::serve_numbers(listener, who.instance.clone(), ending.clone()));
+            }
+            if let Some(path) = socket {
+                let listener = serve::bind_socket(&path)
+                    .with_context(|| format!("cannot listen at {}; give another --socket", path.display()))?;
+                tokio::spawn(serve::relay(listener, port));
             }
             let app = echo::app(who, ending);
             match second_port {

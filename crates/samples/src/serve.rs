@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use http::{HeaderValue, Version, header};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -49,6 +51,29 @@ pub async fn serve(
                 Err(_) => std::future::pending().await,
             }
         } => Ok(()),
+    }
+}
+
+/// Listens at a Unix socket that everyone may connect to, in place of what an earlier process left there.
+pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Hands what comes at a Unix socket to this process's own port.
+pub async fn relay(listener: UnixListener, port: u16) {
+    while let Ok((mut client, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            // Either end may go at any time; the other sees it.
+            if let Ok(mut own) = TcpStream::connect(("127.0.0.1", port)).await {
+                let _moved = tokio::io::copy_bidirectional(&mut client, &mut own).await;
+            }
+        });
     }
 }
 

@@ -147,12 +147,14 @@ pub(crate) fn shares_port(scope: &Scope, service: &Service, port: &ServicePort) 
 /// for; everything else is unknown to the mesh.
 pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
     let PortInputs { settings, at, port, found } = inputs;
-    let address = at.map_or_else(|| "0.0.0.0".to_owned(), |at| at.address.to_string());
+    let address = at.as_ref().map_or_else(|| "0.0.0.0".to_owned(), BoundAddress::text);
     let name = format!("{address}_{port}");
+    let socket = at.as_ref().and_then(BoundAddress::unix);
+    let routes = socket.map_or_else(|| port.to_string(), |socket| socket.to_string());
     let mut chains = Vec::new();
     for (destination, owner) in &found.destinations {
         if destination.http {
-            let mut chain = http_chain(settings, &name, port.to_string(), found.looks_up);
+            let mut chain = http_chain(settings, &name, routes.clone(), found.looks_up);
             if let Some(condition) = &mut chain.filter_chain_match {
                 condition.prefix_ranges = destination.prefix_ranges();
             }
@@ -161,7 +163,7 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
         chains.extend(known_destination(settings, destination, owner));
     }
     if found.http {
-        chains.push(http_chain(settings, &name, port.to_string(), found.looks_up));
+        chains.push(http_chain(settings, &name, routes, found.looks_up));
     }
     let rest = match found.bytes.as_ref().map(|owner| owner.routes.split_last()) {
         Some(Some((last, first))) => {
@@ -180,7 +182,7 @@ pub(crate) fn any_address(inputs: &PortInputs) -> Resource {
         inspectors.push(filters::http_inspector());
     }
     let mut message = detecting_listener(settings, &name, &address, *port, inspectors);
-    if at.is_some_and(|at| at.opened) {
+    if matches!(at, Some(BoundAddress::Unix(_) | BoundAddress::Ip { opened: true, .. })) {
         message.bind_to_port = None;
     }
     if chains.is_empty() {

@@ -12,6 +12,7 @@ use lateen_xds::pb::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCac
 use lateen_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_filter;
 use lateen_xds::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni_filter;
 
+use crate::scope::Scope;
 use crate::wire;
 
 /// Whether a service stands for hosts that are looked up on request.
@@ -22,6 +23,12 @@ pub(crate) fn is_dynamic(service: &Service) -> bool {
 /// Whether requests and connections to a port of such a service tell which host they are for.
 pub(crate) fn is_served(port: &ServicePort) -> bool {
     port.protocol.is_http() || port.protocol == Protocol::Tls
+}
+
+/// Whether a gateway's rules may send HTTP to hosts that are looked up on request: there are some.
+pub(crate) fn http_may_be_looked_up(scope: &Scope) -> bool {
+    let is_http = |service: &Service| service.ports.iter().any(|port| port.protocol.is_http());
+    scope.services.iter().any(|service| is_dynamic(service) && is_http(service))
 }
 
 /// The cache. Proxies refuse two caches of one name with different settings, and hold the old one until all that use it have

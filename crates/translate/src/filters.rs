@@ -41,7 +41,10 @@ pub(crate) enum HttpRole {
     /// A sidecar, for what its application receives.
     Inbound,
     /// A gateway.
-    Gateway,
+    Gateway {
+        /// Whether some of what it is sent may be for hosts that are looked up on request.
+        looks_up: bool,
+    },
 }
 
 /// Where a connection manager's routes come from.
@@ -67,16 +70,13 @@ pub(crate) fn http(
         }
         Routes::Inline(config) => types::RouteSpecifier::RouteConfig(*config),
     };
+    let at_gateway = matches!(role, HttpRole::Gateway { .. });
     let mut manager = hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(route_specifier),
-        http_filters: access
-            .http(role == HttpRole::Gateway)
-            .into_iter()
-            .chain(http_filters(settings, role))
-            .collect(),
+        http_filters: access.http(at_gateway).into_iter().chain(http_filters(settings, role)).collect(),
         access_log: access_log::traffic_log(settings),
-        use_remote_address: wire::boolean(role == HttpRole::Gateway),
+        use_remote_address: wire::boolean(at_gateway),
         generate_request_id: wire::boolean(true),
         // Streams may be idle for as long as their peers like; Envoy's five minutes would cut long polls.
         stream_idle_timeout: Some(Duration::default()),
@@ -98,7 +98,8 @@ fn http_filters(settings: &Settings, role: HttpRole) -> Vec<hcm::HttpFilter> {
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
-    let looks_up = matches!(role, HttpRole::Outbound { looks_up: true });
+    let looks_up =
+        matches!(role, HttpRole::Outbound { looks_up: true } | HttpRole::Gateway { looks_up: true });
     let mut filters =
         vec![filter(FAULT, wire::any(&HttpFault::default())), filter(CORS, wire::any(&Cors::default()))];
     if looks_up {
@@ -130,7 +131,7 @@ fn name_server(manager: &mut hcm::HttpConnectionManager, role: HttpRole) {
     }
     manager.server_name = "istio-envoy".to_owned();
     let forward = match role {
-        HttpRole::Gateway => ForwardClientCertDetails::SanitizeSet,
+        HttpRole::Gateway { .. } => ForwardClientCertDetails::SanitizeSet,
         _ => ForwardClientCertDetails::AppendForward,
     };
     manager.forward_client_cert_details = forward as i32;

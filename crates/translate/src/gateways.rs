@@ -76,9 +76,9 @@ pub(crate) fn http_servers(scope: &Scope) -> Vec<HttpServer> {
     servers.into_values().collect()
 }
 
-/// Whether a server's protocol is HTTP without TLS, on a TCP port.
+/// Whether a server's protocol is HTTP without TLS.
 pub(crate) fn serves_plain_http(server: &Server) -> bool {
-    Protocol::parse(&server.port.protocol).is_http() && !server.bind.starts_with("unix://")
+    Protocol::parse(&server.port.protocol).is_http()
 }
 
 /// The pods' ports behind a port of the gateway's service; the port itself when no service has it.

@@ -102,9 +102,6 @@ pub(crate) enum PortSort {
 impl ServerKind {
     /// None: nothing (yet), see [`no_effect`].
     fn of(server: &Server) -> Option<Self> {
-        if server.bind.starts_with("unix://") {
-            return None;
-        }
         let protocol = Protocol::parse(&server.port.protocol);
         if protocol.is_http() {
             return Some(Self::Http);
@@ -138,10 +135,7 @@ pub(crate) fn no_effect(server: &Server) -> Option<String> {
         return None;
     }
     let protocol = &server.port.protocol;
-    Some(match server.tls.as_ref().map(|tls| tls.mode) {
-        _ if server.bind.starts_with("unix://") => "gateways do not listen on Unix sockets".to_owned(),
-        _ => format!("protocol {protocol:?} is not served"),
-    })
+    Some(format!("protocol {protocol:?} is not served"))
 }
 
 /// What each address and port is for. The oldest Gateway has its way.

@@ -8,6 +8,7 @@ use crate::affected::Extent;
 use crate::any_address;
 use crate::cache::Cache;
 use crate::clusters::{self, FixedCluster, OutboundClusterInputs};
+use crate::dynamic_dns;
 use crate::endpoints;
 use crate::gateways;
 use crate::gateways_tls;
@@ -70,7 +71,7 @@ pub fn generate_own(
         return Vec::new();
     }
     let settings = Arc::new(Settings::new(world.mesh()));
-    let ports = sidecar::inbound(sidecar::in_force(world, class).map(|sidecar| &**sidecar), class);
+    let ports = sidecar::inbound(world, sidecar::in_force(world, class).map(|sidecar| &**sidecar), class);
     match kind {
         ResourceType::Cluster => {
             let inputs = ports.iter().map(|inbound| clusters::inbound_inputs(&settings, inbound));
@@ -80,7 +81,10 @@ pub fn generate_own(
             let access = Access::new(world, &class.namespace, &class.labels);
             let modes = world.peer_policies(&class.namespace).of_workload(&class.labels);
             let inputs = listeners_inbound::inputs(&settings, &ports, modes, class, access);
-            vec![cache.resource(kind, &inputs, listeners_inbound::virtual_inbound)]
+            let opened = listeners_inbound::opened_inputs(&inputs, &ports).into_iter();
+            let opened = opened.map(|inputs| cache.resource(kind, &inputs, listeners_inbound::opened));
+            let captured = cache.resource(kind, &inputs, listeners_inbound::virtual_inbound);
+            opened.chain([captured]).collect()
         }
         ResourceType::Endpoint | ResourceType::Route | ResourceType::Secret | ResourceType::NameTable => {
             Vec::new()
@@ -143,10 +147,13 @@ fn listeners(scope: &Scope, cache: &Cache) -> Vec<Arc<Resource>> {
     if scope.class.kind == ProxyKind::Router {
         let servers = gateways::http_servers(scope);
         let access = Arc::new(Access::new(&scope.world, &scope.class.namespace, &scope.class.labels));
-        let plain = servers.iter().map(|server| listeners_gateway::inputs(&scope.settings, server, &access));
+        let looks_up = dynamic_dns::http_may_be_looked_up(scope);
+        let plain = servers
+            .iter()
+            .map(|server| listeners_gateway::inputs(&scope.settings, server, &access, looks_up));
         let plain = plain.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::http_listener));
         let tls = gateways_tls::ports(scope).into_iter();
-        let tls = tls.map(|port| listeners_gateway::port_inputs(&scope.settings, port, &access));
+        let tls = tls.map(|port| listeners_gateway::port_inputs(&scope.settings, port, &access, looks_up));
         let tls = tls.map(|inputs| cache.resource(kind, &inputs, listeners_gateway::port_listener));
         return plain.chain(tls).collect();
     }

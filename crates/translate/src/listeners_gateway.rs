@@ -30,12 +30,14 @@ pub(crate) struct GatewayListenerInputs {
     name: String,
     route_name: String,
     access: Arc<Access>,
+    looks_up: bool,
 }
 
 pub(crate) fn inputs(
     settings: &Arc<Settings>,
     server: &HttpServer,
     access: &Arc<Access>,
+    looks_up: bool,
 ) -> GatewayListenerInputs {
     GatewayListenerInputs {
         settings: settings.clone(),
@@ -44,22 +46,23 @@ pub(crate) fn inputs(
         name: server.listener_name(),
         route_name: server.route_name(),
         access: access.clone(),
+        looks_up,
     }
 }
 
 /// A plain HTTP listener.
 pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
-    let GatewayListenerInputs { settings, bind, port, name, route_name, access } = inputs;
+    let GatewayListenerInputs { settings, bind, port, name, route_name, access, looks_up } = inputs;
     let manager = filters::http(
         settings,
-        HttpRole::Gateway,
+        HttpRole::Gateway { looks_up: *looks_up },
         &format!("outbound_{name};"),
         Routes::Rds(route_name.clone()),
         access,
     );
     let message = listener::Listener {
         name: name.clone(),
-        address: Some(wire::address(bind, *port)),
+        address: Some(wire::listening_address(bind, *port)),
         filter_chains: vec![listener::FilterChain { filters: vec![manager], ..Default::default() }],
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),
@@ -74,25 +77,32 @@ pub(crate) struct ServedPortInputs {
     settings: Arc<Settings>,
     port: ServedPort,
     access: Arc<Access>,
+    looks_up: bool,
 }
 
 pub(crate) fn port_inputs(
     settings: &Arc<Settings>,
     port: ServedPort,
     access: &Arc<Access>,
+    looks_up: bool,
 ) -> ServedPortInputs {
-    ServedPortInputs { settings: settings.clone(), port, access: access.clone() }
+    ServedPortInputs { settings: settings.clone(), port, access: access.clone(), looks_up }
 }
 
 /// A listener for more than plain HTTP: with TLS a chain for the names of each server.
 pub(crate) fn port_listener(inputs: &ServedPortInputs) -> Resource {
-    let ServedPortInputs { settings, port: ServedPort { bind, port, tls, chains }, access } = inputs;
+    let ServedPortInputs { settings, port: ServedPort { bind, port, tls, chains }, access, looks_up } =
+        inputs;
+    let role = HttpRole::Gateway { looks_up: *looks_up };
     let name = format!("{bind}_{port}");
     let message = listener::Listener {
         name: name.clone(),
-        address: Some(wire::address(bind, *port)),
+        address: Some(wire::listening_address(bind, *port)),
         listener_filters: if *tls { vec![filters::tls_inspector()] } else { Vec::new() },
-        filter_chains: chains.iter().map(|chain| served_chain(settings, &name, chain, access)).collect(),
+        filter_chains: chains
+            .iter()
+            .map(|chain| served_chain(settings, &name, chain, access, role))
+            .collect(),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),
         ..Default::default()
@@ -105,6 +115,7 @@ fn served_chain(
     listener: &str,
     chain: &ServedChain,
     access: &Access,
+    role: HttpRole,
 ) -> listener::FilterChain {
     let matching = listener::FilterChainMatch {
         server_names: chain.names.clone(),
@@ -125,8 +136,7 @@ fn served_chain(
         }
         ChainEnd::Https { routes, server } => {
             let prefix = format!("outbound_{listener};");
-            let manager =
-                filters::http(settings, HttpRole::Gateway, &prefix, Routes::Rds(routes.clone()), access);
+            let manager = filters::http(settings, role, &prefix, Routes::Rds(routes.clone()), access);
             listener::FilterChain { filters: vec![manager], transport_socket: ended(server), ..base }
         }
         ChainEnd::Terminated { destinations, server } => listener::FilterChain {

@@ -1,6 +1,7 @@
 //! The inbound listener of sidecars.
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lateen_api::networking::gateway::ServerTlsSettings;
@@ -65,17 +66,69 @@ pub(crate) fn inputs(
     access: Access,
 ) -> InboundInputs {
     let hosts = class.inbound.iter().map(|port| &*port.hostname);
+    let captured = || ports.iter().filter(|inbound| inbound.bind.is_none());
     InboundInputs {
         settings: settings.clone(),
-        ports: ports.iter().map(|inbound| inbound.port.clone()).collect(),
-        tls: ports
-            .iter()
-            .filter_map(|inbound| Some((inbound.port.port, IngressTls(inbound.tls.clone()?))))
-            .collect(),
+        ports: captured().map(|inbound| inbound.port.clone()).collect(),
+        tls: captured().filter_map(own_tls).collect(),
         modes,
         names: mutual_tls::server_name_patterns(hosts),
         access,
     }
+}
+
+fn own_tls(inbound: &Inbound) -> Option<(u16, IngressTls)> {
+    Some((inbound.port.port, IngressTls(inbound.tls.clone()?)))
+}
+
+/// Everything a listener of a Sidecar's own depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct OpenedInputs {
+    bind: IpAddr,
+    /// As if nothing else were received.
+    inbound: InboundInputs,
+}
+
+/// The listeners that callers connect to themselves. `captured`: what all of the workload's have in common.
+pub(crate) fn opened_inputs(captured: &InboundInputs, ports: &[Inbound]) -> Vec<OpenedInputs> {
+    let own = |inbound: &Inbound| {
+        Some(OpenedInputs {
+            bind: inbound.bind?,
+            inbound: InboundInputs {
+                ports: vec![inbound.port.clone()],
+                tls: own_tls(inbound).into_iter().collect(),
+                ..captured.clone()
+            },
+        })
+    };
+    ports.iter().filter_map(own).collect()
+}
+
+/// `ADDRESS_PORT`: what is received at an address and port of its own, on the terms of the workload.
+pub(crate) fn opened(inputs: &OpenedInputs) -> Resource {
+    let OpenedInputs { bind, inbound } = inputs;
+    let port = inbound.ports.first().map_or(0, |port| port.port);
+    let mode = inbound.modes.of_port(port);
+    let name = format!("{bind}_{port}");
+    let mut listener_filters = Vec::new();
+    if mode != PeerMode::Disable {
+        listener_filters.push(filters::tls_inspector());
+    }
+    if inbound.ports.iter().any(|port| port.protocol.is_sniffed()) {
+        listener_filters.push(filters::http_inspector());
+    }
+    let message = listener::Listener {
+        name: name.clone(),
+        address: Some(wire::address(&bind.to_string(), port)),
+        filter_chains: inbound.ports.iter().flat_map(|port| port_chains(inbound, port, mode)).collect(),
+        listener_filters,
+        listener_filters_timeout: Some(wire::duration(inbound.settings.detection_timeout)),
+        continue_on_listener_filters_timeout: true,
+        traffic_direction: core::TrafficDirection::Inbound as i32,
+        access_log: access_log::listener_log(&inbound.settings),
+        ..Default::default()
+    };
+    encode(name, &message)
 }
 
 /// `virtualInbound`: where connections to the pod arrive; filter chains per declared port and for ports with a mode of their own, the

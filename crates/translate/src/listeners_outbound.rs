@@ -63,7 +63,7 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
                 continue;
             }
             if port.protocol.is_http() {
-                let found = ports.entry(port.port).or_default();
+                let found = ports.entry(scope.listening_port(port.port)).or_default();
                 found.http = true;
                 found.looks_up |= dynamic;
                 continue;
@@ -74,13 +74,13 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
                 addresses.entry((address, port.port)).or_insert_with(|| (tcp.clone(), http.clone()));
             }
             if listens_at_any_address(scope, service) || !service.ranges.is_empty() {
-                ports.entry(port.port).or_default().add(scope, service, port, tcp);
+                ports.entry(scope.listening_port(port.port)).or_default().add(scope, service, port, tcp);
             }
         }
     }
     let ports = ports.into_iter().map(|(port, found)| PortInputs {
         settings: settings.clone(),
-        at: scope.at,
+        at: scope.at.clone(),
         port,
         found,
     });
@@ -262,7 +262,7 @@ pub(crate) fn detecting_listener(
 fn virtual_listener(settings: &Settings, name: &str, address: &str, port: u16) -> listener::Listener {
     listener::Listener {
         name: name.to_owned(),
-        address: Some(wire::address(address, port)),
+        address: Some(wire::listening_address(address, port)),
         bind_to_port: wire::boolean(false),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),

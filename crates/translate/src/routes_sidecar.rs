@@ -1,5 +1,6 @@
 //! Outbound route configurations of sidecars: one per port that some service declares HTTP, named after the port and shared
-//! by all HTTP to it; and one per service port of undeclared protocol, named `HOST:PORT`, whose listener is the service's own.
+//! by all HTTP to it; one per service port of undeclared protocol, named `HOST:PORT`, whose listener is the service's own; and
+//! one per Unix socket of a Sidecar's egress listeners, named by that, for HTTP to all ports.
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::wire;
 
 /// A route configuration to be made, with its virtual hosts not made yet.
 pub(crate) struct SidecarRoutes {
-    port: u16,
+    name: String,
     /// Whether they are the routes of one service's own listener: then the caller has chosen it by address, and the host it
     /// names does not matter.
     alone: bool,
@@ -37,7 +38,6 @@ pub(crate) struct SidecarRoutes {
 /// Everything a virtual host depends on.
 #[derive(Hash)]
 struct VirtualHostInputs<'a> {
-    port: u16,
     domain: &'a str,
     default_retries: &'a Retries,
     host: &'a HostInputs,
@@ -49,6 +49,11 @@ struct VirtualHostInputs<'a> {
 enum DomainsOf {
     /// All names of the host.
     Names,
+    /// All of them with the port; and without, if nothing else could be meant.
+    Ported {
+        /// With those without it.
+        bare: bool,
+    },
     /// Those of its names that no virtual host before it has.
     Left(Vec<String>),
     /// Whatever is named.
@@ -59,6 +64,8 @@ enum DomainsOf {
 #[derive(Hash)]
 struct RestInputs {
     name: String,
+    /// Whether the port that a request names counts: behind a Unix socket nothing else tells ports apart.
+    ported: bool,
     /// What becomes of requests for hosts the mesh does not know; none when a virtual host takes them.
     catch_all: Option<CatchAll>,
 }
@@ -85,6 +92,7 @@ impl CatchAll {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct HostInputs {
     host: String,
+    port: u16,
     /// The service of that host, when it is one.
     service: Option<ServiceHost>,
     rules: Option<AppliedRules>,
@@ -112,6 +120,10 @@ struct PortServices<'a> {
 /// The route configurations of a class of sidecars.
 pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
     let mut ports: BTreeMap<u16, PortServices<'_>> = BTreeMap::new();
+    if scope.socket().is_some() {
+        // Where hosts that are no services are.
+        ports.entry(80).or_default().shared = true;
+    }
     for service in scope.addressed.iter() {
         let is_served = |port: &&ServicePort| {
             port.protocol.is_http() || (port.protocol.is_sniffed() && !dynamic_dns::is_dynamic(service))
@@ -125,20 +137,27 @@ pub(crate) fn routes(scope: &Scope) -> Vec<SidecarRoutes> {
     }
     let rules = Rules::new(scope);
     let mut all = Vec::new();
+    let mut of_socket = Vec::new();
     for (port, found) in ports {
-        let configuration = |alone, hosts| SidecarRoutes { port, alone, hosts };
+        let configuration = |name, alone, hosts| SidecarRoutes { name, alone, hosts };
         // Hosts that VirtualServices name explicitly go before the other names of services.
         let mut hosts = if found.shared { rules.other_hosts(scope, port, &found) } else { Vec::new() };
         for (service, has_own) in &found.services {
             let host = service_host(scope, &rules, service, port);
             if *has_own {
-                all.push(configuration(true, vec![host.clone()]));
+                let name = detected_routes(&host.host, port);
+                all.push(configuration(name, true, vec![host.clone()]));
             }
             hosts.push(host);
         }
-        if found.shared {
-            all.push(configuration(false, hosts));
+        if scope.socket().is_some() {
+            of_socket.extend(hosts);
+        } else if found.shared {
+            all.push(configuration(port.to_string(), false, hosts));
         }
+    }
+    if let Some(socket) = scope.socket() {
+        all.push(SidecarRoutes { name: socket.to_string(), alone: false, hosts: of_socket });
     }
     all
 }
@@ -151,6 +170,7 @@ fn service_host(scope: &Scope, rules: &Rules, service: &Service, port: u16) -> H
     let is_near = |name: &ObjectName| name.namespace == scope.class.namespace;
     HostInputs {
         host: service.hostname.to_string(),
+        port,
         service: Some(ServiceHost {
             names: names.map(|name| (name.clone(), is_near(&name))).collect(),
             addresses: scope.addresses_of(service),
@@ -215,6 +235,7 @@ impl Rules {
             if !rules.rules.is_empty() {
                 let host = |host: &String| HostInputs {
                     host: host.clone(),
+                    port,
                     service: None,
                     rules: Some(rules.clone()),
                 };
@@ -228,14 +249,11 @@ impl Rules {
 /// A route configuration. Its virtual hosts come from the cache by what each of them depends on, so that a change makes only
 /// those it changes, and namespaces share those that are the same for them.
 pub(crate) fn resource(scope: &Scope, cache: &Cache, routes: &SidecarRoutes) -> Arc<Resource> {
-    let (port, domain) = (routes.port, scope.world.domain());
+    let domain = scope.world.domain();
     let default_retries = &scope.settings.default_retries;
-    let name = match routes.hosts.first() {
-        Some(host) if routes.alone => detected_routes(&host.host, port),
-        _ => port.to_string(),
-    };
+    let name = routes.name.clone();
     let part = |host, domains| {
-        let inputs = VirtualHostInputs { port, domain, default_retries, host, domains };
+        let inputs = VirtualHostInputs { domain, default_retries, host, domains };
         cache.part(&inputs, |digest, inputs| Part::new(digest, &virtual_host(inputs)))
     };
     let mut parts: Vec<Arc<Part>> = Vec::with_capacity(routes.hosts.len());
@@ -246,7 +264,13 @@ pub(crate) fn resource(scope: &Scope, cache: &Cache, routes: &SidecarRoutes) -> 
             parts.push(part(host, DomainsOf::Any));
             continue;
         }
-        let whole = part(host, DomainsOf::Names);
+        let names = if scope.socket().is_some() {
+            let only = || routes.hosts.iter().filter(|other| other.host == host.host).count() == 1;
+            DomainsOf::Ported { bare: host.port == 80 || only() }
+        } else {
+            DomainsOf::Names
+        };
+        let whole = part(host, names);
         if whole.domains.iter().any(|domain| taken.contains(domain)) {
             let left: Vec<String> =
                 whole.domains.iter().filter(|domain| !taken.contains(*domain)).cloned().collect();
@@ -260,7 +284,11 @@ pub(crate) fn resource(scope: &Scope, cache: &Cache, routes: &SidecarRoutes) -> 
     }
     parts.sort_by(|a, b| a.name.cmp(&b.name));
     let all_taken = routes.alone || taken.contains("*");
-    let rest = RestInputs { name, catch_all: (!all_taken).then(|| CatchAll::new(&scope.settings)) };
+    let rest = RestInputs {
+        name,
+        ported: scope.socket().is_some(),
+        catch_all: (!all_taken).then(|| CatchAll::new(&scope.settings)),
+    };
     cache.compound(ResourceType::Route, &rest, parts, route_configuration)
 }
 
@@ -269,7 +297,7 @@ fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
         name: rest.name.clone(),
         validate_clusters: wire::boolean(false),
         max_direct_response_body_size_bytes: wire::uint32(1 << 20),
-        ignore_port_in_host_matching: true,
+        ignore_port_in_host_matching: !rest.ported,
         ..Default::default()
     };
     let catch_all = rest.catch_all.as_ref().map(|unknown| Arc::new(Part::new(0, &catch_all(unknown))));
@@ -278,8 +306,9 @@ fn route_configuration(rest: &RestInputs, parts: &[Arc<Part>]) -> Resource {
 }
 
 fn virtual_host(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
-    let VirtualHostInputs { port, domain, default_retries, host, domains } = inputs;
-    let context = RouteContext { domain, port: *port, tls: false, default_retries };
+    let VirtualHostInputs { domain, default_retries, host, domains } = inputs;
+    let port = host.port;
+    let context = RouteContext { domain, port, tls: false, default_retries };
     let routes = match &host.rules {
         Some(rules) => route_rules::routes(rules, context),
         None => {
@@ -291,6 +320,17 @@ fn virtual_host(inputs: &VirtualHostInputs<'_>) -> route::VirtualHost {
         name: format!("{}:{port}", host.host),
         domains: match domains {
             DomainsOf::Names => names_of(host, domain),
+            DomainsOf::Ported { bare } => {
+                let names = names_of(host, domain);
+                // What ends in a wildcard has no port.
+                let ported: Vec<String> = names
+                    .iter()
+                    .filter(|name| !name.ends_with('*'))
+                    .map(|name| format!("{name}:{port}"))
+                    .collect();
+                let bare = names.into_iter().filter(|name| *bare || name.ends_with('*'));
+                ported.into_iter().chain(bare).collect()
+            }
             DomainsOf::Left(left) => left.clone(),
             DomainsOf::Any => vec!["*".to_owned()],
         },

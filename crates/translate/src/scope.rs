@@ -96,7 +96,7 @@ impl Scope {
     /// What is reached through each of the Sidecar's listeners at addresses of their own, as if nothing else were.
     pub(crate) fn bound_views(&self) -> impl Iterator<Item = Self> {
         self.bound.iter().map(|listener| Self {
-            at: Some(listener.at),
+            at: Some(listener.at.clone()),
             addressed: listener.addressed.clone(),
             virtual_services: listener.virtual_services.clone(),
             bound: Arc::default(),
@@ -117,6 +117,16 @@ impl Scope {
             false => virtual_services(&world, &self.class, None),
         };
         Self { world, virtual_services, ..self.clone() }
+    }
+
+    /// The Unix socket that this is a view of, if it is of one.
+    pub(crate) fn socket(&self) -> Option<&Arc<str>> {
+        self.at.as_ref().and_then(BoundAddress::unix)
+    }
+
+    /// The port of the listener for a port at any address: a Unix socket has one listener for all.
+    pub(crate) fn listening_port(&self, port: u16) -> u16 {
+        if self.socket().is_some() { 0 } else { port }
     }
 
     /// The service of this host, if the class may see it.

@@ -24,6 +24,8 @@ pub(crate) struct Inbound {
     pub(crate) pool: Option<ConnectionPoolSettings>,
     /// TLS of callers outside the mesh, where mutual TLS of the mesh is disabled.
     pub(crate) tls: Option<ServerTlsSettings>,
+    /// The address of a listener of its own; none: what is captured arrives there.
+    pub(crate) bind: Option<IpAddr>,
 }
 
 /// Where what is received is sent.
@@ -49,32 +51,55 @@ pub(crate) fn in_force<'a>(world: &'a World, class: &ProxyClass) -> Option<&'a A
 }
 
 /// Where an egress listener is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
     /// Where captured traffic goes.
     Captured,
     /// At an address of its own.
     At(BoundAddress),
-    /// At a Unix socket, which there is not yet (see `warnings`).
-    Unix,
 }
 
-/// The address of a listener that has its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct BoundAddress {
-    pub(crate) address: IpAddr,
-    /// The application connects to it; else what it sends there is captured.
-    pub(crate) opened: bool,
+/// Where a listener is that has an address of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum BoundAddress {
+    /// A port of an IP address.
+    Ip {
+        address: IpAddr,
+        /// The application connects to it; else what it sends there is captured.
+        opened: bool,
+    },
+    /// `unix://PATH`, for all ports that are reached through it. As in Istio its routes have this name.
+    Unix(Arc<str>),
 }
 
 /// Where an egress listener is. As in Istio one that is not captured is on the loopback address where nothing is said.
 pub(crate) fn place(listener: &EgressListener) -> Place {
     let opened = listener.capture_mode == CaptureMode::None;
     match listener.bind.parse() {
-        Ok(address) => Place::At(BoundAddress { address, opened }),
-        Err(_) if !listener.bind.is_empty() => Place::Unix,
-        Err(_) if opened => Place::At(BoundAddress { address: Ipv4Addr::LOCALHOST.into(), opened }),
+        Ok(address) => Place::At(BoundAddress::Ip { address, opened }),
+        Err(_) if listener.bind.starts_with("unix://") => {
+            Place::At(BoundAddress::Unix(listener.bind.as_str().into()))
+        }
+        Err(_) if opened => Place::At(BoundAddress::Ip { address: Ipv4Addr::LOCALHOST.into(), opened }),
         Err(_) => Place::Captured,
+    }
+}
+
+impl BoundAddress {
+    /// Its text in names of listeners.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Ip { address, .. } => address.to_string(),
+            Self::Unix(text) => text.to_string(),
+        }
+    }
+
+    /// The socket's text, where it is a Unix socket.
+    pub(crate) fn unix(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Ip { .. } => None,
+            Self::Unix(text) => Some(text),
+        }
     }
 }
 
@@ -94,9 +119,10 @@ pub(crate) fn listened_ports(sidecar: &Sidecar, bound: bool) -> BTreeSet<u16> {
     wanted.filter_map(port_of).collect()
 }
 
-/// The port an egress listener is about; none: all.
+/// The port an egress listener is about; none: all, as with a Unix socket, whose number is 0.
 fn port_of(listener: &EgressListener) -> Option<u16> {
-    listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok())
+    let number = listener.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+    number.filter(|number| *number > 0)
 }
 
 /// A service without some of its ports; none when nothing is left.
@@ -133,7 +159,7 @@ pub(crate) struct Imports<'a>(Vec<Import<'a>>);
 impl<'a> Imports<'a> {
     /// By all egress listeners; without any, everything is imported.
     pub(crate) fn new(sidecar: &'a Sidecar, own: &'a str) -> Self {
-        Self::by(sidecar, own, |place| place != Place::Unix)
+        Self::by(sidecar, own, |_| true)
     }
 
     /// By what is captured.
@@ -244,20 +270,24 @@ pub(crate) fn with_destinations(
 
 /// The ports a workload receives on: the Sidecar's when it lists any, else those of the services that select it, the oldest
 /// one's where several lead to one port.
-pub(crate) fn inbound(sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbound> {
+pub(crate) fn inbound(world: &World, sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbound> {
     let mut ports = class.inbound.clone();
     ports.dedup_by_key(|port| port.port);
     let general = sidecar.and_then(|sidecar| sidecar.spec.inbound_connection_pool.clone());
     let listed = sidecar.map(|sidecar| (sidecar, sidecar.spec.ingress.as_slice()));
     let Some((sidecar, listeners)) = listed.filter(|(_, listeners)| !listeners.is_empty()) else {
-        let of_service =
-            |port| Inbound { port, endpoint: InboundEndpoint::Original, pool: general.clone(), tls: None };
+        let of_service = |port| Inbound {
+            port,
+            endpoint: InboundEndpoint::Original,
+            pool: general.clone(),
+            tls: None,
+            bind: None,
+        };
         return ports.into_iter().map(of_service).collect();
     };
     let of_listener = |listener: &IngressListener| {
         let port = listener.port.as_ref()?;
-        let number =
-            u16::try_from(port.number).ok().filter(|_| listener.capture_mode != CaptureMode::None)?;
+        let number = u16::try_from(port.number).ok()?;
         let known = ports.iter().find(|known| known.port == number);
         let hostname = known.map_or_else(
             || format!("{}.{}", sidecar.name.name, class.namespace).into(),
@@ -273,9 +303,27 @@ pub(crate) fn inbound(sidecar: Option<&Sidecar>, class: &ProxyClass) -> Vec<Inbo
             endpoint: endpoint(&listener.default_endpoint),
             pool: listener.connection_pool.clone().or_else(|| general.clone()),
             tls: listener.tls.clone().filter(ends_tls),
+            bind: opened_at(listener),
         })
     };
-    listeners.iter().filter_map(of_listener).collect()
+    let there = listeners.iter().filter(|listener| !is_taken(world, &class.namespace, listener));
+    there.filter_map(of_listener).collect()
+}
+
+/// Where an ingress listener is that is not captured: all addresses where nothing is said. A captured one is where all captured
+/// traffic arrives, whatever its `bind` says, as in Istio.
+fn opened_at(listener: &IngressListener) -> Option<IpAddr> {
+    let address = listener.bind.parse().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    (listener.capture_mode == CaptureMode::None).then_some(address)
+}
+
+/// Whether the proxies of a namespace have another listener at the place of an ingress listener that is not captured: the one for
+/// HTTP to that port of some service. Proxies would refuse a second one.
+pub(crate) fn is_taken(world: &World, namespace: &str, listener: &IngressListener) -> bool {
+    let number = listener.port.as_ref().map_or(0, |port| port.number);
+    let serves = |service: &Arc<Service>| service.ports.iter().any(|port| u32::from(port.port) == number);
+    opened_at(listener).is_some_and(|address| address.is_unspecified())
+        && world.visible_services(namespace).any(serves)
 }
 
 /// Whether TLS of an ingress listener ends at the proxy.

@@ -20,7 +20,6 @@ use crate::conflicts;
 use crate::gateways_tls;
 use crate::providers::Provider;
 use crate::secrets;
-use crate::sidecar::Place;
 use crate::tokens::check_keys;
 use lateen_api::is_served_cipher;
 
@@ -370,12 +369,13 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (index, listener) in sidecar.spec.ingress.iter().enumerate() {
         let path = format!("spec.ingress[{index}]");
-        for (field, given) in
-            [("bind", !listener.bind.is_empty()), ("captureMode", listener.capture_mode == CaptureMode::None)]
-        {
-            if given {
-                warnings.push(Warning::no_effect(format!("{path}.{field}")));
-            }
+        if !listener.bind.is_empty() && listener.capture_mode != CaptureMode::None {
+            let reason = "what is captured arrives at one listener for all; only one with captureMode NONE has an address of its own";
+            warnings.push(Warning::no_effect_as(format!("{path}.bind"), reason));
+        }
+        if crate::sidecar::is_taken(world, &sidecar.name.namespace, listener) {
+            let reason = "a service has this port, for which the proxies have a listener at all addresses; give this one a bind or another port";
+            warnings.push(Warning::no_effect_as(path, reason));
         }
     }
     for (index, listener) in sidecar.spec.ingress.iter().enumerate() {
@@ -395,12 +395,6 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
         } else if modes.of_port(port) != PeerMode::Disable {
             let reason = "mutual TLS of the mesh is accepted there; a PeerAuthentication has to disable it for the port";
             warnings.push(Warning::no_effect_as(path, reason));
-        }
-    }
-    for (index, listener) in sidecar.spec.egress.iter().enumerate() {
-        if crate::sidecar::place(listener) == Place::Unix {
-            let reason = "proxies do not listen on Unix sockets";
-            warnings.push(Warning::no_effect_as(format!("spec.egress[{index}]"), reason));
         }
     }
     warnings.extend(conflicts::sidecars(sidecar, world));

@@ -41,6 +41,17 @@ pub(crate) fn address(address: &str, port: u16) -> core::Address {
     core::Address { address: Some(core::address::Address::SocketAddress(socket_address(address, port))) }
 }
 
+/// What begins the text of a Unix socket's address.
+const UNIX: &str = "unix://";
+
+/// Where a listener is by its `bind`: `unix://` and a path, or an IP address with the port.
+pub(crate) fn listening_address(bind: &str, port: u16) -> core::Address {
+    match bind.strip_prefix(UNIX) {
+        Some(path) => pipe(path),
+        None => address(bind, port),
+    }
+}
+
 /// A Unix socket.
 pub(crate) fn pipe(path: &str) -> core::Address {
     let pipe = core::Pipe { path: path.to_owned(), ..Default::default() };

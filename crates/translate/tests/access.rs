@@ -68,10 +68,10 @@ fn passes(chain: &FilterChain, call: &Call) -> bool {
     let uris = [call.caller.to_owned()];
     let view = AccessView {
         request,
-        destination: SocketAddr::from(([10, 244, 0, 31], call.port)),
-        source: call.from.into(),
-        direct_source: call.from.into(),
-        client: call.client.into(),
+        destination: Some(SocketAddr::from(([10, 244, 0, 31], call.port))),
+        source: Some(call.from.into()),
+        direct_source: Some(call.from.into()),
+        client: Some(call.client.into()),
         server_name: "",
         peer: (!call.caller.is_empty()).then_some(PeerView { uris: &uris, dns: &[], subject: "" }),
     };

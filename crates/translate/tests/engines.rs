@@ -190,7 +190,7 @@ fn engines_accept_entries_of_all_kinds() {
 #[test]
 fn engines_accept_listeners_of_sidecars() {
     let mut mesh = Mesh::course();
-    mesh.config("{kind: Sidecar, metadata: {name: default}, spec: {egress: [{port: {number: 9080, protocol: HTTP, name: http}, captureMode: NONE, hosts: ['./*']}, {port: {number: 9081, protocol: TCP, name: tcp}, bind: 127.0.0.9, captureMode: NONE, hosts: ['./*']}, {bind: 10.1.1.1, hosts: ['*/*']}], ingress: [{port: {number: 9443, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:80'}]}}");
+    mesh.config("{kind: Sidecar, metadata: {name: default}, spec: {egress: [{port: {number: 9080, protocol: HTTP, name: http}, captureMode: NONE, hosts: ['./*']}, {port: {number: 9081, protocol: TCP, name: tcp}, bind: 127.0.0.9, captureMode: NONE, hosts: ['./*']}, {port: {number: 0, protocol: HTTP, name: socket}, bind: 'unix:///tmp/lateen-out.sock', hosts: ['*/*']}, {port: {number: 0, protocol: TCP, name: bytes}, bind: 'unix://@bytes', hosts: ['*/*']}, {bind: 10.1.1.1, hosts: ['*/*']}], ingress: [{port: {number: 9443, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:80'}, {port: {number: 7080, protocol: HTTP, name: own}, captureMode: NONE, bind: 127.0.0.7, defaultEndpoint: 'unix:///run/app.sock'}, {port: {number: 7081, protocol: TCP, name: tcp}, captureMode: NONE, defaultEndpoint: '127.0.0.1:81'}]}}");
     accept("listeners", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
 }
 
@@ -377,6 +377,8 @@ fn engines_accept_tls_of_gateways_and_services() {
       {port: {number: 443, name: mutual, protocol: HTTPS}, hosts: ['*.b.example'], tls: {mode: MUTUAL, credentialName: web, subjectAltNames: [c.example]}},
       {port: {number: 443, name: passed, protocol: TLS}, hosts: ['*.example'], tls: {mode: PASSTHROUGH}},
       {port: {number: 443, name: ended, protocol: TLS}, hosts: [e.example], tls: {mode: OPTIONAL_MUTUAL, credentialName: web, caCertCredentialName: web}},
+      {port: {number: 0, name: socket, protocol: HTTP}, bind: 'unix:///tmp/lateen-web.sock', hosts: [u.example]},
+      {port: {number: 0, name: sockets, protocol: HTTPS}, bind: 'unix:///tmp/lateen-tls.sock', hosts: [u.example], tls: {mode: SIMPLE, credentialName: web}},
       {port: {number: 9000, name: bytes, protocol: MONGO}, hosts: ['*']}]}}");
     let (certificate, key) =
         (include_str!("../../model/tests/server.crt"), include_str!("../../model/tests/server.key"));

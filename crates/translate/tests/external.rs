@@ -164,6 +164,29 @@ fn wildcards_whose_hosts_are_looked_up_on_request() {
     assert_eq!(filters(&resources.get(Listener, "0.0.0.0_8080")["filter_chains"][0]).len(), 3);
 }
 
+/// HTTP that rules of gateways send to such hosts: those look the host of each request up.
+#[test]
+fn gateways_look_hosts_up_on_request() {
+    let mut mesh = Mesh::course();
+    let filters = |mesh: &mut Mesh| {
+        let resources = mesh.gateway_resources();
+        let listeners = resources.all(Listener);
+        let managers = listeners.iter().map(|listener| filter(&listener["filter_chains"][0]).clone());
+        managers.map(|manager| manager["http_filters"].to_string()).collect::<Vec<_>>()
+    };
+    mesh.config("{kind: Gateway, metadata: {name: tls}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: web}}]}}");
+    let before = filters(&mut mesh);
+    assert!(before.len() == 2 && before.iter().all(|filters| !filters.contains("dynamic_forward_proxy")));
+    mesh.config(&entry("wild", "{hosts: ['*.wild.example.com'], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 443, name: tls, protocol: TLS}]}"));
+    assert_eq!(filters(&mut mesh), before, "TLS is looked up by its name");
+    mesh.config(&entry("wild", "{hosts: ['*.wild.example.com'], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}]}"));
+    mesh.config("{kind: VirtualService, metadata: {name: wild}, spec: {hosts: ['*.wild.example.com'], gateways: [tls], http: [{route: [{destination: {host: '*.wild.example.com'}}]}]}}");
+    let after = filters(&mut mesh);
+    assert!(after.iter().all(|filters| filters.contains("dynamic_forward_proxy")), "{after:?}");
+    let routes = mesh.gateway_resources().all(Route).iter().map(Value::to_string).collect::<String>();
+    assert!(routes.contains("outbound|80||*.wild.example.com"), "{routes}");
+}
+
 #[test]
 fn hosts_looked_up_on_request_are_verified_by_their_names() {
     let mut mesh = Mesh::course();

@@ -110,3 +110,34 @@ fn rules_of_other_gateways_take_no_host_away() {
     let domains: Vec<_> = hosts.iter().map(|host| host["domains"][0].clone()).collect();
     assert_eq!(domains, ["*"], "a.com has no rule here: everybody's rule is its too");
 }
+
+#[test]
+fn gateways_listen_at_unix_sockets() {
+    let mut mesh = Mesh::course();
+    mesh.config("{kind: Gateway, metadata: {name: local}, spec: {selector: {istio: ingressgateway}, servers: [
+        {port: {number: 0, name: http, protocol: HTTP}, bind: 'unix:///run/web.sock', hosts: [local.example]},
+        {port: {number: 0, name: https, protocol: HTTPS}, bind: 'unix:///run/tls.sock', hosts: [tls.example], tls: {mode: SIMPLE, credentialName: web}},
+        {port: {number: 0, name: tcp, protocol: TCP}, bind: 'unix://@bytes', hosts: ['*']}]}}");
+    mesh.config("{kind: VirtualService, metadata: {name: local}, spec: {hosts: ['*'], gateways: [local],
+        http: [{route: [{destination: {host: customers, port: {number: 80}}}]}], tcp: [{route: [{destination: {host: customers, port: {number: 80}}}]}]}}");
+    let resources = mesh.gateway_resources();
+    let pipe = |name: &str| resources.get(Listener, name)["address"].clone();
+    assert_eq!(pipe("unix:///run/web.sock_0"), json!({"pipe": {"path": "/run/web.sock"}}));
+    assert_eq!(pipe("unix:///run/tls.sock_0"), json!({"pipe": {"path": "/run/tls.sock"}}));
+    assert_eq!(pipe("unix://@bytes_0"), json!({"pipe": {"path": "@bytes"}}));
+    let manager = filter(&resources.get(Listener, "unix:///run/web.sock_0")["filter_chains"][0]).clone();
+    assert_eq!(manager["rds"]["route_config_name"], "http.0.unix:///run/web.sock");
+    let host = virtual_host(resources.get(Route, "http.0.unix:///run/web.sock"), "local.example:0").clone();
+    assert!(host.to_string().contains("outbound|80||customers"), "{host}");
+    let tls = resources.get(Listener, "unix:///run/tls.sock_0");
+    assert!(tls.to_string().contains("https.0.https.local.default"), "{tls}");
+    let bytes = resources.get(Listener, "unix://@bytes_0").to_string();
+    assert!(bytes.contains("outbound|80||customers"), "{bytes}");
+    let world = mesh.world();
+    let gateway = world.gateways().find(|gateway| &*gateway.name.name == "local").expect("it").clone();
+    assert!(
+        lateen_translate::check_gateway(&gateway, &world)
+            .iter()
+            .all(|warning| !warning.path.contains("bind"))
+    );
+}

@@ -304,3 +304,93 @@ fn changes_of_what_is_not_imported_are_no_business_of_the_proxy() {
     assert!(follows(&mut mesh, |mesh| sidecar(mesh, "default", "shop", &spec("'*/*'"))));
     assert!(!follows(&mut mesh, |mesh| sidecar(mesh, "default", "other", &a)), "another namespace's");
 }
+
+/// <https://istio.io/latest/docs/reference/config/networking/sidecar/#IstioEgressListener>: `bind`.
+#[test]
+fn egress_listeners_at_unix_sockets() {
+    use ResourceType::{Listener, Route};
+    let mut mesh = mesh();
+    mesh.service(
+        "shop",
+        "single",
+        "10.96.0.9",
+        json!([{"name": "http", "port": 8000}]),
+        json!({"app": "single"}),
+    );
+    mesh.config("{kind: VirtualService, metadata: {name: b, namespace: shop}, spec: {hosts: [b, shop.example], http: [{match: [{port: 9000}], directResponse: {status: 418}}, {route: [{destination: {host: d.other.svc.cluster.local, port: {number: 80}}}]}]}}");
+    let spec = "{egress: [
+        {port: {number: 0, protocol: HTTP, name: socket}, bind: 'unix:///run/out.sock', hosts: ['./b.shop.svc.cluster.local', './single.shop.svc.cluster.local']},
+        {port: {number: 0, protocol: TCP, name: bytes}, bind: 'unix://@bytes', captureMode: NONE, hosts: ['./c.shop.svc.cluster.local']},
+        {hosts: ['./a.shop.svc.cluster.local']}]}";
+    sidecar(&mut mesh, "default", "shop", spec);
+    assert_eq!(
+        clusters(&mut mesh, "shop", "a"),
+        ["a:80", "a:9000", "b:80", "b:9000", "c:80", "c:9000", "d:80", "single:8000"]
+    );
+    let resources = mesh.sidecar_resources("shop", "a");
+    let http = resources.get(Listener, "unix:///run/out.sock_0");
+    assert_eq!(http["address"], json!({"pipe": {"path": "/run/out.sock"}}));
+    assert!(http.get("bind_to_port").is_none(), "the application connects to it");
+    let manager = support::filter(&http["filter_chains"][0]);
+    assert_eq!(manager["rds"]["route_config_name"], "unix:///run/out.sock");
+    let routes = resources.get(Route, "unix:///run/out.sock");
+    assert!(routes.get("ignore_port_in_host_matching").is_none(), "ports tell services apart: {routes}");
+    let domains = |name: &str| {
+        let domains = support::virtual_host(routes, name)["domains"].as_array().cloned().unwrap_or_default();
+        domains.iter().map(|domain| domain.as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let of_80 = domains("b.shop.svc.cluster.local:80");
+    assert!(of_80.contains(&"b".to_owned()) && of_80.contains(&"b.shop:80".to_owned()), "{of_80:?}");
+    let of_9000 = domains("b.shop.svc.cluster.local:9000");
+    assert!(of_9000.contains(&"b:9000".to_owned()) && !of_9000.contains(&"b".to_owned()), "{of_9000:?}");
+    assert!(domains("single.shop.svc.cluster.local:8000").contains(&"single".to_owned()), "its only port");
+    assert!(domains("shop.example:80").contains(&"shop.example".to_owned()));
+    let teapot = support::virtual_host(routes, "b.shop.svc.cluster.local:9000").to_string();
+    assert!(teapot.contains("418") && teapot.contains("outbound|80||d.other"), "rules by port: {teapot}");
+    assert!(!support::virtual_host(routes, "b.shop.svc.cluster.local:80").to_string().contains("418"));
+    let bytes = resources.get(Listener, "unix://@bytes_0");
+    assert_eq!(bytes["address"], json!({"pipe": {"path": "@bytes"}}));
+    let cluster = &support::filter(&bytes["filter_chains"][0])["cluster"];
+    assert!(cluster.as_str().is_some_and(|name| name.ends_with("c.shop.svc.cluster.local")), "{bytes}");
+    let captured = resources.get(Route, "80").to_string();
+    assert!(captured.contains("a.shop") && !captured.contains("b.shop.svc.cluster.local:80"), "{captured}");
+}
+
+#[test]
+fn ingress_listeners_at_addresses_of_their_own() {
+    use ResourceType::{Cluster, Listener};
+    let mut mesh = mesh();
+    let spec = "{workloadSelector: {labels: {app: a}}, ingress: [
+        {port: {number: 7080, protocol: HTTP, name: http}, captureMode: NONE, defaultEndpoint: '127.0.0.1:8080'},
+        {port: {number: 7081, protocol: TCP, name: tcp}, captureMode: NONE, bind: 127.0.0.7, defaultEndpoint: 'unix:///run/app.sock'},
+        {port: {number: 7082, protocol: HTTP, name: captured}, bind: 127.0.0.8, defaultEndpoint: '127.0.0.1:8082'},
+        {port: {number: 9000, protocol: HTTP, name: taken}, captureMode: NONE, defaultEndpoint: '127.0.0.1:8083'}]}";
+    sidecar(&mut mesh, "own", "shop", spec);
+    let resources = mesh.sidecar_resources("shop", "a");
+    let http = resources.get(Listener, "0.0.0.0_7080");
+    assert_eq!(http["address"]["socket_address"], json!({"address": "0.0.0.0", "port_value": 7080}));
+    assert!(http.get("bind_to_port").is_none() && http["traffic_direction"] == "INBOUND", "{http}");
+    let chains = http["filter_chains"].as_array().expect("chains");
+    assert!(chains.iter().any(|chain| chain.get("transport_socket").is_some()), "mutual TLS is accepted");
+    assert!(chains.iter().any(|chain| chain.get("transport_socket").is_none()), "and plaintext");
+    assert!(http.to_string().contains("inbound|7080||") && http.to_string().contains("tls_inspector"));
+    let tcp = resources.get(Listener, "127.0.0.7_7081");
+    assert!(tcp.to_string().contains("inbound|7081||"), "{tcp}");
+    let captured = resources.get(Listener, "virtualInbound").to_string();
+    assert!(captured.contains("inbound|7082||") && !captured.contains("inbound|7080||"), "{captured}");
+    let clusters = resources.names(Cluster);
+    let inbound: Vec<_> = clusters.into_iter().filter(|name| name.starts_with("inbound|")).collect();
+    assert_eq!(inbound, ["inbound|7080||", "inbound|7081||", "inbound|7082||"], "no second 0.0.0.0_9000");
+    let world = mesh.world();
+    let one = world.sidecars().next().expect("a Sidecar").clone();
+    let warned = lateen_translate::check_sidecar(&one, &world);
+    let paths: Vec<_> = warned.iter().map(|warning| warning.path.as_str()).collect();
+    assert_eq!(paths, ["spec.ingress[2].bind", "spec.ingress[3]"]);
+    // The modes of the workload are those of its listeners.
+    mesh.config("{kind: PeerAuthentication, metadata: {name: a, namespace: shop}, spec: {selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {'7081': {mode: DISABLE}}}}");
+    let resources = mesh.sidecar_resources("shop", "a");
+    let chains =
+        |name: &str| resources.get(Listener, name)["filter_chains"].as_array().cloned().unwrap_or_default();
+    assert!(chains("0.0.0.0_7080").iter().all(|chain| chain.get("transport_socket").is_some()));
+    assert!(chains("127.0.0.7_7081").iter().all(|chain| chain.get("transport_socket").is_none()));
+}

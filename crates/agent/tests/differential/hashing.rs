@@ -142,7 +142,8 @@ async fn a_missing_cookie_is_issued() {
         for (kind, name) in KINDS.iter().enumerate() {
             let reply = duo.get(kind, path, &[]).await;
             assert_eq!(reply.status, 200);
-            let value = lateen_ir::new_cookie_value(reply.from.unwrap(), duo.address(kind, "web"));
+            let value =
+                lateen_ir::new_cookie_value(&reply.from.unwrap().into(), &duo.address(kind, "web").into());
             let expected = form.map(|form| form.replace('*', &value));
             assert_eq!(reply.header("set-cookie"), expected.as_deref(), "{name} {path}");
             let cookie = format!("session={value}");

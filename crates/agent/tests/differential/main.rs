@@ -25,6 +25,7 @@ mod mirrors;
 mod names;
 mod outliers;
 mod pages;
+mod pipe_listeners;
 mod pipes;
 #[path = "../support/ports.rs"]
 mod ports;

@@ -171,6 +171,8 @@ spec:
     - port: { number: 443, name: tls, protocol: TLS }
       hosts: ['*.outside.svc.cluster.local']
       tls: { mode: PASSTHROUGH }
+    - port: { number: 80, name: http, protocol: HTTP }
+      hosts: ['*.outside.svc.cluster.local']
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -178,11 +180,34 @@ metadata: { name: wild }
 spec:
   hosts: ['*.outside.svc.cluster.local']
   gateways: [mesh, wild]
+  http:
+    - match: [{ gateways: [mesh], port: 80 }]
+      route: [{ destination: { host: istio-egressgateway.istio-system.svc.cluster.local, port: { number: 80 } } }]
+    - match: [{ gateways: [wild], port: 80 }]
+      route: [{ destination: { host: '*.outside.svc.cluster.local', port: { number: 80 } } }]
   tls:
     - match: [{ gateways: [mesh], port: 443, sniHosts: ['*.outside.svc.cluster.local'] }]
       route: [{ destination: { host: istio-egressgateway.istio-system.svc.cluster.local, port: { number: 443 } } }]
     - match: [{ gateways: [wild], port: 443, sniHosts: ['*.outside.svc.cluster.local'] }]
       route: [{ destination: { host: '*.outside.svc.cluster.local', port: { number: 443 } } }]
+";
+
+/// The same hosts for callers outside the mesh.
+const INWARD: &str = r"
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: { name: inward }
+spec:
+  selector: { istio: ingressgateway }
+  servers: [{ port: { number: 80, name: http, protocol: HTTP }, hosts: ['*.outside.svc.cluster.local'] }]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: inward }
+spec:
+  hosts: ['*.outside.svc.cluster.local']
+  gateways: [inward]
+  http: [{ route: [{ destination: { host: '*.outside.svc.cluster.local', port: { number: 80 } } }] }]
 ";
 
 fn hosts_found_on_request(mesh: &Mesh) -> Result<()> {
@@ -219,6 +244,30 @@ fn hosts_found_on_request(mesh: &Mesh) -> Result<()> {
         ensure!(log.contains("outbound|443||*.outside.svc.cluster.local"), "{log}");
         Ok(())
     })?;
+    eventually("HTTP by way of the egress gateway", SOON, || {
+        outside.answers("a host that the gateway looks up", known, 80, ELSEWHERE)?;
+        let log = outside.egress_log()?;
+        ensure!(log.contains("outbound|80||*.outside.svc.cluster.local"), "{log}");
+        Ok(())
+    })?;
+    let said = outside.curl(unknown, 80, ELSEWHERE, "")?;
+    ensure!(said.ends_with("503") && said.contains("DNS resolution failure"), "{said}");
+    outside.egress_log_has("503 DF dns_resolution_failure{")?;
+    // And from outside the mesh in, whatever host of the wildcard is asked for.
+    mesh.apply(INWARD)?;
+    let gateway = mesh.gateway()?;
+    let ask = |host: &str| {
+        let ask = format!("curl -s -m 5 -w '\\n%{{http_code}}' -H 'host: {host}' {gateway}/ || true");
+        mesh.lab("", &ask).map(|said| said.trim().to_owned())
+    };
+    eventually("HTTP by way of the ingress gateway", SOON, || {
+        let said = ask(known)?;
+        ensure!(said.ends_with("200") && said.contains("far"), "{said}");
+        Ok(())
+    })?;
+    let said = ask(unknown)?;
+    ensure!(said.ends_with("503") && said.contains("DNS resolution failure"), "{said}");
+    ensure!(ask("far.elsewhere.example")?.ends_with("404"), "no host of the wildcard");
     mesh.kubectl(&["delete", "svc", "elsewhere"])?;
     outside.clean()
 }

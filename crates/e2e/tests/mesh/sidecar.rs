@@ -9,6 +9,7 @@ pub(crate) const TRIALS: &[OnMesh] = &[
     ("reach_and_reception", reach_and_reception),
     ("listeners_of_their_own", listeners_of_their_own),
     ("applications_are_held", applications_are_held),
+    ("unix_sockets", unix_sockets),
 ];
 
 const REACH: &str = r#"
@@ -77,6 +78,78 @@ spec:
     - port: { number: 9443, protocol: HTTP, name: https }
       defaultEndpoint: 127.0.0.1:80
       tls: { mode: SIMPLE, serverCertificate: /etc/istio/proxy/outsiders.crt, privateKey: /etc/istio/proxy/outsiders.key }
+"#;
+
+/// An application at a Unix socket, which shares a folder with its proxy, and a caller that reaches the mesh by one.
+const SOCKETS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: behind
+  labels: { app: behind }
+  annotations: { sidecar.istio.io/userVolumeMount: '[{"name":"sockets","mountPath":"/run/sockets"}]' }
+spec:
+  volumes: [{ name: sockets, emptyDir: {} }]
+  containers:
+    - name: behind
+      image: lateen/echo
+      args: [--socket, /run/sockets/echo.sock]
+      volumeMounts: [{ name: sockets, mountPath: /run/sockets }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: behind }
+spec: { selector: { app: behind }, ports: [{ name: http, port: 80, targetPort: 9090 }] }
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: { name: behind }
+spec:
+  workloadSelector: { labels: { app: behind } }
+  ingress:
+    - { port: { number: 9090, protocol: HTTP, name: http }, defaultEndpoint: "unix:///run/sockets/echo.sock" }
+    - { port: { number: 9091, protocol: HTTP, name: http-own }, captureMode: NONE, defaultEndpoint: "unix:///run/sockets/echo.sock" }
+    - { port: { number: 9092, protocol: HTTP, name: http-bound }, captureMode: NONE, bind: 127.0.0.7, defaultEndpoint: 127.0.0.1:8080 }
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: near
+  labels: { app: near }
+  annotations: { sidecar.istio.io/userVolumeMount: '[{"name":"sockets","mountPath":"/run/sockets"}]' }
+spec:
+  volumes: [{ name: sockets, emptyDir: {} }]
+  containers:
+    - name: near
+      image: curlimages/curl
+      command: [sh, -c, sleep infinity]
+      volumeMounts: [{ name: sockets, mountPath: /run/sockets }]
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: { name: near }
+spec:
+  workloadSelector: { labels: { app: near } }
+  egress:
+    - { port: { number: 0, protocol: HTTP, name: http }, bind: "unix:///run/sockets/mesh.sock", hosts: [./behind.default.svc.cluster.local, ./httpbin.default.svc.cluster.local] }
+    - { port: { number: 0, protocol: TCP, name: tcp }, bind: "unix:///run/sockets/bytes.sock", captureMode: NONE, hosts: [./behind.default.svc.cluster.local] }
+    - { hosts: [./behind.default.svc.cluster.local] }
+  outboundTrafficPolicy: { mode: REGISTRY_ONLY }
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: { name: socket }
+spec:
+  selector: { istio: ingressgateway }
+  servers: [{ port: { number: 0, name: http, protocol: HTTP }, bind: "unix:///tmp/gateway.sock", hosts: [behind.example] }]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: socket }
+spec:
+  hosts: [behind.example]
+  gateways: [socket]
+  http: [{ route: [{ destination: { host: behind, port: { number: 80 } } }] }]
 "#;
 
 /// Address of its pod.
@@ -149,4 +222,65 @@ fn applications_are_held(mesh: &Mesh) -> Result<()> {
     })?;
     mesh.kubectl(&["delete", "pod", "early", "--grace-period=1", "--wait=false"])?;
     echo::down(mesh, "")
+}
+
+/// Applications at Unix sockets, callers by Unix sockets, and listeners for what is not captured.
+fn unix_sockets(mesh: &Mesh) -> Result<()> {
+    mesh.apply_fixture("echo.yaml")?;
+    mesh.apply(SOCKETS)?;
+    mesh.kubectl(&["wait", "--for=condition=Available", "deploy/httpbin", "--timeout=60s"])?;
+    mesh.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/behind",
+        "pod/near",
+        "pod/client",
+        "--timeout=60s",
+    ])?;
+    let ask = |pod: &str, url: &str| {
+        let curl = format!("curl -s -m 5 -w '\\n%{{http_code}} %header{{server}}' {url} || true");
+        mesh.kubectl(&["exec", pod, "-c", pod, "--", "sh", "-c", &curl])
+    };
+    let answers = |pod: &str, url: &str, wanted: &str| {
+        eventually(&format!("{url} answers {wanted}"), SOON, || {
+            let said = ask(pod, url)?;
+            ensure!(said.contains(wanted), "{said}");
+            Ok(said)
+        })
+    };
+    answers("client", "http://behind/", "200 envoy")?;
+    // By the socket: names without a port mean port 80 or the only one there is.
+    let socket = "--unix-socket /run/sockets/mesh.sock";
+    for (url, wanted) in [
+        ("http://behind/", "200 envoy"),
+        ("http://behind.default:80/", "200 envoy"),
+        ("http://httpbin:8000/get", "200 envoy"),
+        ("http://httpbin/get", "200 envoy"),
+        ("http://behind:8000/", "502"),
+        ("http://echo/", "502"),
+    ] {
+        answers("near", &format!("{socket} {url}"), wanted)?;
+    }
+    answers("near", "--unix-socket /run/sockets/bytes.sock http://behind/", "200 istio-envoy")?;
+    answers("near", "http://behind/", "200 envoy")?;
+    let log = mesh.kubectl(&["logs", "near", "-c", "istio-proxy", "--tail=50"])?;
+    ensure!(log.contains("/run/sockets/mesh.sock"), "the log tells where callers came: {log}");
+    // What is received at an address of its own, by callers anywhere and within the pod.
+    let ip = mesh.kubectl(&["get", "pod", "behind", "-o", "jsonpath={.status.podIP}"])?;
+    answers("client", &format!("http://{}:9091/", ip.trim()), "200")?;
+    answers("behind", "http://127.0.0.1:9091/", "200 istio-envoy")?;
+    answers("behind", "http://127.0.0.7:9092/", "200 istio-envoy")?;
+    // A gateway's.
+    eventually("the gateway's socket answers", SOON, || {
+        let curl = "curl -s -m 5 -w '\\n%{http_code}' --unix-socket /tmp/gateway.sock http://behind.example/ || true";
+        let gateway = ["exec", "-n", "istio-system", "deploy/istio-ingressgateway", "-c", "istio-proxy"];
+        let said = mesh.kubectl(&[&gateway[..], &["--", "sh", "-c", curl]].concat())?;
+        ensure!(said.trim().ends_with("200"), "{said}");
+        Ok(())
+    })?;
+    let status = mesh.kubectl(&["get", "sidecars,gateways", "-o", "jsonpath={.items[*].status}"])?;
+    ensure!(!status.contains("no effect"), "{status}");
+
+    mesh.kubectl(&["delete", "pod", "near", "behind", "--grace-period=1"])?;
+    echo::down(mesh, "sidecars,gateways,vs")
 }

@@ -226,8 +226,8 @@ fn view(facts: &CertificateFacts) -> PeerView<'_> {
 pub(crate) fn connection_view(info: &ConnectionInfo, certificate: bool) -> AuthzConnection<'_> {
     let tls = info.tls.as_deref();
     AuthzConnection {
-        source: info.peer,
-        destination: info.local,
+        source: &info.peer,
+        destination: &info.local,
         peer: tls.and_then(|tls| tls.peer()).map(|peer| view(peer)),
         own: tls.and_then(|tls| tls.local()).map(|own| view(own)),
         certificate: tls.filter(|_| certificate).and_then(|tls| tls.peer_pem()).unwrap_or_default(),

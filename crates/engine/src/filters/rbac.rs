@@ -36,7 +36,7 @@ impl LocalRbac {
 }
 
 /// What is known of a connection.
-pub(crate) fn connection_view(info: &ConnectionInfo, client: IpAddr) -> AccessView<'_> {
+pub(crate) fn connection_view(info: &ConnectionInfo, client: Option<IpAddr>) -> AccessView<'_> {
     let peer = info.tls.as_ref().map(|tls| {
         tls.peer().map_or_else(PeerView::default, |peer| PeerView {
             uris: &peer.uris,
@@ -46,7 +46,7 @@ pub(crate) fn connection_view(info: &ConnectionInfo, client: IpAddr) -> AccessVi
     });
     AccessView {
         request: None,
-        destination: info.local,
+        destination: info.local.socket(),
         source: info.peer.ip(),
         direct_source: info.direct_peer.ip(),
         client,

@@ -1,6 +1,5 @@
 //! Listeners: compiled, bound, and in effect when their routes are there.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,7 +23,7 @@ impl Store {
         let clash = self.listeners.iter().find(|(other, entry)| {
             let theirs = entry.active.as_ref().or(entry.warming.as_ref().map(|warming| &warming.config));
             *other != &listener.name
-                && listener.address.port() != 0
+                && listener.address.port() != Some(0)
                 && theirs.is_some_and(|theirs| theirs.ir.address == listener.address)
         });
         if let Some((other, _)) = clash {
@@ -56,7 +55,7 @@ impl Store {
     }
 
     /// Opens the sockets of a listener, one for each worker and address.
-    fn open(&mut self, listener: &ir::Listener) -> Result<Vec<SocketAddr>, String> {
+    fn open(&mut self, listener: &ir::Listener) -> Result<Vec<ir::HostAddress>, String> {
         // Sockets of an earlier version that never came to serve.
         let name = &listener.name;
         self.new_sockets.iter_mut().for_each(|sockets| sockets.retain(|(known, ..)| known != name));
@@ -64,10 +63,10 @@ impl Store {
         if !listener.bind_to_port {
             return Ok(bound);
         }
-        let additional = listener.additional_addresses.iter().map(|additional| additional.address);
+        let additional = listener.additional_addresses.iter().map(|additional| &additional.address);
         let mut opened = Vec::new();
-        for (position, address) in std::iter::once(listener.address).chain(additional).enumerate() {
-            let (address, sockets) = listen::open_sockets(listener, position, address, self.workers)
+        for (position, address) in std::iter::once(&listener.address).chain(additional).enumerate() {
+            let (address, sockets) = listen::open(listener, position, address, self.workers)
                 .map_err(|error| format!("address: cannot listen on {address}: {error}"))?;
             bound.push(address);
             opened.push((position, sockets));
@@ -90,8 +89,8 @@ impl Store {
 
 fn same_sockets(a: &ir::Listener, b: &ir::Listener) -> bool {
     let addresses = |listener: &ir::Listener| {
-        let more = listener.additional_addresses.iter().map(|additional| additional.address);
-        std::iter::once(listener.address).chain(more).collect::<Vec<_>>()
+        let more = listener.additional_addresses.iter().map(|additional| additional.address.clone());
+        std::iter::once(listener.address.clone()).chain(more).collect::<Vec<_>>()
     };
     a.bind_to_port == b.bind_to_port && addresses(a) == addresses(b)
 }

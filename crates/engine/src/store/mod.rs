@@ -307,11 +307,11 @@ impl Store {
         self.names.caches.in_use()
     }
 
-    /// First address a listener is bound to.
+    /// First address a listener is bound to; `None` also for a Unix socket.
     pub(crate) fn bound_address(&self, name: &str) -> Option<SocketAddr> {
         let entry = self.listeners.get(name)?;
         let config = entry.active.as_ref().or(entry.warming.as_ref().map(|warming| &warming.config))?;
-        config.bound.first().copied()
+        config.bound.first()?.socket()
     }
 
     /// The configuration in effect, and new sockets for each worker.

@@ -9,7 +9,7 @@ use proto::cluster_load_assignment::Policy;
 
 use super::health_check::endpoint_health_check;
 use super::values::{
-    Converted, enumeration, fraction, host_and_port, number, optional, required, socket_address, text,
+    Converted, enumeration, fraction, host_and_port, number, optional, pipe, required, socket_address, text,
 };
 use crate::error::At;
 use crate::support::fields;
@@ -190,10 +190,10 @@ fn endpoint_address(at: &At<'_>, address: Option<core::Address>, names: Names) -
                 }
             }
         }
-        Some(core::address::Address::Pipe(core::Pipe { path, mode: _ })) if !path.is_empty() => {
-            Ok(EndpointAddress::Pipe(path.into()))
+        // The file is there already: its permissions are not ours to change, as with Envoy.
+        Some(core::address::Address::Pipe(message)) => {
+            pipe(&at.field("pipe"), message).map(|(path, _)| EndpointAddress::Pipe(path))
         }
-        Some(core::address::Address::Pipe(_)) => Err(at.error_in("pipe.path", "must not be empty")),
         Some(core::address::Address::EnvoyInternalAddress(_)) => {
             Err(at.error_in("envoy_internal_address", "not supported: internal listeners"))
         }

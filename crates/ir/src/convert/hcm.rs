@@ -76,7 +76,7 @@ pub(super) fn http_connection_manager(
         let reason = "not supported: a malformed HTTP/1 message closes its connection";
         return Err(at.error_in("stream_error_on_invalid_http_message", reason));
     }
-    let internal_networks =
+    let (internal_networks, internal_unix_sockets) =
         internal_address_config.map(|config| internal_addresses(at, config)).transpose()?.unwrap_or_default();
     let strip_port = match (strip_matching_host_port, strip_port_mode) {
         (true, None) => StripPort::Matching,
@@ -123,6 +123,7 @@ pub(super) fn http_connection_manager(
         xff_num_trusted_hops,
         skip_xff_append,
         internal_networks,
+        internal_unix_sockets,
         generate_request_id: bool_or(generate_request_id, true),
         preserve_external_request_id,
         always_set_request_id_in_response,
@@ -167,14 +168,18 @@ fn log_options(at: &At<'_>, options: nested::HcmAccessLogOptions) -> Converted<(
     ))
 }
 
-fn internal_addresses(at: &At<'_>, config: nested::InternalAddressConfig) -> Converted<Vec<ipnet::IpNet>> {
+/// The networks, and whether clients at Unix sockets are of them.
+fn internal_addresses(
+    at: &At<'_>,
+    config: nested::InternalAddressConfig,
+) -> Converted<(Vec<ipnet::IpNet>, bool)> {
     let at = at.field("internal_address_config");
     fields!(&at, config => nested::InternalAddressConfig {
-        used { cidr_ranges }
-        inert { unix_sockets = "listeners have no Unix sockets" }
+        used { unix_sockets, cidr_ranges }
+        inert {}
         rejected {}
     });
-    cidrs(&at, "cidr_ranges", cidr_ranges)
+    Ok((cidrs(&at, "cidr_ranges", cidr_ranges)?, unix_sockets))
 }
 
 fn route_source(at: &At<'_>, specifier: nested::RouteSpecifier) -> Converted<RouteSource> {

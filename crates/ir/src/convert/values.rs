@@ -14,7 +14,8 @@ use prost::{Message, Name};
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Backoff, BindConfig, ConvertError, Fraction, SocketOption, SocketOptionValue, SocketState, TcpKeepalive,
+    Backoff, BindConfig, ConvertError, Fraction, HostAddress, SocketOption, SocketOptionValue, SocketState,
+    TcpKeepalive,
 };
 
 /// Result of a conversion.
@@ -182,6 +183,42 @@ pub(super) fn socket_address(at: &At<'_>, address: Option<core::Address>) -> Con
             Err(at.error_in("envoy_internal_address", "not supported: internal listeners"))
         }
         None => Err(at.error("is required")),
+    }
+}
+
+/// The most bytes the kernel takes of a Unix socket's path, with the byte that ends it.
+const PIPE_PATH: usize = 108;
+
+/// A Unix socket's path and the permissions of its file. `at` is the pipe itself.
+pub(super) fn pipe(at: &At<'_>, pipe: core::Pipe) -> Converted<(Arc<str>, u32)> {
+    let core::Pipe { path, mode } = pipe;
+    if path.is_empty() {
+        return Err(at.error_in("path", "must not be empty"));
+    }
+    if path.len() >= PIPE_PATH {
+        let reason = format!("{path:?} is longer than a Unix socket's path can be ({} bytes)", PIPE_PATH - 1);
+        return Err(at.error_in("path", reason));
+    }
+    if path.trim_start_matches('@').is_empty() || path.contains('\0') {
+        return Err(at.error_in("path", format!("{path:?} is not a path")));
+    }
+    if mode > 0o777 {
+        return Err(at.error_in("mode", "must be at most 0777 (511)"));
+    }
+    Ok((path.into(), mode))
+}
+
+/// Where to listen: an IP address and port, or a Unix socket with the permissions of its file. `at` is the address itself.
+pub(super) fn listening_address(
+    at: &At<'_>,
+    address: Option<core::Address>,
+) -> Converted<(HostAddress, u32)> {
+    match address {
+        Some(core::Address { address: Some(core::address::Address::Pipe(message)) }) => {
+            let (path, mode) = pipe(&at.field("pipe"), message)?;
+            Ok((HostAddress::Pipe(path), mode))
+        }
+        address => Ok((socket_address(at, address)?.into(), 0)),
     }
 }
 
