@@ -95,6 +95,10 @@ pub struct MeshConfig {
     pub tls_defaults: Option<TlsConfig>,
     /// Roots of the signers of workloads' certificates, where another authority than the mesh's signs them.
     pub ca_certificates: Vec<CaCertificate>,
+    /// Pattern of what clusters to the workload itself are called in statistics; empty: by their name.
+    pub inbound_cluster_stat_name: String,
+    /// The same of clusters to services, and of TCP to them.
+    pub outbound_cluster_stat_name: String,
     /// Whether tracing is on.
     pub enable_tracing: bool,
     /// Who is asked by policies with the action CUSTOM, by name.
@@ -135,6 +139,8 @@ impl Default for MeshConfig {
             mesh_mtls: None,
             tls_defaults: None,
             ca_certificates: Vec::new(),
+            inbound_cluster_stat_name: String::new(),
+            outbound_cluster_stat_name: String::new(),
             enable_tracing: false,
             extension_providers: Vec::new(),
             rest: BTreeMap::new(),

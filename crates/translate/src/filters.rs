@@ -197,6 +197,11 @@ pub(crate) fn tcp(settings: &Settings, cluster: &str) -> listener::Filter {
     tcp_to(settings, &TcpDestinations::only(cluster.to_owned()))
 }
 
+/// The same by another name in statistics.
+pub(crate) fn tcp_named(settings: &Settings, cluster: &str, stat_prefix: String) -> listener::Filter {
+    tcp_to(settings, &TcpDestinations { stat_prefix, ..TcpDestinations::only(cluster.to_owned()) })
+}
+
 /// A TCP proxy as the only filter of a chain.
 fn tcp_to(settings: &Settings, destinations: &TcpDestinations) -> listener::Filter {
     use tcp::tcp_proxy::weighted_cluster::ClusterWeight;

@@ -54,6 +54,7 @@ mod scope;
 mod secrets;
 mod settings;
 mod sidecar;
+mod stat_names;
 mod tcp_routes;
 mod tls_defaults;
 mod tokens;

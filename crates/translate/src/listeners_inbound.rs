@@ -307,7 +307,9 @@ fn port_chains(inputs: &InboundInputs, port: &InboundPort, mode: PeerMode) -> Ve
                 access,
             )]
         } else {
-            filters::guarded(access, filters::tcp(settings, &cluster))
+            let pattern = settings.stat_names.inbound.as_ref();
+            let prefix = pattern.map_or_else(|| cluster.clone(), |pattern| port.filling().fill(pattern));
+            filters::guarded(access, filters::tcp_named(settings, &cluster, prefix))
         };
         let chain = way.chain(settings, Some(port.port), names, filter);
         let transport_socket = match &own {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use lateen_model::{Delta, Hostname, Labels, Locality, Protocol, ServiceTarget, Workload, World};
 use serde_json::Value;
 
+use crate::stat_names::{Filling, short_name};
+
 /// What a proxy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProxyKind {
@@ -170,8 +172,26 @@ pub struct InboundPort {
     pub protocol: Protocol,
     /// The service.
     pub hostname: Hostname,
+    /// What the service is called in short: `NAME.NAMESPACE`, or its host outside Kubernetes.
+    pub service: String,
     /// The service's port.
     pub service_port: u16,
+    /// The name of that.
+    pub port_name: String,
+}
+
+impl InboundPort {
+    /// What a pattern of names in statistics is filled with.
+    pub(crate) fn filling(&self) -> Filling<'_> {
+        Filling {
+            host: &self.hostname,
+            service: self.service.clone(),
+            subset: "",
+            port: self.service_port,
+            port_name: &self.port_name,
+            target_port: self.port,
+        }
+    }
 }
 
 impl ProxyClass {
@@ -201,7 +221,9 @@ impl ProxyClass {
                 port: target.target_port,
                 protocol: target.port.protocol,
                 hostname: target.service.hostname.clone(),
+                service: short_name(&target.service),
                 service_port: target.port.port,
+                port_name: target.port.name.clone(),
             })
             .collect();
         Self {

@@ -11,6 +11,7 @@ use lateen_model::{Sidecar, World, resolve_host};
 use crate::mutual_tls::MutualTls;
 use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
 use crate::retries::Retries;
+use crate::stat_names::StatNames;
 use crate::tls_defaults::TlsDefaults;
 use crate::traffic_policy;
 
@@ -37,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) mutual_tls: MutualTls,
     /// Parameters of other TLS.
     pub(crate) tls_defaults: TlsDefaults,
+    /// Names in statistics.
+    pub(crate) stat_names: StatNames,
 }
 
 /// What holds for connections to destinations whose rule says nothing.
@@ -158,6 +161,7 @@ impl Settings {
             normalization: mesh.path_normalization.normalization,
             mutual_tls: MutualTls::new(mesh),
             tls_defaults: TlsDefaults::new(mesh),
+            stat_names: StatNames::new(mesh),
             default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),
         }
     }

@@ -297,8 +297,10 @@ pub(crate) fn inbound(world: &World, sidecar: Option<&Sidecar>, class: &ProxyCla
             port: InboundPort {
                 port: number,
                 protocol: Protocol::parse(&port.protocol),
+                service: known.map_or_else(|| hostname.to_string(), |known| known.service.clone()),
                 hostname,
                 service_port: known.map_or(number, |known| known.service_port),
+                port_name: port.name.clone(),
             },
             endpoint: endpoint(&listener.default_endpoint),
             pool: listener.connection_pool.clone().or_else(|| general.clone()),

@@ -15,6 +15,7 @@ use crate::filters::TcpOptions;
 use crate::names::outbound_cluster;
 use crate::rules::OnlyPorts;
 use crate::scope::Scope;
+use crate::stat_names::Filling;
 use crate::traffic_policy::EffectivePolicy;
 
 /// Connections that go the same way.
@@ -93,7 +94,11 @@ impl TcpDestinations {
             let looks_up_at = meant
                 .filter(|meant| dynamic_dns::is_dynamic(meant))
                 .map(|_| only_ports.resolve(&only.destination, namespace, scope.world.domain(), port).1);
-            return Some(Self { config, options, looks_up_at, ..Self::only(cluster(only)) });
+            let cluster = cluster(only);
+            let (_, to) = only_ports.resolve(&only.destination, namespace, scope.world.domain(), port);
+            let stat_prefix = meant.and_then(|meant| stat_prefix(scope, meant, to, &only.destination.subset));
+            let stat_prefix = stat_prefix.unwrap_or_else(|| cluster.clone());
+            return Some(Self { stat_prefix, config, options, looks_up_at, ..Self::only(cluster) });
         }
         let weighted = routes.iter().filter_map(|route| {
             let weight = u32::try_from(route.weight).ok().filter(|&weight| weight > 0)?;
@@ -103,6 +108,12 @@ impl TcpDestinations {
         let stat_prefix = format!("{}.{namespace}", service.name.name);
         (!clusters.is_empty()).then_some(Self { stat_prefix, clusters, config, options, looks_up_at: None })
     }
+}
+
+/// The name in statistics of TCP to a service, where mesh config has a pattern for it.
+fn stat_prefix(scope: &Scope, service: &Service, port: u16, subset: &str) -> Option<String> {
+    let pattern = scope.settings.stat_names.outbound.as_ref()?;
+    Some(Filling::outbound(service, service.port(port)?, subset).fill(pattern))
 }
 
 /// What the DestinationRule in force for a service asks of TCP proxies to one of its ports.
@@ -156,13 +167,15 @@ pub(crate) fn of_service(scope: &Scope, service: &Service, port: &ServicePort) -
 
 fn to_itself(scope: &Scope, service: &Service, port: u16) -> TcpRoute {
     let dynamic = dynamic_dns::is_dynamic(service);
+    let cluster = outbound_cluster(&service.hostname, port, "");
     TcpRoute {
         // Nobody is to reach by it what the wildcard does not stand for.
         server_names: if dynamic { vec![service.hostname.to_string()] } else { Vec::new() },
         ..TcpRoute::everything(TcpDestinations {
             options: options_of(scope, service, port, ""),
             looks_up_at: dynamic.then_some(port),
-            ..TcpDestinations::only(outbound_cluster(&service.hostname, port, ""))
+            stat_prefix: stat_prefix(scope, service, port, "").unwrap_or_else(|| cluster.clone()),
+            ..TcpDestinations::only(cluster)
         })
     }
 }

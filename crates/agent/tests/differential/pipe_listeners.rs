@@ -259,6 +259,7 @@ async fn clients_come_by_unix_sockets() {
         "x-forwarded-for: 1.2.3.4, 5.6.7.8\r\nx-forwarded-proto: https\r\nx-forwarded-port: 7\r\n";
     let http = ["plain", "edge", "inside", "hops", "within", "without", "direct", "port", "proxy", "also"];
     let mut answers = std::collections::BTreeMap::new();
+    let mut cases = Vec::new();
     for listener in http {
         for (name, path, host, headers) in [
             ("bare", "/", "a", ""),
@@ -269,15 +270,20 @@ async fn clients_come_by_unix_sockets() {
             ("strip", "/", "strip:80", ""),
             ("strip0", "/", "strip:0", ""),
         ] {
-            let [envoy, lateen] = sockets.both(listener, &get(path, host, headers)).await;
-            // The cookie is a hash of the ends, which are in different folders.
-            let shown = |text: &str| match text.split_once("set-cookie: c=\"") {
-                Some((before, after)) => format!("{before}cookie{}", &after[16..]),
-                None => text.to_owned(),
-            };
-            assert_eq!(shown(&envoy), shown(&lateen), "{listener} {name}");
-            answers.insert((listener, name), lateen);
+            cases.push((listener, name, get(path, host, headers)));
         }
+    }
+    // At once: Envoy takes a second to close.
+    let asked = cases.iter().map(|(listener, _, bytes)| sockets.both(listener, bytes));
+    let told = futures::future::join_all(asked).await;
+    for ((listener, name, _), [envoy, lateen]) in cases.into_iter().zip(told) {
+        // The cookie is a hash of the ends, which are in different folders.
+        let shown = |text: &str| match text.split_once("set-cookie: c=\"") {
+            Some((before, after)) => format!("{before}cookie{}", &after[16..]),
+            None => text.to_owned(),
+        };
+        assert_eq!(shown(&envoy), shown(&lateen), "{listener} {name}");
+        answers.insert((listener, name), lateen);
     }
     assert!(answers[&("plain", "bare")].starts_with("HTTP/1.1 200"), "{}", answers[&("plain", "bare")]);
     assert!(answers[&("plain", "bare")].contains("x-seen-client: FOLDER/plain"));

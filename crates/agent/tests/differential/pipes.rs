@@ -43,7 +43,7 @@ async fn unix_sockets_are_endpoints() {
     }
     let pipe = |path: &str| json!({ "endpoint": { "address": { "pipe": { "path": path } } } });
     let clusters = [
-        cluster("one", vec![pipe(&here)], json!({})),
+        cluster("one", vec![pipe(&here)], json!({ "alt_stat_name": "told:otherwise;" })),
         cluster("both", vec![pipe(&here), pipe(&there)], json!({})),
         cluster("hidden", vec![pipe(&format!("@{hidden}"))], json!({})),
         cluster("left", vec![pipe(&path("left"))], json!({})),
@@ -65,6 +65,7 @@ async fn unix_sockets_are_endpoints() {
                     header("x-host", "%UPSTREAM_HOST%"),
                     header("x-remote", "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
                     header("x-port", "%UPSTREAM_REMOTE_PORT%"),
+                    header("x-cluster", "%UPSTREAM_CLUSTER%|%UPSTREAM_CLUSTER_RAW%"),
                 ]),
             );
             Value::Object(route)
@@ -84,7 +85,7 @@ async fn unix_sockets_are_endpoints() {
                 let header = |name| reply.header(name).map(str::to_owned);
                 // Of connections that failed Envoy does not tell the far end, whatever its kind; ours does.
                 let far = ["x-remote", "x-port"].map(|name| header(name).filter(|_| reply.status == 200));
-                (reply.status, reply.body.clone(), header("x-host"), far)
+                (reply.status, reply.body.clone(), header("x-host"), header("x-cluster"), far)
             };
             assert_eq!(seen(&envoy), seen(&lateen), "{name}");
         }
@@ -99,7 +100,7 @@ async fn unix_sockets_are_endpoints() {
         assert!(String::from_utf8_lossy(&buffer[..n]).ends_with("there"), "{}", KINDS[kind]);
     }
     // A connection that failed has no version here, and no end; so it is over TCP.
-    for name in ["one", "left", "none", "bytes"] {
+    for name in ["told_otherwise;", "left", "none", "bytes"] {
         let counted = async |kind| {
             duo.stats(
                 kind,
@@ -108,7 +109,9 @@ async fn unix_sockets_are_endpoints() {
             )
             .await
         };
-        assert_eq!(counted(0).await, counted(1).await, "{name}");
+        let ours = counted(1).await;
+        assert_eq!(counted(0).await, ours, "{name}");
+        assert!(name != "told_otherwise;" || !ours.is_empty(), "counted by its other name");
     }
     let hosts = async |kind| {
         let page = duo.page(kind, "/clusters").await;

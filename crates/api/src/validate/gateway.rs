@@ -1,7 +1,7 @@
 //! Validation of Gateway.
 use std::collections::BTreeSet;
 
-use super::hosts::{check_wildcard_host, is_dns_label};
+use super::hosts::{UNIX, check_unix, check_wildcard_host, is_dns_label};
 use super::{Findings, check_labels, check_port};
 use crate::networking::gateway::{GatewaySpec, Server, ServerTlsMode, ServerTlsSettings};
 
@@ -43,7 +43,7 @@ fn check_server(findings: &mut Findings, path: &str, server: &Server) {
         findings.error(format!("{path}.port"), "server config must contain a port");
         return;
     };
-    check_port(findings, format!("{path}.port.number"), port.number);
+    check_place(findings, path, server, port.number);
     if port.name.is_empty() {
         findings.error(format!("{path}.port.name"), "port name must be set");
     }
@@ -71,14 +71,24 @@ fn check_server(findings: &mut Findings, path: &str, server: &Server) {
                 port.protocol
             ));
     }
-    if !server.bind.is_empty()
-        && !server.bind.starts_with("unix://")
-        && server.bind.parse::<std::net::IpAddr>().is_err()
-    {
-        findings
-            .error(format!("{path}.bind"), format!("{:?} is not an IP address or unix:// path", server.bind));
-    }
     check_tls(findings, path, server, &protocol);
+}
+
+/// The address, and the port, which a Unix socket has none of.
+fn check_place(findings: &mut Findings, path: &str, server: &Server, port: u32) {
+    let at = format!("{path}.bind");
+    let Some(socket) = server.bind.strip_prefix(UNIX) else {
+        check_port(findings, format!("{path}.port.number"), port);
+        if !server.bind.is_empty() && server.bind.parse::<std::net::IpAddr>().is_err() {
+            findings.error(at, format!("{:?} is not an IP address or unix:// path", server.bind));
+        }
+        return;
+    };
+    check_unix(findings, at, socket);
+    if port > 0 {
+        let reason = format!("port number must be 0 for unix domain socket: {port}");
+        findings.error(format!("{path}.port.number"), reason);
+    }
 }
 
 fn check_server_host(findings: &mut Findings, path: &str, host: &str) {
@@ -188,6 +198,30 @@ mod tests {
         let spec = json!({"selector": {"istio": "ingressgateway"}, "servers": [
             {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]});
         assert_eq!(errors(spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn unix_sockets_have_a_path_and_no_port() {
+        let server = |bind: &str, number: u32| {
+            errors(
+                json!({"servers": [{"port": {"number": number, "name": "p", "protocol": "HTTP"}, "bind": bind, "hosts": ["*"]}]}),
+            )
+        };
+        assert_eq!(server("unix:///run/web.sock", 0), Vec::<String>::new());
+        assert_eq!(server("unix://@name", 0), Vec::<String>::new());
+        for (bind, number, part) in [
+            ("unix:///run/web.sock", 80, "port number must be 0 for unix domain socket: 80"),
+            ("unix://", 0, "unix address must not be empty"),
+            ("unix://web.sock", 0, "web.sock is not an absolute path"),
+            ("unix:///run/", 0, "/run/ is not a file"),
+            ("unix://@", 0, "@ is not a file"),
+            (&format!("unix:///{}", "x".repeat(107)), 0, "is longer than the 107 bytes"),
+            ("10.0.0.1", 0, "0"),
+            ("local", 80, "is not an IP address"),
+        ] {
+            let found = server(bind, number);
+            assert!(found.iter().any(|error| error.contains(part)), "{bind} {number}: {found:?}");
+        }
     }
 
     #[test]

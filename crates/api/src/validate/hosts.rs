@@ -73,3 +73,22 @@ pub(super) fn check_export_to(findings: &mut Findings, export_to: &[String], nob
         findings.error(path, message);
     }
 }
+
+/// Addresses of Unix sockets begin with this.
+pub(super) const UNIX: &str = "unix://";
+
+/// The most bytes of a Unix socket's path that the kernel takes (`sun_path`, less the byte that ends it).
+const MOST_OF_SOCKET: usize = 107;
+
+/// Checks what follows [`UNIX`].
+pub(super) fn check_unix(findings: &mut Findings, path: String, socket: &str) {
+    if socket.is_empty() {
+        findings.error(path, "unix address must not be empty");
+    } else if !socket.starts_with('/') && !socket.starts_with('@') {
+        findings.error(path, format!("{socket} is not an absolute path"));
+    } else if socket.ends_with('/') || socket == "@" {
+        findings.error(path, format!("{socket} is not a file"));
+    } else if socket.len() > MOST_OF_SOCKET {
+        findings.error(path, format!("{socket} is longer than the {MOST_OF_SOCKET} bytes of a unix address"));
+    }
+}

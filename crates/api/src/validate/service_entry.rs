@@ -2,14 +2,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::hosts::{check_export_to, check_fqdn, check_wildcard_host, is_dns_label};
+use super::hosts::{UNIX, check_export_to, check_fqdn, check_unix, check_wildcard_host, is_dns_label};
 use super::{Findings, check_labels, check_port};
 use crate::networking::service_entry::{EntryResolution, ServiceEntrySpec};
 use crate::networking::workload_entry::WorkloadEntrySpec;
 use crate::networking::workload_group::{ReadinessProbe, WorkloadGroupSpec};
-
-/// Addresses of Unix sockets begin with this.
-const UNIX: &str = "unix://";
 
 /// What the protocol of a port means for the checks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -233,7 +230,7 @@ fn check_workload(
         findings
             .warn(format!("{path}.address"), format!("address is unset with network {:?}", workload.network));
     } else if let Some(socket) = address.strip_prefix(UNIX) {
-        check_unix(findings, path, socket, workload, ports);
+        check_socket(findings, path, socket, workload, ports);
     } else if address.parse::<IpAddr>().is_err() {
         let path = format!("{path}.address");
         if !names_allowed {
@@ -260,7 +257,7 @@ fn check_workload(
     check_labels(findings, &format!("{path}.labels"), &workload.labels);
 }
 
-fn check_unix(
+fn check_socket(
     findings: &mut Findings,
     path: &str,
     socket: &str,
@@ -268,11 +265,7 @@ fn check_unix(
     ports: Option<&BTreeSet<&str>>,
 ) {
     let at = format!("{path}.address");
-    if socket.is_empty() {
-        findings.error(at.clone(), "unix address must not be empty");
-    } else if !socket.starts_with(['/', '@']) || socket.ends_with('/') {
-        findings.error(at.clone(), format!("{socket} is not an absolute path to a file"));
-    }
+    check_unix(findings, at.clone(), socket);
     if !workload.ports.is_empty() {
         findings.error(
             format!("{path}.ports"),

@@ -3,16 +3,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::destination_rule::check_pool;
-use super::hosts::{check_fqdn, check_wildcard_host, is_dns_label};
+use super::hosts::{UNIX, check_fqdn, check_unix, check_wildcard_host, is_dns_label};
 use super::{Findings, check_labels, check_port};
 use crate::networking::gateway::{ServerTlsMode, ServerTlsSettings};
 use crate::networking::sidecar::{
     CaptureMode, EgressListener, IngressListener, SidecarPort, SidecarSpec, SidecarTrafficMode,
     SidecarTrafficPolicy,
 };
-
-/// Addresses of Unix sockets begin with this.
-const UNIX: &str = "unix://";
 
 /// Validates a Sidecar's spec.
 pub fn validate_sidecar(spec: &SidecarSpec) -> Findings {
@@ -112,16 +109,6 @@ fn check_sidecar_port(findings: &mut Findings, path: &str, port: &SidecarPort) {
 fn check_bind(findings: &mut Findings, path: &str, bind: &str) {
     if !bind.is_empty() && bind.parse::<IpAddr>().is_err() {
         findings.error(format!("{path}.bind"), format!("{bind} is not a valid IP"));
-    }
-}
-
-fn check_unix(findings: &mut Findings, path: String, socket: &str) {
-    if socket.is_empty() {
-        findings.error(path, "unix address must not be empty");
-    } else if !socket.starts_with('/') && !socket.starts_with('@') {
-        findings.error(path, format!("{socket} is not an absolute path"));
-    } else if socket.ends_with('/') {
-        findings.error(path, format!("{socket} is not a file"));
     }
 }
 

@@ -381,7 +381,8 @@ fn listeners_are_refused_with_the_fields_path() {
             tcp_listener(", cluster: c").replace("filters: [", "filter_chain_match: {server_names: ['a*.b']}, filters: ["),
             "filter_chains[0].filter_chain_match.server_names[0]".into(),
         ),
-        ("{name: l, address: {pipe: {path: /x}}, filter_chains: [{}]}".into(), "address.pipe".into()),
+        ("{name: l, address: {pipe: {path: /x, mode: 512}}, filter_chains: [{}]}".into(), "address.pipe.mode".into()),
+        ("{name: l, address: {pipe: {path: '@'}}, filter_chains: [{}]}".into(), "address.pipe.path".into()),
         ("{name: l, address: {socket_address: {address: '::', port_value: 1}}}".into(), "filter_chains".into()),
         (
             "{name: l, address: {socket_address: {address: '::', port_value: 1}}, filter_chains: [{}, {}]}".into(),

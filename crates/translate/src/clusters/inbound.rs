@@ -1,5 +1,6 @@
 //! Clusters to the workload itself.
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use lateen_api::networking::destination_rule::ConnectionPoolSettings;
 use lateen_model::ObjectName;
@@ -26,6 +27,8 @@ pub(crate) struct InboundClusterInputs {
     port: InboundPort,
     endpoint: InboundEndpoint,
     pool: Option<Pool>,
+    /// Pattern of the name in statistics.
+    stat_name: Option<Arc<str>>,
 }
 
 /// Limits as a Sidecar gives them.
@@ -48,17 +51,19 @@ pub(crate) fn inbound_inputs(settings: &Settings, inbound: &Inbound) -> InboundC
         port: inbound.port.clone(),
         endpoint: inbound.endpoint.clone(),
         pool: inbound.pool.clone().map(Pool),
+        stat_name: settings.stat_names.inbound.clone(),
     }
 }
 
 /// The cluster to one port of the workload: the address the connection was made to, from an address that tells capture
 /// to let it pass.
 pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
-    let InboundPort { port, protocol, hostname, service_port: _ } = &inputs.port;
+    let InboundPort { port, protocol, hostname, .. } = &inputs.port;
     let name = inbound_cluster(*port);
     let policy = EffectivePolicy { pool: inputs.pool.as_ref().map(|pool| &pool.0), ..Default::default() };
     let mut message = cluster::Cluster {
         circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
+        alt_stat_name: inputs.port.filling().of_cluster(inputs.stat_name.as_ref()),
         ..base(&name, inputs.connections, policy)
     };
     match &inputs.endpoint {

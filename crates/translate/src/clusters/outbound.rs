@@ -36,6 +36,7 @@ use crate::resource::Resource;
 use crate::scope::Scope;
 use crate::secrets;
 use crate::settings::ConnectionDefaults;
+use crate::stat_names::{Filling, SUBSET};
 use crate::tls_defaults::TlsDefaults;
 use crate::traffic_policy::{self, EffectivePolicy};
 use crate::wire;
@@ -56,6 +57,8 @@ pub(crate) struct OutboundClusterInputs {
     secrets: bool,
     /// Whether it is for TLS that a gateway passes on by the cluster's name: to endpoints with TLS of the mesh, and without TLS of its own.
     passed_on: bool,
+    /// The name in statistics but for the subset's in it; none: its own.
+    stat_name: Option<Arc<str>>,
     /// Names the ServiceEntry gives its servers, where a rule has TLS spoken to them.
     subject_alt_names: Vec<String>,
     /// The rule for the host, with the index of the subset.
@@ -127,7 +130,7 @@ pub(crate) fn passed_on_inputs(scope: &Scope, service: &Service) -> Vec<Outbound
         return Vec::new();
     }
     let inputs = outbound_inputs(scope, service).into_iter();
-    inputs.map(|inputs| OutboundClusterInputs { passed_on: true, ..inputs }).collect()
+    inputs.map(|inputs| OutboundClusterInputs { passed_on: true, stat_name: None, ..inputs }).collect()
 }
 
 /// Where the endpoints behind a port come from; none when the port cannot be reached.
@@ -172,6 +175,12 @@ fn outbound_input(
         source,
         // Only where it matters, so that gateways share the other clusters with sidecars.
         passed_on: false,
+        stat_name: scope
+            .settings
+            .stat_names
+            .outbound
+            .as_ref()
+            .map(|pattern| Filling::outbound(service, port, SUBSET).fill(pattern).into()),
         subject_alt_names: if rule.is_some() { service.subject_alt_names.clone() } else { Vec::new() },
         secrets: rule.as_deref().is_some_and(|rule| secrets::are_wanted(scope.class.kind, rule)),
         rule,
@@ -235,6 +244,12 @@ impl OutboundClusterInputs {
     /// See [`passed_on_inputs`].
     pub(crate) fn is_passed_on(&self) -> bool {
         self.passed_on
+    }
+
+    /// The name in statistics; empty: its own.
+    fn alt_stat_name(&self) -> String {
+        let delimited = |name: &Arc<str>| format!("{};", name.replace(SUBSET, self.subset_name()));
+        self.stat_name.as_ref().map_or_else(String::new, delimited)
     }
 
     fn policy(&self) -> EffectivePolicy<'_> {
@@ -301,6 +316,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
     let policy = inputs.policy();
     let mut message = cluster::Cluster {
         circuit_breakers: Some(traffic_policy::circuit_breakers(policy)),
+        alt_stat_name: inputs.alt_stat_name(),
         ..base(&name, inputs.connections, policy)
     };
     let mut looked_up = None;
