@@ -46,6 +46,11 @@ async fn config_dump_has_envoys_shape() {
     section("EndpointsConfigDump");
     let part = json(&bed, "/config_dump?resource=dynamic_listeners").await;
     assert_eq!(part["configs"][0]["name"], "web");
+    let kind = "type.googleapis.com/envoy.admin.v3.ListenersConfigDump.DynamicListener";
+    assert_eq!(part["configs"][0]["@type"], kind);
+    assert_eq!(json(&bed, "/config_dump?resource=dynamic_active_secrets").await, serde_json::json!({}));
+    let unknown = bed.admin("GET /config_dump?resource=secrets").await;
+    assert_eq!((unknown.status, unknown.body()), (404, "secrets not found in config dump"));
 }
 
 #[tokio::test]

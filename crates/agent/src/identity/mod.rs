@@ -94,7 +94,11 @@ impl Identity {
         let mut trust = Trust::new(discovery.root_cert.clone());
         let mut moves = MOVES;
         while !current.is_closed() {
-            match self.obtain(&discovery, mark).await {
+            let obtained = {
+                let mut obtained = std::pin::pin!(self.obtain(&discovery, mark));
+                following(&current, &mut trust, &mut moves, &mut obtained).await
+            };
+            match obtained {
                 Ok(certificate) => {
                     let until = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
                     info!(seconds_left = until.as_secs(), "certificate received");
@@ -120,7 +124,8 @@ impl Identity {
                         Some(Err(_)) => {}
                     }
                     // Of many proxies that lost the same authority not all come back at once.
-                    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                    let pause_ends = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+                    following(&current, &mut trust, &mut moves, std::pin::pin!(pause_ends)).await;
                     pause = (pause * 2).min(LAST_BACK_OFF);
                 }
             }
@@ -175,6 +180,29 @@ impl Identity {
     }
 }
 
+/// The roots have changed: the engine has them from now on.
+fn follow(current: &watch::Sender<Option<Arc<WorkloadCertificate>>>, trust: &Trust, moves: &mut u32) {
+    *moves = MOVES;
+    current.send_modify(|held| {
+        *held = held.take().map(|held| Arc::new(trust.apply(WorkloadCertificate::clone(&held))));
+    });
+}
+
+/// Waits for something, and gives the engine the roots of the moment meanwhile.
+async fn following<T>(
+    current: &watch::Sender<Option<Arc<WorkloadCertificate>>>,
+    trust: &mut Trust,
+    moves: &mut u32,
+    mut until: impl Future<Output = T> + Unpin,
+) -> T {
+    loop {
+        tokio::select! {
+            done = &mut until => return done,
+            () = trust.changed() => follow(current, trust, moves),
+        }
+    }
+}
+
 /// Waits until the certificate is to be renewed: at its time, or soon after another authority has begun to sign. Gives the engine
 /// the roots of the moment meanwhile.
 async fn until_renewal(
@@ -194,12 +222,7 @@ async fn until_renewal(
                 *moves -= 1;
                 return;
             }
-            () = trust.changed() => {
-                *moves = MOVES;
-                current.send_modify(|held| {
-                    *held = held.take().map(|held| Arc::new(trust.apply(WorkloadCertificate::clone(&held))));
-                });
-            }
+            () = trust.changed() => follow(current, trust, moves),
         }
     }
 }
@@ -244,6 +267,34 @@ pub(crate) fn version(certificate: &WorkloadCertificate) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn roots_are_followed_while_nobody_signs() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("root-cert.pem");
+        let authorities =
+            [(), ()].map(|()| lateen_pki::CertificateAuthority::generate("cluster.local").unwrap());
+        let [old, new] = &authorities;
+        std::fs::write(&file, old.root_pem()).unwrap();
+        let key = WorkloadKey::generate(KeyKind::P256).unwrap();
+        let request = lateen_pki::SigningRequest::from_pem(&key.request().unwrap()).unwrap();
+        let id = lateen_pki::SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let chain = old.issue_workload(&request, &id, Duration::from_secs(60)).unwrap();
+        let held = WorkloadCertificate::new(&key, chain).unwrap();
+        let (sender, mut current) = watch::channel(Some(Arc::new(held)));
+        // Nobody listens there.
+        let discovery =
+            Discovery { address: "127.0.0.1:1".to_owned(), root_cert: Some(file.clone()), token: None };
+        tokio::spawn(Identity::default().keep(discovery, None, sender));
+        // It has read the file when it first waits.
+        tokio::task::yield_now().await;
+        let both = old.roots().with(new.roots()).to_pem();
+        for roots in [&both, old.root_pem(), &both] {
+            std::fs::write(&file, roots).unwrap();
+            let changed = current.wait_for(|held| held.as_ref().is_some_and(|held| held.roots == *roots));
+            tokio::time::timeout(Duration::from_secs(15), changed).await.expect("in seconds").unwrap();
+        }
+    }
 
     #[test]
     fn renewal_is_at_half_of_the_life_more_or_less() {

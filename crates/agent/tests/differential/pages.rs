@@ -36,7 +36,7 @@ fn head(answer: &str) -> Vec<&str> {
 }
 
 /// Pages that are looked at, with what Envoy has and the engine has nothing for: flags it does not take, and facts of its build.
-const JSON: [(&str, &[&str]); 6] = [
+const JSON: [(&str, &[&str]); 9] = [
     ("/clusters?format=json", &[]),
     ("/listeners?format=json", &[]),
     (
@@ -44,6 +44,9 @@ const JSON: [(&str, &[&str]); 6] = [
         &[".command_line_options.", ".hot_restart_initializing", ".node.extensions", ".node.user_agent"],
     ),
     ("/config_dump", &[".configs[].bootstrap.node.extensions", ".configs[].bootstrap.node.user_agent"]),
+    ("/config_dump?resource=static_listeners", &[]),
+    ("/config_dump?resource=static_clusters", &[]),
+    ("/config_dump?resource=dynamic_active_secrets", &[]),
     ("/certs", &[]),
     ("/memory", &[]),
 ];

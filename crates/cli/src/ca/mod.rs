@@ -3,6 +3,7 @@
 mod proof;
 mod secret;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -87,7 +88,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, command: CaCommand) -> Result<()>
 async fn status(client: &Client, namespace: &str, output: Output) -> Result<()> {
     let stored = Stored::load(client, namespace).await?;
     let authority = usable(stored.name, CertificateAuthority::from_files(stored.rotation.current()))?;
-    let workloads = proof::look(client).await?;
+    let workloads = proof::ask(client, proof::meshed(client).await?).await;
     let step = match &stored.rotation {
         Rotation::Settled { .. } => "settled",
         Rotation::Announced { .. } => "announced",
@@ -212,13 +213,19 @@ async fn step(
 ) -> Result<()> {
     let begun = Instant::now();
     let mut shown = None;
+    // What a step is for does not go away again, so that nobody is asked twice who has it.
+    let mut have = HashSet::new();
     loop {
-        let workloads = proof::look(client).await?;
-        let missing: Vec<&Workload> = workloads.iter().filter(|workload| !done(workload)).collect();
-        let count = workloads.len() - missing.len();
-        if shown != Some((count, workloads.len())) {
-            shown = Some((count, workloads.len()));
-            let line = format!("[{number}] {count} of {} workloads {what}", workloads.len());
+        let mut left = proof::meshed(client).await?;
+        let all = left.len();
+        left.retain(|meshed| !have.contains(&meshed.uid));
+        let (reached, missing): (Vec<Workload>, Vec<Workload>) =
+            proof::ask(client, left).await.into_iter().partition(|workload| done(workload));
+        have.extend(reached.into_iter().map(|workload| workload.uid));
+        let count = all - missing.len();
+        if shown != Some((count, all)) {
+            shown = Some((count, all));
+            let line = format!("[{number}] {count} of {all} workloads {what}");
             output::text(&format!("{}\n", if missing.is_empty() { style.good(&line) } else { line }))?;
         }
         if missing.is_empty() {

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use crate::cluster::api_failure;
 use crate::pods::{self, PodName};
-use crate::proxy_config::dump::Dump;
 use crate::table::Table;
 
 /// Proxies asked at a time.
@@ -23,10 +22,23 @@ const AT_ONCE: usize = 16;
 const CONTAINER: &str = "istio-proxy";
 const ADMIN: u16 = 15000;
 
-/// One workload.
+/// Only what is asked about: a whole dump may be many megabytes.
+const SECRETS: &str = "/config_dump?resource=dynamic_active_secrets";
+
+/// A workload that has a proxy.
+#[derive(Clone, Debug)]
+pub(super) struct Meshed {
+    pod: PodName,
+    /// Stays the pod's own when another takes its name.
+    pub(super) uid: String,
+}
+
+/// What one workload's proxy says.
 pub(super) struct Workload {
     /// `POD.NAMESPACE`.
     name: String,
+    /// Its pod's.
+    pub(super) uid: String,
     /// What its proxy has; why it is not known, else.
     held: Result<Held, String>,
 }
@@ -37,23 +49,33 @@ struct Held {
     roots: Roots,
 }
 
-/// Asks the proxy of every pod that has one and has not ended.
-pub(super) async fn look(client: &Client) -> Result<Vec<Workload>> {
+/// Every pod that has a proxy and has not ended.
+pub(super) async fn meshed(client: &Client) -> Result<Vec<Meshed>> {
     let api: Api<Pod> = Api::all(client.clone());
     let pods = api.list(&ListParams::default()).await.map_err(|error| api_failure("list pods", &error))?;
-    let meshed = pods.items.into_iter().filter(has_proxy);
-    let names =
-        meshed.map(|pod| PodName { name: pod.name_any(), namespace: pod.namespace().unwrap_or_default() });
-    let asked = futures::stream::iter(names).map(|pod| async move {
-        let held = pods::get(client, &pod, ADMIN, "/config_dump").await;
-        let held = held.and_then(|bytes| Ok(Dump::parse(&bytes)?));
+    let meshed = pods.items.into_iter().filter(has_proxy).map(|pod| Meshed {
+        uid: pod.uid().unwrap_or_default(),
+        pod: PodName { name: pod.name_any(), namespace: pod.namespace().unwrap_or_default() },
+    });
+    Ok(meshed.collect())
+}
+
+/// Asks these proxies, and sorts what they say by name.
+pub(super) async fn ask(client: &Client, meshed: Vec<Meshed>) -> Vec<Workload> {
+    let asked = futures::stream::iter(meshed).map(|Meshed { pod, uid }| async move {
+        let said = pods::get(client, &pod, ADMIN, SECRETS).await;
+        let said = said.and_then(|bytes| Ok(serde_json::from_slice::<Value>(&bytes)?));
         // The first line is what happened; the rest is advice.
-        let held = held.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
-        Workload { name: format!("{}.{}", pod.name, pod.namespace), held: held.and_then(|dump| read(&dump)) }
+        let said = said.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+        Workload {
+            name: format!("{}.{}", pod.name, pod.namespace),
+            uid,
+            held: said.and_then(|said| read(&said)),
+        }
     });
     let mut workloads: Vec<Workload> = asked.buffer_unordered(AT_ONCE).collect().await;
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(workloads)
+    workloads
 }
 
 /// Whether a proxy runs in the pod, or is about to.
@@ -66,17 +88,18 @@ fn has_proxy(pod: &Pod) -> bool {
         && containers.into_iter().any(|container| container.name == CONTAINER)
 }
 
-fn read(dump: &Dump) -> Result<Held, String> {
-    let secrets = dump.secrets();
+/// Reads what [`SECRETS`] gives.
+fn read(said: &Value) -> Result<Held, String> {
+    let secrets = said["configs"].as_array().map(Vec::as_slice).unwrap_or_default();
     let text = |name: &str, pointer: &str| {
-        let entry = secrets.iter().find(|(status, entry)| *status == "ACTIVE" && entry["name"] == name);
-        let entry = entry.ok_or_else(|| format!("its proxy has no secret {name} yet"))?.1;
+        let entry = secrets.iter().find(|entry| entry["name"] == name);
+        let entry = entry.ok_or_else(|| format!("its proxy has no secret {name} yet"))?;
         let encoded = entry.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let bytes = STANDARD.decode(encoded).map_err(|error| format!("secret {name}: {error}"))?;
         String::from_utf8(bytes).map_err(|error| format!("secret {name}: {error}"))
     };
-    let chain = text("default", "/secret/tlsCertificate/certificateChain/inlineBytes")?;
-    let roots = text("ROOTCA", "/secret/validationContext/trustedCa/inlineBytes")?;
+    let chain = text("default", "/secret/tls_certificate/certificate_chain/inline_bytes")?;
+    let roots = text("ROOTCA", "/secret/validation_context/trusted_ca/inline_bytes")?;
     let roots = Roots::from_pem(&roots).map_err(|error| format!("secret ROOTCA: {error}"))?;
     Ok(Held { chain, roots })
 }
@@ -150,37 +173,38 @@ mod tests {
 
     use super::*;
 
-    /// A dump of a proxy that holds a certificate of one authority and trusts `roots`.
-    fn dump(signer: &CertificateAuthority, roots: &Roots) -> Dump {
+    /// What a proxy says that holds a certificate of one authority and trusts `roots`.
+    fn said(signer: &CertificateAuthority, roots: &Roots) -> Value {
         let key = lateen_pki::WorkloadKey::generate(lateen_pki::KeyKind::P256).unwrap();
         let request = lateen_pki::SigningRequest::from_pem(&key.request().unwrap()).unwrap();
         let id = lateen_pki::SpiffeId::new("cluster.local", "shop", "web").unwrap();
         let life = std::time::Duration::from_secs(60);
         let chain = signer.issue_workload(&request, &id, life).unwrap();
-        let value = json!({ "configs": [{ "@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump",
-            "dynamic_active_secrets": [
-                { "name": "default", "secret": { "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-                    "tls_certificate": { "certificate_chain": { "inline_bytes": STANDARD.encode(&chain[0]) } } } },
-                { "name": "ROOTCA", "secret": { "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-                    "validation_context": { "trusted_ca": { "inline_bytes": STANDARD.encode(roots.to_pem()) } } } },
-            ] }] });
-        Dump::parse(value.to_string().as_bytes()).unwrap()
+        json!({ "configs": [
+            { "name": "default", "secret": {
+                "tls_certificate": { "certificate_chain": { "inline_bytes": STANDARD.encode(&chain[0]) } },
+            } },
+            { "name": "ROOTCA", "secret": {
+                "validation_context": { "trusted_ca": { "inline_bytes": STANDARD.encode(roots.to_pem()) } },
+            } },
+        ] })
     }
 
     #[test]
     fn a_workload_is_judged_by_what_its_proxy_has() {
         let [old, new] = [(), ()].map(|()| CertificateAuthority::generate("cluster.local").unwrap());
-        let workload = |dump: &Dump| Workload { name: "web.shop".to_owned(), held: read(dump) };
-        let one = workload(&dump(&old, old.roots()));
+        let workload =
+            |said: &Value| Workload { name: "web.shop".to_owned(), uid: "1".to_owned(), held: read(said) };
+        let one = workload(&said(&old, old.roots()));
         assert!(one.trusts(old.roots()) && !one.trusts(new.roots()) && one.is_of(old.roots().first()));
-        let both = workload(&dump(&new, &old.roots().with(new.roots())));
+        let both = workload(&said(&new, &old.roots().with(new.roots())));
         assert!(
             both.trusts(new.roots()) && both.is_of(new.roots().first()) && !both.trusts_none_of(old.roots())
         );
-        let after = workload(&dump(&new, new.roots()));
+        let after = workload(&said(&new, new.roots()));
         assert!(after.trusts_none_of(old.roots()));
-        let empty = json!({ "configs": [] }).to_string();
-        let none = workload(&Dump::parse(empty.as_bytes()).unwrap());
+        // As a proxy says it that has no secret.
+        let none = workload(&json!({}));
         assert!(
             !none.trusts(new.roots())
                 && !none.is_of(new.roots().first())

@@ -17,6 +17,22 @@ use super::{Admin, Query, Reply, json, text};
 use crate::inspection::{Inspection, RawView};
 use crate::update::ResourceKind;
 
+/// Lists of the dump that can be asked for by themselves, the section each is in, and what its members are.
+const LISTS: [(&str, &str, &str); 12] = [
+    ("static_clusters", "ClustersConfigDump", "StaticCluster"),
+    ("dynamic_active_clusters", "ClustersConfigDump", "DynamicCluster"),
+    ("dynamic_warming_clusters", "ClustersConfigDump", "DynamicCluster"),
+    ("static_endpoint_configs", "EndpointsConfigDump", "StaticEndpointConfig"),
+    ("dynamic_endpoint_configs", "EndpointsConfigDump", "DynamicEndpointConfig"),
+    ("static_listeners", "ListenersConfigDump", "StaticListener"),
+    ("dynamic_listeners", "ListenersConfigDump", "DynamicListener"),
+    ("static_route_configs", "RoutesConfigDump", "StaticRouteConfig"),
+    ("dynamic_route_configs", "RoutesConfigDump", "DynamicRouteConfig"),
+    ("static_secrets", "SecretsConfigDump", "StaticSecret"),
+    ("dynamic_active_secrets", "SecretsConfigDump", "DynamicSecret"),
+    ("dynamic_warming_secrets", "SecretsConfigDump", "DynamicSecret"),
+];
+
 /// Answers `/config_dump`, with `resource=` and `name_regex=` as Envoy has them and `include_eds`.
 pub(super) async fn answer(admin: &Admin, query: &Query, inspection: Inspection) -> Reply {
     let bootstrap = admin.config.bootstrap.clone();
@@ -26,39 +42,58 @@ pub(super) async fn answer(admin: &Admin, query: &Query, inspection: Inspection)
         Some(Ok(filter)) => Some(filter),
         Some(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")),
     };
+    let list = match query.get("resource") {
+        None => None,
+        Some(wanted) => match LISTS.iter().find(|(list, ..)| *list == wanted) {
+            Some(list) => Some(list),
+            None => return text(StatusCode::NOT_FOUND, format!("{wanted} not found in config dump")),
+        },
+    };
     let mut resources = inspection.resources;
     if let Some(filter) = name_filter {
         resources.retain(|resource| filter.is_match(&resource.name));
     }
     // Converting thousands of resources takes a while; other admin requests and configuration go on meanwhile.
     let started = SystemTime::now() - inspection.server.uptime;
-    let build = move || dump(bootstrap.as_ref(), started, &resources, include_eds);
-    let built = tokio::task::spawn_blocking(build).await;
-    match built {
-        Ok(Ok(mut dump)) => match query.get("resource") {
-            None => json(&dump),
-            Some(wanted) => match only(&mut dump, wanted) {
-                Some(configs) => json(&json!({ "configs": configs })),
-                None => text(StatusCode::NOT_FOUND, format!("{wanted} not found in config dump\n")),
-            },
-        },
+    let build = move || {
+        let bootstrap = bootstrap.as_ref().filter(|_| list.is_none());
+        let section = list.map(|(_, section, _)| *section);
+        let dump = dump(bootstrap, started, &resources, section, include_eds)?;
+        Ok::<_, JsonError>(match list {
+            Some(list) => only(dump, list),
+            None => dump,
+        })
+    };
+    match tokio::task::spawn_blocking(build).await {
+        Ok(Ok(dump)) => json(&dump),
         Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
-/// The list in the dump with this name, for example `dynamic_listeners`.
-fn only(dump: &mut Json, wanted: &str) -> Option<Json> {
-    dump["configs"].as_array_mut()?.iter_mut().find_map(|section| section.get_mut(wanted)).map(Json::take)
+/// The members of a list, each with its type as Envoy writes it; nothing at all where there are none.
+fn only(mut dump: Json, (list, section, member): &(&str, &str, &str)) -> Json {
+    let members = dump.pointer_mut("/configs/0").and_then(|section| section.get_mut(*list)).map(Json::take);
+    let Some(Json::Array(members)) = members else { return json!({}) };
+    let typed = members.into_iter().map(|member_of| {
+        let mut typed = json!({ "@type": format!("type.googleapis.com/envoy.admin.v3.{section}.{member}") });
+        if let (Some(typed), Json::Object(fields)) = (typed.as_object_mut(), member_of) {
+            typed.extend(fields);
+        }
+        typed
+    });
+    json!({ "configs": typed.collect::<Vec<_>>() })
 }
 
 fn dump(
     bootstrap: Option<&Any>,
     started: SystemTime,
     resources: &[RawView],
+    wanted: Option<&str>,
     include_eds: bool,
 ) -> Result<Json, JsonError> {
     let codec = JsonCodec::new()?;
+    let wants = |section: &str| wanted.is_none_or(|wanted| wanted == section);
     let of = |kind| resources.iter().filter(move |resource| resource.kind == kind);
     let mut configs = Vec::new();
     if let Some(bootstrap) = bootstrap {
@@ -68,8 +103,11 @@ fn dump(
             "last_updated": time(started),
         }));
     }
-    configs.push(section(&codec, "ClustersConfigDump", "clusters", "cluster", of(ResourceKind::Cluster))?);
-    if include_eds {
+    if wants("ClustersConfigDump") {
+        let clusters = of(ResourceKind::Cluster);
+        configs.push(section(&codec, "ClustersConfigDump", "clusters", "cluster", clusters)?);
+    }
+    if include_eds && wants("EndpointsConfigDump") {
         configs.push(section(
             &codec,
             "EndpointsConfigDump",
@@ -78,15 +116,21 @@ fn dump(
             of(ResourceKind::Endpoints),
         )?);
     }
-    configs.push(listeners(&codec, of(ResourceKind::Listener))?);
-    let mut routes =
-        section(&codec, "RoutesConfigDump", "route_configs", "route_config", of(ResourceKind::Routes))?;
-    let inline = inline_routes(&codec, of(ResourceKind::Listener))?;
-    if !inline.is_empty() {
-        routes["static_route_configs"] = Json::Array(inline);
+    if wants("ListenersConfigDump") {
+        configs.push(listeners(&codec, of(ResourceKind::Listener))?);
     }
-    configs.push(routes);
-    configs.push(secrets(&codec, of(ResourceKind::Secret))?);
+    if wants("RoutesConfigDump") {
+        let dynamic = of(ResourceKind::Routes);
+        let mut routes = section(&codec, "RoutesConfigDump", "route_configs", "route_config", dynamic)?;
+        let inline = inline_routes(&codec, of(ResourceKind::Listener))?;
+        if !inline.is_empty() {
+            routes["static_route_configs"] = Json::Array(inline);
+        }
+        configs.push(routes);
+    }
+    if wants("SecretsConfigDump") {
+        configs.push(secrets(&codec, of(ResourceKind::Secret))?);
+    }
     let mut dump = json!({ "configs": configs });
     redact(&mut dump);
     Ok(dump)
