@@ -11,9 +11,6 @@ use crate::HealthVerdict;
 /// Where the health service is.
 pub const GRPC_HEALTH_PATH: &str = "/grpc.health.v1.Health/Check";
 
-/// `ServingStatus.SERVING`.
-const SERVING: i32 = 1;
-
 /// Length of the prefix of a message: a flag and four bytes of length.
 const PREFIX: usize = 5;
 
@@ -41,6 +38,9 @@ struct Reply {
 }
 
 impl GrpcProbe {
+    /// `ServingStatus.SERVING`.
+    pub const SERVING: i32 = 1;
+
     /// The body of the request: one message with its prefix.
     pub fn request(&self) -> Vec<u8> {
         let message = Question { service: self.service.to_string() }.encode_to_vec();
@@ -53,12 +53,21 @@ impl GrpcProbe {
 
     /// What an answer of status 200 says: its body and the `grpc-status` of its trailers.
     pub fn judge(body: &[u8], status: Option<&[u8]>) -> HealthVerdict {
-        let serves = status == Some(b"0") && reply(body).is_some_and(|reply| reply.status == SERVING);
+        let serves = status == Some(b"0") && Self::serving_status(body) == Some(Self::SERVING);
         if serves {
             HealthVerdict::Passed
         } else {
             HealthVerdict::Failed { retriable: false, leaving: false }
         }
+    }
+
+    /// The `ServingStatus` in the one message of an answer, which is not compressed; `None`: there is no such message.
+    pub fn serving_status(body: &[u8]) -> Option<i32> {
+        let (prefix, message) = body.split_at_checked(PREFIX)?;
+        let [0, length @ ..] = prefix else { return None };
+        let length = u32::from_be_bytes(length.try_into().ok()?);
+        let is_whole = message.len() == usize::try_from(length).ok()?;
+        is_whole.then(|| Reply::decode(message).ok())?.map(|reply| reply.status)
     }
 }
 
@@ -73,14 +82,6 @@ pub fn grpc_timeout_text(timeout: Duration) -> String {
         time /= next;
     }
     format!("{}H", time.min(MOST))
-}
-
-/// The one message of an answer, which is not compressed.
-fn reply(body: &[u8]) -> Option<Reply> {
-    let (prefix, message) = body.split_at_checked(PREFIX)?;
-    let [0, length @ ..] = prefix else { return None };
-    let length = u32::from_be_bytes(length.try_into().ok()?);
-    (message.len() == usize::try_from(length).ok()?).then(|| Reply::decode(message).ok())?
 }
 
 #[cfg(test)]
@@ -112,6 +113,12 @@ mod tests {
         assert_eq!(GrpcProbe::judge(&serving, None), failed);
         assert_eq!(GrpcProbe::judge(&[0, 0, 0, 0, 2, 8, 2], Some(b"0")), failed);
         assert_eq!(GrpcProbe::judge(&serving.repeat(2), Some(b"0")), failed);
+        assert_eq!(GrpcProbe::serving_status(&[0, 0, 0, 0, 2, 8, 2]), Some(2));
+        assert_eq!(
+            GrpcProbe::serving_status(&[0, 0, 0, 0, 0]),
+            Some(0),
+            "unknown, as a message without a field says"
+        );
     }
 
     proptest::proptest! {

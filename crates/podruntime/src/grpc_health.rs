@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use lateen_ir::{GRPC_HEALTH_PATH, GrpcProbe};
 use tokio::net::TcpStream;
 
 /// Most bytes of an answer; a real one has a handful.
 const MOST_BYTES: usize = 4096;
-/// The status SERVING of `HealthCheckResponse`.
-const SERVING: u8 = 1;
 
 /// Asks whether `service` is serving; `Err` is why not.
 pub(crate) async fn check(stream: TcpStream, address: SocketAddr, service: &str) -> Result<(), String> {
@@ -20,10 +19,11 @@ pub(crate) async fn check(stream: TcpStream, address: SocketAddr, service: &str)
             .await
             .map_err(|error| failed(&error))?;
     let connection = tokio::spawn(connection);
-    let request = http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
+    let probe = GrpcProbe { service: service.into(), ..GrpcProbe::default() };
+    let request = http::Request::post(format!("http://{address}{GRPC_HEALTH_PATH}"))
         .header(http::header::CONTENT_TYPE, "application/grpc")
         .header(http::header::TE, "trailers")
-        .body(Full::new(Bytes::from(request_message(service))))
+        .body(Full::new(Bytes::from(probe.request())))
         .map_err(|error| failed(&error))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
@@ -40,44 +40,8 @@ pub(crate) async fn check(stream: TcpStream, address: SocketAddr, service: &str)
     }
     .await;
     connection.abort();
-    match serving_status(&answer?) {
-        Some(SERVING) => Ok(()),
+    match GrpcProbe::serving_status(&answer?) {
+        Some(GrpcProbe::SERVING) => Ok(()),
         other => Err(failed(&format!("service unhealthy (responded with status {})", other.unwrap_or(0)))),
-    }
-}
-
-/// `HealthCheckRequest { service }` in a gRPC frame. Names are shorter than 128 bytes in practice; longer ones are cut.
-fn request_message(service: &str) -> Vec<u8> {
-    let name = &service.as_bytes()[..service.len().min(127)];
-    let mut message = Vec::new();
-    if !name.is_empty() {
-        // Field 1, length-delimited.
-        message.extend([0x0a, u8::try_from(name.len()).unwrap_or(127)]);
-        message.extend_from_slice(name);
-    }
-    let mut frame = vec![0];
-    frame.extend(u32::try_from(message.len()).unwrap_or(0).to_be_bytes());
-    frame.extend(message);
-    frame
-}
-
-/// The field `status` (1, varint) of a framed `HealthCheckResponse`.
-fn serving_status(frame: &[u8]) -> Option<u8> {
-    match frame.get(5..) {
-        Some([0x08, status, ..]) => Some(*status),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages() {
-        assert_eq!(request_message(""), [0, 0, 0, 0, 0]);
-        assert_eq!(request_message("ab"), [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
-        assert_eq!(serving_status(&[0, 0, 0, 0, 2, 0x08, 1]), Some(SERVING));
-        assert_eq!(serving_status(&[0, 0, 0, 0, 0]), None);
     }
 }
