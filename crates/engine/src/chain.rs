@@ -127,9 +127,9 @@ pub(crate) async fn serve(
         }
         return;
     };
-    if let Some((gate, denial)) = chain.gate.of(&info, worker) {
+    if let Some((gate, judged)) = chain.gate.of(&info, worker) {
         stream.gate_with(gate);
-        info.denial = denial;
+        info.judged = judged;
     }
     match (&chain.config.terminal, &chain.http, &chain.tcp) {
         (Terminal::Http(config), Some((stats, filters)), _) => {

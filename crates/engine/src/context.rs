@@ -16,6 +16,7 @@ use crate::cluster::LocalCluster;
 use crate::failure::Flags;
 use crate::filters::{FilterState, LocalFilter};
 use crate::finish;
+use crate::gate::Judged;
 use crate::guard::Verdict;
 use crate::host::Host;
 use crate::http_connection::{Counted, MillisText, PeerText};
@@ -51,8 +52,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) tls: Option<Rc<TlsFacts>>,
     /// Why there is no TLS.
     pub(crate) transport_failure: Option<Box<str>>,
-    /// Why network filters end the connection with its first byte, if they do.
-    pub(crate) denial: Option<Box<str>>,
+    /// What network filters do with its first byte.
+    pub(crate) judged: Judged,
     pub(crate) chain_name: Arc<str>,
     pub(crate) started: Instant,
 }

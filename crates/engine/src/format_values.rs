@@ -8,8 +8,8 @@ use http::{HeaderMap, Method, Version};
 use jiff::Timestamp;
 use jiff::tz::Offset;
 use lateen_ir::{
-    AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, HostAddress, MetadataOf,
-    Operator, TimeFormat, TimePiece, TimePoint, TlsFact,
+    AddressOf, AddressPart, Bytes, DynamicMetadata, FormatHeader, FormatValues, GrpcStatusStyle, HostAddress,
+    MetadataOf, Operator, TimeFormat, TimePiece, TimePoint, TlsFact,
 };
 
 use crate::context::{ConnectionInfo, RequestContext};
@@ -23,6 +23,8 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) flags: Flags,
     pub(crate) details: &'a str,
+    /// What filters noted.
+    pub(crate) noted: Option<&'a DynamicMetadata>,
     pub(crate) received: u64,
     pub(crate) sent: u64,
     pub(crate) cluster: Option<&'a str>,
@@ -87,6 +89,7 @@ impl FormatValues for TcpFacts<'_> {
             Operator::ConnectionId => number(out, self.info.id),
             Operator::UniqueId => text(out, Some(&uuid::Uuid::new_v4().to_string())),
             Operator::AccessLogType => text(out, Some("TcpConnectionEnd")),
+            Operator::Metadata { of: MetadataOf::Request, path } => noted(self.noted, path, out),
             _ => false,
         }
     }
@@ -187,9 +190,7 @@ impl FormatValues for RequestContext {
                 json_at(metadata.as_deref(), path, out)
             }
             Operator::Metadata { of: MetadataOf::Request, path } => {
-                let noted = self.metadata.as_ref().zip(path.split_first());
-                let noted = noted.and_then(|(all, (filter, keys))| Some((all.0.get(filter)?, keys)));
-                noted.is_some_and(|(value, keys)| json_at(Some(value), keys, out))
+                noted(self.metadata.as_deref(), path, out)
             }
             Operator::Metadata { of: MetadataOf::FilterState, path } => self.filter_state(path, out),
             // Nothing here makes these: no virtual clusters.
@@ -397,15 +398,53 @@ fn tls(facts: Option<&TlsFacts>, fact: TlsFact, out: &mut String) -> bool {
     }
 }
 
+/// What filters noted, at a path that begins with a filter's name.
+fn noted(all: Option<&DynamicMetadata>, path: &[Box<str>], out: &mut String) -> bool {
+    let found = all.zip(path.split_first());
+    let found = found.and_then(|(all, (filter, keys))| Some((all.get(filter)?, keys)));
+    found.is_some_and(|(value, keys)| json_at(Some(&*value), keys, out))
+}
+
 fn json_at(value: Option<&serde_json::Value>, path: &[Box<str>], out: &mut String) -> bool {
     let found = path.iter().try_fold(value, |value, key| Some(value?.get(&**key))).flatten();
     match found {
         None | Some(serde_json::Value::Null) => false,
         Some(serde_json::Value::String(value)) => text(out, Some(value)),
         Some(other) => {
-            let _ = write!(out, "{other}");
+            sorted(other, out);
             true
         }
+    }
+}
+
+/// Writes JSON with its keys in order, as Envoy does.
+fn sorted(value: &serde_json::Value, out: &mut String) {
+    let separate = |index: usize, out: &mut String| {
+        if index > 0 {
+            out.push(',');
+        }
+    };
+    match value {
+        serde_json::Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(key, _)| *key);
+            out.push('{');
+            for (index, (key, value)) in members.into_iter().enumerate() {
+                separate(index, out);
+                let _ = write!(out, "{}:", serde_json::Value::from(key.as_str()));
+                sorted(value, out);
+            }
+            out.push('}');
+        }
+        serde_json::Value::Array(list) => {
+            out.push('[');
+            for (index, value) in list.iter().enumerate() {
+                separate(index, out);
+                sorted(value, out);
+            }
+            out.push(']');
+        }
+        other => drop(write!(out, "{other}")),
     }
 }
 

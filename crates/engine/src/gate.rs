@@ -7,15 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use lateen_ir::{DynamicMetadata, NetworkExtAuthz, NetworkFilter, RbacFilter};
+use lateen_ir::{Decision, DynamicMetadata, NetworkExtAuthz, NetworkFilter, RbacAction, RbacFilter};
 use lateen_xds::pb::envoy::service::auth::v3::CheckResponse;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::call::{self, Call};
 use crate::context::ConnectionInfo;
-use crate::filters::connection_view;
 use crate::filters::ext_authz::{self, CHECK};
+use crate::filters::{COMMON, access_log_hint, connection_view};
 use crate::snapshot::ClusterSlot;
 use crate::stats::blocks::{NetworkExtAuthzStats, RbacShadowStats, RbacStats};
 use crate::stats::slots::ByteCounter;
@@ -34,21 +34,27 @@ enum LocalFilter {
     ExtAuthz(Arc<NetworkExtAuthz>, ClusterSlot, Rc<NetworkExtAuthzStats>),
 }
 
-/// What is noted of a connection.
-#[derive(Default)]
-struct Notes(Option<DynamicMetadata>);
+/// What is decided about a connection when it begins, and takes effect with its first byte.
+#[derive(Debug, Default)]
+pub(crate) struct Judged {
+    /// Why policies close it, if they do: Envoy's detail.
+    pub(crate) denial: Option<Box<str>>,
+    /// What filters noted of it, for logs.
+    pub(crate) notes: Option<Box<ConnectionNotes>>,
+}
 
-impl Notes {
-    fn rbac(&mut self, filter: &RbacFilter, allowed: bool, policy: Option<&str>) {
-        let result = if allowed { "allowed" } else { "denied" };
-        let mut entries = serde_json::Map::new();
-        entries.insert(filter.shadow_result_note.to_string(), result.into());
-        entries.extend(policy.map(|policy| (filter.shadow_policy_note.to_string(), policy.into())));
-        let DynamicMetadata(all) = self.0.get_or_insert_default();
-        match all.get_mut(RBAC) {
-            Some(serde_json::Value::Object(there)) => there.extend(entries),
-            _ => drop(all.insert(RBAC.into(), entries.into())),
-        }
+/// What filters noted of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionNotes {
+    pub(crate) all: DynamicMetadata,
+    /// So far filters had come before somebody was asked who may have ended the connection.
+    before_asking: Option<DynamicMetadata>,
+}
+
+impl ConnectionNotes {
+    /// What there was to be noted of a connection that an external authorizer ended.
+    pub(crate) fn of_refused(&self) -> &DynamicMetadata {
+        self.before_asking.as_ref().unwrap_or(&self.all)
     }
 }
 
@@ -76,47 +82,58 @@ impl LocalGate {
         Self { filters: filters.iter().filter_map(local).collect() }
     }
 
-    /// The gate of a connection, and the detail of its denial if policies close it. `None`: there is none.
-    pub(crate) fn of(&self, info: &ConnectionInfo, worker: &Rc<Worker>) -> Option<(Gate, Option<Box<str>>)> {
+    /// The gate of a connection, and what is known of it already. `None`: there is none.
+    pub(crate) fn of(&self, info: &ConnectionInfo, worker: &Rc<Worker>) -> Option<(Gate, Judged)> {
         if self.filters.is_empty() {
             return None;
         }
         let view = connection_view(info, info.peer.ip());
-        let mut notes = Notes::default();
+        let mut judged = Judged::default();
+        let notes = &mut judged.notes;
         let mut stages = SmallVec::new();
         for filter in &self.filters {
             match filter {
                 LocalFilter::Rbac(filter, stats, shadow_stats) => {
                     if let Some(shadow) = &filter.shadow_rules {
                         let verdict = shadow.judge(&view);
-                        notes.rbac(filter, verdict.allowed, verdict.policy);
-                        let allowed = verdict.allowed;
+                        let (allowed, policy) = (verdict.allowed, verdict.position);
+                        let (filter, rules) = (filter.clone(), filter.clone());
+                        let decision = Decision { filter, rules, shadow: true, allowed, policy };
+                        notes.get_or_insert_default().all.decide(RBAC, decision);
                         let counter =
                             if allowed { &shadow_stats.shadow_allowed } else { &shadow_stats.shadow_denied };
                         stages.push(Stage::Count(counter.clone()));
                     }
                     let Some(rules) = &filter.rules else { continue };
                     let verdict = rules.judge(&view);
+                    if rules.action == RbacAction::Log {
+                        let hint = access_log_hint(verdict.policy.is_some());
+                        notes.get_or_insert_default().all.add(COMMON, hint);
+                    }
                     let counter = if verdict.allowed { &stats.allowed } else { &stats.denied };
                     stages.push(Stage::Count(counter.clone()));
                     if !verdict.allowed {
                         stages.push(Stage::Close);
-                        return Some((Gate { stages, next: 0 }, Some(verdict.denial().into())));
+                        judged.denial = Some(verdict.denial().into());
+                        return Some((Gate { stages, next: 0 }, judged));
                     }
                 }
                 LocalFilter::ExtAuthz(filter, cluster, stats) => {
-                    let noted = notes.0.as_ref();
+                    let noted = notes.as_deref().map(|notes| &notes.all);
                     let enabled = filter.enabled_metadata.as_ref().is_none_or(|one| one.is_match(noted));
                     if enabled {
                         let question = question(filter, *cluster, info, noted, worker);
                         stages.push(Stage::Ask(Question::new(filter.clone(), question, stats.clone())));
+                        if let Some(notes) = notes {
+                            notes.before_asking.get_or_insert_with(|| notes.all.clone());
+                        }
                     } else {
                         stats.disabled.inc();
                     }
                 }
             }
         }
-        Some((Gate { stages, next: 0 }, None))
+        Some((Gate { stages, next: 0 }, judged))
     }
 }
 

@@ -187,6 +187,7 @@ fn refused(connection: &HttpConnection, too_large: bool) {
     let flags = Flags::DOWNSTREAM_PROTOCOL_ERROR;
     let facts = RefusedFacts {
         connection: TcpFacts {
+            noted: None,
             info: &connection.info,
             hostname: &worker.identity.hostname,
             flags,

@@ -2,7 +2,7 @@
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/headers>
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -10,14 +10,13 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
-use lateen_ir::{EscapedSlashes, HostAddress, HttpConnectionManager, Scheme, StripPort, Underscores};
+use lateen_ir::{EscapedSlashes, HostAddress, HttpConnectionManager, PathProblem, Scheme, Underscores};
 
 use crate::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::guard::Offence;
 use crate::hop_by_hop::{contains_token, hop_by_hop, join_cookies, join_lines, remove_nominated};
-use crate::path::{self, PathProblem};
 use crate::presence::Present;
 use crate::stats::arena::StatsArena;
 use crate::syntax;
@@ -153,14 +152,14 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
         return Err(Failure::BadRequest(Offence::Fragment.details()));
     }
     if context.head.method != Method::CONNECT {
-        match path::normalise(&context.path, hcm) {
+        match lateen_ir::normalise_path(&context.path, hcm) {
             Ok(None) => {}
             Ok(Some(changed)) if changed.redirect => return Ok(Normalised::Redirect(changed.path)),
             Ok(Some(changed)) => context.path = changed.path,
             Err(PathProblem) => {
                 connection.stats.downstream_rq_failed_path_normalization.inc();
                 // What it would have been is what Envoy logs.
-                if let Some(path) = path::with_slashes(&context.path)
+                if let Some(path) = lateen_ir::path_with_slashes(&context.path)
                     && hcm.escaped_slashes == EscapedSlashes::Reject
                 {
                     context.path = path;
@@ -241,28 +240,11 @@ fn check_http2(context: &RequestContext, hcm: &HttpConnectionManager) -> Result<
 }
 
 fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
-    if hcm.strip_port == StripPort::No && !hcm.strip_trailing_host_dot {
-        return;
-    }
     let Ok(text) = context.authority.to_str() else { return };
-    let (mut host, mut port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
-            (host, Some(port))
-        }
-        _ => (text, None),
-    };
     // A Unix socket's port counts as 0, as with Envoy.
-    let listener_port = context.connection.info.local.port().unwrap_or(0);
-    match hcm.strip_port {
-        StripPort::Any => port = None,
-        StripPort::Matching if port.and_then(|port| port.parse().ok()) == Some(listener_port) => port = None,
-        StripPort::Matching | StripPort::No => {}
-    }
-    if hcm.strip_trailing_host_dot {
-        host = host.strip_suffix('.').unwrap_or(host);
-    }
-    let stripped = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    if let Ok(value) = HeaderValue::try_from(stripped) {
+    let port = context.connection.info.local.port().unwrap_or(0);
+    let stripped = hcm.stripped_authority(text, port);
+    if let Some(Ok(value)) = stripped.map(HeaderValue::try_from) {
         context.authority = value;
     }
 }
@@ -301,7 +283,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         forwarded && hcm.xff_num_trusted_hops == 0 && names_one_address(&context.head.headers)
     };
     if forwarded {
-        context.client = client_address(&context.head.headers, hcm, peer);
+        context.client = hcm.client_address(&context.head.headers, peer);
     }
     let headers = &mut context.head.headers;
     if hcm.use_remote_address {
@@ -441,21 +423,6 @@ fn names_one_address(headers: &HeaderMap) -> bool {
     let (first, more) = (lists.next(), lists.next());
     let parses = |list: &HeaderValue| list.to_str().is_ok_and(|list| list.trim().parse::<IpAddr>().is_ok());
     more.is_none() && first.is_some_and(parses)
-}
-
-/// The client as the configuration trusts it: the peer, or an entry of `x-forwarded-for` counted from the right.
-fn client_address(headers: &HeaderMap, hcm: &HttpConnectionManager, peer: &HostAddress) -> HostAddress {
-    let skip = match (hcm.use_remote_address, hcm.xff_num_trusted_hops) {
-        (true, 0) => return peer.clone(),
-        (true, hops) => hops as usize - 1,
-        (false, hops) => hops as usize,
-    };
-    let entry = headers
-        .get(X_FORWARDED_FOR)
-        .and_then(|list| list.to_str().ok())
-        .and_then(|list| list.rsplit(',').nth(skip))
-        .and_then(|entry| entry.trim().parse::<IpAddr>().ok());
-    entry.map_or_else(|| peer.clone(), |ip| SocketAddr::new(ip, 0).into())
 }
 
 #[cfg(test)]

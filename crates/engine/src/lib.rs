@@ -66,7 +66,6 @@ mod mover;
 mod named_hosts;
 mod original_dst;
 mod outlier;
-mod path;
 mod pool;
 mod pools;
 mod presence;

@@ -16,6 +16,7 @@ use crate::context::ConnectionInfo;
 use crate::dial::{set_keepalive, set_socket_option};
 use crate::failure::Flags;
 use crate::format_values::TcpFacts;
+use crate::gate::Judged;
 use crate::inspect::{Inspected, inspect};
 use crate::original_dst::original_destination;
 use crate::proxy_protocol::{self, Ends};
@@ -204,7 +205,7 @@ impl LocalListener {
             server_name: found.server_name,
             tls: None,
             transport_failure: None,
-            denial: None,
+            judged: Judged::default(),
             chain_name: chain.as_ref().map_or_else(Default::default, |chain| chain.config.ir.name.clone()),
             started: Instant::now(),
         };
@@ -223,6 +224,7 @@ impl LocalListener {
 fn log_unmatched(listener: &lateen_ir::Listener, info: &ConnectionInfo, worker: &Rc<Worker>) {
     let flags = Flags::NO_ROUTE;
     let facts = TcpFacts {
+        noted: None,
         info,
         hostname: &worker.identity.hostname,
         flags,
@@ -252,12 +254,7 @@ async fn peek(
     port: u16,
     stats: &ListenerStats,
 ) -> Option<(Inspected, Option<Ends>)> {
-    let wants = |kind| {
-        let filters = config.ir.listener_filters.iter().chain(&accepted_by.ir.listener_filters);
-        filters
-            .filter(|filter| filter.kind == kind)
-            .any(|filter| !filter.disabled.as_ref().is_some_and(|rule| rule.holds(port)))
-    };
+    let wants = |kind| config.ir.runs(kind, port) || accepted_by.ir.runs(kind, port);
     let (want_tls, want_http) =
         (wants(ListenerFilterKind::TlsInspector), wants(ListenerFilterKind::HttpInspector));
     let filters = config.ir.listener_filters.iter().chain(&accepted_by.ir.listener_filters);

@@ -33,6 +33,8 @@ struct Outcomes {
     flags: Flags,
     /// Network filters ended it.
     denied: bool,
+    /// An external authorizer ended it.
+    refused: bool,
     cluster: Option<Rc<LocalCluster>>,
     host: Option<Rc<Host>>,
     upstream_local: Option<std::net::SocketAddr>,
@@ -72,7 +74,7 @@ pub(crate) async fn serve(
                     stats.idle_timeout.inc();
                 }
                 if let Some(Denied { bytes, external }) = error.get_ref().and_then(|error| error.downcast_ref()) {
-                    outcomes.denied = !external;
+                    (outcomes.denied, outcomes.refused) = (!external, *external);
                     if *external {
                         outcomes.flags.insert(Flags::UNAUTHORIZED_EXTERNAL);
                     }
@@ -208,11 +210,13 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         return;
     }
     let cluster = outcomes.cluster.as_ref().map(|cluster| cluster.config.ir.clone());
+    let notes = info.judged.notes.as_deref();
     let facts = TcpFacts {
         info,
         hostname: &worker.identity.hostname,
         flags: outcomes.flags,
-        details: info.denial.as_deref().filter(|_| outcomes.denied).unwrap_or_default(),
+        details: info.judged.denial.as_deref().filter(|_| outcomes.denied).unwrap_or_default(),
+        noted: notes.map(|notes| if outcomes.refused { notes.of_refused() } else { &notes.all }),
         received: outcomes.moved.received.get(),
         sent: outcomes.moved.sent.get(),
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),

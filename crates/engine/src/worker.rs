@@ -1,7 +1,7 @@
 //! A worker: one thread, one runtime, and everything its connections use. Nothing here is shared with other threads.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -279,15 +279,7 @@ impl Worker {
     /// The listener a redirected connection belongs to: exact address first, then any address with the port.
     pub(crate) fn listener_for(&self, destination: SocketAddr) -> Option<Rc<LocalListener>> {
         let by_address = self.by_address.borrow();
-        let port = destination.port();
-        let any_v4 = || SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let any_v6 = || SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        by_address
-            .get(&destination)
-            .or_else(|| destination.is_ipv4().then(|| by_address.get(&any_v4())).flatten())
-            // A socket on :: takes IPv4 too.
-            .or_else(|| by_address.get(&any_v6()))
-            .cloned()
+        lateen_ir::listener_addresses(destination).find_map(|address| by_address.get(&address)).cloned()
     }
 
     pub(crate) fn random(&self) -> u64 {

@@ -251,7 +251,7 @@ impl ExtAuthz {
 }
 
 fn metadata_context(noted: Option<&DynamicMetadata>, namespaces: &[Box<str>]) -> core::Metadata {
-    let named = |name: &str| Some((name.to_owned(), structure(noted?.0.get(name)?)));
+    let named = |name: &str| Some((name.to_owned(), structure(&*noted?.get(name)?)));
     let found = namespaces.iter().filter_map(|name| named(name));
     core::Metadata { filter_metadata: found.collect(), ..Default::default() }
 }

@@ -1,9 +1,10 @@
 //! The HTTP connection manager.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::access_log::{AccessLog, LogFilter};
@@ -12,6 +13,8 @@ use crate::format::{JsonFormat, TextFormat};
 use crate::headers::HeaderToAdd;
 use crate::http_filter::{HttpFilter, HttpFilterKind, Router};
 use crate::route::RouteConfiguration;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Which HTTP version a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -363,5 +366,42 @@ impl HttpConnectionManager {
             HttpFilterKind::Router(router) => Some(router),
             _ => None,
         })
+    }
+
+    /// The authority as it is routed, for a connection to `port`; `None`: it stays as it came.
+    pub fn stripped_authority(&self, authority: &str, port: u16) -> Option<String> {
+        if self.strip_port == StripPort::No && !self.strip_trailing_host_dot {
+            return None;
+        }
+        let (mut host, mut given) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+                (host, Some(port))
+            }
+            _ => (authority, None),
+        };
+        match self.strip_port {
+            StripPort::Any => given = None,
+            StripPort::Matching if given.and_then(|given| given.parse().ok()) == Some(port) => given = None,
+            StripPort::Matching | StripPort::No => {}
+        }
+        if self.strip_trailing_host_dot {
+            host = host.strip_suffix('.').unwrap_or(host);
+        }
+        Some(given.map_or_else(|| host.to_owned(), |given| format!("{host}:{given}")))
+    }
+
+    /// The client as the configuration trusts it: the peer, or an entry of `x-forwarded-for` counted from the right.
+    pub fn client_address(&self, headers: &HeaderMap, peer: &HostAddress) -> HostAddress {
+        let skip = match (self.use_remote_address, self.xff_num_trusted_hops) {
+            (true, 0) => return peer.clone(),
+            (true, hops) => hops as usize - 1,
+            (false, hops) => hops as usize,
+        };
+        let entry = headers
+            .get(X_FORWARDED_FOR)
+            .and_then(|list| list.to_str().ok())
+            .and_then(|list| list.rsplit(',').nth(skip))
+            .and_then(|entry| entry.trim().parse::<IpAddr>().ok());
+        entry.map_or_else(|| peer.clone(), |ip| SocketAddr::new(ip, 0).into())
     }
 }

@@ -7,7 +7,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use crate::jwks::Jwks;
 use crate::jwt::{Jwt, JwtError};
@@ -195,9 +195,58 @@ impl JwtAuthn {
         now: u64,
         cache: &mut JwtCache,
     ) -> JwtVerdict {
+        self.work(requirement, request, now, cache, true)
+    }
+
+    /// Judges a request as if it had a token of these claims with a good signature, where the tokens of their issuer are looked
+    /// for. Also: whether the token stays in the request for whoever comes next. (The request is without it in any case.)
+    pub fn suppose(
+        &self,
+        requirement: &JwtRequirement,
+        request: JwtRequest<'_>,
+        claims: &Map<String, Value>,
+        now: u64,
+    ) -> (JwtVerdict, bool) {
+        let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+        let of_issuer = self.providers.iter().find(|one| one.issuer.is_empty() || *one.issuer == *issuer);
+        let mut anywhere = JwtLocations::default();
+        anywhere.add_default(issuer);
+        let locations = of_issuer.map_or(&anywhere, |provider| &provider.locations);
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let header = encode(&json!({ "alg": "ES256", "typ": "JWT" }));
+        let token = format!("{header}.{}.c3VwcG9zZWQ", encode(&claims.clone().into()));
+        let JwtRequest { headers, path } = request;
+        locations.put(&mut JwtRequest { headers, path }, &token);
+        let mut cache = JwtCache::default();
+        let verdict = self.work(requirement, JwtRequest { headers, path }, now, &mut cache, false);
+        let left = locations.find(&JwtRequest { headers, path });
+        let mut stays = false;
+        for found in left.iter().filter(|found| found.token == token) {
+            stays = true;
+            jwt_locations::remove(&mut JwtRequest { headers, path }, found.place);
+        }
+        (verdict, stays)
+    }
+
+    fn work(
+        &self,
+        requirement: &JwtRequirement,
+        request: JwtRequest<'_>,
+        now: u64,
+        cache: &mut JwtCache,
+        signatures: bool,
+    ) -> JwtVerdict {
         let metadata = Map::new();
-        let mut work =
-            Work { filter: self, request, now, cache, metadata, clear_route: false, cached: (0, 0) };
+        let mut work = Work {
+            filter: self,
+            request,
+            now,
+            cache,
+            signatures,
+            metadata,
+            clear_route: false,
+            cached: (0, 0),
+        };
         let result = work.check(requirement);
         JwtVerdict { result, metadata: work.metadata, clear_route: work.clear_route, cached: work.cached }
     }
@@ -208,6 +257,8 @@ struct Work<'a, 'r> {
     request: JwtRequest<'r>,
     now: u64,
     cache: &'r mut JwtCache,
+    /// False: all are taken for good.
+    signatures: bool,
     metadata: Map<String, Value>,
     clear_route: bool,
     cached: (u64, u64),
@@ -303,7 +354,7 @@ impl<'a> Work<'a, '_> {
             let position = provider.ok_or(JwtError::UnknownIssuer)?;
             let provider = &self.filter.providers[position];
             provider.check(&jwt, terms.audiences, self.now)?;
-            if !is_known {
+            if !is_known && self.signatures {
                 provider.keys.as_ref().ok_or(JwtError::NoKeys)?.verify(&jwt)?;
             }
             Ok((position, jwt))

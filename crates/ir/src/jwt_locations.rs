@@ -105,6 +105,26 @@ impl JwtLocations {
         self.reserved.extend(other.reserved.iter().cloned());
     }
 
+    /// Puts a token into the first place.
+    pub(crate) fn put(&self, request: &mut JwtRequest<'_>, token: &str) {
+        let header =
+            self.headers.values().next().map(|(name, prefix, _)| (name.clone(), format!("{prefix}{token}")));
+        let cookie = || {
+            let name = self.cookies.keys().next()?;
+            Some((header::COOKIE, format!("{name}={token}")))
+        };
+        if let Some((name, value)) = header.or_else(|| if self.params.is_empty() { cookie() } else { None }) {
+            if let Ok(value) = value.try_into() {
+                request.headers.insert(name, value);
+            }
+        } else if let Some(name) = self.params.keys().next() {
+            let sign = if request.path.query().is_some() { '&' } else { '?' };
+            if let Ok(path) = format!("{}{sign}{name}={token}", request.path).try_into() {
+                *request.path = path;
+            }
+        }
+    }
+
     /// All tokens.
     pub(crate) fn find(&self, request: &JwtRequest<'_>) -> Vec<Found<'_>> {
         let mut found = Vec::new();

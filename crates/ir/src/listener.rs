@@ -1,5 +1,6 @@
 //! Listeners and network filters.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -227,6 +228,22 @@ pub struct TcpTarget {
     pub weight: u32,
     /// What is asked of endpoints, where the cluster has subsets.
     pub metadata_match: Option<Arc<crate::MetadataCriteria>>,
+}
+
+impl Listener {
+    /// Whether a listener filter looks at connections to this port.
+    pub fn runs(&self, kind: ListenerFilterKind, port: u16) -> bool {
+        let of_kind = self.listener_filters.iter().filter(|filter| filter.kind == kind);
+        of_kind.into_iter().any(|filter| !filter.disabled.as_ref().is_some_and(|rule| rule.holds(port)))
+    }
+}
+
+/// The addresses by which a listener may be found for connections to `destination`, the best first. A socket on `::` takes IPv4 too.
+pub fn listener_addresses(destination: SocketAddr) -> impl Iterator<Item = SocketAddr> {
+    let port = destination.port();
+    let any = |address: IpAddr| SocketAddr::new(address, port);
+    let any_v4 = destination.is_ipv4().then(|| any(Ipv4Addr::UNSPECIFIED.into()));
+    std::iter::once(destination).chain(any_v4).chain([any(Ipv6Addr::UNSPECIFIED.into())])
 }
 
 impl TcpProxy {

@@ -7,7 +7,16 @@ const COMPONENT: &str = r"a-zA-Z0-9\-._~%!$&'()+,;:@=";
 
 /// A path with `*` for one component and, at its end, `**` for any number of them.
 #[derive(Clone, Debug)]
-pub struct PathTemplate(FullRegex);
+pub struct PathTemplate {
+    pattern: FullRegex,
+    text: Box<str>,
+}
+
+impl std::fmt::Display for PathTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
 
 impl PathTemplate {
     /// Reads a template.
@@ -35,12 +44,13 @@ impl PathTemplate {
                 text => return Err(format!("{template:?}: {text:?} is neither text nor \"*\" nor \"**\"")),
             }
         }
-        FullRegex::new(&pattern).map(Self).map_err(|error| error.to_string())
+        let pattern = FullRegex::new(&pattern).map_err(|error| error.to_string())?;
+        Ok(Self { pattern, text: template.into() })
     }
 
     /// Whether a path without query matches.
     pub fn is_match(&self, path: &str) -> bool {
-        self.0.is_match(path.as_bytes())
+        self.pattern.is_match(path.as_bytes())
     }
 }
 

@@ -19,10 +19,21 @@ pub struct RbacFilter {
     pub stat_prefix: Box<str>,
     /// What stands before `shadow_allowed` and `shadow_denied`.
     pub shadow_stat_prefix: Box<str>,
-    /// Where the filter notes which policy of the shadow rules matched.
-    pub shadow_policy_note: Box<str>,
-    /// Where it notes what they say: `allowed` or `denied`.
-    pub shadow_result_note: Box<str>,
+    /// Where what is enforced is noted.
+    pub notes: RbacNotes,
+    /// Where what the shadow rules say is noted.
+    pub shadow_notes: RbacNotes,
+}
+
+/// Names of what a filter notes.
+#[derive(Clone, Debug, Default)]
+pub struct RbacNotes {
+    /// Which policy matched.
+    pub policy: Box<str>,
+    /// What that means: `allowed` or `denied`.
+    pub result: Box<str>,
+    /// They begin with something of their own.
+    pub prefixed: bool,
 }
 
 /// Envoy's `config.rbac.v3.RBAC`.
@@ -141,6 +152,8 @@ pub struct AccessVerdict<'a> {
     pub allowed: bool,
     /// The policy that matched.
     pub policy: Option<&'a str>,
+    /// Its position.
+    pub position: Option<u32>,
 }
 
 impl Rbac {
@@ -161,6 +174,16 @@ impl Rbac {
         Self { action, names, policies: AnyOf::with_index(conditions, from) }
     }
 
+    /// The name of the policy at a position in their order.
+    pub fn name(&self, position: u32) -> Option<&str> {
+        self.names.get(position as usize).map(|name| &**name)
+    }
+
+    /// The policies in their order, with what each asks for.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, &AccessCondition)> {
+        self.names.iter().map(|name| &**name).zip(self.policies.conditions())
+    }
+
     /// Whether some policy looks at a header.
     pub(crate) fn looks_at_headers(&self) -> bool {
         self.policies.conditions().iter().any(AccessCondition::looks_at_headers)
@@ -168,13 +191,15 @@ impl Rbac {
 
     /// Decides. Does not allocate.
     pub fn judge(&self, view: &AccessView<'_>) -> AccessVerdict<'_> {
-        let policy = self.policies.first(view).map(|index| &*self.names[index]);
+        let index = self.policies.first(view);
+        let policy = index.map(|index| &*self.names[index]);
+        let position = index.and_then(|index| u32::try_from(index).ok());
         let allowed = match self.action {
             RbacAction::Allow => policy.is_some(),
             RbacAction::Deny => policy.is_none(),
             RbacAction::Log => true,
         };
-        AccessVerdict { allowed, policy }
+        AccessVerdict { allowed, policy, position }
     }
 }
 

@@ -78,7 +78,14 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let none = rules("ALLOW", json!({}));
     let routes = json!([
         service("/free", Some(json!({}))),
-        service("/own", Some(json!({ "rbac": { "rules": rules("DENY", json!({ "own": policy(any(), any()) })) } }))),
+        service("/own", Some(json!({ "rbac": {
+            "rules": rules("DENY", json!({ "own": policy(any(), any()) })), "rules_stat_prefix": "r.",
+            "shadow_rules": rules("DENY", json!({ "shadow": policy(any(), any()) })), "shadow_rules_stat_prefix": "rs.",
+        } }))),
+        service("/plain-own", Some(json!({ "rbac": {
+            "rules": rules("DENY", json!({ "own": policy(any(), any()) })),
+            "shadow_rules": rules("ALLOW", json!({ "shadow": policy(any(), any()) })),
+        } }))),
         { "name": "direct", "match": { "prefix": "/admin/direct" }, "direct_response": { "status": 200 } },
         service("/", None),
     ]);
@@ -152,6 +159,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ask("access: before a direct response", "GET /admin/direct", ""),
         ask("access: a route without", "GET /free/admin", ""),
         ask("access: a route's own", "GET /own/x", ""),
+        ask("access: a route's own without a prefix", "GET /plain-own/x", ""),
         ask("access: a user", "GET /x", "x-user: alice\r\n"),
         ask("access: two users", "GET /x", "x-user: bob\r\nx-user: alice\r\n"),
         ask("access: allowed twice", "GET /x.png?y", "x-user: bob\r\n"),
@@ -164,6 +172,7 @@ pub(crate) fn cases() -> Vec<Case> {
             ask("access: a picture elsewhere", "GET /a.png", "").on(listener),
             ask("access: a free route elsewhere", "GET /free", "").on(listener),
             ask("access: a route's own elsewhere", "GET /own", "x-user: al\r\n").on(listener),
+            ask("access: a route's own without a prefix elsewhere", "GET /plain-own", "").on(listener),
         ]
     });
     all.extend(others.collect::<Vec<_>>());
@@ -326,6 +335,18 @@ async fn connections_are_closed_with_their_first_byte() {
             "open",
             gate(
                 json!({ "stat_prefix": "tcp.", "rules": deny(json!({ "not_id": local() })), "shadow_rules": deny(any()), "shadow_rules_stat_prefix": "dry_" }),
+            ),
+        ),
+        (
+            "noted",
+            gate(
+                json!({ "stat_prefix": "noted.", "rules": rules("LOG", json!({ "p": policy(any(), local()) })) }),
+            ),
+        ),
+        (
+            "not-noted",
+            gate(
+                json!({ "stat_prefix": "quiet.", "rules": rules("LOG", json!({ "p": policy(any(), json!({ "not_id": local() })) })) }),
             ),
         ),
         // What is about requests can't hold where there are none.

@@ -79,7 +79,7 @@ impl Duo {
                 if !filters.is_empty() {
                     proxy["access_log"][0]["typed_config"]["log_format"]["text_format_source"]["inline_string"] = json!(
                         format!(
-                            "{name} %CONNECTION_TERMINATION_DETAILS% flags=%RESPONSE_FLAGS% received=%BYTES_RECEIVED% sent=%BYTES_SENT%\n"
+                            "{name} %CONNECTION_TERMINATION_DETAILS% flags=%RESPONSE_FLAGS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% rbac=%DYNAMIC_METADATA(envoy.filters.network.rbac)% hint=%DYNAMIC_METADATA(envoy.common:access_log_hint)%\n"
                         )
                     );
                 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
@@ -85,6 +85,9 @@ fn of_routes(context: &RequestContext, name: FilterSlot) -> impl Iterator<Item =
     })
 }
 
+/// Where the filter notes how long the answer took, in milliseconds, beside what the answer says.
+const DURATION: &str = "ext_authz_duration";
+
 /// Whether somebody is to be asked.
 pub(super) fn decode(
     filter: &ExtAuthzFilter,
@@ -137,11 +140,18 @@ pub(super) async fn check(
     let body = body.as_ref().map(|(bytes, partial)| (&bytes[..], *partial));
     let call = cluster
         .and_then(|cluster| call(&filter.ir, (service, cluster), context, extensions(context, name), body));
+    let began = Instant::now();
     let answer = match call {
         Some(call) => within_limits(context, answered(context.body.as_ref(), call)).await??,
         None => Err(Unanswered),
     };
-    let verdict = answer.and_then(|answer| verdict(&filter.ir, service, answer));
+    let mut verdict = answer.and_then(|answer| verdict(&filter.ir, service, answer));
+    if let Ok(AuthzVerdict::Allowed(changes)) = &mut verdict
+        && !changes.metadata.is_empty()
+    {
+        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        changes.metadata.insert(DURATION.to_owned(), millis.into());
+    }
     settle(filter, service, local, context, verdict.unwrap_or(AuthzVerdict::Failed(None)))
 }
 

@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
 use lateen_ir::{
-    DynamicMetadata, FilterLevels, FilterRouteConfig, JwtAuthn, JwtCache, JwtError, JwtRequest,
-    JwtRequirement, JwtRouteConfig, JwtVerdict,
+    FilterLevels, FilterRouteConfig, JwtAuthn, JwtCache, JwtError, JwtRequest, JwtRequirement,
+    JwtRouteConfig, JwtVerdict,
 };
 
 use super::levels;
@@ -113,11 +113,7 @@ pub(super) fn note(
     namespace: &str,
     entries: serde_json::Map<String, serde_json::Value>,
 ) {
-    let DynamicMetadata(all) = &mut **context.metadata.get_or_insert_default();
-    match all.get_mut(namespace) {
-        Some(serde_json::Value::Object(there)) => there.extend(entries),
-        _ => drop(all.insert(namespace.into(), entries.into())),
-    }
+    context.metadata.get_or_insert_default().add(namespace, entries);
 }
 
 /// The request's URL, as far as it is told.

@@ -11,7 +11,7 @@ mod jwt;
 mod rbac;
 pub(crate) mod throttle;
 
-pub(crate) use rbac::connection_view;
+pub(crate) use rbac::{COMMON, access_log_hint, connection_view};
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -5,9 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::StatusCode;
-use lateen_ir::{AccessView, FilterLevels, FilterRouteConfig, PeerView, RbacFilter};
+use lateen_ir::{AccessView, Decision, FilterLevels, FilterRouteConfig, PeerView, RbacAction, RbacFilter};
 
-use super::jwt::note;
 use super::levels;
 use crate::context::{ConnectionInfo, RequestContext};
 use crate::failure::{Failure, Flags, Reply};
@@ -18,6 +17,14 @@ use crate::stats::blocks::{RbacShadowStats, RbacStats};
 
 /// Under which the filter notes things.
 const NAMESPACE: &str = "envoy.filters.http.rbac";
+
+/// Under which filters of all kinds note things.
+pub(crate) const COMMON: &str = "envoy.common";
+
+/// What rules that only log note: whether one of them matched.
+pub(crate) fn access_log_hint(matched: bool) -> serde_json::Map<String, serde_json::Value> {
+    [("access_log_hint".to_owned(), matched.into())].into_iter().collect()
+}
 
 /// One worker's numbers of a filter.
 pub(crate) struct LocalRbac {
@@ -63,7 +70,7 @@ fn view(context: &RequestContext) -> AccessView<'_> {
 
 /// Counts, and fails for what is not allowed.
 pub(super) fn decode(
-    filter: &RbacFilter,
+    filter: &Arc<RbacFilter>,
     local: &LocalRbac,
     name: FilterSlot,
     context: &mut RequestContext,
@@ -73,31 +80,42 @@ pub(super) fn decode(
             FilterRouteConfig::Rbac(filter) => Some(filter.clone()),
             _ => None,
         });
-    let filter = of_route.as_deref().unwrap_or(filter);
-    if filter.rules.is_none() && filter.shadow_rules.is_none() {
+    let of = of_route.as_ref().unwrap_or(filter);
+    if of.rules.is_none() && of.shadow_rules.is_none() {
         return Ok(());
     }
-    if let Some(shadow) = &filter.shadow_rules {
+    let decision = |shadow, allowed, policy| Decision {
+        filter: filter.clone(),
+        rules: of.clone(),
+        shadow,
+        allowed,
+        policy,
+    };
+    if let Some(shadow) = &of.shadow_rules {
         let verdict = shadow.judge(&view(context));
         let stats = &local.shadow;
         if verdict.allowed { &stats.shadow_allowed } else { &stats.shadow_denied }.add(1);
-        let mut notes = serde_json::Map::new();
-        let result = if verdict.allowed { "allowed" } else { "denied" };
-        notes.insert(filter.shadow_result_note.to_string(), result.into());
-        notes.extend(verdict.policy.map(|policy| (filter.shadow_policy_note.to_string(), policy.into())));
-        note(context, NAMESPACE, notes);
+        let (allowed, policy) = (verdict.allowed, verdict.position);
+        note(context, decision(true, allowed, policy));
     }
-    let Some(rules) = &filter.rules else { return Ok(()) };
+    let Some(rules) = &of.rules else { return Ok(()) };
     let verdict = rules.judge(&view(context));
-    if verdict.allowed {
+    let (allowed, policy) = (verdict.allowed, verdict.position);
+    if rules.action == RbacAction::Log {
+        let notes = context.metadata.get_or_insert_default();
+        notes.add(COMMON, access_log_hint(policy.is_some()));
+    }
+    let denial = (!allowed).then(|| verdict.denial());
+    note(context, decision(false, allowed, policy));
+    let Some(denial) = denial else {
         local.enforced.allowed.add(1);
         return Ok(());
-    }
+    };
     local.enforced.denied.add(1);
-    Err(Failure::Answered(Box::new(Reply::new(
-        StatusCode::FORBIDDEN,
-        "RBAC: access denied",
-        Flags::default(),
-        verdict.denial(),
-    ))))
+    let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", Flags::default(), denial);
+    Err(Failure::Answered(Box::new(reply)))
+}
+
+fn note(context: &mut RequestContext, decision: Decision) {
+    context.metadata.get_or_insert_default().decide(NAMESPACE, decision);
 }

@@ -13,11 +13,19 @@ use super::metadata::metadata_matcher;
 use super::values::{Converted, cidr, enumeration, nonempty, required, typed};
 use crate::error::At;
 use crate::support::fields;
-use crate::{AccessCondition, AnyOf, PathTemplate, Rbac, RbacAction, RbacFilter, RbacPolicy};
+use crate::{AccessCondition, AnyOf, PathTemplate, Rbac, RbacAction, RbacFilter, RbacNotes, RbacPolicy};
 
 /// Envoy puts a dot behind a part of a stat's name that has none.
 fn dotted(part: String) -> Box<str> {
     if part.is_empty() || part.ends_with('.') { part.into() } else { format!("{part}.").into() }
+}
+
+fn notes(prefix: &str, kind: &str) -> RbacNotes {
+    RbacNotes {
+        policy: format!("{prefix}{kind}_effective_policy_id").into(),
+        result: format!("{prefix}{kind}_engine_result").into(),
+        prefixed: !prefix.is_empty(),
+    }
 }
 
 pub(super) fn http_rbac(at: &At<'_>, message: http_filter::Rbac) -> Converted<RbacFilter> {
@@ -33,8 +41,8 @@ pub(super) fn http_rbac(at: &At<'_>, message: http_filter::Rbac) -> Converted<Rb
     Ok(RbacFilter {
         rules: rules.map(|rules| rbac(&at.field("rules"), rules)).transpose()?,
         shadow_rules: shadow_rules.map(|rules| rbac(&at.field("shadow_rules"), rules)).transpose()?,
-        shadow_policy_note: format!("{shadow_rules_stat_prefix}shadow_effective_policy_id").into(),
-        shadow_result_note: format!("{shadow_rules_stat_prefix}shadow_engine_result").into(),
+        notes: notes(&rules_stat_prefix, "enforced"),
+        shadow_notes: notes(&shadow_rules_stat_prefix, "shadow"),
         shadow_stat_prefix: dotted(shadow_rules_stat_prefix),
         stat_prefix: dotted(rules_stat_prefix),
     })
@@ -78,8 +86,8 @@ pub(super) fn network_rbac(at: &At<'_>, message: network_filter::Rbac) -> Conver
         rules: convert("rules", rules)?,
         shadow_rules: convert("shadow_rules", shadow_rules)?,
         stat_prefix: dotted(stat_prefix.to_string()),
-        shadow_policy_note: format!("{shadow_rules_stat_prefix}shadow_effective_policy_id").into(),
-        shadow_result_note: format!("{shadow_rules_stat_prefix}shadow_engine_result").into(),
+        notes: RbacNotes::default(),
+        shadow_notes: notes(&shadow_rules_stat_prefix, "shadow"),
         shadow_stat_prefix: dotted(shadow_rules_stat_prefix),
     })
 }

@@ -2,25 +2,30 @@
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto>
 
 use http::uri::PathAndQuery;
-use lateen_ir::{EscapedSlashes, HttpConnectionManager};
+
+use crate::{EscapedSlashes, HttpConnectionManager};
 
 /// The path cannot be normalised: 400.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct PathProblem;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathProblem;
 
 /// A changed path.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Changed {
-    pub(crate) path: PathAndQuery,
+pub struct ChangedPath {
+    /// What it is now.
+    pub path: PathAndQuery,
     /// The client is to ask again with this path.
-    pub(crate) redirect: bool,
+    pub redirect: bool,
 }
 
-/// `Ok(None)`: nothing to change, the usual case, in which nothing is copied.
-pub(crate) fn normalise(
+/// A request's path as the connection manager wants it. `Ok(None)`: nothing to change, the usual case, in which nothing is copied.
+///
+/// # Errors
+/// It has none that could be served.
+pub fn normalise_path(
     path: &PathAndQuery,
     hcm: &HttpConnectionManager,
-) -> Result<Option<Changed>, PathProblem> {
+) -> Result<Option<ChangedPath>, PathProblem> {
     let original = path.path();
     let escaped = hcm.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(original);
     let dotted = hcm.normalize_path && needs_dots_removed(original);
@@ -52,7 +57,7 @@ pub(crate) fn normalise(
         text.push_str(query);
     }
     let path = PathAndQuery::try_from(text).map_err(|_| PathProblem)?;
-    Ok(Some(Changed { path, redirect }))
+    Ok(Some(ChangedPath { path, redirect }))
 }
 
 /// Joins what stands between slashes. A path of slashes only ends as two: it keeps its first and its last one, as in Envoy.
@@ -74,7 +79,7 @@ fn merge_slashes(path: &str) -> String {
 }
 
 /// A path with its escaped slashes undone, query and all.
-pub(crate) fn with_slashes(path: &PathAndQuery) -> Option<PathAndQuery> {
+pub fn path_with_slashes(path: &PathAndQuery) -> Option<PathAndQuery> {
     let query = path.query().map(|query| format!("?{query}")).unwrap_or_default();
     PathAndQuery::try_from(unescape_slashes(path.path()) + &query).ok()
 }
