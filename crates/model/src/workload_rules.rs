@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use lateen_api::{AuthorizationPolicySpec, RequestAuthenticationSpec};
+use lateen_api::security::target_reference::Targeted;
 
 use crate::config::{AuthorizationPolicy, Config, RequestAuthentication, Sidecar};
 use crate::key_set::{KeySet, KeySource};
@@ -18,18 +18,14 @@ impl World {
         self.authorization_policies.values()
     }
 
-    /// The AuthorizationPolicies for a workload, by name: its namespace's and the root namespace's, those without a selector
-    /// and those that select its labels. Those with targets are for other resources.
+    /// The AuthorizationPolicies for a workload, by name: its namespace's and the root namespace's, those without a selector,
+    /// those that select its labels, and those for the Gateway it serves ([`Targeted::is_for`]).
     pub fn authorization_policies_for(
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<Arc<AuthorizationPolicy>> {
-        let selects = |spec: &AuthorizationPolicySpec| {
-            let selector = spec.selector.as_ref();
-            !spec.has_target() && selector.is_none_or(|selector| labels_match(&selector.match_labels, labels))
-        };
-        self.of_workload(&self.authorization_policies, namespace, selects)
+        self.of_workload(&self.authorization_policies, namespace, labels)
     }
 
     /// All RequestAuthentications by name.
@@ -43,11 +39,7 @@ impl World {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<Arc<RequestAuthentication>> {
-        let selects = |spec: &RequestAuthenticationSpec| {
-            let selector = spec.selector.as_ref();
-            !spec.has_target() && selector.is_none_or(|selector| labels_match(&selector.match_labels, labels))
-        };
-        self.of_workload(&self.request_authentications, namespace, selects)
+        self.of_workload(&self.request_authentications, namespace, labels)
     }
 
     /// What is known of the keys from there; none: nobody has asked yet.
@@ -61,11 +53,11 @@ impl World {
     }
 
     /// Those of a workload's namespace and of the root namespace that are for it.
-    fn of_workload<S>(
+    fn of_workload<S: Targeted>(
         &self,
         all: &OrdMap<ObjectName, Arc<Config<S>>>,
         namespace: &str,
-        selects: impl Fn(&S) -> bool,
+        labels: &BTreeMap<String, String>,
     ) -> Vec<Arc<Config<S>>> {
         let root = self.mesh.root_namespace.as_str();
         let namespaces: BTreeSet<&str> = [namespace, root].into();
@@ -75,7 +67,8 @@ impl World {
             let all = all.range(from..).map(|(_, policy)| policy);
             all.take_while(move |policy| policy.name.namespace == own)
         };
-        let selects = |policy: &&Arc<Config<S>>| selects(&policy.spec);
+        let selects =
+            |policy: &&Arc<Config<S>>| policy.spec.is_for(&policy.name.namespace, namespace, labels);
         namespaces.into_iter().flat_map(of_namespace).filter(selects).cloned().collect()
     }
 

@@ -10,6 +10,7 @@ use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
 use lateen_api::security::authorization_policy::Action;
+use lateen_api::security::target_reference::{TargetKind, Targeted};
 use lateen_model::{
     AuthorizationPolicy, DestinationRule, Gateway, KeySource, ObjectName, PeerAuthentication, PeerMode, Pod,
     Protocol, Registry, RequestAuthentication, Resolution, ServiceEntry, Sidecar, VirtualService,
@@ -316,15 +317,22 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
     warnings
 }
 
+/// Warns of resources behind which there is nobody who could mind the policy.
+fn check_targets(spec: &impl Targeted, warnings: &mut Vec<Warning>) {
+    let field = if spec.references().1.is_empty() { "spec.targetRef" } else { "spec.targetRefs" };
+    for (index, target) in spec.targets().iter().enumerate() {
+        if target.target() != Some(TargetKind::Gateway) {
+            let index = if field == "spec.targetRefs" { format!("[{index}]") } else { String::new() };
+            warnings.push(Warning::no_effect_as(format!("{field}{index}"), "there are no waypoints"));
+        }
+    }
+}
+
 /// Warnings about an AuthorizationPolicy.
 pub fn check_authorization_policy(policy: &AuthorizationPolicy, world: &World) -> Vec<Warning> {
     let spec = &policy.spec;
     let mut warnings = Vec::new();
-    if spec.has_target() {
-        let field = if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" };
-        warnings
-            .push(Warning::no_effect_as(field, "there are no Gateways of the Gateway API and no waypoints"));
-    }
+    check_targets(spec, &mut warnings);
     let provider = spec.provider.as_ref().filter(|_| spec.action == Action::Custom);
     if let Some(Err(reason)) = provider.map(|provider| Provider::named(world, &provider.name)) {
         let message = format!("spec.provider: {reason}; the workloads it selects refuse everything");
@@ -338,11 +346,7 @@ pub fn check_authorization_policy(policy: &AuthorizationPolicy, world: &World) -
 pub fn check_request_authentication(policy: &RequestAuthentication, world: &World) -> Vec<Warning> {
     let spec = &policy.spec;
     let mut warnings = Vec::new();
-    if spec.has_target() {
-        let field = if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" };
-        warnings
-            .push(Warning::no_effect_as(field, "there are no Gateways of the Gateway API and no waypoints"));
-    }
+    check_targets(spec, &mut warnings);
     for (index, rule) in spec.jwt_rules.iter().enumerate() {
         if let Some(reason) =
             Some(&rule.jwks).filter(|keys| !keys.is_empty()).and_then(|keys| check_keys(keys).err())

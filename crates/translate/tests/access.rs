@@ -322,6 +322,39 @@ fn policies_are_for_who_they_select() {
 }
 
 #[test]
+fn policies_are_for_the_pods_of_gateways() {
+    let gateway = |name: &str| format!("{{group: gateway.networking.k8s.io, kind: Gateway, name: {name}}}");
+    let one = |name: &str| format!("targetRefs: [{}]", gateway(name));
+    let cases = [
+        ("default", one("mine"), true),
+        ("default", format!("targetRef: {}", gateway("mine")), true),
+        ("default", format!("targetRefs: [{{kind: Service, name: mine}}, {}]", gateway("mine")), true),
+        ("default", one("other"), false),
+        ("other", one("mine"), false),
+        // Root or not, Gateways are those of the policy's namespace.
+        ("istio-system", one("mine"), false),
+        ("default", "targetRefs: [{kind: Service, name: mine}]".to_owned(), false),
+        (
+            "default",
+            "targetRefs: [{group: networking.istio.io, kind: Gateway, name: mine}]".to_owned(),
+            false,
+        ),
+        // By its labels it is a workload as any other.
+        ("default", "selector: {matchLabels: {app: customers}}".to_owned(), true),
+        ("default", String::new(), true),
+    ];
+    for (namespace, spec, refused) in cases {
+        let mut mesh = mesh();
+        mesh.config(&format!(
+            "{{kind: AuthorizationPolicy, metadata: {{name: p, namespace: {namespace}}}, spec: {{{spec}}}}}"
+        ));
+        let labels = json!({"app": "customers", "gateway.networking.k8s.io/gateway-name": "mine"});
+        mesh.pod("default", "customers-v1-1", "10.244.0.31", labels);
+        assert_eq!(judge(&mut mesh, &CALL), !refused, "{namespace} {spec}");
+    }
+}
+
+#[test]
 fn principals_are_of_every_trust_domain_of_the_mesh() {
     let mut mesh = mesh();
     mesh.mesh_config("{trustDomain: new.example, trustDomainAliases: [old.example]}");

@@ -74,7 +74,7 @@ fn asked(chain: &FilterChain) -> ExtAuthz {
     match &http(chain)[..] {
         [HttpFilterKind::Rbac(noted), HttpFilterKind::ExtAuthz(asked)] => {
             assert!(noted.rules.is_none() && noted.shadow_rules.is_some(), "policies are only noted");
-            assert_eq!(&*noted.shadow_policy_note, "istio_ext_authz_shadow_effective_policy_id");
+            assert_eq!(&*noted.shadow_notes.policy, "istio_ext_authz_shadow_effective_policy_id");
             assert!(asked.enabled_metadata.is_some(), "only what they match is asked about");
             (**asked).clone()
         }

@@ -2,7 +2,7 @@
 mod support;
 
 use lateen_model::{Event, KeySet, KeySource};
-use lateen_translate::{ResourceType, affected};
+use lateen_translate::{ResourceType, affected, check_request_authentication};
 use serde_json::{Value, json};
 use support::Mesh;
 
@@ -75,6 +75,27 @@ fn rules_become_providers_in_the_order_of_their_issuers() {
         ] } })
     );
     assert!(tokens(&mut mesh, "web-frontend-1", 8080).is_some());
+}
+
+#[test]
+fn rules_are_for_the_pods_of_gateways() {
+    let mut mesh = Mesh::course();
+    mesh.config(&format!(
+        "{{kind: RequestAuthentication, metadata: {{name: one}}, spec: {{
+          targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: mine}}, {{kind: Service, name: customers}}],
+          jwtRules: [{{issuer: a, jwks: '{KEYS}'}}]}}}}"
+    ));
+    assert!(tokens(&mut mesh, "customers-v1-1", 3000).is_none());
+    let labels =
+        json!({"app": "customers", "version": "v1", "gateway.networking.k8s.io/gateway-name": "mine"});
+    mesh.pod("default", "customers-v1-1", "10.244.0.31", labels);
+    assert!(tokens(&mut mesh, "customers-v1-1", 3000).is_some());
+    assert!(tokens(&mut mesh, "customers-v2-1", 3000).is_none());
+    let world = mesh.world();
+    let policy = world.request_authentications().next().expect("the policy");
+    let warnings = check_request_authentication(policy, &world);
+    let paths: Vec<&str> = warnings.iter().map(|warning| &*warning.path).collect();
+    assert_eq!(paths, ["spec.targetRefs[1]"], "{warnings:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! <https://istio.io/latest/docs/reference/config/security/authorization-policy/>
 use serde::{Deserialize, Serialize};
 
+use super::target_reference::{PolicyTargetReference, Targeted};
 use super::{GROUP, VERSIONS};
 use crate::networking::WorkloadSelector;
 use crate::object::Kind;
@@ -35,20 +36,6 @@ impl Kind for AuthorizationPolicySpec {
     const SHORT_NAMES: &'static [&'static str] = &["ap"];
     const COLUMNS: &'static [(&'static str, &'static str, &'static str)] =
         &[("Action", "The operation to take.", ".spec.action")];
-}
-
-message! {
-    /// A resource in the policy's namespace.
-    pub struct PolicyTargetReference {
-        /// API group; empty is the core group.
-        group: String,
-        /// Kind.
-        kind: String,
-        /// Name.
-        name: String,
-        /// Namespace; must be empty.
-        namespace: String,
-    }
 }
 
 message! {
@@ -179,9 +166,12 @@ message! {
     }
 }
 
-impl AuthorizationPolicySpec {
-    /// Whether it is for resources rather than for workloads.
-    pub fn has_target(&self) -> bool {
-        self.target_ref.is_some() || !self.target_refs.is_empty()
+impl Targeted for AuthorizationPolicySpec {
+    fn selector(&self) -> Option<&WorkloadSelector> {
+        self.selector.as_ref()
+    }
+
+    fn references(&self) -> (Option<&PolicyTargetReference>, &[PolicyTargetReference]) {
+        (self.target_ref.as_ref(), &self.target_refs)
     }
 }

@@ -2,6 +2,7 @@
 pub mod authorization_policy;
 pub mod peer_authentication;
 pub mod request_authentication;
+pub mod target_reference;
 
 /// The API group of all these kinds.
 pub const GROUP: &str = "security.istio.io";

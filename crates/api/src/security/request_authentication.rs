@@ -1,6 +1,6 @@
 //! RequestAuthentication: whose tokens workloads accept.
 //! <https://istio.io/latest/docs/reference/config/security/request_authentication/>
-use super::authorization_policy::PolicyTargetReference;
+use super::target_reference::{PolicyTargetReference, Targeted};
 use super::{GROUP, VERSIONS};
 use crate::networking::WorkloadSelector;
 use crate::object::Kind;
@@ -78,9 +78,12 @@ message! {
     }
 }
 
-impl RequestAuthenticationSpec {
-    /// Whether it is for resources rather than for workloads.
-    pub fn has_target(&self) -> bool {
-        self.target_ref.is_some() || !self.target_refs.is_empty()
+impl Targeted for RequestAuthenticationSpec {
+    fn selector(&self) -> Option<&WorkloadSelector> {
+        self.selector.as_ref()
+    }
+
+    fn references(&self) -> (Option<&PolicyTargetReference>, &[PolicyTargetReference]) {
+        (self.target_ref.as_ref(), &self.target_refs)
     }
 }

@@ -1,7 +1,8 @@
 //! Validation of AuthorizationPolicy, with Istio's words.
 use std::net::IpAddr;
 
-use super::{Findings, check_labels};
+use super::Findings;
+use super::target_reference::check_targets;
 use crate::security::authorization_policy::{
     Action, AuthorizationPolicySpec, Condition, Operation, Rule, Source,
 };
@@ -24,12 +25,7 @@ const KEYS: [&str; 11] = [
 /// Validates an AuthorizationPolicy's spec.
 pub fn validate_authorization_policy(spec: &AuthorizationPolicySpec) -> Findings {
     let mut findings = Findings::default();
-    if let Some(selector) = &spec.selector {
-        check_labels(&mut findings, "spec.selector.matchLabels", &selector.match_labels);
-        if spec.has_target() {
-            findings.error("spec", "only one of targetRefs or workloadSelector can be set");
-        }
-    }
+    check_targets(&mut findings, spec);
     let provider = spec.provider.as_ref().map(|provider| provider.name.as_str());
     match (spec.action, provider) {
         (Action::Custom, None | Some("")) => {

@@ -11,6 +11,7 @@ mod re2;
 mod request_authentication;
 mod service_entry;
 mod sidecar;
+mod target_reference;
 mod unreachable;
 mod virtual_service;
 

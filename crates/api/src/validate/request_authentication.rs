@@ -1,5 +1,6 @@
 //! Validation of RequestAuthentication, with Istio's words.
-use super::{Findings, check_duration, check_labels};
+use super::target_reference::check_targets;
+use super::{Findings, check_duration};
 use crate::security::request_authentication::{JwtRule, RequestAuthenticationSpec};
 
 /// A key set's place taken apart.
@@ -70,12 +71,7 @@ impl<'a> JwksUri<'a> {
 /// Validates a RequestAuthentication's spec.
 pub fn validate_request_authentication(spec: &RequestAuthenticationSpec) -> Findings {
     let mut findings = Findings::default();
-    if let Some(selector) = &spec.selector {
-        check_labels(&mut findings, "spec.selector.matchLabels", &selector.match_labels);
-        if spec.has_target() {
-            findings.error("spec", "only one of targetRefs or workloadSelector can be set");
-        }
-    }
+    check_targets(&mut findings, spec);
     for (index, rule) in spec.jwt_rules.iter().enumerate() {
         check_rule(&mut findings, &format!("spec.jwtRules[{index}]"), rule);
     }
