@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::ca::CaCommand;
 use crate::cluster::ClusterArgs;
+use crate::why::WhyArgs;
 
 /// `lateen`.
 #[derive(Debug, Parser)]
@@ -121,6 +122,14 @@ pub enum Command {
         #[command(subcommand)]
         part: ProxyConfigPart,
     },
+    /// Would a request pass, on which way, and what decides? Out of the proxies' configuration; nothing is sent
+    #[command(after_help = "Examples:\n  lateen why --from deploy/web-frontend --to http://customers/\n  \
+                      lateen why --from curl.default --to customers.default:80 -X POST -H 'x-user: alice'\n  \
+                      lateen why --from ingress --to http://shop.example.com/cart --client-ip 198.51.100.7\n  \
+                      lateen why --from curl --to http://httpbin:8000/headers --jwt-claim iss=https://auth.example.com --jwt-claim 'groups=[\"admins\"]'\n  \
+                      lateen why --from curl --to tcp://db:5432 -o json\n\n\
+                      A real token may be given instead of claims: -H 'authorization: Bearer TOKEN'")]
+    Why(WhyArgs),
     /// Commands that may still change
     #[command(visible_alias = "x", alias = "exp")]
     Experimental {
@@ -142,11 +151,32 @@ pub enum Command {
 /// `x …`.
 #[derive(Debug, Subcommand)]
 pub enum Experimental {
+    /// AuthorizationPolicies
+    Authz {
+        /// What to do.
+        #[command(subcommand)]
+        command: AuthzCommand,
+    },
     /// The mesh's certificate authority
     Ca {
         /// What to do.
         #[command(subcommand)]
         command: CaCommand,
+    },
+}
+
+/// `x authz …`.
+#[derive(Debug, Subcommand)]
+pub enum AuthzCommand {
+    /// Which AuthorizationPolicies a proxy enforces, by its own configuration
+    #[command(after_help = "Examples:\n  lateen x authz check customers-v1-7b5d.default\n  \
+                      lateen x authz check deploy/customers-v1\n  lateen x authz check -f config_dump.json\n\n\
+                      json and yaml also show policies that are counted only (dry run) and those of external authorizers.\n\
+                      Whether one request passes, and which rule decides: lateen why --help")]
+    Check {
+        /// Whose.
+        #[command(flatten)]
+        source: Source,
     },
 }
 
@@ -330,6 +360,9 @@ mod tests {
             "lateen up --engine envoy --no-sample --egress-gateway --image a=b --image c=d",
             "lateen down --keep",
             "lateen logs istiod -f",
+            "lateen why --from deploy/web-frontend --to http://customers/ -X POST -H x-user:alice",
+            "istioctl x authz check deployment/productpage-v1",
+            "istioctl experimental authz check -f dump.json",
             "lateen x ca status -o json",
             "lateen experimental ca rotate --timeout 60",
         ] {

@@ -4,6 +4,7 @@
 //! command prints is made by pure functions; [`pods`] and [`control_plane`] fetch.
 
 pub mod args;
+pub mod authz;
 pub mod ca;
 pub mod cluster;
 pub mod control_plane;
@@ -19,5 +20,6 @@ mod status;
 mod style;
 pub mod table;
 mod version;
+pub mod why;
 
 pub use run::run;

@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use serde_json::Value;
 
-use crate::args::{Cli, Command, Experimental, Output, ProxyConfigPart, Source};
+use crate::args::{AuthzCommand, Cli, Command, Experimental, Output, ProxyConfigPart, Source};
 use crate::cluster::ClusterArgs;
 use crate::pods;
 use crate::proxy_config::dump::{Dump, cluster_statuses};
 use crate::proxy_config::{clusters, endpoints, listeners, routes, secrets};
-use crate::{ca, lifecycle, logs, output, proxy_status, status, version};
+use crate::{authz, ca, lifecycle, logs, output, proxy_status, status, version, why};
 
 /// Runs the command.
 ///
@@ -32,6 +32,11 @@ pub async fn run(cli: Cli) -> Result<()> {
         }
         Command::ProxyConfig { part } => proxy_config(cluster, part).await,
         Command::Experimental { command: Experimental::Ca { command } } => ca::run(cluster, command).await,
+        Command::Why(args) => why::run(cluster, &args).await,
+        Command::Experimental { command: Experimental::Authz { command } } => {
+            let AuthzCommand::Check { source } = command;
+            authz_check(cluster, &source).await
+        }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lateen", &mut script);
@@ -91,6 +96,15 @@ async fn proxy_config(cluster: &ClusterArgs, part: ProxyConfigPart) -> Result<()
             }
             Ok(())
         }
+    }
+}
+
+async fn authz_check(cluster: &ClusterArgs, source: &Source) -> Result<()> {
+    let dump = config_dump(cluster, source).await?;
+    let listeners = dump.listeners()?;
+    match source.output.unwrap_or(Output::Short) {
+        Output::Short => output::text(&authz::table(&listeners).to_string()),
+        structured => output::print(&authz::policies(&listeners), structured),
     }
 }
 

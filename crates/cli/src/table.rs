@@ -7,6 +7,8 @@ use std::fmt;
 pub struct Table {
     heading: Vec<String>,
     rows: Vec<Vec<String>>,
+    /// Blanks between columns.
+    gap: usize,
 }
 
 /// Blanks between columns, as istioctl's tab writer leaves.
@@ -15,7 +17,14 @@ const GAP: usize = 5;
 impl Table {
     /// A table without rows.
     pub fn new<const N: usize>(heading: [&str; N]) -> Self {
-        Self { heading: heading.map(str::to_owned).to_vec(), rows: Vec::new() }
+        Self { heading: heading.map(str::to_owned).to_vec(), rows: Vec::new(), gap: GAP }
+    }
+
+    /// With other than the usual blanks between columns.
+    #[must_use]
+    pub fn with_gap(mut self, blanks: usize) -> Self {
+        self.gap = blanks;
+        self
     }
 
     /// Adds a row.
@@ -41,7 +50,7 @@ impl fmt::Display for Table {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
                 line.push_str(cell);
-                let padding = width + GAP - cell.chars().count();
+                let padding = width + self.gap - cell.chars().count();
                 line.extend(std::iter::repeat_n(' ', padding));
             }
             writeln!(f, "{}", line.trim_end())?;

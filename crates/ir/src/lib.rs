@@ -61,6 +61,7 @@ mod subset;
 mod subset_balancer;
 mod support;
 mod tls;
+mod why;
 
 pub use access_log::*;
 pub use balancer::*;
@@ -106,3 +107,4 @@ pub use subset::*;
 pub use subset_balancer::*;
 pub use support::{FieldSupport, Support, support_markdown, support_table};
 pub use tls::*;
+pub use why::*;

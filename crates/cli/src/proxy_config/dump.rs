@@ -91,6 +91,13 @@ impl Dump {
             .collect()
     }
 
+    /// Load assignments; none without `?include_eds`.
+    pub fn endpoints(&self) -> Vec<&Value> {
+        let Ok(section) = self.section("EndpointsConfigDump") else { return Vec::new() };
+        let dynamic = members(section, "/dynamicEndpointConfigs", "endpointConfig");
+        dynamic.chain(members(section, "/staticEndpointConfigs", "endpointConfig")).collect()
+    }
+
     /// Clusters in use.
     ///
     /// # Errors

@@ -12,12 +12,12 @@ pub mod secrets;
 use serde_json::Value;
 
 /// The string at a JSON pointer; empty when there is none.
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The array at a JSON pointer; empty when there is none.
-fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+pub(crate) fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -27,14 +27,14 @@ fn strings<'a>(value: &'a Value, pointer: &str) -> Vec<&'a str> {
 }
 
 /// The unsigned number at a JSON pointer; proto JSON writes 64-bit ones as strings.
-fn number(value: &Value, pointer: &str) -> Option<u64> {
+pub(crate) fn number(value: &Value, pointer: &str) -> Option<u64> {
     let value = value.pointer(pointer)?;
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
 /// The Istio object a resource comes from, `NAME.NAMESPACE`, out of the resource's metadata
 /// (`/apis/networking.istio.io/v1/namespaces/NAMESPACE/virtual-service/NAME`).
-fn origin(resource: &Value) -> String {
+pub(crate) fn origin(resource: &Value) -> String {
     let path = text(resource, "/metadata/filterMetadata/istio/config");
     match path.split('/').collect::<Vec<_>>().as_slice() {
         ["", "apis", _, _, "namespaces", namespace, _, name] => format!("{name}.{namespace}"),

@@ -27,6 +27,7 @@ mod sidecar;
 mod signers;
 mod tls;
 mod tokens;
+mod why;
 
 use std::sync::{Arc, Mutex};
 
@@ -129,6 +130,7 @@ fn main() {
             ("tokens", tokens::TRIALS),
             ("egress_tls", egress_tls::TRIALS),
             ("mutual_tls", mutual_tls::TRIALS),
+            ("why", why::TRIALS),
         ];
         for (module, list) in modules {
             for (name, trial) in list {
