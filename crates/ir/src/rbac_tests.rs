@@ -122,6 +122,12 @@ proptest! {
         prop_assert_eq!(indexed.judge(&view), plain.judge(&view));
         let connection = AccessView { request: None, ..view };
         prop_assert_eq!(indexed.judge(&connection), plain.judge(&connection));
+        for view in [view, connection] {
+            let explained = indexed.explain(&view);
+            let first = explained.iter().find(|one| one.matches).map(|one| one.name.as_str());
+            prop_assert_eq!(first, indexed.judge(&view).policy);
+            prop_assert!(explained.iter().all(|one| one.matches == one.reason.is_empty()), "{:?}", explained);
+        }
     }
 }
 

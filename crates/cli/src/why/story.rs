@@ -42,6 +42,9 @@ pub struct Hop {
     pub clusters: Vec<Reach>,
     /// What stands at the endpoints, by address: `POD.NAMESPACE`.
     pub pods: Vec<(String, String)>,
+    /// What of its configuration could not be read, with the reasons: the way may be another.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
 }
 
 /// What comes of a request.
@@ -146,7 +149,16 @@ pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place,
                 .collect(),
             Outcome::Answered { .. } | Outcome::Closed { .. } => Vec::new(),
         };
-        let mut hop = Hop { proxy: name, role, passage, caller, virtual_service, clusters, pods: Vec::new() };
+        let mut hop = Hop {
+            proxy: name,
+            role,
+            passage,
+            caller,
+            virtual_service,
+            clusters,
+            pods: Vec::new(),
+            unread: proxy.unread.clone(),
+        };
         let followed = match follow(&hop, &proxy, http) {
             Ok(endpoint) => endpoint,
             Err(answer) => {

@@ -102,6 +102,9 @@ fn lines(hop: &Hop) -> String {
             line("", format!("- and {} more rules", rest.len()));
         }
     }
+    for unread in &hop.unread {
+        line("not understood", unread.clone());
+    }
     if let Outcome::Forwarded { clusters } = &passage.outcome {
         for share in clusters {
             let percent = if clusters.len() > 1 { format!(" ({} %)", share.percent) } else { String::new() };
