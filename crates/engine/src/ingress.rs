@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
-use lateen_ir::{EscapedSlashes, HostAddress, HttpConnectionManager, PathProblem, Scheme, Underscores};
+use lateen_ir::{EscapedSlashes, HttpConnectionManager, PathProblem, Scheme, Underscores};
 
 use crate::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use crate::context::{HttpConnection, RequestContext};

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     Abort, AccessView, Action, AppendAction, ClusterSpecifier, ConnectionView, Decision, DownstreamTransport,
-    DynamicMetadata, FilterChain, FilterLevels, FilterRouteConfig, Forward, HeaderMutations, HostRewrite,
-    HttpConnectionManager, HttpFilter, HttpFilterKind, JwtAuthn, JwtCache, JwtRequest, Listener,
+    DynamicMetadata, FilterChain, FilterLevels, FilterRouteConfig, Forward, HeaderMutations, HostAddress,
+    HostRewrite, HttpConnectionManager, HttpFilter, HttpFilterKind, JwtAuthn, JwtCache, JwtRequest, Listener,
     ListenerFilterKind, NetworkFilter, PeerView, RbacFilter, RequestView, RequireTls, RouteConfiguration,
     RouteSource, TcpProxy, TerminalFilter, VirtualHost, WeightedTarget, listener_addresses, normalise_path,
 };
@@ -30,7 +30,7 @@ struct Way<'a> {
     uris: Vec<String>,
     /// The connection is TLS that ends here.
     secure: bool,
-    client: SocketAddr,
+    client: HostAddress,
     metadata: DynamicMetadata,
 }
 
@@ -56,7 +56,7 @@ impl ProxyView {
             passage: Passage::closed(""),
             uris: Vec::new(),
             secure: false,
-            client: question.source,
+            client: question.source.into(),
             metadata: DynamicMetadata::default(),
         };
         way.passage.listener = Some(listener.name.to_string());
@@ -86,8 +86,9 @@ impl ProxyView {
     }
 
     fn listener_at(&self, destination: SocketAddr) -> Option<&Listener> {
-        listener_addresses(destination)
-            .find_map(|address| self.listeners.iter().find(|listener| listener.address == address))
+        listener_addresses(destination).find_map(|address| {
+            self.listeners.iter().find(|listener| listener.address.socket() == Some(address))
+        })
     }
 
     fn terminal(&self, chain: &FilterChain, way: &mut Way<'_>) -> Outcome {
@@ -219,9 +220,9 @@ impl Way<'_> {
         let request = request.map(|request| RequestView { metadata: Some(&self.metadata), ..*request });
         let view = AccessView {
             request,
-            destination: question.destination,
-            source: question.source.ip(),
-            direct_source: question.source.ip(),
+            destination: Some(question.destination),
+            source: Some(question.source.ip()),
+            direct_source: Some(question.source.ip()),
             client: self.client.ip(),
             server_name: question.tls.as_ref().map(|hello| hello.server_name.as_str()).unwrap_or_default(),
             peer: self.secure.then_some(PeerView { uris: &self.uris, dns: &[], subject: "" }),
@@ -345,7 +346,7 @@ impl Way<'_> {
         if let Some(authority) = hcm.stripped_authority(&asked.authority, self.question.destination.port()) {
             asked.authority = authority;
         }
-        self.client = hcm.client_address(&asked.headers, self.question.source);
+        self.client = hcm.client_address(&asked.headers, &self.question.source.into());
         let scheme = HeaderValue::from_static(if self.secure { "https" } else { "http" });
         if hcm.use_remote_address {
             if !hcm.skip_xff_append {

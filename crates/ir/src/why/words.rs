@@ -117,6 +117,8 @@ pub(super) fn leaf(
     view: &AccessView<'_>,
 ) -> Option<(Cow<'static, str>, String, String)> {
     let missing = || "missing".to_owned();
+    let none = || "none: a Unix socket".to_owned();
+    let ip = |address: Option<std::net::IpAddr>| address.map_or_else(none, |address| address.to_string());
     let request = view.request;
     Some(match condition {
         AccessCondition::Header(matcher) => {
@@ -142,21 +144,20 @@ pub(super) fn leaf(
             ("path".into(), view.path().unwrap_or("unknown: not HTTP").to_owned(), template.to_string())
         }
         AccessCondition::Destination(net) => {
-            ("destination".into(), view.destination.ip().to_string(), net.to_string())
+            ("destination".into(), ip(view.destination.map(|address| address.ip())), net.to_string())
         }
         AccessCondition::DestinationPorts { start, end } => {
             let wanted = if end - start == 1 { start.to_string() } else { format!("{start} to {}", end - 1) };
-            ("port".into(), view.destination.port().to_string(), wanted)
+            let is = view.destination.map_or_else(none, |address| address.port().to_string());
+            ("port".into(), is, wanted)
         }
         AccessCondition::ServerName(matcher) => {
             let name = view.server_name;
             ("SNI".into(), if name.is_empty() { missing() } else { name.to_owned() }, string(matcher))
         }
-        AccessCondition::Source(net) => ("source".into(), view.source.to_string(), net.to_string()),
-        AccessCondition::DirectSource(net) => {
-            ("source".into(), view.direct_source.to_string(), net.to_string())
-        }
-        AccessCondition::Client(net) => ("client address".into(), view.client.to_string(), net.to_string()),
+        AccessCondition::Source(net) => ("source".into(), ip(view.source), net.to_string()),
+        AccessCondition::DirectSource(net) => ("source".into(), ip(view.direct_source), net.to_string()),
+        AccessCondition::Client(net) => ("client address".into(), ip(view.client), net.to_string()),
         AccessCondition::Authenticated(matcher) => {
             let is = match view.peer {
                 None => "unknown: plain text".to_owned(),
