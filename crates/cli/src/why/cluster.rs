@@ -11,9 +11,9 @@ use kube::api::ListParams;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
 
+use super::Target;
 use super::proxy::Proxy;
 use super::story::Place;
-use super::{Scheme, Target};
 use crate::cluster::{ClusterArgs, api_failure};
 use crate::error::Failure;
 use crate::pods::{self, PodName};
@@ -44,6 +44,8 @@ pub(super) struct Begun {
     pub(super) source: Option<IpAddr>,
     /// Where the connection goes.
     pub(super) destination: SocketAddr,
+    /// Nothing in the cluster is called as the destination is.
+    pub(super) unknown: bool,
     /// What to know besides.
     pub(super) hints: Vec<String>,
 }
@@ -158,6 +160,7 @@ impl Mesh {
             entry: None,
             source: None,
             destination,
+            unknown: false,
             hints: Vec::new(),
         })
     }
@@ -183,6 +186,7 @@ impl Mesh {
             proxy,
             entry: captured.then_some("virtualOutbound"),
             source: Some(own),
+            unknown: destination.ip() == ELSEWHERE,
             destination,
             hints,
         })
@@ -230,10 +234,7 @@ impl Mesh {
         if let Some(ip) = self.entry_address(&host, captures_dns(pod)).await {
             return Ok(SocketAddr::new(ip, port));
         }
-        hints.push(format!("no Service and no ServiceEntry with an address is called {host}: where DNS leads is not looked at"));
-        if target.scheme != Scheme::Tcp {
-            hints.push(format!("kubectl get services,serviceentries -A, to see what {host} should be"));
-        }
+        hints.push(format!("kubectl get services,serviceentries -A, to see what {host} should be"));
         Ok(SocketAddr::new(ELSEWHERE, port))
     }
 

@@ -157,7 +157,11 @@ pub async fn run(cluster: &ClusterArgs, args: &WhyArgs) -> Result<()> {
             request: (target.scheme != Scheme::Tcp).then_some(asked),
         },
     };
+    let hosts = start.proxy.as_ref().map(|(_, proxy)| proxy.hosts()).unwrap_or_default();
     let mut story = tell(start, async |address| mesh.at(address).await).await?;
+    if begun.unknown {
+        story.answer.of_unknown(&target.host, &hosts);
+    }
     story.answer.next.extend(begun.hints);
     match args.output {
         Output::Short => output::text(&text::print(&story)),

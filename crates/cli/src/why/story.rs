@@ -1,5 +1,6 @@
 //! A request's whole way, proxy after proxy. Pure: whoever tells it says what stands at each address.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use lateen_ir::{Asked, Check, CheckResult, EndpointSeen, Hello, Outcome, Passage, Question, Reach, Share};
@@ -41,7 +42,7 @@ pub struct Hop {
     /// Where its clusters lead, the one that is followed first.
     pub clusters: Vec<Reach>,
     /// What stands at the endpoints, by address: `POD.NAMESPACE`.
-    pub pods: Vec<(String, String)>,
+    pub pods: BTreeMap<String, String>,
     /// What of its configuration could not be read, with the reasons: the way may be another.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<String>,
@@ -156,7 +157,7 @@ pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place,
             caller,
             virtual_service,
             clusters,
-            pods: Vec::new(),
+            pods: BTreeMap::new(),
             unread: proxy.unread.clone(),
         };
         let followed = match follow(&hop, &proxy, http) {
@@ -181,7 +182,7 @@ pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place,
         }
         place = at(socket).await?;
         if let Place::Proxied(name, _) | Place::Bare(name) = &place {
-            hop.pods.push((followed.address.clone(), name.clone()));
+            hop.pods.insert(followed.address.clone(), name.clone());
         }
         question = onward(&question, &hop.passage, &followed, socket, &proxy);
         story.hops.push(hop);
@@ -324,6 +325,24 @@ fn advice(hop: &Hop, proxy: &Proxy) -> Vec<String> {
     next
 }
 
+/// Letters in which a host may differ from the one that was meant.
+const MOST_CHANGES: usize = 2;
+
+/// Levenshtein's: letters to change, add or leave out.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (line, one) in a.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], line + 1);
+        for (column, other) in b.iter().enumerate() {
+            let changed = before + usize::from(one != *other);
+            before = row[column + 1];
+            row[column + 1] = changed.min(row[column] + 1).min(before + 1);
+        }
+    }
+    row[b.len()]
+}
+
 /// Hosts that are named.
 const NAMED_HOSTS: usize = 8;
 
@@ -399,6 +418,21 @@ fn finished(story: &Story, mut answer: Answer) -> Answer {
 }
 
 impl Answer {
+    /// Nothing in the cluster is called so; `hosts` are those that the client's proxy knows.
+    pub(super) fn of_unknown(&mut self, host: &str, hosts: &[String]) {
+        let unknown = format!("no Service and no ServiceEntry with an address is called {host}");
+        if self.passes == Passes::Yes {
+            self.passes = Passes::Depends;
+            self.reason = format!("{unknown}; where else DNS may lead is not looked at");
+        } else {
+            self.reason = format!("{}; {unknown}", self.reason);
+        }
+        let nearest = hosts.iter().map(|known| (distance(known, host), known)).min();
+        if let Some((_, known)) = nearest.filter(|(changes, _)| *changes <= MOST_CHANGES) {
+            self.next.push(format!("{known}, if that was meant"));
+        }
+    }
+
     fn passing(reason: &str) -> Self {
         Self {
             passes: Passes::Yes,

@@ -93,6 +93,18 @@ async fn what_leads_nowhere_is_told() {
     );
 }
 
+#[tokio::test]
+async fn unknown_hosts_are_told_with_what_may_be_meant() {
+    let mut story = story("http://custmers/").await;
+    story.answer.of_unknown("custmers", &web().hosts());
+    assert_eq!(story.answer.passes, Passes::Depends);
+    assert!(story.answer.reason.contains("is called custmers"), "{:?}", story.answer);
+    assert_eq!(story.answer.next, ["customers, if that was meant"]);
+    story.answer.next.clear();
+    story.answer.of_unknown("elsewhere.example", &web().hosts());
+    assert!(story.answer.next.is_empty(), "{:?}", story.answer);
+}
+
 #[test]
 fn what_is_asked_may_be_written_in_many_ways() {
     let target = |text: &str| Target::parse(text);

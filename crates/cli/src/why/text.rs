@@ -122,8 +122,7 @@ fn lines(hop: &Hop) -> String {
 fn endpoints(hop: &Hop, reach: &Reach, line: &mut dyn FnMut(&str, String)) {
     let (shown, rest) = reach.endpoints.split_at(reach.endpoints.len().min(SHOWN));
     for endpoint in shown {
-        let pod =
-            hop.pods.iter().find(|(address, _)| *address == endpoint.address).map(|(_, pod)| pod.as_str());
+        let pod = hop.pods.get(&endpoint.address).map(String::as_str);
         let parts = [
             endpoint.address.as_str(),
             pod.unwrap_or_default(),

@@ -241,7 +241,12 @@ fn suggestions(mesh: &Mesh) -> Result<()> {
     let nobody = say(&["--to", "http://nobody/"])?;
     ensure!(nobody.contains("503") && nobody.contains("lateen pc endpoints"), "{nobody}");
     let unknown = say(&["--to", "http://no-such-host.example/"])?;
-    ensure!(unknown.contains("no Service and no ServiceEntry"), "{unknown}");
+    ensure!(
+        unknown.contains("it depends") && unknown.contains("no Service and no ServiceEntry"),
+        "{unknown}"
+    );
+    let mistyped = say(&["--to", "http://htpbin:8000/"])?;
+    ensure!(mistyped.contains("httpbin, if that was meant"), "{mistyped}");
     let method = say(&["--to", "http://httpbin:8000/get", "-X", "DELETE"])?;
     ensure!(method.contains("read.default rule 0 does not match: method is DELETE, not GET"), "{method}");
     let tcp = say(&["--to", "tcp://echo:9000"])?;

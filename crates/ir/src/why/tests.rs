@@ -280,3 +280,66 @@ fn endpoints_that_are_used() {
     assert_eq!(reach.origin, "/a/b");
     assert!(view().reach("nowhere", SocketAddr::from(([10, 0, 0, 9], 80)), true).is_none());
 }
+
+const TOKENS: &str = r#"
+name: gateway
+address: { socket_address: { address: 0.0.0.0, port_value: 8081 } }
+filter_chains:
+- filters:
+  - name: http
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: inbound
+      use_remote_address: true
+      route_config: { name: inbound, virtual_hosts: [{ name: all, domains: ["*"], routes: [{ match: { prefix: / }, route: { cluster: inbound } }] }] }
+      http_filters:
+      - name: jwt
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+          providers: { me: { issuer: me, audiences: [shop], payload_in_metadata: payload, local_jwks: { inline_string:
+            '{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","x":"n-gJskFJQ4Wywt_fxO50ZozaiwdK5xcx6exnOrckX18","y":"cHckAFqYdem1Gw5g6l08IXgxPI5oQDgDrAj8JHMXeZ8"}]}' } } }
+          rules: [{ match: { prefix: / }, requires: { requires_any: { requirements: [{ provider_name: me }, { allow_missing: {} }] } } }]
+      - name: allow
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+          rules: { action: ALLOW, policies: { admins: { permissions: [{ any: true }], principals: [{ metadata: {
+            filter: envoy.filters.http.jwt_authn, path: [{ key: payload }, { key: groups }], value: { list_match: { one_of: { string_match: { exact: admins } } } } } }] } } }
+      - name: router
+        typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+"#;
+
+#[test]
+fn tokens_are_supposed_to_be_good() {
+    let codec = JsonCodec::new().unwrap();
+    let listener = Listener::from_proto(codec.from_yaml(TOKENS).unwrap()).unwrap();
+    let view = ProxyView { listeners: vec![listener], ..ProxyView::default() };
+    let ask = |claims: serde_json::Value, headers: &[(&'static str, &'static str)]| {
+        let claims = claims.as_object().cloned().filter(|claims| !claims.is_empty());
+        let request = Asked { claims, ..asked("GET", "/", headers) };
+        view.passage(None, &question(8081, None, request))
+    };
+    let claims = |groups: &str| serde_json::json!({ "iss": "me", "aud": "shop", "groups": [groups] });
+    let good = ask(claims("admins"), &[]);
+    assert!(matches!(good.outcome, Outcome::Forwarded { .. }), "{good:?}");
+    assert_eq!((good.checks[0].by.as_str(), good.checks[0].reason.as_str()), ("tokens", "the token is good"));
+    // Not sent on, unless that is said.
+    let request = good.request.unwrap();
+    assert!(request.claims.is_none() && !request.headers.contains_key("authorization"), "{request:?}");
+    assert_eq!(request.headers["x-forwarded-for"], "10.0.0.1");
+    let refused = |passage: Passage| match passage.outcome {
+        Outcome::Answered { status, .. } => (status, passage.checks.last().unwrap().reason.clone()),
+        other => panic!("{other:?}"),
+    };
+    let users = ask(claims("users"), &[]);
+    assert_eq!(users.checks[1].rules[0].reason, "claim groups is [\"users\"], not admins");
+    assert_eq!(refused(users).0, 403);
+    let nobody = ask(serde_json::json!({}), &[]);
+    assert_eq!(nobody.checks[0].reason, "there is no token, and none is needed here");
+    assert_eq!(nobody.checks[1].rules[0].reason, "claim groups is missing: no good token has it, not admins");
+    let (status, reason) = refused(ask(serde_json::json!({ "iss": "you" }), &[]));
+    assert_eq!((status, reason.as_str()), (401, "Jwt issuer is not configured; tokens of me are taken"));
+    let (status, _) = refused(ask(serde_json::json!({ "iss": "me", "aud": "bank" }), &[]));
+    assert_eq!(status, 403);
+    // A real one is looked at with its signature.
+    assert_eq!(refused(ask(serde_json::json!({}), &[("authorization", "Bearer a.b.c")])).0, 401);
+}
