@@ -4,6 +4,7 @@
 mod passage;
 mod policies;
 mod reach;
+mod routing;
 #[cfg(test)]
 mod tests;
 mod words;

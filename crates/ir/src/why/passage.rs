@@ -4,24 +4,19 @@ use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
 
-use super::{
-    Asked, Check, CheckResult, Hello, Outcome, Passage, ProxyView, Question, RouteSeen, Share, policies,
-    words,
-};
+use super::routing::{levels, main_cluster, no_route, rewrite, route_seen, shares, tcp_shares};
+use super::{Asked, Check, CheckResult, Hello, Outcome, Passage, ProxyView, Question, policies, words};
 use crate::{
-    Abort, AccessView, Action, AppendAction, ClusterSpecifier, ConnectionView, Decision, DownstreamTransport,
-    DynamicMetadata, FilterChain, FilterLevels, FilterRouteConfig, Forward, HeaderMutations, HostAddress,
-    HostRewrite, HttpConnectionManager, HttpFilter, HttpFilterKind, JwtAuthn, JwtCache, JwtRequest, Listener,
-    ListenerFilterKind, NetworkFilter, PeerView, RbacFilter, RequestView, RequireTls, RouteConfiguration,
-    RouteSource, TcpProxy, TerminalFilter, VirtualHost, WeightedTarget, listener_addresses, normalise_path,
+    Abort, AccessView, Action, ConnectionView, Decision, DownstreamTransport, DynamicMetadata, FilterChain,
+    FilterLevels, FilterRouteConfig, HostAddress, HttpConnectionManager, HttpFilter, HttpFilterKind,
+    JwtAuthn, JwtCache, JwtRequest, Listener, ListenerFilterKind, NetworkFilter, PeerView, RbacFilter,
+    RequestView, RequireTls, RouteConfiguration, RouteSource, TerminalFilter, VirtualHost,
+    listener_addresses, normalise_path,
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// Stands for what only a request itself tells.
-const LATER: &str = "(known when the request comes)";
 
 /// What is known on the way.
 struct Way<'a> {
@@ -141,20 +136,6 @@ fn chain<'a>(listener: &'a Listener, accepts: &Listener, question: &Question) ->
     });
     let found = found.and_then(|position| listener.filter_chains.get(position));
     found.or(listener.default_filter_chain.as_ref()).map(|chain| &**chain)
-}
-
-fn tcp_shares(tcp: &TcpProxy) -> Vec<Share> {
-    let percent = |weight: u32| f64::from(weight) * 100.0 / tcp.total_weight.max(1) as f64;
-    let share = |target: &crate::TcpTarget| Share {
-        cluster: target.cluster.name.to_string(),
-        percent: percent(target.weight),
-    };
-    largest_first(tcp.targets.iter().map(share).collect())
-}
-
-fn largest_first(mut shares: Vec<Share>) -> Vec<Share> {
-    shares.sort_by(|a, b| b.percent.total_cmp(&a.percent));
-    shares
 }
 
 impl Way<'_> {
@@ -313,7 +294,7 @@ impl Way<'_> {
                     let status = forward.cluster_not_found_status.as_u16();
                     return Ok(answered(status, "NC", "cluster_not_found", "no header names the cluster"));
                 }
-                self.rewrite(routes, host, position, forward, &mut asked);
+                rewrite(routes, host, position, forward, &mut asked);
                 self.passage.request = Some(asked);
                 Outcome::Forwarded { clusters }
             }
@@ -502,67 +483,6 @@ impl Way<'_> {
             answered(status, "-", &details, error.text())
         })
     }
-
-    /// The request as the cluster gets it.
-    fn rewrite(
-        &self,
-        routes: &RouteConfiguration,
-        host: &VirtualHost,
-        position: usize,
-        forward: &Forward,
-        asked: &mut Asked,
-    ) {
-        let route = &host.routes[position];
-        let weighted = match &forward.cluster {
-            ClusterSpecifier::Weighted(all) => all.clusters.iter().max_by_key(|entry| entry.weight),
-            ClusterSpecifier::Cluster(_) | ClusterSpecifier::Header(_) => None,
-        };
-        let mut levels = vec![&route.request_headers, &host.request_headers, &routes.request_headers];
-        levels.splice(0..0, weighted.map(|entry| &entry.request_headers));
-        if routes.most_specific_header_mutations_wins {
-            levels.reverse();
-        }
-        levels.into_iter().for_each(|level| mutate(level, asked));
-        let literal = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
-        let authority = match &forward.host_rewrite {
-            HostRewrite::Literal(value) => literal(value),
-            HostRewrite::Header(name) => asked.headers.get(&**name).and_then(literal),
-            HostRewrite::PathRegex(rewrite) => Some(rewrite.apply(asked.path.path())),
-            HostRewrite::Format(format) => Some(format.as_literal().unwrap_or(LATER).to_owned()),
-            HostRewrite::None | HostRewrite::Auto => None,
-        };
-        let of_entry = weighted.and_then(|entry| entry.host_rewrite.as_ref()).and_then(literal);
-        if let Some(authority) = authority.or(of_entry) {
-            asked.authority = authority;
-        }
-        let render = |format: &crate::TextFormat| format.as_literal().unwrap_or("/").to_owned();
-        let path = forward.path_rewrite.apply(&route.matching.path, asked.path.as_str(), render);
-        if let Some(Ok(path)) = path.map(PathAndQuery::try_from) {
-            asked.path = path;
-        }
-    }
-}
-
-fn mutate(mutations: &HeaderMutations, asked: &mut Asked) {
-    mutations.remove.iter().for_each(|name| drop(asked.headers.remove(name)));
-    for addition in &mutations.add {
-        let text = addition.value.as_literal().unwrap_or(LATER);
-        let Ok(value) = HeaderValue::from_str(text) else { continue };
-        if value.is_empty() && !addition.keep_empty_value {
-            continue;
-        }
-        let there = asked.headers.contains_key(&addition.name);
-        match addition.action {
-            AppendAction::AppendIfExistsOrAdd => drop(asked.headers.append(&addition.name, value)),
-            AppendAction::AddIfAbsent if there => {}
-            AppendAction::OverwriteIfExists if !there => {}
-            AppendAction::AddIfAbsent
-            | AppendAction::OverwriteIfExistsOrAdd
-            | AppendAction::OverwriteIfExists => {
-                asked.headers.insert(&addition.name, value);
-            }
-        }
-    }
 }
 
 fn view<'a>(asked: &'a Asked, https: bool, metadata: &'a DynamicMetadata) -> RequestView<'a> {
@@ -578,80 +498,4 @@ fn view<'a>(asked: &'a Asked, https: bool, metadata: &'a DynamicMetadata) -> Req
 
 fn answered(status: u16, flags: &'static str, details: &str, reason: &str) -> Outcome {
     Outcome::Answered { status, flags, details: details.to_owned(), reason: reason.to_owned() }
-}
-
-fn no_route(routes: &RouteConfiguration, host: &VirtualHost) -> RouteSeen {
-    RouteSeen {
-        configuration: routes.name.to_string(),
-        virtual_host: host.name.to_string(),
-        position: None,
-        name: String::new(),
-        matching: String::new(),
-    }
-}
-
-fn route_seen(routes: &RouteConfiguration, host: &VirtualHost, position: usize) -> RouteSeen {
-    let route = &host.routes[position];
-    RouteSeen {
-        position: Some(position),
-        name: route.name.to_string(),
-        matching: words::route(&route.matching),
-        ..no_route(routes, host)
-    }
-}
-
-/// What a route's levels say about a filter.
-fn levels<'a>(
-    filter: &HttpFilter,
-    routes: &'a RouteConfiguration,
-    host: &'a VirtualHost,
-    position: usize,
-) -> Option<FilterLevels<'a>> {
-    let number = routes.filters.iter().position(|name| *name == filter.name)?;
-    let route = &host.routes[position];
-    let weighted = match &route.action {
-        Action::Forward(forward) => match &forward.cluster {
-            ClusterSpecifier::Weighted(all) => all.clusters.iter().max_by_key(|entry| entry.weight),
-            _ => None,
-        },
-        _ => None,
-    };
-    let of_entry = weighted.map(|entry| &entry.overrides[..]).unwrap_or_default();
-    let levels = [of_entry, &route.overrides, &host.overrides, &routes.overrides];
-    Some(FilterLevels { levels, filter: u32::try_from(number).ok()? })
-}
-
-/// The clusters a request may go to.
-fn shares(forward: &Forward, asked: &Asked) -> Vec<Share> {
-    let named = |name: &HeaderName| {
-        asked
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-    };
-    let whole = |cluster: String| vec![Share { cluster, percent: 100.0 }];
-    match &forward.cluster {
-        ClusterSpecifier::Cluster(cluster) => whole(cluster.name.to_string()),
-        ClusterSpecifier::Header(name) => named(name).map(whole).unwrap_or_default(),
-        ClusterSpecifier::Weighted(all) => {
-            let share = |entry: &crate::WeightedCluster| {
-                let cluster = match &entry.cluster {
-                    WeightedTarget::Cluster(cluster) => cluster.name.to_string(),
-                    WeightedTarget::Header(name) => named(name)?,
-                };
-                let percent = f64::from(entry.weight) * 100.0 / all.total_weight.max(1) as f64;
-                (entry.weight > 0).then_some(Share { cluster, percent })
-            };
-            largest_first(all.clusters.iter().filter_map(share).collect())
-        }
-    }
-}
-
-fn main_cluster(action: &Action, asked: &Asked) -> Option<String> {
-    match action {
-        Action::Forward(forward) => shares(forward, asked).into_iter().next().map(|share| share.cluster),
-        Action::Redirect(_) | Action::DirectResponse(_) | Action::NonForwarding => None,
-    }
 }
