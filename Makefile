@@ -10,7 +10,7 @@ export LATEEN_ENVOY_PATH ?= $(LATEEN_TOOLS)/envoy-1.40.0/envoy
 
 PROGRAMS := -p lateen-cli -p lateen-control -p lateen-agent -p lateen-samples
 
-.PHONY: help build up down test unit e2e bench lint fmt
+.PHONY: help build up down test unit e2e soak bench lint fmt
 help: ## What can be made
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -33,6 +33,10 @@ e2e: build ## The labs and faults on the embedded cluster, on both engines
 	cargo test --release --locked -p lateen-e2e
 
 test: unit e2e ## Everything
+
+soak: build ## Certificates of ten seconds under load for ten minutes (LATEEN_SOAK_SECONDS), on both engines
+	@scripts/install-tools.sh test
+	LATEEN_SOAK_SECONDS=$${LATEEN_SOAK_SECONDS:-600} cargo test --release --locked -p lateen-e2e -- certificates_change_under_load
 
 bench: ## One hop HTTP/1.1 beside nginx, HAProxy, Envoy; the cost of filters; thousands of services; a Sidecar's saving; changes at 500 proxies
 	@scripts/install-tools.sh build bench

@@ -27,6 +27,8 @@ pub(crate) struct CaService {
     life: CertificateLife,
     metrics: CaMetrics,
     signing: Semaphore,
+    /// Places for those who wait: what thousands send at once must not grow without end.
+    queue: Semaphore,
     /// Who signs in the authority's place.
     external: Option<CsrApi>,
 }
@@ -42,13 +44,28 @@ impl CaService {
         life: CertificateLife,
         metrics: CaMetrics,
         external: Option<CsrApi>,
+        queue: usize,
     ) -> Self {
         metrics.authority(&authority.borrow());
         let signing = Semaphore::new(SIGNING);
-        Self { authority, authenticator, published, life, metrics, signing, external }
+        Self {
+            authority,
+            authenticator,
+            published,
+            life,
+            metrics,
+            signing,
+            queue: Semaphore::new(queue),
+            external,
+        }
     }
 
     async fn sign(&self, request: Request<IstioCertificateRequest>) -> Result<Vec<String>, Refusal> {
+        let Ok(_place) = self.queue.try_acquire() else {
+            let status =
+                Status::resource_exhausted("too many wait for a certificate at this moment; try again");
+            return Err((CsrOutcome::NotSigned("CSR_QUEUE_FULL"), status));
+        };
         let (metadata, extensions, message) = request.into_parts();
         let asked_signer = signer_of(&message);
         let (trust_domain, external) = {

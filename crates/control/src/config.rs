@@ -47,6 +47,8 @@ pub struct Config {
     pub listen: Listen,
     /// How long certificates of workloads live.
     pub certificate_life: CertificateLife,
+    /// Requests for certificates that are answered or wait at a time; more are told to come again (workloads do). Default 4096.
+    pub certificate_queue: usize,
     /// Who signs workloads' certificates in the place of our own authority. Default: nobody.
     pub external_ca: Option<ExternalCa>,
     /// How tokens' keys are fetched.
@@ -143,6 +145,7 @@ impl Default for Config {
             name: "istiod".into(),
             listen: Listen::default(),
             certificate_life: CertificateLife::default(),
+            certificate_queue: 4096,
             external_ca: None,
             keys: KeyFetching::default(),
         }

@@ -351,6 +351,7 @@ impl Parts<'_> {
             self.config.certificate_life,
             self.metrics.authority.clone(),
             self.config.external_ca.clone().map(|options| CsrApi::new(self.client.clone(), options)),
+            self.config.certificate_queue,
         );
         let ca_path = format!("/{}/{{*method}}", <CertificateService<CaService> as NamedService>::NAME);
         let xds = ads(Some(Authenticator::new(self.client.clone())))

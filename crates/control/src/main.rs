@@ -135,6 +135,7 @@ impl Discovery {
             },
             external_ca: self.external_ca()?,
             keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
+            ..Config::default()
         })
     }
 }

@@ -8,6 +8,7 @@ mod breaking;
 mod bypass;
 mod cases;
 mod continues;
+mod curves;
 mod duo;
 mod dynamic;
 mod ext_authz;

@@ -131,6 +131,17 @@ async fn callers_without_proof_get_no_certificate() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_finds_no_place_is_told_to_come_again() {
+    let cluster = Cluster::start().await;
+    let config = lateen_control::Config { certificate_queue: 0, ..Default::default() };
+    let control_plane = cluster.control_plane_with(config).await;
+    let token = cluster.token("web", AUDIENCE).await;
+    let status = ask_with(&control_plane, &token).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().contains("try again"), "{}", status.message());
+}
+
 /// The issuer of a cluster's own root, as its thief would have it.
 async fn stolen(cluster: &Cluster) -> rcgen::Issuer<'static, rcgen::KeyPair> {
     let secret = json!({ "apiVersion": "v1", "kind": "Secret",

@@ -1,7 +1,7 @@
 //! Mutual TLS between workloads: the course's lab, the modes of PeerAuthentication, certificates that are renewed under load
 //! (S1, S3, S4, S5).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::pki::Pki;
 use crate::{OnMesh, loss, mixed};
@@ -180,34 +180,60 @@ fn serial(mesh: &Mesh, workload: &str) -> Result<String> {
     words(row).get(5).cloned().with_context(|| table.clone())
 }
 
-/// Certificates of ten seconds, renewed at half of that, on both ends of a steady load.
+/// How long certificates change under load: until a few have come, or for so many seconds (`make soak`).
+const SOAK: &str = "LATEEN_SOAK_SECONDS";
+
+/// Certificates of ten seconds, renewed at half of that, on both ends of a steady load, with many new connections.
 fn certificates_change_under_load(mesh: &Mesh) -> Result<()> {
+    let soak = std::env::var(SOAK).ok().map(|text| text.parse().context(SOAK)).transpose()?;
     let ask = loss::demo(mesh)?;
     let patch = r#"{"spec":{"template":{"metadata":{"annotations":{"proxy.istio.io/config":"{proxyMetadata: {SECRET_TTL: 10s}}"}}}}}"#;
-    for name in ["web-frontend", "customers-v1"] {
-        mesh.kubectl(&["patch", "deploy", name, "-p", patch])?;
-        mesh.kubectl(&["rollout", "status", "deploy", name, "--timeout=60s"])?;
+    let workloads = ["deploy/web-frontend", "deploy/customers-v1"];
+    for name in workloads {
+        mesh.kubectl(&["patch", name, "-p", patch])?;
+        mesh.kubectl(&["rollout", "status", name, "--timeout=60s"])?;
     }
-    let strict = mode("default", "{mtls: {mode: STRICT}}");
-    mesh.apply(&strict)?;
+    mesh.apply(&mode("default", "{mtls: {mode: STRICT}}"))?;
+    let short = r#"{"spec":{"trafficPolicy":{"connectionPool":{"http":{"maxRequestsPerConnection":5}}}}}"#;
+    mesh.kubectl(&["patch", "dr", "customers", "--type=merge", "-p", short])?;
+    mesh.apply("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: short}\nspec: {host: web-frontend, trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 5}}}}\n")?;
     eventually("the page works", SOON, || {
         let reply = ask.send()?;
         ensure!(reply.status == 200, "{reply:?}");
         Ok(())
     })?;
-    let before = serial(mesh, "deploy/customers-v1")?;
-    let load = Load::start(ask, 50, |_: &Reply| String::new());
-    let mut seen = vec![before];
-    eventually("three more certificates", Duration::from_secs(40), || {
-        let now = serial(mesh, "deploy/customers-v1")?;
-        if seen.last() != Some(&now) {
-            seen.push(now);
+    let mut seen = workloads.map(|_| Vec::new());
+    let mut look = || -> Result<usize> {
+        for (name, seen) in workloads.iter().zip(&mut seen) {
+            let now = serial(mesh, name)?;
+            if seen.last() != Some(&now) {
+                seen.push(now);
+            }
         }
-        ensure!(seen.len() >= 4, "{seen:?}");
-        Ok(())
-    })?;
-    load.stop()?.lossless()?;
-    mesh.kubectl(&["delete", "peerauthentication", "trial"])?;
+        Ok(seen.iter().map(Vec::len).min().unwrap_or_default())
+    };
+    let (load, began) = (Load::start(ask, 50, |_: &Reply| String::new()), Instant::now());
+    match soak.map(Duration::from_secs) {
+        None => eventually("three more certificates", Duration::from_secs(40), || {
+            let count = look()?;
+            ensure!(count >= 4, "{count}");
+            Ok(())
+        })?,
+        Some(soak) => {
+            let mut count = 0;
+            while began.elapsed() < soak {
+                count = look()?;
+                std::thread::park_timeout(Duration::from_secs(1));
+            }
+            // One each five seconds or so.
+            ensure!(count as u64 >= soak.as_secs() / 8, "{count} certificates in {soak:?}");
+        }
+    }
+    let report = load.stop()?;
+    let seconds = began.elapsed().as_secs();
+    println!("{seconds} s: {} requests, {} failed, {} certificates", report.sent, report.failed, look()?);
+    report.lossless()?;
+    mesh.kubectl(&["delete", "peerauthentication/trial", "dr/short"])?;
     loss::clean(mesh)
 }
 
