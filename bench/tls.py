@@ -3,16 +3,16 @@
 
     cargo build --profile dist -p lateen-agent && LATEEN_BIN=target/dist python3 bench/tls.py [--record]
 
-Both proxies read the same bootstraps (P-256 certificates, TLS 1.3), one worker each, and take turns. A handshake's cost is the proxy's
-CPU by connections that make one request, which is answered in place, less that of such a request on a kept connection: accepting and
-closing are in it. The pair: wrk - client proxy - mutual TLS - server proxy with RBAC by SPIFFE id and an access log -
+Both proxies read the same bootstraps (P-256 certificates, TLS 1.3), one worker each, and take turns. A connection's cost is the proxy's
+CPU by connections that make one request, which is answered in place, less that of such a request on a kept connection. A handshake's is
+that of a connection with TLS less that of one without: accepting, closing and what belongs to a connection's HTTP are not in it. The pair: wrk - client proxy - mutual TLS - server proxy with RBAC by SPIFFE id and an access log -
 nginx; CPU of both proxies by requests.
 """
 import argparse, datetime, json, os, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from onehop import BIN, ENVOY, HERE, NGINX, cpu, load, wait_ready, write
 
-ORIGIN, PLAIN, MUTUAL, SERVER = 18060, 18061, 18062, 18063
+ORIGIN, PLAIN, MUTUAL, SERVER, BARE = 18060, 18061, 18062, 18063, 18064
 REQUEST = b"GET /here HTTP/1.1\r\nhost: a\r\n\r\n"
 TYPE = "type.googleapis.com/envoy.extensions"
 TLS = f"{TYPE}.transport_sockets.tls.v3"
@@ -77,6 +77,7 @@ def bootstraps(folder):
     server = {"clusters": [cluster("origin", ORIGIN)], "listeners": [
         listener(MUTUAL, [to("origin")], [rbac], f"{folder}/access.log",
                  {"require_client_certificate": True, "common_tls_context": common(folder, "server", "client")}),
+        listener(BARE, [here]),
         listener(SERVER, [here, to("origin")], tls={"common_tls_context": common(folder, "server")})]}
     make = lambda name, resources, port: write(f"{folder}/{name}.json", json.dumps(
         {"admin": {"address": at(port)}, "static_resources": resources}))
@@ -94,8 +95,17 @@ def answered(connection):
     assert answer.startswith(b"HTTP/1.1 200"), answer
 
 
+def bare(process, count):
+    """CPU microseconds of the proxy for each connection without TLS, its request included."""
+    before = cpu(process.pid)
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", BARE)) as connection:
+            answered(connection)
+    return (cpu(process.pid) - before) / count * 1e6
+
+
 def handshakes(process, context, count, resumed):
-    """CPU microseconds of the proxy for each."""
+    """CPU microseconds of the proxy for each connection with TLS, its request included."""
     session, before = None, cpu(process.pid)
     for index in range(count):
         with socket.create_connection(("127.0.0.1", SERVER)) as plain:
@@ -122,13 +132,15 @@ def measure(name, folder, options):
         wait_ready(PLAIN, processes[0], name, f"{folder}/{name}-0.log")
         handshakes(processes[1], context, 50, False)
         request = kept(processes[1], context, options.handshakes)
-        full, resumed = (handshakes(processes[1], context, options.handshakes, again) - request for again in [False, True])
+        full, resumed = (handshakes(processes[1], context, options.handshakes, again) for again in [False, True])
+        plain = bare(processes[1], options.handshakes)
         load(PLAIN, 1, 64)
         before = sum(cpu(process.pid) for process in processes)
         served = load(PLAIN, options.seconds, 64)
         assert served["failed"] == 0, served
         pair = (sum(cpu(process.pid) for process in processes) - before) / served["requests"] * 1e6
-        return {"full": full, "resumed": resumed, "pair": pair}
+        return {"full": full - request, "resumed": resumed - request, "pair": pair,
+                "handshake": full - plain, "resumption": resumed - plain}
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -163,7 +175,8 @@ def main():
             nginx.wait()
     median = lambda name, key: statistics.median(row[key] for row in figures[name])
     rows = []
-    for key, what in [("full", "connection with a full handshake"), ("resumed", "connection with a resumed handshake"), ("pair", "request through a pair with mutual TLS, RBAC, access log")]:
+    for key, what in [("handshake", "full handshake"), ("resumption", "resumed handshake"), ("full", "connection with a full handshake"),
+                      ("resumed", "connection with a resumed handshake"), ("pair", "request through a pair with mutual TLS, RBAC, access log")]:
         ours, theirs = median("lateen", key), median("envoy", key)
         a_second = [f"{1e6 / value:,.0f}" if key != "pair" else "" for value in (ours, theirs)]
         rows.append(f"| {what} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} | {a_second[0]} | {a_second[1]} |")

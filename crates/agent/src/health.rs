@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{Method, StatusCode, Uri, header};
@@ -87,6 +87,7 @@ pub(crate) fn own_metrics(status: Arc<Status>) -> Router {
 /// Serves a router until the set is dropped.
 pub(crate) fn serve(servers: &mut JoinSet<()>, listener: TcpListener, app: Router) {
     servers.spawn(async move {
+        let app = app.into_make_service_with_connect_info::<SocketAddr>();
         if let Err(error) = axum::serve(listener, app).await {
             warn!(%error, "an HTTP port of the agent ended");
         }
@@ -114,9 +115,13 @@ async fn app_health(State(status): State<Arc<Status>>, uri: Uri) -> StatusCode {
     }
 }
 
-async fn quit(State(status): State<Arc<Status>>) -> &'static str {
+/// For the pod itself, as Istio's agent has it: whoever else could end the proxy of any workload.
+async fn quit(State(status): State<Arc<Status>>, ConnectInfo(peer): ConnectInfo<SocketAddr>) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        return (StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n").into_response();
+    }
     status.quit.notify_one();
-    "OK"
+    "OK".into_response()
 }
 
 fn text(body: String) -> Response {

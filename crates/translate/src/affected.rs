@@ -1,7 +1,7 @@
 //! From what changed in the world to what may change in a proxy's configuration.
 use std::collections::BTreeSet;
 
-use lateen_model::{Delta, Hostname, ObjectName, Resolution};
+use lateen_model::{Delta, Hostname, ObjectName, Resolution, Service};
 
 use crate::gateways_tls;
 use crate::listeners_outbound::listens_at_endpoints;
@@ -125,6 +125,15 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         let identities = |scope: &Scope| scope.service(host).map(|one| mutual_tls::identities(scope, one));
         identities(scope) != identities(before)
     };
+    // And whether all of them take mutual TLS, where callers choose.
+    let takes = |scope: &Scope, host: &Hostname| {
+        let ports = |service: &Service| -> Vec<bool> {
+            service.mesh_ports().map(|port| mutual_tls::all_take_it(scope, service, &port.name)).collect()
+        };
+        scope.service(host).map(|service| ports(service))
+    };
+    let chosen = |host: &&Hostname| takes(scope, host) != takes(before, host);
+    affected.clusters.add(delta.endpoints.iter().filter(chosen).cloned());
     affected.clusters.add(delta.endpoints.iter().filter(others).cloned());
     if !delta.peer_authentications.is_empty() {
         let root = &scope.world.mesh().root_namespace;
@@ -136,7 +145,7 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         };
         let theirs = scope.services.iter().filter(|service| changed(&service.name.namespace));
         let hosts: Vec<Hostname> = theirs.map(|service| service.hostname.clone()).collect();
-        affected.clusters.add(hosts.iter().filter(by_name).cloned());
+        affected.clusters.add(hosts.iter().filter(|host| by_name(host) || chosen(host)).cloned());
         affected.endpoints.add(hosts);
     }
     let listens_at =

@@ -126,7 +126,7 @@ fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies) -> LbEndpoint {
 }
 
 /// Whether there is a proxy in front of it, which accepts mutual TLS on its port.
-fn takes_mutual_tls(endpoint: &Endpoint, policies: &PeerPolicies) -> bool {
+pub(crate) fn takes_mutual_tls(endpoint: &Endpoint, policies: &PeerPolicies) -> bool {
     endpoint.labels.get(TLS_MODE_LABEL).is_some_and(|mode| mode == ISTIO)
         && policies.of_workload(&endpoint.labels).of_port(endpoint.port) != PeerMode::Disable
 }

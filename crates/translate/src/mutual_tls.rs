@@ -17,6 +17,7 @@ use tls::subject_alt_name_matcher::SanType;
 use tls::tls_parameters::TlsProtocol as Version;
 
 use crate::client_tls;
+use crate::endpoints::takes_mutual_tls;
 use crate::scope::Scope;
 use crate::tls_defaults;
 use crate::wire;
@@ -196,6 +197,15 @@ pub(crate) fn offered(protocol: Protocol, http2: bool, as_client: bool) -> &'sta
     } else {
         &["istio"]
     }
+}
+
+/// Whether a port of a service has endpoints, and each of them takes mutual TLS: then it is spoken to addresses that callers choose
+/// (headless services, DestinationRules with PASSTHROUGH), as in Istio.
+pub(crate) fn all_take_it(scope: &Scope, service: &Service, port_name: &str) -> bool {
+    let policies = scope.world.peer_policies(&service.name.namespace);
+    let endpoints = scope.world.endpoints(service);
+    let endpoints = endpoints.map(|endpoints| endpoints.of_port(port_name)).unwrap_or_default();
+    !endpoints.is_empty() && endpoints.iter().all(|endpoint| takes_mutual_tls(endpoint, &policies))
 }
 
 /// The identities of a service's endpoints, in every trust domain of the mesh, and those its ServiceEntry names.

@@ -85,6 +85,53 @@ fn endpoints_of_headless_services_touch_listeners() {
 }
 
 #[test]
+fn endpoints_that_callers_choose_touch_clusters_by_what_they_take() {
+    let mut mesh = Mesh::course();
+    mesh.service("default", "db", "None", json!([{"name": "tcp", "port": 5432}]), json!({"app": "db"}));
+    let cluster = "outbound|5432||db.default.svc.cluster.local";
+    let takes = |mesh: &mut Mesh, change: &dyn Fn(&mut Mesh) -> lateen_model::Delta| {
+        let earlier = mesh.sidecar("default", "web-frontend-1");
+        let before = versions(mesh, &earlier, &Affected::all());
+        let delta = change(mesh);
+        let scope = mesh.sidecar("default", "web-frontend-1");
+        let named = affected(&delta, &earlier, &scope);
+        let mut patched = before;
+        patched.retain(|(kind, name), _| !named.of(*kind).covers(name));
+        patched.extend(versions(mesh, &scope, &named));
+        // What the workload's own ports accept comes with its class.
+        let mut whole = versions(mesh, &scope, &Affected::all());
+        for versions in [&mut patched, &mut whole] {
+            versions.retain(|(kind, _), _| *kind == ResourceType::Cluster);
+        }
+        assert_eq!(patched, whole);
+        let resources = mesh.resources(&scope);
+        resources.get(ResourceType::Cluster, cluster)["transport_socket"].is_object()
+    };
+    let pod = |mesh: &mut Mesh, name: &str, ip: &str, mode: &str| {
+        mesh.pod("default", name, ip, json!({"app": "db", "security.istio.io/tlsMode": mode}))
+    };
+    let both = [("db-0", "10.244.0.50", true), ("db-1", "10.244.0.51", true)];
+    pod(&mut mesh, "db-0", "10.244.0.50", "istio");
+    assert!(!takes(&mut mesh, &|mesh| mesh.endpoints("default", "db", "tcp", 5432, &[])), "there are none");
+    assert!(takes(&mut mesh, &|mesh| mesh.endpoints("default", "db", "tcp", 5432, &both[..1])));
+    pod(&mut mesh, "db-1", "10.244.0.51", "disabled");
+    assert!(
+        !takes(&mut mesh, &|mesh| mesh.endpoints("default", "db", "tcp", 5432, &both)),
+        "one without a proxy"
+    );
+    assert!(takes(&mut mesh, &|mesh| mesh.endpoints("default", "db", "tcp", 5432, &both[..1])));
+    assert!(!takes(&mut mesh, &|mesh| {
+        mesh.config("{kind: PeerAuthentication, metadata: {name: default, namespace: default}, spec: {mtls: {mode: DISABLE}}}")
+    }));
+    assert!(takes(&mut mesh, &|mesh| {
+        mesh.config("{kind: PeerAuthentication, metadata: {name: default, namespace: default}, spec: {mtls: {mode: STRICT}}}")
+    }));
+    assert!(!takes(&mut mesh, &|mesh| {
+        mesh.config("{kind: DestinationRule, metadata: {name: db}, spec: {host: db, trafficPolicy: {tls: {mode: DISABLE}}}}")
+    }));
+}
+
+#[test]
 fn virtual_services_touch_routes_and_listeners() {
     let (sidecar, gateway) = check(|mesh| mesh.course_file("lab5/customers-50-50.yaml"));
     assert!(sidecar.clusters.is_none() && sidecar.endpoints.is_none());

@@ -74,7 +74,12 @@ impl<'a> MeshConfig<'a> {
         Ok(Self { mesh, before: mesh.kubectl(&show)? })
     }
 
-    fn set(&self, text: &str) -> Result<()> {
+    /// As it was.
+    pub(crate) fn before(&self) -> &str {
+        &self.before
+    }
+
+    pub(crate) fn set(&self, text: &str) -> Result<()> {
         let patch = serde_json::json!({ "data": { "mesh": text } }).to_string();
         self.mesh
             .kubectl(&["patch", "configmap", "istio", "-n", "istio-system", "--type=merge", "-p", &patch])

@@ -20,6 +20,7 @@ mod mixed;
 mod mutual_tls;
 mod outside;
 mod pki;
+mod ports;
 mod resiliency;
 mod rules;
 mod services;
@@ -27,6 +28,7 @@ mod sidecar;
 mod signers;
 mod tls;
 mod tokens;
+mod trust_domains;
 mod why;
 
 use std::sync::{Arc, Mutex};
@@ -123,6 +125,8 @@ fn main() {
             ("rules", rules::TRIALS),
             ("services", services::TRIALS),
             ("sidecar", sidecar::TRIALS),
+            ("ports", ports::TRIALS),
+            ("trust_domains", trust_domains::TRIALS),
             ("signers", signers::TRIALS),
             ("faults", faults::TRIALS),
             ("external", external::TRIALS),

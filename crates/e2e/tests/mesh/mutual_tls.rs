@@ -93,7 +93,7 @@ pub(crate) fn mode(namespace: &str, spec: &str) -> String {
     )
 }
 
-const STRANGER: &str = "
+pub(crate) const STRANGER: &str = "
 apiVersion: v1
 kind: Pod
 metadata: { name: stranger, labels: { app: stranger, sidecar.istio.io/inject: 'false' } }

@@ -72,6 +72,8 @@ pub(crate) struct OutboundClusterInputs {
     mutual_tls: MutualTls,
     /// Whether it is used wherever an endpoint takes it, unless a rule says otherwise.
     auto_mutual_tls: bool,
+    /// Whether its callers choose the endpoint, and whichever they may choose takes it.
+    chosen_take_it: bool,
     /// Who its endpoints may be.
     identities: Vec<String>,
 }
@@ -108,10 +110,13 @@ pub(crate) fn outbound_inputs(scope: &Scope, service: &Service) -> Vec<OutboundC
         let Some(source) = source(scope, service, port) else { continue };
         let whole = outbound_input(scope, service, port, rule.clone(), source);
         let subsets = rule.as_ref().map_or(0, |rule| rule.spec.subsets.len());
-        for index in 0..subsets {
-            inputs.push(OutboundClusterInputs { subset: Some(index), ..whole.clone() });
-        }
-        inputs.push(whole);
+        let all = (0..subsets).map(Some).chain([None]);
+        inputs.extend(all.map(|subset| {
+            let one = OutboundClusterInputs { subset, ..whole.clone() };
+            let chosen_take_it =
+                one.goes_to_original_dst() && mutual_tls::all_take_it(scope, service, &port.name);
+            OutboundClusterInputs { chosen_take_it, ..one }
+        }));
     }
     // As in Istio, names nobody gave make no cluster.
     inputs.retain(|inputs| !inputs.looks_nothing_up());
@@ -189,6 +194,7 @@ fn outbound_input(
         tls_defaults: scope.settings.tls_defaults.clone(),
         mutual_tls: scope.settings.mutual_tls.clone(),
         auto_mutual_tls: scope.settings.mutual_tls.auto && !service.external,
+        chosen_take_it: false,
         identities: mutual_tls::identities(scope, service),
     }
 }
@@ -420,7 +426,7 @@ fn set_transport(
     if given.is_none()
         && (settings.is_some()
             || !inputs.auto_mutual_tls
-            || inputs.goes_to_original_dst()
+            || (inputs.goes_to_original_dst() && !inputs.chosen_take_it)
             || inputs.is_named())
     {
         return;
@@ -435,7 +441,8 @@ fn set_transport(
     };
     let offered = mutual_tls::offered(inputs.protocol, http2, protocol == UpstreamProtocol::AsDownstream);
     let mutual = inputs.mutual_tls.client(identities, &name, offered);
-    if given.is_some() {
+    // Connections to an address that the caller chose have no endpoint that could say what it takes: all of them do, or none counts.
+    if given.is_some() || inputs.goes_to_original_dst() {
         message.transport_socket = Some(mutual);
         return;
     }

@@ -1,0 +1,194 @@
+//! What ports of proxies and of the control plane tell other pods, and what they do for them: no more than they must (S11).
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::OnMesh;
+use crate::mutual_tls::STRANGER;
+use anyhow::{Result, ensure};
+use lateen_e2e::{Mesh, eventually};
+
+pub(crate) const TRIALS: &[OnMesh] = &[
+    ("proxies_keep_their_ports", proxies_keep_their_ports),
+    ("the_control_plane_keeps_its_ports", the_control_plane_keeps_its_ports),
+];
+
+const XDS: &str = "https://istiod.istio-system.svc:15012/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+/// What a command prints in a pod, and its exit code.
+fn run(mesh: &Mesh, pod: &str, container: &str, command: &str) -> Result<String> {
+    let script = format!("{command} 2>&1; echo \" exit $?\"");
+    mesh.kubectl(&["exec", pod, "-c", container, "--", "bash", "-c", &script])
+}
+
+fn start(mesh: &Mesh) -> Result<String> {
+    mesh.apply_fixture("echo.yaml")?;
+    mesh.apply(STRANGER)?;
+    mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
+    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "pod/stranger", "--timeout=60s"])?;
+    let ip = mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    eventually("a request from outside the mesh", Duration::from_secs(30), || {
+        let said = run(
+            mesh,
+            "stranger",
+            "client",
+            "curl -s -m 5 -o /dev/null -w %{http_code} http://httpbin:8000/get",
+        )?;
+        ensure!(said.starts_with("200"), "{said}");
+        Ok(())
+    })?;
+    Ok(ip)
+}
+
+fn clean(mesh: &Mesh) -> Result<()> {
+    mesh.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+}
+
+fn proxies_keep_their_ports(mesh: &Mesh) -> Result<()> {
+    let ip = start(mesh)?;
+    for pod in ["stranger", "client"] {
+        let ask = |method: &str, port: u16, path: &str| {
+            let said = run(
+                mesh,
+                pod,
+                "client",
+                &format!("curl -s -m 5 -X {method} -w ' %{{http_code}}' http://{ip}:{port}{path}"),
+            )?;
+            let code = said
+                .rsplit_once(" exit ")
+                .and_then(|(body, _)| body.rsplit(' ').next())
+                .unwrap_or_default()
+                .to_owned();
+            Ok::<_, anyhow::Error>((code, said))
+        };
+        // The admin service, by its own port and by those of captured traffic.
+        for (method, path) in [
+            ("GET", "/config_dump"),
+            ("GET", "/stats"),
+            ("POST", "/quitquitquit"),
+            ("POST", "/logging?level=trace"),
+        ] {
+            for port in [15000, 15001, 15006, 15004] {
+                let (code, said) = ask(method, port, path)?;
+                ensure!(
+                    code != "200" && !said.contains("configs") && !said.contains("ssl.handshake"),
+                    "{pod} {port}{path}: {said}"
+                );
+            }
+        }
+        // What others are for: probes and metrics, and nothing else.
+        for (port, path) in
+            [(15021, "/healthz/ready"), (15020, "/stats/prometheus"), (15090, "/stats/prometheus")]
+        {
+            let (code, said) = ask("GET", port, path)?;
+            ensure!(code == "200", "{pod} {port}{path}: {said}");
+        }
+        for port in [15020, 15021, 15090] {
+            for path in [
+                "/config_dump",
+                "/certs",
+                "/server_info",
+                "/debug/pprof/",
+                "/app-health/none/readyz",
+                "/../config_dump",
+            ] {
+                let (code, said) = ask("GET", port, path)?;
+                ensure!(code == "404", "{pod} {port}{path}: {said}");
+            }
+            let (code, said) = ask("POST", port, "/quitquitquit")?;
+            ensure!(["403", "404"].contains(&code.as_str()), "{pod} {port}/quitquitquit: {said}");
+        }
+        let (_, said) = ask("POST", 15020, "/quitquitquit")?;
+        ensure!(said.contains("Only requests from localhost are allowed"), "{said}");
+    }
+    // All of it has ended nothing.
+    let pods = mesh.kubectl(&["get", "pods", "-l", "app=httpbin", "-o", "jsonpath={.items[*].status.containerStatuses[*].ready} {.items[*].status.containerStatuses[*].restartCount}"])?;
+    ensure!(pods == "true true 0 0", "{pods}");
+    clean(mesh)
+}
+
+/// The first message of a stream of delta xDS, as a proxy of this id sends it, framed for gRPC, for `printf`.
+fn hello(node: &str) -> String {
+    let field = |tag: u8, body: &[u8]| [&[tag, u8::try_from(body.len()).unwrap_or(u8::MAX)], body].concat();
+    let node = field(0x0a, &field(0x0a, node.as_bytes()));
+    let message = [node, field(0x12, b"type.googleapis.com/envoy.config.cluster.v3.Cluster")].concat();
+    let framed = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap_or(u8::MAX)], &message[..]].concat();
+    framed.iter().fold(String::new(), |mut out, byte| {
+        let _infallible = write!(out, "\\x{byte:02x}");
+        out
+    })
+}
+
+fn the_control_plane_keeps_its_ports(mesh: &Mesh) -> Result<()> {
+    let ip = start(mesh)?;
+    let said = |pod: &str, command: &str| run(mesh, pod, "client", command);
+    let code = "-s -m 5 -o /dev/null -w '%{http_code}'";
+
+    // Plain-text xDS is not there, and nobody speaks plain text to the port with TLS.
+    let answer = said("stranger", &format!("curl {code} http://istiod.istio-system:15010/"))?;
+    ensure!(answer.contains("exit 7"), "15010: {answer}");
+    let answer =
+        said("stranger", &format!("curl {code} --http2-prior-knowledge http://istiod.istio-system:15012/"))?;
+    ensure!(answer.starts_with("000"), "15012 in plain text: {answer}");
+
+    // Over TLS: not without a token, not with nonsense for one, not as another pod, service account or namespace.
+    let stream = |token: &str, node: &str| {
+        format!(
+            "printf '{}' | curl -sk -m 3 --http2 -X POST -H 'content-type: application/grpc' -H 'te: trailers' {token} --data-binary @- -o /dev/null -D - {XDS}",
+            hello(node)
+        )
+    };
+    let id =
+        |pod: &str, namespace: &str| format!("sidecar~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local");
+    for token in ["", "-H 'authorization: Bearer nonsense'"] {
+        let answer = said("stranger", &stream(token, &id("client", "default")))?;
+        ensure!(answer.contains("grpc-status: 16"), "{token}: {answer}");
+    }
+    let own = "-H \"authorization: Bearer $(cat /var/run/secrets/tokens/istio-token)\"";
+    let as_proxy = |node: &str| run(mesh, "client", "istio-proxy", &stream(own, node));
+    let httpbin = mesh.pod("default", "app=httpbin")?;
+    for node in [id(&httpbin, "default"), id("client", "istio-system"), id("client", "other")] {
+        let answer = as_proxy(&node)?;
+        ensure!(
+            answer.contains("grpc-status: 7") && answer.contains("but%20the%20node%20says"),
+            "{node}: {answer}"
+        );
+    }
+    let answer = as_proxy("nonsense")?;
+    ensure!(answer.contains("grpc-status: 3"), "{answer}");
+    // Itself it may be; the stream ends well, since nothing follows.
+    let answer = as_proxy(&id("client", "default"))?;
+    ensure!(answer.contains("HTTP/2 200") && answer.contains("grpc-status: 0"), "itself: {answer}");
+
+    // The inside of the control plane is for its own pod; metrics are for everybody.
+    for path in
+        ["", "/syncz", "/adsz", "/configz", "/registryz", "/endpointz", "/config_dump?proxyID=client.default"]
+    {
+        for pod in ["stranger", "client"] {
+            let answer = said(pod, &format!("curl {code} http://istiod.istio-system:15014/debug{path}"))?;
+            ensure!(answer.starts_with("403"), "{pod} /debug{path}: {answer}");
+        }
+    }
+    let answer = said("stranger", &format!("curl {code} http://istiod.istio-system:15014/metrics"))?;
+    ensure!(answer.starts_with("200"), "{answer}");
+
+    // Webhooks answer whoever asks, with what pods get anyway, and change nothing; what is no review is refused.
+    for (path, body, wanted) in [
+        ("/inject", "nonsense", "4"),
+        ("/validate", "nonsense", "4"),
+        ("/", "", "404"),
+        ("/debug/configz", "", "404"),
+        ("/metrics", "", "404"),
+    ] {
+        let answer = said(
+            "stranger",
+            &format!(
+                "curl {code} -k -X POST -H 'content-type: application/json' -d '{body}' https://istiod.istio-system.svc{path}"
+            ),
+        )?;
+        ensure!(answer.starts_with(wanted), "{path}: {answer}");
+    }
+    let answer = said("stranger", &format!("curl {code} -k https://istiod.istio-system.svc/inject"))?;
+    ensure!(answer.starts_with("405"), "{answer}");
+    clean(mesh)
+}
