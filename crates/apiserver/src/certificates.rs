@@ -11,7 +11,7 @@ use x509_parser::{certificate::X509Certificate, certification_request::X509Certi
 use crate::{
     authn::User,
     call::Call,
-    rbac,
+    rbac::{self, Attributes},
     resources::{ResourceDef, meta},
     state::{self, Api},
     status::{ApiError, FieldError},
@@ -121,11 +121,14 @@ pub(crate) fn may_decide(api: &Api, call: &Call) -> Result<(), ApiError> {
     let signer = stored["spec"]["signerName"].as_str().unwrap_or_default();
     let domain = signer.split('/').next().unwrap_or_default();
     let granted = [signer.to_owned(), format!("{domain}/*")].into_iter().any(|name| {
-        let attributes =
-            json!({"group": "certificates.k8s.io", "resource": "signers", "verb": "approve", "name": name});
-        let spec =
-            json!({"user": call.user.name, "groups": call.user.groups, "resourceAttributes": attributes});
-        rbac::granted(api, &spec).is_some()
+        let asked = Attributes {
+            verb: "approve".to_owned(),
+            group: "certificates.k8s.io".to_owned(),
+            resource: "signers".to_owned(),
+            name,
+            ..Attributes::default()
+        };
+        rbac::decide(api, &call.user, &asked).is_ok()
     });
     let why = format!("user not permitted to approve requests with signerName {signer:?}");
     if granted { Ok(()) } else { Err(ApiError::forbidden(&call.def, meta(&stored, "name"), &why)) }

@@ -14,7 +14,9 @@ use crate::{
     call::Call,
     certificates,
     delete::{self, Options},
-    discovery, openapi, proxy, read,
+    discovery, impersonation, openapi, proxy,
+    rbac::{self, Attributes},
+    read,
     response::{self, Body},
     reviews,
     route::{self, Query, ResourcePath},
@@ -50,7 +52,10 @@ async fn answer(
     if let Some(response) = public(api, &path) {
         return Ok(response);
     }
-    let user = authenticate(api, certificate_user, request.headers())?;
+    let sender = authenticate(api, certificate_user, request.headers())?;
+    let user = impersonation::acting_as(api, sender, request.headers())?;
+    let target = route::parse(&path);
+    rbac::authorize(api, &user, &attributes(&request, target.as_ref()))?;
     let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if request.method() == Method::GET {
         if path == "/" {
@@ -69,8 +74,42 @@ async fn answer(
             return answer;
         }
     }
-    let target = route::parse(&path).ok_or_else(ApiError::no_such_path)?;
-    resource(api, user, target, request).await
+    resource(api, user, target.ok_or_else(ApiError::no_such_path)?, request).await
+}
+
+/// What a request asks to do: <https://kubernetes.io/docs/reference/access-authn-authz/authorization/#determine-the-request-verb>
+fn attributes(request: &Request<Incoming>, target: Option<&ResourcePath>) -> Attributes {
+    let Some(target) = target else {
+        let path = Some(request.uri().path().to_owned());
+        return Attributes { verb: request.method().as_str().to_lowercase(), path, ..Attributes::default() };
+    };
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let named = target.name.is_some();
+    let verb = match *request.method() {
+        Method::GET | Method::HEAD if target.watch || (!named && query.flag("watch")) => "watch",
+        Method::GET | Method::HEAD if named => "get",
+        Method::GET | Method::HEAD => "list",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE if named => "delete",
+        Method::DELETE => "deletecollection",
+        _ => "",
+    };
+    // Whoever may see one object may also list and watch that one.
+    let selected = || query.text("fieldSelector")?.strip_prefix("metadata.name=").map(str::to_owned);
+    let name = target.name.clone().or_else(selected).unwrap_or_default();
+    let itself = target.group.is_empty() && target.resource == "namespaces";
+    Attributes {
+        verb: verb.to_owned(),
+        group: target.group.clone(),
+        resource: target.resource.clone(),
+        subresource: target.subresource.clone().unwrap_or_default(),
+        // A namespace is in itself.
+        namespace: if itself { name.clone() } else { target.namespace.clone().unwrap_or_default() },
+        name,
+        path: None,
+    }
 }
 
 /// Paths anybody may read.
@@ -243,6 +282,13 @@ async fn on_object(
             written_response(&call, written)
         }
         Method::PATCH => {
+            let applies = call.content_type() == "application/apply-patch+yaml";
+            if applies
+                && call.subresource.is_empty()
+                && api.stored(&call.def, &call.namespace, &call.name).is_none()
+            {
+                may_create(api, &call)?;
+            }
             let written = write::patch(api, &call).await?;
             written_response(&call, written)
         }
@@ -256,6 +302,19 @@ async fn on_object(
         }
         _ => Err(ApiError::method_not_allowed()),
     }
+}
+
+/// What is applied and not there is made, which is another verb.
+fn may_create(api: &Api, call: &Call) -> Result<(), ApiError> {
+    let asked = Attributes {
+        verb: "create".to_owned(),
+        group: call.def.group.clone(),
+        resource: call.def.plural.clone(),
+        namespace: call.namespace.clone(),
+        name: call.name.clone(),
+        ..Attributes::default()
+    };
+    rbac::authorize(api, &call.user, &asked)
 }
 
 async fn other_subresource(api: &Arc<Api>, call: Call, method: &Method) -> Result<Response<Body>, ApiError> {

@@ -4,8 +4,6 @@
 //! memory, optionally backed by a journal on disk.
 //!
 //! What differs from kube-apiserver, on purpose:
-//! - RBAC objects are stored and consulted only where a CertificateSigningRequest is approved or denied, and by SubjectAccessReviews:
-//!   whoever is authenticated may do everything else.
 //! - CEL rules are not evaluated: `x-kubernetes-validations` are accepted with a warning, webhooks' `matchConditions` are
 //!   refused, ValidatingAdmissionPolicy is not served.
 //! - Kinds that nothing acts on (`inert`) are stored, and writing one is answered with a warning.
@@ -14,13 +12,14 @@
 //! - Answers are JSON or YAML; protobuf is understood in request bodies only (client-go accepts JSON in return).
 //! - A list continued with `continue` is not a snapshot: later pages show the state at the time they are read.
 //!
-//! Life of a request: `http` (TLS, limits) → `authn` → `route` (path → resource) → `rest` (verbs) → `decode` →
+//! Life of a request: `http` (TLS, limits) → `authn` → `impersonation` → `rbac` → `route` (path → resource) → `rest` (verbs) → `decode` →
 //! `defaults` → `admission` → `validate` → `store`.
 
 mod addresses;
 mod admission;
 mod apply;
 mod authn;
+mod bootstrap;
 mod builtin;
 mod call;
 mod certificates;
@@ -32,9 +31,11 @@ mod defaults;
 mod delete;
 mod dial;
 mod discovery;
+mod escalation;
 mod fieldset;
 mod gc;
 mod handle;
+mod impersonation;
 mod inert;
 mod journal;
 mod jsonpath;

@@ -9,7 +9,7 @@ use crate::{
     authn::{Bound, User},
     builtin::Review,
     call::Call,
-    rbac,
+    rbac::{self, Attributes},
     response::{self, Body},
     schema::strings,
     server::TokenRequest,
@@ -38,23 +38,59 @@ pub(crate) fn answer(
     object["status"] = match review.kind {
         "TokenReview" => token_review(api, &object["spec"]),
         "SelfSubjectReview" => json!({"userInfo": user.info()}),
-        "SelfSubjectRulesReview" => json!({
-            "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
-            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
-            "incomplete": false,
-        }),
-        // What the roles grant; not asked before anything is done here (see below).
-        "SubjectAccessReview" | "LocalSubjectAccessReview" => match rbac::granted(api, &object["spec"]) {
-            Some(reason) => json!({"allowed": true, "reason": reason}),
-            None => json!({"allowed": false, "reason": "no role is bound to it that grants this"}),
-        },
-        // Whoever is authenticated may do everything.
-        _ => json!({"allowed": true, "reason": "authorization is not enforced by this API server"}),
+        "SelfSubjectRulesReview" => own_rules(api, user, &object["spec"]),
+        "SelfSubjectAccessReview" => access_review(api, user, &object["spec"]),
+        // Of a user (SubjectAccessReview), perhaps in one namespace (LocalSubjectAccessReview).
+        _ => {
+            let spec = &object["spec"];
+            let subject = User {
+                name: spec["user"].as_str().unwrap_or_default().to_owned(),
+                uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+                groups: strings(&spec["groups"]),
+                extra: Vec::new(),
+            };
+            access_review(api, &subject, spec)
+        }
     };
     if !object["metadata"].is_object() {
         object["metadata"] = json!({"creationTimestamp": null});
     }
     Ok(response::json(StatusCode::CREATED, &object))
+}
+
+fn access_review(api: &Api, user: &User, spec: &Value) -> Value {
+    let (allowed, reason) = match rbac::decide(api, user, &Attributes::of_review(spec)) {
+        Ok(reason) => (true, reason),
+        Err(reason) => (false, reason),
+    };
+    if reason.is_empty() {
+        json!({"allowed": allowed})
+    } else {
+        json!({"allowed": allowed, "reason": reason})
+    }
+}
+
+/// Everything somebody may do in a namespace (`kubectl auth can-i --list`).
+fn own_rules(api: &Api, user: &User, spec: &Value) -> Value {
+    let (grants, missing) = rbac::grants(api, user, spec["namespace"].as_str().unwrap_or_default());
+    let rules = || grants.iter().flat_map(rbac::Grant::rules);
+    let with = |field: &'static str, fields: &'static [&'static str]| -> Vec<Value> {
+        let has = move |rule: &&Value| rule[field].as_array().is_some_and(|list| !list.is_empty());
+        let only = move |rule: &Value| {
+            let kept = fields.iter().filter(|field| !rule[**field].is_null());
+            Value::Object(kept.map(|field| ((*field).to_owned(), rule[*field].clone())).collect())
+        };
+        rules().filter(has).map(only).collect()
+    };
+    let mut status = json!({
+        "resourceRules": with("resources", &["verbs", "apiGroups", "resources", "resourceNames"]),
+        "nonResourceRules": with("nonResourceURLs", &["verbs", "nonResourceURLs"]),
+        "incomplete": !missing.is_empty(),
+    });
+    if !missing.is_empty() {
+        status["evaluationError"] = json!(missing.join(", "));
+    }
+    status
 }
 
 fn token_review(api: &Api, spec: &Value) -> Value {

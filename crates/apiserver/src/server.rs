@@ -18,10 +18,11 @@ use crate::{
     ApiServerConfig, StoreConfig,
     addresses::Addresses,
     authn::{self, Authenticator},
+    bootstrap,
     gc::{self, Garbage},
     handle,
     pki::{self, Pki},
-    resources::Registry,
+    resources::{Registry, meta},
     state::{self, Api},
     store::{ObjectKey, Store},
 };
@@ -124,6 +125,7 @@ impl ApiServer {
         });
         api.adopt_stored();
         let port = addresses.first().map_or(6443, SocketAddr::port);
+        create_roles(&api);
         create_basics(&api, port);
         let tasks = TaskTracker::new();
         tasks.spawn(keep_basics(Arc::clone(&api), port));
@@ -235,13 +237,25 @@ async fn keep_basics(api: Arc<Api>, port: u16) {
     }
 }
 
+fn stamped(mut object: Value) -> Value {
+    object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
+    object["metadata"]["creationTimestamp"] = json!(state::now());
+    object
+}
+
+/// The default roles and their bindings, where they are not there.
+fn create_roles(api: &Api) {
+    for object in bootstrap::objects() {
+        let (kind, name) = (object["kind"].as_str().unwrap_or_default(), meta(&object, "name").to_owned());
+        if let Some(def) = api.registry.find_kind("rbac.authorization.k8s.io/v1", kind) {
+            // There already when the store is durable.
+            let _ = api.store.create(&def.storage, ObjectKey::new("", name), stamped(object));
+        }
+    }
+}
+
 /// What every cluster has from the start, where it is not there.
 fn create_basics(api: &Api, port: u16) {
-    let stamped = |mut object: Value| {
-        object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
-        object["metadata"]["creationTimestamp"] = json!(state::now());
-        object
-    };
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let namespace = json!({"kind": "Namespace", "apiVersion": "v1",
             "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},

@@ -9,7 +9,7 @@ use crate::{
     admission::{self, Operation},
     apply::{self, Manager},
     call::Call,
-    certificates, convert, crd, inert, names, patch,
+    certificates, convert, crd, escalation, inert, names, patch,
     resources::{ResourceDef, meta},
     rules, scale, service_account,
     state::{self, Api},
@@ -203,6 +203,7 @@ async fn admit(
             service_account::admit(api, object)?;
         }
     }
+    escalation::check(api, call, object, old)?;
     // Services are not whole before they have their addresses.
     if !call.def.is("", "services") {
         check(call, old, object)?;

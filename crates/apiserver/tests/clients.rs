@@ -200,9 +200,11 @@ async fn pods_die_in_two_steps_and_take_their_tokens_along() {
         TokenRequestObject { spec: Some(TokenRequestSpec::default()), ..TokenRequestObject::default() };
     let own = accounts.create_token_request("web", &PostParams::default(), &request).await.unwrap();
     let own = own.status.unwrap().token.unwrap();
-    let answer =
-        raw(&server, &format!("GET /api/v1/namespaces HTTP/1.1\r\nauthorization: Bearer {own}\r\n")).await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // It proves who asks; what they may, roles say.
+    for (path, status) in [("/apis", "200"), ("/api/v1/namespaces", "403")] {
+        let answer = raw(&server, &format!("GET {path} HTTP/1.1\r\nauthorization: Bearer {own}\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -497,7 +499,32 @@ async fn certificate_requests_are_signed_in_and_decided_once() {
         assert!(message.starts_with("422 ") && message.contains(why), "{message}");
     }
 
-    // Who asks is who is authenticated, whatever the object says; who approves needs a role.
+    // Who asks is who is authenticated, whatever the object says; who approves needs a right to the signer as well.
+    let rbac = |kind: &str, rest: Value| {
+        let metadata = json!({"generateName": "approver-"});
+        let mut body =
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata});
+        body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        body
+    };
+    let post = async |path: &str, body: Value| {
+        let uri = format!("/apis/rbac.authorization.k8s.io/v1/{path}");
+        let request = Request::post(uri).header("content-type", "application/json");
+        client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await.unwrap()
+    };
+    let grant = async |rules: Value| {
+        let role = post("clusterroles", rbac("ClusterRole", json!({"rules": rules}))).await;
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role["metadata"]["name"]});
+        let subject = json!({"kind": "ServiceAccount", "name": "approver", "namespace": "default"});
+        post(
+            "clusterrolebindings",
+            rbac("ClusterRoleBinding", json!({"roleRef": role, "subjects": [subject]})),
+        )
+        .await;
+    };
+    grant(json!([{"apiGroups": ["certificates.k8s.io"], "verbs": ["create", "patch"],
+        "resources": ["certificatesigningrequests", "certificatesigningrequests/approval"]}]))
+    .await;
     let created = send(&approver, "POST", "", &signing_request("one", json!({}))).await.unwrap();
     assert_eq!(created["spec"]["username"], "system:serviceaccount:default:approver");
     assert!(!created["spec"]["groups"].as_array().unwrap().contains(&json!("system:masters")), "{created}");
@@ -511,34 +538,9 @@ async fn certificate_requests_are_signed_in_and_decided_once() {
         message.contains("403") && message.contains("not permitted to approve requests with signerName"),
         "{message}"
     );
-    let rbac = |kind: &str, rest: Value| {
-        let mut body = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": "approver"}});
-        body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
-        body
-    };
-    for (path, body) in [
-        (
-            "clusterroles",
-            rbac(
-                "ClusterRole",
-                json!({"rules": [{"apiGroups": ["certificates.k8s.io"], "resources": ["signers"],
-            "resourceNames": ["signers.example.com/*"], "verbs": ["approve"]}]}),
-            ),
-        ),
-        (
-            "clusterrolebindings",
-            rbac(
-                "ClusterRoleBinding",
-                json!({
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "approver"},
-            "subjects": [{"kind": "ServiceAccount", "name": "approver", "namespace": "default"}]}),
-            ),
-        ),
-    ] {
-        let uri = format!("/apis/rbac.authorization.k8s.io/v1/{path}");
-        let request = Request::post(uri).header("content-type", "application/json");
-        client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await.unwrap();
-    }
+    grant(json!([{"apiGroups": ["certificates.k8s.io"], "resources": ["signers"],
+        "resourceNames": ["signers.example.com/*"], "verbs": ["approve"]}]))
+    .await;
     let message = refused(send(&approver, "PATCH", "/one/approval", &decide(&["Approved", "Denied"])).await);
     assert!(message.contains("mutually exclusive"), "{message}");
     let message = refused(send(&approver, "PATCH", "/one/approval", &decide(&["Approved", "Failed"])).await);

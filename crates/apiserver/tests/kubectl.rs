@@ -1,105 +1,15 @@
 //! The real `kubectl` against the server.
 
-use std::{
-    io::Write,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+mod support;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use lateen_apiserver::{ApiServer, ApiServerConfig};
 use lateen_podstreams::{
     BoxFuture, ContainerRef, Duplex, ExecRequest, ExecSession, LogOptions, Output as ExecOutput, PodBackend,
     PodError,
 };
 use serde_json::{Value, json};
-
-/// A server and a kubeconfig for it.
-struct Cluster {
-    server: Option<ApiServer>,
-    runtime: tokio::runtime::Runtime,
-    directory: tempfile::TempDir,
-}
-
-/// What a command printed.
-struct Output {
-    ok: bool,
-    stdout: String,
-    stderr: String,
-}
-
-fn kubectl_path() -> PathBuf {
-    let path = PathBuf::from("/usr/bin/kubectl");
-    assert!(
-        path.exists(),
-        "KUBECTL IS MISSING: these tests need /usr/bin/kubectl 1.32 (run scripts for the tools first)"
-    );
-    path
-}
-
-impl Cluster {
-    fn start() -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let server = runtime.block_on(ApiServer::start(ApiServerConfig::default())).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("config"), server.kubeconfig(&server.url()).unwrap()).unwrap();
-        Self { server: Some(server), runtime, directory }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("timeout");
-        command
-            .arg("30")
-            .arg(kubectl_path())
-            .args(arguments)
-            .env("KUBECONFIG", self.directory.path().join("config"))
-            .env("HOME", self.directory.path())
-            .env("NO_PROXY", "*")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn run_with(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = self.command(arguments).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        Output {
-            ok: output.status.success(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// Runs a command that must succeed; gives its output.
-    fn ok(&self, arguments: &[&str]) -> String {
-        self.ok_with(arguments, "")
-    }
-
-    fn ok_with(&self, arguments: &[&str], input: &str) -> String {
-        let output = self.run_with(arguments, input);
-        assert!(output.ok, "kubectl {}: {}{}", arguments.join(" "), output.stdout, output.stderr);
-        output.stdout
-    }
-
-    /// Runs a command that must fail; gives what it complained.
-    fn fails_with(&self, arguments: &[&str], input: &str) -> String {
-        let output = self.run_with(arguments, input);
-        assert!(!output.ok, "kubectl {} should have failed: {}", arguments.join(" "), output.stdout);
-        output.stderr
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            self.runtime.block_on(server.shutdown());
-        }
-    }
-}
+use support::Cluster;
 
 const DEPLOYMENT: &str = "
 apiVersion: apps/v1
