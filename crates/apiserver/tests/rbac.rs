@@ -174,7 +174,7 @@ rules:
     // Who applies what is not there makes it.
     cluster.ok(&["create", "role", "patcher", "--verb=get,patch", "--resource=configmaps"]);
     cluster.ok(&["create", "rolebinding", "patcher", "--role=patcher", "--serviceaccount=default:robot"]);
-    let map = "{apiVersion: v1, kind: ConfigMap, metadata: {name: fresh}}";
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: fresh}\n";
     let said = cluster.fails_with(&["apply", "--server-side", "-f", "-", ROBOT], map);
     assert!(said.contains("cannot create resource \"configmaps\""), "{said}");
     cluster.ok(&["create", "configmap", "fresh"]);
