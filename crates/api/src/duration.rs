@@ -59,7 +59,19 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read(hours in 0..1000_u64, seconds in 0..100_000_u64, millis in 0..1000_u64, text in "\\PC{0,30}") {
+            drop(parse(&text));
+            let whole = Duration::from_secs(hours * 3600 + seconds) + Duration::from_millis(millis);
+            prop_assert_eq!(parse(&format!("{hours}h{seconds}s{millis}ms")), Ok(whole));
+            prop_assert_eq!(parse(&format!("{}.{millis:03}s", hours * 3600 + seconds)), Ok(whole));
+        }
+    }
 
     #[test]
     fn go_and_proto_notations_parse() {

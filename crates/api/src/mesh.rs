@@ -495,7 +495,20 @@ impl Default for ProxyConfig {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whatever somebody writes is config or refused.
+        #[test]
+        fn any_text_is_config_or_refused(text in "\\PC{0,200}", field in "(connectTimeout|accessLogFormat|rootNamespace|tcpKeepalive|meshMTLS|extensionProviders)", value in "(\\PC{0,20}|-?[0-9]{1,30}(s|ms|h)?|[\\[{][^\n]{0,20})") {
+            drop(MeshConfig::parse(&text));
+            if let Ok(mesh) = MeshConfig::parse(&format!("{field}: {value}\n")) {
+                prop_assert!(!mesh.connect_timeout().is_zero());
+            }
+        }
+    }
 
     #[test]
     fn empty_config_is_istios_default() {

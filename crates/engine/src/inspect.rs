@@ -145,6 +145,7 @@ fn client_hello(bytes: &[u8]) -> Guess<Option<Inspected>> {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -179,6 +180,40 @@ mod tests {
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
+    }
+
+    /// What a verdict says; none: more bytes are needed.
+    fn known<T>(guess: Guess<T>) -> Option<T> {
+        match guess {
+            Guess::NeedMore => None,
+            Guess::Known(verdict) => Some(verdict),
+        }
+    }
+
+    proptest! {
+        /// Whatever comes: once there is a verdict, more bytes do not change it.
+        #[test]
+        fn verdicts_are_final(text in "(PRI |GET |[A-Z]{0,40}|\\PC{0,8})[ -~]{0,40}( HTTP/1.[01])?\r?\n?", bytes in prop::collection::vec(any::<u8>(), 0..60), record in any::<bool>(), cut in 0..200_usize) {
+            let text = text.into_bytes();
+            if let Some(verdict) = known(http_version(&text[..cut.min(text.len())])) {
+                prop_assert_eq!(known(http_version(&text)), Some(verdict));
+            }
+            let bytes = if record { [&[22, 3, 1][..], &bytes].concat() } else { bytes };
+            if let Some(verdict) = known(client_hello(&bytes[..cut.min(bytes.len())])) {
+                prop_assert_eq!(known(client_hello(&bytes)), Some(verdict));
+            }
+            prop_assert!(http_version(&bytes) != Guess::Known(Some("h2c")) || bytes.starts_with(HTTP2_PREFACE));
+        }
+
+        /// A hello with one byte that is another is read, or is none; nothing panics.
+        #[test]
+        fn a_changed_hello_is_read_or_none(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+            let mut bytes = hello();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            drop(client_hello(&bytes));
+            drop(client_hello(&bytes[..cut.index(bytes.len())]));
+        }
     }
 
     #[tokio::test]

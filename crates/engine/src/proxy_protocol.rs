@@ -201,7 +201,40 @@ pub(crate) fn header(version: ProxyProtocolVersion, ends: Option<Ends>) -> Vec<u
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn end() -> impl Strategy<Value = SocketAddr> {
+        (any::<IpAddr>(), any::<u16>()).prop_map(SocketAddr::from)
+    }
+
+    proptest! {
+        /// Whatever comes: once there is a verdict, more bytes do not change it, and no header is longer than what came.
+        #[test]
+        fn verdicts_are_final(kind in 0..3_usize, body in prop::collection::vec(any::<u8>(), 0..300), text in "[A-Z0-9 .:]{0,120}(\r\n)?", cut in 0..400_usize) {
+            let bytes = match kind {
+                0 => [V1, text.as_bytes(), &body].concat(),
+                1 => [V2.as_slice(), &body].concat(),
+                _ => body,
+            };
+            let whole = parse(&bytes);
+            if let Header::Found(length, ..) = whole {
+                prop_assert!(length <= bytes.len());
+            }
+            let part = parse(&bytes[..cut.min(bytes.len())]);
+            prop_assert!(part == Header::NeedMore || part == whole, "{:?} {:?}", part, whole);
+        }
+
+        #[test]
+        fn any_ends_are_read_as_written(source in end(), destination in end(), v2 in any::<bool>(), more in prop::collection::vec(any::<u8>(), 0..20)) {
+            let version = if v2 { ProxyProtocolVersion::V2 } else { ProxyProtocolVersion::V1 };
+            let ends = Ends { source, destination };
+            let told = Some(ends).filter(|ends| ends.source.is_ipv4() == ends.destination.is_ipv4());
+            let bytes = header(version, Some(ends));
+            prop_assert_eq!(parse(&[&bytes[..], &more].concat()), Header::Found(bytes.len(), version, told));
+        }
+    }
 
     fn ends(source: &str, destination: &str) -> Ends {
         Ends { source: source.parse().unwrap(), destination: destination.parse().unwrap() }

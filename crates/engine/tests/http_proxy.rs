@@ -2,7 +2,7 @@
 
 mod support;
 
-use lateen_engine::ResourceKind::{Cluster, Listener};
+use lateen_engine::ResourceKind::{Cluster, Listener, Routes};
 use support::{Act, Bed, OK, Upstream, all_to_c, cluster, http_listener, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -223,6 +223,82 @@ async fn fields_the_engine_cannot_honour_are_refused_with_their_path() {
         "{reasons:?}"
     );
     assert!(reasons.iter().any(|reason| reason.starts_with("cluster c: preconnect_policy")), "{reasons:?}");
+}
+
+/// What a control plane sends by mistake: each such resource is refused by itself, and all else serves.
+#[tokio::test]
+async fn wrong_resources_are_refused_alone() {
+    let (mut bed, _upstream) = bed("", &all_to_c(""), &[OK, OK]).await;
+    assert_eq!(bed.client("web").await.get("/").await.status, 200);
+    let routes = |name: &str, hosts: &str| format!("{{name: {name}, virtual_hosts: [{hosts}]}}");
+    let to = |name: &str, condition: &str, action: &str| {
+        let host = format!("{{name: v, domains: [a], routes: [{{match: {condition}, route: {action}}}]}}");
+        routes(name, &host)
+    };
+    let chains = |name: &str, first: &str, second: &str| {
+        let chain = |condition: &str| format!("{{filter_chain_match: {condition}}}");
+        format!(
+            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{}, {}]}}",
+            chain(first),
+            chain(second)
+        )
+    };
+    let any = "routes: [{match: {prefix: /}, route: {cluster: c}}]";
+    let wrong = [
+        (
+            Routes,
+            to("weights", "{prefix: /}", "{weighted_clusters: {clusters: [{name: c, weight: 0}]}}"),
+            "sum of the weights",
+        ),
+        (
+            Routes,
+            to("time", "{prefix: /}", "{cluster: c, timeout: -1s}"),
+            "routes[0].route.timeout: a duration must not be negative",
+        ),
+        (
+            Routes,
+            to("pause", "{prefix: /}", "{cluster: c, retry_policy: {retry_back_off: {base_interval: 0s}}}"),
+            "retry_back_off",
+        ),
+        (Routes, to("regex", "{safe_regex: {regex: '('}}", "{cluster: c}"), "match.safe_regex"),
+        (
+            Routes,
+            routes("twice", &format!("{{name: a, domains: [x], {any}}}, {{name: b, domains: [X], {any}}}")),
+            "domain \"X\" occurs more than once",
+        ),
+        (Cluster, "{name: slow, type: STATIC, connect_timeout: -1s}".to_owned(), "connect_timeout"),
+        (
+            Cluster,
+            "{name: ejects, type: STATIC, outlier_detection: {max_ejection_percent: 101}}".to_owned(),
+            "max_ejection_percent",
+        ),
+        (
+            Listener,
+            chains("same", "{destination_port: 1}", "{destination_port: 1}"),
+            "filter_chains[1].filter_chain_match",
+        ),
+        (
+            Listener,
+            chains("port", "{destination_port: 0}", "{}"),
+            "filter_chains[0].filter_chain_match.destination_port",
+        ),
+    ];
+    let right = [
+        (Cluster, "{name: d, type: STATIC}".to_owned()),
+        (Routes, to("right", "{prefix: /}", "{cluster: d}")),
+    ];
+    let all: Vec<_> = wrong.iter().map(|(kind, yaml, _)| (*kind, yaml.as_str())).collect();
+    let all: Vec<_> =
+        all.into_iter().chain(right.iter().map(|(kind, yaml)| (*kind, yaml.as_str()))).collect();
+    let report = bed.apply(&all).await;
+    let reasons: Vec<String> = report.rejected.iter().map(ToString::to_string).collect();
+    assert_eq!(reasons.len(), wrong.len(), "{reasons:#?}");
+    for (_, yaml, part) in &wrong {
+        assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} of {yaml} not in {reasons:#?}");
+    }
+    let accepted: Vec<_> = report.accepted.iter().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(accepted.len(), right.len(), "{accepted:?}");
+    assert_eq!(bed.client("web").await.get("/").await.status, 200);
 }
 
 #[tokio::test]

@@ -6,10 +6,35 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proptest::prelude::*;
 use serde_json::json;
 
 use crate::jwt_cache::JwtCache;
 use crate::{Jwks, Jwt, JwtAuthn, JwtError};
+
+proptest! {
+    #[test]
+    fn any_text_is_a_token_or_refused(text in "\\PC{0,100}", parts in prop::collection::vec("[A-Za-z0-9_-]{0,60}", 0..5)) {
+        drop(Jwt::parse(&text));
+        drop(Jwt::parse(&parts.join(".")));
+        drop(Jwks::parse(&text));
+    }
+
+    /// What claims say is what is read, or the token is refused.
+    #[test]
+    fn claims_are_read_as_they_are(issuer in "\\PC{0,20}", expires in prop_oneof![-1000..0_i64, 0..5_000_000_000_i64], audience in prop::collection::vec("\\PC{0,10}", 0..3), other in "\\PC{0,10}") {
+        let claims = json!({ "iss": issuer, "exp": expires, "aud": audience, "other": other });
+        let token = format!("{}.{}.{}", encode(r#"{"alg":"ES256"}"#), encode(claims.to_string()), encode("signature"));
+        match Jwt::parse(&token) {
+            Ok(jwt) => {
+                prop_assert!(expires >= 0, "{}", expires);
+                prop_assert_eq!((&*jwt.issuer, jwt.expires), (issuer.as_str(), expires as u64));
+                prop_assert!(jwt.audiences.iter().map(|one| &**one).eq(audience.iter().map(String::as_str)));
+            }
+            Err(_) => prop_assert!(expires < 0, "{}", claims),
+        }
+    }
+}
 
 fn encode(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)

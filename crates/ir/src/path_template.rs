@@ -60,7 +60,45 @@ fn is_component(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The same without a regex: component by component.
+    fn fits(template: &str, path: &str) -> bool {
+        let allowed = |text: &str| text.bytes().all(is_component);
+        let (mut parts, mut components) = (template.split('/').skip(1), path.split('/'));
+        if components.next() != Some("") {
+            return false;
+        }
+        loop {
+            match (parts.next(), components.next()) {
+                (None, None) => return true,
+                (Some("**"), Some(rest)) => return allowed(rest) && components.all(allowed),
+                (Some("*"), Some(component)) if !component.is_empty() && allowed(component) => {}
+                (Some(part), Some(component)) if part != "*" && part == component => {}
+                _ => return false,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn templates_match_component_by_component(
+            template in "/((a|b\\.|\\*|)/){0,3}(a|b\\.|\\*|\\*\\*|)",
+            path in "/((a|b\\.|bX|\u{e9}|\\?|)/){0,4}(a|b\\.|bX|)",
+            any in "\\PC{0,20}",
+        ) {
+            let parsed = PathTemplate::parse(&template).expect("a template");
+            prop_assert_eq!(parsed.is_match(&path), fits(&template, &path), "{} {}", template, path);
+            prop_assert_eq!(parsed.is_match(&any), fits(&template, &any));
+            // Text of any kind is a template or refused, and what is a template of plain text matches itself.
+            let of_any = PathTemplate::parse(&any);
+            if let Ok(parsed) = of_any && !any.contains('*') {
+                prop_assert!(parsed.is_match(&any), "{}", any);
+            }
+        }
+    }
 
     #[test]
     fn templates_match_as_in_envoy() {

@@ -99,12 +99,25 @@ fn is_weak(certificate: &X509Certificate<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 
     fn pair(kind: &'static rcgen::SignatureAlgorithm) -> (String, String) {
         let key = KeyPair::generate_for(kind).unwrap();
         let params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
         (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), label in "[A-Z0-9 ]{0,12}", body in "[A-Za-z0-9+/=\n]{0,300}") {
+            let pem = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n").into_bytes();
+            for text in [&bytes, &pem] {
+                prop_assert!(check_pair(text, &pem).is_err() && check_pair(&pem, text).is_err());
+                prop_assert!(check_authorities(text).is_err());
+                prop_assert!(text.is_empty() || check_revoked(text).is_err());
+            }
+        }
     }
 
     #[test]

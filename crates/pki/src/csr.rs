@@ -69,7 +69,11 @@ impl SigningRequest {
         }
         let der =
             CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrError::Malformed)?;
-        let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| CsrError::Malformed)?;
+        Self::from_der(&der)
+    }
+
+    fn from_der(der: &[u8]) -> Result<Self, CsrError> {
+        let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Malformed)?;
         if !rest.is_empty() {
             return Err(CsrError::Malformed);
         }
@@ -166,7 +170,30 @@ fn told(name: &SanType) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rcgen::{CertificateParams, KeyPair};
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused(text in "\\PC{0,300}", body in "[A-Za-z0-9+/=\n]{0,400}") {
+            prop_assert!(SigningRequest::from_pem(&text).is_err());
+            let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
+            prop_assert!(SigningRequest::from_pem(&pem).is_err());
+        }
+
+        /// What was changed on the way asks for nothing else than what was signed.
+        #[test]
+        fn a_changed_request_asks_for_the_same_or_is_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            let original = CertificateSigningRequestDer::from_pem_slice(request(&key).as_bytes()).unwrap();
+            let mut changed = original.to_vec();
+            let at = at.index(changed.len());
+            changed[at] = byte;
+            let names = |der: &[u8]| SigningRequest::from_der(der).ok().map(|one| (one.names, one.besides));
+            let found = names(&changed);
+            prop_assert!(found.is_none() || found == names(&original));
+        }
+    }
 
     fn request(key: &KeyPair) -> String {
         CertificateParams::new(vec!["evil.example".into()])

@@ -33,6 +33,7 @@ mod ports;
 mod priorities;
 mod proxies;
 mod redirects;
+mod refusals;
 mod repeated;
 mod retries;
 mod service;

@@ -1,6 +1,9 @@
 //! Validation of Gateway.
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::hosts::{UNIX, check_unix, check_wildcard_host, is_dns_label};
 use super::{Findings, check_labels, check_port};
 use crate::networking::gateway::{GatewaySpec, Server, ServerTlsMode, ServerTlsSettings};
@@ -136,6 +139,26 @@ fn check_tls(findings: &mut Findings, path: &str, server: &Server, protocol: &st
         findings.error(format!("{path}.tls"), "tls.httpsRedirect should only be used with http servers");
     }
     check_certificates(findings, &format!("{path}.tls"), tls);
+    check_hashes(findings, &format!("{path}.tls"), tls);
+}
+
+/// Proxies refuse a whole listener for a hash that they cannot read.
+fn check_hashes(findings: &mut Findings, path: &str, tls: &ServerTlsSettings) {
+    for (index, text) in tls.verify_certificate_hash.iter().enumerate() {
+        // Colons are only part of the spelling that has one between any two bytes.
+        let colons = text.len() == 95;
+        let digits: Vec<char> = text.chars().filter(|c| !colons || *c != ':').collect();
+        if digits.len() != 64 || !digits.iter().all(char::is_ascii_hexdigit) {
+            let reason = format!("{text:?} is not a SHA-256 hash in hexadecimal digits");
+            findings.error(format!("{path}.verifyCertificateHash[{index}]"), reason);
+        }
+    }
+    for (index, text) in tls.verify_certificate_spki.iter().enumerate() {
+        if !STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == 32) {
+            let reason = format!("{text:?} is not a SHA-256 hash in base64");
+            findings.error(format!("{path}.verifyCertificateSpki[{index}]"), reason);
+        }
+    }
 }
 
 /// Where a server's certificates come from: a Secret, or files.
@@ -221,6 +244,32 @@ mod tests {
         ] {
             let found = server(bind, number);
             assert!(found.iter().any(|error| error.contains(part)), "{bind} {number}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn hashes_are_spelled_as_proxies_read_them() {
+        let tls = |field: &str, text: &str| {
+            let mut tls = json!({"mode": "MUTUAL", "credentialName": "web"});
+            tls[field] = json!([text]);
+            errors(
+                json!({"servers": [{"port": {"number": 443, "name": "p", "protocol": "HTTPS"}, "hosts": ["*"], "tls": tls}]}),
+            )
+        };
+        let digits = "0f".repeat(32);
+        let colons = vec!["0F"; 32].join(":");
+        for (text, good) in [
+            (digits.as_str(), true),
+            (&colons, true),
+            (&digits[1..], false),
+            (&colons[1..], false),
+            (&format!("+{}", &digits[1..]), false),
+        ] {
+            assert_eq!(tls("verifyCertificateHash", text).is_empty(), good, "{text}");
+        }
+        let key = format!("{}8=", "/".repeat(42));
+        for (text, good) in [(key.as_str(), true), (&key[1..], false), (&key.replace('8', "9"), false)] {
+            assert_eq!(tls("verifyCertificateSpki", text).is_empty(), good, "{text}");
         }
     }
 

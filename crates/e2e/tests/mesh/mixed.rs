@@ -30,6 +30,7 @@ pub(crate) const CHANGES: &[(&str, Change)] = &[
     ("a_thousand_route_edits", a_thousand_route_edits),
     ("subsets_come_and_go", subsets_come_and_go),
     ("endpoints_come_and_go", endpoints_come_and_go),
+    ("one_sidecar_ends", one_sidecar_ends),
     ("services_roll", services_roll),
     ("listeners_come_and_go", listeners_come_and_go),
     ("the_control_plane_restarts", the_control_plane_restarts),
@@ -348,6 +349,52 @@ fn ending_pods_are_gone(mesh: &Mesh, namespace: &str) -> Result<()> {
         ensure!(!pods.contains("Terminating"), "{pods}");
         Ok(())
     })
+}
+
+/// What a pod's sidecar relays to its application now: gRPC streams, WebSockets, TCP.
+fn relayed(mesh: &Mesh, pod: &str) -> Result<[u64; 3]> {
+    let ask = ["exec", pod, "-c", "istio-proxy", "--", "curl", "-s", "localhost:15000/stats?filter=_active"];
+    let stats = mesh.kubectl(&ask)?;
+    let sum = |cluster: &str, number: &str| -> u64 {
+        let (begin, end) = (format!("cluster.inbound|{cluster}||"), format!(".{number}"));
+        let numbers = stats.lines().filter_map(|line| line.split_once(": "));
+        let wanted = numbers.filter(|(name, _)| name.starts_with(&begin) && name.ends_with(&end));
+        wanted.filter_map(|(_, value)| value.trim().parse::<u64>().ok()).sum()
+    };
+    Ok([
+        sum("8081", "upstream_rq_active"),
+        sum("8080", "upstream_rq_active"),
+        sum("9001", "upstream_cx_active"),
+    ])
+}
+
+/// A pod whose sidecar relays streams of every kind is deleted, so that the sidecar gets its SIGTERM while they run: those of the
+/// application that ends are ended by it, and the others do not notice. Three times, each time another one.
+fn one_sidecar_ends(mesh: &Mesh) -> Result<Excuse> {
+    let mut ended: Vec<String> = Vec::new();
+    while ended.len() < 3 {
+        let busy = eventually("a sidecar relays streams of every kind", SOON, || {
+            let list =
+                ["get", "pods", "-l", "app=echo", "--field-selector=status.phase=Running", "-o", "name"];
+            let pods = mesh.kubectl(&list)?;
+            let mut seen = Vec::new();
+            for pod in pods.lines().filter_map(|line| line.strip_prefix("pod/")) {
+                let now = relayed(mesh, pod)?;
+                if now.iter().all(|count| *count > 0) {
+                    return Ok(pod.to_owned());
+                }
+                seen.push((pod.to_owned(), now));
+            }
+            anyhow::bail!("{seen:?}")
+        })?;
+        ensure!(!ended.contains(&busy), "{busy} has ended before");
+        mesh.kubectl(&["delete", "pod", &busy, "--wait=false"])?;
+        ending_pods_are_gone(mesh, "default")?;
+        settled(mesh, 2)?;
+        ended.push(busy);
+    }
+    eprintln!("ended: {}", ended.join(", "));
+    Ok(Excuse::default())
 }
 
 /// Every way of ending a sidecar: the default, a longer drain, exit as soon as no connection is left, a preStop hook.

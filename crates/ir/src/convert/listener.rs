@@ -343,7 +343,7 @@ fn filter_chain_match(at: &At<'_>, matching: proto::FilterChainMatch) -> Convert
         .collect::<Converted<Vec<_>>>()?;
     Ok(FilterChainMatch {
         destination_port: number(destination_port)
-            .map(|value| port(at, "destination_port", value))
+            .map(|value| matched_port(at, "destination_port", value))
             .transpose()?,
         prefix_ranges: cidrs(at, "prefix_ranges", prefix_ranges)?,
         server_names,
@@ -358,9 +358,17 @@ fn filter_chain_match(at: &At<'_>, matching: proto::FilterChainMatch) -> Convert
         source_prefix_ranges: cidrs(at, "source_prefix_ranges", source_prefix_ranges)?,
         source_ports: source_ports
             .into_iter()
-            .map(|value| port(at, "source_ports", value))
+            .map(|value| matched_port(at, "source_ports", value))
             .collect::<Converted<_>>()?,
     })
+}
+
+/// A port that connections may have.
+fn matched_port(at: &At<'_>, field: &str, value: u32) -> Converted<u16> {
+    match port(at, field, value)? {
+        0 => Err(at.error_in(field, "must be between 1 and 65535")),
+        port => Ok(port),
+    }
 }
 
 /// A network filter by its place.

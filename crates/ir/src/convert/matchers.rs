@@ -256,6 +256,8 @@ fn header_to_add(at: &At<'_>, option: core::HeaderValueOption) -> Converted<Head
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -290,6 +292,46 @@ mod tests {
         for name in [":path", "Host", ":authority"] {
             let error = mutations(&At::ROOT, "request", vec![], vec![name.to_owned()]).unwrap_err();
             assert_eq!(error.path, "request_headers_to_remove[0]");
+        }
+    }
+
+    /// RE2's rewriting by hand: `None` where RE2 refuses it.
+    fn rewritten(substitution: &str, captures: &regex::Captures<'_>) -> Option<String> {
+        let (mut text, mut escaped) = (String::new(), false);
+        for c in substitution.chars() {
+            match (escaped, c) {
+                (false, '\\') => escaped = true,
+                (false, c) => text.push(c),
+                (true, '\\') => (text, escaped) = (text + "\\", false),
+                (true, digit) if digit.is_ascii_digit() => {
+                    let group = digit as usize - '0' as usize;
+                    if group >= captures.len() {
+                        return None;
+                    }
+                    text.push_str(captures.get(group).map_or("", |group| group.as_str()));
+                    escaped = false;
+                }
+                _ => return None,
+            }
+        }
+        (!escaped).then_some(text)
+    }
+
+    proptest! {
+        #[test]
+        fn substitutions_mean_what_re2_means(substitution in "([a$1{}]|\\\\[0-4]|\\\\\\\\|\\\\|\u{e9}){0,8}") {
+            let pattern = regex::Regex::new("(b+)(c)?").expect("a pattern");
+            let captures = pattern.captures("bbc").expect("it matches");
+            let converted = replacement(&substitution, pattern.captures_len());
+            let ours = converted.ok().map(|text| pattern.replace_all("bbc", text.as_str()).into_owned());
+            prop_assert_eq!(ours, rewritten(&substitution, &captures), "{}", substitution);
+        }
+
+        #[test]
+        fn any_text_is_a_substitution_or_refused(substitution in "\\PC{0,40}", groups in 0_usize..12) {
+            let lone = substitution.replace("\\\\", "").contains('\\');
+            let plain = replacement(&substitution, groups);
+            prop_assert!(lone || plain.is_ok_and(|text| text.replace("$$", "") == text.replace('$', "")));
         }
     }
 }

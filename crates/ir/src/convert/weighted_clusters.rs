@@ -65,6 +65,9 @@ fn weighted_clusters(
     if total_weight == 0 {
         return Err(at.error_in("clusters", "the sum of the weights must be greater than 0"));
     }
+    if total_weight > u64::from(u32::MAX) {
+        return Err(at.error_in("clusters", "the sum of the weights must be at most 4294967295"));
+    }
     let random_header = match random_value_specifier {
         None => None,
         Some(RandomValueSpecifier::HeaderName(name)) => Some(header_name(at, "header_name", &name)?),
