@@ -120,8 +120,19 @@ fn why_says_what_happens(mesh: &Mesh) -> Result<()> {
         story["hops"][1]["caller"][0].as_str().is_some_and(|uri| uri.starts_with("spiffe://")),
         "{story:#}"
     );
+    routes(mesh)?;
+    policies(mesh)?;
+    plain_text(mesh)?;
+    checks(mesh)?;
+    suggestions(mesh)?;
 
-    // Routes, of which one is a fault, one leads nowhere and one answers by itself.
+    mesh.kubectl(&["delete", "authorizationpolicy,virtualservice", "--all", "-n", "default"])?;
+    mesh.kubectl(&["delete", "pod", "client", "bare", "--grace-period=1"])?;
+    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+}
+
+/// Routes, of which one is a fault, one leads nowhere and one answers by itself.
+fn routes(mesh: &Mesh) -> Result<()> {
     apply(
         mesh,
         "VirtualService",
@@ -153,9 +164,11 @@ fn why_says_what_happens(mesh: &Mesh) -> Result<()> {
     get("http://httpbin:8000/old").agrees(mesh, "client")?;
     let unknown =
         Case { method: "GET", url: "http://httpbin:8000/no-such-route", headers: &["x-user: alice"] };
-    unknown.agrees(mesh, "client")?;
+    unknown.agrees(mesh, "client").map(drop)
+}
 
-    // Policies: the rule that decides is the one in the log.
+/// The rule that decides is the one in the log.
+fn policies(mesh: &Mesh) -> Result<()> {
     let rule = json!({ "when": [{ "key": "request.headers[x-user]", "values": ["mallory"] }] });
     apply(
         mesh,
@@ -198,8 +211,11 @@ fn why_says_what_happens(mesh: &Mesh) -> Result<()> {
     ] {
         get(url).agrees(mesh, client)?;
     }
+    Ok(())
+}
 
-    // Plain text where mutual TLS is wanted; and mutual TLS where there is none.
+/// Plain text where mutual TLS is wanted.
+fn plain_text(mesh: &Mesh) -> Result<()> {
     apply(mesh, "PeerAuthentication", "default", "default", &json!({ "mtls": { "mode": "STRICT" } }))?;
     eventually("plain text is refused", SOON, || {
         ensure!(get("http://echo/").sent(mesh, "bare")? == 0, "not yet");
@@ -207,13 +223,7 @@ fn why_says_what_happens(mesh: &Mesh) -> Result<()> {
     })?;
     get("http://echo/").agrees(mesh, "bare")?;
     get("http://echo/").agrees(mesh, "client")?;
-    mesh.kubectl(&["delete", "peerauthentication", "--all", "-n", "default"])?;
-    checks(mesh)?;
-    suggestions(mesh)?;
-
-    mesh.kubectl(&["delete", "authorizationpolicy,virtualservice", "--all", "-n", "default"])?;
-    mesh.kubectl(&["delete", "pod", "client", "bare", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+    mesh.kubectl(&["delete", "peerauthentication", "--all", "-n", "default"]).map(drop)
 }
 
 /// `x authz check` shows the policies, as istioctl does.
