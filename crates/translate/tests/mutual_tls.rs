@@ -193,6 +193,39 @@ fn clients_speak_mutual_tls_to_the_endpoints_that_take_it() {
     assert_eq!(modes(&mut mesh), [false, false], "the port takes plain text only");
 }
 
+/// A server has the name that callers of the mesh ask for, and an application's own TLS another.
+#[test]
+fn callers_of_the_mesh_are_known_by_the_name_they_ask_for() {
+    let resources = mesh().sidecar_resources("default", "api-1");
+    let inbound = resources.get(Listener, "virtualInbound");
+    let chains = inbound["filter_chains"].as_array().unwrap().iter();
+    let named: Vec<&Value> = chains
+        .map(|chain| &chain["filter_chain_match"])
+        .filter(|condition| condition["destination_port"] == 8080 && !condition["server_names"].is_null())
+        .map(|condition| &condition["server_names"])
+        .collect();
+    assert_eq!(named, [&json!(["*.api.default.svc.cluster.local"])]);
+}
+
+/// What listens at a Unix socket has nobody's certificate.
+#[test]
+fn identities_are_those_of_endpoints_with_an_address() {
+    let mut mesh = mesh();
+    mesh.pod("default", "client", "10.244.0.9", json!({"app": "client"}));
+    let endpoint = |address: &str, account: &str| {
+        format!("{{address: '{address}', serviceAccount: {account}, labels: {{{TLS_MODE}: istio}}}}")
+    };
+    mesh.config(&format!(
+        "{{kind: ServiceEntry, metadata: {{name: both}}, spec: {{hosts: [both.example], location: MESH_INTERNAL, \
+         resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{}, {}]}}}}",
+        endpoint("10.0.0.7", "near"),
+        endpoint("unix:///run/app.sock", "socket"),
+    ));
+    let resources = mesh.sidecar_resources("default", "client");
+    let cluster = resources.get(Cluster, "outbound|80||both.example").to_string();
+    assert!(cluster.contains("/sa/near\"") && !cluster.contains("/sa/socket\""), "{cluster}");
+}
+
 #[test]
 fn rules_and_mesh_config_say_otherwise() {
     let mut mesh = mesh();

@@ -176,6 +176,9 @@ async fn checks_ask_what_envoys_ask() {
         service(b"HTTP/1.1 200 OK\r\nx-envoy-degraded: 1\r\ncontent-length: 0\r\n\r\n").await;
     let (pong, pong_asked) = service(b"...PO.NG").await;
     let (other, _) = service(b"no").await;
+    let (leaving, _) =
+        service(b"HTTP/1.1 503 X\r\nx-envoy-immediate-health-check-fail: 1\r\ncontent-length: 0\r\n\r\n")
+            .await;
     let mut own_host = endpoint(named);
     own_host["endpoint"]["health_check_config"] = json!({ "hostname": "own.example" });
     let mut single = http(json!({ "method": "OPTIONS", "host": "general.example" }));
@@ -189,6 +192,7 @@ async fn checks_ask_what_envoys_ask() {
         cluster("kept", vec![endpoint(kept)], http(json!({}))),
         cluster("fresh", vec![endpoint(fresh)], single),
         cluster("named", vec![own_host], http(json!({ "host": "general.example", "method": "HEAD" }))),
+        cluster("leaving", vec![endpoint(leaving)], http(json!({}))),
         cluster("exchange", vec![endpoint(pong), endpoint(other)], exchange),
         cluster(
             "connects",
@@ -216,8 +220,9 @@ async fn checks_ask_what_envoys_ask() {
     for kind in [0, 1] {
         duo.reaches(kind, "cluster.named.membership_degraded", 1).await;
         duo.reaches(kind, "cluster.named.health_check.degraded", 1).await;
+        duo.reaches(kind, "cluster.leaving.membership_excluded", 1).await;
     }
-    for name in ["kept", "named", "exchange", "connects"] {
+    for name in ["kept", "named", "leaving", "exchange", "connects"] {
         assert_eq!(flags(&duo, 0, name).await, flags(&duo, 1, name).await, "{name}");
     }
 }
