@@ -15,7 +15,7 @@ use crate::resolver::{Answer, Resolver};
 pub(crate) struct DnsCluster {
     pub(crate) assignment: Arc<ClusterLoadAssignment>,
     pub(crate) dns: Box<Dns>,
-    /// LOGICAL_DNS: one address is enough.
+    /// LOGICAL_DNS: one host with all addresses.
     pub(crate) logical: bool,
     pub(crate) stats: Arc<DnsStats>,
 }
@@ -186,22 +186,25 @@ fn resolved(
             let mut addresses: Vec<SocketAddr> =
                 addresses.iter().map(|address| SocketAddr::new(*address, *port)).collect();
             if cluster.logical {
-                addresses.truncate(1);
+                // One host, whichever of its addresses answers.
+                let first = addresses.split_first();
+                endpoints.extend(first.map(|(first, others)| at(&endpoint, name, *first, others)));
             } else {
                 // The order of an answer changes nothing.
                 addresses.sort_unstable();
                 addresses.dedup();
+                endpoints.extend(addresses.into_iter().map(|address| at(&endpoint, name, address, &[])));
             }
-            endpoints.extend(addresses.into_iter().map(|address| at(&endpoint, name, address)));
         }
         locality.endpoints = endpoints;
     }
     result
 }
 
-fn at(endpoint: &Endpoint, name: &Arc<str>, address: SocketAddr) -> Arc<Endpoint> {
+fn at(endpoint: &Endpoint, name: &Arc<str>, address: SocketAddr, others: &[SocketAddr]) -> Arc<Endpoint> {
     let mut endpoint = endpoint.clone();
     endpoint.address = EndpointAddress::Socket(address);
+    endpoint.additional_addresses = others.to_vec();
     endpoint.hostname.get_or_insert_with(|| name.clone());
     Arc::new(endpoint)
 }

@@ -30,6 +30,8 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) cluster: Option<&'a str>,
     pub(crate) host: Option<&'a HostAddress>,
     pub(crate) upstream_local: Option<SocketAddr>,
+    /// Where the connection goes; none when there is none.
+    pub(crate) upstream_remote: Option<&'a HostAddress>,
     pub(crate) upstream_tls: Option<&'a TlsFacts>,
     pub(crate) failure: Option<&'a str>,
 }
@@ -74,7 +76,8 @@ impl FormatValues for TcpFacts<'_> {
             Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.host.is_some())),
             Operator::Address(of, part) => match of {
                 AddressOf::UpstreamLocal => address(self.upstream_local, *part, out),
-                AddressOf::UpstreamRemote => host_address(self.host, *part, out),
+                AddressOf::UpstreamHost => host_address(self.host, *part, out),
+                AddressOf::UpstreamRemote => host_address(self.upstream_remote, *part, out),
                 other => host_address(downstream_address(self.info, &self.info.peer, *other), *part, out),
             },
             Operator::RequestedServerName => text(out, self.info.server_name.as_deref()),
@@ -152,7 +155,8 @@ impl FormatValues for RequestContext {
                         let local = self.upstream.as_ref().and_then(|facts| facts.local.get());
                         return address(local, *part, out);
                     }
-                    AddressOf::UpstreamRemote => self.host.as_ref().map(|host| &host.address),
+                    AddressOf::UpstreamHost => self.host.as_ref().map(|host| &host.address),
+                    AddressOf::UpstreamRemote => self.upstream.as_ref().and_then(|facts| facts.remote.get()),
                     other => downstream_address(&self.connection.info, &self.client, *other),
                 };
                 host_address(which, *part, out)
@@ -327,7 +331,7 @@ fn downstream_address<'a>(
         AddressOf::DownstreamDirectRemote => Some(&info.direct_peer),
         AddressOf::DownstreamLocal => Some(&info.local),
         AddressOf::DownstreamDirectLocal => Some(&info.direct_local),
-        AddressOf::UpstreamLocal | AddressOf::UpstreamRemote => None,
+        AddressOf::UpstreamLocal | AddressOf::UpstreamRemote | AddressOf::UpstreamHost => None,
     }
 }
 

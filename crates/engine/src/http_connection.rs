@@ -201,6 +201,7 @@ fn refused(connection: &HttpConnection, too_large: bool) {
             cluster: None,
             host: None,
             upstream_local: None,
+            upstream_remote: None,
             upstream_tls: None,
             failure: None,
         },

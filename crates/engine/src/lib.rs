@@ -42,6 +42,7 @@ mod format_values;
 mod forward;
 mod gate;
 mod guard;
+mod happy_eyeballs;
 mod header_mutations;
 mod health_check;
 mod health_probe;

@@ -234,6 +234,7 @@ fn log_unmatched(listener: &lateen_ir::Listener, info: &ConnectionInfo, worker: 
         cluster: None,
         host: None,
         upstream_local: None,
+        upstream_remote: None,
         upstream_tls: None,
         failure: None,
     };

@@ -11,6 +11,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
+use lateen_ir::HostAddress;
 use tokio::sync::oneshot;
 
 use crate::body::RequestBody;
@@ -24,6 +25,8 @@ const STREAMS_PER_CONNECTION: u32 = 100;
 pub(crate) struct ConnectionFacts {
     pub(crate) id: u64,
     pub(crate) local: Cell<Option<SocketAddr>>,
+    /// The address that was connected to: one of the host's. Set when it was.
+    pub(crate) remote: OnceCell<HostAddress>,
     /// Set when hands were shaken.
     pub(crate) tls: OnceCell<Rc<TlsFacts>>,
     /// Requests sent on it.

@@ -123,7 +123,8 @@ impl Resolver {
             DnsFamily::V6Only => v6().await,
             DnsFamily::V4Preferred => either(v4().await, v6).await,
             DnsFamily::Auto => either(v6().await, v4).await,
-            DnsFamily::All => match tokio::join!(v6(), v4()) {
+            // In the order in which c-ares asks, and is usually answered.
+            DnsFamily::All => match tokio::join!(v4(), v6()) {
                 (Ok(mut first), Ok(second)) => {
                     first.ttl = match (first.addresses.is_empty(), second.addresses.is_empty()) {
                         (true, false) => second.ttl,

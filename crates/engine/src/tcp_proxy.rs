@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_ir::Discovery;
+use lateen_ir::{Discovery, HostAddress};
 
 use crate::breakers::{self, Limited};
 use crate::cluster::{LocalCluster, Need};
@@ -38,6 +38,7 @@ struct Outcomes {
     cluster: Option<Rc<LocalCluster>>,
     host: Option<Rc<Host>>,
     upstream_local: Option<std::net::SocketAddr>,
+    upstream_remote: Option<HostAddress>,
     upstream_tls: Option<Rc<TlsFacts>>,
     failure: Option<Box<str>>,
     moved: Moved,
@@ -182,6 +183,7 @@ async fn connect(
                 outcomes.flags = Flags::default();
                 outcomes.failure = None;
                 outcomes.upstream_local = opened.facts.local.get();
+                outcomes.upstream_remote = opened.facts.remote.get().cloned();
                 outcomes.upstream_tls = opened.facts.tls.get().cloned();
                 return Some((stream, opened));
             }
@@ -222,6 +224,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),
         host: outcomes.host.as_ref().map(|host| &host.address),
         upstream_local: outcomes.upstream_local,
+        upstream_remote: outcomes.upstream_remote.as_ref(),
         upstream_tls: outcomes.upstream_tls.as_deref(),
         failure: outcomes.failure.as_deref(),
     };

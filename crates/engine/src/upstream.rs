@@ -1,7 +1,9 @@
 //! Steps 8 and 9: a connection to the chosen host, and one exchange on it.
 
 use std::cell::{Cell, OnceCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, Version};
@@ -16,6 +18,7 @@ use crate::breakers::{self, Admission, Limited};
 use crate::cluster::LocalCluster;
 use crate::dial::{DialOptions, dial, dial_pipe};
 use crate::failure::Reset;
+use crate::happy_eyeballs;
 use crate::host::Host;
 use crate::http_connection::LocalExecutor;
 use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, Pool, SharedTurn, StreamPlace};
@@ -23,7 +26,7 @@ use crate::proxy_protocol;
 use crate::special::Special;
 use crate::stats::blocks::ClusterStats;
 use crate::stream::{Stream, Transport};
-use crate::tls::{self, ServerIdentity};
+use crate::tls::{self, ServerIdentity, TlsFacts};
 use crate::worker::Worker;
 
 /// A connection for one exchange.
@@ -328,6 +331,7 @@ pub(crate) async fn open(
     let facts = Rc::new(ConnectionFacts {
         id: worker.connection_id(),
         local: Cell::new(None),
+        remote: OnceCell::new(),
         tls: OnceCell::new(),
         requests: Cell::new(0),
         ended: Cell::new(false),
@@ -352,22 +356,25 @@ pub(crate) async fn open(
             config.ir.connect_timeout
         },
     };
-    let dialled = match &host.address {
-        HostAddress::Socket(address) => dial(*address, options).await.map(Transport::Tcp),
-        HostAddress::Pipe(path) => Box::pin(dial_pipe(path, options.timeout)).await.map(Transport::Pipe),
-    };
-    let connected = match dialled {
-        Ok(transport) => {
-            if let Transport::Tcp(tcp) = &transport {
-                facts.local.set(tcp.local_addr().ok());
+    let attempt = Attempt { target, options, alpn };
+    let connected = match &host.address {
+        HostAddress::Socket(first) => {
+            let others = host.endpoint.borrow().additional_addresses.clone();
+            if others.is_empty() {
+                attempt.connect(*first).await
+            } else {
+                Box::pin(attempt.connect_any(*first, &others)).await
             }
-            let stream = Stream::new(transport);
-            let left = options.timeout.saturating_sub(began.elapsed());
-            // Boxed: it is large, and over before the connection's real work.
-            Box::pin(self::transport(target, stream, &facts, alpn, left)).await
         }
-        Err(reset) => Err(reset),
+        HostAddress::Pipe(path) => Box::pin(attempt.connect_pipe(path)).await,
     };
+    let connected = connected.map(|connected| {
+        facts.local.set(connected.local);
+        // The cells are new and empty.
+        let _ = facts.remote.set(connected.remote);
+        connected.tls.into_iter().for_each(|tls| drop(facts.tls.set(tls)));
+        connected.stream
+    });
     let mut stream = match connected {
         Ok(stream) => stream,
         Err(reset) => {
@@ -384,43 +391,87 @@ pub(crate) async fn open(
     Ok((stream, opened))
 }
 
-/// What goes before the first byte of the protocol: the PROXY protocol's header, TLS. `limit`: what is left of the connect time-out.
-async fn transport(
-    target: &Target<'_>,
-    mut stream: Stream,
-    facts: &ConnectionFacts,
-    alpn: &[&'static str],
-    limit: Duration,
-) -> Result<Stream, Reset> {
-    let config = &target.cluster.config;
-    let endpoint = target.host.endpoint.borrow().clone();
-    let (transport, tls) = config.transport(&endpoint);
-    if let UpstreamTransport::ProxyProtocol { version, .. } = transport {
-        let header =
-            proxy_protocol::header(*version, target.special.as_ref().and_then(|special| special.client));
-        let sent = stream.write_all(&header).await;
-        sent.map_err(|error| Reset::ConnectFailure(error.to_string().into()))?;
+/// A connection that is ready for its protocol.
+struct Connected {
+    stream: Stream,
+    local: Option<SocketAddr>,
+    remote: HostAddress,
+    tls: Option<Rc<TlsFacts>>,
+}
+
+/// What each attempt to connect to a host needs.
+struct Attempt<'a> {
+    target: &'a Target<'a>,
+    options: DialOptions<'a>,
+    alpn: &'a [&'static str],
+}
+
+impl Attempt<'_> {
+    async fn connect(&self, address: SocketAddr) -> Result<Connected, Reset> {
+        let began = Instant::now();
+        let tcp = dial(address, self.options).await?;
+        let local = tcp.local_addr().ok();
+        // Boxed: it is large, and over before the connection's real work.
+        let (stream, tls) = Box::pin(self.transport(Stream::new(Transport::Tcp(tcp)), began)).await?;
+        Ok(Connected { stream, local, remote: address.into(), tls })
     }
-    let Some(tls) = tls else { return Ok(stream) };
-    let stats = target.cluster.tls_stats(target.worker);
-    let identity = ServerIdentity {
-        of_request: target.special.as_ref().and_then(|special| special.server_name.as_deref()),
-        of_endpoint: endpoint.hostname.as_deref(),
-        alpn,
-        only_alpn: &[],
-    };
-    match tokio::time::timeout(limit, tls::connect(tls, stream, identity)).await {
-        Ok(Ok((stream, shaken))) => {
-            stats.shaken(&shaken);
-            // The cell is new and empty.
-            let _ = facts.tls.set(Rc::new(shaken));
-            Ok(stream)
+
+    /// Whichever address answers. Each further attempt counts as a connection, as with Envoy.
+    async fn connect_any(&self, first: SocketAddr, others: &[SocketAddr]) -> Result<Connected, Reset> {
+        let mut begun = 0;
+        happy_eyeballs::race(&happy_eyeballs::order(first, others), self.options.timeout, |address| {
+            begun += 1;
+            if begun > 1 {
+                self.target.cluster.stats.upstream_cx_total.inc();
+                self.target.host.stats.cx_total.inc();
+            }
+            self.connect(address)
+        })
+        .await
+    }
+
+    async fn connect_pipe(&self, path: &Arc<str>) -> Result<Connected, Reset> {
+        let began = Instant::now();
+        let pipe = dial_pipe(path, self.options.timeout).await?;
+        let (stream, tls) = self.transport(Stream::new(Transport::Pipe(pipe)), began).await?;
+        Ok(Connected { stream, local: None, remote: HostAddress::Pipe(path.clone()), tls })
+    }
+
+    /// What goes before the first byte of the protocol: the PROXY protocol's header, TLS.
+    async fn transport(
+        &self,
+        mut stream: Stream,
+        began: Instant,
+    ) -> Result<(Stream, Option<Rc<TlsFacts>>), Reset> {
+        let target = self.target;
+        let endpoint = target.host.endpoint.borrow().clone();
+        let (transport, tls) = target.cluster.config.transport(&endpoint);
+        if let UpstreamTransport::ProxyProtocol { version, .. } = transport {
+            let header =
+                proxy_protocol::header(*version, target.special.as_ref().and_then(|special| special.client));
+            let sent = stream.write_all(&header).await;
+            sent.map_err(|error| Reset::ConnectFailure(error.to_string().into()))?;
         }
-        Ok(Err(failed)) => {
-            stats.failed(&failed);
-            Err(Reset::ConnectFailure(failed.reason.into()))
+        let Some(tls) = tls else { return Ok((stream, None)) };
+        let stats = target.cluster.tls_stats(target.worker);
+        let identity = ServerIdentity {
+            of_request: target.special.as_ref().and_then(|special| special.server_name.as_deref()),
+            of_endpoint: endpoint.hostname.as_deref(),
+            alpn: self.alpn,
+            only_alpn: &[],
+        };
+        let left = self.options.timeout.saturating_sub(began.elapsed());
+        match tokio::time::timeout(left, tls::connect(tls, stream, identity)).await {
+            Ok(Ok((stream, shaken))) => {
+                stats.shaken(&shaken);
+                Ok((stream, Some(Rc::new(shaken))))
+            }
+            Ok(Err(failed)) => {
+                stats.failed(&failed);
+                Err(Reset::ConnectFailure(failed.reason.into()))
+            }
+            Err(_) => Err(Reset::ConnectTimeout),
         }
-        Err(_) => Err(Reset::ConnectTimeout),
     }
 }
 

@@ -119,8 +119,10 @@ pub enum AddressOf {
     DownstreamDirectLocal,
     /// `UPSTREAM_LOCAL_ADDRESS`: this end of the upstream connection.
     UpstreamLocal,
-    /// `UPSTREAM_REMOTE_ADDRESS` and `UPSTREAM_HOST`: the endpoint.
+    /// `UPSTREAM_REMOTE_ADDRESS`: the other end of the upstream connection, which is one of the endpoint's addresses.
     UpstreamRemote,
+    /// `UPSTREAM_HOST`: the endpoint, by its first address.
+    UpstreamHost,
 }
 
 /// Which certificate fact an operator shows.

@@ -268,7 +268,7 @@ fn byte_counter(name: &str) -> Option<Bytes> {
 
 fn address(name: &str) -> Option<Operator> {
     if name == "UPSTREAM_HOST" {
-        return Some(Operator::Address(AddressOf::UpstreamRemote, AddressPart::Full));
+        return Some(Operator::Address(AddressOf::UpstreamHost, AddressPart::Full));
     }
     let (of, rest) = [
         ("DOWNSTREAM_DIRECT_REMOTE_", AddressOf::DownstreamDirectRemote),

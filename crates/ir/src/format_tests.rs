@@ -38,7 +38,7 @@ fn text_formats_parse() {
             "%START_TIME(%Y)%-%START_TIME(%m%f)%",
             "Time(Start, Pieces([Strftime(\"%Y\")])) \"-\" Time(Start, Pieces([Strftime(\"%m\"), Fraction(9)]))",
         ),
-        ("%UPSTREAM_HOST%", "Address(UpstreamRemote, Full)"),
+        ("%UPSTREAM_HOST%", "Address(UpstreamHost, Full)"),
         ("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%", "Address(DownstreamDirectRemote, WithoutPort)"),
         ("%UPSTREAM_PEER_URI_SAN%", "UpstreamTls(PeerUriSan)"),
         ("%METADATA(ROUTE:istio:config)%", "Metadata { of: Route, path: [\"istio\", \"config\"] }"),

@@ -47,7 +47,7 @@ impl Reply {
 
 impl Duo {
     /// `routes` are those of the listener `web`, `tcp` the clusters of the listeners of TCP (with more of their proxy,
-    /// and under `before` the filters before it).
+    /// under `before` the filters before it, and under `log_format` its log's).
     pub(crate) async fn start(routes: Value, clusters: &[Value], tcp: &[(&'static str, Value)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let names: Vec<&'static str> =
@@ -74,7 +74,12 @@ impl Duo {
                     "stat_prefix": name, "access_log": logs(log),
                 });
                 merge(&mut proxy, more.clone());
-                let before = proxy.as_object_mut().and_then(|proxy| proxy.remove("before"));
+                let mut take = |key: &str| proxy.as_object_mut().and_then(|proxy| proxy.remove(key));
+                let (before, format) = (take("before"), take("log_format"));
+                if let Some(format) = format {
+                    proxy["access_log"][0]["typed_config"]["log_format"]["text_format_source"]["inline_string"] =
+                        format;
+                }
                 let mut filters = before.and_then(|before| before.as_array().cloned()).unwrap_or_default();
                 if !filters.is_empty() {
                     proxy["access_log"][0]["typed_config"]["log_format"]["text_format_source"]["inline_string"] = json!(

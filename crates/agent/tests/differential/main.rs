@@ -12,6 +12,7 @@ mod curves;
 mod duo;
 mod dynamic;
 mod ext_authz;
+mod families;
 mod filters;
 mod frames;
 mod fuzz;

@@ -1,11 +1,11 @@
 //! A DNS server that says of names what a test wants.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{RData, Record, RecordType};
 use tokio::net::UdpSocket;
 
@@ -15,6 +15,8 @@ use tokio::net::UdpSocket;
 pub(crate) enum Says {
     /// These addresses, for so many seconds.
     Addresses(Vec<Ipv4Addr>, u32),
+    /// Addresses of both families, for so many seconds.
+    Families(Vec<Ipv4Addr>, Vec<Ipv6Addr>, u32),
     NoSuchName,
     NoAddress,
     Failure,
@@ -69,6 +71,15 @@ impl Names {
             Says::Addresses(addresses, ttl) if question.query_type() == RecordType::A => {
                 let record = |address| Record::from_rdata(question.name().clone(), ttl, RData::A(A(address)));
                 response.answers.extend(addresses.into_iter().map(record));
+            }
+            Says::Families(v4, v6, ttl) => {
+                let data: Vec<RData> = match question.query_type() {
+                    RecordType::A => v4.into_iter().map(|address| RData::A(A(address))).collect(),
+                    RecordType::AAAA => v6.into_iter().map(|address| RData::AAAA(AAAA(address))).collect(),
+                    _ => Vec::new(),
+                };
+                let record = |data| Record::from_rdata(question.name().clone(), ttl, data);
+                response.answers.extend(data.into_iter().map(record));
             }
             Says::Addresses(..) | Says::NoAddress => {}
             Says::NoSuchName => response.metadata.response_code = ResponseCode::NXDomain,
