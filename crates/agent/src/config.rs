@@ -51,6 +51,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its first address.
     pub ip: String,
+    /// All of its addresses, separated by commas; empty: only the first.
+    pub ips: String,
     /// The service account it runs as.
     pub service_account: String,
     /// The node it runs on.
@@ -265,6 +267,7 @@ impl Config {
                 name: var("POD_NAME").unwrap_or_default(),
                 namespace: namespace.clone(),
                 ip: var("INSTANCE_IP").unwrap_or_else(|| "127.0.0.1".to_owned()),
+                ips: var("INSTANCE_IPS").unwrap_or_default(),
                 service_account: var("SERVICE_ACCOUNT").unwrap_or_else(|| "default".to_owned()),
                 node: var("NODE_NAME").or_else(|| var("ISTIO_META_NODE_NAME")).unwrap_or_default(),
             },

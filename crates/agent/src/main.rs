@@ -222,9 +222,8 @@ fn capture(flags: &[String]) -> Result<(), AgentError> {
     let failed = |reason: String| AgentError::Capture { reason };
     let mut config =
         lateen_capture::CaptureConfig::from_args(flags).map_err(|error| failed(error.to_string()))?;
-    let capture_dns = std::env::var("ISTIO_META_DNS_CAPTURE").ok();
     config.with_surroundings(
-        capture_dns.as_deref(),
+        |name| std::env::var(name).ok(),
         &lateen_capture::ResolvConf::read("/etc/resolv.conf".as_ref()),
     );
     control_runtime()?

@@ -98,7 +98,7 @@ fn metadata(config: &Config, info: &PodInfo) -> Map<String, Value> {
         ("NAMESPACE", json!(pod.namespace)),
         ("SERVICE_ACCOUNT", json!(pod.service_account)),
         ("NODE_NAME", json!(pod.node)),
-        ("INSTANCE_IPS", json!(pod.ip)),
+        ("INSTANCE_IPS", json!(if pod.ips.is_empty() { &pod.ip } else { &pod.ips })),
         ("LABELS", json!(info.labels)),
         ("ANNOTATIONS", json!(annotations)),
         ("ISTIO_VERSION", json!(VERSION)),

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use lateen_podstreams::{BoxFuture, Duplex, PodBackend};
 
 /// Where objects live.
@@ -25,6 +25,8 @@ pub struct ApiServerConfig {
     pub store: StoreConfig,
     /// Range of cluster IPs; address 1 is `kubernetes.default`, address 10 is kept for DNS. Default `10.96.0.0/16`.
     pub service_cidr: Ipv4Net,
+    /// Range of cluster IPs of a second family; without one Services have IPv4 only. Default: none.
+    pub service_cidr6: Option<Ipv6Net>,
     /// The cluster's DNS domain. Default `cluster.local`.
     pub cluster_domain: String,
     /// Runs the pods (logs, exec, port-forward). Can be set later with [`ApiServer::set_pod_backend`](crate::ApiServer::set_pod_backend);
@@ -55,6 +57,7 @@ impl Default for ApiServerConfig {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             store: StoreConfig::Ephemeral,
             service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 16),
+            service_cidr6: None,
             cluster_domain: "cluster.local".to_owned(),
             pod_backend: None,
             extra_sans: Vec::new(),
@@ -73,6 +76,7 @@ impl fmt::Debug for ApiServerConfig {
             .field("listen", &self.listen)
             .field("store", &self.store)
             .field("service_cidr", &self.service_cidr)
+            .field("service_cidr6", &self.service_cidr6)
             .field("cluster_domain", &self.cluster_domain)
             .field("pki_dir", &self.pki_dir)
             .finish_non_exhaustive()

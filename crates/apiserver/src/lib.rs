@@ -37,6 +37,7 @@ mod gc;
 mod handle;
 mod impersonation;
 mod inert;
+mod ip_families;
 mod journal;
 mod jsonpath;
 mod merge_keys;

@@ -63,7 +63,7 @@ pub(crate) fn validate_update(def: &ResourceDef, old: &Value, new: &Value) -> Ve
         "Service" => {
             let fixed = |o: &Value| o["spec"]["type"] != "ExternalName" && !o["spec"]["clusterIP"].is_null();
             if fixed(old) && new["spec"]["type"] != "ExternalName" {
-                immutable(&["spec", "clusterIP"], "field is immutable");
+                errors.extend(crate::ip_families::check_change(old, new));
             }
         }
         "Secret" => immutable(&["type"], "field is immutable"),

@@ -108,7 +108,7 @@ impl ApiServer {
             addresses.push(listener.local_addr().map_err(failed)?);
             listeners.push(listener);
         }
-        let service_addresses = Addresses::new(config.service_cidr);
+        let service_addresses = Addresses::new(config.service_cidr, config.service_cidr6);
         let names = certificate_names(&config, &addresses, &service_addresses);
         let tls = TlsAcceptor::from(Arc::new(pki::server_tls(&pki, &names)?));
         let api = Arc::new(Api {

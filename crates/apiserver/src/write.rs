@@ -225,7 +225,7 @@ fn assign(
     if !def.is("", "services") {
         return Ok(Allocation::default());
     }
-    api.addresses.assign(old, object).map_err(|e| ApiError::invalid(def, meta(object, "name"), &[e]))
+    api.addresses.assign(old, object).map_err(|errors| ApiError::invalid(def, meta(object, "name"), &errors))
 }
 
 /// Whether an object may be as it is, and may become so from `old`.

@@ -12,8 +12,16 @@ pub enum ApplyError {
     /// The program `nft` is missing.
     #[error("traffic can't be captured: the program `nft` is not installed; install the package `nftables`")]
     NoNft,
-    /// `nft` could not be run.
-    #[error("traffic can't be captured: `nft` could not be run: {0}")]
+    /// The program `ip` is missing.
+    #[error("traffic can't be captured: the program `ip` is not installed; install the package `iproute2`")]
+    NoIp,
+    /// The pod has no IPv6, although dual stack is asked for.
+    #[error(
+        "traffic of IPv6 can't be captured: `ip` could not add ::6 to lo: {0}; without IPv6 leave ISTIO_DUAL_STACK out"
+    )]
+    NoIpv6(String),
+    /// `nft` or `ip` could not be run.
+    #[error("traffic can't be captured: `nft` or `ip` could not be run: {0}")]
     Run(#[source] std::io::Error),
     /// Not root in this network namespace.
     #[error("traffic can't be captured: changing nftables rules needs the capability NET_ADMIN; run as root")]
@@ -21,6 +29,26 @@ pub enum ApplyError {
     /// The kernel or `nft` refused the rules.
     #[error("traffic can't be captured: `nft` refused the rules: {0}")]
     Refused(String),
+}
+
+/// Gives the loopback interface the address from which the proxy calls the application over IPv6.
+async fn add_inbound_source() -> Result<(), ApplyError> {
+    let output = Command::new("ip")
+        .args(["-6", "addr", "replace", "::6/128", "dev", "lo"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => ApplyError::NoIp,
+            _ => ApplyError::Run(error),
+        })?;
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    match output.status.success() {
+        true => Ok(()),
+        false if message.contains("Operation not permitted") => Err(ApplyError::NotPermitted),
+        false => Err(ApplyError::NoIpv6(message)),
+    }
 }
 
 /// Loads the rules for `config` into the current network namespace in one transaction, replacing earlier ones.
@@ -37,6 +65,9 @@ pub async fn apply(config: &CaptureConfig) -> Result<(), ApplyError> {
     }
     if config.skip_apply {
         return Ok(());
+    }
+    if config.dual_stack {
+        add_inbound_source().await?;
     }
     let mut nft = Command::new("nft")
         .args(["-f", "-"])

@@ -76,6 +76,9 @@ pub struct CaptureConfig {
     pub vm_interfaces: BTreeSet<String>,
     /// Captured DNS queries, over UDP and TCP (`--redirect-dns` or variable `ISTIO_META_DNS_CAPTURE`, `--capture-all-dns`).
     pub dns: DnsCapture,
+    /// The pod has addresses of IPv6 whose connections its proxy takes (`--dual-stack` or variable `ISTIO_DUAL_STACK`): its
+    /// connections to the application come from ::6, which the loopback interface is given.
+    pub dual_stack: bool,
     /// Print the rules instead of loading them (`-n`, `--dry-run`).
     pub dry_run: bool,
     /// Load nothing, because someone else does (`--skip-rule-apply`).
@@ -100,6 +103,7 @@ impl Default for CaptureConfig {
             excluded_interfaces: BTreeSet::new(),
             vm_interfaces: BTreeSet::new(),
             dns: DnsCapture::Off,
+            dual_stack: false,
             dry_run: false,
             skip_apply: false,
         }
@@ -125,6 +129,7 @@ enum Flag {
     VmInterfaces,
     RedirectDns,
     CaptureAllDns,
+    DualStack,
     DryRun,
     SkipApply,
     /// Switches about output format and self-checks: accepted, without effect on the rules.
@@ -152,6 +157,7 @@ impl Flag {
             "-k" | "--kube-virt-interfaces" => Self::VmInterfaces,
             "--redirect-dns" => Self::RedirectDns,
             "--capture-all-dns" => Self::CaptureAllDns,
+            "--dual-stack" => Self::DualStack,
             "-n" | "--dry-run" => Self::DryRun,
             "--skip-rule-apply" => Self::SkipApply,
             "-f" | "--restore-format" | "--run-validation" | "--iptables-trace-logging" | "--force-apply" => {
@@ -167,7 +173,12 @@ impl Flag {
     fn is_switch(self) -> bool {
         matches!(
             self,
-            Self::RedirectDns | Self::CaptureAllDns | Self::DryRun | Self::SkipApply | Self::InertSwitch
+            Self::RedirectDns
+                | Self::CaptureAllDns
+                | Self::DualStack
+                | Self::DryRun
+                | Self::SkipApply
+                | Self::InertSwitch
         )
     }
 }
@@ -212,10 +223,12 @@ impl CaptureConfig {
         Ok(config)
     }
 
-    /// Takes over what is not in flags: `capture_dns` is the variable `ISTIO_META_DNS_CAPTURE`, `resolv_conf` the pod's
-    /// `/etc/resolv.conf`, whose servers are those whose queries are captured.
-    pub fn with_surroundings(&mut self, capture_dns: Option<&str>, resolv_conf: &ResolvConf) {
-        let wanted = capture_dns.is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    /// Takes over what is not in flags: `variable` reads variables (`ISTIO_META_DNS_CAPTURE`, `ISTIO_DUAL_STACK`), `resolv_conf` is
+    /// the pod's `/etc/resolv.conf`, whose servers are those whose queries are captured.
+    pub fn with_surroundings(&mut self, variable: impl Fn(&str) -> Option<String>, resolv_conf: &ResolvConf) {
+        let on = |name| variable(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        self.dual_stack |= on("ISTIO_DUAL_STACK");
+        let wanted = on("ISTIO_META_DNS_CAPTURE");
         match &mut self.dns {
             DnsCapture::Servers(servers) => servers.extend(&resolv_conf.servers),
             off @ DnsCapture::Off if wanted => {
@@ -251,6 +264,7 @@ impl CaptureConfig {
             Flag::RedirectDns => {}
             Flag::CaptureAllDns if boolean(value)? => self.dns = DnsCapture::All,
             Flag::CaptureAllDns => {}
+            Flag::DualStack => self.dual_stack = boolean(value)?,
             Flag::DryRun => self.dry_run = boolean(value)?,
             Flag::SkipApply => self.skip_apply = boolean(value)?,
             Flag::InertSwitch | Flag::InertValue => {}
@@ -377,7 +391,7 @@ mod tests {
             DnsCapture::Servers(["10.96.0.10", "fd00::a"].map(|server| server.parse().unwrap()).into());
         let with = |line: &str, variable: Option<&str>| {
             let mut config = parse(line).unwrap();
-            config.with_surroundings(variable, &conf);
+            config.with_surroundings(|_| variable.map(str::to_owned), &conf);
             config.dns
         };
         assert_eq!(with("-p 15001", None), DnsCapture::Off);

@@ -11,8 +11,8 @@ use crate::{CaptureConfig, DNS_PORT, DnsCapture, InboundPorts, IpRanges, PROXY_M
 /// The meaning is that of Istio's REDIRECT mode. Only the first packet of a connection is looked at, so connections that exist
 /// already go on as they are. Captured inbound ports lead to the proxy only: when it isn't up, they are refused.
 ///
-/// IPv6 is captured like IPv4. Proxies listen on IPv4 only so far, so in a pod with IPv6 addresses captured IPv6 connections are
-/// refused, in both directions, rather than pass by the mesh's policies; callers that know an IPv4 address as well use that one.
+/// IPv6 is captured like IPv4. Proxies listen there with dual stack; without it captured IPv6 connections are refused, in both
+/// directions, rather than pass by the mesh's policies; callers that know an IPv4 address as well use that one.
 ///
 /// | chain | what happens there |
 /// |---|---|
@@ -269,7 +269,7 @@ table inet lateen-capture {
     fn dns_of_the_application_after_the_proxys_own() {
         let mut config = CaptureConfig::from_args("-u 1337 -i * --redirect-dns".split(' ')).unwrap();
         let conf = crate::ResolvConf::parse("nameserver 10.96.0.10\nnameserver fd00::a\n");
-        config.with_surroundings(None, &conf);
+        config.with_surroundings(|_| None, &conf);
         let rules = "    meta skuid { 1337 } return
     ip daddr { 10.96.0.10/32 } meta l4proto { tcp, udp } th dport 53 redirect to :15053
     ip6 daddr { fd00::a/128 } meta l4proto { tcp, udp } th dport 53 redirect to :15053

@@ -53,6 +53,8 @@ pub struct Config {
     pub external_ca: Option<ExternalCa>,
     /// How tokens' keys are fetched.
     pub keys: KeyFetching,
+    /// Whether proxies with addresses of both families are given configuration for both (`ISTIO_DUAL_STACK`). Default false.
+    pub dual_stack: bool,
 }
 
 /// Signers of workloads' certificates behind the Kubernetes CSR API (`EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API`).
@@ -148,6 +150,7 @@ impl Default for Config {
             certificate_queue: 4096,
             external_ca: None,
             keys: KeyFetching::default(),
+            dual_stack: false,
         }
     }
 }

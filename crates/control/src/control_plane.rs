@@ -341,6 +341,7 @@ impl Parts<'_> {
                 published: self.ready.published.clone(),
                 sessions: sessions.clone(),
                 metrics: self.metrics.clone(),
+                dual_stack: self.config.dual_stack,
             };
             ads_router(AdsServer::with_connections(Arc::new(source), connections.clone()))
         };

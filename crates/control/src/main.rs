@@ -53,6 +53,10 @@ struct Discovery {
     /// Who signs workloads' certificates instead: `ISTIOD_RA_KUBERNETES_API`, signers behind the Kubernetes CSR API.
     #[arg(long, env = "EXTERNAL_CA", default_value = "")]
     external_ca: String,
+    /// Configure proxies that have addresses of both families for IPv4 and IPv6. The mesh config's
+    /// `defaultConfig.proxyMetadata.ISTIO_DUAL_STACK` does so too.
+    #[arg(long, env = "ISTIO_DUAL_STACK", default_value_t = false, action = clap::ArgAction::Set)]
+    dual_stack: bool,
     /// The signer of workloads that name none, as `domain/name`.
     #[arg(long, env = "K8S_SIGNER", default_value = "")]
     k8s_signer: String,
@@ -134,6 +138,7 @@ impl Discovery {
                 most: self.max_workload_cert_ttl,
             },
             external_ca: self.external_ca()?,
+            dual_stack: self.dual_stack,
             keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
             ..Config::default()
         })

@@ -68,6 +68,8 @@ pub(crate) struct ProxySource {
     pub(crate) published: watch::Receiver<Published>,
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Arc<Metrics>,
+    /// See [`crate::Config::dual_stack`].
+    pub(crate) dual_stack: bool,
 }
 
 impl ProxySource {
@@ -79,6 +81,7 @@ impl ProxySource {
         let metadata = node::metadata(hello.node.metadata.as_ref());
         let mut proxy = Proxy::parse(&hello.node.id, &metadata)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        proxy.dual_stack = self.dual_stack;
         if let Some(caller) = caller {
             caller.may_be(&proxy)?;
             // What is proven counts, also where the proxy says nothing of it.

@@ -152,9 +152,12 @@ fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Want
 fn addresses(entry: &ServiceEntry, world: &World) -> Vec<HostAddress> {
     let hosts = entry.spec.hosts.iter();
     hosts
-        .filter_map(|host| {
-            let service = world.service_in(&host.to_ascii_lowercase(), &entry.name.namespace)?;
-            Some(HostAddress { value: service.auto_address?.to_string(), host: host.clone() })
+        .flat_map(|host| {
+            let service = world.service_in(&host.to_ascii_lowercase(), &entry.name.namespace);
+            let addresses = service.map(|service| service.auto_addresses(true)).unwrap_or_default();
+            addresses
+                .into_iter()
+                .map(|address| HostAddress { value: address.to_string(), host: host.clone() })
         })
         .collect()
 }

@@ -85,8 +85,8 @@ impl LocalListener {
     }
 
     /// What redirected connections know it by; a Unix socket none of them means.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.config.borrow().ir.address.socket()
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.config.borrow().ir.socket_addresses().collect()
     }
 
     /// Accepts on a socket until the listener is closed.
@@ -440,6 +440,10 @@ fn open_sockets(
         )?;
         let raw = SockRef::from(&socket);
         raw.set_reuse_address(true)?;
+        if bound.is_ipv6() {
+            let additional = position.checked_sub(1).map(|i| config.additional_addresses[i].ipv4_compat);
+            raw.set_only_v6(!additional.unwrap_or(config.ipv4_compat))?;
+        }
         raw.set_reuse_port(config.reuse_port)?;
         if config.transparent {
             raw.set_ip_transparent_v4(true)?;

@@ -262,8 +262,10 @@ impl Worker {
                 }
             }
         }
-        *self.by_address.borrow_mut() =
-            listeners.values().filter_map(|listener| Some((listener.address()?, listener.clone()))).collect();
+        *self.by_address.borrow_mut() = listeners
+            .values()
+            .flat_map(|listener| listener.addresses().into_iter().map(|address| (address, listener.clone())))
+            .collect();
         for (name, position, socket) in sockets {
             if let Some(listener) = listeners.get(&name) {
                 LocalListener::take_socket(listener, position, socket, self);
@@ -276,7 +278,7 @@ impl Worker {
         self.view.borrow().clone()
     }
 
-    /// The listener a redirected connection belongs to: exact address first, then any address with the port.
+    /// The listener a redirected connection belongs to: exact address first, then any address of the family with the port.
     pub(crate) fn listener_for(&self, destination: SocketAddr) -> Option<Rc<LocalListener>> {
         let by_address = self.by_address.borrow();
         lateen_ir::listener_addresses(destination).find_map(|address| by_address.get(&address)).cloned()

@@ -24,6 +24,8 @@ pub struct Listener {
     pub address: HostAddress,
     /// Permissions of a Unix socket's file; 0: as the process makes files.
     pub pipe_mode: u32,
+    /// Whether a socket at an address of IPv6 takes IPv4 too. Default false.
+    pub ipv4_compat: bool,
     /// More addresses to bind.
     pub additional_addresses: Vec<AdditionalAddress>,
     /// Replaces the address in stat names.
@@ -75,6 +77,8 @@ pub struct AdditionalAddress {
     pub address: HostAddress,
     /// As [`Listener::pipe_mode`].
     pub pipe_mode: u32,
+    /// Whether a socket at an address of IPv6 takes IPv4 too. Default false.
+    pub ipv4_compat: bool,
     /// Raw options for its sockets; `None`: those of the listener.
     pub socket_options: Option<Vec<SocketOption>>,
     /// Keep-alive; `None`: that of the listener.
@@ -238,12 +242,27 @@ impl Listener {
     }
 }
 
-/// The addresses by which a listener may be found for connections to `destination`, the best first. A socket on `::` takes IPv4 too.
+impl Listener {
+    /// The addresses whose connections it takes. The wildcard of IPv6 that takes IPv4 too is also that of IPv4.
+    pub fn socket_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let more = self.additional_addresses.iter().map(|more| (&more.address, more.ipv4_compat));
+        let all = std::iter::once((&self.address, self.ipv4_compat)).chain(more);
+        let all = all.filter_map(|(address, compat)| Some((address.socket()?, compat)));
+        all.flat_map(|(address, compat)| {
+            let both = compat && address.is_ipv6() && address.ip().is_unspecified();
+            let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            std::iter::once(address).chain(both.then_some(v4))
+        })
+    }
+}
+
+/// The addresses by which a listener may be found for connections to `destination`, the best first: its own, then any of its family.
 pub fn listener_addresses(destination: SocketAddr) -> impl Iterator<Item = SocketAddr> {
-    let port = destination.port();
-    let any = |address: IpAddr| SocketAddr::new(address, port);
-    let any_v4 = destination.is_ipv4().then(|| any(Ipv4Addr::UNSPECIFIED.into()));
-    std::iter::once(destination).chain(any_v4).chain([any(Ipv6Addr::UNSPECIFIED.into())])
+    let any: IpAddr = match destination {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    [destination, SocketAddr::new(any, destination.port())].into_iter()
 }
 
 impl TcpProxy {

@@ -148,6 +148,7 @@ fn api_config(config: &ClusterConfig, pod_backend: Option<Arc<dyn PodBackend>>) 
         store,
         pki_dir,
         service_cidr: config.network.service_cidr,
+        service_cidr6: config.network.ipv6.as_ref().map(|ranges| ranges.service_cidr),
         cluster_domain: config.network.cluster_domain.clone(),
         pod_backend,
         ..ApiServerConfig::default()

@@ -30,7 +30,7 @@ pub struct ClusterConfig {
     pub node_name: String,
     /// Names of interfaces, network namespaces and the nftables table. Default prefix `lateen`.
     pub names: Names,
-    /// Addresses. Default: see ARCHITECTURE.md, "Embedded cluster".
+    /// Addresses. Default: see ARCHITECTURE.md, "Embedded cluster"; of IPv6 where this machine carries it.
     pub network: Network,
     /// Where the API server listens on this machine. Default `127.0.0.1:6443`. With [`Pods::Run`] the node's address
     /// (same port) and the address of the Service `kubernetes` (port 443) come on top.
@@ -48,7 +48,7 @@ impl ClusterConfig {
             durable: true,
             node_name: "lateen".to_owned(),
             names: Names::default(),
-            network: Network::default(),
+            network: Network::of_this_machine(),
             api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 6443)),
             pods: Pods::Run { executable, images: ImageMap::new(binaries) },
         }

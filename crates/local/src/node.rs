@@ -130,13 +130,21 @@ fn node(config: &ClusterConfig, machine: &Machine, now: Timestamp) -> Value {
     let amounts = json!({
         "cpu": machine.cpus.to_string(), "memory": format!("{}Ki", machine.memory_kib), "pods": "250", "ephemeral-storage": "0",
     });
+    let network = &config.network;
+    let mut ranges = vec![network.pod_cidr.to_string()];
+    ranges.extend(network.ipv6.as_ref().map(|ranges| ranges.pod_cidr.to_string()));
+    let mut addresses = vec![json!({"type": "InternalIP", "address": network.node_ip})];
+    addresses.extend(
+        network.ipv6_of(network.node_ip).map(|address| json!({"type": "InternalIP", "address": address})),
+    );
+    addresses.push(json!({"type": "Hostname", "address": config.node_name}));
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": config.node_name, "labels": {
             "kubernetes.io/hostname": config.node_name, "kubernetes.io/os": "linux", "kubernetes.io/arch": arch,
             "node-role.kubernetes.io/control-plane": "",
         }},
-        "spec": {"podCIDR": config.network.pod_cidr, "podCIDRs": [config.network.pod_cidr]},
+        "spec": {"podCIDR": network.pod_cidr, "podCIDRs": ranges},
         "status": {
             "capacity": amounts, "allocatable": amounts,
             "conditions": [
@@ -145,9 +153,7 @@ fn node(config: &ClusterConfig, machine: &Machine, now: Timestamp) -> Value {
                 condition("PIDPressure", "False", "KubeletHasSufficientPID", "processes are not watched"),
                 condition("Ready", "True", "KubeletReady", "lateen runs pods on this machine"),
             ],
-            "addresses": [
-                {"type": "InternalIP", "address": config.network.node_ip}, {"type": "Hostname", "address": config.node_name},
-            ],
+            "addresses": addresses,
             "nodeInfo": {
                 "machineID": machine.machine_id, "systemUUID": machine.machine_id, "bootID": machine.boot_id,
                 "kernelVersion": machine.kernel, "osImage": machine.os, "operatingSystem": "linux", "architecture": arch,

@@ -164,6 +164,7 @@ fn env(options: &Options, gateway: Gateway) -> Value {
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
         field("INSTANCE_IP", "status.podIP"),
+        field("INSTANCE_IPS", "status.podIPs"),
         field("HOST_IP", "status.hostIP"),
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
         value("CA_ADDR", format!("{}.{}.svc:15012", options.istiod(), options.namespace)),

@@ -4,7 +4,7 @@
 //! want the same address the older one has it and the other takes the next free one: what is newly made never moves what is
 //! in use.
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::digest::digest_of;
 use crate::name::ObjectName;
@@ -13,6 +13,16 @@ use crate::name::ObjectName;
 const BASE: u32 = u32::from_be_bytes([240, 240, 0, 0]);
 /// Hosts in the range, without its first and last address.
 const SIZE: u32 = 0xffff - 1;
+
+/// Istio's range of IPv6, `2001:2::/48`. Hosts have the same place in both.
+const BASE6: u128 = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0).to_bits();
+
+/// The automatic address of IPv6 of the host that has this one of IPv4.
+pub(crate) fn ipv6_of(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V4(address) = address else { return None };
+    let place = u32::from(address).checked_sub(BASE)?;
+    Some(IpAddr::V6(Ipv6Addr::from_bits(BASE6 + u128::from(place))))
+}
 
 /// A host in a namespace, with its age: older ones come first.
 pub(crate) type Claim = (i64, ObjectName);

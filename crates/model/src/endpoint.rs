@@ -25,6 +25,8 @@ pub struct Endpoint {
     pub address: Address,
     /// Port; 0 of a Unix socket.
     pub port: u16,
+    /// The pod's addresses of another family, where the service has that too: only proxies with both families use them.
+    pub other_addresses: Vec<IpAddr>,
     /// Whether it may get traffic.
     pub health: Health,
     /// The pod behind it, when known.
@@ -214,11 +216,12 @@ impl SliceEndpoint {
 
 impl ServiceEndpoints {
     /// Endpoints by port, put in order. One address may be there twice while it moves between two slices: the first, the
-    /// healthy one, counts.
+    /// healthy one, counts. A pod with addresses of two families is one endpoint, known by its IPv4 address.
     pub(crate) fn new(hostname: Hostname, mut by_port: BTreeMap<String, Vec<Endpoint>>) -> Self {
         for endpoints in by_port.values_mut() {
             endpoints.sort();
             endpoints.dedup_by(|a, b| a.address == b.address && a.port == b.port);
+            join_families(endpoints);
         }
         Self { hostname, by_port }
     }
@@ -226,6 +229,26 @@ impl ServiceEndpoints {
     /// The endpoints of the service port with this name.
     pub fn of_port(&self, name: &str) -> &[Endpoint] {
         self.by_port.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// Makes one endpoint of those with the same pod and port that differ in the family of their address.
+fn join_families(endpoints: &mut Vec<Endpoint>) {
+    let is_v6 = |endpoint: &Endpoint| endpoint.address.ip().is_some_and(|address| address.is_ipv6());
+    // IPv4 comes first.
+    let first_v6 = endpoints.iter().position(is_v6).unwrap_or(endpoints.len());
+    if first_v6 == 0 || first_v6 == endpoints.len() {
+        return;
+    }
+    let place = |endpoint: &Endpoint| Some((endpoint.pod.clone()?, endpoint.port));
+    let firsts: BTreeMap<_, usize> =
+        (0..first_v6).filter_map(|index| Some((place(&endpoints[index])?, index))).collect();
+    for endpoint in endpoints.split_off(first_v6) {
+        let address = endpoint.address.ip().filter(|address| address.is_ipv6());
+        match (address, place(&endpoint).and_then(|place| firsts.get(&place))) {
+            (Some(address), Some(&first)) => endpoints[first].other_addresses.push(address),
+            _ => endpoints.push(endpoint),
+        }
     }
 }
 
@@ -244,6 +267,7 @@ pub(crate) fn add_slice<'a>(
                 by_port.entry(name.clone()).or_default().push(Endpoint {
                     address: Address::Ip(address),
                     port: *port,
+                    other_addresses: Vec::new(),
                     health: endpoint.health,
                     pod: endpoint.pod.clone(),
                     entry: None,

@@ -171,6 +171,12 @@ impl Service {
         self.resolution == Resolution::Passthrough
     }
 
+    /// Its automatic addresses: of IPv4 and, where both families are of use, of IPv6.
+    pub fn auto_addresses(&self, both: bool) -> Vec<IpAddr> {
+        let v6 = self.auto_address.filter(|_| both).and_then(crate::auto_address::ipv6_of);
+        self.auto_address.into_iter().chain(v6).collect()
+    }
+
     /// Whether it stands for many hosts: its host name has a leading wildcard.
     pub fn is_wildcard(&self) -> bool {
         self.hostname.starts_with('*')

@@ -190,6 +190,7 @@ pub(crate) fn bare(port: u16) -> Endpoint {
     Endpoint {
         address: Address::Dns("".into()),
         port,
+        other_addresses: Vec::new(),
         health: Health::Healthy,
         pod: None,
         entry: None,

@@ -1,6 +1,6 @@
 //! Services with their endpoints, in the form cluster DNS and service addresses are derived from.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
@@ -35,8 +35,8 @@ impl Protocol {
 /// How a service is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
-    /// A cluster IP.
-    Virtual(Ipv4Addr),
+    /// Cluster IPs, one of each family.
+    Virtual(Vec<IpAddr>),
     /// No address of its own (`clusterIP: None`).
     Headless,
     /// Another name (`type: ExternalName`).
@@ -56,7 +56,7 @@ pub(crate) struct Port {
 /// A backend of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     /// Its own name below the service's.
     pub(crate) hostname: Option<String>,
     pub(crate) ready: bool,
@@ -71,7 +71,7 @@ pub(crate) struct Endpoint {
 pub(crate) struct ServiceEntry {
     pub(crate) address: Address,
     /// Addresses of its load balancer.
-    pub(crate) ingress: Vec<Ipv4Addr>,
+    pub(crate) ingress: Vec<IpAddr>,
     pub(crate) ports: Vec<Port>,
     /// Connections of one client go to one endpoint.
     pub(crate) client_affinity: bool,
@@ -86,7 +86,7 @@ pub(crate) type ClusterIndex = BTreeMap<ServiceKey, ServiceEntry>;
 /// The label that ties a slice to its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Joins services and their slices. Objects without a usable address or of another address family are left out.
+/// Joins services and their slices. Objects without a usable address are left out.
 pub(crate) fn build(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> ClusterIndex {
     let mut index: ClusterIndex = services.iter().filter_map(|service| entry(service)).collect();
     for slice in slices {
@@ -94,7 +94,8 @@ pub(crate) fn build(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) ->
         let Some(name) = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) else {
             continue;
         };
-        if slice.address_type == "IPv4"
+        // The rest are names.
+        if matches!(&*slice.address_type, "IPv4" | "IPv6")
             && let Some(entry) = index.get_mut(&(namespace, name.clone()))
         {
             entry.endpoints.extend(endpoints(slice));
@@ -113,7 +114,14 @@ fn entry(service: &Service) -> Option<(ServiceKey, ServiceEntry)> {
     let address = match (spec.type_.as_deref(), spec.cluster_ip.as_deref()) {
         (Some("ExternalName"), _) => Address::External(spec.external_name.clone()?),
         (_, Some("None")) => Address::Headless,
-        (_, text) => Address::Virtual(text?.parse().ok()?),
+        (_, first) => {
+            let mut all: Vec<IpAddr> =
+                spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
+            if all.is_empty() {
+                all.push(first?.parse().ok()?);
+            }
+            Address::Virtual(all)
+        }
     };
     let ports = spec.ports.iter().flatten().filter_map(|port| {
         Some(Port {
@@ -225,14 +233,14 @@ pub(crate) mod tests {
                 ),
             ],
         );
-        assert_eq!(index.len(), 2);
+        assert_eq!(index.len(), 3);
         let web = &index[&("default".to_owned(), "web".to_owned())];
-        assert_eq!(web.address, Address::Virtual(Ipv4Addr::new(10, 96, 0, 7)));
+        assert_eq!(web.address, Address::Virtual(vec!["10.96.0.7".parse().unwrap()]));
         assert_eq!(web.ports.len(), 1, "SCTP is left out");
         assert_eq!(web.ports[0].node_port, Some(30080));
-        let ready: Vec<(u8, bool)> =
-            web.endpoints.iter().map(|endpoint| (endpoint.address.octets()[3], endpoint.ready)).collect();
-        assert_eq!(ready, [(4, true), (9, false)]);
+        let ready: Vec<(String, bool)> =
+            web.endpoints.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.ready)).collect();
+        assert_eq!(ready, [("10.244.0.4".to_owned(), true), ("10.244.0.9".to_owned(), false)]);
         assert!(web.endpoints[1].serving);
     }
 }

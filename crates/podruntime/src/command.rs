@@ -1,6 +1,9 @@
 //! Running the host's tools `ip` and `nft`.
 
-use std::{io::ErrorKind, process::Stdio};
+use std::{
+    io::{ErrorKind, Write as _},
+    process::Stdio,
+};
 
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -19,6 +22,15 @@ pub(crate) async fn ip_in(netns: &str, commands: &[String]) -> Result<(), Runtim
 /// Loads an nft script in one transaction.
 pub(crate) async fn nft(script: &str) -> Result<(), RuntimeError> {
     run("nft", &["-f", "-"], script, "nftables").await
+}
+
+/// Whether the kernel would take an nft script; nothing is loaded.
+pub(crate) fn nft_would_load(script: &str) -> bool {
+    let mut nft = std::process::Command::new("nft");
+    nft.args(["--check", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut child) = nft.spawn() else { return false };
+    let written = child.stdin.take().is_some_and(|mut stdin| stdin.write_all(script.as_bytes()).is_ok());
+    child.wait().is_ok_and(|status| status.success()) && written
 }
 
 async fn run(program: &str, args: &[&str], input: &str, package: &str) -> Result<(), RuntimeError> {

@@ -1,8 +1,11 @@
 //! Everything the runtime has to be told.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{ImageMap, Names, RuntimeError};
 
@@ -17,8 +20,28 @@ pub struct Network {
     pub service_cidr: Ipv4Net,
     /// Addresses of services of type LoadBalancer. Default 10.97.0.0/24.
     pub load_balancer_cidr: Ipv4Net,
+    /// The second family. Default: none; [`Self::of_this_machine`] has one where the machine can carry it.
+    pub ipv6: Option<Ipv6Network>,
     /// The zone of the cluster DNS. Default `cluster.local`.
     pub cluster_domain: String,
+}
+
+/// The cluster's addresses of IPv6. Every pod has one, which ends as its IPv4 address does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ipv6Network {
+    /// Pods' addresses and the node's. Default fd00:10:244::/64.
+    pub pod_cidr: Ipv6Net,
+    /// Cluster IPs. Default fd00:10:96::/112.
+    pub service_cidr: Ipv6Net,
+}
+
+impl Default for Ipv6Network {
+    fn default() -> Self {
+        let net = |third: u16, length| {
+            Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, third, 0, 0, 0, 0, 0), length)
+        };
+        Self { pod_cidr: net(0x244, 64), service_cidr: net(0x96, 112) }
+    }
 }
 
 impl Default for Network {
@@ -28,12 +51,25 @@ impl Default for Network {
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16),
             service_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16),
             load_balancer_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 97, 0, 0), 24),
+            ipv6: None,
             cluster_domain: "cluster.local".to_owned(),
         }
     }
 }
 
 impl Network {
+    /// The defaults, with IPv6 where this machine has it on and nftables can translate it.
+    pub fn of_this_machine() -> Self {
+        Self { ipv6: crate::host::has_ipv6().then(Ipv6Network::default), ..Self::default() }
+    }
+
+    /// The address of IPv6 of whoever has this one in the pods' range: a pod or the node.
+    pub fn ipv6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let offset = u32::from(address).checked_sub(u32::from(self.pod_cidr.network()))?;
+        let range = self.ipv6.as_ref()?.pod_cidr;
+        Some(Ipv6Addr::from(u128::from(range.network()) + u128::from(offset)))
+    }
+
     /// The cluster IP of `kubernetes.default`, served on the host itself (port 443).
     pub fn api_ip(&self) -> Ipv4Addr {
         self.service_address(1)
@@ -74,6 +110,18 @@ impl Network {
                 "the pods' range {} needs at least 16 addresses, the services' range {} at least 32",
                 self.pod_cidr, self.service_cidr
             )));
+        }
+        if let Some(Ipv6Network { pod_cidr, service_cidr }) = &self.ipv6 {
+            if pod_cidr.contains(service_cidr) || service_cidr.contains(pod_cidr) {
+                return Err(RuntimeError::Config(format!(
+                    "the address ranges of pods ({pod_cidr}) and services ({service_cidr}) must not overlap"
+                )));
+            }
+            if pod_cidr.prefix_len() > 96 || service_cidr.prefix_len() > 123 {
+                return Err(RuntimeError::Config(format!(
+                    "the pods' range {pod_cidr} may have a prefix of at most 96 bits, the services' range {service_cidr} of 123"
+                )));
+            }
         }
         Ok(())
     }
@@ -127,6 +175,10 @@ mod tests {
         assert_eq!(network.api_ip(), Ipv4Addr::new(10, 96, 0, 1));
         assert_eq!(network.dns_ip(), Ipv4Addr::new(10, 96, 0, 10));
         network.validate().unwrap();
+        assert_eq!(network.ipv6_of(network.node_ip), None);
+        let dual = Network { ipv6: Some(Ipv6Network::default()), ..network };
+        dual.validate().unwrap();
+        assert_eq!(dual.ipv6_of(Ipv4Addr::new(10, 244, 1, 5)), Some("fd00:10:244::105".parse().unwrap()));
     }
 
     #[test]
@@ -134,7 +186,15 @@ mod tests {
         let overlapping = Network { service_cidr: "10.244.128.0/20".parse().unwrap(), ..Network::default() };
         let outside = Network { node_ip: Ipv4Addr::new(10, 1, 0, 1), ..Network::default() };
         let small = Network { pod_cidr: "10.244.0.0/30".parse().unwrap(), ..Network::default() };
-        for bad in [overlapping, outside, small] {
+        let six = |pods: &str, services: &str| Network {
+            ipv6: Some(Ipv6Network {
+                pod_cidr: pods.parse().unwrap(),
+                service_cidr: services.parse().unwrap(),
+            }),
+            ..Network::default()
+        };
+        let (overlapping6, small6) = (six("fd00::/64", "fd00::/112"), six("fd00::/112", "fd01::/112"));
+        for bad in [overlapping, outside, small, overlapping6, small6] {
             assert!(matches!(bad.validate(), Err(RuntimeError::Config(_))), "{bad:?}");
         }
     }

@@ -180,6 +180,8 @@ mod tests {
             pod: Arc::new(pod.clone()),
             pod_ip: Ipv4Addr::new(10, 244, 0, 5),
             host_ip: Ipv4Addr::new(10, 244, 0, 1),
+            pod_ip6: None,
+            host_ip6: None,
         };
         let mut sources = Sources::default();
         let map = serde_json::from_value(json!({ "data": { "k": "v", "other": "o" } })).unwrap();

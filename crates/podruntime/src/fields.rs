@@ -1,6 +1,10 @@
 //! Values of a pod's own fields (`fieldRef`, `resourceFieldRef`).
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 
@@ -12,6 +16,9 @@ pub(crate) struct PodFields {
     pub(crate) pod: Arc<Pod>,
     pub(crate) pod_ip: Ipv4Addr,
     pub(crate) host_ip: Ipv4Addr,
+    /// With IPv6.
+    pub(crate) pod_ip6: Option<Ipv6Addr>,
+    pub(crate) host_ip6: Option<Ipv6Addr>,
 }
 
 impl PodFields {
@@ -31,8 +38,10 @@ impl PodFields {
             "metadata.annotations" => lines(metadata.annotations.as_ref()),
             "spec.nodeName" => text(spec.and_then(|spec| spec.node_name.as_ref())),
             "spec.serviceAccountName" => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
-            "status.podIP" | "status.podIPs" => self.pod_ip.to_string(),
-            "status.hostIP" | "status.hostIPs" => self.host_ip.to_string(),
+            "status.podIP" => self.pod_ip.to_string(),
+            "status.podIPs" => both(self.pod_ip, self.pod_ip6),
+            "status.hostIP" => self.host_ip.to_string(),
+            "status.hostIPs" => both(self.host_ip, self.host_ip6),
             _ => {
                 let keyed = |prefix: &str| path.strip_prefix(prefix)?.strip_suffix("']");
                 let of = |map: Option<&BTreeMap<String, String>>, key: &str| {
@@ -98,6 +107,10 @@ fn machine_memory() -> u64 {
 }
 
 /// `key="value"` lines, values quoted as Go's `%q` does.
+fn both(v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> String {
+    v6.map_or_else(|| v4.to_string(), |v6| format!("{v4},{v6}"))
+}
+
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     let lines: Vec<String> =
         map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quote(value))).collect();
@@ -147,6 +160,8 @@ pub(crate) mod tests {
             pod: Arc::clone(&pod),
             pod_ip: Ipv4Addr::new(10, 244, 0, 5),
             host_ip: Ipv4Addr::new(10, 244, 0, 1),
+            pod_ip6: Some("fd00::5".parse().unwrap()),
+            host_ip6: None,
         };
         let cases = [
             ("metadata.name", "web-1"),

@@ -15,9 +15,13 @@ use nix::{
 
 use crate::{Names, Network, RuntimeError, command, mountinfo, netns, sandbox, service_rules};
 
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-/// Left in the state directory while packet forwarding is on because of us.
-const FORWARD_MARK: &str = "ip-forward-enabled";
+/// Packet forwarding by family: the setting, and what is left in the state directory while it is on because of us.
+const FORWARDING: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ip_forward", "ip-forward-enabled"),
+    ("/proc/sys/net/ipv6/conf/all/forwarding", "ip6-forward-enabled"),
+];
+/// Settings of interfaces for IPv6.
+const IPV6_INTERFACES: &str = "/proc/sys/net/ipv6/conf";
 /// The alias of every cluster's node interface, so that clusters know of each other.
 const ALIAS: &str = "lateen-node";
 /// How long processes may take to die after SIGKILL.
@@ -73,7 +77,16 @@ pub async fn host_setup(names: &Names, network: &Network, state_dir: &Path) -> R
         format!("route replace {} dev {interface} scope link src {node}", network.load_balancer_cidr),
     ])
     .await?;
-    enable_forwarding(state_dir)?;
+    enable_forwarding(FORWARDING[0], state_dir)?;
+    if let (Some(ranges), Some(node)) = (&network.ipv6, network.ipv6_of(network.node_ip)) {
+        command::ip(&[
+            format!("addr replace {node}/128 dev {interface} nodad"),
+            format!("route replace {} dev {interface} src {node}", ranges.service_cidr),
+        ])
+        .await?;
+        keep_router_advertisements();
+        enable_forwarding(FORWARDING[1], state_dir)?;
+    }
     command::nft(&service_rules::script(names, network, &[])).await
 }
 
@@ -88,14 +101,34 @@ async fn add_interface(name: &str) -> Result<(), RuntimeError> {
     }
 }
 
-fn enable_forwarding(state_dir: &Path) -> Result<(), RuntimeError> {
-    let before = fs::read_to_string(IP_FORWARD).map_err(RuntimeError::file(IP_FORWARD))?;
+/// Whether this machine carries IPv6: it is on, and nftables translates its addresses.
+pub(crate) fn has_ipv6() -> bool {
+    let off = fs::read_to_string(Path::new(IPV6_INTERFACES).join("all/disable_ipv6"));
+    let probe = "table ip6 lateen-probe { chain c { type nat hook prerouting priority dstnat;\n}\n}\n";
+    off.is_ok_and(|off| off.trim() == "0") && command::nft_would_load(probe)
+}
+
+/// A host that forwards packets of IPv6 no longer learns its routes from routers, unless told to (`accept_ra`, kernel documentation
+/// "ip-sysctl"). Interfaces that do so go on.
+fn keep_router_advertisements() {
+    for interface in list(IPV6_INTERFACES).iter().filter(|name| *name != "all" && *name != "default") {
+        let setting = Path::new(IPV6_INTERFACES).join(interface).join("accept_ra");
+        if fs::read_to_string(&setting).is_ok_and(|value| value.trim() == "1")
+            && let Err(error) = fs::write(&setting, "2")
+        {
+            tracing::warn!(%interface, %error, "routes of IPv6 are no longer learnt from routers while packets are forwarded");
+        }
+    }
+}
+
+fn enable_forwarding((setting, mark): (&str, &str), state_dir: &Path) -> Result<(), RuntimeError> {
+    let before = fs::read_to_string(setting).map_err(RuntimeError::file(setting))?;
     if before.trim() == "1" {
         return Ok(());
     }
-    let mark = state_dir.join(FORWARD_MARK);
+    let mark = state_dir.join(mark);
     fs::write(&mark, "").map_err(RuntimeError::file(&mark))?;
-    fs::write(IP_FORWARD, "1").map_err(RuntimeError::file(IP_FORWARD))
+    fs::write(setting, "1").map_err(RuntimeError::file(setting))
 }
 
 /// Removes everything with these names from the host: processes in the pods' namespaces, namespaces, interfaces, the
@@ -124,8 +157,13 @@ pub async fn host_teardown(names: &Names, state_dir: &Path) -> Result<(), Runtim
     note(sandbox::remove_link(&names.node_interface()).await);
     let table = names.nft_table();
     note(command::nft(&format!("table ip {table}\ndelete table ip {table}\n")).await);
+    if Path::new(IPV6_INTERFACES).exists() {
+        note(command::nft(&format!("table ip6 {table}\ndelete table ip6 {table}\n")).await);
+    }
     note(remove_pods(state_dir));
-    note(restore_forwarding(state_dir));
+    for family in FORWARDING {
+        note(restore_forwarding(family, state_dir));
+    }
     first_error
 }
 
@@ -193,8 +231,8 @@ pub(crate) fn unmount_below(directory: &Path) -> Result<(), RuntimeError> {
     Ok(())
 }
 
-fn restore_forwarding(state_dir: &Path) -> Result<(), RuntimeError> {
-    let mark = state_dir.join(FORWARD_MARK);
+fn restore_forwarding((setting, mark): (&str, &str), state_dir: &Path) -> Result<(), RuntimeError> {
+    let mark = state_dir.join(mark);
     if !mark.exists() {
         return Ok(());
     }
@@ -203,7 +241,7 @@ fn restore_forwarding(state_dir: &Path) -> Result<(), RuntimeError> {
         fs::read_to_string(alias).is_ok_and(|alias| alias.trim() == ALIAS)
     });
     if !others {
-        fs::write(IP_FORWARD, "0").map_err(RuntimeError::file(IP_FORWARD))?;
+        fs::write(setting, "0").map_err(RuntimeError::file(setting))?;
     }
     fs::remove_file(&mark).map_err(RuntimeError::file(&mark))
 }

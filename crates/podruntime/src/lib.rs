@@ -41,7 +41,7 @@ mod status;
 mod volumes;
 mod watch;
 
-pub use config::{Network, RuntimeConfig};
+pub use config::{Ipv6Network, Network, RuntimeConfig};
 pub use container_run::container_run_main;
 pub use error::RuntimeError;
 pub use host::{host_check, host_setup, host_teardown};

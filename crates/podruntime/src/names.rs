@@ -38,7 +38,7 @@ impl Names {
         format!("{}0", self.prefix)
     }
 
-    /// The nftables table (family `ip`) with service addresses, for example `lateen`.
+    /// The nftables table (families `ip` and `ip6`) with service addresses, for example `lateen`.
     pub fn nft_table(&self) -> &str {
         &self.prefix
     }

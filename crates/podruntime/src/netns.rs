@@ -41,6 +41,8 @@ pub(crate) async fn create(name: &str) -> Result<(), RuntimeError> {
             let key = Path::new("/proc/sys/net").join(key);
             std::fs::write(&key, value).map_err(RuntimeError::file(&key))?;
         }
+        // A kernel without IPv6 has no such setting.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/accept_ra", "0");
         mount(Some("/proc/thread-self/ns/net"), &held, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(RuntimeError::system(format!("holding the network namespace {}", held.display())))
     })

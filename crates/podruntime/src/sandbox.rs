@@ -1,14 +1,15 @@
-//! A pod's network: a namespace, a veth pair and a routed /32 address.
+//! A pod's network: a namespace, a veth pair and a routed address (/32), with IPv6 a second one (/128).
 //!
 //! The pod's default route leads to a link-local next hop on the host's end. Neighbour entries are fixed on both sides, so
 //! nothing depends on ARP (nor on the host having a default route, as proxy ARP would).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::{Names, Network, RuntimeError, command, names::ShortId, netns};
 
 /// The pod's next hop, on no interface of the host.
 const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const NEXT_HOP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The hardware address of every host end: locally administered, the same for all pods.
 const HOST_MAC: &str = "ee:ee:ee:ee:ee:ee";
 
@@ -21,6 +22,8 @@ pub(crate) struct Sandbox {
     pub(crate) veth: String,
     /// The pod's address.
     pub(crate) address: Ipv4Addr,
+    /// Its address of IPv6, where the cluster has that.
+    pub(crate) address6: Option<Ipv6Addr>,
 }
 
 impl Sandbox {
@@ -32,7 +35,12 @@ impl Sandbox {
         address: Ipv4Addr,
     ) -> Result<Self, RuntimeError> {
         let id = ShortId::of_uid(uid);
-        let sandbox = Self { netns: names.netns(id), veth: names.veth(id), address };
+        let sandbox = Self {
+            netns: names.netns(id),
+            veth: names.veth(id),
+            address,
+            address6: network.ipv6_of(address),
+        };
         remove_link(&sandbox.veth).await?;
         netns::create(&sandbox.netns).await?;
         match sandbox.connect(network).await {
@@ -46,7 +54,7 @@ impl Sandbox {
     }
 
     async fn connect(&self, network: &Network) -> Result<(), RuntimeError> {
-        let Self { netns, veth, address } = self;
+        let Self { netns, veth, address, address6 } = self;
         let [a, b, c, d] = address.octets();
         let pod_mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
         command::ip(&[
@@ -65,6 +73,31 @@ impl Sandbox {
             format!("route add {NEXT_HOP}/32 dev eth0 scope link"),
             format!("neigh replace {NEXT_HOP} lladdr {HOST_MAC} dev eth0 nud permanent"),
             format!("route add default via {NEXT_HOP} dev eth0"),
+        ];
+        command::ip_in(netns, &inside).await?;
+        match (address6, network.ipv6_of(network.node_ip)) {
+            (Some(address), Some(node)) => self.connect_ipv6(*address, node, &pod_mac).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn connect_ipv6(
+        &self,
+        address: Ipv6Addr,
+        node: Ipv6Addr,
+        pod_mac: &str,
+    ) -> Result<(), RuntimeError> {
+        let Self { netns, veth, .. } = self;
+        command::ip(&[
+            format!("route replace {address}/128 dev {veth} src {node}"),
+            format!("neigh replace {address} lladdr {pod_mac} dev {veth} nud permanent"),
+        ])
+        .await?;
+        // Nobody else can have the address, so nobody has to be asked.
+        let inside = [
+            format!("addr add {address}/128 dev eth0 nodad"),
+            format!("neigh replace {NEXT_HOP6} lladdr {HOST_MAC} dev eth0 nud permanent"),
+            format!("route add default via {NEXT_HOP6} dev eth0"),
         ];
         command::ip_in(netns, &inside).await
     }

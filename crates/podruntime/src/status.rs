@@ -1,6 +1,6 @@
 //! A pod's status as Kubernetes shows it. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -23,6 +23,9 @@ pub(crate) struct PodView<'a> {
     pub(crate) records: &'a [Record],
     pub(crate) pod_ip: Option<Ipv4Addr>,
     pub(crate) host_ip: Ipv4Addr,
+    /// With IPv6.
+    pub(crate) pod_ip6: Option<Ipv6Addr>,
+    pub(crate) host_ip6: Option<Ipv6Addr>,
     pub(crate) started_at: Timestamp,
     /// All containers are done; whether all succeeded.
     pub(crate) finished: Option<bool>,
@@ -48,8 +51,16 @@ pub(crate) fn pod_status(view: &PodView<'_>, previous: Option<&PodStatus>) -> Po
         phase: Some(phase(view).to_owned()),
         conditions: Some(conditions(view, previous)),
         host_ip: Some(view.host_ip.to_string()),
-        host_ips: Some(vec![HostIP { ip: view.host_ip.to_string() }]),
-        pod_ips: ip.clone().map(|ip| vec![PodIP { ip }]),
+        host_ips: Some(
+            [view.host_ip.to_string()]
+                .into_iter()
+                .chain(view.host_ip6.map(|ip| ip.to_string()))
+                .map(|ip| HostIP { ip })
+                .collect(),
+        ),
+        pod_ips: ip.clone().map(|ip| {
+            [ip].into_iter().chain(view.pod_ip6.map(|ip| ip.to_string())).map(|ip| PodIP { ip }).collect()
+        }),
         pod_ip: ip,
         start_time: Some(Time(seconds(view.started_at))),
         init_container_statuses: statuses(&init),
@@ -260,6 +271,8 @@ mod tests {
             records,
             pod_ip: Some(Ipv4Addr::new(10, 244, 0, 5)),
             host_ip: Ipv4Addr::new(10, 244, 0, 1),
+            pod_ip6: Some("fd00::5".parse().unwrap()),
+            host_ip6: None,
             started_at: at(0),
             finished: None,
             reason: None,
@@ -312,7 +325,8 @@ mod tests {
         assert_eq!(condition(&ready, "Ready").status, "True");
         assert_eq!(condition(&ready, "Ready").last_transition_time.as_ref().unwrap().0, at(9));
         assert_eq!(condition(&ready, "Initialized").last_transition_time.as_ref().unwrap().0, at(4));
-        assert_eq!(ready.pod_ips.as_ref().unwrap()[0].ip, "10.244.0.5");
+        let pod_ips: Vec<&str> = ready.pod_ips.iter().flatten().map(|pod_ip| &*pod_ip.ip).collect();
+        assert_eq!(pod_ips, ["10.244.0.5", "fd00::5"]);
         let init = &ready.init_container_statuses.as_ref().unwrap()[0];
         assert!(init.ready && init.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code == 0);
     }

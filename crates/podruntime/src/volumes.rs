@@ -379,6 +379,8 @@ mod tests {
             pod: std::sync::Arc::new(pod.clone()),
             pod_ip: Ipv4Addr::LOCALHOST,
             host_ip: Ipv4Addr::LOCALHOST,
+            pod_ip6: None,
+            host_ip6: None,
         };
         let mut sources = Sources::default();
         sources

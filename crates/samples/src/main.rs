@@ -1,6 +1,6 @@
 //! `lateen-samples`: one program, one subcommand for each demo application.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -219,8 +219,13 @@ async fn serve_on(port: u16, app: Router, shutdown_delay: Duration) -> anyhow::R
     Ok(())
 }
 
+/// At all addresses of IPv4, or at the variable `LISTEN_ADDRESS` (`::` is all addresses of both families).
 async fn bind(port: u16) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    let ip = match std::env::var("LISTEN_ADDRESS") {
+        Ok(text) => text.parse().with_context(|| format!("LISTEN_ADDRESS: {text:?} is not an IP address"))?,
+        Err(_) => IpAddr::from([0, 0, 0, 0]),
+    };
+    let address = SocketAddr::from((ip, port));
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}; choose another port with --port"))

@@ -22,6 +22,13 @@ use crate::wire;
 
 /// The source address of connections to the application, by which capture knows them (Istio's choice).
 const INBOUND_SOURCE: &str = "127.0.0.6";
+/// The same of IPv6.
+const INBOUND_SOURCE6: &str = "::6";
+
+/// Where connections to the application come from.
+fn inbound_source(dual_stack: bool) -> core::BindConfig {
+    wire::bind_from(INBOUND_SOURCE, if dual_stack { &[INBOUND_SOURCE6] } else { &[] })
+}
 
 /// What every cluster has, by a policy and where that says nothing by the mesh.
 fn base(name: &str, mesh: ConnectionDefaults, policy: EffectivePolicy<'_>) -> cluster::Cluster {

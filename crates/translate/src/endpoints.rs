@@ -25,6 +25,8 @@ pub(crate) struct EndpointInputs {
     labels: BTreeMap<String, String>,
     /// Whether only those with TLS of the mesh are wanted.
     with_tls: bool,
+    /// Whether the proxies reach addresses of both families.
+    dual_stack: bool,
     endpoints: Option<Arc<ServiceEndpoints>>,
     /// By where they are; none: all alike.
     spread: Option<Spread>,
@@ -47,6 +49,7 @@ pub(crate) fn inputs(
         port_name: port_name.to_owned(),
         labels: cluster.subset_of_rule().map(|subset| subset.labels.clone()).unwrap_or_default(),
         with_tls: cluster.is_passed_on(),
+        dual_stack: scope.settings.dual_stack,
         endpoints: scope.world.endpoints(service).cloned(),
         spread: cluster.spread(scope),
         policies: scope.world.peer_policies(&service.name.namespace),
@@ -67,14 +70,16 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
             && !matches!(endpoint.address, Address::Dns(_))
     });
     let (spread, policies) = (inputs.spread.as_ref(), &inputs.policies);
-    encode(inputs.cluster.clone(), &assignment(&inputs.cluster, spread, policies, of_use))
+    let message = assignment(&inputs.cluster, spread, policies, inputs.dual_stack, of_use);
+    encode(inputs.cluster.clone(), &message)
 }
 
-/// Endpoints by locality.
+/// Endpoints by locality; with dual stack each with all of its addresses.
 pub(crate) fn assignment<'a>(
     cluster: &str,
     spread: Option<&Spread>,
     policies: &PeerPolicies,
+    dual_stack: bool,
     members: impl IntoIterator<Item = &'a Endpoint>,
 ) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
@@ -96,14 +101,15 @@ pub(crate) fn assignment<'a>(
                 sub_zone: locality.sub_zone.clone(),
             }),
             load_balancing_weight: wire::uint32(weight),
-            lb_endpoints: endpoints.into_iter().map(|one| lb_endpoint(one, policies)).collect(),
+            lb_endpoints: endpoints.into_iter().map(|one| lb_endpoint(one, policies, dual_stack)).collect(),
             priority,
         })
         .collect();
     ClusterLoadAssignment { cluster_name: cluster.to_owned(), endpoints }
 }
 
-fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies) -> LbEndpoint {
+fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies, dual_stack: bool) -> LbEndpoint {
+    let others = if dual_stack { from.other_addresses.as_slice() } else { &[] };
     let address = match &from.address {
         Address::Unix(path) => wire::pipe(path),
         address => wire::address(&address.to_string(), from.port),
@@ -119,10 +125,18 @@ fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies) -> LbEndpoint {
     }
     LbEndpoint {
         health_status: core::HealthStatus::Healthy as i32,
-        endpoint: Some(endpoint::Endpoint { address: Some(address), ..Default::default() }),
+        endpoint: Some(endpoint::Endpoint {
+            address: Some(address),
+            additional_addresses: others.iter().map(|other| other_address(*other, from.port)).collect(),
+            ..Default::default()
+        }),
         load_balancing_weight: wire::uint32(from.weight),
         metadata: (!metadata.is_empty()).then_some(Metadata { filter_metadata: metadata }),
     }
+}
+
+fn other_address(address: std::net::IpAddr, port: u16) -> endpoint::endpoint::AdditionalAddress {
+    endpoint::endpoint::AdditionalAddress { address: Some(wire::address(&address.to_string(), port)) }
 }
 
 /// Whether there is a proxy in front of it, which accepts mutual TLS on its port.

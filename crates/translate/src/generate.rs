@@ -70,7 +70,7 @@ pub fn generate_own(
     if class.kind == ProxyKind::Router || !matches!(kind, ResourceType::Cluster | ResourceType::Listener) {
         return Vec::new();
     }
-    let settings = Arc::new(Settings::new(world.mesh()));
+    let settings = Arc::new(Settings::new(world.mesh(), class.dual_stack));
     let ports = sidecar::inbound(world, sidecar::in_force(world, class).map(|sidecar| &**sidecar), class);
     match kind {
         ResourceType::Cluster => {

@@ -63,6 +63,7 @@ pub(crate) fn http_listener(inputs: &GatewayListenerInputs) -> Resource {
     let message = listener::Listener {
         name: name.clone(),
         address: Some(wire::listening_address(bind, *port)),
+        additional_addresses: wire::also_at_ipv6(settings, bind, *port),
         filter_chains: vec![listener::FilterChain { filters: vec![manager], ..Default::default() }],
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),
@@ -98,6 +99,7 @@ pub(crate) fn port_listener(inputs: &ServedPortInputs) -> Resource {
     let message = listener::Listener {
         name: name.clone(),
         address: Some(wire::listening_address(bind, *port)),
+        additional_addresses: wire::also_at_ipv6(settings, bind, *port),
         listener_filters: if *tls { vec![filters::tls_inspector()] } else { Vec::new() },
         filter_chains: chains
             .iter()

@@ -120,6 +120,7 @@ pub(crate) fn opened(inputs: &OpenedInputs) -> Resource {
     let message = listener::Listener {
         name: name.clone(),
         address: Some(wire::address(&bind.to_string(), port)),
+        additional_addresses: wire::also_at_ipv6(&inbound.settings, &bind.to_string(), port),
         filter_chains: inbound.ports.iter().flat_map(|port| port_chains(inbound, port, mode)).collect(),
         listener_filters,
         listener_filters_timeout: Some(wire::duration(inbound.settings.detection_timeout)),
@@ -163,6 +164,7 @@ pub(crate) fn virtual_inbound(inputs: &InboundInputs) -> Resource {
     let message = listener::Listener {
         name: "virtualInbound".to_owned(),
         address: Some(wire::address("0.0.0.0", INBOUND_PORT)),
+        additional_addresses: wire::also_at_ipv6(settings, "0.0.0.0", INBOUND_PORT),
         filter_chains: chains,
         listener_filters,
         listener_filters_timeout: Some(wire::duration(settings.detection_timeout)),

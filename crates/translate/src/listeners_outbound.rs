@@ -31,7 +31,8 @@ pub(crate) const OUTBOUND_PORT: u16 = 15001;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AddressInputs {
     settings: Arc<Settings>,
-    address: IpAddr,
+    /// The first gives the listener its name; more than one only with dual stack.
+    addresses: Vec<IpAddr>,
     port: u16,
     /// Where bytes go, by destination address; the last one is for all addresses.
     routes: Vec<TcpRoute>,
@@ -55,7 +56,7 @@ pub(crate) struct OutboundInputs {
 pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
     let settings = &scope.settings;
     let mut ports: BTreeMap<u16, AnyAddress> = BTreeMap::new();
-    let mut addresses: BTreeMap<(IpAddr, u16), (Vec<TcpRoute>, Option<String>)> = BTreeMap::new();
+    let mut addresses: BTreeMap<(IpAddr, u16), AddressInputs> = BTreeMap::new();
     for service in scope.addressed.iter() {
         for port in service.mesh_ports() {
             let dynamic = dynamic_dns::is_dynamic(service);
@@ -70,8 +71,15 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
             }
             let tcp = tcp_routes::of_service(scope, service, port);
             let http = port.protocol.is_sniffed().then(|| detected_routes(&service.hostname, port.port));
-            for address in addresses_of(scope, service, port) {
-                addresses.entry((address, port.port)).or_insert_with(|| (tcp.clone(), http.clone()));
+            for together in addresses_of(scope, service, port) {
+                let Some(first) = together.first() else { continue };
+                addresses.entry((*first, port.port)).or_insert_with(|| AddressInputs {
+                    settings: settings.clone(),
+                    addresses: together,
+                    port: port.port,
+                    routes: tcp.clone(),
+                    http_routes: http.clone(),
+                });
             }
             if listens_at_any_address(scope, service) || !service.ranges.is_empty() {
                 ports.entry(scope.listening_port(port.port)).or_default().add(scope, service, port, tcp);
@@ -84,29 +92,27 @@ pub(crate) fn inputs(scope: &Scope) -> OutboundInputs {
         port,
         found,
     });
-    let addresses = addresses.into_iter().map(|((address, port), (routes, http_routes))| AddressInputs {
-        settings: settings.clone(),
-        address,
-        port,
-        routes,
-        http_routes,
-    });
     OutboundInputs {
         ports: ports.collect(),
-        addresses: addresses.collect(),
+        addresses: addresses.into_values().collect(),
         catch_all: VirtualInputs { settings: settings.clone() },
     }
 }
 
 /// The addresses callers of a service port connect to: the service's own; of a headless service (a StatefulSet's, mostly)
-/// those of its pods, ready or not, since members of a set find each other before they are ready.
-fn addresses_of(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<IpAddr> {
+/// those of its pods, ready or not, since members of a set find each other before they are ready. Those that share a listener are
+/// together: with dual stack all of a service or of a pod.
+fn addresses_of(scope: &Scope, service: &Service, port: &ServicePort) -> Vec<Vec<IpAddr>> {
     if !service.is_headless() {
-        return scope.addresses_of(service);
+        let all = scope.addresses_of(service);
+        return match scope.class.dual_stack {
+            true => vec![all],
+            false => all.into_iter().map(|address| vec![address]).collect(),
+        };
     }
     let endpoints = scope.world.endpoints(service);
     let of_port = endpoints.map(|endpoints| endpoints.of_port(&port.name)).unwrap_or_default();
-    of_port.iter().filter_map(|endpoint| endpoint.address.ip()).collect()
+    of_port.iter().filter_map(|endpoint| scope.addresses_of_endpoint(endpoint)).collect()
 }
 
 /// Whether listeners of a service follow its endpoints.
@@ -117,22 +123,18 @@ pub(crate) fn listens_at_endpoints(service: &Service) -> bool {
 /// `ADDRESS_PORT`: bytes go where the TCP or TLS rules send them, or to the service; where the port's protocol is undeclared, HTTP
 /// goes by routes of the service.
 pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
-    let AddressInputs { settings, address, port, routes, http_routes } = inputs;
+    let AddressInputs { settings, addresses, port, routes, http_routes } = inputs;
+    let mut texts = addresses.iter().map(IpAddr::to_string);
+    let address = texts.next().unwrap_or_default();
     let name = format!("{address}_{port}");
     let mut chains: Vec<_> = routes.iter().map(|route| bytes_chain(settings, route)).collect();
-    let message = if let Some(routes) = http_routes {
+    let mut message = if let Some(routes) = http_routes {
         let rest = chains.pop();
         chains.insert(0, http_chain(settings, &name, routes.clone(), false));
         listener::Listener {
             filter_chains: chains,
             default_filter_chain: rest,
-            ..detecting_listener(
-                settings,
-                &name,
-                &address.to_string(),
-                *port,
-                vec![filters::http_inspector()],
-            )
+            ..detecting_listener(settings, &name, &address, *port, vec![filters::http_inspector()])
         }
     } else {
         let by_name = routes.iter().any(|route| !route.server_names.is_empty());
@@ -141,9 +143,10 @@ pub(crate) fn service_address(inputs: &AddressInputs) -> Resource {
         listener::Listener {
             filter_chains: chains,
             default_filter_chain: unknown.then(|| passthrough_chain(settings)),
-            ..detecting_listener(settings, &name, &address.to_string(), *port, inspectors)
+            ..detecting_listener(settings, &name, &address, *port, inspectors)
         }
     };
+    message.additional_addresses = texts.map(|address| wire::additional_address(&address, *port)).collect();
     encode(name, &message)
 }
 
@@ -263,6 +266,7 @@ fn virtual_listener(settings: &Settings, name: &str, address: &str, port: u16) -
     listener::Listener {
         name: name.to_owned(),
         address: Some(wire::listening_address(address, port)),
+        additional_addresses: wire::also_at_ipv6(settings, address, port),
         bind_to_port: wire::boolean(false),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         access_log: access_log::listener_log(settings),

@@ -38,12 +38,12 @@ impl TableInputs {
     fn add(&mut self, scope: &Scope, service: &Service) {
         let mut addresses = scope.addresses_of(service);
         if service.is_headless() {
-            for (hostname, address) in ready_pods(scope, service) {
-                addresses.push(address);
+            for (hostname, all) in ready_pods(scope, service) {
+                let ips = all.iter().map(IpAddr::to_string).collect();
+                addresses.extend(all);
                 if !hostname.is_empty() {
                     let host = format!("{hostname}.{}", service.hostname);
                     let shortname = format!("{hostname}.{}", service.name.name);
-                    let ips = vec![address.to_string()];
                     self.0.insert(host, NameInfo { ips, ..of_kubernetes(service, shortname) });
                 }
             }
@@ -70,12 +70,13 @@ fn of_kubernetes(service: &Service, shortname: String) -> NameInfo {
 }
 
 /// Names and addresses of a headless service's pods, of its first port: that all its pods have.
-fn ready_pods(scope: &Scope, service: &Service) -> Vec<(String, IpAddr)> {
+fn ready_pods(scope: &Scope, service: &Service) -> Vec<(String, Vec<IpAddr>)> {
     let (Some(endpoints), Some(port)) = (scope.world.endpoints(service), service.ports.first()) else {
         return Vec::new();
     };
     let ready = endpoints.of_port(&port.name).iter().filter(|endpoint| endpoint.health == Health::Healthy);
-    let named = |endpoint: &Endpoint| Some((endpoint.hostname.clone(), endpoint.address.ip()?));
+    let named =
+        |endpoint: &Endpoint| Some((endpoint.hostname.clone(), scope.addresses_of_endpoint(endpoint)?));
     ready.filter_map(named).collect()
 }
 

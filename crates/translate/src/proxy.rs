@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::stat_names::{Filling, short_name};
 
+/// The variable that turns dual stack on, as Istio's: off by default.
+const DUAL_STACK: &str = "ISTIO_DUAL_STACK";
+
 /// What a proxy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProxyKind {
@@ -62,6 +65,8 @@ pub struct Proxy {
     pub interception_mode: String,
     /// Whether it answers its application's DNS queries (metadata `DNS_CAPTURE`).
     pub dns_capture: bool,
+    /// Whether the control plane was started for dual stack (`ISTIO_DUAL_STACK`). Nothing a proxy says sets it.
+    pub dual_stack: bool,
     /// Whether its service account is known to be allowed to read the Secrets of its namespace. Nothing a proxy says sets it.
     pub reads_secrets: bool,
 }
@@ -119,6 +124,7 @@ impl Proxy {
             version: text("ISTIO_VERSION"),
             interception_mode: text("INTERCEPTION_MODE"),
             dns_capture: text("DNS_CAPTURE").eq_ignore_ascii_case("true"),
+            dual_stack: false,
             reads_secrets: false,
         })
     }
@@ -136,6 +142,8 @@ impl Proxy {
         };
         delta.pods.iter().any(|changed| changed.namespace == *namespace && Some(&*changed.name) == pod)
             || !delta.nodes.is_empty()
+            // It says whether there is dual stack.
+            || delta.mesh
             || delta.service_namespaces.contains(namespace)
             || delta.endpoints.iter().any(by_address)
     }
@@ -156,6 +164,9 @@ pub struct ProxyClass {
     pub locality: Locality,
     /// Whether the proxies answer their applications' DNS queries, so that automatic addresses lead to them.
     pub dns_capture: bool,
+    /// Whether the proxies are reached and reach others by IPv4 and IPv6: they have addresses of both, and the mesh is to have dual
+    /// stack (`ISTIO_DUAL_STACK` of the control plane or in `defaultConfig.proxyMetadata`).
+    pub dual_stack: bool,
     /// Whether it may be given Secrets of its namespace: its account may read them, and its labels are those of a pod that the
     /// API server knows, and not only what the proxy says.
     pub reads_secrets: bool,
@@ -209,6 +220,15 @@ impl ProxyClass {
                 locality = Locality::of_pod(&pod.labels, world.node_locality(&pod.node));
             }
         }
+        let has = |v6: bool| workload.addresses.iter().any(|address| address.is_ipv6() == v6);
+        let wanted = proxy.dual_stack
+            || world
+                .mesh()
+                .default_config
+                .proxy_metadata
+                .get(DUAL_STACK)
+                .is_some_and(|value| value == "true");
+        let dual_stack = wanted && has(false) && has(true);
         let mut targets = world.targets_of(&workload);
         // Where services disagree about a port, the oldest has its way.
         targets.sort_by(|a, b| {
@@ -232,6 +252,7 @@ impl ProxyClass {
             labels: workload.labels,
             locality,
             dns_capture: proxy.dns_capture,
+            dual_stack,
             reads_secrets,
             inbound,
         }
@@ -258,6 +279,7 @@ impl ProxyClass {
             labels: labels.into(),
             locality: self.locality.clone(),
             dns_capture: self.dns_capture,
+            dual_stack: self.dual_stack,
             reads_secrets: self.reads_secrets,
             inbound: Vec::new(),
         })

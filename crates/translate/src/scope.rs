@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lateen_api::networking::sidecar::EgressListener;
 use lateen_api::networking::virtual_service::MESH_GATEWAY;
 use lateen_model::{
-    Client, Delta, DestinationRule, Hostname, ObjectName, Service, Sidecar, VirtualService, World,
+    Client, Delta, DestinationRule, Endpoint, Hostname, ObjectName, Service, Sidecar, VirtualService, World,
     resolve_host,
 };
 
@@ -61,7 +61,7 @@ impl Scope {
             None => Arc::default(),
             Some(sidecar) => bound(sidecar, &world, &class, &visible().collect::<Vec<_>>()),
         };
-        let settings = Settings::for_sidecar(&world, &class.namespace, sidecar.as_deref());
+        let settings = Settings::for_sidecar(&world, &class, sidecar.as_deref());
         let services = match &sidecar {
             None => addressed.clone(),
             Some(sidecar) => {
@@ -144,9 +144,16 @@ impl Scope {
     /// The addresses callers connect to a service at: its own, else for proxies that answer DNS queries the automatic one.
     pub(crate) fn addresses_of(&self, service: &Service) -> Vec<IpAddr> {
         if service.addresses.is_empty() && service.ranges.is_empty() && self.class.dns_capture {
-            return service.auto_address.into_iter().collect();
+            return service.auto_addresses(self.class.dual_stack);
         }
         service.addresses.clone()
+    }
+
+    /// The addresses of an endpoint that its proxies reach, the one it is known by first; none when it has no address of IP.
+    pub(crate) fn addresses_of_endpoint(&self, endpoint: &Endpoint) -> Option<Vec<IpAddr>> {
+        let others = if self.class.dual_stack { endpoint.other_addresses.as_slice() } else { &[] };
+        Some(endpoint.address.ip()?)
+            .map(|first| std::iter::once(first).chain(others.iter().copied()).collect())
     }
 
     /// Whether its proxies answer their applications' DNS queries. Gateways have no application.

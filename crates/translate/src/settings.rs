@@ -10,6 +10,7 @@ use lateen_model::{Sidecar, World, resolve_host};
 
 use crate::mutual_tls::MutualTls;
 use crate::names::{BLACK_HOLE, PASSTHROUGH, outbound_cluster};
+use crate::proxy::ProxyClass;
 use crate::retries::Retries;
 use crate::stat_names::StatNames;
 use crate::tls_defaults::TlsDefaults;
@@ -40,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) tls_defaults: TlsDefaults,
     /// Names in statistics.
     pub(crate) stat_names: StatNames,
+    /// Whether the proxies have both families of addresses.
+    pub(crate) dual_stack: bool,
 }
 
 /// What holds for connections to destinations whose rule says nothing.
@@ -146,7 +149,8 @@ const DEFAULT_JSON: &[(&str, &str)] = &[
 ];
 
 impl Settings {
-    pub(crate) fn new(mesh: &MeshConfig) -> Self {
+    /// `dual_stack`: whether they are for proxies with both families of addresses.
+    pub(crate) fn new(mesh: &MeshConfig, dual_stack: bool) -> Self {
         Self {
             access_log: access_log(mesh),
             allow_any: mesh.allows_any_outbound(),
@@ -162,15 +166,17 @@ impl Settings {
             mutual_tls: MutualTls::new(mesh),
             tls_defaults: TlsDefaults::new(mesh),
             stat_names: StatNames::new(mesh),
+            dual_stack,
             default_retries: mesh.default_http_retry_policy.as_ref().map(Retries::new).unwrap_or_default(),
         }
     }
 }
 
 impl Settings {
-    /// Those of proxies of a namespace for which a Sidecar is in force.
-    pub(crate) fn for_sidecar(world: &World, namespace: &str, sidecar: Option<&Sidecar>) -> Self {
-        let settings = Self::new(world.mesh());
+    /// Those of proxies for which a Sidecar is in force.
+    pub(crate) fn for_sidecar(world: &World, class: &ProxyClass, sidecar: Option<&Sidecar>) -> Self {
+        let namespace = &class.namespace;
+        let settings = Self::new(world.mesh(), class.dual_stack);
         let Some(policy) = sidecar.and_then(|sidecar| sidecar.spec.outbound_traffic_policy.as_ref()) else {
             return settings;
         };

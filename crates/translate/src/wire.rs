@@ -1,11 +1,14 @@
 //! Short ways to write Envoy's messages.
 use lateen_xds::Any;
 use lateen_xds::pb::envoy::config::core::v3 as core;
+use lateen_xds::pb::envoy::config::listener::v3 as listener;
 use lateen_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 use lateen_xds::pb::google::protobuf as wkt;
 use prost::{Message, Name};
 use std::time::Duration;
+
+use crate::settings::Settings;
 
 /// The mark of the proxy's own sockets, which capture leaves alone (ARCHITECTURE.md, "The proxy container").
 const PROXY_MARK: i64 = 1337;
@@ -52,6 +55,23 @@ pub(crate) fn listening_address(bind: &str, port: u16) -> core::Address {
     }
 }
 
+/// What listens at all addresses of IPv4 listens at those of IPv6 too, with dual stack.
+pub(crate) fn also_at_ipv6(
+    settings: &Settings,
+    address: &str,
+    port: u16,
+) -> Vec<listener::AdditionalAddress> {
+    match address {
+        "0.0.0.0" if settings.dual_stack => vec![additional_address("::", port)],
+        _ => Vec::new(),
+    }
+}
+
+/// One more address of a listener.
+pub(crate) fn additional_address(address: &str, port: u16) -> listener::AdditionalAddress {
+    listener::AdditionalAddress { address: Some(self::address(address, port)), ..Default::default() }
+}
+
 /// A Unix socket.
 pub(crate) fn pipe(path: &str) -> core::Address {
     let pipe = core::Pipe { path: path.to_owned(), ..Default::default() };
@@ -71,10 +91,15 @@ pub(crate) fn ads() -> core::ConfigSource {
 }
 
 /// Binds upstream sockets to a source address, with the proxy's mark: a cluster's own bind config replaces the
-/// bootstrap's, mark included.
-pub(crate) fn bind_from(source: &str) -> core::BindConfig {
+/// bootstrap's, mark included. `others` are those of other families.
+pub(crate) fn bind_from(source: &str, others: &[&str]) -> core::BindConfig {
+    let other = |source: &&str| core::ExtraSourceAddress {
+        address: Some(socket_address(source, 0)),
+        ..Default::default()
+    };
     core::BindConfig {
         source_address: Some(socket_address(source, 0)),
+        extra_source_addresses: others.iter().map(other).collect(),
         socket_options: vec![core::SocketOption {
             description: "proxy mark".to_owned(),
             level: SOL_SOCKET,

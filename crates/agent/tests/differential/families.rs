@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::duo::{Duo, KINDS, cluster, route};
 use crate::health;
 use crate::names::{Names, Says};
-use crate::proxies::{free_ports, merge};
+use crate::proxies::{self, free_ports, merge};
 
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -235,4 +235,62 @@ async fn names_have_addresses_of_the_families_asked_for() {
     assert_eq!(envoy, lateen);
     let half = format!("logical_dns-all-half: {{\"127.0.0.2:{0}\"}} 200 six Some(\"[::1]:{0}\")", v4.port());
     assert!(lateen.contains(&half), "{lateen}");
+}
+
+/// Which of IPv4 and IPv6 a proxy's port takes.
+async fn taken(port: u16) -> [bool; 2] {
+    let mut taken = [false; 2];
+    for (ip, taken) in [V4, V6].into_iter().zip(&mut taken) {
+        *taken = TcpStream::connect((ip, port)).await.is_ok();
+    }
+    taken
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_take_the_families_they_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let back = serve((V4, 0).into(), "four").await;
+    let names = ["both", "six", "compat"];
+    let any = |ip: &str, port: u16| json!({ "socket_address": { "address": ip, "port_value": port } });
+    let compat = |port| {
+        let mut address = any("::", port);
+        address["socket_address"]["ipv4_compat"] = json!(true);
+        address
+    };
+    let proxies = proxies::both(folder.path(), &names, |ports, _| {
+        let listener = |name: &str, address: Value, more: Value| {
+            json!({ "name": name, "address": address, "additional_addresses": more, "filter_chains": [{ "filters": [{
+                "name": "envoy.filters.network.tcp_proxy", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                    "stat_prefix": name, "cluster": "back",
+                },
+            }] }] })
+        };
+        let port = |name: &str| ports[name];
+        let listeners = vec![
+            listener("both", any("0.0.0.0", port("both")), json!([{ "address": any("::", port("both")) }])),
+            listener("six", any("::", port("six")), json!([])),
+            listener("compat", compat(port("compat")), json!([])),
+        ];
+        [listeners, vec![cluster("back", vec![endpoint(&[back])], json!({}))]]
+    })
+    .await;
+    let expected =
+        [("both", [true, true]), ("six", [false, true]), ("compat", [true, true]), ("added", [true, true])];
+    for (kind, proxy) in proxies.iter().enumerate() {
+        for (name, expected) in expected {
+            assert_eq!(taken(proxy.ports[name]).await, expected, "{} {name}", KINDS[kind]);
+        }
+    }
+    let mut pages = Vec::new();
+    for proxy in &proxies {
+        let mut page = proxy.admin("/listeners").await.unwrap();
+        for name in names {
+            page = page.replace(&proxy.ports[name].to_string(), "PORT");
+        }
+        let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
+        lines.sort();
+        pages.push(lines);
+    }
+    assert_eq!(pages[0], pages[1]);
 }

@@ -9,6 +9,7 @@ mod authorizers;
 mod balancing;
 mod boutique;
 mod dns;
+mod dual_stack;
 mod echo;
 mod egress_tls;
 mod external;
@@ -120,6 +121,7 @@ fn main() {
             ("balancing", balancing::TRIALS),
             ("boutique", boutique::TRIALS),
             ("dns", dns::TRIALS),
+            ("dual_stack", dual_stack::TRIALS),
             ("loss", loss::TRIALS),
             ("resiliency", resiliency::TRIALS),
             ("rules", rules::TRIALS),

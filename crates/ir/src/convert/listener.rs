@@ -17,8 +17,8 @@ use super::rbac::network_rbac;
 use super::tcp_proxy::tcp_proxy;
 use super::transport_socket;
 use super::values::{
-    Converted, bool_or, cidrs, data_source, enumeration, listening_address, nonempty, number, optional, port,
-    required, socket_options, tcp_keepalive, timeout, typed,
+    Converted, ListeningAddress, bool_or, cidrs, data_source, enumeration, listening_address, nonempty,
+    number, optional, port, required, socket_options, tcp_keepalive, timeout, typed,
 };
 use crate::error::At;
 use crate::support::fields;
@@ -81,11 +81,13 @@ pub(super) fn listener(at: &At<'_>, message: proto::Listener) -> Converted<Liste
         .map(|(index, address)| additional_address(&at.index("additional_addresses", index), address))
         .collect::<Converted<Vec<_>>>()?;
     let bind_to_port = bind_to_port.or(deprecated_v1.and_then(|deprecated| deprecated.bind_to_port));
-    let (address, pipe_mode) = listening_address(&at.field("address"), address)?;
+    let ListeningAddress { address, pipe_mode, ipv4_compat } =
+        listening_address(&at.field("address"), address)?;
     Ok(Listener {
         name: nonempty(at, "name", name)?,
         address,
         pipe_mode,
+        ipv4_compat,
         additional_addresses,
         stat_prefix: optional(stat_prefix),
         filter_chains: chains,
@@ -125,10 +127,12 @@ fn additional_address(at: &At<'_>, address: proto::AdditionalAddress) -> Convert
         inert {}
         rejected {}
     });
-    let (address, pipe_mode) = listening_address(&at.field("address"), address)?;
+    let ListeningAddress { address, pipe_mode, ipv4_compat } =
+        listening_address(&at.field("address"), address)?;
     Ok(AdditionalAddress {
         address,
         pipe_mode,
+        ipv4_compat,
         socket_options: socket_options
             .map(|options| {
                 self::socket_options(&at.field("socket_options"), "socket_options", options.socket_options)

@@ -141,16 +141,16 @@ pub(super) fn cidrs(at: &At<'_>, field: &str, ranges: Vec<core::CidrRange>) -> C
 /// Host and port of a socket address; the host may be a name.
 pub(super) fn host_and_port(at: &At<'_>, address: core::SocketAddress) -> Converted<(String, u16)> {
     fields!(at, address => core::SocketAddress {
-        used { protocol, address, port_specifier }
-        inert {
-            ipv4_compat = "an IPv6 wildcard socket takes IPv4 as the system is set up",
-        }
+        used { protocol, address, port_specifier, ipv4_compat }
+        inert {}
         rejected {
             resolver_name = "custom resolvers",
             network_namespace_filepath = "sockets in other network namespaces",
         }
         variants { named_port = "ports by name" }
     });
+    // Where one listens (`listening_address`); elsewhere it has no meaning.
+    let _ = ipv4_compat;
     if protocol != core::socket_address::Protocol::Tcp as i32 {
         return Err(at.error_in("protocol", "not supported: only TCP"));
     }
@@ -209,17 +209,39 @@ pub(super) fn pipe(at: &At<'_>, pipe: core::Pipe) -> Converted<(Arc<str>, u32)> 
 }
 
 /// Where to listen: an IP address and port, or a Unix socket with the permissions of its file. `at` is the address itself.
-pub(super) fn listening_address(
-    at: &At<'_>,
-    address: Option<core::Address>,
-) -> Converted<(HostAddress, u32)> {
+pub(super) fn listening_address(at: &At<'_>, address: Option<core::Address>) -> Converted<ListeningAddress> {
     match address {
         Some(core::Address { address: Some(core::address::Address::Pipe(message)) }) => {
-            let (path, mode) = pipe(&at.field("pipe"), message)?;
-            Ok((HostAddress::Pipe(path), mode))
+            let (path, pipe_mode) = pipe(&at.field("pipe"), message)?;
+            Ok(ListeningAddress { address: HostAddress::Pipe(path), pipe_mode, ipv4_compat: false })
         }
-        address => Ok((socket_address(at, address)?.into(), 0)),
+        address => {
+            use core::address::Address::SocketAddress;
+            let compat = |address: &core::Address| matches!(&address.address, Some(SocketAddress(socket)) if socket.ipv4_compat);
+            let ipv4_compat = address.as_ref().is_some_and(compat);
+            let address = socket_address(at, address)?;
+            let takes_both = match address.ip() {
+                IpAddr::V4(_) => false,
+                IpAddr::V6(ip) => ip.is_unspecified() || ip.to_ipv4_mapped().is_some(),
+            };
+            if ipv4_compat && !takes_both {
+                let reason = format!(
+                    "only the IPv6 address \"::\" or a valid IPv4-mapped IPv6 address can have it, not {address}"
+                );
+                return Err(at.error_in("socket_address.ipv4_compat", reason));
+            }
+            Ok(ListeningAddress { address: address.into(), pipe_mode: 0, ipv4_compat })
+        }
     }
+}
+
+/// Where a listener listens.
+pub(super) struct ListeningAddress {
+    pub(super) address: HostAddress,
+    /// Permissions of a Unix socket's file.
+    pub(super) pipe_mode: u32,
+    /// Whether an address of IPv6 takes IPv4 too.
+    pub(super) ipv4_compat: bool,
 }
 
 pub(super) fn socket_options(

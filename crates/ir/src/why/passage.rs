@@ -82,7 +82,7 @@ impl ProxyView {
 
     fn listener_at(&self, destination: SocketAddr) -> Option<&Listener> {
         listener_addresses(destination).find_map(|address| {
-            self.listeners.iter().find(|listener| listener.address.socket() == Some(address))
+            self.listeners.iter().find(|listener| listener.socket_addresses().any(|own| own == address))
         })
     }
 

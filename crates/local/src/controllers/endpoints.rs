@@ -49,15 +49,51 @@ pub(crate) fn decide<'a>(
     let Some(selector) = selector(service).filter(|_| !is_deleting(&service.metadata)) else {
         return Vec::new();
     };
-    let mut groups: BTreeMap<Vec<PortKey>, Vec<Member<'_>>> = BTreeMap::new();
+    let families = families_of(service);
+    let mut by_family: BTreeMap<Family, Groups<'_>> =
+        families.iter().map(|family| (*family, Groups::new())).collect();
     for pod in pods.into_iter().filter(|pod| matches(selector, pod.metadata.labels.as_ref())) {
-        if let Some(member) = Member::of(pod, service) {
-            groups.entry(ports_of(service, pod)).or_default().push(member);
+        let ports = ports_of(service, pod);
+        for (family, groups) in &mut by_family {
+            if let Some(member) = Member::of(pod, service, *family) {
+                groups.entry(ports.clone()).or_default().push(member);
+            }
         }
     }
-    let mut writes = write_slices(service, &groups, slices);
-    writes.extend(write_endpoints(service, &groups, endpoints));
+    let mut writes = write_slices(service, &by_family, slices);
+    // The older object has one family only.
+    let first = families.first().and_then(|family| by_family.get(family));
+    writes.extend(first.and_then(|groups| write_endpoints(service, groups, endpoints)));
     writes
+}
+
+/// The members of a Service by the ports they have.
+type Groups<'a> = BTreeMap<Vec<PortKey>, Vec<Member<'a>>>;
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// As `addressType` and `ipFamilies` spell it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// The families of a Service, its own first.
+fn families_of(service: &Service) -> Vec<Family> {
+    let listed = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
+    let families =
+        listed.into_iter().flatten().map(|name| if name == "IPv6" { Family::V6 } else { Family::V4 });
+    let families: Vec<Family> = families.collect();
+    if families.is_empty() { vec![Family::V4] } else { families }
 }
 
 /// Name, protocol, number and application protocol of a port, as the pods of one group have it.
@@ -111,8 +147,11 @@ struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    fn of(pod: &'a Pod, service: &Service) -> Option<Self> {
-        let ip = pod.status.as_ref()?.pod_ip.as_deref().filter(|ip| !ip.is_empty())?;
+    fn of(pod: &'a Pod, service: &Service, family: Family) -> Option<Self> {
+        let status = pod.status.as_ref()?;
+        let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+        let mut ips = listed.chain(status.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
+        let ip = ips.find(|ip| ip.contains(':') == (family == Family::V6))?;
         if is_finished(pod) {
             return None;
         }
@@ -183,20 +222,22 @@ fn labels_of(service: &Service) -> Labels {
 
 fn write_slices<'a>(
     service: &Service,
-    groups: &BTreeMap<Vec<PortKey>, Vec<Member<'_>>>,
+    by_family: &BTreeMap<Family, Groups<'_>>,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> Vec<Write> {
     let mut wanted = BTreeMap::new();
-    for (ports, members) in groups {
-        for (index, members) in members.chunks(SLICE_SIZE).enumerate() {
-            let slice = new_slice(service, ports, index, members);
+    for (family, groups) in by_family {
+        for (ports, members) in groups {
+            for (index, members) in members.chunks(SLICE_SIZE).enumerate() {
+                let slice = new_slice(service, *family, ports, index, members);
+                wanted.insert(name(&slice.metadata).to_owned(), slice);
+            }
+        }
+        if groups.is_empty() {
+            // One slice stands for "known to have none".
+            let slice = new_slice(service, *family, &[], 0, &[]);
             wanted.insert(name(&slice.metadata).to_owned(), slice);
         }
-    }
-    if wanted.is_empty() {
-        // One slice stands for "known to have none".
-        let slice = new_slice(service, &[], 0, &[]);
-        wanted.insert(name(&slice.metadata).to_owned(), slice);
     }
     let existing: BTreeMap<&str, &EndpointSlice> = slices
         .into_iter()
@@ -222,7 +263,13 @@ fn write_slices<'a>(
     writes
 }
 
-fn new_slice(service: &Service, ports: &[PortKey], index: usize, members: &[Member<'_>]) -> EndpointSlice {
+fn new_slice(
+    service: &Service,
+    family: Family,
+    ports: &[PortKey],
+    index: usize,
+    members: &[Member<'_>],
+) -> EndpointSlice {
     let mut labels = labels_of(service);
     labels.insert(SERVICE_NAME.to_owned(), name(&service.metadata).to_owned());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
@@ -236,23 +283,23 @@ fn new_slice(service: &Service, ports: &[PortKey], index: usize, members: &[Memb
     let ports: Vec<EndpointPort> = ports.collect();
     EndpointSlice {
         metadata: ObjectMeta {
-            name: Some(format!("{}-{}", name(&service.metadata), short_hash(&(&ports, index)))),
+            name: Some(format!(
+                "{}-{}",
+                name(&service.metadata),
+                short_hash(&(family.name(), &ports, index))
+            )),
             namespace: service.metadata.namespace.clone(),
             labels: Some(labels),
             owner_references: Some(vec![owner_reference("v1", "Service", &service.metadata)]),
             ..ObjectMeta::default()
         },
-        address_type: "IPv4".to_owned(),
+        address_type: family.name().to_owned(),
         endpoints: Some(members.iter().map(Member::endpoint).collect()),
         ports: Some(ports),
     }
 }
 
-fn write_endpoints(
-    service: &Service,
-    groups: &BTreeMap<Vec<PortKey>, Vec<Member<'_>>>,
-    existing: Option<&Endpoints>,
-) -> Option<Write> {
+fn write_endpoints(service: &Service, groups: &Groups<'_>, existing: Option<&Endpoints>) -> Option<Write> {
     let subsets: Vec<EndpointSubset> =
         groups.iter().filter_map(|(ports, members)| subset(ports, members)).collect();
     let wanted = Endpoints {
@@ -436,5 +483,39 @@ mod tests {
         assert!(writes.iter().any(|write| matches!(write.action, Action::Delete { .. })), "{writes:?}");
         let selectorless = self::service(json!({"selector": null}));
         assert_eq!(decide(&selectorless, &same, [], None), []);
+    }
+
+    #[test]
+    fn each_family_has_slices_of_its_own() {
+        let dual = |name: &str, six: &str| {
+            let mut pod = pod(name, "10.0.0.1", true, 8080);
+            pod.status.as_mut().unwrap().pod_ips =
+                serde_json::from_value(json!([{ "ip": "10.0.0.1" }, { "ip": six }])).unwrap();
+            pod
+        };
+        let pods = [dual("a", "fd00::1"), pod("old", "10.0.0.2", true, 8080)];
+        let seen = |families: Value| -> Vec<(String, Vec<String>)> {
+            let (slices, _) = created(&service(json!({ "ipFamilies": families })), &pods);
+            let addresses = |slice: &EndpointSlice| {
+                conditions(slice).into_iter().map(|(address, ..)| address.to_owned()).collect()
+            };
+            let mut seen: Vec<_> =
+                slices.iter().map(|slice| (slice.address_type.clone(), addresses(slice))).collect();
+            seen.sort();
+            seen
+        };
+        let list =
+            |addresses: &[&str]| addresses.iter().map(|&address| address.to_owned()).collect::<Vec<_>>();
+        let (v4, v6) =
+            (("IPv4".to_owned(), list(&["10.0.0.1", "10.0.0.2"])), ("IPv6".to_owned(), list(&["fd00::1"])));
+        assert_eq!(seen(json!(["IPv4"])), std::slice::from_ref(&v4));
+        assert_eq!(seen(json!(["IPv6"])), std::slice::from_ref(&v6));
+        assert_eq!(seen(json!(["IPv6", "IPv4"])), [v4, v6]);
+        let six_first = service(json!({ "ipFamilies": ["IPv6", "IPv4"] }));
+        let (_, endpoints) = created(&six_first, &pods);
+        assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "fd00::1");
+        // None yet of either: known to have none.
+        let (slices, _) = created(&six_first, &[]);
+        assert_eq!(slices.len(), 2);
     }
 }

@@ -1,6 +1,7 @@
 //! Which records the cluster's own names have. Pure.
 
-use std::net::Ipv4Addr;
+use std::collections::HashSet;
+use std::net::IpAddr;
 
 use hickory_proto::rr::{Name, RData, Record, RecordType, rdata};
 
@@ -39,8 +40,8 @@ impl Zone<'_> {
     pub(super) fn lookup(&self, name: &Name, kind: RecordType) -> Answer {
         let text = name.to_lowercase().to_ascii();
         let text = text.trim_end_matches('.');
-        if let Some(reversed) = text.strip_suffix(".in-addr.arpa") {
-            return self.reverse(name, reversed, kind);
+        if let Some(address) = reversed(text) {
+            return address.map_or(Answer::NotOurs, |address| self.reverse(name, address, kind));
         }
         let domain = self.network.cluster_domain.trim_end_matches('.').to_lowercase();
         let Some(rest) = text.strip_suffix(&domain) else { return Answer::NotOurs };
@@ -65,9 +66,7 @@ impl Zone<'_> {
                 }
             }
             [address, namespace, "pod"] => match dashed_address(address) {
-                Some(address)
-                    if self.has_namespace(namespace) || self.network.pod_cidr.contains(&address) =>
-                {
+                Some(address) if self.has_namespace(namespace) || self.is_a_pods(address) => {
                     found(addresses(name, kind, [address]))
                 }
                 _ => Answer::Missing,
@@ -102,6 +101,24 @@ impl Zone<'_> {
             _ => Vec::new(),
         };
         found(records)
+    }
+
+    fn is_a_pods(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.network.pod_cidr.contains(&address),
+            IpAddr::V6(address) => {
+                self.network.ipv6.as_ref().is_some_and(|ranges| ranges.pod_cidr.contains(&address))
+            }
+        }
+    }
+
+    fn is_a_services(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.network.service_cidr.contains(&address),
+            IpAddr::V6(address) => {
+                self.network.ipv6.as_ref().is_some_and(|ranges| ranges.service_cidr.contains(&address))
+            }
+        }
     }
 
     fn has_namespace(&self, namespace: &str) -> bool {
@@ -143,7 +160,7 @@ impl Zone<'_> {
             _ if kind == RecordType::SRV => self.service_ports(name, namespace, service, entry, filter),
             // An SRV name has no addresses.
             _ if filter.is_some() => found(Vec::new()),
-            Address::Virtual(address) => found(addresses(name, kind, [*address])),
+            Address::Virtual(all) => found(addresses(name, kind, all.iter().copied())),
             Address::Headless => {
                 found(addresses(name, kind, published.iter().map(|endpoint| endpoint.address)))
             }
@@ -159,16 +176,23 @@ impl Zone<'_> {
         filter: PortFilter<'_>,
     ) -> Answer {
         let suffix = format!("{service}.{namespace}.svc.");
-        let mut targets: Vec<(String, Ipv4Addr, Option<&Endpoint>)> = Vec::new();
-        match entry.address {
-            Address::Virtual(address) => targets.push((suffix, address, None)),
+        let mut targets: Vec<(String, &[IpAddr], Option<&Endpoint>)> = Vec::new();
+        match &entry.address {
+            Address::Virtual(all) => targets.push((suffix, all, None)),
             _ => targets.extend(published(entry).map(|endpoint| {
-                (format!("{}.{suffix}", endpoint_name(endpoint)), endpoint.address, Some(endpoint))
+                let target = format!("{}.{suffix}", endpoint_name(endpoint));
+                (target, std::slice::from_ref(&endpoint.address), Some(endpoint))
             })),
         }
         let (mut answers, mut additionals) = (Vec::new(), Vec::new());
-        for (target, address, endpoint) in targets {
+        let mut named = HashSet::new();
+        for (target, all, endpoint) in targets {
             let Ok(target) = self.name(&target) else { continue };
+            additionals.extend(addresses(&target, RecordType::ANY, all.iter().copied()));
+            // An endpoint with a name of its own may have two addresses.
+            if !named.insert(target.clone()) {
+                continue;
+            }
             for port in entry.ports.iter().filter(|port| filter.is_none_or(|filter| matches(port, filter))) {
                 // A headless service's ports are those of its endpoints.
                 let number = match endpoint {
@@ -180,7 +204,6 @@ impl Zone<'_> {
                 let record = RData::SRV(rdata::SRV::new(0, 100, number, target.clone()));
                 answers.push(Record::from_rdata(name.clone(), TTL, record));
             }
-            additionals.extend(addresses(&target, RecordType::A, [address]));
         }
         Answer::Found { answers, additionals }
     }
@@ -201,24 +224,21 @@ impl Zone<'_> {
             let used = entry.ports.iter().any(|port| port.protocol == protocol && !port.name.is_empty());
             return if used { found(Vec::new()) } else { Answer::Missing };
         }
-        let matching: Vec<Ipv4Addr> = published(entry)
+        let matching: Vec<IpAddr> = published(entry)
             .filter(|endpoint| endpoint_name(endpoint).eq_ignore_ascii_case(first))
             .map(|endpoint| endpoint.address)
             .collect();
         if matching.is_empty() { Answer::Missing } else { found(addresses(name, kind, matching)) }
     }
 
-    fn reverse(&self, name: &Name, reversed: &str, kind: RecordType) -> Answer {
-        let octets: Vec<&str> = reversed.split('.').rev().collect();
-        let Ok(address) = octets.join(".").parse::<Ipv4Addr>() else { return Answer::NotOurs };
-        let ours = self.network.pod_cidr.contains(&address) || self.network.service_cidr.contains(&address);
-        if !ours {
+    fn reverse(&self, name: &Name, address: IpAddr, kind: RecordType) -> Answer {
+        if !self.is_a_pods(address) && !self.is_a_services(address) {
             return Answer::NotOurs;
         }
         let mut names: Vec<String> = Vec::new();
         for ((namespace, service), entry) in self.index {
             let suffix = format!("{service}.{namespace}.svc.");
-            if entry.address == Address::Virtual(address) {
+            if matches!(&entry.address, Address::Virtual(all) if all.contains(&address)) {
                 names = vec![suffix];
                 break;
             }
@@ -245,12 +265,31 @@ fn found(answers: Vec<Record>) -> Answer {
     Answer::Found { answers, additionals: Vec::new() }
 }
 
-fn addresses(name: &Name, kind: RecordType, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Vec<Record> {
-    if !matches!(kind, RecordType::A | RecordType::ANY) {
-        return Vec::new();
+/// The address that `….in-addr.arpa` or `….ip6.arpa` asks about, if it is one.
+fn reversed(name: &str) -> Option<Option<IpAddr>> {
+    if let Some(octets) = name.strip_suffix(".in-addr.arpa") {
+        let octets: Vec<&str> = octets.split('.').rev().collect();
+        return Some(octets.join(".").parse().ok());
     }
-    let record = |address| Record::from_rdata(name.clone(), TTL, RData::A(rdata::A(address)));
-    addresses.into_iter().map(record).collect()
+    let nibbles: Vec<&str> = name.strip_suffix(".ip6.arpa")?.split('.').rev().collect();
+    if nibbles.len() != 32 || nibbles.iter().any(|nibble| nibble.len() != 1) {
+        return Some(None);
+    }
+    Some(u128::from_str_radix(&nibbles.concat(), 16).ok().map(|bits| IpAddr::V6(bits.into())))
+}
+
+/// Records of the addresses that are of the kind's family.
+fn addresses(name: &Name, kind: RecordType, addresses: impl IntoIterator<Item = IpAddr>) -> Vec<Record> {
+    let wanted = |address: &IpAddr| match address {
+        IpAddr::V4(_) => matches!(kind, RecordType::A | RecordType::ANY),
+        IpAddr::V6(_) => matches!(kind, RecordType::AAAA | RecordType::ANY),
+    };
+    let record = |address| match address {
+        IpAddr::V4(address) => RData::A(rdata::A(address)),
+        IpAddr::V6(address) => RData::AAAA(rdata::AAAA(address)),
+    };
+    let record = |address| Record::from_rdata(name.clone(), TTL, record(address));
+    addresses.into_iter().filter(wanted).map(record).collect()
 }
 
 fn published(entry: &ServiceEntry) -> impl Iterator<Item = &Endpoint> {
@@ -258,11 +297,12 @@ fn published(entry: &ServiceEntry) -> impl Iterator<Item = &Endpoint> {
 }
 
 fn endpoint_name(endpoint: &Endpoint) -> String {
-    endpoint.hostname.clone().unwrap_or_else(|| endpoint.address.to_string().replace('.', "-"))
+    endpoint.hostname.clone().unwrap_or_else(|| endpoint.address.to_string().replace(['.', ':'], "-"))
 }
 
-fn dashed_address(label: &str) -> Option<Ipv4Addr> {
-    label.replace('-', ".").parse().ok()
+fn dashed_address(label: &str) -> Option<IpAddr> {
+    let v4 = label.replace('-', ".").parse().map(IpAddr::V4);
+    v4.or_else(|_| label.replace('-', ":").parse().map(IpAddr::V6)).ok()
 }
 
 fn parse_protocol(label: &str) -> Option<Protocol> {
@@ -285,6 +325,11 @@ mod tests {
 
     fn cluster() -> ClusterIndex {
         let ports = json!([{ "name": "http", "port": 80 }, { "name": "dns", "port": 53, "protocol": "UDP" }]);
+        let mut dual = service("dual", "10.96.0.8", json!([{ "name": "http", "port": 80 }]));
+        dual["spec"]["clusterIPs"] = json!(["10.96.0.8", "fd00:10:96::7"]);
+        let endpoints = json!([{ "addresses": ["fd00:10:244::4"], "hostname": "db-0" }, { "addresses": ["fd00:10:244::5"] }]);
+        let mut six = slice("db", endpoints, json!([{ "name": "pg", "port": 15432 }]));
+        six["addressType"] = json!("IPv6");
         let mut outside = service("outside", "", json!([]));
         outside["spec"] = json!({ "type": "ExternalName", "externalName": "example.com" });
         index(
@@ -293,22 +338,28 @@ mod tests {
                 service("db", "None", json!([{ "name": "pg", "port": 5432 }])),
                 service("idle", "None", json!([])),
                 outside,
+                dual,
+                service("six", "fd00:10:96::8", json!([])),
             ],
-            &[slice(
-                "db",
-                json!([
-                    { "addresses": ["10.244.0.4"], "hostname": "db-0" },
-                    { "addresses": ["10.244.0.5"] },
-                    { "addresses": ["10.244.0.6"], "conditions": { "ready": false } }
-                ]),
-                json!([{ "name": "pg", "port": 15432 }]),
-            )],
+            &[
+                six,
+                slice(
+                    "db",
+                    json!([
+                        { "addresses": ["10.244.0.4"], "hostname": "db-0" },
+                        { "addresses": ["10.244.0.5"] },
+                        { "addresses": ["10.244.0.6"], "conditions": { "ready": false } }
+                    ]),
+                    json!([{ "name": "pg", "port": 15432 }]),
+                ),
+            ],
         )
     }
 
     /// The answer as text: records' data joined by spaces, or the kind of failure.
     fn ask(name: &str, kind: RecordType) -> String {
-        let (network, index) = (Network::default(), cluster());
+        let network = Network { ipv6: Some(crate::Ipv6Network::default()), ..Network::default() };
+        let index = cluster();
         let zone = Zone { network: &network, index: &index };
         match zone.lookup(&Name::from_ascii(name).unwrap(), kind) {
             Answer::Found { answers, .. } => {
@@ -346,10 +397,24 @@ mod tests {
             (
                 "_pg._tcp.db.default.svc.cluster.local.",
                 SRV,
-                "0 100 15432 db-0.db.default.svc.cluster.local. | 0 100 15432 10-244-0-5.db.default.svc.cluster.local.",
+                "0 100 15432 db-0.db.default.svc.cluster.local. | 0 100 15432 10-244-0-5.db.default.svc.cluster.local. | 0 100 15432 fd00-10-244--5.db.default.svc.cluster.local.",
             ),
             ("outside.default.svc.cluster.local.", A, "alias example.com."),
             ("10-244-0-9.default.pod.cluster.local.", A, "10.244.0.9"),
+            ("dual.default.svc.cluster.local.", A, "10.96.0.8"),
+            ("dual.default.svc.cluster.local.", AAAA, "fd00:10:96::7"),
+            ("six.default.svc.cluster.local.", A, ""),
+            ("six.default.svc.cluster.local.", AAAA, "fd00:10:96::8"),
+            ("db.default.svc.cluster.local.", AAAA, "fd00:10:244::4 | fd00:10:244::5"),
+            ("db-0.db.default.svc.cluster.local.", AAAA, "fd00:10:244::4"),
+            ("fd00-10-244--5.db.default.svc.cluster.local.", AAAA, "fd00:10:244::5"),
+            ("fd00-10-244--9.default.pod.cluster.local.", AAAA, "fd00:10:244::9"),
+            (
+                "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.",
+                PTR,
+                "dual.default.svc.cluster.local.",
+            ),
+            ("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.", PTR, "forward"),
             ("7.0.96.10.in-addr.arpa.", PTR, "web.default.svc.cluster.local."),
             ("4.0.244.10.in-addr.arpa.", PTR, "db-0.db.default.svc.cluster.local."),
             ("99.0.244.10.in-addr.arpa.", PTR, "NXDOMAIN"),

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -58,15 +58,18 @@ fn hosts(pod: &Pod, pod_ip: Ipv4Addr, network: &Network) -> String {
     let mut text = String::from(
         "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
     );
-    match spec.and_then(|spec| spec.subdomain.as_ref()) {
-        Some(subdomain) => {
-            let namespace = pod.namespace().unwrap_or_default();
-            let domain = &network.cluster_domain;
-            text.push_str(&format!(
-                "{pod_ip}\t{hostname}.{subdomain}.{namespace}.svc.{domain}\t{hostname}\n"
-            ));
+    let addresses = std::iter::once(IpAddr::V4(pod_ip)).chain(network.ipv6_of(pod_ip).map(IpAddr::V6));
+    for pod_ip in addresses {
+        match spec.and_then(|spec| spec.subdomain.as_ref()) {
+            Some(subdomain) => {
+                let namespace = pod.namespace().unwrap_or_default();
+                let domain = &network.cluster_domain;
+                text.push_str(&format!(
+                    "{pod_ip}\t{hostname}.{subdomain}.{namespace}.svc.{domain}\t{hostname}\n"
+                ));
+            }
+            None => text.push_str(&format!("{pod_ip}\t{hostname}\n")),
         }
-        None => text.push_str(&format!("{pod_ip}\t{hostname}\n")),
     }
     for alias in spec.and_then(|spec| spec.host_aliases.as_ref()).into_iter().flatten() {
         let names = alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t");

@@ -190,7 +190,18 @@ impl PodTask {
             pod: Arc::clone(&self.pod),
             pod_ip: self.pod_ip().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
             host_ip: self.shared.config.network.node_ip,
+            pod_ip6: self.pod_ip6(),
+            host_ip6: self.host_ip6(),
         }
+    }
+
+    fn pod_ip6(&self) -> Option<std::net::Ipv6Addr> {
+        self.shared.config.network.ipv6_of(self.pod_ip()?)
+    }
+
+    fn host_ip6(&self) -> Option<std::net::Ipv6Addr> {
+        let network = &self.shared.config.network;
+        network.ipv6_of(network.node_ip)
     }
 
     fn pod_ip(&self) -> Option<std::net::Ipv4Addr> {
@@ -448,6 +459,8 @@ impl PodTask {
                 records: &self.records,
                 pod_ip: self.pod_ip(),
                 host_ip: self.shared.config.network.node_ip,
+                pod_ip6: self.pod_ip6(),
+                host_ip6: self.host_ip6(),
                 started_at: self.started_at,
                 finished: self.finished,
                 reason: self.reason.clone(),

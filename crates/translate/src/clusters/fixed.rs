@@ -1,18 +1,19 @@
 //! Clusters without a service, which every proxy of a kind has.
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
-use super::{INBOUND_SOURCE, UpstreamProtocol, base, set_http_options};
+use super::{UpstreamProtocol, base, inbound_source, set_http_options};
 use crate::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH};
 use crate::resource::{Resource, encode};
 use crate::settings::{ConnectionDefaults, Settings};
 use crate::traffic_policy::{self, EffectivePolicy};
-use crate::wire;
 
 /// Everything the clusters without a service depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FixedClusterInputs {
     connections: ConnectionDefaults,
     which: FixedCluster,
+    /// Only where it matters.
+    dual_stack: bool,
 }
 
 /// The clusters every proxy of a kind has.
@@ -24,7 +25,8 @@ pub(crate) enum FixedCluster {
 }
 
 pub(crate) fn fixed_inputs(settings: &Settings, which: FixedCluster) -> FixedClusterInputs {
-    FixedClusterInputs { connections: settings.connections, which }
+    let dual_stack = settings.dual_stack && which == FixedCluster::InboundPassthrough;
+    FixedClusterInputs { connections: settings.connections, which, dual_stack }
 }
 
 /// A cluster without a service.
@@ -44,7 +46,7 @@ pub(crate) fn fixed(inputs: &FixedClusterInputs) -> Resource {
     message.lb_policy = LbPolicy::ClusterProvided as i32;
     message.circuit_breakers = Some(traffic_policy::circuit_breakers(EffectivePolicy::default()));
     if inputs.which == FixedCluster::InboundPassthrough {
-        message.upstream_bind_config = Some(wire::bind_from(INBOUND_SOURCE));
+        message.upstream_bind_config = Some(inbound_source(inputs.dual_stack));
     }
     set_http_options(&mut message, UpstreamProtocol::AsDownstream, EffectivePolicy::default());
     encode(name, &message)

@@ -11,7 +11,7 @@ use lateen_xds::pb::envoy::config::cluster::v3::cluster::{
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
-use super::{INBOUND_SOURCE, base, services, set_http_options, upstream_protocol, with_metadata};
+use super::{base, inbound_source, services, set_http_options, upstream_protocol, with_metadata};
 use crate::names::inbound_cluster;
 use crate::proxy::InboundPort;
 use crate::resource::Resource;
@@ -29,6 +29,7 @@ pub(crate) struct InboundClusterInputs {
     pool: Option<Pool>,
     /// Pattern of the name in statistics.
     stat_name: Option<Arc<str>>,
+    dual_stack: bool,
 }
 
 /// Limits as a Sidecar gives them.
@@ -52,6 +53,7 @@ pub(crate) fn inbound_inputs(settings: &Settings, inbound: &Inbound) -> InboundC
         endpoint: inbound.endpoint.clone(),
         pool: inbound.pool.clone().map(Pool),
         stat_name: settings.stat_names.inbound.clone(),
+        dual_stack: settings.dual_stack,
     }
 }
 
@@ -67,8 +69,8 @@ pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
         ..base(&name, inputs.connections, policy)
     };
     match &inputs.endpoint {
-        InboundEndpoint::Original => to_original(&mut message, None),
-        InboundEndpoint::Port(port) => to_original(&mut message, Some(*port)),
+        InboundEndpoint::Original => to_original(&mut message, None, inputs.dual_stack),
+        InboundEndpoint::Port(port) => to_original(&mut message, Some(*port), inputs.dual_stack),
         // Capture leaves the loopback address alone.
         InboundEndpoint::Loopback(port) => to_address(&mut message, wire::address("127.0.0.1", *port)),
         InboundEndpoint::Unix(path) => to_address(&mut message, wire::pipe(path)),
@@ -82,10 +84,10 @@ pub(crate) fn inbound(inputs: &InboundClusterInputs) -> Resource {
 }
 
 /// To the address the connection was made to, from one that tells capture to let it pass.
-fn to_original(message: &mut cluster::Cluster, port: Option<u16>) {
+fn to_original(message: &mut cluster::Cluster, port: Option<u16>, dual_stack: bool) {
     message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
     message.lb_policy = LbPolicy::ClusterProvided as i32;
-    message.upstream_bind_config = Some(wire::bind_from(INBOUND_SOURCE));
+    message.upstream_bind_config = Some(inbound_source(dual_stack));
     message.lb_config = port.map(|port| {
         LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
             upstream_port_override: wire::uint32(u32::from(port)),

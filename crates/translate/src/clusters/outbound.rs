@@ -90,6 +90,8 @@ enum EndpointSource {
     Dns {
         /// One address at a time.
         logical: bool,
+        /// Whether addresses of both families are of use.
+        dual_stack: bool,
         refresh_rate: Duration,
         port_name: String,
         endpoints: Option<Arc<ServiceEndpoints>>,
@@ -155,6 +157,7 @@ fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<Endpoi
         }
         resolution @ (Resolution::Dns | Resolution::DnsRoundRobin) => Some(EndpointSource::Dns {
             logical: *resolution == Resolution::DnsRoundRobin,
+            dual_stack: scope.settings.dual_stack,
             refresh_rate: scope.settings.dns_refresh_rate,
             port_name: port.name.clone(),
             endpoints: scope.world.endpoints(service).cloned(),
@@ -337,12 +340,13 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         }
     } else {
         match &inputs.source {
-            EndpointSource::Dns { logical, refresh_rate, spread, policies, .. } => {
+            EndpointSource::Dns { logical, dual_stack, refresh_rate, spread, policies, .. } => {
+                let family = if *dual_stack { DnsLookupFamily::All } else { DnsLookupFamily::V4Only };
                 let dns = DnsCluster {
                     dns_refresh_rate: Some(wire::duration(*refresh_rate)),
                     dns_jitter: Some(wire::duration(DNS_JITTER)),
                     respect_dns_ttl: true,
-                    dns_lookup_family: DnsLookupFamily::V4Only as i32,
+                    dns_lookup_family: family as i32,
                     all_addresses_in_single_endpoint: *logical,
                     ..Default::default()
                 };
@@ -351,7 +355,8 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
                     typed_config: Some(wire::any(&dns)),
                 }));
                 let members = inputs.names_to_look_up();
-                looked_up = Some(endpoints::assignment(&name, spread.as_ref(), policies, members));
+                looked_up =
+                    Some(endpoints::assignment(&name, spread.as_ref(), policies, *dual_stack, members));
             }
             EndpointSource::Named { .. } => message.lb_policy = LbPolicy::ClusterProvided as i32,
             EndpointSource::Eds | EndpointSource::OriginalDst(_) => {
