@@ -23,7 +23,11 @@ fn both_families(mesh: &Mesh) -> Result<()> {
     control_plane("ISTIO_DUAL_STACK-")?;
     outcome?;
     mesh.kubectl(&["delete", "pod", "dual-server", "dual-client", "dual-stranger", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "peerauthentication,gateway.networking.istio.io,virtualservice", "dual"])?;
+    mesh.kubectl(&[
+        "delete",
+        "peerauthentication,gateway.networking.istio.io,virtualservice,destinationrule",
+        "dual",
+    ])?;
     mesh.kubectl(&["delete", "svc", "dual", "six", "dual-pods"]).map(drop)
 }
 
