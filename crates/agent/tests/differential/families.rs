@@ -275,8 +275,7 @@ async fn listeners_take_the_families_they_name() {
         [listeners, vec![cluster("back", vec![endpoint(&[back])], json!({}))]]
     })
     .await;
-    let expected =
-        [("both", [true, true]), ("six", [false, true]), ("compat", [true, true]), ("added", [true, true])];
+    let expected = [("both", [true, true]), ("six", [false, true]), ("compat", [true, true])];
     for (kind, proxy) in proxies.iter().enumerate() {
         for (name, expected) in expected {
             assert_eq!(taken(proxy.ports[name]).await, expected, "{} {name}", KINDS[kind]);
@@ -288,7 +287,8 @@ async fn listeners_take_the_families_they_name() {
         for name in names {
             page = page.replace(&proxy.ports[name].to_string(), "PORT");
         }
-        let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
+        let mut lines: Vec<String> =
+            page.lines().filter(|line| line.contains("::")).map(str::to_owned).collect();
         lines.sort();
         pages.push(lines);
     }

@@ -385,6 +385,10 @@ fn listeners_are_refused_with_the_fields_path() {
         ("{name: l, address: {pipe: {path: '@'}}, filter_chains: [{}]}".into(), "address.pipe.path".into()),
         ("{name: l, address: {socket_address: {address: '::', port_value: 1}}}".into(), "filter_chains".into()),
         (
+            "{name: l, address: {socket_address: {address: '::1', ipv4_compat: true}}, filter_chains: [{}]}".into(),
+            "address.socket_address.ipv4_compat".into(),
+        ),
+        (
             "{name: l, address: {socket_address: {address: '::', port_value: 1}}, filter_chains: [{}, {}]}".into(),
             "filter_chains[1].filter_chain_match".into(),
         ),
