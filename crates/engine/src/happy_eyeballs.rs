@@ -63,8 +63,8 @@ pub(crate) async fn race<T, F: Future<Output = Result<T, Reset>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
-    use tokio::time::Instant;
+    use std::cell::Cell;
+    use std::time::Instant;
 
     fn addresses(list: &[&str]) -> Vec<SocketAddr> {
         list.iter().map(|address| address.parse().unwrap()).collect()
@@ -81,33 +81,51 @@ mod tests {
         assert_eq!(order(all[0], &all[1..]), all);
     }
 
-    /// What becomes of attempts: after so many milliseconds, well or not.
-    async fn run(outcomes: &[(u64, bool)], limit: u64) -> (Result<usize, Reset>, Vec<u64>, u64) {
-        let (began, starts) = (Instant::now(), RefCell::new(Vec::new()));
-        let list: Vec<SocketAddr> = (0..outcomes.len()).map(|n| ([127, 0, 0, 1], n as u16).into()).collect();
-        let attempt = |address: SocketAddr| {
-            let number = usize::from(address.port());
-            starts.borrow_mut().push(began.elapsed().as_millis() as u64);
-            let (pause, works) = outcomes[number];
-            async move {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-                if works { Ok(number) } else { Err(Reset::ConnectFailure(number.to_string().into())) }
-            }
-        };
-        let result = race(&list, Duration::from_millis(limit), attempt).await;
-        (result, starts.take(), began.elapsed().as_millis() as u64)
+    /// What becomes of an attempt.
+    #[derive(Clone, Copy)]
+    enum Fate {
+        Works,
+        Fails,
+        Waits,
     }
 
-    #[tokio::test(start_paused = true)]
+    /// The outcome, how many attempts there were, and how long it took.
+    async fn run(fates: &[Fate], limit: Duration) -> (Result<usize, Reset>, usize, Duration) {
+        let (began, starts) = (Instant::now(), Cell::new(0));
+        let list: Vec<SocketAddr> = (0..fates.len()).map(|n| ([127, 0, 0, 1], n as u16).into()).collect();
+        let attempt = |address: SocketAddr| {
+            let number = usize::from(address.port());
+            starts.set(starts.get() + 1);
+            let fate = fates[number];
+            async move {
+                match fate {
+                    Fate::Works => Ok(number),
+                    Fate::Fails => Err(Reset::ConnectFailure(number.to_string().into())),
+                    Fate::Waits => std::future::pending().await,
+                }
+            }
+        };
+        let result = race(&list, limit, attempt).await;
+        (result, starts.get(), began.elapsed())
+    }
+
+    #[tokio::test]
     async fn a_slow_attempt_is_joined_by_the_next_and_a_failed_one_replaced() {
-        assert_eq!(run(&[(100, true), (0, true)], 5000).await, (Ok(0), vec![0], 100));
-        assert_eq!(run(&[(9000, true), (100, true), (0, true)], 5000).await, (Ok(1), vec![0, 300], 400));
-        assert_eq!(run(&[(450, true), (200, true)], 5000).await, (Ok(0), vec![0, 300], 450));
-        assert_eq!(run(&[(10, false), (0, true)], 5000).await, (Ok(1), vec![0, 10], 10));
+        use Fate::{Fails, Waits, Works};
         let failed = |which: &str| Err(Reset::ConnectFailure(which.to_owned().into()));
-        assert_eq!(run(&[(10, false), (20, false)], 5000).await, (failed("1"), vec![0, 10], 30));
-        assert_eq!(run(&[(700, false), (100, false)], 5000).await, (failed("0"), vec![0, 300], 700));
-        let late = (Err(Reset::ConnectTimeout), vec![0, 300, 600], 1000);
-        assert_eq!(run(&[(9000, true), (9000, true), (9000, true)], 1000).await, late);
+        let cases: [(&[Fate], _, usize, u64); 6] = [
+            (&[Works, Works], Ok(0), 1, 0),
+            (&[Fails, Works], Ok(1), 2, 0),
+            (&[Fails, Fails], failed("1"), 2, 0),
+            (&[Waits, Works], Ok(1), 2, 300),
+            (&[Waits, Fails, Works], Ok(2), 3, 300),
+            (&[Waits, Waits], Err(Reset::ConnectTimeout), 2, 700),
+        ];
+        for (fates, expected, attempts, at_least) in cases {
+            let limit = Duration::from_millis(if at_least == 700 { 700 } else { 20_000 });
+            let (result, begun, took) = run(fates, limit).await;
+            assert_eq!((result, begun), (expected, attempts), "{at_least}");
+            assert!(took >= Duration::from_millis(at_least), "{took:?} is less than {at_least} ms");
+        }
     }
 }
