@@ -242,6 +242,13 @@ mod tests {
             SigningRequest::from_pem(&"x".repeat(MAX_BYTES + 1)).err(),
             Some(CsrError::TooLong(MAX_BYTES + 1))
         );
+        let mut longer = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap().to_vec();
+        longer.push(0);
+        assert_eq!(
+            SigningRequest::from_pem(&pem_of(&longer)).err(),
+            Some(CsrError::Malformed),
+            "a byte more"
+        );
         // A bit of the signature, which is at the end.
         let mut der = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap().to_vec();
         *der.last_mut().unwrap() ^= 1;

@@ -162,10 +162,14 @@ mod tests {
     use crate::{CertificateAuthority, SigningRequest};
 
     fn answer(key: &WorkloadKey) -> Vec<String> {
+        answer_for(key, Duration::from_secs(3600))
+    }
+
+    fn answer_for(key: &WorkloadKey, life: Duration) -> Vec<String> {
         let authority = CertificateAuthority::generate("cluster.local").unwrap();
         let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
         let request = SigningRequest::from_pem(&key.request().unwrap()).unwrap();
-        authority.issue_workload(&request, &id, Duration::from_secs(3600)).unwrap()
+        authority.issue_workload(&request, &id, life).unwrap()
     }
 
     #[test]
@@ -186,6 +190,7 @@ mod tests {
             (WorkloadKey::generate(KeyKind::P256).unwrap(), WorkloadKey::generate(KeyKind::P256).unwrap());
         let why = |answer: Vec<String>| WorkloadCertificate::new(&key, answer).unwrap_err().to_string();
         assert!(why(answer(&other)).contains("another key"));
+        assert!(why(answer_for(&key, Duration::ZERO)).contains("over already"));
         assert!(why(Vec::new()).contains("empty"));
         assert!(why(answer(&key)[1..].to_vec()).contains("besides the root"));
         assert!(why(vec!["junk".into(), answer(&key)[1].clone()]).contains("first part"));

@@ -192,6 +192,10 @@ mod tests {
                 "spec.jwtRules[0].outputClaimToHeaders[0]: outputClaimToHeaders header and claim value must be non-empty string",
             ),
             (
+                json!({ "outputClaimToHeaders": [{ "claim": "c" }] }),
+                "spec.jwtRules[0].outputClaimToHeaders[0]: outputClaimToHeaders header and claim value must be non-empty string",
+            ),
+            (
                 json!({ "outputClaimToHeaders": [{ "header": "a b", "claim": "c" }] }),
                 "spec.jwtRules[0].outputClaimToHeaders[0]: header name a b is not a valid header name",
             ),
