@@ -31,7 +31,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Service accounts that the workloads share.
 const ACCOUNTS: usize = 50;
-/// How long a workload waits for an answer before it asks again, as the agent does.
+/// How long a workload waits for a connection, and for an answer, before it asks again, as the agent does.
+const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -165,16 +166,16 @@ async fn workloads(address: String) -> Result<(), Error> {
         all.spawn(async move {
             let mut again = 0_u32;
             loop {
-                match tokio::time::timeout(ANSWER, ask(&endpoint, &csr, &token)).await {
-                    Ok(Ok(chain)) => {
+                match ask(&endpoint, &csr, &token).await {
+                    Ok(chain) => {
                         WorkloadCertificate::new(&key, chain)?;
                         return Ok::<_, Error>((begun.elapsed(), again));
                     }
-                    Ok(Err(error)) => eprintln!("{error}"),
-                    Err(_) => eprintln!("no answer within {ANSWER:?}"),
+                    Err(error) => eprintln!("{error}"),
                 }
                 again += 1;
-                tokio::time::sleep(Duration::from_millis(200 << again.min(6))).await;
+                let pause = Duration::from_millis(100 << again.min(7)).min(Duration::from_secs(15));
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             }
         });
     }
@@ -194,5 +195,6 @@ async fn ask(endpoint: &Endpoint, csr: &str, token: &str) -> Result<Vec<String>,
     let message = IstioCertificateRequest { csr: csr.to_owned(), validity_duration: 3600, metadata: None };
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    Ok(create_certificate(endpoint.connect().await?, request).await?.cert_chain)
+    let channel = tokio::time::timeout(CONNECT, endpoint.connect()).await??;
+    Ok(tokio::time::timeout(ANSWER, create_certificate(channel, request)).await??.cert_chain)
 }
