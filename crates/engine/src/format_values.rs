@@ -29,6 +29,8 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) sent: u64,
     pub(crate) cluster: Option<&'a str>,
     pub(crate) host: Option<&'a HostAddress>,
+    /// Attempts to connect.
+    pub(crate) attempts: u32,
     pub(crate) upstream_local: Option<SocketAddr>,
     /// Where the connection goes; none when there is none.
     pub(crate) upstream_remote: Option<&'a HostAddress>,
@@ -73,7 +75,7 @@ impl FormatValues for TcpFacts<'_> {
             Operator::UpstreamCluster | Operator::UpstreamClusterRaw => text(out, self.cluster),
             Operator::UpstreamHostName => self.host.map(|host| write!(out, "{host}")).is_some(),
             Operator::UpstreamTransportFailureReason => text(out, self.failure),
-            Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.host.is_some())),
+            Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.attempts)),
             Operator::Address(of, part) => match of {
                 AddressOf::UpstreamLocal => address(self.upstream_local, *part, out),
                 AddressOf::UpstreamHost => host_address(self.host, *part, out),

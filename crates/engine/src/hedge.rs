@@ -2,6 +2,7 @@
 //! others are given up. For routes that ask for it; all others try one attempt after the other ([`trial`](crate::trial)).
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/http/http_routing#request-hedging>
 
+use std::cell::OnceCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,6 +24,7 @@ use crate::interim::Interim;
 use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
 use crate::outlier::Outcome;
+use crate::pool::ConnectionFacts;
 use crate::presence::Present;
 use crate::special::Special;
 use crate::syntax::proper_answer;
@@ -51,12 +53,18 @@ struct Attempt {
     downstream: Version,
     high_priority: bool,
     interim: Option<Interim>,
+    /// The connection, once there is one.
+    connection: Rc<OnceCell<Connected>>,
 }
+
+/// What an attempt is connected to, and how.
+type Connected = (Rc<ConnectionFacts>, Version);
 
 /// An attempt under way.
 struct Running {
     work: Pin<Box<dyn Future<Output = Result<Answered, Broken>>>>,
     host: Rc<Host>,
+    connection: Rc<OnceCell<Connected>>,
     /// When it takes too long; `None`: its clock has not begun.
     late_at: Option<Instant>,
     /// It has taken too long.
@@ -67,8 +75,18 @@ struct Running {
 
 impl Attempt {
     async fn run(self) -> Result<Answered, Broken> {
-        let Self { worker, cluster, host, special, message, source, downstream, high_priority, interim } =
-            self;
+        let Self {
+            worker,
+            cluster,
+            host,
+            special,
+            message,
+            source,
+            downstream,
+            high_priority,
+            interim,
+            connection,
+        } = self;
         let target = Target { worker: &worker, cluster: &cluster, host: &host, special };
         let unsent = |reset| Broken { reset, sent: false };
         let mut lease = upstream::lease(&target, downstream, false).await.map_err(unsent)?;
@@ -79,6 +97,8 @@ impl Attempt {
             return Err(unsent(Reset::Overflow));
         };
         let active = ActiveRequest::new(&cluster, &host, place);
+        // It is empty.
+        let _ = connection.set((lease.facts().clone(), lease.version()));
         loop {
             lease.count_last_request(&cluster.stats, &cluster.config.ir.http.common);
             let reused = lease.reused();
@@ -131,13 +151,13 @@ pub(crate) async fn run(
     loop {
         match race.step().await {
             Step::Answered(index, answered) => {
-                let running = race.running.swap_remove(index);
+                let running = race.running.remove(index);
                 if let Some(answered) = race.judge(&running, answered) {
                     return Ok(race.win(running, answered, weighted));
                 }
             }
             Step::Broken(index, broken) => {
-                let running = race.running.swap_remove(index);
+                let running = race.running.remove(index);
                 if let Some(failure) = race.broken(&running, broken) {
                     return Err(failure);
                 }
@@ -178,6 +198,7 @@ impl Race<'_, '_> {
             None => trial.look_up_host().await?,
         };
         trial.turn_to(&host);
+        let connection = Rc::new(OnceCell::new());
         let attempt = Attempt {
             worker: trial.context.connection.worker.clone(),
             cluster: trial.cluster.clone(),
@@ -193,9 +214,10 @@ impl Race<'_, '_> {
             downstream: trial.context.version,
             high_priority: trial.action.high_priority,
             interim: interim::passed_on(&trial.context.connection).cloned(),
+            connection: connection.clone(),
         };
         let work = Box::pin(attempt.run());
-        self.running.push(Running { work, host, late_at: None, late: false, retried: false });
+        self.running.push(Running { work, host, connection, late_at: None, late: false, retried: false });
         Ok(())
     }
 
@@ -386,6 +408,10 @@ impl Race<'_, '_> {
                     self.charge(StatusCode::GATEWAY_TIMEOUT);
                 }
             }
+        }
+        if let Some((facts, version)) = self.running.last().and_then(|running| running.connection.get()) {
+            self.trial.context.upstream = Some(facts.clone());
+            self.trial.context.upstream_version = Some(*version);
         }
         self.trial.final_failure(failure)
     }

@@ -200,6 +200,7 @@ fn refused(connection: &HttpConnection, too_large: bool) {
             sent: 0,
             cluster: None,
             host: None,
+            attempts: 0,
             upstream_local: None,
             upstream_remote: None,
             upstream_tls: None,

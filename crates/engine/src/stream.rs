@@ -60,6 +60,8 @@ pub(crate) struct Stream {
     gate: Option<Box<Gate>>,
     /// Ends with FIN even when it is dropped in the middle of something.
     gentle: bool,
+    /// Set when the peer has finished or the transport has broken.
+    ended: Option<Heard>,
     /// What goes between the messages that are written.
     interim: Option<Box<Inserted>>,
 }
@@ -134,8 +136,14 @@ impl Stream {
             guard: Guard::Nothing,
             gate: None,
             gentle: false,
+            ended: None,
             interim: None,
         }
+    }
+
+    /// Sets this when the peer ends.
+    pub(crate) fn tell_end(&mut self, ended: &Heard) {
+        self.ended = Some(ended.clone());
     }
 
     /// Has interim answers written whenever nothing else is left to write.
@@ -296,8 +304,14 @@ impl AsyncRead for Stream {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(self.poll_transport_read(cx, buf))?;
+        let read = ready!(self.poll_transport_read(cx, buf));
         let n = buf.filled().len() - before;
+        if n == 0
+            && let Some(ended) = &self.ended
+        {
+            ended.set(true);
+        }
+        read?;
         match self.poll_gate(n, cx) {
             Poll::Ready(passed) => passed?,
             Poll::Pending => {

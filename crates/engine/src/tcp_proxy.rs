@@ -37,6 +37,8 @@ struct Outcomes {
     refused: bool,
     cluster: Option<Rc<LocalCluster>>,
     host: Option<Rc<Host>>,
+    /// Attempts to connect.
+    attempts: u32,
     upstream_local: Option<std::net::SocketAddr>,
     upstream_remote: Option<HostAddress>,
     upstream_tls: Option<Rc<TlsFacts>>,
@@ -158,6 +160,7 @@ async fn connect(
             return None;
         };
         outcomes.host = Some(host.clone());
+        outcomes.attempts = attempt;
         let Some(place) = breakers::admit(&cluster.config, Limited::Connection, false) else {
             cluster.stats.upstream_cx_overflow.inc();
             outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);
@@ -223,6 +226,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         sent: outcomes.moved.sent.get(),
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),
         host: outcomes.host.as_ref().map(|host| &host.address),
+        attempts: outcomes.attempts,
         upstream_local: outcomes.upstream_local,
         upstream_remote: outcomes.upstream_remote.as_ref(),
         upstream_tls: outcomes.upstream_tls.as_deref(),

@@ -122,6 +122,8 @@ impl Trial<'_> {
     /// The request is for this host now.
     pub(crate) fn turn_to(&mut self, host: &Rc<Host>) {
         self.context.host = Some(host.clone());
+        // What another attempt was connected to is no more of interest.
+        self.context.upstream = None;
         if matches!(self.action.host_rewrite, HostRewrite::Auto) {
             let name = host.endpoint.borrow().hostname.clone();
             if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {

@@ -25,7 +25,7 @@ use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, Pool, SharedTurn, 
 use crate::proxy_protocol;
 use crate::special::Special;
 use crate::stats::blocks::ClusterStats;
-use crate::stream::{Stream, Transport};
+use crate::stream::{Heard, Stream, Transport};
 use crate::tls::{self, ServerIdentity, TlsFacts};
 use crate::worker::Worker;
 
@@ -156,6 +156,7 @@ fn below_host_limit(target: &Target<'_>) -> bool {
 }
 
 async fn connect_http1(target: &Target<'_>, place: Option<Admission>) -> Result<Lease, Reset> {
+    target.cluster.stats.upstream_cx_http1_total.inc();
     let (stream, opened) = open(target, place, &["http/1.1"]).await?;
     let head_limit = 80 * 1024; // Envoy's limit for response heads of HTTP/1
     let handshake = http1::Builder::new()
@@ -165,7 +166,6 @@ async fn connect_http1(target: &Target<'_>, place: Option<Admission>) -> Result<
         .handshake::<_, RequestBody>(TokioIo::new(stream));
     let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
     let facts = opened.facts.clone();
-    target.cluster.stats.upstream_cx_http1_total.inc();
     tokio::task::spawn_local(opened.drive(driver.with_upgrades()));
     Ok(Lease::Http1 { connection: Http1::new(sender, facts), reused: false })
 }
@@ -182,6 +182,7 @@ async fn connect_http2_once(target: &Target<'_>) -> Result<Lease, Reset> {
             SharedTurn::Wait(outcome) => {
                 let _pending = pending(target)?;
                 if let Ok(Err(reset)) = outcome.await {
+                    target.cluster.stats.upstream_rq_pending_failure_eject.inc();
                     return Err(reset);
                 }
             }
@@ -210,6 +211,7 @@ async fn connect_http2_once(target: &Target<'_>) -> Result<Lease, Reset> {
 }
 
 async fn connect_http2(target: &Target<'_>, place: Option<Admission>) -> Result<Http2, Reset> {
+    target.cluster.stats.upstream_cx_http2_total.inc();
     let (stream, opened) = open(target, place, &["h2"]).await?;
     let options = &target.cluster.config.ir.http.http2;
     let mut builder = http2::Builder::new(LocalExecutor);
@@ -229,7 +231,6 @@ async fn connect_http2(target: &Target<'_>, place: Option<Admission>) -> Result<
     let handshake = builder.handshake::<_, RequestBody>(TokioIo::new(stream));
     let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
     let facts = opened.facts.clone();
-    target.cluster.stats.upstream_cx_http2_total.inc();
     tokio::task::spawn_local(opened.drive(driver));
     Ok(Http2::new(sender, facts))
 }
@@ -269,6 +270,8 @@ pub(crate) struct Opened {
     since: Instant,
     place: Option<Admission>,
     pool: Rc<Pool>,
+    /// The other side ended it.
+    ended_there: Heard,
 }
 
 impl Opened {
@@ -304,6 +307,12 @@ impl Drop for Opened {
         let stats = &self.cluster.stats;
         stats.upstream_cx_active.dec();
         stats.upstream_cx_destroy.inc();
+        if self.ended_there.get() {
+            &stats.upstream_cx_destroy_remote
+        } else {
+            &stats.upstream_cx_destroy_local
+        }
+        .inc();
         stats.upstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
         self.host.stats.cx_active.dec();
         // The place has to be free before somebody is told so.
@@ -345,6 +354,7 @@ pub(crate) async fn open(
         since: began,
         place,
         pool,
+        ended_there: Heard::default(),
     };
     let options = DialOptions {
         mark: worker.mark,
@@ -379,7 +389,10 @@ pub(crate) async fn open(
         Ok(stream) => stream,
         Err(reset) => {
             stats.upstream_cx_connect_fail.inc();
+            stats.upstream_rq_pending_failure_eject.inc();
             host.stats.cx_connect_fail.inc();
+            // Who is silent is left.
+            opened.ended_there.set(reset != Reset::ConnectTimeout);
             if reset == Reset::ConnectTimeout {
                 stats.upstream_cx_connect_timeout.inc();
             }
@@ -387,6 +400,7 @@ pub(crate) async fn open(
         }
     };
     stats.upstream_cx_connect_ms.record(began.elapsed().as_millis() as u64);
+    stream.tell_end(&opened.ended_there);
     stream.count_into(&stats.upstream_cx_rx_bytes_total, &stats.upstream_cx_tx_bytes_total);
     Ok((stream, opened))
 }

@@ -7,6 +7,7 @@ mod authorizers;
 mod breaking;
 mod bypass;
 mod cases;
+mod connects;
 mod continues;
 mod curves;
 mod duo;
@@ -193,6 +194,13 @@ fn outcome(text: &str) -> Vec<String> {
     text.lines().filter_map(telling).collect()
 }
 
+/// A log's line without the port of the endpoint: each proxy has some of its own.
+fn without_host(line: &str) -> String {
+    let Some((before, after)) = line.split_once(" host=127.0.0.1:") else { return line.to_owned() };
+    let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{before} host=*{after}")
+}
+
 /// Lines of an access log by the connection's ends, which each line begins with.
 struct Log(BTreeMap<String, Vec<String>>);
 
@@ -213,7 +221,10 @@ impl Log {
         // Probes take whatever connection is idle, so what they are told varies.
         for line in text.lines().filter(|line| !line.contains(" probe /probe ")) {
             let (ends, rest) = line.split_once(' ').unwrap_or((line, ""));
-            lines.entry(ends.to_owned()).or_default().push(format!("log {}\n", without_times(rest)));
+            lines
+                .entry(ends.to_owned())
+                .or_default()
+                .push(format!("log {}\n", without_host(&without_times(rest))));
         }
         Self(lines)
     }

@@ -158,7 +158,7 @@ pub(crate) fn manager(filters: Vec<Value>, routes: Value, more: Value) -> Value 
 }
 
 /// Begins with the ports of both ends, by which lines are found.
-const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% state=%FILTER_STATE(authz.shadow)% %FILTER_STATE(authz.shadow:PLAIN)% rbac=%DYNAMIC_METADATA(envoy.filters.http.rbac)% jwt=%DYNAMIC_METADATA(envoy.filters.http.jwt_authn)% authz=%DYNAMIC_METADATA(envoy.filters.http.ext_authz)% hint=%DYNAMIC_METADATA(envoy.common:access_log_hint)%\n";
+const LOG: &str = "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%-%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% remote=%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% local=%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% host=%UPSTREAM_HOST% state=%FILTER_STATE(authz.shadow)% %FILTER_STATE(authz.shadow:PLAIN)% rbac=%DYNAMIC_METADATA(envoy.filters.http.rbac)% jwt=%DYNAMIC_METADATA(envoy.filters.http.jwt_authn)% authz=%DYNAMIC_METADATA(envoy.filters.http.ext_authz)% hint=%DYNAMIC_METADATA(envoy.common:access_log_hint)%\n";
 
 pub(crate) fn logs(path: &Path) -> Value {
     json!([{
