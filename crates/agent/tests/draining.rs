@@ -65,11 +65,14 @@ async fn upstream() -> SocketAddr {
 }
 
 fn chain(last: u8, http: bool, stat_prefix: &str) -> Value {
+    let direct = if stat_prefix == "after" { 404 } else { 403 };
     let config = if http {
         json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": stat_prefix,
-            "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [
+            "route_config": { "validate_clusters": false, "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [
+                { "match": { "path": "/direct" }, "direct_response": { "status": direct } },
+                { "match": { "path": "/nowhere" }, "route": { "cluster": "nobody" } },
                 { "match": { "prefix": "/" }, "route": { "cluster": "up", "timeout": "0s" } }] }] },
             "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } }],
@@ -168,11 +171,29 @@ async fn end(mut stream: TcpStream, since: Instant) -> &'static str {
     if timeout(DRAIN + Duration::from_secs(4), until_closed).await.is_err() {
         return "stays open";
     }
-    // One looks at the file at once, the other within a second.
     match since.elapsed() {
         early if early < DRAIN - Duration::from_millis(200) => "ends early",
         late if late > DRAIN + Duration::from_secs(2) => "ends late",
         _ => "ends with the drain time",
+    }
+}
+
+const DIRECT: &str = "GET /direct HTTP/1.1\r\nhost: a\r\n\r\n";
+
+/// When what was written has taken the place of what was before: one looks at the file at once, the other within a second.
+async fn in_force(port: u16) -> Instant {
+    let began = Instant::now();
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 5], 0))).unwrap();
+        let Ok(mut new) = socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await else {
+            return Instant::now();
+        };
+        if !ask(&mut new, DIRECT).await.starts_with("HTTP/1.1 403") {
+            return Instant::now();
+        }
+        assert!(began.elapsed() < LIMIT, "the new configuration is not in force");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -191,22 +212,26 @@ async fn observe(envoy: bool, remove: bool) -> String {
     let (mut tcp, mut tcp_quiet) = (connect(4, port).await, connect(4, port).await);
     let (mut http, mut http_idle, mut http_busy) =
         (connect(5, port).await, connect(5, port).await, connect(5, port).await);
+    // These have an answer of the proxy's own.
+    let (mut direct, mut failed) = (connect(5, port).await, connect(5, port).await);
     for stream in [&mut tcp_stays, &mut tcp, &mut tcp_quiet] {
         assert_eq!(ask(stream, "hello").await, "hello");
     }
-    for stream in [&mut http_stays, &mut http, &mut http_idle] {
+    for stream in [&mut http_stays, &mut http, &mut http_idle, &mut direct, &mut failed] {
         assert_eq!(ask(stream, GET).await, "HTTP/1.1 200 OK");
     }
     assert_eq!(ask(&mut http_busy, "GET /drip HTTP/1.1\r\nhost: a\r\n\r\n").await, "HTTP/1.1 200 OK");
 
     let next: Vec<Value> = if remove { Vec::new() } else { vec![listener(port, "after")] };
     write(&file, "2", &next);
-    let changed = Instant::now();
-    // By then either has looked at the file, and none has ended a connection.
-    tokio::time::sleep(Duration::from_millis(1700)).await;
+    let changed = in_force(port).await;
+    // No connection has ended yet.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let mut seen = vec![
         format!("tcp: {}", ask(&mut tcp, "still").await),
         format!("http: {}", ask(&mut http, GET).await),
+        format!("direct answer: {}", ask(&mut direct, DIRECT).await),
+        format!("failure: {}", ask(&mut failed, "GET /nowhere HTTP/1.1\r\nhost: a\r\n\r\n").await),
     ];
     let new = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
     seen.push(format!("new connections: {}", if new { "accepted" } else { "refused" }));
@@ -216,6 +241,12 @@ async fn observe(envoy: bool, remove: bool) -> String {
         end(http_idle, changed),
         end(http_busy, changed)
     );
+    let soon =
+        async |stream: &mut TcpStream| timeout(Duration::from_millis(10), stream.read(&mut [0; 9])).await;
+    for (name, stream) in [("direct answer", &mut direct), ("failure", &mut failed)] {
+        let ended = soon(stream).await.is_ok_and(|read| read.is_ok_and(|n| n == 0));
+        seen.push(format!("{name} {}", if ended { "has ended" } else { "stays open" }));
+    }
     seen.push(format!("tcp {tcp}"));
     seen.push(format!("quiet tcp {quiet}"));
     seen.push(format!("idle http {idle}"));

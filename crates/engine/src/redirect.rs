@@ -7,8 +7,8 @@ use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
 use lateen_ir::{
-    Action, DirectResponse, HeaderMutations, PathMatcher, PathRedirect, Redirect, RequireTls, Route,
-    RouteMatcher,
+    Action, DirectResponse, HeaderMutations, PathMatcher, PathRedirect, Redirect, RequestView, RequireTls,
+    Route, RouteMatcher,
 };
 
 use crate::body::ResponseBody;
@@ -34,7 +34,19 @@ pub(crate) fn direct(context: &mut RequestContext, action: &DirectResponse) -> R
     if !empty {
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     }
+    // RFC 9110, section 10.2.2: what was made, or is to be asked for, is where it was asked for.
+    if (action.status == StatusCode::CREATED || action.status.is_redirection())
+        && let Ok(location) = HeaderValue::from_str(&own_url(context))
+    {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
     response
+}
+
+/// The URL of the request itself.
+fn own_url(context: &RequestContext) -> String {
+    let RequestView { scheme, authority, path, .. } = request_view(context);
+    format!("{scheme}://{authority}{path}")
 }
 
 /// Answers with a redirect.

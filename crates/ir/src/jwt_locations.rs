@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use http::header::{self, HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
 
+use crate::matcher::each_value;
+
 /// A request's head, as far as tokens are concerned.
 #[derive(Debug)]
 pub struct JwtRequest<'a> {
@@ -129,12 +131,12 @@ impl JwtLocations {
     pub(crate) fn find(&self, request: &JwtRequest<'_>) -> Vec<Found<'_>> {
         let mut found = Vec::new();
         for (name, prefix, issuers) in self.headers.values() {
-            for value in request.headers.get_all(name) {
-                let value = String::from_utf8_lossy(value.as_bytes());
+            each_value(request.headers, name, |value| {
+                let value = String::from_utf8_lossy(value);
                 if let Some(token) = behind(&value, prefix) {
                     found.push(Found { token: token.into(), issuers, place: Place::Header(name) });
                 }
-            }
+            });
         }
         let query = request.path.query().filter(|_| !self.params.is_empty());
         for (name, issuers) in query.iter().flat_map(|_| &self.params) {

@@ -133,13 +133,14 @@ impl StringMatcher {
 
 /// Request headers of which Envoy keeps one value, whatever came: those of its own that have a place by name
 /// (`INLINE_REQ_STRING_HEADERS`, `RegisterCustomInlineHeader`). Sorted.
-const JOINED: [&str; 37] = [
+const JOINED: [&str; 38] = [
     "accept",
     "accept-encoding",
     "access-control-request-headers",
     "access-control-request-method",
     "authorization",
     "cache-control",
+    "cdn-loop",
     "content-encoding",
     "content-type",
     "expect",
@@ -173,6 +174,16 @@ const JOINED: [&str; 37] = [
     "x-request-id",
 ];
 
+/// Calls back with every value of a header, where Envoy keeps one with all of them joined.
+pub(crate) fn each_value(headers: &http::HeaderMap, name: &HeaderName, mut value: impl FnMut(&[u8])) {
+    let mut lines = headers.get_all(name).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => {}
+        (Some(only), None) => value(only.as_bytes()),
+        _ => HeaderKey::named(name.clone()).find_in(headers).each(value),
+    }
+}
+
 /// What a matcher looks at; one value is borrowed.
 enum Found<'a> {
     Missing,
@@ -182,6 +193,17 @@ enum Found<'a> {
     Each(http::header::ValueIter<'a, http::HeaderValue>),
 }
 
+impl Found<'_> {
+    fn each(self, mut value: impl FnMut(&[u8])) {
+        match self {
+            Self::Missing => {}
+            Self::One(one) => value(one),
+            Self::Joined(all) => value(&all),
+            Self::Each(values) => values.for_each(|one| value(one.as_bytes())),
+        }
+    }
+}
+
 impl HeaderKey {
     /// An ordinary header of this name.
     pub fn named(name: HeaderName) -> Self {
@@ -189,13 +211,8 @@ impl HeaderKey {
     }
 
     /// Calls back with every value in a request, one by one.
-    pub(crate) fn each(&self, request: &crate::RequestView<'_>, mut value: impl FnMut(&[u8])) {
-        match self.find(request) {
-            Found::Missing => {}
-            Found::One(one) => value(one),
-            Found::Joined(all) => value(&all),
-            Found::Each(values) => values.for_each(|one| value(one.as_bytes())),
-        }
+    pub(crate) fn each(&self, request: &crate::RequestView<'_>, value: impl FnMut(&[u8])) {
+        self.find(request).each(value);
     }
 
     fn find<'a>(&self, request: &crate::RequestView<'a>) -> Found<'a> {

@@ -118,3 +118,119 @@ async fn headers_with_several_values_match_as_with_envoy() {
     }
     assert!(complaints.is_empty(), "\n{complaints}");
 }
+
+/// Headers that clients send, and those that have a place of their own in Envoy.
+const NAMES: [&str; 82] = [
+    "accept",
+    "accept-charset",
+    "accept-datetime",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "access-control-allow-origin",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "age",
+    "allow",
+    "authorization",
+    "baggage",
+    "cache-control",
+    "cdn-loop",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-location",
+    "content-type",
+    "cookie",
+    "date",
+    "dnt",
+    "early-data",
+    "etag",
+    "expect",
+    "expires",
+    "forwarded",
+    "from",
+    "grpc-accept-encoding",
+    "grpc-encoding",
+    "grpc-message",
+    "grpc-status",
+    "grpc-timeout",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "link",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "priority",
+    "proxy-authorization",
+    "proxy-status",
+    "range",
+    "referer",
+    "sec-fetch-mode",
+    "sec-websocket-protocol",
+    "server",
+    "set-cookie",
+    "trace-id",
+    "traceparent",
+    "tracestate",
+    "upgrade-insecure-requests",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "x-amzn-trace-id",
+    "x-b3-sampled",
+    "x-b3-spanid",
+    "x-b3-traceid",
+    "x-client-trace-id",
+    "x-cloud-trace-context",
+    "x-datadog-trace-id",
+    "x-envoy-external-address",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-h",
+    "x-http-method-override",
+    "x-ot-span-context",
+    "x-real-ip",
+    "x-request-id",
+    "x-requested-with",
+    "x-squash-debug",
+    "x-user",
+];
+
+/// Of which headers one list is made of two lines.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_headers_are_joined_as_with_envoy() {
+    let is = |name: &str, value: &str| json!({ "name": name, "string_match": { "exact": value } });
+    let answers = |path: String, matcher: Value, status: u16| json!({ "match": { "path": path, "headers": [matcher] }, "direct_response": { "status": status } });
+    let routes = NAMES.iter().enumerate().flat_map(|(n, name)| {
+        [("a,b", 202), ("a, b", 203), ("a; b", 206), ("a", 207)]
+            .map(|(value, status)| answers(format!("/m{n}"), is(name, value), status))
+    });
+    let rest = json!({ "match": { "prefix": "/" }, "direct_response": { "status": 200 } });
+    let routes: Vec<Value> = routes.chain([rest]).collect();
+    let pair = Pair::start_with(vec![("routes", manager(vec![], json!(routes), json!({})))]).await;
+    let [envoy, lateen] = pair.addresses("routes");
+    let mut complaints = String::new();
+    for (n, name) in NAMES.iter().enumerate() {
+        let request = format!("GET /m{n} HTTP/1.1\r\nhost: a\r\n{name}: a\r\n{name}: b\r\n\r\n");
+        let mut statuses = Vec::new();
+        for address in [envoy, lateen] {
+            let mut wire = Wire::new(TcpStream::connect(address).await.unwrap());
+            wire.send(request.as_bytes()).await;
+            let answer = wire.answer("GET").await.unwrap_or_default();
+            statuses.push(answer.lines().next().unwrap_or("END").to_owned());
+        }
+        if statuses[0] != statuses[1] {
+            writeln!(complaints, "{name}: {statuses:?}").unwrap();
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
