@@ -29,10 +29,13 @@ pub fn validate_authorization_policy(spec: &AuthorizationPolicySpec) -> Findings
     let provider = spec.provider.as_ref().map(|provider| provider.name.as_str());
     match (spec.action, provider) {
         (Action::Custom, None | Some("")) => {
-            findings.error("spec.provider", "`action.CUSTOM` requires a provider.name");
+            findings.error("spec.provider", "`provider.name` must not be empty");
         }
         (Action::Custom, Some(_)) if spec.rules.is_empty() => {
-            findings.error("spec.rules", "CUSTOM action without `rules` is meaningless as it will never be triggered");
+            findings.error(
+                "spec.rules",
+                "CUSTOM action without `rules` is meaningless as it will never be triggered, add an empty rule `{}` if you want it be triggered for every request",
+            );
         }
         (Action::Custom, Some(_)) => {}
         (_, Some(_)) => findings.error("spec.provider", "`provider` must not be with any action other than CUSTOM"),
@@ -97,10 +100,23 @@ fn check_source(findings: &mut Findings, path: &str, action: Action, source: &So
     if by_account && otherwise {
         findings.error(path, "cannot set serviceAccounts with namespaces or principals");
     }
-    let by_token = !source.request_principals.is_empty() || !source.not_request_principals.is_empty();
-    if action == Action::Custom && by_token {
-        findings.error(path, "`from.source.requestPrincipals` cannot be used with CUSTOM");
+    if action == Action::Custom {
+        // Who the caller is, is the authorizer's to judge.
+        for (field, _) in lists[..8].iter().filter(|(_, list)| !list.is_empty()) {
+            findings
+                .error(format!("{path}.{field}"), not_with_custom(&format!("From.{}", capitalised(field))));
+        }
     }
+}
+
+/// istiod's words.
+fn not_with_custom(what: &str) -> String {
+    format!("{what} is currently not supported with CUSTOM action")
+}
+
+fn capitalised(name: &str) -> String {
+    let (first, rest) = name.split_at(usize::from(!name.is_empty()));
+    format!("{}{rest}", first.to_ascii_uppercase())
 }
 
 fn check_operation(findings: &mut Findings, path: &str, operation: &Operation) {
@@ -172,8 +188,9 @@ fn check_condition(findings: &mut Findings, path: &str, action: Action, conditio
     if !known {
         findings.error(format!("{path}.key"), format!("unknown attribute: {key}"));
     }
-    if action == Action::Custom && key.starts_with("request.auth.") {
-        findings.error(format!("{path}.key"), format!("{key} cannot be used with CUSTOM"));
+    let of_caller = key == "source.namespace" || key == "source.principal" || key == "source.serviceAccount";
+    if action == Action::Custom && (of_caller || key.starts_with("request.auth.")) {
+        findings.error(format!("{path}.key"), not_with_custom(key));
     }
     for (field, list) in [("values", &condition.values), ("notValues", &condition.not_values)] {
         let path = format!("{path}.{field}");
@@ -245,7 +262,27 @@ mod tests {
     fn istios_words() {
         let rule = |rule: Value| said(json!({ "rules": [rule] }));
         assert!(said(json!({ "action": "DENY" }))[0].contains("DENY action without `rules` is meaningless"));
-        assert!(said(json!({ "action": "CUSTOM", "rules": [{}] }))[0].contains("requires a provider.name"));
+        assert!(
+            said(json!({ "action": "CUSTOM", "rules": [{}] }))[0]
+                .contains("`provider.name` must not be empty")
+        );
+        let custom =
+            |rule: Value| said(json!({ "action": "CUSTOM", "provider": { "name": "a" }, "rules": [rule] }));
+        for (field, name) in [
+            ("principals", "From.Principals"),
+            ("notNamespaces", "From.NotNamespaces"),
+            ("serviceAccounts", "From.ServiceAccounts"),
+            ("requestPrincipals", "From.RequestPrincipals"),
+        ] {
+            let words = custom(json!({ "from": [{ "source": { field: ["a"] } }] }));
+            let expected = format!("{name} is currently not supported with CUSTOM action");
+            assert!(words.len() == 1 && words[0].contains(&expected), "{words:?}");
+        }
+        for key in ["source.principal", "source.namespace", "request.auth.claims[a]"] {
+            let words = custom(json!({ "when": [{ "key": key, "values": ["a"] }] }));
+            assert!(words[0].contains(&format!("{key} is currently not supported")), "{words:?}");
+        }
+        assert!(custom(json!({ "from": [{ "source": { "ipBlocks": ["10.0.0.1"] } }] })).is_empty());
         assert!(
             said(json!({ "provider": { "name": "a" } }))[0]
                 .contains("must not be with any action other than CUSTOM")
