@@ -65,6 +65,7 @@ impl World {
             pod_cidr: "10.200.0.0/17".parse().unwrap(),
             service_cidr: "10.200.128.0/17".parse().unwrap(),
             load_balancer_cidr: "10.201.0.0/24".parse().unwrap(),
+            ipv6: None,
             cluster_domain: "cluster.local".to_owned(),
         };
         // Whatever a former run has left.
