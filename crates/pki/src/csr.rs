@@ -173,6 +173,8 @@ mod tests {
     use proptest::prelude::*;
     use rcgen::{CertificateParams, KeyPair};
 
+    type Change<'a> = &'a dyn Fn(&mut CertificateParams);
+
     proptest! {
         #[test]
         fn any_text_is_refused(text in "\\PC{0,300}", body in "[A-Za-z0-9+/=\n]{0,400}") {
@@ -277,7 +279,7 @@ mod tests {
             asks(&|params| params.distinguished_name.push(rcgen::DnType::OrganizationName, "")),
             Ok(())
         );
-        let cases: [(&dyn Fn(&mut CertificateParams), &str); 7] = [
+        let cases: [(Change<'_>, &str); 7] = [
             (&|params| params.subject_alt_names = vec![own.clone(), own.clone()], "several names"),
             (
                 &|params| params.subject_alt_names = vec![own.clone(), uri("spiffe://a/ns/b/sa/c")],

@@ -103,6 +103,19 @@ impl Affected {
     }
 }
 
+/// Whether proxies look up the names of a service's endpoints.
+fn is_looked_up(scope: &Scope, host: &Hostname) -> bool {
+    let by_name =
+        |service: &Service| matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+    scope.service(host).is_some_and(|service| by_name(service))
+}
+
+/// For each port of a service, whether all its endpoints take mutual TLS.
+fn ports_of_mutual_tls(scope: &Scope, host: &Hostname) -> Option<Vec<bool>> {
+    let service = scope.service(host)?;
+    Some(service.mesh_ports().map(|port| mutual_tls::all_take_it(scope, service, &port.name)).collect())
+}
+
 /// What of a class's resources may change by `delta`; `before` and `scope` are the class's views of the world before and after
 /// it. A proxy whose class changed needs [`Affected::all`] instead. Never too little; too much only costs work, since
 /// resources are versioned by content.
@@ -114,11 +127,7 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     let seen = |host: &&Hostname| scope.service(host).is_some() || before.service(host).is_some();
     affected.endpoints.add(delta.endpoints.iter().filter(seen).cloned());
     // Names to look up are written into clusters.
-    let by_name = |host: &&Hostname| {
-        scope
-            .service(host)
-            .is_some_and(|service| matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin))
-    };
+    let by_name = |host: &&Hostname| is_looked_up(scope, host);
     affected.clusters.add(delta.endpoints.iter().filter(by_name).cloned());
     // Who the endpoints may be is written into clusters too.
     let others = |host: &&Hostname| {
@@ -126,13 +135,7 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
         identities(scope) != identities(before)
     };
     // And whether all of them take mutual TLS, where callers choose.
-    let takes = |scope: &Scope, host: &Hostname| {
-        let ports = |service: &Service| -> Vec<bool> {
-            service.mesh_ports().map(|port| mutual_tls::all_take_it(scope, service, &port.name)).collect()
-        };
-        scope.service(host).map(|service| ports(service))
-    };
-    let chosen = |host: &&Hostname| takes(scope, host) != takes(before, host);
+    let chosen = |host: &&Hostname| ports_of_mutual_tls(scope, host) != ports_of_mutual_tls(before, host);
     affected.clusters.add(delta.endpoints.iter().filter(chosen).cloned());
     affected.clusters.add(delta.endpoints.iter().filter(others).cloned());
     if !delta.peer_authentications.is_empty() {

@@ -73,20 +73,20 @@ async fn failed_connects_are_told_and_counted_the_same() {
         all
     };
     let clusters = [
-        cluster("refused", &[nobody.clone()], json!({})),
-        cluster("h2-refused", &[nobody.clone()], http2.clone()),
-        cluster("silent", &[silence.clone()], json!({})),
-        cluster("h2-silent", &[silence.clone()], http2.clone()),
-        cluster("no-tls", &[there.clone()], tls.clone()),
-        cluster("h2-no-tls", &[there.clone()], merged(&tls, &http2)),
-        cluster("again", &[nobody.clone()], json!({})),
+        cluster("refused", std::slice::from_ref(&nobody), json!({})),
+        cluster("h2-refused", std::slice::from_ref(&nobody), http2.clone()),
+        cluster("silent", std::slice::from_ref(&silence), json!({})),
+        cluster("h2-silent", std::slice::from_ref(&silence), http2.clone()),
+        cluster("no-tls", std::slice::from_ref(&there), tls.clone()),
+        cluster("h2-no-tls", std::slice::from_ref(&there), merged(&tls, &http2)),
+        cluster("again", std::slice::from_ref(&nobody), json!({})),
         cluster("then-there", &[nobody.clone(), there.clone()], json!({})),
         cluster("elsewhere-silent", &[silence.clone(), there.clone()], json!({})),
         cluster("broken-then-refused", &[there.clone(), nobody.clone()], json!({})),
-        cluster("tcp-refused", &[nobody.clone()], json!({})),
-        cluster("tcp-silent", &[silence.clone()], json!({})),
-        cluster("tcp-no-tls", &[there.clone()], tls.clone()),
-        cluster("tcp-thrice", &[nobody.clone()], json!({})),
+        cluster("tcp-refused", std::slice::from_ref(&nobody), json!({})),
+        cluster("tcp-silent", std::slice::from_ref(&silence), json!({})),
+        cluster("tcp-no-tls", std::slice::from_ref(&there), tls.clone()),
+        cluster("tcp-thrice", std::slice::from_ref(&nobody), json!({})),
     ];
     let routes = json!([
         route("refused", json!({})),

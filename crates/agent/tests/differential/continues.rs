@@ -68,6 +68,7 @@ enum Do {
     Recorded,
 }
 
+#[allow(clippy::too_many_lines)] // A table of cases.
 pub(crate) fn cases() -> Vec<Case> {
     use Do::{Answers, Body, Ended, Head, HeadAndBody, Pause, Recorded};
     const PROXY: &str = "continued";

@@ -94,6 +94,7 @@ fn noted() -> Vec<Value> {
     ]
 }
 
+#[allow(clippy::too_many_lines)] // A table of cases.
 pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let list = |patterns: &[&str]| json!({ "patterns": patterns.iter().map(|pattern| json!({ "prefix": pattern })).collect::<Vec<_>>() });
     let again = |on: &str| {
@@ -299,6 +300,7 @@ const ACTS: [&str; 32] = [
     "many",
 ];
 
+#[allow(clippy::too_many_lines)] // A table of cases.
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let named = |listener: &str, what: &str| -> &'static str { format!("authz: {listener} {what}").leak() };

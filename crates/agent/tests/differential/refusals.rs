@@ -121,6 +121,7 @@ fn unix_sockets_are_spelled_as_for_envoy() {
 /// that are not there, which ours answers with `cluster_not_found_response_code` whatever `validate_clusters` says, and
 /// substitutions by groups that a pattern lacks, which ours refuses and Envoy ignores with every request.
 #[test]
+#[allow(clippy::too_many_lines)] // A table of cases.
 fn wrong_routes_clusters_and_listeners_are_refused_as_by_envoy() {
     let cluster = |more: Value| {
         let mut cluster = json!({ "name": "c", "type": "STATIC", "connect_timeout": "1s" });

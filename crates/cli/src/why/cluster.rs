@@ -81,7 +81,7 @@ impl Mesh {
         let alive = list.items.into_iter().filter(|pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
             !matches!(phase, Some("Succeeded" | "Failed"))
-                && !pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true))
+                && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true))
         });
         let pods = alive.filter_map(|pod| Some((address(&pod)?, pod))).collect();
         Ok(Self { client, pods })
@@ -122,12 +122,12 @@ impl Mesh {
             _ => None,
         };
         match gateway {
-            Some((name, namespace)) => self.from_outside(name, namespace, target).await,
-            None => self.from_pod(cluster, from, target).await,
+            Some((name, namespace)) => self.begin_outside(name, namespace, target).await,
+            None => self.begin_at_pod(cluster, from, target).await,
         }
     }
 
-    async fn from_outside(&self, name: &str, namespace: &str, target: &Target) -> Result<Begun> {
+    async fn begin_outside(&self, name: &str, namespace: &str, target: &Target) -> Result<Begun> {
         let Some(service) = self.service(name, namespace).await? else {
             let next = format!("kubectl get services -n {namespace}, then --from gateway/NAME.NAMESPACE");
             return Err(
@@ -165,7 +165,7 @@ impl Mesh {
         })
     }
 
-    async fn from_pod(&self, cluster: &ClusterArgs, from: &str, target: &Target) -> Result<Begun> {
+    async fn begin_at_pod(&self, cluster: &ClusterArgs, from: &str, target: &Target) -> Result<Begun> {
         let found = pods::find(&self.client, from, cluster.namespace()).await?;
         let pod = self.pods.values().find(|pod| {
             pod.name_any() == found.name && pod.namespace().as_deref() == Some(found.namespace.as_str())

@@ -50,16 +50,17 @@ fn log_says(mesh: &Mesh, pod: &str, wanted: &str) -> Result<()> {
 }
 
 fn other_authorities_sign(mesh: &Mesh) -> Result<()> {
-    let (foo, bar) = (Pki::new()?, Pki::new()?);
-    foo.secret(mesh, "kube-system", "signer-foo", "ca")?;
-    bar.secret(mesh, "kube-system", "signer-bar", "ca")?;
+    let (first, second) = (Pki::new()?, Pki::new()?);
+    first.secret(mesh, "kube-system", "signer-foo", "ca")?;
+    second.secret(mesh, "kube-system", "signer-bar", "ca")?;
     let mesh_config = MeshConfig::of(mesh)?;
     let domain = "clusterissuers.lateen.io";
     let root = |pki: &Pki, name: &str| {
         let pem = std::fs::read_to_string(pki.file("ca.crt"))?;
         Ok::<_, anyhow::Error>(json!({"pem": pem, "certSigners": [format!("{domain}/{name}")]}))
     };
-    mesh_config.add(&format!("caCertificates: {}\n", json!([root(&foo, "foo")?, root(&bar, "bar")?])))?;
+    mesh_config
+        .add(&format!("caCertificates: {}\n", json!([root(&first, "foo")?, root(&second, "bar")?])))?;
     mesh.lab("../csr-signers", "kubectl apply -f rbac.yaml")?;
     let set = |variables: &str| {
         mesh.lab("", &format!("kubectl set env -n istio-system deploy/istiod {variables}"))?;
@@ -91,10 +92,10 @@ fn other_authorities_sign(mesh: &Mesh) -> Result<()> {
             Ok(said)
         })?;
         ensure!(said.contains("URI=spiffe://cluster.local/ns/default/sa/default"), "{said}");
-        ensure!(trusts(mesh, pod, &foo)? && !trusts(mesh, pod, &bar)?, "{pod} trusts foo, and not bar");
+        ensure!(trusts(mesh, pod, &first)? && !trusts(mesh, pod, &second)?, "{pod} trusts foo, and not bar");
     }
     // Of another: no mutual trust.
-    ensure!(trusts(mesh, "foreign", &bar)?, "foreign trusts bar");
+    ensure!(trusts(mesh, "foreign", &second)?, "foreign trusts bar");
     let said = says(mesh, "foreign", HTTP)?;
     ensure!(said.contains("503exit 0"), "{said}");
     // Of none: the caller hears it.
