@@ -165,7 +165,7 @@ fn identities_and_modes(mesh: &Mesh) -> Result<()> {
 
     let keys = mesh.lab("", "kubectl exec client -c istio-proxy -- curl -s localhost:15000/config_dump")?;
     ensure!(keys.contains("ROOTCA") && !keys.contains("PRIVATE"), "a key is shown");
-    mesh.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 

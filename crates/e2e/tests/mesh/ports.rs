@@ -40,7 +40,8 @@ fn start(mesh: &Mesh) -> Result<String> {
 }
 
 fn clean(mesh: &Mesh) -> Result<()> {
-    mesh.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1", "--wait=false"])?;
+    // The next trial makes pods of these names.
+    mesh.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
 }
 

@@ -130,12 +130,13 @@ fn other_authorities_sign(mesh: &Mesh) -> Result<()> {
     mesh.apply(&broken.to_string())?;
     mesh.apply(&client("failing", "bar"))?;
     log_says(mesh, "failing", "could not be signed: SignerValidationFailure: Secret kube-system/signer-bar")?;
-    mesh.kubectl(&["delete", "clusterrolebinding", "istiod-csr"])?;
+    let no_approving = r#"[{"op": "remove", "path": "/rules/2"}]"#;
+    mesh.kubectl(&["patch", "clusterrole", "istiod-csr", "--type=json", "-p", no_approving])?;
     log_says(mesh, "failing", "user not permitted to approve requests with signerName")?;
 
     mesh.kubectl(&["delete", "pod", "client", "renewing", "foreign", "failing", "--grace-period=1"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr,peerauthentication", "--all", "-n", "default"])?;
-    mesh.kubectl(&["delete", "clusterrole", "istiod-csr"])?;
+    mesh.kubectl(&["delete", "clusterrole,clusterrolebinding", "istiod-csr"])?;
     mesh.kubectl(&["delete", "secret", "-n", "kube-system", "signer-foo", "signer-bar"])?;
     set("EXTERNAL_CA- CERT_SIGNER_DOMAIN- K8S_SIGNER-").map(drop)
 }

@@ -34,7 +34,8 @@ fn started(mesh: &Mesh, pod: &str) -> Result<()> {
 }
 
 fn clean(mesh: &Mesh, pods: &[&str]) -> Result<()> {
-    let delete = [&["delete", "pod", "client", "--grace-period=1", "--wait=false"], pods].concat();
+    // The next trial makes pods of these names.
+    let delete = [&["delete", "pod", "client", "--grace-period=1"], pods].concat();
     mesh.kubectl(&delete)?;
     mesh.kubectl(&[
         "delete",
