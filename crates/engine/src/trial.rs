@@ -315,6 +315,14 @@ impl Trial<'_> {
         }
     }
 
+    /// No host has to do with a request that was not even let wait for a connection; Envoy names none in its log.
+    fn without_connection(&mut self, reset: Reset) -> Broken {
+        if reset == Reset::Overflow {
+            self.context.host = None;
+        }
+        Broken { reset, sent: false }
+    }
+
     /// Sends the request once. A kept connection may be closing at this very moment; when nothing of the request can have
     /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense; what the
     /// policy repeats it repeats itself.
@@ -335,7 +343,7 @@ impl Trial<'_> {
         loop {
             let mut lease = upstream::lease(&target, self.context.version, fresh)
                 .await
-                .map_err(|reset| Broken { reset, sent: false })?;
+                .map_err(|reset| self.without_connection(reset))?;
             self.cluster.observe(host, Outcome::Connected, &worker);
             // As in Envoy a request counts when it has a connection; until then it is pending.
             if self.active.is_none() {
