@@ -122,8 +122,8 @@ impl Interim {
 
     /// Whose task is to be woken by what is to be sent: the connection's, which serves its request, too.
     pub(crate) fn wake_with(&self, task: &Waker) {
-        // Set before, it is the same.
-        let _ = self.0.task.set(task.clone());
+        // Set before, it is the same; this is asked on every poll.
+        self.0.task.get_or_init(|| task.clone());
     }
 
     fn wake(&self) {
