@@ -57,6 +57,7 @@ mod inspection;
 mod interim;
 mod internal_redirect;
 mod joined;
+mod lifetime;
 mod limits;
 mod listen;
 mod local_reply;
