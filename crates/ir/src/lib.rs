@@ -48,6 +48,7 @@ mod metadata;
 mod outlier;
 mod path;
 mod path_template;
+mod priority_load;
 mod rbac;
 mod rbac_index;
 #[cfg(test)]
