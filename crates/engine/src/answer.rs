@@ -13,6 +13,8 @@ use crate::breakers::Admission;
 use crate::cluster::LocalCluster;
 use crate::forward::{WeightedEntry, weighted_entry};
 use crate::host::Host;
+use crate::route_stats;
+use crate::stats::blocks::RouteStats;
 use crate::upstream::Lease;
 
 /// Upstream's answer: the head came, the body follows.
@@ -89,6 +91,7 @@ impl UpstreamStream {
     /// The route's time-out passed while the answer was coming.
     pub(crate) fn timed_out(&self) {
         self.active.cluster.stats.upstream_rq_timeout.inc();
+        self.active.route.iter().for_each(|route| route.upstream_rq_timeout.inc());
         self.active.host.stats.rq_timeout.inc();
     }
 
@@ -96,6 +99,11 @@ impl UpstreamStream {
     pub(crate) fn idled(&self) {
         self.active.cluster.stats.upstream_rq_per_try_idle_timeout.inc();
         self.active.host.stats.rq_timeout.inc();
+    }
+
+    /// Counts the answer, whose head is taken.
+    pub(crate) fn charge(&self) {
+        route_stats::charge(&self.active.cluster, self.active.route.as_deref(), self.status);
     }
 
     /// The answer ended; a clean end gives the connection back.
@@ -106,9 +114,9 @@ impl UpstreamStream {
             cluster.stats.upstream_rq_rx_reset.inc();
             return;
         }
-        cluster.stats.upstream_rq_completed.inc();
-        cluster.stats.upstream_rq_time.record(self.request_sent.elapsed().as_millis() as u64);
-        cluster.stats.statuses.inc(self.status.as_u16());
+        let took = self.request_sent.elapsed().as_millis() as u64;
+        cluster.stats.upstream_rq_time.record(took);
+        self.active.route.iter().for_each(|route| route.upstream_rq_time.record(took));
         // A connection on which the request is still being sent cannot carry another, and nobody wants the rest.
         match &self.source {
             Some(source) if !source.ended() => source.abandon(),
@@ -121,6 +129,7 @@ impl UpstreamStream {
 pub(crate) struct ActiveRequest {
     cluster: Rc<LocalCluster>,
     host: Rc<Host>,
+    route: Option<Rc<RouteStats>>,
     _place: Admission,
 }
 
@@ -130,7 +139,16 @@ impl ActiveRequest {
         cluster.stats.upstream_rq_active.inc();
         host.stats.rq_total.inc();
         host.stats.rq_active.inc();
-        Self { cluster: cluster.clone(), host: host.clone(), _place: place }
+        Self { cluster: cluster.clone(), host: host.clone(), route: None, _place: place }
+    }
+
+    /// It counts for its route as well.
+    pub(crate) fn of_route(mut self, route: &Option<Rc<RouteStats>>) -> Self {
+        if let Some(route) = route {
+            route.upstream_rq_total.inc();
+            self.route = Some(route.clone());
+        }
+        self
     }
 }
 

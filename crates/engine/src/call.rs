@@ -237,6 +237,7 @@ impl Call {
         let Begun { lease, active, head, mut body, sent } = begun;
         let took = sent.elapsed();
         let mut stream = UpstreamStream::of_mirror(lease, active, sent, head.status);
+        stream.charge();
         let most = self.most_received.unwrap_or(MOST_RECEIVED);
         let (mut received, mut trailers) = (BytesMut::new(), None);
         while let Some(frame) = body.frame().await {

@@ -51,6 +51,8 @@ pub(crate) struct Names {
     pub(crate) clusters: Slots,
     pub(crate) routes: Slots,
     pub(crate) filters: Slots,
+    /// Names under which routes count for themselves.
+    pub(crate) stats: Slots,
     pub(crate) caches: DnsCaches,
 }
 
@@ -68,7 +70,10 @@ pub(crate) fn fingerprint(parts: &[&[u8]]) -> u64 {
 pub(crate) fn routes(config: Arc<ir::RouteConfiguration>, names: &mut Names) -> Arc<RouteConfig> {
     let slots = slots(config.table.clusters(), names);
     let filters = config.filters.iter().map(|name| names.filters.of(name)).collect();
-    Arc::new(RouteConfig { ir: config, slots, filters })
+    let used = config.used_stats();
+    let stats = config.stats.iter().zip(0..);
+    let stats = stats.map(|(name, number)| used.contains(&number).then(|| names.stats.of(name))).collect();
+    Arc::new(RouteConfig { ir: config, slots, filters, stats })
 }
 
 fn slots(clusters: &[Arc<str>], names: &mut Names) -> Box<[ClusterSlot]> {
@@ -204,6 +209,17 @@ pub(crate) fn rds_names(
             },
             _ => None,
         }
+    })
+}
+
+/// Routes that stand in a listener itself.
+pub(crate) fn inline_routes(listener: &ListenerConfig) -> impl Iterator<Item = &Arc<RouteConfig>> {
+    listener.chains.iter().chain(&listener.default_chain).filter_map(|chain| match &chain.terminal {
+        Terminal::Http(http) => match &http.routes {
+            RoutesRef::Inline(config) => Some(config),
+            RoutesRef::Rds(_) => None,
+        },
+        _ => None,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::failure::{Failure, Reset, underscored};
 use crate::forward::{idle_timeout, metadata_criteria, request_hash, stream_end};
 use crate::outlier::Outcome;
 use crate::retry;
+use crate::route_stats::of_route;
 use crate::special::Special;
 use crate::stream::Stream;
 use crate::upstream::{self, Broken, Opened, Target};
@@ -30,6 +31,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
         context.connection.stats.no_cluster.inc();
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
+    context.route_stats = of_route(context);
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     let worker = context.connection.worker.clone();
@@ -62,7 +64,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
             cluster.stats.upstream_rq_pending_overflow.inc();
             return Err(Failure::Upstream { reset: Reset::Overflow, retried });
         };
-        let active = ActiveRequest::new(&cluster, &host, place);
+        let active = ActiveRequest::new(&cluster, &host, place).of_route(&context.route_stats);
         let target = Target {
             worker: &worker,
             cluster: &cluster,
@@ -102,6 +104,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
                     return Err(Failure::Upstream { reset, retried });
                 }
                 cluster.stats.upstream_rq_retry.inc();
+                context.route_stats.iter().for_each(|route| route.upstream_rq_retry.inc());
             }
         }
     }

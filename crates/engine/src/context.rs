@@ -28,7 +28,7 @@ use crate::progress::Progress;
 use crate::proxy_protocol::Ends;
 use crate::signal::Signal;
 use crate::snapshot::{HttpConfig, RouteConfig};
-use crate::stats::blocks::HttpStats;
+use crate::stats::blocks::{HttpStats, RouteStats};
 use crate::stream::Heard;
 use crate::tls::TlsFacts;
 use crate::worker::{View, Worker};
@@ -202,6 +202,8 @@ pub(crate) struct RequestContext {
     pub(crate) routes: Option<Arc<RouteConfig>>,
     pub(crate) virtual_host: Option<Arc<VirtualHost>>,
     pub(crate) route: Option<Arc<Route>>,
+    /// What the route counts for itself; set when the request is forwarded.
+    pub(crate) route_stats: Option<Rc<RouteStats>>,
     /// Position of the route's weighted cluster that was chosen.
     pub(crate) weighted: Option<usize>,
     /// The client wants 204 for an answer that takes too long.

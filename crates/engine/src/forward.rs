@@ -19,7 +19,7 @@ use crate::header_mutations;
 use crate::http_request::request_view;
 use crate::presence::Present;
 use crate::trial::Trial;
-use crate::{hedge, interim, mirror, rewrite};
+use crate::{hedge, interim, mirror, rewrite, route_stats};
 
 pub(crate) const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -33,6 +33,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         context.connection.stats.no_cluster.inc();
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
+    context.route_stats = route_stats::of_route(context);
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref());
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
@@ -80,6 +81,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
 fn settle(context: &RequestContext, cluster: &LocalCluster, failure: &mut Failure) {
     if *failure == Failure::ResponseTimeout {
         cluster.stats.upstream_rq_timeout.inc();
+        context.route_stats.iter().for_each(|route| route.upstream_rq_timeout.inc());
     }
     if context.no_content_on_timeout && failure.is_timeout() {
         let mut reply = failure.reply();
@@ -95,7 +97,7 @@ fn settle(context: &RequestContext, cluster: &LocalCluster, failure: &mut Failur
         }
         return;
     }
-    charge_failure(cluster, failure);
+    charge_failure(context, cluster, failure);
 }
 
 /// What the route hashes of the request. A client that lacks a cookie is given one with the answer.
@@ -145,14 +147,13 @@ fn expected_timeout(policy: Option<&RetryPolicy>, timeout: Option<Duration>) -> 
     policy.and_then(|policy| policy.per_try_timeout).or(timeout)
 }
 
-fn charge_failure(cluster: &LocalCluster, failure: &Failure) {
+fn charge_failure(context: &RequestContext, cluster: &LocalCluster, failure: &Failure) {
     match failure {
         Failure::NoHealthyUpstream => cluster.stats.upstream_cx_none_healthy.inc(),
         Failure::ClientGone => return,
         _ => {}
     }
-    cluster.stats.upstream_rq_completed.inc();
-    cluster.stats.statuses.inc(failure.reply().status.as_u16());
+    route_stats::charge(cluster, context.route_stats.as_deref(), failure.reply().status);
 }
 
 pub(crate) fn weighted_entry(route: &Route, index: usize) -> Option<&lateen_ir::WeightedCluster> {

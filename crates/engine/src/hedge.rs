@@ -27,11 +27,12 @@ use crate::outlier::Outcome;
 use crate::pool::ConnectionFacts;
 use crate::presence::Present;
 use crate::special::Special;
+use crate::stats::blocks::RouteStats;
 use crate::syntax::proper_answer;
 use crate::trial::{AttemptFailure, Trial};
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::worker::Worker;
-use crate::{interim, retry};
+use crate::{interim, retry, route_stats};
 
 /// An attempt whose answer has begun.
 struct Answered {
@@ -46,6 +47,7 @@ struct Answered {
 struct Attempt {
     worker: Rc<Worker>,
     cluster: Rc<LocalCluster>,
+    route_stats: Option<Rc<RouteStats>>,
     host: Rc<Host>,
     special: Option<Box<Special>>,
     message: Message,
@@ -78,6 +80,7 @@ impl Attempt {
         let Self {
             worker,
             cluster,
+            route_stats,
             host,
             special,
             message,
@@ -96,7 +99,7 @@ impl Attempt {
             lease.finished(&cluster);
             return Err(unsent(Reset::Overflow));
         };
-        let active = ActiveRequest::new(&cluster, &host, place);
+        let active = ActiveRequest::new(&cluster, &host, place).of_route(&route_stats);
         // It is empty.
         let _ = connection.set((lease.facts().clone(), lease.version()));
         loop {
@@ -202,6 +205,7 @@ impl Race<'_, '_> {
         let attempt = Attempt {
             worker: trial.context.connection.worker.clone(),
             cluster: trial.cluster.clone(),
+            route_stats: trial.context.route_stats.clone(),
             host: host.clone(),
             special: Special::of_request(
                 trial.context,
@@ -333,7 +337,7 @@ impl Race<'_, '_> {
                 return None;
             }
         } else if !running.retried && self.trial.context.attempts > 1 && !status.is_server_error() {
-            self.trial.cluster.stats.upstream_rq_retry_success.inc();
+            self.trial.count_retry_success();
         }
         if status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
         Some(answered)
@@ -381,8 +385,7 @@ impl Race<'_, '_> {
 
     /// Counts an attempt as answered by the proxy.
     fn charge(&self, status: StatusCode) {
-        self.trial.cluster.stats.upstream_rq_completed.inc();
-        self.trial.cluster.stats.statuses.inc(status.as_u16());
+        route_stats::charge(self.trial.cluster, self.trial.context.route_stats.as_deref(), status);
     }
 
     /// All attempts have taken too long, or the client.
@@ -405,6 +408,7 @@ impl Race<'_, '_> {
                 // The request's own end is counted where all are.
                 if index > 0 {
                     self.trial.cluster.stats.upstream_rq_timeout.inc();
+                    self.trial.context.route_stats.iter().for_each(|route| route.upstream_rq_timeout.inc());
                     self.charge(StatusCode::GATEWAY_TIMEOUT);
                 }
             }

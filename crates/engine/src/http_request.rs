@@ -309,6 +309,7 @@ fn respond(
     }
     hop_by_hop::hop_by_hop(&mut head.headers, context.answered, switching);
     context.status = Some(head.status);
+    stream.charge();
     if context.details.is_empty() {
         context.details = "via_upstream".into();
     }
@@ -379,6 +380,7 @@ fn open_tunnel(
     upgrade: Option<Upgrade>,
 ) -> Response<ResponseBody> {
     let Tunnel { connection, opened, stream } = tunnel;
+    stream.charge();
     context.status = Some(StatusCode::OK);
     context.details = "via_upstream".into();
     let mut response = Response::new(ResponseBody::Empty);

@@ -93,6 +93,7 @@ pub(crate) fn receive(
         routes: None,
         virtual_host: None,
         route: None,
+        route_stats: None,
         weighted: None,
         no_content_on_timeout: false,
         followed: None,

@@ -87,7 +87,8 @@ impl Inspection {
             .iter()
             .map(|cluster| (Scope::Cluster, cluster.config.stat_name.clone()))
             .chain(store.active_listeners().map(|listener| (Scope::Listener, listener.stat_name.clone())))
-            .chain(with_tls(&clusters).map(|config| (Scope::ClusterTls, config.stat_name.clone())));
+            .chain(with_tls(&clusters).map(|config| (Scope::ClusterTls, config.stat_name.clone())))
+            .chain(store.route_stats().into_iter().flatten().map(|name| (Scope::Route, name)));
         readings.push(health_check_handshakes(&clusters));
         let mut stats = merge(readings, known);
         clusters.iter().for_each(|cluster| {

@@ -79,6 +79,7 @@ mod resolver;
 mod response_stream;
 mod retry;
 mod rewrite;
+mod route_stats;
 mod signal;
 mod smuggling;
 mod snapshot;

@@ -281,6 +281,7 @@ impl Mirror {
         let (head, mut body) = answer.map_err(|broken| broken.reset)?.into_parts();
         if head.status.is_server_error() { &host.stats.rq_error } else { &host.stats.rq_success }.inc();
         let mut stream = UpstreamStream::of_mirror(lease, active, began, head.status);
+        stream.charge();
         while let Some(frame) = body.frame().await {
             if frame.is_err() {
                 stream.end(false);

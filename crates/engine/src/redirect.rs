@@ -119,5 +119,6 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         overrides: Default::default(),
+        stat: None,
     }))
 }

@@ -25,6 +25,9 @@ pub(crate) type ClusterSlot = u32;
 /// Position of a route configuration in [`Snapshot::routes`].
 pub(crate) type RouteSlot = u32;
 
+/// Position of what a route counts for itself in [`Snapshot::route_stats`].
+pub(crate) type StatSlot = u32;
+
 /// Number of an HTTP filter's name.
 pub(crate) type FilterSlot = u32;
 
@@ -41,6 +44,8 @@ pub(crate) struct Snapshot {
     pub(crate) cluster_slots: Arc<AHashMap<Arc<str>, ClusterSlot>>,
     /// RDS route configurations by slot.
     pub(crate) routes: Vec<Option<Arc<RouteConfig>>>,
+    /// Names under which routes in effect count, by slot; `None`: no longer in use.
+    pub(crate) route_stats: Vec<Option<Arc<str>>>,
 }
 
 /// A listener with its references resolved.
@@ -118,6 +123,8 @@ pub(crate) struct RouteConfig {
     pub(crate) slots: Box<[ClusterSlot]>,
     /// By `FilterOverride::filter`.
     pub(crate) filters: Box<[FilterSlot]>,
+    /// By `Route::stat`; `None`: only routes of earlier versions had it.
+    pub(crate) stats: Box<[Option<StatSlot>]>,
 }
 
 /// A cluster and its endpoints.

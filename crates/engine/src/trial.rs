@@ -26,7 +26,7 @@ use crate::presence::Present;
 use crate::special::Special;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
-use crate::{local_reply, retry, rewrite};
+use crate::{local_reply, retry, rewrite, route_stats};
 
 const X_ENVOY_IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
@@ -91,7 +91,7 @@ impl Trial<'_> {
                     }
                     // Whatever it says: nothing more is asked for.
                     if self.context.attempts > 1 && wanted.is_none() {
-                        self.cluster.stats.upstream_rq_retry_success.inc();
+                        self.count_retry_success();
                     }
                     // It is there, since there is an answer.
                     let active = self.active.take();
@@ -169,14 +169,25 @@ impl Trial<'_> {
         }
     }
 
+    /// Another attempt brought an answer that is taken. Where the client was told something before it, retries were over, as with Envoy.
+    pub(crate) fn count_retry_success(&self) {
+        if self.policy.is_none() {
+            return;
+        }
+        self.cluster.stats.upstream_rq_retry_success.inc();
+        self.context.route_stats.iter().for_each(|route| route.upstream_rq_retry_success.inc());
+    }
+
     /// Takes the permission for one more attempt and says when it may begin: after as long as the last answer told, or else by the
     /// policy. The attempt is known to be wanted.
     pub(crate) fn permit_retry(&mut self, told: Option<Duration>) -> Option<Instant> {
         let policy = self.policy?;
         let stats = &self.cluster.stats;
+        let route = self.context.route_stats.clone();
         if self.context.attempts > policy.num_retries {
             self.context.flags.insert(Flags::UPSTREAM_RETRY_LIMIT);
             stats.upstream_rq_retry_limit_exceeded.inc();
+            route.iter().for_each(|route| route.upstream_rq_retry_limit_exceeded.inc());
             return None;
         }
         if !self.source.replayable() {
@@ -188,10 +199,12 @@ impl Trial<'_> {
         else {
             self.context.flags.insert(Flags::RETRY_OVERFLOW);
             stats.upstream_rq_retry_overflow.inc();
+            route.iter().for_each(|route| route.upstream_rq_retry_overflow.inc());
             return None;
         };
         self.retry_place = Some(place);
         stats.upstream_rq_retry.inc();
+        route.iter().for_each(|route| route.upstream_rq_retry.inc());
         let random = self.context.connection.worker.random();
         let pause = match told {
             Some(told) => {
@@ -354,7 +367,8 @@ impl Trial<'_> {
                     lease.finished(self.cluster);
                     return Err(Broken { reset: Reset::Overflow, sent: false });
                 };
-                self.active = Some(ActiveRequest::new(self.cluster, host, place));
+                let active = ActiveRequest::new(self.cluster, host, place);
+                self.active = Some(active.of_route(&self.context.route_stats));
             }
             lease.count_last_request(&self.cluster.stats, &self.cluster.config.ir.http.common);
             self.context.upstream = Some(lease.facts().clone());
@@ -407,8 +421,7 @@ impl Trial<'_> {
         let connection = self.context.connection.clone();
         let Some(interim) = interim::passed_on(&connection) else { return };
         let Some(status) = interim.came().filter(|_| self.context.status.is_none()) else { return };
-        self.cluster.stats.upstream_rq_completed.inc();
-        self.cluster.stats.statuses.inc(status.as_u16());
+        route_stats::charge(self.cluster, self.context.route_stats.as_deref(), status);
         charge_downstream(self.context, status);
         self.policy = None;
     }

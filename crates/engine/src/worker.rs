@@ -14,8 +14,9 @@ use crate::cluster::LocalCluster;
 use crate::host::Host;
 use crate::listen::{Listening, LocalListener};
 use crate::signal::Signal;
-use crate::snapshot::{ClusterSlot, Snapshot};
+use crate::snapshot::{ClusterSlot, Snapshot, StatSlot};
 use crate::stats::arena::{ArenaReading, StatsArena};
+use crate::stats::blocks::RouteStats;
 
 /// Lines of access log wait at most so long for company.
 const LOG_FLUSH: Duration = Duration::from_millis(100);
@@ -79,12 +80,25 @@ pub(crate) const HOST_STATS: [(&str, bool); 9] = [
 pub(crate) struct View {
     pub(crate) snapshot: Arc<Snapshot>,
     clusters: Vec<OnceCell<Rc<LocalCluster>>>,
+    route_stats: Vec<OnceCell<Rc<RouteStats>>>,
 }
 
 impl View {
     fn new(snapshot: Arc<Snapshot>) -> Self {
         let clusters = (0..snapshot.clusters.len()).map(|_| OnceCell::new()).collect();
-        Self { snapshot, clusters }
+        let route_stats = (0..snapshot.route_stats.len()).map(|_| OnceCell::new()).collect();
+        Self { snapshot, clusters, route_stats }
+    }
+
+    /// What routes count under a name.
+    pub(crate) fn route_stats(
+        &self,
+        slot: StatSlot,
+        name: &Arc<str>,
+        worker: &Worker,
+    ) -> Option<Rc<RouteStats>> {
+        let cell = self.route_stats.get(slot as usize)?;
+        Some(cell.get_or_init(|| worker.stats.route(name)).clone())
     }
 
     /// The cluster in a slot; `None` when there is none (any more).
@@ -237,6 +251,12 @@ impl Worker {
             };
             // The cell is new and empty.
             let _ = after.clusters[slot].set(local);
+        }
+        for (slot, cell) in before.route_stats.iter().enumerate() {
+            if let (Some(stats), Some(Some(_))) = (cell.get(), snapshot.route_stats.get(slot)) {
+                // The cell is new and empty.
+                let _ = after.route_stats[slot].set(stats.clone());
+            }
         }
         *self.view.borrow_mut() = after;
         tracing::debug!(version = snapshot.version, "configuration in effect");

@@ -86,6 +86,43 @@ async fn route_and_endpoint_changes_apply_to_the_next_request_on_the_same_connec
 }
 
 #[tokio::test]
+async fn what_routes_count_goes_on_until_they_are_gone() {
+    let upstream = Upstream::start(&[OK, OK, OK]).await;
+    let mut bed = Bed::start().await;
+    let with = |host: &str, paths: &[(&str, &str)]| {
+        let routes: Vec<String> = paths
+            .iter()
+            .map(|(path, prefix)| {
+                format!("{{match: {{prefix: {path}}}, route: {{cluster: c}}, stat_prefix: {prefix}}}")
+            })
+            .collect();
+        format!(
+            "{{name: r, virtual_hosts: [{{name: {host}, domains: ['*'], routes: [{}]}}]}}",
+            routes.join(", ")
+        )
+    };
+    bed.accept(&[
+        (Cluster, &cluster(&[upstream.address], "")),
+        (Listener, &rds_listener()),
+        (Routes, &with("a.b:80", &[("/one", "one"), ("/two", "'t:w.o'")])),
+    ])
+    .await;
+    let mut client = bed.client("web").await;
+    assert_eq!(bed.stat("vhost.a.b:80.route.one.upstream_rq_total").await, Some(0), "before any request");
+    assert_eq!(bed.stat("vhost.a.b:80.route.one.upstream_rq_completed").await, None);
+    assert_eq!((client.get("/one").await.status, client.get("/two").await.status), (200, 200));
+    // Another path of the same name goes on with its numbers.
+    bed.accept(&[(Routes, &with("a.b:80", &[("/three", "one")]))]).await;
+    assert_eq!(client.get("/three").await.status, 200);
+    assert_eq!(bed.stat("vhost.a.b:80.route.one.upstream_rq_total").await, Some(2));
+    assert_eq!(bed.stat("vhost.a.b:80.route.one.upstream_rq_200").await, Some(2));
+    bed.until_stat_gone("vhost.a.b:80.route.t:w.o.upstream_rq_total").await;
+    bed.accept(&[(Routes, &with("a.b:80", &[("/three", "other")]))]).await;
+    bed.until_stat_gone("vhost.a.b:80.route.one.upstream_rq_total").await;
+    assert_eq!(bed.stat("vhost.a.b:80.route.other.upstream_rq_total").await, Some(0));
+}
+
+#[tokio::test]
 async fn a_cluster_that_routes_still_name_serves_a_little_longer() {
     let upstream = Upstream::start(&[OK]).await;
     let mut bed = Bed::start().await;

@@ -38,6 +38,9 @@ pub struct RouteConfiguration {
     pub filters: Vec<Arc<str>>,
     /// What this level says about HTTP filters.
     pub overrides: FilterOverrides,
+    /// Names under which routes count for themselves, by [`Route::stat`], and some of earlier versions: the virtual host's, a line feed,
+    /// the route's `stat_prefix`.
+    pub stats: Arc<[Arc<str>]>,
     /// What it was made from, for the next version.
     pub(crate) origin: Option<Origin>,
 }
@@ -107,6 +110,8 @@ pub struct Route {
     pub response_headers: HeaderMutations,
     /// What this level says about HTTP filters.
     pub overrides: FilterOverrides,
+    /// `stat_prefix`: which of [`RouteConfiguration::stats`] its numbers have. Default `None`: it has none.
+    pub stat: Option<u32>,
 }
 
 /// Envoy's `RouteMatch`. All members must match.

@@ -31,6 +31,7 @@ fn route(name: &str, matching: RouteMatcher) -> Arc<Route> {
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
         overrides: Box::default(),
+        stat: None,
     })
 }
 

@@ -114,6 +114,7 @@ fn one_route(
             route_match(condition, applied.virtual_service.origin)
         })),
         metadata: Some(wire::istio_metadata("config", &applied.virtual_service.config_path())),
+        stat_prefix: condition.map(|condition| condition.stat_prefix.clone()).unwrap_or_default(),
         ..Default::default()
     };
     if let Some(headers) = &http.headers {

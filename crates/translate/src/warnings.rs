@@ -133,11 +133,6 @@ pub fn check_virtual_service(service: &VirtualService, world: &World) -> Vec<War
 }
 
 fn unsupported_in_route(path: &str, route: &HttpRoute, warnings: &mut Vec<Warning>) {
-    for (index, _) in
-        route.r#match.iter().enumerate().filter(|(_, condition)| !condition.stat_prefix.is_empty())
-    {
-        warnings.push(Warning::no_effect(format!("{path}.match[{index}].statPrefix")));
-    }
     let of_route = route.headers.iter().map(|headers| (format!("{path}.headers"), headers));
     let of_destinations = route.route.iter().enumerate().filter_map(|(index, destination)| {
         Some((format!("{path}.route[{index}].headers"), destination.headers.as_ref()?))

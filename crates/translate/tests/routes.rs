@@ -69,7 +69,7 @@ fn every_condition_is_translated() {
     let found = routes(
         "[{match: [{uri: {prefix: /a}, method: {exact: GET}, scheme: {exact: http}, authority: {prefix: cust},
             headers: {x-a: {regex: 'a+'}, x-b: {}}, withoutHeaders: {x-c: {exact: 'no'}, x-d: {}},
-            queryParams: {q: {exact: '1'}, r: {}}, ignoreUriCase: true},
+            queryParams: {q: {exact: '1'}, r: {}}, ignoreUriCase: true, statPrefix: own},
            {uri: {exact: /b}}, {uri: {regex: '/c/.*'}}],
           route: [{destination: {host: customers}}]}]",
     );
@@ -90,6 +90,7 @@ fn every_condition_is_translated() {
     assert_eq!(named(":authority")["string_match"]["prefix"], "cust");
     assert_eq!(first["query_parameters"][0], json!({"name": "q", "string_match": {"exact": "1"}}));
     assert_eq!(first["query_parameters"][1], json!({"name": "r", "present_match": true}));
+    assert_eq!((&found[0]["stat_prefix"], &found[1]["stat_prefix"]), (&json!("own"), &Value::Null));
     assert_eq!(found[1]["match"]["path"], "/b");
     assert_eq!(found[2]["match"]["safe_regex"]["regex"], "/c/.*");
 }

@@ -9,13 +9,14 @@ use crate::cases::{Case, Compare, Step};
 pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let retries = json!({ "retry_on": "5xx", "num_retries": 2, "retry_back_off": { "base_interval": "0.001s", "max_interval": "0.002s" } });
     let per_try = json!({ "retry_on": "5xx", "num_retries": 2, "per_try_timeout": "0.3s" });
+    // All routes count for themselves, but for `plain`: what a service says before its answer is not seen where it is not passed on.
     let routes = json!([
-        { "name": "direct", "match": { "path": "/direct" }, "direct_response": { "status": 403, "body": { "inline_string": "no" } } },
-        { "name": "timeout", "match": { "prefix": "/timeout" }, "route": { "cluster": "continued", "timeout": "0.5s" } },
-        { "name": "per-try", "match": { "prefix": "/per-try" }, "route": { "cluster": "continued", "retry_policy": per_try } },
+        { "name": "direct", "stat_prefix": "continued.direct", "match": { "path": "/direct" }, "direct_response": { "status": 403, "body": { "inline_string": "no" } } },
+        { "name": "timeout", "stat_prefix": "continued.timeout", "match": { "prefix": "/timeout" }, "route": { "cluster": "continued", "timeout": "0.5s" } },
+        { "name": "per-try", "stat_prefix": "continued.per-try", "match": { "prefix": "/per-try" }, "route": { "cluster": "continued", "retry_policy": per_try } },
         { "name": "plain", "match": { "prefix": "/plain" }, "route": { "cluster": "service" } },
-        { "name": "http2", "match": { "prefix": "/http2" }, "route": { "cluster": "http2" } },
-        { "name": "all", "match": { "prefix": "/" }, "route": { "cluster": "continued", "retry_policy": retries } },
+        { "name": "http2", "stat_prefix": "continued.http2", "match": { "prefix": "/http2" }, "route": { "cluster": "http2" } },
+        { "name": "all", "stat_prefix": "continued.all", "match": { "prefix": "/" }, "route": { "cluster": "continued", "retry_policy": retries } },
     ]);
     let hosts = json!([
         { "name": "all", "domains": ["*"], "routes": routes, "include_request_attempt_count": true },

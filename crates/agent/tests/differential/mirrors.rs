@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cases::{Case, Compare, Step};
 
 fn routes() -> Value {
-    let mirrored = |prefix: &str, policies: Value| json!({ "name": prefix, "match": { "prefix": prefix }, "route": { "cluster": "service", "timeout": "1s", "request_mirror_policies": policies } });
+    let mirrored = |prefix: &str, policies: Value| json!({ "name": prefix, "stat_prefix": prefix, "match": { "prefix": prefix }, "route": { "cluster": "service", "timeout": "1s", "request_mirror_policies": policies } });
     let share = |numerator: u32| json!({ "default_value": { "numerator": numerator } });
     json!([
         mirrored("/one", json!([{ "cluster": "mirror" }])),

@@ -9,7 +9,7 @@ use crate::cases::{Case, Compare, Step};
 fn forward(prefix: &str, more: Value) -> Value {
     let mut action = json!({ "cluster": "service" });
     action.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    json!({ "name": prefix, "match": { "prefix": prefix }, "route": action })
+    json!({ "name": prefix, "match": { "prefix": prefix }, "route": action, "stat_prefix": prefix })
 }
 
 fn followed(prefix: &str, policy: Value) -> Value {
@@ -27,7 +27,7 @@ fn regex(pattern: &str, substitution: &str) -> Value {
 }
 
 fn rewrites() -> Vec<Value> {
-    let moved = |prefix: &str, action: Value| json!({ "name": prefix, "match": { "prefix": prefix }, "redirect": action });
+    let moved = |prefix: &str, action: Value| json!({ "name": prefix, "match": { "prefix": prefix }, "redirect": action, "stat_prefix": "moved" });
     vec![
         forward("/regex/", json!({ "regex_rewrite": regex("^/regex/([^/]+)/(.*)$", "/\\2/of/\\1") })),
         forward("/every/", json!({ "regex_rewrite": regex("a", "b") })),

@@ -17,7 +17,7 @@ fn routes() -> Value {
     let with = |prefix: &str, policy: Value, more: Value| {
         let mut action = json!({ "cluster": "retried", "retry_policy": policy });
         action.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        json!({ "name": prefix, "match": { "prefix": prefix }, "route": action })
+        json!({ "name": prefix, "match": { "prefix": prefix }, "route": action, "stat_prefix": prefix })
     };
     // A second try begins while the first goes on.
     let hedged = |prefix: &str, more: Value, route: Value| {
@@ -97,14 +97,14 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
         { "name": "recorded", "match": { "prefix": "/" }, "route": { "cluster": "mirror" } },
     ] });
     let inherited = json!({ "name": "inherited", "domains": ["inherited"], "include_request_attempt_count": true, "retry_policy": policy("5xx", json!({})), "routes": [
-        { "name": "inherited", "match": { "prefix": "/" }, "route": { "cluster": "retried" } },
+        { "name": "inherited", "match": { "prefix": "/" }, "route": { "cluster": "retried" }, "stat_prefix": "inherited" },
     ] });
     let hedges = json!({
         "name": "hedges", "domains": ["hedges"], "include_request_attempt_count": true,
         "hedge_policy": { "hedge_on_per_try_timeout": true }, "retry_policy": policy("5xx", json!({ "per_try_timeout": "0.2s" })),
         "routes": [
-            { "name": "not-here", "match": { "prefix": "/not-here" }, "route": { "cluster": "hedged", "hedge_policy": {} } },
-            { "name": "hedges", "match": { "prefix": "/" }, "route": { "cluster": "hedged" } },
+            { "name": "not-here", "match": { "prefix": "/not-here" }, "route": { "cluster": "hedged", "hedge_policy": {} }, "stat_prefix": "same" },
+            { "name": "hedges", "match": { "prefix": "/" }, "route": { "cluster": "hedged" }, "stat_prefix": "same" },
         ],
     });
     let hosts = [host, recorded, inherited, hedges];
@@ -113,9 +113,11 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     vec![("retries", json!({ "route_config": config, "internal_address_config": internal }))]
 }
 
-pub(crate) const STATS: [&str; 2] = [
+pub(crate) const STATS: [&str; 3] = [
     r"^cluster\.hedged\.upstream_(rq_(retry.*|total|completed|active|cancelled|timeout|per_try.*|tx_reset|rx_reset|\d\d\d|\dxx)|cx_active)$",
     r"^cluster\.retried\.(upstream_rq_(retry.*|total|completed|timeout|per_try.*|\d\d\d|\dxx)|retry_or_shadow_abandoned)$",
+    // What routes count for themselves, of all listeners.
+    r"^vhost\..*\.upstream_rq_(retry.*|total|completed|timeout|\d\d\d|\dxx)$",
 ];
 
 fn sent(name: &'static str, request: &str) -> Case {

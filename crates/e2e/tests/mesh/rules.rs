@@ -76,6 +76,25 @@ fn at_the_gateway(mesh: &Mesh) -> Result<()> {
     for part in [r#""x-protocol":"HTTP/1.1""#, r#""x-share":"100%""#, "named.example.com"] {
         ensure!(body.contains(part), "{part}: {body}");
     }
+    counted_by_route(mesh)
+}
+
+/// What rules with a `statPrefix` count for themselves, be it that of a rule that delegates.
+fn counted_by_route(mesh: &Mesh) -> Result<()> {
+    let gateway = ["exec", "-n", "istio-system", "deploy/istio-ingressgateway", "-c", "istio-proxy"];
+    let page = |path: &str| mesh.kubectl(&[&gateway[..], &["--", "curl", "-s", path]].concat());
+    let stats = page("localhost:15000/stats?filter=^vhost")?;
+    let count = |name: &str| {
+        let name = format!("vhost.rules.example.com:80.route.{name}: ");
+        stats.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse::<u64>().ok())
+    };
+    for name in ["patterns.upstream_rq_200", "patterns.upstream_rq_total", "team.upstream_rq_2xx"] {
+        ensure!(count(name).is_some_and(|n| n > 0), "{name}: {stats}");
+    }
+    ensure!(count("team.upstream_rq_418").is_none(), "what is answered here is no cluster's: {stats}");
+    let metrics = page("localhost:15090/stats/prometheus")?;
+    let name = "envoy_vhost_example_com_80_route_patterns_upstream_rq{envoy_response_code=\"200\",envoy_virtual_host=\"rules\"}";
+    ensure!(metrics.contains(name), "{name} is not in {metrics}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use ahash::AHashMap;
 use super::blocks::{
     BlockNames, BlockReading, ClusterExtAuthzStats, ClusterStats, CorsStats, ExtAuthzStats, FaultClientStats,
     FaultStats, Http1CodecStats, Http2CodecStats, HttpStats, JwtStats, ListenerStats, NetworkExtAuthzStats,
-    RbacShadowStats, RbacStats, TcpStats,
+    RbacShadowStats, RbacStats, RouteStats, TcpStats,
 };
 use super::tls::TlsStats;
 
@@ -45,6 +45,8 @@ pub(crate) enum Scope {
     /// The name is the filter's prefix, a line feed, and what the numbers' names begin with.
     NetworkRbac,
     NetworkRbacShadow,
+    /// The name is the virtual host's, a line feed, and the route's prefix.
+    Route,
     Tcp,
 }
 
@@ -68,6 +70,7 @@ impl Scope {
             Self::Listener | Self::ListenerTls => "listener",
             // Their prefix stands in the configuration.
             Self::NetworkRbac | Self::NetworkRbacShadow => "",
+            Self::Route => "vhost",
             Self::Tcp => "tcp",
         }
     }
@@ -80,6 +83,7 @@ impl Scope {
             Self::Fault | Self::FaultClient => Some("fault"),
             Self::Jwt => Some("jwt_authn"),
             Self::Rbac | Self::RbacShadow | Self::NetworkRbac | Self::NetworkRbacShadow => Some("rbac"),
+            Self::Route => Some("route"),
             Self::Cluster
             | Self::ClusterTls
             | Self::DnsCache
@@ -90,6 +94,14 @@ impl Scope {
             | Self::ListenerTls
             | Self::NetworkExtAuthz
             | Self::Tcp => None,
+        }
+    }
+
+    /// Whether Envoy makes a number of it when there is something to count.
+    pub(crate) fn appears_when_used(self, name: &str) -> bool {
+        match self {
+            Self::Route => ["upstream_rq_completed", "upstream_rq_time"].contains(&name),
+            _ => super::tls::appears_when_used(name),
         }
     }
 
@@ -132,6 +144,7 @@ impl Scope {
             Self::Listener => &ListenerStats::NAMES,
             Self::Rbac | Self::NetworkRbac => &RbacStats::NAMES,
             Self::RbacShadow | Self::NetworkRbacShadow => &RbacShadowStats::NAMES,
+            Self::Route => &RouteStats::NAMES,
             Self::Tcp => &TcpStats::NAMES,
             Self::ClusterTls | Self::ListenerTls => &TlsStats::NAMES,
         }
@@ -163,6 +176,7 @@ pub(crate) struct StatsArena {
     rbac_shadow: Blocks<RbacShadowStats>,
     network_rbac: Blocks<RbacStats>,
     network_rbac_shadow: Blocks<RbacShadowStats>,
+    routes: Blocks<RouteStats>,
     tcp: Blocks<TcpStats>,
     cluster_tls: Blocks<TlsStats>,
     listener_tls: Blocks<TlsStats>,
@@ -211,6 +225,11 @@ impl StatsArena {
 
     pub(crate) fn http2_codec(&self) -> &Rc<Http2CodecStats> {
         self.http2_codec.get_or_init(Rc::default)
+    }
+
+    /// `name`: see [`Scope::Route`].
+    pub(crate) fn route(&self, name: &Arc<str>) -> Rc<RouteStats> {
+        find_or_make(&self.routes, name)
     }
 
     pub(crate) fn tcp(&self, prefix: &Arc<str>) -> Rc<TcpStats> {
@@ -304,6 +323,7 @@ impl StatsArena {
         visit(&self.network_rbac_shadow, |name, block| {
             out.push((Scope::NetworkRbacShadow, name.clone(), block.read()));
         });
+        visit(&self.routes, |name, block| out.push((Scope::Route, name.clone(), block.read())));
         visit(&self.tcp, |name, block| out.push((Scope::Tcp, name.clone(), block.read())));
         visit(&self.cluster_tls, |name, block| out.push((Scope::ClusterTls, name.clone(), block.read())));
         visit(&self.listener_tls, |name, block| out.push((Scope::ListenerTls, name.clone(), block.read())));
@@ -328,6 +348,7 @@ impl StatsArena {
         visit(&self.rbac_shadow, |_, block| block.reset_counters());
         visit(&self.network_rbac, |_, block| block.reset_counters());
         visit(&self.network_rbac_shadow, |_, block| block.reset_counters());
+        visit(&self.routes, |_, block| block.reset_counters());
         visit(&self.tcp, |_, block| block.reset_counters());
         visit(&self.cluster_tls, |_, block| block.reset_counters());
         visit(&self.listener_tls, |_, block| block.reset_counters());

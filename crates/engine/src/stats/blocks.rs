@@ -92,6 +92,19 @@ stat_block! {
 }
 
 stat_block! {
+    /// `vhost.NAME.route.PREFIX.*`, of routes that count for themselves.
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/router_filter#route-statistics>
+    RouteStats
+    counters {
+        upstream_rq_completed upstream_rq_retry upstream_rq_retry_limit_exceeded upstream_rq_retry_overflow upstream_rq_retry_success
+        upstream_rq_timeout upstream_rq_total
+    }
+    bytes { }
+    gauges { }
+    histograms { upstream_rq_time }
+}
+
+stat_block! {
     /// `listener.ADDRESS.*`
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/listeners/stats>
     ListenerStats

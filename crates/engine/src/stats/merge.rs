@@ -113,7 +113,7 @@ fn flatten(key: (Scope, Arc<str>), total: BlockReading, stats: &mut Vec<Stat>) {
     let names = key.0.names();
     let mut push = |leaf, value| stats.push(Stat { scope: Some(key.clone()), leaf, value });
     for (name, n) in names.counters.iter().zip(total.counters) {
-        if n == 0 && super::tls::appears_when_used(name) {
+        if n == 0 && key.0.appears_when_used(name) {
             continue;
         }
         push(Leaf::Name(name), Value::Counter(n));
@@ -130,6 +130,9 @@ fn flatten(key: (Scope, Arc<str>), total: BlockReading, stats: &mut Vec<Stat>) {
         push(Leaf::Class(class), Value::Counter(n));
     }
     for (name, reading) in names.histograms.iter().zip(total.histograms) {
+        if reading.is_none() && key.0.appears_when_used(name) {
+            continue;
+        }
         push(Leaf::Name(name), Value::Histogram(reading));
     }
 }

@@ -22,18 +22,36 @@ fn label_name(scope: Scope) -> Option<&'static str> {
         | Scope::RbacShadow => Some("envoy_http_conn_manager_prefix"),
         // The network filter's prefix is a part of the name.
         Scope::Http1Codec | Scope::Http2Codec | Scope::NetworkRbac | Scope::NetworkRbacShadow => None,
-        // So is the name of a cache.
-        Scope::DnsCache => None,
+        // So is the name of a cache, and a route has two labels.
+        Scope::DnsCache | Scope::Route => None,
         Scope::Listener | Scope::ListenerTls => Some("envoy_listener_address"),
         Scope::NetworkExtAuthz => Some("envoy_ext_authz_prefix"),
         Scope::Tcp => Some("envoy_tcp_prefix"),
     }
 }
 
+/// Name and labels of what a route counts for itself. A tag of Envoy's is what stands between two dots, so that of a name with dots a
+/// part is a label and the rest remains in the metric's name.
+fn of_route(instance: &str) -> (String, String) {
+    let (host, prefix) = instance.split_once('\n').unwrap_or((instance, ""));
+    let whole = format!("{host}.route.{prefix}.");
+    let (first, rest) = whole.split_once('.').unwrap_or((&whole, ""));
+    let mut labels = format!("envoy_virtual_host=\"{}\"", escape(first));
+    let mut name = String::from("vhost_");
+    let route = rest.strip_prefix("route.").and_then(|rest| rest.split_once('.'));
+    let rest = route.map_or(rest, |(route, rest)| {
+        let _ = write!(labels, ",envoy_route=\"{}\"", escape(route));
+        name.push_str("route_");
+        rest
+    });
+    name.extend(rest.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+    (name, labels)
+}
+
 /// Metric name and labels (without braces) of a stat.
 fn metric(stat: &Stat) -> (String, String) {
     let mut name = String::from("envoy_");
-    let mut labels = String::new();
+    let (mut labels, mut of_scope) = (String::new(), String::new());
     if let Some((scope, instance)) = &stat.scope
         && scope.is_rbac()
     {
@@ -44,6 +62,10 @@ fn metric(stat: &Stat) -> (String, String) {
             prefix => [prefix, ".rbac.", own.split_once('.').map_or("", |(_, rest)| rest)],
         };
         name.extend(parts.concat().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+    } else if let Some((Scope::Route, instance)) = &stat.scope {
+        let (own, more) = of_route(instance);
+        name.push_str(&own);
+        of_scope = more;
     } else if let Some((Scope::DnsCache, cache)) = &stat.scope {
         name.push_str("dns_cache_");
         name.extend(cache.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
@@ -84,6 +106,10 @@ fn metric(stat: &Stat) -> (String, String) {
             let _ = write!(labels, "envoy_response_code=\"{status}\"");
         }
     }
+    if !labels.is_empty() && !of_scope.is_empty() {
+        labels.push(',');
+    }
+    labels.push_str(&of_scope);
     if let Some((scope, instance)) = &stat.scope
         && let Some(label) = label_name(*scope)
     {
@@ -186,6 +212,9 @@ mod tests {
         cluster.upstream_rq_time.record(7);
         let http = arena.http(&"ingress".into());
         http.downstream_rq_2xx.inc();
+        let routes =
+            ["all\nfirst", "all\npre.fix:1", "a.b.svc:80\nfirst"].map(|name| arena.route(&name.into()));
+        routes.iter().for_each(|route| route.statuses.inc(200));
         let mut stats = merge(vec![arena.read()], std::iter::empty());
         stats.push(Stat::server("server.uptime", Value::Gauge(4)));
         let text = text(&stats);
@@ -197,6 +226,9 @@ mod tests {
             "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"outbound|80||a\\\"b\",le=\"10\"} 1\n",
             "envoy_cluster_upstream_rq_time_count{envoy_cluster_name=\"outbound|80||a\\\"b\"} 1\n",
             "envoy_server_uptime{} 4\n",
+            "envoy_vhost_route_upstream_rq{envoy_response_code=\"200\",envoy_virtual_host=\"all\",envoy_route=\"first\"} 1\n",
+            "envoy_vhost_route_fix_1_upstream_rq_retry{envoy_virtual_host=\"all\",envoy_route=\"pre\"} 0\n",
+            "envoy_vhost_b_svc_80_route_first_upstream_rq_total{envoy_virtual_host=\"a\"} 0\n",
         ] {
             assert!(text.contains(line), "{line} not in {text}");
         }

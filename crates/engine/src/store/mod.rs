@@ -326,6 +326,7 @@ impl Store {
             routes[self.names.routes.of(name) as usize] = Some(config.clone());
         }
         let listeners: Vec<_> = self.listeners.values().filter_map(|entry| entry.active.clone()).collect();
+        let route_stats = self.route_stats();
         let is_active =
             |name: &Arc<str>| listeners.iter().any(|config: &Arc<ListenerConfig>| config.ir.name == *name);
         // Sockets of a listener that warms wait with it: nobody is accepted before it can serve.
@@ -341,8 +342,26 @@ impl Store {
             clusters,
             cluster_slots: self.names.clusters.names().clone(),
             routes,
+            route_stats,
         };
         (Arc::new(snapshot), handed)
+    }
+}
+
+impl Store {
+    /// Names under which routes in effect count for themselves, by slot.
+    pub(crate) fn route_stats(&self) -> Vec<Option<Arc<str>>> {
+        let mut names = vec![None; self.names.stats.len()];
+        if names.is_empty() {
+            return names;
+        }
+        let inline = self.active_listeners().flat_map(|listener| compile::inline_routes(listener));
+        for config in self.routes.values().chain(inline) {
+            for (slot, name) in config.stats.iter().zip(config.ir.stats.iter()) {
+                slot.into_iter().for_each(|slot| names[*slot as usize] = Some(name.clone()));
+            }
+        }
+        names
     }
 }
 

@@ -84,6 +84,15 @@ impl Bed {
     }
 
     /// Waits until a stat has a value.
+    pub async fn until_stat_gone(&self, name: &str) {
+        within(async {
+            while self.stat(name).await.is_some() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+
     pub async fn until_stat(&self, name: &str, value: u64) {
         within(async {
             while self.stat(name).await != Some(value) {

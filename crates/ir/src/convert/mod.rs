@@ -33,6 +33,7 @@ mod retry;
 mod route;
 mod route_upgrades;
 mod route_versions;
+mod stat_names;
 mod subset;
 mod tcp_proxy;
 mod tls;

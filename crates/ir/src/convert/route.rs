@@ -20,6 +20,7 @@ use super::mirror::mirrors;
 use super::redirect::redirect;
 use super::retry::retry_policy;
 use super::route_upgrades::route_upgrades;
+use super::stat_names::StatNames;
 use super::subset;
 use super::values::{
     Converted, bool_or, data_source, duration, enumeration, fraction, number, required, text, timeout,
@@ -38,6 +39,7 @@ const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
 pub(super) struct Shared {
     pub(super) names: ClusterNames,
     pub(super) filters: FilterNames,
+    stats: StatNames,
     /// Of the level above.
     pub(super) mirrors: Arc<[MirrorPolicy]>,
     /// Whether routes without a `hedge_policy` hedge: the virtual host's.
@@ -88,6 +90,7 @@ pub(super) fn configuration(
     let mut shared = Shared {
         names: before.map(|before| ClusterNames::after(before.table.clusters())).unwrap_or_default(),
         filters: before.map(|before| FilterNames::after(&before.filters)).unwrap_or_default(),
+        stats: before.map(|before| StatNames::after(&before.stats)).unwrap_or_default(),
         mirrors: Arc::default(),
         hedges: false,
         max_body,
@@ -109,6 +112,7 @@ pub(super) fn configuration(
         max_direct_response_body_size_bytes: max_body,
         filters: shared.filters.into_list(),
         overrides,
+        stats: shared.stats.into_list(),
         origin: None,
     })
 }
@@ -146,7 +150,7 @@ pub(super) fn virtual_host(
     let routes = routes
         .into_iter()
         .enumerate()
-        .map(|(index, route)| self::route(&at.index("routes", index), route, shared).map(Arc::new))
+        .map(|(index, route)| self::route(&at.index("routes", index), route, &name, shared).map(Arc::new))
         .collect::<Converted<_>>()?;
     shared.mirrors = outer;
     Ok(VirtualHost {
@@ -171,11 +175,11 @@ pub(super) fn virtual_host(
     })
 }
 
-fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<Route> {
+fn route(at: &At<'_>, message: proto::Route, virtual_host: &str, shared: &mut Shared) -> Converted<Route> {
     fields!(at, message => proto::Route {
         used {
             name, r#match, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-            response_headers_to_remove, action, typed_per_filter_config,
+            response_headers_to_remove, action, typed_per_filter_config, stat_prefix,
         }
         inert {
             metadata = "no supported extension reads it; it stays in config_dump",
@@ -184,7 +188,6 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
         rejected {
             tracing = "tracing",
             per_request_buffer_limit_bytes = "a limit on request buffers",
-            stat_prefix = "stats for one route",
             request_body_buffer_limit = "a limit on request buffers",
             route_specifiers = "plugins",
         }
@@ -214,6 +217,7 @@ fn route(at: &At<'_>, message: proto::Route, shared: &mut Shared) -> Converted<R
         request_headers: mutations(at, "request", request_headers_to_add, request_headers_to_remove)?,
         response_headers: mutations(at, "response", response_headers_to_add, response_headers_to_remove)?,
         overrides: overrides(at, typed_per_filter_config, &mut shared.filters, &mut shared.names)?,
+        stat: shared.stats.number(virtual_host, &stat_prefix),
     })
 }
 

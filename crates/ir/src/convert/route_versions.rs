@@ -19,7 +19,7 @@ use crate::{ConvertError, RouteConfiguration, VirtualHost};
 /// Number of the field `virtual_hosts`.
 const VIRTUAL_HOSTS: u32 = 2;
 
-/// A configuration may know so many cluster names that no route refers to any more, and as many as there are in use.
+/// A configuration may know so many names of clusters, and of stats, that no route refers to any more, and as many as there are in use.
 const UNUSED_NAMES: usize = 64;
 
 impl RouteConfiguration {
@@ -47,7 +47,7 @@ impl RouteConfiguration {
         let before =
             before.filter(|before| before.origin.as_ref().is_some_and(|then| then.rest == origin.rest));
         let made = Self::from_parts(&parts, &origin, before)?;
-        let names = |config: &Self| config.table.clusters().len();
+        let names = |config: &Self| config.table.clusters().len() + config.stats.len();
         let made = match before {
             Some(before) if names(&made) > names(before) && made.has_many_unused_names() => {
                 Self::from_parts(&parts, &origin, None)?
@@ -73,7 +73,17 @@ impl RouteConfiguration {
 
     fn has_many_unused_names(&self) -> bool {
         let used: BTreeSet<u32> = self.table.references().map(|cluster| cluster.index).collect();
-        self.table.clusters().len() > 2 * used.len() + UNUSED_NAMES
+        let many = |known: usize, used: usize| known > 2 * used + UNUSED_NAMES;
+        many(self.table.clusters().len(), used.len()) || many(self.stats.len(), self.used_stats().len())
+    }
+
+    /// Which of [`Self::stats`] routes of this version have.
+    pub fn used_stats(&self) -> BTreeSet<u32> {
+        if self.stats.is_empty() {
+            return BTreeSet::new();
+        }
+        let routes = self.table.virtual_hosts().iter().flat_map(|host| &host.routes);
+        routes.filter_map(|route| route.stat).collect()
     }
 }
 
@@ -196,6 +206,32 @@ mod tests {
         let again = encoded(&[host("a", "a", "one"), host("b", "A", "two")]);
         let error = RouteConfiguration::from_bytes(&again, Some(&first)).expect_err("a twice");
         assert!(error.to_string().contains("\"A\" occurs more than once"), "{error}");
+    }
+
+    #[test]
+    fn names_of_stats_keep_their_numbers_and_are_forgotten_in_time() {
+        let counted = |name: &str, prefix: &str| {
+            let mut host = host(name, name, "one");
+            prefix.clone_into(&mut host.routes[0].stat_prefix);
+            host
+        };
+        let named = |config: &RouteConfiguration, host: usize| {
+            let number = config.table.virtual_hosts()[host].routes[0].stat?;
+            Some(config.stats[number as usize].to_string())
+        };
+        let mut config = made(&[counted("a", "a"), counted("b", "kept"), host("c", "c", "one")], None);
+        let kept = config.table.virtual_hosts()[1].clone();
+        let mut most = 0;
+        for version in 1..500 {
+            let next = counted("a", &version.to_string());
+            config = made(&[next, counted("b", "kept"), host("c", "c", "one")], Some(&config));
+            assert_eq!(named(&config, 0), Some(format!("a\n{version}")));
+            assert_eq!((named(&config, 1).as_deref(), named(&config, 2)), (Some("b\nkept"), None));
+            assert_eq!(config.used_stats().len(), 2);
+            assert!(version > UNUSED_NAMES || Arc::ptr_eq(&kept, &config.table.virtual_hosts()[1]));
+            most = most.max(config.stats.len());
+        }
+        assert!((UNUSED_NAMES..=UNUSED_NAMES + 6).contains(&most), "{most}");
     }
 
     #[test]
