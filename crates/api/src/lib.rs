@@ -11,6 +11,7 @@ pub mod duration;
 pub mod extension_provider;
 pub mod grpc;
 pub mod mesh;
+pub mod mesh_networks;
 pub mod networking;
 pub mod object;
 pub mod security;
@@ -19,6 +20,7 @@ pub mod validate;
 
 pub use crd::crds;
 pub use mesh::{MeshConfig, MeshConfigError, is_served_cipher};
+pub use mesh_networks::{MeshNetworks, MeshNetworksError};
 pub use networking::destination_rule::DestinationRuleSpec;
 pub use networking::gateway::GatewaySpec;
 pub use networking::service_entry::ServiceEntrySpec;

@@ -190,6 +190,7 @@ impl ControlPlane {
         let options = StoreOptions {
             domain: config.domain.clone(),
             root_namespace: config.namespace.clone(),
+            cluster_id: config.cluster_id.clone(),
             ..StoreOptions::default()
         };
         let kinds = watches::KINDS.into_iter().chain([mesh_objects::KIND, key_sets::KIND]);

@@ -227,6 +227,11 @@ impl PushLoop {
                 tracing::warn!("{path} of the mesh config has no effect yet");
             }
         }
+        if delta.networks {
+            for path in world.networks().without_effect() {
+                tracing::warn!("{path} of the mesh networks has no effect");
+            }
+        }
         self.metrics.world(&world);
         let listed = self.is_listed();
         self.published.send_modify(|published| {
@@ -274,6 +279,7 @@ impl PushLoop {
 /// Whether a change is more than endpoints, pods and nodes coming and going.
 fn touches_config(delta: &Delta) -> bool {
     delta.mesh
+        || delta.networks
         || !delta.services.is_empty()
         || !delta.virtual_services.is_empty()
         || !delta.destination_rules.is_empty()

@@ -54,6 +54,9 @@ pub struct Delta {
     pub nodes: BTreeSet<Arc<str>>,
     /// Whether mesh config changed.
     pub mesh: bool,
+    /// Whether networks changed: their gateways, or which one a workload is in that does not say so itself. Endpoints that are in
+    /// another by it are among those above.
+    pub networks: bool,
     /// Objects that were not taken over; the previous state stays.
     pub problems: Vec<Problem>,
 }
@@ -71,6 +74,7 @@ impl Delta {
     /// Whether nothing changed (there may be problems).
     pub fn is_empty(&self) -> bool {
         !self.mesh
+            && !self.networks
             && self.services.is_empty()
             && self.endpoints.is_empty()
             && self.authorization_policies.is_empty()
@@ -115,6 +119,7 @@ impl Delta {
         self.namespaces.extend(other.namespaces);
         self.nodes.extend(other.nodes);
         self.mesh |= other.mesh;
+        self.networks |= other.networks;
         self.problems.extend(other.problems);
     }
 }

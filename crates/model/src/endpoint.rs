@@ -1,5 +1,5 @@
 //! Endpoints of services, from EndpointSlices and the pods they name.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use crate::hostname::Hostname;
 use crate::name::ObjectName;
+use crate::network::{NETWORK_LABEL, Places};
 use crate::pod::{Labels, Pod};
 
 /// The endpoints of one service.
@@ -16,6 +17,8 @@ pub struct ServiceEndpoints {
     pub hostname: Hostname,
     /// Endpoints by the service port's name (empty for an unnamed port), sorted by address and port.
     pub by_port: BTreeMap<String, Vec<Endpoint>>,
+    /// The networks they are in.
+    pub networks: BTreeSet<String>,
 }
 
 /// One address and port behind a service port.
@@ -45,7 +48,7 @@ pub struct Endpoint {
     pub node: String,
     /// Where it is.
     pub locality: Locality,
-    /// Network it is in; empty is the mesh's own.
+    /// Network it is in; empty: nobody says, so that everybody reaches it.
     pub network: String,
     /// Share of traffic relative to others, at least 1.
     pub weight: u32,
@@ -55,6 +58,26 @@ impl Endpoint {
     /// Namespace of the pod or entry behind it, when known.
     pub fn namespace(&self) -> Option<&str> {
         self.pod.as_ref().or(self.entry.as_ref()).map(|name| &*name.namespace)
+    }
+
+    /// The value of one of its labels. Those of topology are known of endpoints that do not carry them, and where an endpoint is
+    /// goes before what its label says.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let known = match key {
+            "topology.kubernetes.io/region" => &self.locality.region,
+            "topology.kubernetes.io/zone" => &self.locality.zone,
+            "topology.istio.io/subzone" => &self.locality.sub_zone,
+            NETWORK_LABEL => &self.network,
+            _ => return self.labels.get(key).map(String::as_str),
+        };
+        let known = Some(known.as_str()).filter(|known| !known.is_empty());
+        let own = self.labels.get(key).map(String::as_str);
+        if key == NETWORK_LABEL { own.or(known) } else { known.or(own) }
+    }
+
+    /// Whether it has all these labels.
+    pub fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
+        wanted.iter().all(|(key, value)| self.label(key) == Some(value))
     }
 }
 
@@ -67,11 +90,16 @@ pub enum Address {
     Dns(Arc<str>),
     /// By a Unix socket's path.
     Unix(Arc<str>),
+    /// By the gateways of its network only: it has no address that anybody knows.
+    Unknown,
 }
 
 impl Address {
-    /// An address as WorkloadEntries write it: an IP address, a DNS name, or `unix://` and a path.
+    /// An address as WorkloadEntries write it: an IP address, a DNS name, `unix://` and a path, or nothing.
     pub fn parse(text: &str) -> Self {
+        if text.is_empty() {
+            return Self::Unknown;
+        }
         match (text.strip_prefix("unix://"), text.parse()) {
             (Some(path), _) => Self::Unix(path.into()),
             (None, Ok(address)) => Self::Ip(address),
@@ -83,7 +111,7 @@ impl Address {
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Self::Ip(address) => Some(*address),
-            Self::Dns(_) | Self::Unix(_) => None,
+            Self::Dns(_) | Self::Unix(_) | Self::Unknown => None,
         }
     }
 }
@@ -94,6 +122,7 @@ impl std::fmt::Display for Address {
             Self::Ip(address) => address.fmt(f),
             Self::Dns(name) => f.write_str(name),
             Self::Unix(path) => write!(f, "unix://{path}"),
+            Self::Unknown => Ok(()),
         }
     }
 }
@@ -220,10 +249,13 @@ impl ServiceEndpoints {
     pub(crate) fn new(hostname: Hostname, mut by_port: BTreeMap<String, Vec<Endpoint>>) -> Self {
         for endpoints in by_port.values_mut() {
             endpoints.sort();
-            endpoints.dedup_by(|a, b| a.address == b.address && a.port == b.port);
+            let same = |a: &Endpoint, b: &Endpoint| a.address == b.address && a.port == b.port;
+            endpoints.dedup_by(|a, b| a.address != Address::Unknown && same(a, b));
             join_families(endpoints);
         }
-        Self { hostname, by_port }
+        let networks = by_port.values().flatten().map(|endpoint| &endpoint.network);
+        let networks = networks.filter(|network| !network.is_empty()).cloned().collect();
+        Self { hostname, by_port, networks }
     }
 
     /// The endpoints of the service port with this name.
@@ -258,11 +290,19 @@ pub(crate) fn add_slice<'a>(
     slice: &Slice,
     pod: impl Fn(&ObjectName) -> Option<&'a Arc<Pod>>,
     locality: impl Fn(&str) -> Option<&'a Locality>,
+    places: &Places,
 ) {
     for endpoint in &slice.endpoints {
         let pod = endpoint.pod.as_ref().and_then(&pod);
         let node = pod.map_or(&endpoint.node, |pod| &pod.node);
         for &address in &endpoint.addresses {
+            let network = match pod {
+                // A pod is in one network, whatever its families.
+                Some(pod) => {
+                    places.of_workload(&pod.labels, pod.addresses.first().copied().or(Some(address)))
+                }
+                None => places.of_workload(&BTreeMap::new(), Some(address)),
+            };
             for (name, port) in &slice.ports {
                 by_port.entry(name.clone()).or_default().push(Endpoint {
                     address: Address::Ip(address),
@@ -280,7 +320,7 @@ pub(crate) fn add_slice<'a>(
                         Some(pod) => Locality::of_pod(&pod.labels, locality(node)),
                         None => locality(node).cloned().unwrap_or_default(),
                     },
-                    network: String::new(),
+                    network: network.clone(),
                     weight: 1,
                 });
             }

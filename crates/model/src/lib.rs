@@ -14,6 +14,7 @@ mod hostname;
 mod ingress;
 mod key_set;
 mod name;
+mod network;
 mod peer_authentication;
 mod pod;
 mod protocol;
@@ -39,6 +40,7 @@ pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_na
 pub use ingress::{CONTROLLER as INGRESS_CONTROLLER, Ingress};
 pub use key_set::{KeySet, KeySource};
 pub use name::ObjectName;
+pub use network::{Gateways, NETWORK_LABEL, NetworkGateway, Networks};
 pub use peer_authentication::{PeerMode, PeerModes, PeerPolicies};
 pub use pod::{Labels, Pod, PodPhase, labels_match};
 pub use protocol::Protocol;

@@ -10,6 +10,7 @@ use crate::config::{ServiceEntry, WorkloadEntry};
 use crate::endpoint::{Address, Endpoint, Health, Locality};
 use crate::hostname::Hostname;
 use crate::name::ObjectName;
+use crate::network::Places;
 use crate::pod::{Labels, Pod};
 use crate::protocol::Protocol;
 use crate::service::{Registry, Resolution, Service, ServicePort, TargetPort};
@@ -120,6 +121,7 @@ pub(crate) fn add_endpoints<'a>(
     entry: &ServiceEntry,
     workloads: impl FnOnce() -> Workloads<'a>,
     locality: impl Fn(&str) -> Option<&'a Locality>,
+    places: &Places,
 ) {
     let spec = &entry.spec;
     let by_name = matches!(spec.resolution, EntryResolution::Dns | EntryResolution::DnsRoundRobin);
@@ -139,14 +141,18 @@ pub(crate) fn add_endpoints<'a>(
             for (name, target) in ports() {
                 let port = pod.named_ports.get(name).copied().unwrap_or(target);
                 let of_port = by_port.entry(name.to_owned()).or_default();
-                of_port.extend(pod.addresses.iter().map(|address| of_pod(pod, *address, port, &locality)));
+                let network = places.of_workload(&pod.labels, pod.addresses.first().copied());
+                of_port.extend(pod.addresses.iter().map(|address| Endpoint {
+                    network: network.clone(),
+                    ..of_pod(pod, *address, port, &locality)
+                }));
             }
         }
         let selected = |one: &&&Arc<WorkloadEntry>| workload_entry::is_selected(one, &selector.labels);
         for one in workloads.entries.iter().filter(selected) {
             for (name, target) in ports() {
-                let endpoint = workload_entry::endpoint(one, one.spec.port(name).unwrap_or(target));
-                by_port.entry(name.to_owned()).or_default().extend(endpoint);
+                let port = one.spec.port(name).unwrap_or(target);
+                by_port.entry(name.to_owned()).or_default().push(workload_entry::endpoint(one, port, places));
             }
         }
         return;
@@ -161,8 +167,8 @@ pub(crate) fn add_endpoints<'a>(
         let labels: Labels = one.labels.clone().into();
         for (name, target) in ports() {
             let port = one.port(name).unwrap_or(target);
-            let endpoint = workload_entry::endpoint_of(one, &labels, port);
-            by_port.entry(name.to_owned()).or_default().extend(endpoint);
+            let endpoint = workload_entry::endpoint_of(one, &labels, port, places);
+            by_port.entry(name.to_owned()).or_default().push(endpoint);
         }
     }
 }
@@ -188,7 +194,7 @@ fn of_pod<'a>(
 /// A healthy endpoint of which nothing but the port is known.
 pub(crate) fn bare(port: u16) -> Endpoint {
     Endpoint {
-        address: Address::Dns("".into()),
+        address: Address::Unknown,
         port,
         other_addresses: Vec::new(),
         health: Health::Healthy,

@@ -6,8 +6,9 @@ use imbl::OrdMap;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1 as networking;
-use lateen_api::MeshConfig;
 use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
+use lateen_api::mesh_networks::NETWORKS_KEY;
+use lateen_api::{MeshConfig, MeshNetworks};
 
 use crate::auto_address::{AutoAddresses, Claim};
 use crate::config::{Config, DestinationRule, VirtualService};
@@ -18,6 +19,7 @@ use crate::hostname::resolve_host;
 use crate::ingress::Ingress;
 use crate::key_set::{KeySet, KeySource};
 use crate::name::ObjectName;
+use crate::network::GatewayService;
 use crate::pod::{Pod, PodPhase};
 use crate::service::Service;
 use crate::world::{Index, World};
@@ -87,6 +89,8 @@ pub struct StoreOptions {
     pub root_namespace: String,
     /// Mesh config until that ConfigMap is seen, and when it is deleted.
     pub mesh: MeshConfig,
+    /// Id of the cluster. Default `Kubernetes`.
+    pub cluster_id: String,
 }
 
 impl Default for StoreOptions {
@@ -95,6 +99,7 @@ impl Default for StoreOptions {
             domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
             mesh: MeshConfig::default(),
+            cluster_id: "Kubernetes".to_owned(),
         }
     }
 }
@@ -120,6 +125,9 @@ pub struct Store {
     auto_addresses: AutoAddresses,
     /// The claim each host with an automatic address has on it.
     auto_claims: BTreeMap<ObjectName, Claim>,
+    mesh_networks: MeshNetworks,
+    /// Services by which gateways of networks may be reached.
+    gateway_services: BTreeMap<ObjectName, GatewayService>,
 }
 
 impl Store {
@@ -139,6 +147,8 @@ impl Store {
             selecting: BTreeSet::new(),
             auto_addresses: AutoAddresses::default(),
             auto_claims: BTreeMap::new(),
+            mesh_networks: MeshNetworks::default(),
+            gateway_services: BTreeMap::new(),
         }
     }
 
@@ -192,6 +202,7 @@ impl Store {
                 let labels = Arc::new(namespace.metadata.labels.unwrap_or_default());
                 if self.world.namespaces.get(&name) != Some(&labels) {
                     self.world.namespaces.insert(name.clone(), labels);
+                    self.note_system_namespace(&name, delta);
                     delta.namespaces.insert(name);
                 }
             }
@@ -207,6 +218,8 @@ impl Store {
                 if self.is_mesh_config(&map) {
                     let text = map.data.as_ref().and_then(|data| data.get(CONFIG_KEY)).map(String::as_str);
                     self.set_mesh(text, delta);
+                    let text = map.data.as_ref().and_then(|data| data.get(NETWORKS_KEY)).map(String::as_str);
+                    self.set_mesh_networks(text.unwrap_or_default(), delta);
                 }
             }
             Object::AuthorizationPolicy(object) => {
@@ -275,6 +288,7 @@ impl Store {
             Object::Namespace(namespace) => {
                 let name: Arc<str> = namespace.metadata.name.as_deref().unwrap_or_default().into();
                 if self.world.namespaces.remove(&name).is_some() {
+                    self.note_system_namespace(&name, delta);
                     delta.namespaces.insert(name);
                 }
             }
@@ -285,6 +299,7 @@ impl Store {
                 if self.is_mesh_config(map) {
                     let default = self.options.mesh.clone();
                     self.replace_mesh(default, delta);
+                    self.set_mesh_networks("", delta);
                 }
             }
             Object::AuthorizationPolicy(object) => {
@@ -380,10 +395,12 @@ impl Store {
         match object {
             Some(object) => {
                 self.set_load_balancer(&name, Some(&object), delta);
+                self.set_gateway_service(&name, GatewayService::new(&object), delta);
                 self.raw_services.insert(name.clone(), object)
             }
             None => {
                 self.set_load_balancer(&name, None, delta);
+                self.set_gateway_service(&name, None, delta);
                 self.raw_services.remove(&name)
             }
         };
@@ -493,6 +510,10 @@ impl Store {
             None => self.world.nodes.remove(&node),
         };
         // Nodes rarely come, go or move; going through all services then is simpler than an index kept at all times.
+        self.rebuild_all_endpoints(delta);
+    }
+
+    fn rebuild_all_endpoints(&mut self, delta: &mut Delta) {
         let keys: Vec<_> = self.world.endpoints.keys().cloned().collect();
         for key in keys {
             self.rebuild_endpoints(&key, delta);
@@ -539,6 +560,7 @@ impl Store {
 mod registry;
 
 mod ingress;
+mod networks;
 /// Puts a configuration in the place of what has its name, and notes the change; false when there is none.
 fn replace<S: lateen_api::Kind>(
     configs: &mut OrdMap<ObjectName, Arc<Config<S>>>,

@@ -6,6 +6,7 @@ use lateen_api::WorkloadEntrySpec;
 
 use crate::config::WorkloadEntry;
 use crate::endpoint::{Address, Endpoint, Locality};
+use crate::network::Places;
 use crate::pod::Labels;
 use crate::service::{Service, ServicePort, TargetPort};
 use crate::service_entry::bare;
@@ -20,34 +21,35 @@ pub(crate) fn is_selected(entry: &WorkloadEntry, selector: &BTreeMap<String, Str
         .all(|(key, value)| entry.labels.get(key).or_else(|| entry.spec.labels.get(key)) == Some(value))
 }
 
-/// The endpoint of an entry, or none when it has no address of its own.
-pub(crate) fn endpoint(entry: &WorkloadEntry, port: u16) -> Option<Endpoint> {
+/// The endpoint of an entry.
+pub(crate) fn endpoint(entry: &WorkloadEntry, port: u16, places: &Places) -> Endpoint {
     let mut labels = entry.spec.labels.clone();
     labels.extend(entry.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
-    let endpoint = endpoint_of(&entry.spec, &labels.into(), port)?;
-    Some(Endpoint { entry: Some(entry.name.clone()), workload: entry.name.name.to_string(), ..endpoint })
+    let endpoint = endpoint_of(&entry.spec, &labels.into(), port, places);
+    Endpoint { entry: Some(entry.name.clone()), workload: entry.name.name.to_string(), ..endpoint }
 }
 
-/// The endpoint of a spec; none when it has no address: it is behind a gateway of its network.
-pub(crate) fn endpoint_of(spec: &WorkloadEntrySpec, labels: &Labels, port: u16) -> Option<Endpoint> {
-    if spec.address.is_empty() {
-        return None;
-    }
+/// The endpoint of a spec.
+pub(crate) fn endpoint_of(spec: &WorkloadEntrySpec, labels: &Labels, port: u16, places: &Places) -> Endpoint {
     let address = Address::parse(&spec.address);
     let locality = match labels.get(LOCALITY_LABEL) {
         Some(label) if spec.locality.is_empty() => label.replace('.', "/"),
         _ => spec.locality.clone(),
     };
-    Some(Endpoint {
+    let network = match spec.network.is_empty() {
+        true => places.of_workload(labels, address.ip()),
+        false => spec.network.clone(),
+    };
+    Endpoint {
         port: if matches!(address, Address::Unix(_)) { 0 } else { port },
         address,
         labels: labels.clone(),
         service_account: spec.service_account.clone(),
         locality: Locality::parse(&locality),
-        network: spec.network.clone(),
+        network,
         weight: spec.weight.max(1),
         ..bare(port)
-    })
+    }
 }
 
 /// Adds the entries that a Kubernetes Service selects to its endpoints.
@@ -55,14 +57,15 @@ pub(crate) fn add_selected<'a>(
     by_port: &mut BTreeMap<String, Vec<Endpoint>>,
     service: &Service,
     entries: impl Iterator<Item = &'a Arc<WorkloadEntry>>,
+    places: &Places,
 ) {
     if service.selector.is_empty() {
         return;
     }
     for entry in entries.filter(|entry| is_selected(entry, &service.selector)) {
         for port in service.mesh_ports() {
-            if let Some(endpoint) = port_of(&entry.spec, port).and_then(|port| endpoint(entry, port)) {
-                by_port.entry(port.name.clone()).or_default().push(endpoint);
+            if let Some(number) = port_of(&entry.spec, port) {
+                by_port.entry(port.name.clone()).or_default().push(endpoint(entry, number, places));
             }
         }
     }

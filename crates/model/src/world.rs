@@ -19,6 +19,7 @@ use crate::hostname::{Hostname, resolve_host};
 use crate::ingress::{self, Ingress};
 use crate::key_set::{KeySet, KeySource};
 use crate::name::ObjectName;
+use crate::network::Networks;
 use crate::pod::{Labels, Pod, labels_match};
 use crate::rule_index::{Client, RuleIndex};
 use crate::service::{Registry, Service, ServicePort, TargetPort};
@@ -41,6 +42,7 @@ pub struct World {
     pub(crate) addresses: OrdSet<(IpAddr, ObjectName)>,
     pub(crate) nodes: OrdMap<Arc<str>, Locality>,
     pub(crate) namespaces: OrdMap<Arc<str>, Labels>,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) virtual_services: OrdMap<ObjectName, Arc<VirtualService>>,
     pub(crate) destination_rules: OrdMap<ObjectName, Arc<DestinationRule>>,
     pub(crate) gateways: OrdMap<ObjectName, Arc<Gateway>>,
@@ -119,6 +121,7 @@ impl World {
             addresses: OrdSet::new(),
             nodes: OrdMap::new(),
             namespaces: OrdMap::new(),
+            networks: Arc::default(),
             virtual_services: OrdMap::new(),
             destination_rules: OrdMap::new(),
             gateways: OrdMap::new(),
@@ -244,6 +247,11 @@ impl World {
     /// Labels of a namespace.
     pub fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
         self.namespaces.get(namespace)
+    }
+
+    /// The networks of the mesh.
+    pub fn networks(&self) -> &Arc<Networks> {
+        &self.networks
     }
 
     /// All VirtualServices by name.

@@ -1,11 +1,13 @@
 //! From what changed in the world to what may change in a proxy's configuration.
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use lateen_model::{Delta, Hostname, ObjectName, Resolution, Service};
 
 use crate::gateways_tls;
 use crate::listeners_outbound::listens_at_endpoints;
 use crate::mutual_tls;
+use crate::networks;
 use crate::providers;
 use crate::proxy::ProxyKind;
 use crate::resource::ResourceType;
@@ -138,6 +140,14 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     let chosen = |host: &&Hostname| ports_of_mutual_tls(scope, host) != ports_of_mutual_tls(before, host);
     affected.clusters.add(delta.endpoints.iter().filter(chosen).cloned());
     affected.clusters.add(delta.endpoints.iter().filter(others).cloned());
+    if delta.networks {
+        let moved =
+            |service: &&Arc<Service>| networks::reach(scope, service) != networks::reach(before, service);
+        let hosts = scope.services.iter().filter(moved).map(|service| service.hostname.clone());
+        let hosts: Vec<Hostname> = hosts.collect();
+        affected.clusters.add(hosts.iter().filter(by_name).cloned());
+        affected.endpoints.add(hosts);
+    }
     if !delta.peer_authentications.is_empty() {
         let root = &scope.world.mesh().root_namespace;
         let changed = |namespace: &str| {

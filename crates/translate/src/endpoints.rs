@@ -1,16 +1,16 @@
 //! Endpoints of clusters.
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lateen_model::{
-    Address, Endpoint, Health, Locality, PeerMode, PeerPolicies, Service, ServiceEndpoints, labels_match,
-};
+use lateen_model::{Address, Endpoint, Health, Locality, PeerMode, PeerPolicies, Service, ServiceEndpoints};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::endpoint::v3 as endpoint;
 
 use crate::clusters::OutboundClusterInputs;
 use crate::locality::{self, Group, Spread};
 use crate::mutual_tls::{ISTIO, TLS_MODE, TLS_MODE_LABEL};
+use crate::networks::{self, Member, Reach};
 use crate::ordered::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, Metadata, Struct, Value};
 use crate::resource::{Resource, encode};
 use crate::scope::Scope;
@@ -32,6 +32,10 @@ pub(crate) struct EndpointInputs {
     spread: Option<Spread>,
     /// What its workloads accept.
     policies: PeerPolicies,
+    /// Whether a rule has the mesh's TLS spoken to all of them, or to none.
+    mutual_tls: Option<bool>,
+    /// Those that are not reached as they are.
+    reach: Option<Reach>,
 }
 
 /// The endpoints of a cluster of a service; none when the cluster has no use for them.
@@ -53,6 +57,8 @@ pub(crate) fn inputs(
         endpoints: scope.world.endpoints(service).cloned(),
         spread: cluster.spread(scope),
         policies: scope.world.peer_policies(&service.name.namespace),
+        mutual_tls: cluster.mutual_tls_by_rule(),
+        reach: networks::reach(scope, service),
     })
 }
 
@@ -64,13 +70,16 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
     let ready = all.iter().filter(|endpoint| endpoint.health == Health::Healthy);
     // EDS cannot carry names; they come from WorkloadEntries that are behind such a service by mistake.
     let of_use = ready.filter(|endpoint| {
-        let suits = !inputs.with_tls || takes_mutual_tls(endpoint, &inputs.policies);
-        suits
-            && labels_match(&inputs.labels, &endpoint.labels)
-            && !matches!(endpoint.address, Address::Dns(_))
+        endpoint.has_labels(&inputs.labels) && !matches!(endpoint.address, Address::Dns(_))
     });
-    let (spread, policies) = (inputs.spread.as_ref(), &inputs.policies);
-    let message = assignment(&inputs.cluster, spread, policies, inputs.dual_stack, of_use);
+    let takes = |endpoint: &Endpoint| takes_mutual_tls(endpoint, &inputs.policies);
+    let spoken = |endpoint: &Endpoint| inputs.mutual_tls.unwrap_or_else(|| takes(endpoint));
+    let mut members = networks::members(inputs.reach.as_ref(), of_use, takes, spoken);
+    if inputs.with_tls {
+        let is_gateway = |member: &Member<'_>| matches!(member.endpoint, Cow::Owned(_));
+        members.retain(|member| is_gateway(member) || spoken(&member.endpoint));
+    }
+    let message = assignment(&inputs.cluster, inputs.spread.as_ref(), inputs.dual_stack, &members);
     encode(inputs.cluster.clone(), &message)
 }
 
@@ -78,37 +87,36 @@ pub(crate) fn load_assignment(inputs: &EndpointInputs) -> Resource {
 pub(crate) fn assignment<'a>(
     cluster: &str,
     spread: Option<&Spread>,
-    policies: &PeerPolicies,
     dual_stack: bool,
-    members: impl IntoIterator<Item = &'a Endpoint>,
+    members: &'a [Member<'a>],
 ) -> ClusterLoadAssignment {
-    let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in members {
-        localities.entry(&endpoint.locality).or_default().push(endpoint);
+    let mut localities: BTreeMap<&Locality, Vec<&Member<'_>>> = BTreeMap::new();
+    for member in members {
+        localities.entry(&member.endpoint.locality).or_default().push(member);
     }
-    let groups =
-        localities.into_iter().map(|(locality, endpoints)| Group::new(locality, endpoints)).collect();
+    let groups = localities.into_iter().map(|(locality, members)| Group::new(locality, members)).collect();
     let groups = match spread {
         Some(spread) => locality::spread(spread, groups),
         None => groups,
     };
     let endpoints = groups
         .into_iter()
-        .map(|Group { locality, priority, weight, endpoints }| LocalityLbEndpoints {
+        .map(|Group { locality, priority, weight, members }| LocalityLbEndpoints {
             locality: (*locality != Locality::default()).then(|| core::Locality {
                 region: locality.region.clone(),
                 zone: locality.zone.clone(),
                 sub_zone: locality.sub_zone.clone(),
             }),
             load_balancing_weight: wire::uint32(weight),
-            lb_endpoints: endpoints.into_iter().map(|one| lb_endpoint(one, policies, dual_stack)).collect(),
+            lb_endpoints: members.into_iter().map(|one| lb_endpoint(one, dual_stack)).collect(),
             priority,
         })
         .collect();
     ClusterLoadAssignment { cluster_name: cluster.to_owned(), endpoints }
 }
 
-fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies, dual_stack: bool) -> LbEndpoint {
+fn lb_endpoint(member: &Member<'_>, dual_stack: bool) -> LbEndpoint {
+    let from = &*member.endpoint;
     let others = if dual_stack { from.other_addresses.as_slice() } else { &[] };
     let address = match &from.address {
         Address::Unix(path) => wire::pipe(path),
@@ -119,7 +127,7 @@ fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies, dual_stack: bool) -> Lb
         let workload = Value::text(workload(from, namespace));
         metadata.insert("istio".to_owned(), Struct::new([("workload", workload)]));
     }
-    if takes_mutual_tls(from, policies) {
+    if member.mutual_tls {
         let mode = Struct::new([(TLS_MODE, Value::text(ISTIO))]);
         metadata.insert("envoy.transport_socket_match".to_owned(), mode);
     }
@@ -130,7 +138,7 @@ fn lb_endpoint(from: &Endpoint, policies: &PeerPolicies, dual_stack: bool) -> Lb
             additional_addresses: others.iter().map(|other| other_address(*other, from.port)).collect(),
             ..Default::default()
         }),
-        load_balancing_weight: wire::uint32(from.weight),
+        load_balancing_weight: wire::uint32(member.weight),
         metadata: (!metadata.is_empty()).then_some(Metadata { filter_metadata: metadata }),
     }
 }

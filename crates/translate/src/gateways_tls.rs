@@ -264,7 +264,8 @@ pub(crate) fn passes_on(scope: &Scope) -> bool {
 }
 
 /// A chain for each cluster in the mesh whose host is among these. No VirtualService is needed, and only what offers the mesh's protocols
-/// is let through: with the choice of endpoints that keeps out who would reach workloads without TLS of the mesh.
+/// is let through: with the choice of endpoints that keeps out who would reach workloads without TLS of the mesh. To ports of undeclared
+/// protocol our callers offer none (`mutual_tls`): there the cluster's name is enough, as it is for the workload's proxy.
 fn passed_on(scope: &Scope, hosts: &[String]) -> Vec<ServedChain> {
     let is_served =
         |service: &&Arc<Service>| hosts.iter().any(|pattern| host_matches(pattern, &service.hostname));
@@ -274,7 +275,8 @@ fn passed_on(scope: &Scope, hosts: &[String]) -> Vec<ServedChain> {
         let name = inputs.name();
         let destinations =
             TcpDestinations { options: inputs.tcp_options(), ..TcpDestinations::only(name.clone()) };
-        ServedChain { names: vec![name], protocols: MESH_PROTOCOLS, end: ChainEnd::Bytes(destinations) }
+        let protocols = if inputs.offers_mesh_protocols() { MESH_PROTOCOLS } else { &[] };
+        ServedChain { names: vec![name], protocols, end: ChainEnd::Bytes(destinations) }
     };
     inputs.map(chain).collect()
 }

@@ -36,6 +36,7 @@ mod mirrors;
 mod mutual_tls;
 mod name_table;
 mod names;
+mod networks;
 mod ordered;
 mod ordered_jwt;
 mod ordered_rbac;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use lateen_api::networking::load_balancing::LocalityLbSettings;
-use lateen_model::{Endpoint, Locality};
+use lateen_model::{Endpoint, Locality, NETWORK_LABEL};
 
+use crate::networks::Member;
 use crate::proxy::ProxyClass;
 use crate::traffic_policy::EffectivePolicy;
 
@@ -54,7 +55,7 @@ impl Spread {
         }
         let wanted = |label: &String| match label.split_once('=') {
             Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (label.clone(), label_of(&class.labels, own, label)),
+            None => (label.clone(), label_of(class, label)),
         };
         failover.then(|| Self::Failover {
             own: own.clone(),
@@ -71,13 +72,13 @@ pub(crate) struct Group<'a> {
     pub(crate) locality: &'a Locality,
     pub(crate) priority: u32,
     pub(crate) weight: u32,
-    pub(crate) endpoints: Vec<&'a Endpoint>,
+    pub(crate) members: Vec<&'a Member<'a>>,
 }
 
 impl<'a> Group<'a> {
-    pub(crate) fn new(locality: &'a Locality, endpoints: Vec<&'a Endpoint>) -> Self {
-        let weight = endpoints.iter().fold(0_u32, |sum, endpoint| sum.saturating_add(endpoint.weight));
-        Self { locality, priority: 0, weight, endpoints }
+    pub(crate) fn new(locality: &'a Locality, members: Vec<&'a Member<'a>>) -> Self {
+        let weight = members.iter().fold(0_u32, |sum, member| sum.saturating_add(member.weight));
+        Self { locality, priority: 0, weight, members }
     }
 }
 
@@ -122,17 +123,16 @@ fn distribute<'a>(to: &[(String, u32)], groups: Vec<Group<'a>>) -> Vec<Group<'a>
 /// Splits groups by how many of the labels, from the first on, an endpoint has as it should.
 fn by_labels<'a>(labels: &[(String, String)], groups: Vec<Group<'a>>) -> Vec<Group<'a>> {
     let rank = |endpoint: &Endpoint| {
-        let differs = labels
-            .iter()
-            .position(|(key, wanted)| label_of(&endpoint.labels, &endpoint.locality, key) != *wanted);
+        let differs =
+            labels.iter().position(|(key, wanted)| endpoint.label(key).unwrap_or_default() != wanted);
         differs.map_or(0, |position| labels.len() - position)
     };
     let mut split = Vec::new();
     for group in groups {
-        let ranks: BTreeSet<usize> = group.endpoints.iter().map(|endpoint| rank(endpoint)).collect();
+        let ranks: BTreeSet<usize> = group.members.iter().map(|member| rank(&member.endpoint)).collect();
         for wanted in ranks {
-            let endpoints = group.endpoints.iter().copied().filter(|endpoint| rank(endpoint) == wanted);
-            let mut part = Group::new(group.locality, endpoints.collect());
+            let members = group.members.iter().copied().filter(|member| rank(&member.endpoint) == wanted);
+            let mut part = Group::new(group.locality, members.collect());
             part.priority = u32::try_from(wanted).unwrap_or(u32::MAX);
             split.push(part);
         }
@@ -169,12 +169,15 @@ fn matches(locality: &Locality, pattern: &str) -> bool {
         && (any(&wanted.sub_zone) || wanted.sub_zone == locality.sub_zone)
 }
 
-/// A label of a workload; those of topology come from where it is. All of it is in one cluster and network.
-fn label_of(labels: &std::collections::BTreeMap<String, String>, locality: &Locality, key: &str) -> String {
+/// A label of a proxy's workload; those of topology come from where it is. All of it is in one cluster.
+fn label_of(class: &ProxyClass, key: &str) -> String {
+    let own = || class.labels.get(key).cloned();
+    let locality = &class.locality;
     match key {
         "topology.kubernetes.io/region" => locality.region.clone(),
         "topology.kubernetes.io/zone" => locality.zone.clone(),
         "topology.istio.io/subzone" => locality.sub_zone.clone(),
-        _ => labels.get(key).cloned().unwrap_or_default(),
+        NETWORK_LABEL => own().unwrap_or_else(|| class.network.clone()),
+        _ => own().unwrap_or_default(),
     }
 }

@@ -74,7 +74,12 @@ fn ready_pods(scope: &Scope, service: &Service) -> Vec<(String, Vec<IpAddr>)> {
     let (Some(endpoints), Some(port)) = (scope.world.endpoints(service), service.ports.first()) else {
         return Vec::new();
     };
-    let ready = endpoints.of_port(&port.name).iter().filter(|endpoint| endpoint.health == Health::Healthy);
+    // Connections to pods go to them directly, so that those of another network are out of reach.
+    let own = &scope.class.network;
+    let is_near =
+        |endpoint: &Endpoint| own.is_empty() || endpoint.network.is_empty() || endpoint.network == *own;
+    let of_port = endpoints.of_port(&port.name).iter();
+    let ready = of_port.filter(|endpoint| endpoint.health == Health::Healthy && is_near(endpoint));
     let named =
         |endpoint: &Endpoint| Some((endpoint.hostname.clone(), scope.addresses_of_endpoint(endpoint)?));
     ready.filter_map(named).collect()

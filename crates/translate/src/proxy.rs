@@ -59,6 +59,10 @@ pub struct Proxy {
     pub service_account: String,
     /// Cluster it runs in (metadata `CLUSTER_ID`).
     pub cluster_id: String,
+    /// Network it is in, when it says so (metadata `NETWORK`).
+    pub network: String,
+    /// The networks whose endpoints it wants to know of, when not of all (metadata `REQUESTED_NETWORK_VIEW`).
+    pub network_view: Vec<String>,
     /// Version of the proxy (metadata `ISTIO_VERSION`).
     pub version: String,
     /// How inbound traffic is captured (metadata `INTERCEPTION_MODE`).
@@ -121,6 +125,8 @@ impl Proxy {
             },
             service_account: text("SERVICE_ACCOUNT"),
             cluster_id: text("CLUSTER_ID"),
+            network: text("NETWORK"),
+            network_view: list(&metadata["REQUESTED_NETWORK_VIEW"]),
             version: text("ISTIO_VERSION"),
             interception_mode: text("INTERCEPTION_MODE"),
             dns_capture: text("DNS_CAPTURE").eq_ignore_ascii_case("true"),
@@ -128,6 +134,15 @@ impl Proxy {
             reads_secrets: false,
         })
     }
+}
+
+/// A list of names that is written with commas.
+fn list(value: &Value) -> Vec<String> {
+    let names = value.as_str().unwrap_or_default().split(',').map(str::trim);
+    let mut names: Vec<String> = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 impl Proxy {
@@ -144,6 +159,8 @@ impl Proxy {
             || !delta.nodes.is_empty()
             // It says whether there is dual stack.
             || delta.mesh
+            // They say which one a workload is in.
+            || delta.networks
             || delta.service_namespaces.contains(namespace)
             || delta.endpoints.iter().any(by_address)
     }
@@ -162,6 +179,10 @@ pub struct ProxyClass {
     pub labels: Labels,
     /// Where it runs.
     pub locality: Locality,
+    /// Network it is in; empty when nobody says, so that it reaches everything.
+    pub network: String,
+    /// The networks whose endpoints it wants to know of; empty is all.
+    pub network_view: Vec<String>,
     /// Whether the proxies answer their applications' DNS queries, so that automatic addresses lead to them.
     pub dns_capture: bool,
     /// Whether the proxies are reached and reach others by IPv4 and IPv6: they have addresses of both, and the mesh is to have dual
@@ -229,6 +250,10 @@ impl ProxyClass {
                 .get(DUAL_STACK)
                 .is_some_and(|value| value == "true");
         let dual_stack = wanted && has(false) && has(true);
+        let network = match proxy.network.is_empty() {
+            true => world.networks().of_workload(&workload.labels, workload.addresses.first().copied()),
+            false => proxy.network.clone(),
+        };
         let mut targets = world.targets_of(&workload);
         // Where services disagree about a port, the oldest has its way.
         targets.sort_by(|a, b| {
@@ -251,6 +276,8 @@ impl ProxyClass {
             namespace: workload.namespace,
             labels: workload.labels,
             locality,
+            network,
+            network_view: proxy.network_view.clone(),
             dns_capture: proxy.dns_capture,
             dual_stack,
             reads_secrets,
@@ -278,6 +305,8 @@ impl ProxyClass {
             namespace: self.namespace.clone(),
             labels: labels.into(),
             locality: self.locality.clone(),
+            network: self.network.clone(),
+            network_view: self.network_view.clone(),
             dns_capture: self.dns_capture,
             dual_stack: self.dual_stack,
             reads_secrets: self.reads_secrets,

@@ -19,6 +19,7 @@ use lateen_model::{
 
 use crate::conflicts;
 use crate::gateways_tls;
+use crate::networks;
 use crate::providers::Provider;
 use crate::secrets;
 use crate::tokens::check_keys;
@@ -294,9 +295,8 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
             }
         }
     }
-    for (index, _) in spec.endpoints.iter().enumerate().filter(|(_, one)| !one.network.is_empty()) {
-        let path = format!("spec.endpoints[{index}].network");
-        warnings.push(Warning::no_effect_as(path, "all endpoints are reached directly"));
+    for (index, endpoint) in spec.endpoints.iter().enumerate() {
+        warnings.extend(networks::out_of_reach(&format!("spec.endpoints[{index}]"), endpoint, world));
     }
     for (index, host) in spec.hosts.iter().enumerate() {
         let own = &entry.name.namespace;
@@ -401,12 +401,8 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
 }
 
 /// Warnings about a WorkloadEntry in a world.
-pub fn check_workload_entry(entry: &WorkloadEntry, _: &World) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    if !entry.spec.network.is_empty() {
-        warnings.push(Warning::no_effect_as("spec.network", "all endpoints are reached directly"));
-    }
-    warnings
+pub fn check_workload_entry(entry: &WorkloadEntry, world: &World) -> Vec<Warning> {
+    networks::out_of_reach("spec", &entry.spec, world).into_iter().collect()
 }
 
 /// Warnings about a WorkloadGroup.

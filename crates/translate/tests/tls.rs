@@ -444,11 +444,17 @@ fn tls_of_the_mesh_is_passed_on_by_the_names_of_clusters() {
         "outbound_.80_._.web-frontend.default.svc.cluster.local".to_owned(),
     ];
     assert_eq!(names, expected, "those in the mesh, which the server's hosts name");
-    assert!(chains.iter().all(|chain| {
-        chain["filter_chain_match"]["application_protocols"][0] == "istio"
-            && chain.get("transport_socket").is_none()
-            && *only_cluster(chain) == name(chain)
-    }));
+    assert!(
+        chains
+            .iter()
+            .all(|chain| chain.get("transport_socket").is_none() && *only_cluster(chain) == name(chain))
+    );
+    // Callers of undeclared ports offer no protocol of the mesh.
+    let offered = |chain: &Value| chain["filter_chain_match"]["application_protocols"][0].clone();
+    let declared = chains.iter().filter(|chain| name(chain).contains("kubernetes"));
+    assert_eq!(declared.map(offered).collect::<Vec<_>>(), ["istio"]);
+    let undeclared = chains.iter().filter(|chain| !name(chain).contains("kubernetes"));
+    assert!(undeclared.map(offered).all(|offered| offered.is_null()));
     let own = resources.get(Cluster, "outbound_.80_._.web-frontend.default.svc.cluster.local");
     assert!(own.get("transport_socket").is_none(), "the caller's TLS is all there is");
     let endpoints = |name: &str| {

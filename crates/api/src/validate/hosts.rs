@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use super::Findings;
 
 /// A DNS label: letters, digits and hyphens, 1 to 63, no hyphen at the ends.
-pub(super) fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && !text.starts_with('-')
         && !text.ends_with('-')
@@ -49,6 +49,20 @@ pub(super) fn check_fqdn(findings: &mut Findings, path: &str, host: &str) {
         return;
     }
     check_wildcard_host(findings, path, host);
+}
+
+/// Whether a text is an address, a slash and the length of a prefix.
+pub(crate) fn is_range(text: &str) -> bool {
+    let Some((base, bits)) = text.split_once('/') else { return false };
+    let longest = base.parse::<IpAddr>().map(|base| if base.is_ipv4() { 32 } else { 128 });
+    longest.is_ok_and(|longest| bits.parse::<u8>().is_ok_and(|bits| bits <= longest))
+}
+
+/// What is wrong with a host without wildcards, or an address.
+pub(crate) fn check_name(host: &str) -> Option<String> {
+    let mut findings = Findings::default();
+    check_fqdn(&mut findings, "", host);
+    findings.errors.pop().map(|finding| finding.message)
 }
 
 /// `exportTo`: `.`, `*` or namespaces, `*` only alone; `~` (nobody) only where `nobody` is allowed.

@@ -3,7 +3,7 @@ mod authorization_policy;
 mod destination_rule;
 mod gateway;
 pub(crate) mod header_value;
-mod hosts;
+pub(crate) mod hosts;
 mod http_match;
 mod http_route;
 mod peer_authentication;

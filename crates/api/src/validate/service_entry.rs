@@ -2,7 +2,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::hosts::{UNIX, check_export_to, check_fqdn, check_unix, check_wildcard_host, is_dns_label};
+use super::hosts::{
+    UNIX, check_export_to, check_fqdn, check_unix, check_wildcard_host, is_dns_label, is_range,
+};
 use super::{Findings, check_labels, check_port};
 use crate::networking::service_entry::{EntryResolution, ServiceEntrySpec};
 use crate::networking::workload_entry::WorkloadEntrySpec;
@@ -90,19 +92,13 @@ fn check_addresses(findings: &mut Findings, spec: &ServiceEntrySpec) {
     let mut has_range = false;
     for (index, address) in spec.addresses.iter().enumerate() {
         let path = format!("spec.addresses[{index}]");
-        match address.split_once('/') {
-            Some((base, bits)) => {
-                has_range = true;
-                let longest = base.parse::<IpAddr>().map(|base| if base.is_ipv4() { 32 } else { 128 });
-                let valid = longest.is_ok_and(|longest| bits.parse::<u8>().is_ok_and(|bits| bits <= longest));
-                if !valid {
-                    findings.error(path, format!("{address} is not a valid CIDR block"));
-                }
+        if address.contains('/') {
+            has_range = true;
+            if !is_range(address) {
+                findings.error(path, format!("{address} is not a valid CIDR block"));
             }
-            None if address.parse::<IpAddr>().is_err() => {
-                findings.error(path, format!("{address} is not a valid IP"));
-            }
-            None => {}
+        } else if address.parse::<IpAddr>().is_err() {
+            findings.error(path, format!("{address} is not a valid IP"));
         }
     }
     if has_range && !matches!(spec.resolution, EntryResolution::None | EntryResolution::Static) {

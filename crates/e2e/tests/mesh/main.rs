@@ -19,6 +19,7 @@ mod lifecycle;
 mod loss;
 mod mixed;
 mod mutual_tls;
+mod networks;
 mod outside;
 mod pki;
 mod ports;
@@ -136,6 +137,7 @@ fn main() {
             ("tokens", tokens::TRIALS),
             ("egress_tls", egress_tls::TRIALS),
             ("mutual_tls", mutual_tls::TRIALS),
+            ("networks", networks::TRIALS),
             ("why", why::TRIALS),
         ];
         for (module, list) in modules {

@@ -194,7 +194,7 @@ impl Store {
 
     /// The endpoints of a service: those of its Kubernetes Service, and of every ServiceEntry of its namespace for the host.
     fn endpoints_of(&self, key: &ObjectName) -> Option<ServiceEndpoints> {
-        let world = &self.world;
+        let (world, places) = (&self.world, &self.world.networks.places);
         world.services_by_key.get(key)?;
         let mut by_port = BTreeMap::new();
         let mut listed = false;
@@ -202,10 +202,16 @@ impl Store {
             let names = self.slices_of_service.get(&service.name);
             listed = names.is_some();
             for slice in names.into_iter().flatten().filter_map(|name| self.slices.get(name)) {
-                add_slice(&mut by_port, slice, |pod| world.pods.get(pod), |node| world.nodes.get(node));
+                add_slice(
+                    &mut by_port,
+                    slice,
+                    |pod| world.pods.get(pod),
+                    |node| world.nodes.get(node),
+                    places,
+                );
             }
             let entries = self.workload_entries_of(&key.namespace);
-            workload_entry::add_selected(&mut by_port, service, entries);
+            workload_entry::add_selected(&mut by_port, service, entries, places);
         }
         for entry in self.entries_of(key) {
             let workloads = || Workloads {
@@ -213,7 +219,7 @@ impl Store {
                 entries: self.workload_entries_of(&key.namespace).collect(),
             };
             let locality = |node: &str| world.nodes.get(node);
-            service_entry::add_endpoints(&mut by_port, &key.name, entry, workloads, locality);
+            service_entry::add_endpoints(&mut by_port, &key.name, entry, workloads, locality, places);
         }
         (listed || !by_port.is_empty()).then(|| ServiceEndpoints::new(key.name.clone(), by_port))
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::endpoint::{Endpoint, Health};
 use crate::hostname::Hostname;
+use crate::network::NETWORK_LABEL;
 use crate::service::{Registry, Resolution};
 use crate::world::Workload;
 
@@ -20,7 +21,13 @@ fn service(name: &str, variant: u8) -> Object {
     if variant == 2 {
         spec["clusterIP"] = json!("None");
     }
-    let object = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec});
+    let mut object = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec});
+    if variant == 3 {
+        // A gateway of a network.
+        object["metadata"]["labels"] = json!({NETWORK_LABEL: name});
+        object["spec"]["type"] = json!("LoadBalancer");
+        object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "7.7.7.7"}]}});
+    }
     Object::Service(serde_json::from_value(object).expect("a Service"))
 }
 
@@ -97,6 +104,12 @@ fn workload_entry(name: &str, app: &str, address: &str) -> Object {
     Object::WorkloadEntry(serde_json::from_value(object).expect("a WorkloadEntry"))
 }
 
+/// The control plane's, whose label says which network workloads are in.
+fn namespace(network: &str) -> Object {
+    let object = json!({"metadata": {"name": "istio-system", "labels": {NETWORK_LABEL: network}}});
+    Object::Namespace(serde_json::from_value(object).expect("a Namespace"))
+}
+
 fn gateway(selector: &str) -> Object {
     let object = json!({"metadata": {"namespace": "default", "name": "gw"}, "spec": {"selector": {"istio": selector}}});
     Object::Gateway(serde_json::from_value(object).expect("a Gateway"))
@@ -104,6 +117,12 @@ fn gateway(selector: &str) -> Object {
 
 fn mesh(text: &str) -> Object {
     let object = json!({"metadata": {"namespace": "istio-system", "name": "istio"}, "data": {"mesh": text}});
+    Object::ConfigMap(serde_json::from_value(object).expect("a ConfigMap"))
+}
+
+fn mesh_networks(text: &str) -> Object {
+    let object =
+        json!({"metadata": {"namespace": "istio-system", "name": "istio"}, "data": {"meshNetworks": text}});
     Object::ConfigMap(serde_json::from_value(object).expect("a ConfigMap"))
 }
 
@@ -151,7 +170,8 @@ fn objects() -> impl Strategy<Value = Object> {
     // Lengths differ: the tests' addresses come from them. Two of the same length share an address.
     let pod_name = prop_oneof![Just("p"), Just("pp"), Just("qq")];
     prop_oneof![
-        (name.clone(), 0..3u8).prop_map(|(name, variant)| service(name, variant)),
+        (name.clone(), 0..4u8).prop_map(|(name, variant)| service(name, variant)),
+        prop_oneof![Just(""), Just("n1")].prop_map(namespace),
         (name.clone(), 0..2u8, proptest::collection::vec((pod_name.clone(), any::<bool>()), 0..3))
             .prop_map(|(name, index, pods)| slice(name, index, &pods)),
         (pod_name, name.clone(), prop_oneof![Just("Running"), Just("Succeeded")])
@@ -170,9 +190,14 @@ fn objects() -> impl Strategy<Value = Object> {
         (prop_oneof![Just("default"), Just("shop")], prop_oneof![Just("e"), Just("f")], 0..4u8)
             .prop_map(|(namespace, name, variant)| entry_variant(namespace, name, variant)),
         (prop_oneof![Just("w1"), Just("w2")], prop_oneof![Just("a"), Just("b")])
-            .prop_map(|(name, app)| workload_entry(name, app, "10.9.9.9")),
+            .prop_map(|(name, app)| workload_entry(name, app, if app == "a" { "10.9.9.9" } else { "" })),
         prop_oneof![Just(""), Just("accessLogFile: /dev/stdout"), Just("defaultServiceExportTo: ['.']")]
             .prop_map(mesh),
+        prop_oneof![
+            Just("networks: {n2: {endpoints: [{fromCidr: 10.244.0.0/31}], gateways: [{address: 8.8.8.8, port: 1}]}}"),
+            Just("networks: {n2: {endpoints: [{fromRegistry: Kubernetes}], gateways: [{registryServiceName: a.default.svc.cluster.local, port: 2}]}}"),
+        ]
+        .prop_map(mesh_networks),
     ]
 }
 

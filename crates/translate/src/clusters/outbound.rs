@@ -6,7 +6,7 @@ use lateen_api::networking::destination_rule::{ClientTlsMode, ClientTlsSettings,
 use lateen_api::networking::load_balancing::SimpleLb;
 use lateen_model::{
     DestinationRule, Endpoint, ObjectName, PeerPolicies, Protocol, Resolution, Service, ServiceEndpoints,
-    ServicePort, TargetPort, labels_match,
+    ServicePort, TargetPort,
 };
 use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
 use lateen_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
@@ -30,6 +30,7 @@ use crate::filters::TcpOptions;
 use crate::locality::{self, Spread};
 use crate::mutual_tls::{self, ISTIO, MutualTls, TLS_MODE};
 use crate::names::{outbound_cluster, server_name};
+use crate::networks::{self, Member, Reach};
 use crate::ordered::Value;
 use crate::proxy::ProxyKind;
 use crate::resource::Resource;
@@ -99,6 +100,8 @@ enum EndpointSource {
         spread: Option<Spread>,
         /// What its workloads accept.
         policies: Box<PeerPolicies>,
+        /// Those that are not reached as they are.
+        reach: Option<Reach>,
     },
     /// The hosts that requests name.
     Named { refresh_rate: Duration },
@@ -163,6 +166,7 @@ fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<Endpoi
             endpoints: scope.world.endpoints(service).cloned(),
             spread: None,
             policies: Box::new(scope.world.peer_policies(&service.name.namespace)),
+            reach: networks::reach(scope, service),
         }),
     }
 }
@@ -255,6 +259,13 @@ impl OutboundClusterInputs {
         self.passed_on
     }
 
+    /// Whether callers offer the mesh's protocols in their TLS: not those that speak as their own callers do.
+    pub(crate) fn offers_mesh_protocols(&self) -> bool {
+        let policy = self.policy();
+        let upgrade = upgrades_to_http2(self.protocol, self.connections, policy);
+        upstream_protocol(self.protocol, upgrade, policy) != UpstreamProtocol::AsDownstream
+    }
+
     /// The name in statistics; empty: its own.
     fn alt_stat_name(&self) -> String {
         let delimited = |name: &Arc<str>| format!("{};", name.replace(SUBSET, self.subset_name()));
@@ -307,15 +318,28 @@ impl OutboundClusterInputs {
 
     /// The endpoints of the subset, of a service whose endpoints are looked up.
     fn names_to_look_up(&self) -> Vec<&Endpoint> {
-        let EndpointSource::Dns { logical, port_name, endpoints, .. } = &self.source else {
+        let EndpointSource::Dns { port_name, endpoints, .. } = &self.source else {
             return Vec::new();
         };
         let of_port = endpoints.as_ref().map(|endpoints| endpoints.of_port(port_name)).unwrap_or_default();
-        let most = if *logical { 1 } else { usize::MAX };
         let labels = self.subset_of_rule().map(|subset| &subset.labels);
-        let selected =
-            |endpoint: &&Endpoint| labels.is_none_or(|labels| labels_match(labels, &endpoint.labels));
-        of_port.iter().filter(selected).take(most).collect()
+        let selected = |endpoint: &&Endpoint| labels.is_none_or(|labels| endpoint.has_labels(labels));
+        of_port.iter().filter(selected).collect()
+    }
+
+    /// What the proxy looks up: those names, or gateways before them.
+    fn looked_up(&self) -> Vec<Member<'_>> {
+        let EndpointSource::Dns { logical, policies, reach, .. } = &self.source else { return Vec::new() };
+        let takes = |endpoint: &Endpoint| endpoints::takes_mutual_tls(endpoint, policies);
+        let spoken = |endpoint: &Endpoint| self.mutual_tls_by_rule().unwrap_or_else(|| takes(endpoint));
+        let mut members = networks::members(reach.as_ref(), self.names_to_look_up(), takes, spoken);
+        members.truncate(if *logical { 1 } else { usize::MAX });
+        members
+    }
+
+    /// Whether a rule has the mesh's TLS spoken to all endpoints, or other TLS or none to all of them.
+    pub(crate) fn mutual_tls_by_rule(&self) -> Option<bool> {
+        self.policy().tls.map(|tls| tls.mode == ClientTlsMode::IstioMutual)
     }
 }
 
@@ -340,7 +364,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
         }
     } else {
         match &inputs.source {
-            EndpointSource::Dns { logical, dual_stack, refresh_rate, spread, policies, .. } => {
+            EndpointSource::Dns { logical, dual_stack, refresh_rate, spread, .. } => {
                 let family = if *dual_stack { DnsLookupFamily::All } else { DnsLookupFamily::V4Only };
                 let dns = DnsCluster {
                     dns_refresh_rate: Some(wire::duration(*refresh_rate)),
@@ -354,9 +378,8 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
                     name: if *logical { "LOGICAL_DNS" } else { "STRICT_DNS" }.to_owned(),
                     typed_config: Some(wire::any(&dns)),
                 }));
-                let members = inputs.names_to_look_up();
-                looked_up =
-                    Some(endpoints::assignment(&name, spread.as_ref(), policies, *dual_stack, members));
+                let members = inputs.looked_up();
+                looked_up = Some(endpoints::assignment(&name, spread.as_ref(), *dual_stack, &members));
             }
             EndpointSource::Named { .. } => message.lb_policy = LbPolicy::ClusterProvided as i32,
             EndpointSource::Eds | EndpointSource::OriginalDst(_) => {

@@ -1,0 +1,156 @@
+//! Two networks in one mesh, and a gateway between them (T16, T17, A1). The objects follow Istio's task on several networks.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lateen_e2e::web::Ask;
+use lateen_e2e::{Load, Mesh, eventually};
+
+use crate::OnMesh;
+
+pub(crate) const TRIALS: &[OnMesh] = &[("two_networks", two_networks)];
+
+const SOON: Duration = Duration::from_secs(30);
+const HTTPBIN: &str = "outbound|8000||httpbin.far.svc.cluster.local";
+const LABEL: &str = "topology.istio.io/network";
+
+/// The address of a gateway's Service, and its port, as proxies are told of it.
+fn address(mesh: &Mesh, service: &str) -> Result<String> {
+    eventually("the gateway has an address", SOON, || {
+        let path = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+        let ip = mesh.kubectl(&["get", "svc", "-n", "far", service, "-o", path])?;
+        ensure!(!ip.is_empty(), "none yet");
+        Ok(format!("{ip}:15443"))
+    })
+}
+
+/// What a command prints in the client's pod, and its exit code.
+fn run(mesh: &Mesh, command: &str) -> Result<String> {
+    let script = format!("{command} 2>&1; echo \" exit $?\"");
+    mesh.kubectl(&["exec", "client", "-c", "client", "--", "bash", "-c", &script])
+}
+
+fn becomes(mesh: &Mesh, what: &str, command: &str, wanted: &str) -> Result<String> {
+    eventually(what, SOON, || {
+        let said = run(mesh, command)?;
+        ensure!(said.contains(wanted), "{said}");
+        Ok(said)
+    })
+}
+
+/// Until the endpoints of a cluster that a proxy has are these.
+fn endpoints_are(mesh: &Mesh, pod: &str, cluster: &str, wanted: &[&str]) -> Result<()> {
+    eventually(&format!("endpoints of {cluster} at {pod} are {wanted:?}"), SOON, || {
+        let said = mesh.lateen(&["proxy-config", "endpoints", pod, "--cluster", cluster])?;
+        let mut found: Vec<&str> =
+            said.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        found.sort_unstable();
+        ensure!(found == wanted, "{said}");
+        Ok(())
+    })
+}
+
+fn get(host: &str) -> String {
+    format!("curl -s -m 5 -w ' %{{http_code}}' http://{host}")
+}
+
+fn two_networks(mesh: &Mesh) -> Result<()> {
+    mesh.apply_fixture("networks.yaml")?;
+    mesh.kubectl(&["label", "namespace", "istio-system", "--overwrite", &format!("{LABEL}=network1")])?;
+    mesh.kubectl(&["wait", "-n", "far", "--for=condition=Available", "deploy", "--all", "--timeout=90s"])?;
+    mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
+    let outcome = across(mesh).and_then(|()| without_loss(mesh)).and_then(|()| gateways_go(mesh));
+    // Whatever was seen, the mesh has one network again.
+    mesh.kubectl(&["label", "namespace", "istio-system", &format!("{LABEL}-")])?;
+    outcome?;
+    mesh.kubectl(&["delete", "gateways.networking.istio.io,virtualservices", "--all", "-n", "default"])?;
+    mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=true"])?;
+    mesh.kubectl(&["delete", "namespace", "far", "--wait=true", "--timeout=60s"]).map(drop)
+}
+
+/// Requests and bytes arrive with the caller's identity, and nothing goes there but by the gateway.
+fn across(mesh: &Mesh) -> Result<()> {
+    let gateway = address(mesh, "eastwest")?;
+    endpoints_are(mesh, "client.default", HTTPBIN, &[&gateway])?;
+    let caller = "URI=spiffe://cluster.local/ns/default/sa/default";
+    for (what, port) in [("HTTP", 8000), ("an undeclared protocol", 8001)] {
+        let command = get(&format!("httpbin.far:{port}/headers"));
+        let said = becomes(mesh, &format!("{what} to the other network"), &command, " 200")?;
+        ensure!(said.contains(caller) && said.contains("By=spiffe://cluster.local/ns/far/"), "{said}");
+    }
+    let bytes = "exec 3<>/dev/tcp/echo.far/9000; echo hello >&3; timeout 3 head -n1 <&3";
+    becomes(mesh, "bytes to the other network", bytes, "hello")?;
+    // Connections of HTTP are kept, so that the log does not have them yet.
+    let passed_on = mesh.kubectl(&[
+        "exec",
+        "-n",
+        "far",
+        "deploy/eastwest",
+        "-c",
+        "istio-proxy",
+        "--",
+        "curl",
+        "-s",
+        "localhost:15000/clusters",
+    ])?;
+    for name in ["outbound_.8000_._.httpbin", "outbound_.8001_._.httpbin", "outbound_.9000_._.echo"] {
+        let mut lines = passed_on.lines().filter(|line| line.starts_with(name));
+        let counted = lines.any(|line| line.contains("::cx_total::") && !line.ends_with("::0"));
+        ensure!(counted, "{name}: {passed_on}");
+    }
+    // Gateways pass on nothing but mutual TLS.
+    endpoints_are(mesh, "client.default", "outbound|80||plain.far.svc.cluster.local", &[])?;
+    let said = run(mesh, &get("plain.far/"))?;
+    ensure!(said.contains("no healthy upstream 503"), "{said}");
+    // Nobody else is let through.
+    let stranger = format!(
+        "openssl s_client -connect {gateway} -servername outbound_.8000_._.httpbin.far.svc.cluster.local -alpn istio </dev/null 2>&1"
+    );
+    let said = mesh.lab("", &format!("{stranger} || true"))?;
+    ensure!(said.contains("alert"), "a caller without a certificate: {said}");
+    Ok(())
+}
+
+/// The gateway moves to another address while requests go through it.
+fn without_loss(mesh: &Mesh) -> Result<()> {
+    let ask = Ask::get(format!("http://{}/get", mesh.gateway()?)).header("host", "far.test");
+    eventually("the ingress gateway leads to the other network", SOON, || {
+        let reply = ask.send()?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })?;
+    let ingress = format!("{}.istio-system", mesh.pod("istio-system", "istio=ingressgateway")?);
+    let old = address(mesh, "eastwest")?;
+    let load = Load::start(ask, 50, |reply| reply.status.to_string());
+    mesh.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: moved, namespace: far, labels: {{ {LABEL}: network2 }} }}\nspec: {{ type: LoadBalancer, selector: {{ istio: eastwestgateway }}, ports: [{{ name: tls, port: 15443 }}] }}\n"
+    ))?;
+    let new = address(mesh, "moved")?;
+    let mut both = [old.as_str(), new.as_str()];
+    both.sort_unstable();
+    endpoints_are(mesh, &ingress, HTTPBIN, &both)?;
+    mesh.kubectl(&["label", "svc", "-n", "far", "eastwest", &format!("{LABEL}-")])?;
+    endpoints_are(mesh, &ingress, HTTPBIN, &[&new])?;
+    mesh.kubectl(&["delete", "svc", "-n", "far", "eastwest"])?;
+    let command = get("httpbin.far:8000/headers");
+    becomes(mesh, "requests by the new address", &command, " 200")?;
+    let report = load.stop()?;
+    report.lossless()?;
+    ensure!(report.sent > 50, "{} requests", report.sent);
+    Ok(())
+}
+
+/// Without its gateway nobody reaches the network; without a gateway at all it is reached directly.
+fn gateways_go(mesh: &Mesh) -> Result<()> {
+    let command = get("httpbin.far:8000/headers");
+    mesh.kubectl(&["scale", "-n", "far", "deploy/eastwest", "--replicas=0"])?;
+    becomes(mesh, "a gateway that is gone", &command, " 503")?;
+    mesh.kubectl(&["scale", "-n", "far", "deploy/eastwest", "--replicas=1"])?;
+    becomes(mesh, "a gateway that is back", &command, " 200")?;
+    mesh.kubectl(&["delete", "svc", "-n", "far", "moved"])?;
+    let path = "jsonpath={.items[0].status.podIP}";
+    let pod = mesh.kubectl(&["get", "pod", "-n", "far", "-l", "app=httpbin", "-o", path])?;
+    endpoints_are(mesh, "client.default", HTTPBIN, &[&format!("{pod}:80")])?;
+    becomes(mesh, "a network without gateways", &command, " 200")?;
+    becomes(mesh, "plain text there", &get("plain.far/"), " 200").map(drop)
+}
