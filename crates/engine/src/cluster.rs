@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use ahash::AHashMap;
 use lateen_ir::{
     Balancer, BalancerConfig, BalancerHost, Discovery, Endpoint, EndpointAddress, HealthStatus, HostAddress,
-    Load, MetadataCriteria, Pick, PreviousPriorities, SubsetBalancer, SubsetCount, Wish, dynamic_host_key,
+    HostKey, Load, MetadataCriteria, Pick, PreviousPriorities, SubsetBalancer, SubsetCount, Wish,
+    dynamic_host_key,
 };
 
-use crate::dns_cache::{Known, Loaded};
+use crate::dns_cache::{self, Known, Loaded};
 use crate::host::Host;
 use crate::named_hosts::NamedHosts;
 use crate::outlier::Outcome;
@@ -110,7 +111,8 @@ impl LocalCluster {
                     hosts.push(host);
                 }
                 None => {
-                    let monitor = address.socket().and_then(|at| config.outlier.as_ref()?.monitor(at));
+                    let key = address.socket().map(HostKey::Address);
+                    let monitor = key.and_then(|key| config.outlier.as_ref()?.monitor(key));
                     hosts.push(Rc::new(Host::new(address, endpoint.clone(), monitor)));
                 }
             }
@@ -148,8 +150,9 @@ impl LocalCluster {
         random: &mut dyn FnMut() -> u64,
         refused: &dyn Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
+        self.heed_judgement();
         if self.config.dns_cache.is_some() {
-            return self.named_host(need.name?, need.port);
+            return self.named_host(need.name?, need.port).filter(|host| !host.is_ejected());
         }
         if let Discovery::OriginalDst { port_override, .. } = &self.config.ir.discovery {
             let mut address = need.destination?;
@@ -157,12 +160,6 @@ impl LocalCluster {
                 address.set_port(*port);
             }
             return Some(self.destination(address));
-        }
-        if let Some(detector) = &self.config.outlier {
-            let epoch = detector.epoch();
-            if self.judged.replace(epoch) != epoch {
-                self.rebalance();
-            }
         }
         // Without anything to hash the choice is random, but the same for all attempts of this choice.
         let hash = need.hash.or_else(|| self.config.ir.lb_policy.hashes().then(&mut *random));
@@ -251,7 +248,7 @@ impl LocalCluster {
     pub(crate) fn named_host(&self, name: &str, port: Option<u16>) -> Option<Rc<Host>> {
         let cache = self.config.dns_cache.as_ref()?;
         let port = port.unwrap_or_else(|| self.config.default_port());
-        self.named.find(name, port, cache)
+        self.named.find(name, port, cache, self.config.outlier.as_deref())
     }
 
     /// The host with a name that [`Self::named_host`] does not have, after looking it up: no filter has done that.
@@ -278,7 +275,9 @@ impl LocalCluster {
         if let Known::Failed(reason) = known {
             return Err(format!("dns_resolution_failure{{{reason}}}"));
         }
-        self.named_host(name, port).ok_or_else(String::new)
+        let host = self.named_host(name, port).ok_or_else(String::new)?;
+        // With what the look-up said, as Envoy logs it.
+        if host.is_ejected() { Err(dns_cache::RESOLVED.to_owned()) } else { Ok(host) }
     }
 
     fn destination(&self, address: SocketAddr) -> Rc<Host> {
@@ -290,14 +289,17 @@ impl LocalCluster {
         let endpoint = Endpoint {
             address: EndpointAddress::Socket(address),
             additional_addresses: Vec::new(),
-            hostname: None,
+            hostname: Some(format!("{}{address}", self.config.ir.name).into()),
             weight: 1,
             health_check: None,
             health: HealthStatus::Healthy,
             metadata: None,
         };
-        let host = Rc::new(Host::new(address.into(), Arc::new(endpoint), None));
-        if known.len() < MOST_ORIGINAL_DESTINATIONS && !self.retired.get() {
+        let is_kept = known.len() < MOST_ORIGINAL_DESTINATIONS && !self.retired.get();
+        let detector = self.config.outlier.as_ref().filter(|_| is_kept);
+        let monitor = detector.and_then(|detector| detector.monitor(HostKey::Address(address)));
+        let host = Rc::new(Host::new(address.into(), Arc::new(endpoint), monitor));
+        if is_kept {
             known.insert(address, host.clone());
         } else {
             host.pool.retire();
@@ -305,13 +307,23 @@ impl LocalCluster {
         host
     }
 
-    /// Health of a host changed: choose anew from now on.
-    fn rebalance(&self) {
-        *self.balancer.borrow_mut() = make_balancer(&self.config, &self.hosts, self.seed);
+    /// Where outlier detection has changed the health of a host: chooses anew from now on.
+    fn heed_judgement(&self) {
+        let Some(detector) = &self.config.outlier else { return };
+        let epoch = detector.epoch();
+        if self.judged.replace(epoch) == epoch {
+            return;
+        }
+        self.hosts().iter().for_each(|host| host.heed_ejections());
+        // Others are not chosen by a balancer.
+        if !self.hosts.is_empty() {
+            *self.balancer.borrow_mut() = make_balancer(&self.config, &self.hosts, self.seed);
+        }
     }
 
     /// Time-driven work: idle connections, forgotten destinations.
     pub(crate) fn sweep(&self, now: Instant) {
+        self.heed_judgement();
         let idle_timeout = self.config.ir.http.common.idle_timeout;
         for host in &self.hosts {
             self.stats.upstream_cx_idle_timeout.add(host.pool.sweep(idle_timeout, now) as u64);
@@ -326,14 +338,16 @@ impl LocalCluster {
             let used = host.stats.cx_active.get() > 0 || host.stats.rq_active.get() > 0;
             used || now.saturating_duration_since(host.last_used.get()) < forget_after
         });
+        if let Some(detector) = &self.config.outlier {
+            detector.forget_unknown();
+        }
     }
 
     /// Notes how a request ended, for outlier detection.
     pub(crate) fn observe(&self, host: &Host, outcome: Outcome, worker: &Worker) {
-        if let (Some(detector), Some(monitor), Some(address)) =
-            (&self.config.outlier, &host.monitor, host.address.socket())
-        {
-            detector.observe(address, monitor, outcome, &|| worker.random());
+        if let (Some(detector), Some(monitor)) = (&self.config.outlier, &host.monitor) {
+            detector.observe(monitor, outcome, &|| worker.random());
+            self.heed_judgement();
         }
     }
 

@@ -48,6 +48,7 @@ impl DnsCaches {
             runtime,
             resolver,
             began: Instant::now(),
+            added: AtomicU64::new(0),
         });
         for (host, port) in &config.known {
             let mut key = String::new();
@@ -75,6 +76,8 @@ pub(crate) struct DnsCache {
     resolver: Resolver,
     /// Times of use count from here.
     began: Instant,
+    /// Hosts so far.
+    added: AtomicU64,
 }
 
 /// What is known of a host.
@@ -92,6 +95,8 @@ pub(crate) enum Known {
 #[derive(Debug)]
 pub(crate) struct CachedHost {
     key: Box<str>,
+    /// Tells it from one of the same name before it or after.
+    pub(crate) serial: u64,
     name: Box<str>,
     port: u16,
     known: watch::Sender<Known>,
@@ -233,6 +238,7 @@ impl DnsCache {
         let (name, port) = dynamic_host_parts(key).unwrap_or((key, 0));
         let host = Arc::new(CachedHost {
             key: key.into(),
+            serial: self.added.fetch_add(1, Relaxed),
             name: name.into(),
             port,
             known: watch::channel(Known::Nothing).0,
@@ -310,6 +316,25 @@ impl DnsCache {
         Duration::from_millis(since) > self.config.host_ttl
     }
 
+    /// Hosts that have an address, by key, with the one that is used.
+    pub(crate) fn found(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let hosts = self.hosts();
+        let first = |host: &Arc<CachedHost>| match &*host.known.borrow() {
+            Known::At(addresses) => Some((Arc::from(&*host.key), *addresses.first()?)),
+            Known::Nothing | Known::Failed(_) => None,
+        };
+        let mut found: Vec<_> = hosts.values().filter_map(first).collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Which hosts have an address.
+    pub(crate) fn serials(&self) -> Vec<u64> {
+        let hosts = self.hosts();
+        let known = hosts.values().filter(|host| matches!(*host.known.borrow(), Known::At(_)));
+        known.map(|host| host.serial).collect()
+    }
+
     /// Names and values of counters.
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         self.stats.read()
@@ -343,6 +368,9 @@ impl Drop for DnsCache {
 }
 
 const TIMED_OUT: &str = "resolve_timeout";
+
+/// How Envoy tells of a look-up that found addresses.
+pub(crate) const RESOLVED: &str = "cares_success:Successful_completion";
 
 /// How a look-up ended, or in Envoy's words why it failed.
 type Outcome = Result<Answer, &'static str>;

@@ -1,11 +1,14 @@
 //! Applies a route's header mutations.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use lateen_ir::{AppendAction, FormatValues, HeaderMutations, HeaderToAdd, Part, WeightedCluster};
+use lateen_ir::{
+    AppendAction, FormatValues, HeaderMutations, HeaderToAdd, MessageKind, Part, WeightedCluster,
+};
 
 use smallvec::SmallVec;
 
 use crate::context::RequestContext;
+use crate::hop_by_hop::join_lines;
 use crate::render;
 
 /// Headers that one level adds, rendered.
@@ -38,19 +41,34 @@ pub(crate) fn changes<'a>(
 
 impl Changes<'_> {
     /// As in Envoy, values that replace are set first, and then all others are added.
-    pub(crate) fn apply(self, headers: &mut HeaderMap) {
+    pub(crate) fn apply(self, headers: &mut HeaderMap, message: MessageKind) {
         for (name, value) in self.replaced {
             headers.insert(name, value);
         }
         for (name, value) in self.added {
-            headers.append(name, value);
+            if headers.contains_key(name) && message.keeps_one_line(name) {
+                append_to_line(headers, name, &value);
+            } else {
+                headers.append(name, value);
+            }
         }
     }
 }
 
-/// Adds headers to a message whose own headers no value is made of.
+/// Makes a value part of the line that is there.
+fn append_to_line(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) {
+    join_lines(headers, name.clone());
+    let Some(line) = headers.get_mut(name) else { return };
+    let separator: &[u8] = if line.is_empty() { b"" } else { b"," };
+    // Parts of values are values.
+    if let Ok(joined) = HeaderValue::from_bytes(&[line.as_bytes(), separator, value.as_bytes()].concat()) {
+        *line = joined;
+    }
+}
+
+/// Adds headers to a response whose own headers no value is made of.
 pub(crate) fn add_all(additions: &[HeaderToAdd], headers: &mut HeaderMap, values: &dyn FormatValues) {
-    changes(additions, headers, values).apply(headers);
+    changes(additions, headers, values).apply(headers, MessageKind::Response);
 }
 
 /// The route's changes to a response, level by level: each sees what those before it have made. `weighted`: of the weighted cluster.
@@ -74,8 +92,9 @@ pub(crate) fn mutate_response(
         Some(&host.response_headers),
         Some(&table.ir.response_headers),
     ];
+    // The weighted cluster's come first all the same, as in Envoy.
     if table.ir.most_specific_header_mutations_wins {
-        levels.reverse();
+        levels[1..].reverse();
     }
     for level in levels.into_iter().flatten().filter(|level| !level.is_empty()) {
         level.remove.iter().for_each(|name| drop(headers.remove(name)));
@@ -84,7 +103,7 @@ pub(crate) fn mutate_response(
         let changes =
             changes(&level.add, context.response_headers.as_ref().unwrap_or(&HeaderMap::new()), context);
         *headers = context.response_headers.take().unwrap_or_default();
-        changes.apply(headers);
+        changes.apply(headers, MessageKind::Response);
     }
 }
 
@@ -102,20 +121,19 @@ pub(crate) fn mutate_request(context: &mut RequestContext, weighted: Option<&Wei
         Some(&host.request_headers),
         Some(&table.ir.request_headers),
     ];
-    let specific_wins = table.ir.most_specific_header_mutations_wins;
-    if specific_wins {
-        levels.reverse();
+    if table.ir.most_specific_header_mutations_wins {
+        levels[1..].reverse();
     }
-    let first = usize::from(!specific_wins);
     for (position, level) in levels.into_iter().enumerate() {
-        if position == first
+        if position == 1
             && let Some(literal) = &literal
         {
             context.authority = literal.clone();
         }
         let Some(level) = level.filter(|level| !level.is_empty()) else { continue };
         level.remove.iter().for_each(|name| drop(context.head.headers.remove(name)));
-        changes(&level.add, &context.head.headers, context).apply(&mut context.head.headers);
+        let changes = changes(&level.add, &context.head.headers, context);
+        changes.apply(&mut context.head.headers, MessageKind::Request);
     }
 }
 

@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use arc_swap::ArcSwapOption;
 use lateen_ir::{
     BindConfig, CheckedHealth, Cluster, ClusterLoadAssignment, Endpoint, EndpointAddress, HealthCheck,
-    HealthHistory, HealthStatus, HealthVerdict,
+    HealthHistory, HealthStatus, HealthVerdict, HostKey,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -370,7 +370,7 @@ impl Following {
             && !health.failed
             && let Some(detector) = &*target.ejecting.load()
         {
-            detector.health_check_passed(address, Instant::now());
+            detector.health_check_passed(HostKey::Address(address), Instant::now());
         }
         let used = target.breakers.is_used();
         // An asker that is gone needs no answer.

@@ -34,18 +34,22 @@ pub(crate) struct Host {
     /// With outlier detection.
     pub(crate) monitor: Option<Arc<Monitor>>,
     pub(crate) pool: Pools,
+    /// Ejections that its connections have gone with.
+    ejections: Cell<u32>,
     /// ORIGINAL_DST: when it was last asked for.
     pub(crate) last_used: Cell<Instant>,
 }
 
 impl Host {
     pub(crate) fn new(address: HostAddress, endpoint: Arc<Endpoint>, monitor: Option<Arc<Monitor>>) -> Self {
+        let ejections = Cell::new(monitor.as_ref().map_or(0, |monitor| monitor.ejections()));
         Self {
             address,
             endpoint: RefCell::new(endpoint),
             stats: HostStats::default(),
             monitor,
             pool: Pools::default(),
+            ejections,
             last_used: Cell::new(Instant::now()),
         }
     }
@@ -57,6 +61,15 @@ impl Host {
 
     pub(crate) fn is_ejected(&self) -> bool {
         self.monitor.as_ref().is_some_and(|monitor| monitor.is_ejected())
+    }
+
+    /// With an ejection go the connections there are, as in Envoy: what made the host fail may be in them.
+    pub(crate) fn heed_ejections(&self) {
+        let Some(monitor) = &self.monitor else { return };
+        let ejections = monitor.ejections();
+        if self.ejections.replace(ejections) != ejections {
+            self.pool.drain();
+        }
     }
 
     /// `hostname` of the endpoint, or its address.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_ir::{CheckedHealth, HealthStatus, HostAddress};
+use lateen_ir::{CheckedHealth, HealthStatus, HostAddress, HostKey};
 
 use crate::breakers::{self, Limited, is_open};
 use crate::outlier;
@@ -155,25 +155,69 @@ fn tls_updates(store: &Store, clusters: &[ClusterView], stats: &mut Vec<Stat>) {
     }
 }
 
+/// What the workers say of one host.
+#[derive(Default)]
+struct HostSum {
+    numbers: [u64; HOST_STATS.len()],
+    ejected: bool,
+    watched: Option<HostKey>,
+}
+
+type HostSums = BTreeMap<(Arc<str>, HostAddress, Option<Arc<str>>), HostSum>;
+
+fn success_rates(config: &ClusterConfig, key: Option<HostKey>) -> [Option<f64>; 2] {
+    let judged = config.outlier.as_ref().zip(key);
+    judged.map_or([None, None], |(detector, key)| detector.success_rates(key))
+}
+
+/// Hosts of a cluster that nobody knows before they are asked for: those a worker has sent to, and those of its cache of names.
+fn hosts_on_demand(config: &ClusterConfig, sums: &mut HostSums) -> Vec<HostView> {
+    let destinations = matches!(config.ir.discovery, lateen_ir::Discovery::OriginalDst { .. });
+    if config.dns_cache.is_none() && !destinations {
+        return Vec::new();
+    }
+    let cluster = &config.ir.name;
+    for (name, address) in config.dns_cache.iter().flat_map(|cache| cache.found()) {
+        sums.entry((cluster.clone(), address.into(), Some(name))).or_default();
+    }
+    let own: Vec<_> = sums.keys().filter(|(name, ..)| name == cluster).cloned().collect();
+    let view = |key| {
+        let sum: HostSum = sums.remove(&key).unwrap_or_default();
+        let (_, address, name) = key;
+        HostView {
+            hostname: name.or_else(|| Some(format!("{cluster}{address}").into())),
+            address,
+            health: HealthStatus::Healthy,
+            checked: CheckedHealth::HEALTHY,
+            ejected: sum.ejected,
+            success_rates: success_rates(config, sum.watched),
+            weight: 1,
+            priority: 0,
+            locality: Arc::default(),
+            numbers: sum.numbers,
+        }
+    };
+    own.into_iter().map(view).collect()
+}
+
 fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> {
-    let mut sums: BTreeMap<(Arc<str>, HostAddress), ([u64; HOST_STATS.len()], bool)> = BTreeMap::new();
+    let mut sums = HostSums::new();
     for reading in readings {
-        let (numbers, ejected) = sums.entry((reading.cluster, reading.address)).or_default();
-        numbers.iter_mut().zip(reading.numbers).for_each(|(sum, n)| *sum += n);
-        *ejected |= reading.ejected;
+        let sum = sums.entry((reading.cluster, reading.address, reading.name)).or_default();
+        sum.numbers.iter_mut().zip(reading.numbers).for_each(|(sum, n)| *sum += n);
+        sum.ejected |= reading.ejected;
+        sum.watched = reading.watched;
     }
     let mut views = Vec::new();
     for config in store.active_clusters() {
-        let rates = |address| {
-            let detector = config.outlier.as_ref();
-            detector.map_or([None, None], |detector| detector.success_rates(address))
-        };
+        let rates = |key: Option<HostKey>| success_rates(config, key);
         let mut hosts = Vec::new();
         for (priority, localities) in config.endpoints.priorities.iter().enumerate() {
             for members in localities {
                 for endpoint in &members.endpoints {
                     let Some(address) = endpoint.address.host() else { continue };
-                    let sum = sums.remove(&(config.ir.name.clone(), address.clone())).unwrap_or_default();
+                    let key = (config.ir.name.clone(), address.clone(), None);
+                    let sum = sums.remove(&key).unwrap_or_default();
                     let socket = address.socket();
                     hosts.push(HostView {
                         address,
@@ -182,43 +226,17 @@ fn cluster_views(store: &Store, readings: Vec<HostReading>) -> Vec<ClusterView> 
                         checked: socket
                             .and_then(|at| Some(config.checked.as_ref()?.checked.of(at)))
                             .unwrap_or(CheckedHealth::HEALTHY),
-                        ejected: sum.1,
-                        success_rates: socket.map_or([None, None], rates),
+                        ejected: sum.ejected,
+                        success_rates: rates(socket.map(HostKey::Address)),
                         weight: endpoint.weight,
                         priority: priority as u32,
                         locality: members.locality.clone(),
-                        numbers: sum.0,
+                        numbers: sum.numbers,
                     });
                 }
             }
         }
-        // What is left was found when it was asked for.
-        if matches!(
-            config.ir.discovery,
-            lateen_ir::Discovery::OriginalDst { .. } | lateen_ir::Discovery::DynamicForwardProxy { .. }
-        ) {
-            let own: Vec<HostAddress> = sums
-                .keys()
-                .filter(|(name, _)| *name == config.ir.name)
-                .map(|(_, address)| address.clone())
-                .collect();
-            for address in own {
-                let key = (config.ir.name.clone(), address.clone());
-                let (numbers, ejected) = sums.remove(&key).unwrap_or_default();
-                hosts.push(HostView {
-                    address,
-                    hostname: None,
-                    health: HealthStatus::Healthy,
-                    checked: CheckedHealth::HEALTHY,
-                    ejected,
-                    success_rates: [None, None],
-                    weight: 1,
-                    priority: 0,
-                    locality: Arc::default(),
-                    numbers,
-                });
-            }
-        }
+        hosts.extend(hosts_on_demand(config, &mut sums));
         let added_via_api = !store.raw.is_static(ResourceKind::Cluster, &config.ir.name);
         views.push(ClusterView { config: config.clone(), added_via_api, hosts });
     }

@@ -6,10 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use lateen_ir::{Endpoint, EndpointAddress, HealthStatus, dynamic_host_key};
+use lateen_ir::{Endpoint, EndpointAddress, HealthStatus, HostKey, dynamic_host_key};
 
 use crate::dns_cache::{CachedHost, DnsCache, Known};
 use crate::host::Host;
+use crate::outlier::Detector;
 
 /// See the module.
 #[derive(Default)]
@@ -28,16 +29,16 @@ struct NamedHost {
 }
 
 impl NamedHost {
-    fn new(cached: Arc<CachedHost>, key: &str) -> Self {
+    fn new(cached: Arc<CachedHost>, key: &str, detector: Option<&Detector>) -> Self {
         let version = cached.version();
-        let host = host(key, &cached.known());
+        let host = host(key, &cached, detector);
         Self { cached, version, host }
     }
 
     /// Follows what is known of it now. Connections to an address that has changed carry no further requests, as in clusters of
     /// names; with Envoy they do.
-    fn refresh(&mut self, key: &str) {
-        let now = Self::new(self.cached.clone(), key);
+    fn refresh(&mut self, key: &str, detector: Option<&Detector>) {
+        let now = Self::new(self.cached.clone(), key, detector);
         let address = |host: &Option<Rc<Host>>| host.as_ref().map(|host| host.address.clone());
         if address(&now.host) == address(&self.host) {
             self.version = now.version;
@@ -47,13 +48,20 @@ impl NamedHost {
         *self = now;
     }
 
+    /// It is in use, unless it is ejected.
+    fn touch(&self, cache: &DnsCache) {
+        if !self.host.as_ref().is_some_and(|host| host.is_ejected()) {
+            cache.touch(&self.cached);
+        }
+    }
+
     fn retire(&self) {
         self.host.iter().for_each(|host| host.pool.retire());
     }
 }
 
-fn host(key: &str, known: &Known) -> Option<Rc<Host>> {
-    let Known::At(addresses) = known else { return None };
+fn host(key: &str, cached: &CachedHost, detector: Option<&Detector>) -> Option<Rc<Host>> {
+    let Known::At(addresses) = cached.known() else { return None };
     let (first, others) = addresses.split_first()?;
     let endpoint = Endpoint {
         address: EndpointAddress::Socket(*first),
@@ -64,12 +72,19 @@ fn host(key: &str, known: &Known) -> Option<Rc<Host>> {
         health: HealthStatus::Healthy,
         metadata: None,
     };
-    Some(Rc::new(Host::new((*first).into(), Arc::new(endpoint), None)))
+    let monitor = detector.and_then(|detector| detector.monitor(HostKey::Named(cached.serial)));
+    Some(Rc::new(Host::new((*first).into(), Arc::new(endpoint), monitor)))
 }
 
 impl NamedHosts {
     /// The host with a name, if its address is known. The cache is asked, under its lock, only for what is new here.
-    pub(crate) fn find(&self, name: &str, default_port: u16, cache: &DnsCache) -> Option<Rc<Host>> {
+    pub(crate) fn find(
+        &self,
+        name: &str,
+        default_port: u16,
+        cache: &DnsCache,
+        detector: Option<&Detector>,
+    ) -> Option<Rc<Host>> {
         let mut key = self.key.borrow_mut();
         key.clear();
         dynamic_host_key(name, default_port, &mut key);
@@ -78,14 +93,14 @@ impl NamedHosts {
             && !known.cached.is_gone()
         {
             if known.version != known.cached.version() {
-                known.refresh(&key);
+                known.refresh(&key, detector);
             }
-            cache.touch(&known.cached);
+            known.touch(cache);
             return known.host.clone();
         }
         let cached = cache.find(&key)?;
-        cache.touch(&cached);
-        let new = NamedHost::new(cached, &key);
+        let new = NamedHost::new(cached, &key, detector);
+        new.touch(cache);
         let host = new.host.clone();
         if let Some(old) = found.insert((**key).into(), new) {
             old.retire();

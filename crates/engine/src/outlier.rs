@@ -3,16 +3,17 @@
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/upstream/outlier>
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 use lateen_ir::{
-    ClusterLoadAssignment, Ejection, EjectionCounts, EndpointAddress, FailureOrigin, OutlierDetection,
-    OutlierJudge, RequestRate,
+    ClusterLoadAssignment, Ejection, EjectionCounts, EndpointAddress, FailureOrigin, HostKey,
+    OutlierDetection, OutlierJudge, RequestRate,
 };
+
+use crate::dns_cache::DnsCache;
 
 /// How a request to a host ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +69,12 @@ impl RateCell {
 }
 
 /// What the workers count about one host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Monitor {
+    pub(crate) host: HostKey,
     ejected: AtomicBool,
+    /// So far.
+    ejections: AtomicU32,
     server_errors: AtomicU32,
     gateway_failures: AtomicU32,
     local_failures: AtomicU32,
@@ -79,9 +83,32 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
+    fn new(host: HostKey) -> Self {
+        Self {
+            host,
+            ejected: AtomicBool::new(false),
+            ejections: AtomicU32::new(0),
+            server_errors: AtomicU32::new(0),
+            gateway_failures: AtomicU32::new(0),
+            local_failures: AtomicU32::new(0),
+            external: RateCell::default(),
+            local: RateCell::default(),
+        }
+    }
+
     /// Whether the host is out of the rotation now.
     pub(crate) fn is_ejected(&self) -> bool {
         self.ejected.load(Relaxed)
+    }
+
+    /// How often it went out of the rotation so far.
+    pub(crate) fn ejections(&self) -> u32 {
+        self.ejections.load(Relaxed)
+    }
+
+    fn eject(&self) {
+        self.ejections.fetch_add(1, Relaxed);
+        self.ejected.store(true, Relaxed);
     }
 
     fn run(&self, why: Ejection) -> Option<&AtomicU32> {
@@ -117,9 +144,20 @@ pub(crate) struct OutlierReading {
     pub(crate) active: usize,
 }
 
+/// Where a cluster's hosts come from.
+pub(crate) enum Hosts {
+    /// They are its endpoints.
+    Endpoints,
+    /// From requests: those that a worker knows. Each bounds how many it does.
+    OnDemand,
+    /// A cache of names: those it has addresses of, whether or not anything was sent there.
+    Names(Arc<DnsCache>),
+}
+
 /// See the module. It lives as long as the cluster's settings.
 pub(crate) struct Detector {
     config: OutlierDetection,
+    hosts: Hosts,
     /// Changes with every host that goes or returns: balancers made before are out of date.
     epoch: AtomicU32,
     state: Mutex<State>,
@@ -127,16 +165,26 @@ pub(crate) struct Detector {
 
 struct State {
     judge: OutlierJudge,
-    monitors: BTreeMap<SocketAddr, Arc<Monitor>>,
+    monitors: BTreeMap<HostKey, Arc<Monitor>>,
     /// End of the interval.
     next: Instant,
 }
 
+impl State {
+    /// These are the hosts from now on.
+    fn keep(&mut self, hosts: impl Iterator<Item = HostKey>) {
+        let mut before = std::mem::take(&mut self.monitors);
+        let mut monitor = |host| before.remove(&host).unwrap_or_else(|| Arc::new(Monitor::new(host)));
+        self.monitors = hosts.map(|host| (host, monitor(host))).collect();
+        self.judge.keep(self.monitors.keys().copied());
+    }
+}
+
 impl Detector {
-    pub(crate) fn new(config: OutlierDetection, now: Instant) -> Self {
+    pub(crate) fn new(config: OutlierDetection, hosts: Hosts, now: Instant) -> Self {
         let state =
             State { judge: OutlierJudge::default(), monitors: BTreeMap::new(), next: now + config.interval };
-        Self { config, epoch: AtomicU32::new(0), state: Mutex::new(state) }
+        Self { config, hosts, epoch: AtomicU32::new(0), state: Mutex::new(state) }
     }
 
     /// What is under the lock is whole at every moment, so that a panic elsewhere does no harm.
@@ -144,23 +192,50 @@ impl Detector {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The cluster has these endpoints from now on.
-    pub(crate) fn keep(&self, endpoints: &ClusterLoadAssignment) {
-        let endpoints = endpoints.priorities.iter().flatten().flat_map(|locality| &locality.endpoints);
-        let addresses = endpoints.filter_map(|endpoint| match endpoint.address {
-            EndpointAddress::Socket(address) => Some(address),
-            EndpointAddress::Pipe(_) | EndpointAddress::Name(..) => None,
-        });
+    /// The same with the hosts that there are now, where that is known elsewhere.
+    fn current(&self) -> MutexGuard<'_, State> {
         let mut state = self.state();
-        let mut before = std::mem::take(&mut state.monitors);
-        state.monitors = addresses.map(|host| (host, before.remove(&host).unwrap_or_default())).collect();
-        let State { judge, monitors, .. } = &mut *state;
-        judge.keep(monitors.keys().copied());
+        if let Hosts::Names(cache) = &self.hosts {
+            state.keep(cache.serials().into_iter().map(HostKey::Named));
+        }
+        state
     }
 
-    /// The counters of a host.
-    pub(crate) fn monitor(&self, host: SocketAddr) -> Option<Arc<Monitor>> {
-        self.state().monitors.get(&host).cloned()
+    /// The cluster has these endpoints from now on.
+    pub(crate) fn keep(&self, endpoints: &ClusterLoadAssignment) {
+        if !matches!(self.hosts, Hosts::Endpoints) {
+            return;
+        }
+        let endpoints = endpoints.priorities.iter().flatten().flat_map(|locality| &locality.endpoints);
+        self.state().keep(endpoints.filter_map(|endpoint| match endpoint.address {
+            EndpointAddress::Socket(address) => Some(HostKey::Address(address)),
+            EndpointAddress::Pipe(_) | EndpointAddress::Name(..) => None,
+        }));
+    }
+
+    /// The counters of a host; `None` where the cluster has none such.
+    pub(crate) fn monitor(&self, host: HostKey) -> Option<Arc<Monitor>> {
+        let mut state = self.current();
+        if matches!(self.hosts, Hosts::OnDemand) && !state.monitors.contains_key(&host) {
+            state.judge.add(host);
+            state.monitors.insert(host, Arc::new(Monitor::new(host)));
+        }
+        state.monitors.get(&host).cloned()
+    }
+
+    /// Forgets hosts that came with requests and that no worker knows any more.
+    pub(crate) fn forget_unknown(&self) {
+        if !matches!(self.hosts, Hosts::OnDemand) {
+            return;
+        }
+        let mut state = self.state();
+        let State { judge, monitors, .. } = &mut *state;
+        let before = monitors.len();
+        // Who begins to know one does so under this lock.
+        monitors.retain(|_, monitor| Arc::strong_count(monitor) > 1);
+        if monitors.len() < before {
+            judge.keep(monitors.keys().copied());
+        }
     }
 
     pub(crate) fn epoch(&self) -> u32 {
@@ -168,36 +243,30 @@ impl Detector {
     }
 
     /// Counts an outcome, and judges the host when a run of failures is long enough.
-    pub(crate) fn observe(
-        &self,
-        host: SocketAddr,
-        monitor: &Monitor,
-        outcome: Outcome,
-        random: &dyn Fn() -> u64,
-    ) {
+    pub(crate) fn observe(&self, monitor: &Monitor, outcome: Outcome, random: &dyn Fn() -> u64) {
         let split = self.config.split_external_local_origin_errors;
         match outcome {
             Outcome::Connected if !split => {}
-            Outcome::Connected | Outcome::Served if split => self.connection(host, monitor, true, random),
-            Outcome::LocalFailure if split => self.connection(host, monitor, false, random),
-            Outcome::Connected | Outcome::Served => self.answer(host, monitor, StatusCode::OK, random),
-            Outcome::Answered(status) => self.answer(host, monitor, status, random),
+            Outcome::Connected | Outcome::Served if split => self.connection(monitor, true, random),
+            Outcome::LocalFailure if split => self.connection(monitor, false, random),
+            Outcome::Connected | Outcome::Served => self.answer(monitor, StatusCode::OK, random),
+            Outcome::Answered(status) => self.answer(monitor, status, random),
             // Without the split a local failure counts as a 503, as Envoy maps it.
-            Outcome::LocalFailure => self.answer(host, monitor, StatusCode::SERVICE_UNAVAILABLE, random),
+            Outcome::LocalFailure => self.answer(monitor, StatusCode::SERVICE_UNAVAILABLE, random),
         }
     }
 
-    fn connection(&self, host: SocketAddr, monitor: &Monitor, good: bool, random: &dyn Fn() -> u64) {
+    fn connection(&self, monitor: &Monitor, good: bool, random: &dyn Fn() -> u64) {
         let why = Ejection::ConsecutiveLocalOriginFailure;
         monitor.local.add(good);
         if good {
             monitor.reset(why);
         } else if monitor.fails(why, self.config.consecutive_local_origin_failure) {
-            self.detect(host, monitor, why, random);
+            self.detect(monitor, why, random);
         }
     }
 
-    fn answer(&self, host: SocketAddr, monitor: &Monitor, status: StatusCode, random: &dyn Fn() -> u64) {
+    fn answer(&self, monitor: &Monitor, status: StatusCode, random: &dyn Fn() -> u64) {
         monitor.external.add(!status.is_server_error());
         if !status.is_server_error() {
             monitor.reset(Ejection::ConsecutiveGatewayFailure);
@@ -208,22 +277,23 @@ impl Detector {
         if !(502..=504).contains(&status.as_u16()) {
             monitor.reset(why);
         } else if monitor.fails(why, self.config.consecutive_gateway_failure) {
-            self.detect(host, monitor, why, random);
+            self.detect(monitor, why, random);
         }
         let why = Ejection::Consecutive5xx;
         if monitor.fails(why, self.config.consecutive_5xx) {
-            self.detect(host, monitor, why, random);
+            self.detect(monitor, why, random);
         }
     }
 
-    fn detect(&self, host: SocketAddr, monitor: &Monitor, why: Ejection, random: &dyn Fn() -> u64) {
-        let ejected = self.state().judge.detect(&self.config, host, why, random(), Instant::now());
+    fn detect(&self, monitor: &Monitor, why: Ejection, random: &dyn Fn() -> u64) {
+        let now = Instant::now();
+        let ejected = self.current().judge.detect(&self.config, monitor.host, why, random(), now);
         // The next run begins now, whatever was decided; one that was ejected has none.
         if !monitor.is_ejected() {
             monitor.reset(why);
         }
         if ejected {
-            monitor.ejected.store(true, Relaxed);
+            monitor.eject();
             self.epoch.fetch_add(1, Relaxed);
         }
     }
@@ -235,9 +305,12 @@ impl Detector {
 
     /// Judges the interval when it is over. Any worker may call it; the first does the work.
     pub(crate) fn judge(&self, random: &mut dyn FnMut() -> u64, now: Instant) {
-        let mut state = self.state();
-        if now < state.next {
+        if now < self.next() {
             return;
+        }
+        let mut state = self.current();
+        if now < state.next {
+            return; // another was first
         }
         state.next = now + self.config.interval;
         let State { judge, monitors, .. } = &mut *state;
@@ -250,7 +323,7 @@ impl Detector {
             monitor.returns();
         }
         for monitor in ejected.iter().filter_map(|host| monitors.get(host)) {
-            monitor.ejected.store(true, Relaxed);
+            monitor.eject();
         }
         if !(returned.is_empty() && ejected.is_empty()) {
             self.epoch.fetch_add(1, Relaxed);
@@ -258,7 +331,7 @@ impl Detector {
     }
 
     /// A health check of the host has passed: an ejection ends, if that is how the cluster wants it.
-    pub(crate) fn health_check_passed(&self, host: SocketAddr, now: Instant) {
+    pub(crate) fn health_check_passed(&self, host: HostKey, now: Instant) {
         if !self.config.health_check_ends_ejection {
             return;
         }
@@ -272,12 +345,12 @@ impl Detector {
     }
 
     pub(crate) fn read(&self) -> OutlierReading {
-        let state = self.state();
+        let state = self.current();
         OutlierReading { counts: state.judge.counts, active: state.judge.active() }
     }
 
     /// Success rates of a host in the last interval, percent, by answers and by connections.
-    pub(crate) fn success_rates(&self, host: SocketAddr) -> [Option<f64>; 2] {
+    pub(crate) fn success_rates(&self, host: HostKey) -> [Option<f64>; 2] {
         let state = self.state();
         [FailureOrigin::External, FailureOrigin::Local].map(|origin| state.judge.success_rate(host, origin))
     }

@@ -31,6 +31,8 @@ pub(crate) struct ConnectionFacts {
     pub(crate) tls: OnceCell<Rc<TlsFacts>>,
     /// Requests sent on it.
     pub(crate) requests: Cell<u32>,
+    /// Of its pool when it was made.
+    pub(crate) generation: u32,
     /// Set by the connection's task when it ends or is to carry nothing more.
     pub(crate) ended: Cell<bool>,
     /// The pool it belongs to.
@@ -63,6 +65,8 @@ pub(crate) struct Pool {
     waiting_for_shared: RefCell<Vec<oneshot::Sender<Result<(), Reset>>>>,
     /// The host is gone: nothing is kept.
     retired: Cell<bool>,
+    /// Grows when connections made so far are to carry nothing more.
+    generation: Cell<u32>,
 }
 
 impl Http1 {
@@ -138,6 +142,7 @@ impl Pool {
             || (self.retired.get() && nobody_waits)
             || connection.sender.is_closed()
             || connection.facts.ended.get()
+            || connection.facts.generation != self.generation.get()
         {
             return;
         }
@@ -242,6 +247,18 @@ impl Pool {
     /// this host: they get what they wait for.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+    }
+
+    /// Which connections are its own now.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+
+    /// Connections made so far end now, or with what they carry; those to come are kept.
+    pub(crate) fn drain(&self) {
+        self.generation.set(self.generation.get().wrapping_add(1));
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
     }

@@ -52,6 +52,12 @@ impl Pools {
         self.keyed.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
     }
 
+    /// [`Pool::drain`] of all.
+    pub(crate) fn drain(&self) {
+        self.ordinary.drain();
+        self.keyed.borrow().values().for_each(|pool| pool.drain());
+    }
+
     /// [`Pool::revive`].
     pub(crate) fn revive(&self) {
         self.ordinary.revive();

@@ -343,6 +343,7 @@ pub(crate) async fn open(
         remote: OnceCell::new(),
         tls: OnceCell::new(),
         requests: Cell::new(0),
+        generation: pool.generation(),
         ended: Cell::new(false),
         pool: Rc::downgrade(&pool),
     });

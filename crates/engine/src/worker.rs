@@ -58,6 +58,10 @@ pub(crate) enum WorkerCommand {
 pub(crate) struct HostReading {
     pub(crate) cluster: Arc<str>,
     pub(crate) address: lateen_ir::HostAddress,
+    /// Of one that was found by its name.
+    pub(crate) name: Option<Arc<str>>,
+    /// With outlier detection.
+    pub(crate) watched: Option<lateen_ir::HostKey>,
     pub(crate) ejected: bool,
     /// In the order of [`HOST_STATS`].
     pub(crate) numbers: [u64; HOST_STATS.len()],
@@ -347,6 +351,8 @@ impl Worker {
             HostReading {
                 cluster: cluster.config.ir.name.clone(),
                 address: host.address.clone(),
+                name: cluster.config.dns_cache.as_ref().and_then(|_| host.endpoint.borrow().hostname.clone()),
+                watched: host.monitor.as_ref().map(|monitor| monitor.host),
                 ejected: host.is_ejected(),
                 numbers: [
                     stats.cx_active.get(),

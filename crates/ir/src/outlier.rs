@@ -133,19 +133,33 @@ struct Record {
     rates: [Option<f64>; 2],
 }
 
+/// Which of a cluster's hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostKey {
+    /// The one at this address.
+    Address(SocketAddr),
+    /// The one of this entry in a cache of names: its address changes, and others may have the same.
+    Named(u64),
+}
+
 /// The judge of one cluster's hosts.
 #[derive(Debug, Default)]
 pub struct OutlierJudge {
-    hosts: BTreeMap<SocketAddr, Record>,
+    hosts: BTreeMap<HostKey, Record>,
     /// What was found so far.
     pub counts: EjectionCounts,
 }
 
 impl OutlierJudge {
     /// These are the hosts from now on; what is known of those that stay is kept.
-    pub fn keep(&mut self, hosts: impl Iterator<Item = SocketAddr>) {
+    pub fn keep(&mut self, hosts: impl Iterator<Item = HostKey>) {
         let mut before = std::mem::take(&mut self.hosts);
         self.hosts = hosts.map(|host| (host, before.remove(&host).unwrap_or_default())).collect();
+    }
+
+    /// A host more; what is known of it is kept.
+    pub fn add(&mut self, host: HostKey) {
+        self.hosts.entry(host).or_default();
     }
 
     /// Hosts that are out now.
@@ -154,7 +168,7 @@ impl OutlierJudge {
     }
 
     /// Success rate of a host in the last interval, percent; `None` without enough requests.
-    pub fn success_rate(&self, host: SocketAddr, origin: FailureOrigin) -> Option<f64> {
+    pub fn success_rate(&self, host: HostKey, origin: FailureOrigin) -> Option<f64> {
         self.hosts.get(&host)?.rates[origin as usize]
     }
 
@@ -162,7 +176,7 @@ impl OutlierJudge {
     pub fn detect(
         &mut self,
         config: &OutlierDetection,
-        host: SocketAddr,
+        host: HostKey,
         why: Ejection,
         random: u64,
         now: Instant,
@@ -175,7 +189,7 @@ impl OutlierJudge {
     }
 
     /// Brings a host back before its time. True when it was out.
-    pub fn uneject(&mut self, host: SocketAddr, now: Instant) -> bool {
+    pub fn uneject(&mut self, host: HostKey, now: Instant) -> bool {
         let Some(record) = self.hosts.get_mut(&host).filter(|record| record.ejected_at.is_some()) else {
             return false;
         };
@@ -187,10 +201,10 @@ impl OutlierJudge {
     pub fn interval(
         &mut self,
         config: &OutlierDetection,
-        rates: &[(SocketAddr, [RequestRate; 2])],
+        rates: &[(HostKey, [RequestRate; 2])],
         random: &mut dyn FnMut() -> u64,
         now: Instant,
-    ) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    ) -> (Vec<HostKey>, Vec<HostKey>) {
         let mut returned = Vec::new();
         for (host, record) in &mut self.hosts {
             record.rates = [None, None];
@@ -224,9 +238,9 @@ impl OutlierJudge {
     fn outliers(
         &mut self,
         config: &OutlierDetection,
-        rates: &[(SocketAddr, [RequestRate; 2])],
+        rates: &[(HostKey, [RequestRate; 2])],
         origin: FailureOrigin,
-    ) -> Vec<(SocketAddr, Ejection)> {
+    ) -> Vec<(HostKey, Ejection)> {
         let (by_rate, by_percentage) = match origin {
             FailureOrigin::External => (Ejection::SuccessRate, Ejection::FailurePercentage),
             FailureOrigin::Local => {
@@ -277,7 +291,7 @@ impl OutlierJudge {
     fn eject(
         &mut self,
         config: &OutlierDetection,
-        host: SocketAddr,
+        host: HostKey,
         why: Ejection,
         random: u64,
         now: Instant,

@@ -25,8 +25,8 @@ fn config() -> OutlierDetection {
     }
 }
 
-fn host(n: u16) -> SocketAddr {
-    ([127, 0, 0, 1], n).into()
+fn host(n: u16) -> HostKey {
+    HostKey::Address(([127, 0, 0, 1], n).into())
 }
 
 fn judge(hosts: u16) -> OutlierJudge {
@@ -35,7 +35,7 @@ fn judge(hosts: u16) -> OutlierJudge {
     judge
 }
 
-fn quiet(judge: &mut OutlierJudge, now: Instant) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+fn quiet(judge: &mut OutlierJudge, now: Instant) -> (Vec<HostKey>, Vec<HostKey>) {
     judge.interval(&config(), &[], &mut || 0, now)
 }
 
@@ -87,7 +87,7 @@ fn ejections_are_enforced_by_chance() {
     assert_eq!((judge.counts.detected[0], judge.counts.enforced[0], judge.counts.total), (2, 1, 2));
 }
 
-fn rates(good: [u64; 5], total: u64) -> Vec<(SocketAddr, [RequestRate; 2])> {
+fn rates(good: [u64; 5], total: u64) -> Vec<(HostKey, [RequestRate; 2])> {
     let rate = |good| [RequestRate { total, good }, RequestRate::default()];
     (1..).zip(good).map(|(n, good)| (host(n), rate(good))).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lateen_api::networking::TlsProtocol;
-use lateen_api::networking::destination_rule::{OutlierDetection, TrafficPolicy};
+use lateen_api::networking::destination_rule::TrafficPolicy;
 use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
@@ -13,8 +13,8 @@ use lateen_api::security::authorization_policy::Action;
 use lateen_api::security::target_reference::{TargetKind, Targeted};
 use lateen_model::{
     AuthorizationPolicy, DestinationRule, Gateway, KeySource, ObjectName, PeerAuthentication, PeerMode, Pod,
-    Protocol, Registry, RequestAuthentication, Resolution, ServiceEntry, Sidecar, VirtualService,
-    WorkloadEntry, WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
+    Protocol, Registry, RequestAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
@@ -197,15 +197,6 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
     if !host.starts_with('*') && world.service(&host).is_none() {
         warnings.push(Warning::not_found("spec.host".to_owned(), "host", &rule.spec.host));
     }
-    let dynamic = world.service_in(&host, &rule.name.namespace);
-    if dynamic.is_some_and(|service| service.resolution == Resolution::DynamicDns) {
-        let policies = rule.spec.traffic_policy.iter();
-        let policies = policies.chain(rule.spec.subsets.iter().filter_map(|one| one.traffic_policy.as_ref()));
-        if policies.flat_map(outlier_detections).next().is_some() {
-            let reason = "hosts that are looked up on request are not ejected";
-            warnings.push(Warning::no_effect_as("outlierDetection", reason));
-        }
-    }
     if let Some(policy) = &rule.spec.traffic_policy {
         check_policy("spec.trafficPolicy", policy, rule, world, &mut warnings);
     }
@@ -217,11 +208,6 @@ pub fn check_destination_rule(rule: &DestinationRule, world: &World) -> Vec<Warn
         }
     }
     warnings
-}
-
-fn outlier_detections(policy: &TrafficPolicy) -> impl Iterator<Item = &OutlierDetection> {
-    let of_ports = policy.port_level_settings.iter().filter_map(|port| port.outlier_detection.as_ref());
-    policy.outlier_detection.iter().chain(of_ports)
 }
 
 /// What a rule's credential lacks: at the proxies that it selects, else at gateways, wherever they are.

@@ -180,7 +180,7 @@ fn engines_accept_entries_of_all_kinds() {
     entry("ranged", "resolution: STATIC, addresses: [10.3.0.0/16], endpoints: [{address: 1.2.3.4}]");
     entry("wild", "resolution: NONE");
     mesh.config("{kind: ServiceEntry, metadata: {name: dynamic}, spec: {hosts: ['*.dynamic.example.com'], resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 81, name: http2, protocol: HTTP2}, {number: 443, name: tls, protocol: TLS}]}}");
-    mesh.config("{kind: DestinationRule, metadata: {name: dynamic}, spec: {host: '*.dynamic.example.com', trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 3}}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}}}");
+    mesh.config("{kind: DestinationRule, metadata: {name: dynamic}, spec: {host: '*.dynamic.example.com', trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 3}}, outlierDetection: {consecutive5xxErrors: 2, minHealthPercent: 20}, portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}}}");
     accept("entries", &mut mesh, |mesh| mesh.sidecar("default", "web-frontend-1"));
     let node = "sidecar~10.0.0.1~web-frontend-1.default~default.svc.cluster.local";
     accept("entries with DNS", &mut mesh, |mesh| mesh.scope_with(node, &json!({"DNS_CAPTURE": "true"})));

@@ -193,13 +193,15 @@ fn hosts_looked_up_on_request_are_verified_by_their_names() {
     mesh.config(&entry("wild", "{hosts: ['*.wild.example.com'], resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]}"));
     let rule = |tls: &str| {
         format!(
-            "{{kind: DestinationRule, metadata: {{name: wild}}, spec: {{host: '*.wild.example.com', trafficPolicy: {{tls: {tls}, outlierDetection: {{}}}}}}}}"
+            "{{kind: DestinationRule, metadata: {{name: wild}}, spec: {{host: '*.wild.example.com', trafficPolicy: {{tls: {tls}, outlierDetection: {{consecutive5xxErrors: 2, minHealthPercent: 10}}}}}}}}"
         )
     };
     let http = |mesh: &mut Mesh| {
         let resources = sidecar(mesh);
         let cluster = resources.get(Cluster, "outbound|80||*.wild.example.com").clone();
-        assert!(cluster.get("outlier_detection").is_none());
+        // What fails is ejected here too, and Envoy's panic rules are those of Istio.
+        assert_eq!(cluster["outlier_detection"]["consecutive_5xx"], 2);
+        assert_eq!(cluster["common_lb_config"]["healthy_panic_threshold"], json!({"value": 10.0}));
         cluster
     };
     let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";

@@ -23,7 +23,7 @@ use crate::wire::Wire;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A cache's settings.
-fn cache(name: &str, names: &Names, more: Value) -> Value {
+pub(crate) fn cache(name: &str, names: &Names, more: Value) -> Value {
     let mut cache = json!({
         "name": name, "dns_lookup_family": "V4_ONLY", "dns_query_timeout": "1s",
         "typed_dns_resolver_config": { "name": "envoy.network.dns_resolver.cares", "typed_config": {
@@ -36,7 +36,7 @@ fn cache(name: &str, names: &Names, more: Value) -> Value {
     cache
 }
 
-fn dynamic(name: &str, cache: &Value, more: Value) -> Value {
+pub(crate) fn dynamic(name: &str, cache: &Value, more: Value) -> Value {
     let mut cluster = json!({
         "name": name, "connect_timeout": "1s", "lb_policy": "CLUSTER_PROVIDED",
         "cluster_type": { "name": "envoy.clusters.dynamic_forward_proxy", "typed_config": {
@@ -48,9 +48,9 @@ fn dynamic(name: &str, cache: &Value, more: Value) -> Value {
     cluster
 }
 
-const HTTP_FILTER: &str = "envoy.filters.http.dynamic_forward_proxy";
+pub(crate) const HTTP_FILTER: &str = "envoy.filters.http.dynamic_forward_proxy";
 
-fn logs(path: &Path, format: &str) -> Value {
+pub(crate) fn logs(path: &Path, format: &str) -> Value {
     json!([{ "name": "file", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
         "path": path, "log_format": { "text_format_source": { "inline_string": format } },

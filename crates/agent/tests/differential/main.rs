@@ -27,6 +27,7 @@ mod mirrors;
 #[path = "../support/names.rs"]
 mod names;
 mod outliers;
+mod outliers_on_demand;
 mod pages;
 mod pipe_listeners;
 mod pipes;

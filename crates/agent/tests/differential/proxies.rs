@@ -305,12 +305,12 @@ impl Proxy {
             "static_resources": {
                 "listeners": all,
                 "clusters": [
-                    cluster("service", json!({}), &[service]),
+                    cluster("service", many_retries(), &[service]),
                     cluster("http2", h2.clone(), &[http2]),
                     cluster("tunnels", h2.clone(), &[tunnels]),
                     cluster("authz-grpc", merged(h2, many_retries()), &[asks_grpc]),
                     cluster("authz-http", many_retries(), &[asks_http]),
-                    cluster("dead", json!({}), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
+                    cluster("dead", many_retries(), &[SocketAddr::from(([127, 0, 0, 1], 1))]),
                     cluster("empty", json!({}), &[]),
                     cluster("mirror", json!({}), &[mirror]),
                     cluster("retried", crate::retries::cluster(), &[mirror]),

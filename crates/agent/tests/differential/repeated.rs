@@ -205,6 +205,88 @@ const NAMES: [&str; 82] = [
     "x-user",
 ];
 
+/// What a level adds to headers is joined with what is there, or is a line more, in requests and responses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_added_to_a_header_is_joined_as_with_envoy() {
+    // Envoy says `server` by itself after the route's changes, unless it passes what it finds.
+    let passes = json!({ "server_header_transformation": "PASS_THROUGH" });
+    let add = |name: &str, value: &str, action: &str| json!({ "header": { "key": name, "value": value }, "append_action": action });
+    let routes = NAMES.iter().enumerate().map(|(n, name)| {
+        let added = json!([
+            add(name, "one", "OVERWRITE_IF_EXISTS_OR_ADD"),
+            add(name, "two", "APPEND_IF_EXISTS_OR_ADD"),
+            add(name, "%REQ(missing)%", "APPEND_IF_EXISTS_OR_ADD"),
+        ]);
+        json!({ "match": { "path": format!("/m{n}") }, "route": { "cluster": "service" },
+            "request_headers_to_add": added, "response_headers_to_add": added })
+    });
+    let routes: Vec<Value> = routes.collect();
+    let pair = Pair::start_with(vec![("routes", manager(vec![], json!(routes), passes))]).await;
+    let mut complaints = String::new();
+    for (n, name) in NAMES.iter().enumerate() {
+        let request = format!("GET /m{n} HTTP/1.1\r\nhost: a\r\n\r\n");
+        let mut answers = Vec::new();
+        for address in pair.addresses("routes") {
+            let mut wire = Wire::new(TcpStream::connect(address).await.unwrap());
+            wire.send(request.as_bytes()).await;
+            answers.push(wire.answer("GET").await.unwrap_or_default());
+        }
+        if answers[0] != answers[1] {
+            writeln!(complaints, "{name}: {answers:#?}").unwrap();
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// A weighted cluster's changes come first, whichever level wins (found by the fuzzer).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_weighted_cluster_changes_headers_first_as_with_envoy() {
+    let add = |name: &str, value: &str, action: &str| json!({ "header": { "key": name, "value": value }, "append_action": action });
+    let level = |name: &str| {
+        json!({
+            "request_headers_to_add": [add("x-of", name, "APPEND_IF_EXISTS_OR_ADD"), add("x-last", name, "OVERWRITE_IF_EXISTS_OR_ADD"),
+                add("x-first", name, "ADD_IF_ABSENT"), add("x-host", &format!("{name} %REQ(:AUTHORITY)%"), "APPEND_IF_EXISTS_OR_ADD")],
+            "response_headers_to_add": [add("x-of", name, "APPEND_IF_EXISTS_OR_ADD"), add("x-last", name, "OVERWRITE_IF_EXISTS_OR_ADD"),
+                add("x-first", name, "ADD_IF_ABSENT")],
+            "request_headers_to_remove": [format!("x-not-{name}")], "response_headers_to_remove": [format!("x-not-{name}")],
+        })
+    };
+    let all = ["entry", "route", "host", "table"];
+    let with = |mut what: Value, name: &str| {
+        let mut level = level(name);
+        // Each takes out what the others say of it.
+        for other in all.into_iter().filter(|other| *other != name) {
+            for list in ["request_headers_to_add", "response_headers_to_add"] {
+                let list = level[list].as_array_mut().unwrap();
+                list.push(add(&format!("x-not-{other}"), name, "APPEND_IF_EXISTS_OR_ADD"));
+            }
+        }
+        merge(&mut what, level);
+        what
+    };
+    let listener = |specific: bool| {
+        let entry =
+            with(json!({ "name": "service", "weight": 1, "host_rewrite_literal": "weighted" }), "entry");
+        let route =
+            json!({ "match": { "prefix": "/" }, "route": { "weighted_clusters": { "clusters": [entry] } } });
+        let host = json!({ "name": "all", "domains": ["*"], "routes": [with(route, "route")] });
+        let table =
+            json!({ "virtual_hosts": [with(host, "host")], "most_specific_header_mutations_wins": specific });
+        json!({ "route_config": with(table, "table") })
+    };
+    let pair = Pair::start_with(vec![("general", listener(false)), ("specific", listener(true))]).await;
+    for name in ["general", "specific"] {
+        let mut answers = Vec::new();
+        for address in pair.addresses(name) {
+            let mut wire = Wire::new(TcpStream::connect(address).await.unwrap());
+            wire.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            answers.push(wire.answer("GET").await.unwrap());
+        }
+        assert_eq!(answers[0], answers[1], "{name}");
+        assert!(answers[0].contains("x-of: entry"), "{}", answers[0]);
+    }
+}
+
 /// Of which headers one list is made of two lines.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_headers_are_joined_as_with_envoy() {

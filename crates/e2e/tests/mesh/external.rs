@@ -12,6 +12,7 @@ pub(crate) const TRIALS: &[OnMesh] = &[
     ("machines_behind_services", machines_behind_services),
     ("egress_gateway", egress_gateway),
     ("hosts_found_on_request", hosts_found_on_request),
+    ("failing_hosts_found_on_request", failing_hosts_found_on_request),
 ];
 
 fn entries_by_address_and_by_name(mesh: &Mesh) -> Result<()> {
@@ -269,5 +270,88 @@ fn hosts_found_on_request(mesh: &Mesh) -> Result<()> {
     ensure!(said.ends_with("503") && said.contains("DNS resolution failure"), "{said}");
     ensure!(ask("far.elsewhere.example")?.ends_with("404"), "no host of the wildcard");
     mesh.kubectl(&["delete", "svc", "elsewhere"])?;
+    outside.clean()
+}
+
+/// A server whose answers are what callers ask for.
+const SICK: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: sick, namespace: outside, labels: { app: sick } }
+spec:
+  containers:
+    - name: httpbin
+      image: docker.io/kong/httpbin
+      args: ["--port", "8080"]
+      ports: [{ containerPort: 8080 }]
+      readinessProbe: { httpGet: { path: /get, port: 8080 } }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: sick, namespace: outside, annotations: { networking.istio.io/exportTo: "~" } }
+spec:
+  selector: { app: sick }
+  ports: [{ name: http, port: 80, targetPort: 8080 }]
+"#;
+
+/// Hosts that nobody knows before they are asked for are ejected too (T14, T16): those with names are kept back, those at the
+/// caller's addresses are counted and shown but used, as with Envoy.
+fn failing_hosts_found_on_request(mesh: &Mesh) -> Result<()> {
+    let outside = Outside::new(mesh)?;
+    mesh.apply(SICK)?;
+    mesh.kubectl(&["wait", "-n", "outside", "--for=condition=Ready", "pod/sick", "--timeout=60s"])?;
+    let sick = mesh.kubectl(&["get", "pod", "-n", "outside", "sick", "-o", "jsonpath={.status.podIP}"])?;
+    let rule = |name: &str, host: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{ name: {name} }}\nspec:\n  host: '{host}'\n  trafficPolicy:\n    outlierDetection: {{ consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 100s, maxEjectionPercent: 100 }}\n---\n"
+        )
+    };
+    mesh.apply(&[
+        entry("named", "{ hosts: ['*.outside.svc.cluster.local'], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{ number: 80, name: http, protocol: HTTP }] }"),
+        rule("named", "*.outside.svc.cluster.local"),
+        entry("addressed", "{ hosts: ['*.addressed.example.com'], resolution: NONE, ports: [{ number: 8080, name: http, protocol: HTTP }] }"),
+        rule("addressed", "*.addressed.example.com"),
+    ].concat())?;
+    let status = mesh.kubectl(&["get", "dr", "named", "-o", "jsonpath={.status.conditions[*].message}"])?;
+    ensure!(!status.contains("no effect"), "{status}");
+    let ask = |host: &str, port: u16, address: &str, status: u16| {
+        outside.run(&format!(
+            "curl -s -m 5 -w '\\n%{{http_code}}' --resolve {host}:{port}:{address} http://{host}:{port}/status/{status} || echo \"exit $?\""
+        ))
+    };
+    let failed = |cluster: &str| {
+        let shown = mesh.lateen(&["proxy-config", "endpoints", "caller.default"])?;
+        let rows = shown.lines().filter(|row| row.contains(cluster) && row.contains("FAILED"));
+        ensure!(rows.count() == 1, "{shown}");
+        Ok(())
+    };
+    let named = "sick.outside.svc.cluster.local";
+    outside.answers("a host that is looked up", "far.outside.svc.cluster.local", 80, ELSEWHERE)?;
+    eventually("a host that fails is kept back", SOON, || {
+        let said = ask(named, 80, ELSEWHERE, 500)?;
+        ensure!(said.ends_with("503") && said.contains("no healthy upstream"), "{said}");
+        Ok(())
+    })?;
+    let said = ask(named, 80, ELSEWHERE, 200)?;
+    ensure!(said.ends_with("503") && said.contains("no healthy upstream"), "{said}");
+    outside.answers("another one is not", "far.outside.svc.cluster.local", 80, ELSEWHERE)?;
+    eventually("it is shown", SOON, || failed("outbound|80||*.outside.svc.cluster.local"))?;
+    eventually("the log says so", SOON, || {
+        let log = mesh.kubectl(&["logs", "caller", "-c", "istio-proxy", "--tail=50"])?;
+        let line = log.lines().any(|line| line.contains(named) && line.contains(" 503 UH "));
+        ensure!(line, "{log}");
+        Ok(())
+    })?;
+    // Where the caller chose the address nobody else could answer.
+    let addressed = "a.addressed.example.com";
+    eventually("a host at the caller's address is found failing", SOON, || {
+        for _ in 0..2 {
+            let said = ask(addressed, 8080, &sick, 500)?;
+            ensure!(said.ends_with("500"), "{said}");
+        }
+        failed("outbound|8080||*.addressed.example.com")
+    })?;
+    let said = ask(addressed, 8080, &sick, 200)?;
+    ensure!(said.ends_with("200"), "{said}");
     outside.clean()
 }

@@ -11,7 +11,7 @@ use crate::compile;
 use crate::dns::DnsCluster;
 use crate::health_check::Checked;
 use crate::joined::Joined;
-use crate::outlier::Detector;
+use crate::outlier::{Detector, Hosts};
 use crate::snapshot::{ClusterConfig, stat_name};
 use crate::subsets::SubsetCounts;
 
@@ -161,8 +161,13 @@ impl Store {
         // New settings: what was counted under the old ones counts no more.
         let known = active.filter(|active| active.fingerprint == entry.fingerprint);
         let detector = || {
-            let config = entry.ir.outlier_detection.as_deref();
-            config.map(|config| Arc::new(Detector::new(*config, now)))
+            let hosts = match (&entry.dns_cache, &entry.ir.discovery) {
+                (Some(cache), _) => Hosts::Names(cache.clone()),
+                (None, ir::Discovery::OriginalDst { .. }) => Hosts::OnDemand,
+                (None, _) => Hosts::Endpoints,
+            };
+            let config = entry.ir.outlier_detection.as_deref()?;
+            Some(Arc::new(Detector::new(*config, hosts, now)))
         };
         let outlier = known.map_or_else(detector, |known| known.outlier.clone());
         if let Some(outlier) = &outlier {

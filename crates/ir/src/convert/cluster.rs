@@ -233,7 +233,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         return Err(at.index("health_checks", 0).error_in("grpc_health_check", reason));
     }
     if let Some(dynamic) = &dynamic {
-        check_names(at, dynamic, &http, outlier_detection.is_some())?;
+        check_names(at, dynamic, &http)?;
     }
     let (normal, high, max_connections_per_host) = match circuit_breakers {
         None => Default::default(),
@@ -273,20 +273,11 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
     })
 }
 
-fn check_names(
-    at: &At<'_>,
-    dynamic: &DynamicCluster,
-    http: &UpstreamHttp,
-    outlier_detection: bool,
-) -> Converted<()> {
+fn check_names(at: &At<'_>, dynamic: &DynamicCluster, http: &UpstreamHttp) -> Converted<()> {
     let names = &http.names;
     if !(dynamic.insecure || names.auto_sni && names.auto_san_validation) {
         let reason = "dynamic_forward_proxy cluster must have auto_sni and auto_san_validation true unless allow_insecure_cluster_options is set";
         return Err(at.error_in("upstream_http_protocol_options", reason));
-    }
-    if outlier_detection {
-        let reason = "not supported for hosts that are not known before they are asked for";
-        return Err(at.error_in("outlier_detection", reason));
     }
     Ok(())
 }

@@ -23,10 +23,11 @@ pub(super) fn rewrite(
     let route = &host.routes[position];
     let weighted = main_entry(forward);
     let mut levels = vec![&route.request_headers, &host.request_headers, &routes.request_headers];
-    levels.splice(0..0, weighted.map(|entry| &entry.request_headers));
     if routes.most_specific_header_mutations_wins {
         levels.reverse();
     }
+    // The weighted cluster's come first in either order.
+    levels.splice(0..0, weighted.map(|entry| &entry.request_headers));
     levels.into_iter().for_each(|level| mutate(level, asked));
     let literal = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
     let authority = match &forward.host_rewrite {

@@ -392,7 +392,7 @@ pub(crate) fn outbound(inputs: &OutboundClusterInputs) -> Resource {
             traffic_policy::set_balancer(&mut message, policy);
         }
     }
-    if let Some(outlier) = policy.outlier.filter(|_| !inputs.is_named()) {
+    if let Some(outlier) = policy.outlier {
         message.outlier_detection = Some(traffic_policy::outlier_detection(outlier));
         message.common_lb_config = Some(traffic_policy::panic_threshold(outlier));
     }
