@@ -6,18 +6,18 @@
 //! Defaults: 2000, 3. An API server runs in this process, the control plane in a child, the workloads in another: each with a key, a
 //! request and a token of its own (made before), a connection of its own over TLS, and one call of CreateCertificate, which has the
 //! API server review the token. Times run from the moment all may begin; CPU and resident memory are the control plane's.
+#[path = "support/serving.rs"]
+mod serving;
 #[allow(dead_code, reason = "the tests' support, of which this uses a part")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use lateen_control::{Config, ControlPlane, Listen};
 use lateen_pki::{KeyKind, SpiffeId, WorkloadCertificate, WorkloadKey};
 use lateen_xds::certificate_service::{IstioCertificateRequest, create_certificate};
+use serving::{Cost, Serving};
 use support::Cluster;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
@@ -39,7 +39,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 async fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some("--control-plane") => control_plane().await,
+        Some(serving::FLAG) => serving::serve().await,
         Some("--workloads") => workloads(arguments[1].clone()).await,
         _ => {
             let number =
@@ -49,52 +49,10 @@ async fn main() -> Result<(), Error> {
     }
 }
 
-/// The child that is the control plane: says where it serves, then serves until it is killed.
-async fn control_plane() -> Result<(), Error> {
-    let kubeconfig = Kubeconfig::from_yaml(&std::env::var("KUBECONFIG_TEXT")?)?;
-    let client = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listen = Listen { xds: any, plain_xds: None, monitoring: any, webhooks: any, ready: any };
-    let config = Config { listen, ..Config::default() };
-    let control_plane = ControlPlane::start(config, kube::Client::try_from(client)?).await?;
-    control_plane.ready().await;
-    let addresses = control_plane.addresses();
-    println!(
-        "{} {} {}",
-        addresses.xds,
-        addresses.webhooks,
-        control_plane.root_certificate().replace('\n', "|")
-    );
-    std::future::pending().await
-}
-
-/// CPU time, and resident memory in KiB now and at most.
-fn cost(pid: u32) -> Result<(Duration, u64, u64), Error> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().ok_or("stat")?.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = |field: &str| -> Result<u64, Error> {
-        let value = status.lines().find_map(|line| line.strip_prefix(field)).ok_or("no such field")?;
-        Ok(value.trim().trim_end_matches(" kB").parse()?)
-    };
-    Ok((Duration::from_millis(ticks * 10), kib("VmRSS:")?, kib("VmHWM:")?))
-}
-
 async fn measure(count: usize, rounds: usize) -> Result<(), Error> {
     let cluster = Cluster::start().await;
     let myself = std::env::current_exe()?;
-    let mut child = Command::new(&myself)
-        .arg("--control-plane")
-        .env("KUBECONFIG_TEXT", cluster.api.kubeconfig(&cluster.api.url())?)
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let pid = child.id().ok_or("the control plane has ended")?;
-    let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-    let line = lines.next_line().await?.ok_or("the control plane has ended")?;
-    let words: Vec<&str> = line.splitn(3, ' ').collect();
-    cluster.webhooks_at(words[1].parse()?);
+    let serving = Serving::start(&cluster).await?;
 
     let mut tokens = Vec::new();
     for index in 0..count {
@@ -119,8 +77,8 @@ async fn measure(count: usize, rounds: usize) -> Result<(), Error> {
     );
     for _ in 0..rounds {
         let mut child = Command::new(&myself)
-            .args(["--workloads", words[0]])
-            .env("ROOT", words[2].replace('|', "\n"))
+            .args(["--workloads", &serving.xds])
+            .env("ROOT", &serving.root)
             .env("TOKENS", &file)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -128,15 +86,15 @@ async fn measure(count: usize, rounds: usize) -> Result<(), Error> {
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
         lines.next_line().await?.ok_or("the workloads ended")?;
-        let before = cost(pid)?;
+        let before = Cost::of(serving.pid)?;
         child.stdin.take().ok_or("no input")?.write_all(b"go\n").await?;
         let figures = lines.next_line().await?.ok_or("the workloads ended")?;
-        let after = cost(pid)?;
+        let after = Cost::of(serving.pid)?;
         println!(
             "| {count} | {figures} | {:.2} | {} | {} |",
-            (after.0 - before.0).as_secs_f64(),
-            before.1 / 1024,
-            after.2 / 1024
+            (after.cpu - before.cpu).as_secs_f64(),
+            before.resident_kib / 1024,
+            after.most_kib / 1024
         );
     }
     std::fs::remove_file(file)?;

@@ -9,24 +9,24 @@
 //! over all proxies and changes. `push` is the CPU time of the push thread (world, generation), `process` that of the whole control
 //! plane; resident memory is the control plane's. Steady change is for SECONDS: endpoints of one service every second, a
 //! VirtualService that all see every ten.
+#[path = "support/serving.rs"]
+mod serving;
 #[allow(dead_code, reason = "the tests' support, of which this uses a part")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use lateen_control::{Config, ControlPlane, Listen};
 use lateen_xds::pb::envoy::config::core::v3::Node;
 use lateen_xds::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use lateen_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use lateen_xds::pb::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
 use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+use serving::{Cost, Serving};
 use support::{Cluster, service, slice, virtual_service};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -58,54 +58,12 @@ async fn main() -> Result<(), Error> {
         let tokens = std::env::var("TOKENS")?.split(' ').map(str::to_owned).collect();
         return proxies_of(url, &std::env::var("ROOT")?, tokens, proxies.parse()?).await;
     }
-    if arguments.first().is_some_and(|flag| flag == "--control-plane") {
-        return control_plane().await;
+    if arguments.first().is_some_and(|flag| flag == serving::FLAG) {
+        return serving::serve().await;
     }
     let number = |index: usize, default| arguments.get(index).map_or(Ok(default), |text| text.parse());
     let seconds = number(4, 20)?;
     measure(number(0, 1000)?, number(1, 10)?, number(2, 500)?, number(3, 50)?, seconds).await
-}
-
-/// The child that is the control plane: says where it serves, then serves until it is killed.
-async fn control_plane() -> Result<(), Error> {
-    let kubeconfig = Kubeconfig::from_yaml(&std::env::var("KUBECONFIG_TEXT")?)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listen = Listen { xds: any, plain_xds: None, monitoring: any, webhooks: any, ready: any };
-    let config_of_ours = Config { listen, ..Config::default() };
-    let control_plane = ControlPlane::start(config_of_ours, kube::Client::try_from(config)?).await?;
-    control_plane.ready().await;
-    let addresses = control_plane.addresses();
-    let root = control_plane.root_certificate().replace('\n', "|");
-    println!("{} {} {root}", addresses.xds, addresses.webhooks);
-    std::future::pending().await
-}
-
-/// The control plane as this process sees it.
-struct Serving {
-    _child: Child,
-    pid: u32,
-    xds: String,
-    root: String,
-}
-
-impl Serving {
-    async fn start(cluster: &Cluster) -> Result<Self, Error> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("--control-plane")
-            .env("KUBECONFIG_TEXT", cluster.api.kubeconfig(&cluster.api.url())?)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let pid = child.id().ok_or("the control plane has ended")?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-        let line = lines.next_line().await?.ok_or("the control plane has ended")?;
-        let mut words = line.splitn(3, ' ');
-        let mut word = || words.next().map(str::to_owned).ok_or("half a line");
-        let (xds, webhooks, root) = (word()?, word()?, word()?.replace('|', "\n"));
-        cluster.webhooks_at(webhooks.parse()?);
-        Ok(Self { _child: child, pid, xds, root })
-    }
 }
 
 async fn measure(
@@ -160,6 +118,8 @@ async fn measure(
     report("one endpoint, seen by all", &before, &sample()?, changes, &arrivals);
 
     let rounds = (changes / 5).max(1);
+    // Over both kinds, as each rule must be another one than that before it.
+    let mut written = 0;
     for (what, export_to, expected) in [
         ("one VirtualService, seen by all", "*", proxies),
         ("one VirtualService, seen in one namespace", ".", proxies.div_ceil(NAMESPACES)),
@@ -172,19 +132,21 @@ async fn measure(
             rule["metadata"]["namespace"] = namespace(0).into();
             rule["spec"]["exportTo"] = serde_json::json!([export_to]);
             rule["spec"]["http"][0]["route"][0]["destination"]["host"] =
-                format!("s{}.default.svc.cluster.local", 2 + round % 2).into();
+                format!("s{}.default.svc.cluster.local", 2 + written % 2).into();
+            written += 1;
             cluster.apply(rule).await;
             // The first one of the second kind is also seen by those who lose the other.
             let expected = if round == 0 { proxies } else { expected };
             arrivals.extend(seen.since(start, ROUTE, expected).await?);
         }
         // A change that everybody sees: whatever the ones before sent to others is here before it.
-        cluster.apply(slice_of(0, 1 + rounds % 2 + usize::from(export_to == "*"))).await;
+        cluster.apply(slice_of(0, endpoints + 1 + usize::from(export_to == "*"))).await;
         seen.until(ENDPOINT, proxies).await?;
         report(what, &before, &sample()?, rounds, &arrivals);
         println!("    responses beyond these: {}", seen.others - unasked);
     }
-    steady(&cluster, &serving, &mut seen, proxies, seconds, &slice_of).await?;
+    let next = |second: usize| slice_of((10 + second) % services, endpoints + 3 + second / services % 2);
+    steady(&cluster, &serving, &mut seen, proxies, seconds, &next).await?;
     seen.child.kill().await?;
     Ok(())
 }
@@ -196,13 +158,13 @@ async fn steady(
     seen: &mut Seen,
     proxies: usize,
     seconds: usize,
-    slice_of: &impl Fn(usize, usize) -> serde_json::Value,
+    next: &impl Fn(usize) -> serde_json::Value,
 ) -> Result<(), Error> {
     let before = Sample::of(serving.pid)?;
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     for second in 0..seconds {
         clock.tick().await;
-        cluster.apply(slice_of(10 + second % 100, 5 + second / 100 % 2)).await;
+        cluster.apply(next(second)).await;
         seen.until(ENDPOINT, proxies).await?;
         if second % 10 == 5 {
             let mut rule = virtual_service("s3.default.svc.cluster.local", "s3");
@@ -296,19 +258,12 @@ impl Sample {
                 push += Duration::from_nanos(spent.split(' ').next().ok_or("schedstat")?.parse()?);
             }
         }
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().ok_or("stat")?.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kib = |field: &str| -> Result<u64, Error> {
-            let value = status.lines().find_map(|line| line.strip_prefix(field)).ok_or("no such field")?;
-            Ok(value.trim().trim_end_matches(" kB").parse()?)
-        };
+        let cost = Cost::of(pid)?;
         Ok(Self {
             push,
-            process: Duration::from_millis(ticks * 10),
-            resident_kib: kib("VmRSS:")?,
-            most_kib: kib("VmHWM:")?,
+            process: cost.cpu,
+            resident_kib: cost.resident_kib,
+            most_kib: cost.most_kib,
             time: Instant::now(),
         })
     }

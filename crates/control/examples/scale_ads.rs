@@ -44,20 +44,21 @@ async fn main() -> Result<(), Error> {
     let [port, services, listener_port, origin] = numbers[..] else {
         return Err("usage: scale_ads PORT SERVICES LISTENER_PORT ORIGIN_PORT".into());
     };
+    let routes = Routes::new(services);
     let clusters = (0..services).map(|index| resource(&cluster_name(index), &cluster(index)));
     let endpoints = (0..services).map(|index| resource(&cluster_name(index), &endpoints(index, origin)));
     let snapshot = Snapshot::new(1, Instant::now())
         .with(CLUSTER, Arc::new(clusters.collect()))
         .with(ENDPOINT, Arc::new(endpoints.collect()))
         .with(LISTENER, Arc::new([resource("main", &listener(listener_port))].into_iter().collect()))
-        .with(ROUTE, routes(services, "first"));
+        .with(ROUTE, routes.with("first"));
     let given = Arc::new(Given(watch::Sender::new(Arc::new(snapshot))));
     let changes = given.clone();
     std::thread::spawn(move || {
         for (version, line) in (2..).zip(std::io::stdin().lock().lines().map_while(Result::ok)) {
             changes.0.send_modify(|snapshot| {
                 let next = Snapshot::clone_at(snapshot, version, Instant::now());
-                *snapshot = Arc::new(next.with(ROUTE, routes(services, &line)));
+                *snapshot = Arc::new(next.with(ROUTE, routes.with(&line)));
             });
         }
         // Whoever started this is gone.
@@ -78,12 +79,8 @@ async fn main() -> Result<(), Error> {
 }
 
 fn resource<M: Message>(name: &str, message: &M) -> Arc<Resource> {
-    versioned(name, "1", message)
-}
-
-fn versioned<M: Message>(name: &str, version: &str, message: &M) -> Arc<Resource> {
     let body = message.encode_to_vec().into();
-    Arc::new(Resource { name: name.into(), version: version.into(), body })
+    Arc::new(Resource { name: name.into(), version: "1".into(), body })
 }
 
 fn any<M: Message + Name>(message: &M) -> Any {
@@ -166,14 +163,31 @@ fn listener(port: u16) -> listener::Listener {
     }
 }
 
-fn routes(services: u16, mark: &str) -> Arc<ResourceSet> {
-    let hosts = (0..services).map(|index| virtual_host(index, (index + 1 == services).then_some(mark)));
-    let message = route::RouteConfiguration {
-        name: "80".to_owned(),
-        virtual_hosts: hosts.collect(),
-        ..Default::default()
-    };
-    Arc::new([versioned("80", mark, &message)].into_iter().collect())
+/// The routes of all hosts, of which those of the last one change; the others are encoded once, as a control plane keeps them.
+struct Routes {
+    services: u16,
+    encoded: Vec<u8>,
+}
+
+impl Routes {
+    fn new(services: u16) -> Self {
+        let hosts = (0..services - 1).map(|index| virtual_host(index, None));
+        let message = route::RouteConfiguration {
+            name: "80".to_owned(),
+            virtual_hosts: hosts.collect(),
+            ..Default::default()
+        };
+        Self { services, encoded: message.encode_to_vec() }
+    }
+
+    fn with(&self, mark: &str) -> Arc<ResourceSet> {
+        let last = virtual_host(self.services - 1, Some(mark));
+        let rest = route::RouteConfiguration { virtual_hosts: vec![last], ..Default::default() };
+        // Encoded messages one after the other are one with the lists of both.
+        let body = [&self.encoded[..], &rest.encode_to_vec()].concat().into();
+        let resource = Resource { name: "80".into(), version: mark.into(), body };
+        Arc::new([Arc::new(resource)].into_iter().collect())
+    }
 }
 
 fn virtual_host(index: u16, mark: Option<&str>) -> route::VirtualHost {
