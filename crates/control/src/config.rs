@@ -55,6 +55,8 @@ pub struct Config {
     pub keys: KeyFetching,
     /// Whether proxies with addresses of both families are given configuration for both (`ISTIO_DUAL_STACK`). Default false.
     pub dual_stack: bool,
+    /// Whether names of gateways between networks are looked up (`RESOLVE_HOSTNAME_GATEWAYS`). Default true.
+    pub resolve_gateways: bool,
 }
 
 /// Signers of workloads' certificates behind the Kubernetes CSR API (`EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API`).
@@ -151,6 +153,7 @@ impl Default for Config {
             external_ca: None,
             keys: KeyFetching::default(),
             dual_stack: false,
+            resolve_gateways: true,
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::ca_service::CaService;
 use crate::csr_api::CsrApi;
 use crate::debug::{self, Debug};
 use crate::fetch_keys::KeyFetcher;
+use crate::gateway_names;
 use crate::injection_webhook::{self, Injector};
 use crate::key_sets;
 use crate::mesh_objects::{self, InjectionState, MeshObjects};
@@ -193,7 +194,8 @@ impl ControlPlane {
             cluster_id: config.cluster_id.clone(),
             ..StoreOptions::default()
         };
-        let kinds = watches::KINDS.into_iter().chain([mesh_objects::KIND, key_sets::KIND]);
+        let looked_up = config.resolve_gateways.then_some(gateway_names::KIND);
+        let kinds = watches::KINDS.into_iter().chain([mesh_objects::KIND, key_sets::KIND]).chain(looked_up);
         let push = PushLoop::new(Store::new(options), kinds, metrics.clone());
         let published = push.subscribe();
         let runtime = Handle::current();
@@ -225,6 +227,15 @@ impl ControlPlane {
             inputs.clone(),
             stop.clone(),
         ));
+        if config.resolve_gateways {
+            background.spawn(gateway_names::run(
+                gateway_names::of_system,
+                gateway_names::REFRESH,
+                published.clone(),
+                inputs.clone(),
+                stop.clone(),
+            ));
+        }
         background.spawn(ingress_status::run(client.clone(), published.clone(), stop.clone()));
         background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
         let revision =

@@ -15,6 +15,7 @@ mod control_plane;
 mod csr_api;
 mod debug;
 mod fetch_keys;
+mod gateway_names;
 mod ingress_status;
 mod inject;
 mod injection_webhook;

@@ -57,6 +57,9 @@ struct Discovery {
     /// `defaultConfig.proxyMetadata.ISTIO_DUAL_STACK` does so too.
     #[arg(long, env = "ISTIO_DUAL_STACK", default_value_t = false, action = clap::ArgAction::Set)]
     dual_stack: bool,
+    /// Look up the names of gateways between networks that have no address.
+    #[arg(long, env = "RESOLVE_HOSTNAME_GATEWAYS", default_value_t = true, action = clap::ArgAction::Set)]
+    resolve_gateways: bool,
     /// The signer of workloads that name none, as `domain/name`.
     #[arg(long, env = "K8S_SIGNER", default_value = "")]
     k8s_signer: String,
@@ -139,6 +142,7 @@ impl Discovery {
             },
             external_ca: self.external_ca()?,
             dual_stack: self.dual_stack,
+            resolve_gateways: self.resolve_gateways,
             keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
             ..Config::default()
         })

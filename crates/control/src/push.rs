@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::classes::Classes;
+use crate::gateway_names;
 use crate::key_sets;
 use crate::metrics::Metrics;
 use crate::secret_access::Account;
@@ -52,7 +53,8 @@ pub(crate) struct Published {
     pub(crate) world: Arc<World>,
     /// Counts up when anything but endpoints, pods and nodes changed.
     pub(crate) config_version: u64,
-    /// Whether all kinds have been listed but for keys of token issuers, which are fetched by what the others say.
+    /// Whether all kinds have been listed but for keys of token issuers and addresses of gateways' names, which are fetched by what the
+    /// others say.
     pub(crate) listed: bool,
     /// Whether all kinds have been listed: before, the world is incomplete and nobody is served.
     pub(crate) complete: bool,
@@ -177,9 +179,9 @@ impl PushLoop {
         }
     }
 
-    /// Whether nothing but keys is waited for.
+    /// Whether nothing but keys and addresses of names is waited for.
     fn is_listed(&self) -> bool {
-        self.unlisted.iter().all(|kind| *kind == key_sets::KIND)
+        self.unlisted.iter().all(|kind| [key_sets::KIND, gateway_names::KIND].contains(kind))
     }
 
     /// Takes effect with the push that follows.

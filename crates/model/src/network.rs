@@ -2,10 +2,11 @@
 //!
 //! The rules are istiod's: of an endpoint its own `network`, else the label `topology.istio.io/network` of its pod or entry, else
 //! that of the control plane's namespace, else what `meshNetworks` says. Gateways are Services with that label, at their load
-//! balancer's addresses, and those of `meshNetworks`.
+//! balancer's addresses or at nodes, and those of `meshNetworks`.
 //! <https://istio.io/latest/docs/setup/install/multicluster/multi-primary_multi-network/>
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
@@ -13,11 +14,14 @@ use lateen_api::MeshNetworks;
 
 use crate::endpoint::Address;
 use crate::hostname::Hostname;
+use crate::pod::labels_match;
 
 /// Label of a pod, an entry, a Service of gateways, and of the control plane's namespace, with the name of a network.
 pub const NETWORK_LABEL: &str = "topology.istio.io/network";
 /// Label of a Service of gateways with another port than [`GATEWAY_PORT`].
 const GATEWAY_PORT_LABEL: &str = "networking.istio.io/gatewayPort";
+/// Annotation of a Service of type NodePort with the labels, as JSON, of the nodes at which it is reached.
+const NODE_SELECTOR: &str = "traffic.istio.io/nodeSelector";
 /// The port of gateways between networks.
 const GATEWAY_PORT: u16 = 15_443;
 
@@ -25,10 +29,11 @@ const GATEWAY_PORT: u16 = 15_443;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Networks {
     pub(crate) places: Places,
-    /// Gateways with an IP address.
+    /// Gateways with an IP address, their own or their name's.
     pub(crate) gateways: Gateways,
-    /// All gateways: proxies that look names up do so for theirs.
+    /// All gateways, as they are called: proxies that look names up do so for theirs.
     pub(crate) named_gateways: Gateways,
+    pub(crate) names: Vec<Arc<str>>,
     pub(crate) unused: Vec<String>,
 }
 
@@ -84,7 +89,7 @@ impl Gateways {
 }
 
 impl Networks {
-    /// Gateways with an IP address.
+    /// Gateways with an IP address, their own or their name's.
     pub fn gateways(&self) -> &Gateways {
         &self.gateways
     }
@@ -92,6 +97,11 @@ impl Networks {
     /// All gateways, for clusters whose endpoints' names the proxy looks up.
     pub fn named_gateways(&self) -> &Gateways {
         &self.named_gateways
+    }
+
+    /// Names of gateways, whose addresses [`Event::GatewayName`](crate::Event::GatewayName) tells.
+    pub fn gateway_names(&self) -> &[Arc<str>] {
+        &self.names
     }
 
     /// Fields of `meshNetworks` that were given and do nothing, as paths.
@@ -144,6 +154,50 @@ pub(crate) struct GatewayService {
     labelled: Option<(String, u16)>,
     /// Where it is reached from outside the cluster.
     addresses: Vec<Address>,
+    /// Of a Service of type NodePort whose annotation says at which nodes it is reached.
+    at_nodes: Option<AtNodes>,
+}
+
+/// Where a Service of type NodePort is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AtNodes {
+    /// Labels of the nodes.
+    selector: BTreeMap<String, String>,
+    /// The nodes' ports by the Service's.
+    ports: BTreeMap<u16, u16>,
+}
+
+/// A node by which gateways may be reached: one with an address outside the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GatewayNode {
+    address: Address,
+    labels: BTreeMap<String, String>,
+}
+
+impl GatewayNode {
+    /// Takes over a Node; none when it has no external address.
+    pub(crate) fn new(node: &core::Node) -> Option<Self> {
+        let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        let mut external = addresses.filter(|one| one.type_ == "ExternalIP" && !one.address.is_empty());
+        let address = Address::parse(&external.next()?.address);
+        Some(Self { address, labels: node.metadata.labels.clone().unwrap_or_default() })
+    }
+}
+
+impl AtNodes {
+    fn new(service: &core::Service, spec: &core::ServiceSpec) -> Option<Self> {
+        let annotation = service.metadata.annotations.as_ref()?.get(NODE_SELECTOR)?;
+        if spec.type_.as_deref() != Some("NodePort") {
+            return None;
+        }
+        let number = |port: i32| u16::try_from(port).ok();
+        let ports = spec.ports.iter().flatten();
+        Some(Self {
+            // As for istiod, what does not parse selects all.
+            selector: serde_json::from_str(annotation).unwrap_or_default(),
+            ports: ports.filter_map(|port| Some((number(port.port)?, number(port.node_port?)?))).collect(),
+        })
+    }
 }
 
 impl GatewayService {
@@ -166,19 +220,45 @@ impl GatewayService {
             let port = label(GATEWAY_PORT_LABEL).and_then(|port| port.parse().ok());
             (network.clone(), port.unwrap_or(GATEWAY_PORT))
         });
-        (!addresses.is_empty()).then_some(Self { labelled, addresses })
+        let at_nodes = AtNodes::new(service, spec);
+        (!addresses.is_empty() || at_nodes.is_some()).then_some(Self { labelled, addresses, at_nodes })
+    }
+
+    /// Whether nodes say where it is.
+    pub(crate) fn is_at_nodes(&self) -> bool {
+        self.at_nodes.is_some()
+    }
+
+    /// The gateways behind a port of it.
+    fn gateways<'a>(&self, port: u16, nodes: impl Iterator<Item = &'a GatewayNode>) -> Vec<NetworkGateway> {
+        let at = |address: &Address, port| NetworkGateway { address: address.clone(), port };
+        match &self.at_nodes {
+            None => self.addresses.iter().map(|address| at(address, port)).collect(),
+            Some(at_nodes) => {
+                let port = at_nodes.ports.get(&port).copied().unwrap_or(port);
+                let selected = nodes.filter(|node| labels_match(&at_nodes.selector, &node.labels));
+                selected.map(|node| at(&node.address, port)).collect()
+            }
+        }
     }
 }
 
-/// The gateways of all networks: those with an IP address, and all.
+/// The gateways of all networks, by network. Those of the cluster go before those that belong to none, as endpoints of the cluster
+/// prefer them.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    of_cluster: BTreeMap<String, BTreeSet<NetworkGateway>>,
+    of_none: BTreeMap<String, BTreeSet<NetworkGateway>>,
+}
+
+/// The gateways that mesh networks and Services tell of.
 pub(crate) fn gateways<'a>(
     networks: &MeshNetworks,
     cluster: &str,
     services: impl Iterator<Item = (Hostname, &'a GatewayService)>,
-) -> (Gateways, Gateways) {
-    // Those of the cluster go before those that belong to none, as endpoints of the cluster prefer them.
-    let mut of_cluster: BTreeMap<String, BTreeSet<NetworkGateway>> = BTreeMap::new();
-    let mut of_none: BTreeMap<String, BTreeSet<NetworkGateway>> = BTreeMap::new();
+    nodes: &BTreeMap<Arc<str>, GatewayNode>,
+) -> Known {
+    let Known { mut of_cluster, mut of_none } = Known::default();
     let mut by_host: BTreeMap<&str, Vec<(&str, u16)>> = BTreeMap::new();
     for (name, network) in &networks.networks {
         let is_of_cluster =
@@ -198,39 +278,62 @@ pub(crate) fn gateways<'a>(
         let labelled = service.labelled.as_ref().map(|(network, port)| vec![(network.as_str(), *port)]);
         let named = || by_host.get(&*host).cloned().unwrap_or_default();
         for (network, port) in labelled.unwrap_or_else(named) {
-            let all = of_cluster.entry(network.to_owned()).or_default();
-            all.extend(
-                service.addresses.iter().map(|address| NetworkGateway { address: address.clone(), port }),
-            );
+            of_cluster.entry(network.to_owned()).or_default().extend(service.gateways(port, nodes.values()));
         }
     }
-    let by_ip = |gateway: &NetworkGateway| gateway.address.ip().is_some();
-    (collect(&of_cluster, &of_none, by_ip), collect(&of_cluster, &of_none, |_| true))
+    Known { of_cluster, of_none }
 }
 
-fn collect(
-    of_cluster: &BTreeMap<String, BTreeSet<NetworkGateway>>,
-    of_none: &BTreeMap<String, BTreeSet<NetworkGateway>>,
-    of_use: impl Fn(&NetworkGateway) -> bool,
-) -> Gateways {
-    let mut gateways = Gateways::default();
-    let names: BTreeSet<&String> = of_cluster.keys().chain(of_none.keys()).collect();
-    for name in names {
-        let usable = |of: &BTreeMap<String, BTreeSet<NetworkGateway>>| -> Vec<NetworkGateway> {
-            of.get(name).into_iter().flatten().filter(|gateway| of_use(gateway)).cloned().collect()
-        };
-        let (own, others) = (usable(of_cluster), usable(of_none));
-        let (own_count, other_count) = (own.len(), others.len());
-        // A gateway that is known in both ways counts twice, since istiod tells them apart by their cluster.
-        for count in [own_count, other_count, own_count + other_count] {
-            gateways.scale = least_common_multiple(gateways.scale, count);
-        }
-        let chosen = if own.is_empty() { others } else { own };
-        if !chosen.is_empty() {
-            gateways.by_network.insert(name.clone(), chosen);
-        }
+impl Known {
+    /// Their names, in order.
+    pub(crate) fn names(&self) -> Vec<Arc<str>> {
+        let all = self.of_cluster.values().chain(self.of_none.values()).flatten();
+        let names: BTreeSet<&Arc<str>> = all
+            .filter_map(|gateway| match &gateway.address {
+                Address::Dns(name) => Some(name),
+                _ => None,
+            })
+            .collect();
+        names.into_iter().cloned().collect()
     }
-    gateways
+
+    /// As they are called.
+    pub(crate) fn as_named(&self) -> Gateways {
+        self.collect(|gateway| vec![gateway.clone()])
+    }
+
+    /// Those with an address, names being those of these addresses.
+    pub(crate) fn by_address(&self, names: &BTreeMap<Arc<str>, Vec<IpAddr>>) -> Gateways {
+        self.collect(|gateway| {
+            let found = match &gateway.address {
+                Address::Ip(address) => std::slice::from_ref(address),
+                Address::Dns(name) => names.get(name).map(Vec::as_slice).unwrap_or_default(),
+                Address::Unix(_) | Address::Unknown => &[],
+            };
+            let at = |address: &IpAddr| NetworkGateway { address: Address::Ip(*address), port: gateway.port };
+            found.iter().map(at).collect()
+        })
+    }
+
+    fn collect(&self, found: impl Fn(&NetworkGateway) -> Vec<NetworkGateway>) -> Gateways {
+        let mut gateways = Gateways::default();
+        let names: BTreeSet<&String> = self.of_cluster.keys().chain(self.of_none.keys()).collect();
+        for name in names {
+            let usable = |of: &BTreeMap<String, BTreeSet<NetworkGateway>>| -> BTreeSet<NetworkGateway> {
+                of.get(name).into_iter().flatten().flat_map(&found).collect()
+            };
+            let (own, others) = (usable(&self.of_cluster), usable(&self.of_none));
+            // A gateway that is known in both ways counts twice, since istiod tells them apart by their cluster.
+            for count in [own.len(), others.len(), own.len() + others.len()] {
+                gateways.scale = least_common_multiple(gateways.scale, count);
+            }
+            let chosen = if own.is_empty() { others } else { own };
+            if !chosen.is_empty() {
+                gateways.by_network.insert(name.clone(), chosen.into_iter().collect());
+            }
+        }
+        gateways
+    }
 }
 
 /// Of a number with a count; no count leaves it, and so does one that would not fit.

@@ -1,5 +1,6 @@
 //! The typed store: takes objects, keeps the world current, and says what changed.
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -19,7 +20,7 @@ use crate::hostname::resolve_host;
 use crate::ingress::Ingress;
 use crate::key_set::{KeySet, KeySource};
 use crate::name::ObjectName;
-use crate::network::GatewayService;
+use crate::network::{GatewayNode, GatewayService};
 use crate::pod::{Pod, PodPhase};
 use crate::service::Service;
 use crate::world::{Index, World};
@@ -78,6 +79,13 @@ pub enum Event {
     Keys(KeySet),
     /// Keys from there are not wanted any more.
     NoKeys(KeySource),
+    /// The name of a gateway between networks was looked up.
+    GatewayName {
+        /// The name.
+        name: Arc<str>,
+        /// Its addresses; none: they are not wanted any more.
+        addresses: Vec<IpAddr>,
+    },
 }
 
 /// What a store needs to know.
@@ -128,6 +136,10 @@ pub struct Store {
     mesh_networks: MeshNetworks,
     /// Services by which gateways of networks may be reached.
     gateway_services: BTreeMap<ObjectName, GatewayService>,
+    /// Nodes by which gateways of networks may be reached.
+    gateway_nodes: BTreeMap<Arc<str>, GatewayNode>,
+    /// Addresses of gateways' names.
+    gateway_names: BTreeMap<Arc<str>, Vec<IpAddr>>,
 }
 
 impl Store {
@@ -149,6 +161,8 @@ impl Store {
             auto_claims: BTreeMap::new(),
             mesh_networks: MeshNetworks::default(),
             gateway_services: BTreeMap::new(),
+            gateway_nodes: BTreeMap::new(),
+            gateway_names: BTreeMap::new(),
         }
     }
 
@@ -174,6 +188,7 @@ impl Store {
                     self.world.key_sets.insert(set.source.clone(), set);
                 }
             }
+            Event::GatewayName { name, addresses } => self.set_gateway_name(name, addresses, &mut delta),
             Event::NoKeys(source) => {
                 if self.world.key_sets.remove(&source).is_some() {
                     delta.key_sets.insert(source);
@@ -207,6 +222,8 @@ impl Store {
                 }
             }
             Object::Node(node) => {
+                let name = node.metadata.name.as_deref().unwrap_or_default();
+                self.set_gateway_node(name, GatewayNode::new(&node), delta);
                 let labels = node.metadata.labels.unwrap_or_default();
                 self.set_node(
                     node.metadata.name.unwrap_or_default().into(),
@@ -293,6 +310,7 @@ impl Store {
                 }
             }
             Object::Node(node) => {
+                self.set_gateway_node(node.metadata.name.as_deref().unwrap_or_default(), None, delta);
                 self.set_node(node.metadata.name.as_deref().unwrap_or_default().into(), None, delta);
             }
             Object::ConfigMap(map) => {

@@ -249,6 +249,40 @@ fn gateways_of_mesh_networks() {
 }
 
 #[test]
+fn gateways_at_nodes() {
+    let mut mesh = two_networks();
+    let node = |name: &str, role: &str, kind: &str, address: &str| {
+        let node = json!({"metadata": {"name": name, "labels": {"role": role}},
+            "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}, {"type": kind, "address": address}]}});
+        Object::Node(serde_json::from_value(node).expect("a Node"))
+    };
+    for node in [
+        node("a", "edge", "ExternalIP", "9.9.9.1"),
+        node("b", "other", "ExternalIP", "9.9.9.2"),
+        node("c", "edge", "Hostname", "9.9.9.3"),
+    ] {
+        mesh.apply(Event::Applied(node));
+    }
+    let service = |kind: &str, selector: &str| {
+        json!({"metadata": {"namespace": "istio-system", "name": "gateway-network2", "labels": {NETWORK: "network2"},
+                "annotations": {"traffic.istio.io/nodeSelector": selector}},
+            "spec": {"type": kind, "clusterIP": "10.96.7.7", "ports": [{"name": "tls", "port": 15443, "nodePort": 30443}]}})
+    };
+    mesh.service_of(service("NodePort", r#"{"role": "edge"}"#));
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS)[1..], [at("9.9.9.1", 30443, 1)]);
+    mesh.apply(Event::Applied(node("c", "edge", "ExternalIP", "9.9.9.3")));
+    let both = [at("9.9.9.1", 30443, 1), at("9.9.9.3", 30443, 1)];
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS)[1..], both);
+    mesh.apply(Event::Deleted(node("a", "edge", "ExternalIP", "9.9.9.1")));
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS)[1..], [at("9.9.9.3", 30443, 1)]);
+    mesh.service_of(service("NodePort", "nonsense"));
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS).len(), 3, "what does not parse selects all");
+    mesh.service_of(service("ClusterIP", "{}"));
+    let direct = [at("10.244.0.31", 3000, 1), at("10.244.0.32", 3000, 1)];
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS), direct);
+}
+
+#[test]
 fn names_that_proxies_look_up_may_be_of_gateways() {
     let mut mesh = two_networks();
     gateways(&mut mesh, "network2", &["gw.example.com"]);
@@ -257,7 +291,19 @@ fn names_that_proxies_look_up_may_be_of_gateways() {
     let looked_up = endpoints(&resources.get(Cluster, "outbound|80||far.example")["load_assignment"]);
     assert_eq!(looked_up, [("b.example".to_owned(), 80, 1, false), at("gw.example.com", 15443, 1)]);
     let direct = [at("10.244.0.31", 3000, 1), at("10.244.0.32", 3000, 1)];
-    assert_eq!(of(&resources, CUSTOMERS), direct);
+    assert_eq!(of(&resources, CUSTOMERS), direct, "what EDS tells has addresses");
+    // The control plane looks names up for it.
+    let found = |mesh: &mut Mesh, addresses: &[[u8; 4]]| {
+        let addresses = addresses.iter().map(|address| (*address).into()).collect();
+        mesh.apply(Event::GatewayName { name: "gw.example.com".into(), addresses })
+    };
+    assert_eq!(mesh.world().networks().gateway_names(), ["gw.example.com".into()]);
+    assert!(found(&mut mesh, &[[7, 7, 7, 9], [7, 7, 7, 7]]).networks);
+    assert!(!found(&mut mesh, &[[7, 7, 7, 7], [7, 7, 7, 9]]).networks, "in another order it is the same");
+    let all = of(&seen_by(&mut mesh, &json!({})), CUSTOMERS);
+    assert_eq!(all[1..], [at("7.7.7.7", 15443, 1), at("7.7.7.9", 15443, 1)]);
+    found(&mut mesh, &[]);
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS), direct);
 }
 
 #[test]
