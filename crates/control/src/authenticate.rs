@@ -8,8 +8,12 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::api::PostParams;
+use lateen_pki::SpiffeId;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use tonic::Status;
+
+use crate::serve::PeerCertificates;
 
 /// Audience of the tokens proxies are given.
 pub(crate) const AUDIENCE: &str = "istio-ca";
@@ -42,6 +46,8 @@ pub(crate) enum AuthError {
     NoToken,
     #[error("the token is not accepted: {0}")]
     Rejected(String),
+    #[error("the certificate is not accepted: {0}")]
+    Certificate(String),
     #[error("the token is of {0:?}, which is not a service account")]
     NotAServiceAccount(String),
     #[error("the token cannot be checked: {0}; try again")]
@@ -54,9 +60,10 @@ impl From<AuthError> for Status {
     fn from(error: AuthError) -> Self {
         let message = error.to_string();
         match error {
-            AuthError::NoToken | AuthError::Rejected(_) | AuthError::NotAServiceAccount(_) => {
-                Status::unauthenticated(message)
-            }
+            AuthError::NoToken
+            | AuthError::Rejected(_)
+            | AuthError::Certificate(_)
+            | AuthError::NotAServiceAccount(_) => Status::unauthenticated(message),
             AuthError::Unavailable(_) => Status::unavailable(message),
             AuthError::OtherIdentity { .. } => Status::permission_denied(message),
         }
@@ -84,8 +91,22 @@ impl Authenticator {
         self.review(token).await
     }
 
-    /// Who sent a request with these headers.
-    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
+    /// Who sent a request with these headers on a connection where these certificates were shown and verified: a certificate goes
+    /// before a token, as in Istio. Machines come by theirs when their token has ended.
+    pub(crate) async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        shown: Option<&PeerCertificates>,
+        trust_domain: &str,
+    ) -> Result<Caller, AuthError> {
+        if let Some(shown) = shown {
+            let id = identity_of(shown.0.first(), trust_domain).map_err(AuthError::Certificate)?;
+            return Ok(Caller {
+                namespace: id.namespace().to_owned(),
+                service_account: id.service_account().to_owned(),
+                pod: None,
+            });
+        }
         let token = bearer(headers).ok_or(AuthError::NoToken)?;
         let mut key = [0; 32];
         key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
@@ -151,6 +172,16 @@ fn caller(user: UserInfo) -> Result<Caller, AuthError> {
     let pod =
         user.extra.and_then(|mut extra| extra.remove(POD_NAME)).and_then(|names| names.into_iter().next());
     Ok(Caller { namespace: namespace.to_owned(), service_account: service_account.to_owned(), pod })
+}
+
+/// The workload whose certificate this is. The handshake has verified it: it is of our root and has not expired.
+pub(crate) fn identity_of(leaf: Option<&CertificateDer<'_>>, trust_domain: &str) -> Result<SpiffeId, String> {
+    let leaf = leaf.ok_or("no certificate was shown")?;
+    let id = SpiffeId::of_certificate(leaf).map_err(|error| error.to_string())?;
+    if id.trust_domain() != trust_domain {
+        return Err(format!("the certificate is of {id}, which is not of the trust domain {trust_domain}"));
+    }
+    Ok(id)
 }
 
 impl Caller {

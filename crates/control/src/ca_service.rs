@@ -4,11 +4,10 @@ use futures::future::BoxFuture;
 use lateen_pki::{SigningRequest, SpiffeId};
 use lateen_xds::certificate_service::{CertificateIssuer, IstioCertificateRequest, IstioCertificateResponse};
 use lateen_xds::pb::google::protobuf::value::Kind;
-use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Status};
 
-use crate::authenticate::{AuthError, Authenticator, Caller};
+use crate::authenticate::{AuthError, Authenticator, Caller, identity_of};
 use crate::ca_metrics::{CaMetrics, CsrOutcome};
 use crate::ca_secret::CurrentAuthority;
 use crate::config::CertificateLife;
@@ -175,14 +174,4 @@ fn no_impersonation(message: &IstioCertificateRequest) -> Result<(), Refusal> {
         return Err((CsrOutcome::NotAuthenticated, status));
     }
     Ok(())
-}
-
-/// The workload whose certificate this is. The handshake has verified it: it is of our root and has not expired.
-fn identity_of(leaf: Option<&CertificateDer<'_>>, trust_domain: &str) -> Result<SpiffeId, String> {
-    let leaf = leaf.ok_or("no certificate was shown")?;
-    let id = SpiffeId::of_certificate(leaf).map_err(|error| error.to_string())?;
-    if id.trust_domain() != trust_domain {
-        return Err(format!("the certificate is of {id}, which is not of the trust domain {trust_domain}"));
-    }
-    Ok(id)
 }

@@ -57,6 +57,25 @@ pub struct Config {
     pub dual_stack: bool,
     /// Whether names of gateways between networks are looked up (`RESOLVE_HOSTNAME_GATEWAYS`). Default true.
     pub resolve_gateways: bool,
+    /// What is done for machines that are no pods.
+    pub machines: MachineOptions,
+}
+
+/// What is done for machines that are no pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineOptions {
+    /// Whether they may register themselves. Default true (`PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION`).
+    pub register: bool,
+    /// Whether what their agents say of their health is written down. Default true (`PILOT_ENABLE_WORKLOAD_ENTRY_HEALTHCHECKS`).
+    pub health_checks: bool,
+    /// How long one may be away before its WorkloadEntry goes. Default 10 s (`PILOT_WORKLOAD_ENTRY_GRACE_PERIOD`).
+    pub grace: Duration,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self { register: true, health_checks: true, grace: Duration::from_secs(10) }
+    }
 }
 
 /// Signers of workloads' certificates behind the Kubernetes CSR API (`EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API`).
@@ -154,6 +173,7 @@ impl Default for Config {
             keys: KeyFetching::default(),
             dual_stack: false,
             resolve_gateways: true,
+            machines: MachineOptions::default(),
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::mesh_objects::{self, InjectionState, MeshObjects};
 use crate::metrics::Metrics;
 use crate::push::{Input, Published, PushLoop};
 use crate::refused::Refused;
+use crate::registration::Registration;
 use crate::secret_access::SecretAccess;
 use crate::serve::Server;
 use crate::serving_cert::{ServingCert, ServingCertError};
@@ -252,6 +253,15 @@ impl ControlPlane {
             stop.clone(),
         );
         background.spawn(following);
+        let registration = Registration::new(
+            client.clone(),
+            &config.name,
+            &config.namespace,
+            config.machines,
+            metrics.registration.clone(),
+            ready.published.clone(),
+        );
+        background.spawn(registration.clone().run(stop.clone()));
         let parts = Parts {
             config: &config,
             client,
@@ -260,6 +270,7 @@ impl ControlPlane {
             ready: ready.clone(),
             sessions,
             secret_access,
+            registration,
             authority: authority.clone(),
         };
         let servers = TaskTracker::new();
@@ -338,6 +349,7 @@ struct Parts<'a> {
     ready: Readiness,
     sessions: Sessions,
     secret_access: Arc<SecretAccess>,
+    registration: Arc<Registration>,
     authority: CurrentAuthority,
 }
 
@@ -350,6 +362,7 @@ impl Parts<'_> {
                 inputs: self.inputs.clone(),
                 authenticator,
                 secret_access: self.secret_access.clone(),
+                registration: self.registration.clone(),
                 published: self.ready.published.clone(),
                 sessions: sessions.clone(),
                 metrics: self.metrics.clone(),

@@ -26,6 +26,7 @@ mod node;
 mod process_metrics;
 mod push;
 mod refused;
+mod registration;
 mod root_cert;
 mod secret_access;
 mod serve;
@@ -37,5 +38,5 @@ mod validation_webhook;
 mod watch;
 mod webhook_patch;
 
-pub use config::{CertificateLife, Config, ExternalCa, KeyFetching, Listen};
+pub use config::{CertificateLife, Config, ExternalCa, KeyFetching, Listen, MachineOptions};
 pub use control_plane::{Addresses, ControlPlane, StartError};

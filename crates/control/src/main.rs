@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use lateen_control::{CertificateLife, Config, ControlPlane, ExternalCa, KeyFetching, Listen};
+use lateen_control::{
+    CertificateLife, Config, ControlPlane, ExternalCa, KeyFetching, Listen, MachineOptions,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -69,6 +71,15 @@ struct Discovery {
     /// How old keys of token issuers may become before they are fetched again.
     #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = go_duration)]
     key_refresh: Duration,
+    /// Let machines register themselves by WorkloadGroups.
+    #[arg(long, env = "PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION", default_value_t = true, action = clap::ArgAction::Set)]
+    machines_register: bool,
+    /// Write down what machines' agents say of their health.
+    #[arg(long, env = "PILOT_ENABLE_WORKLOAD_ENTRY_HEALTHCHECKS", default_value_t = true, action = clap::ArgAction::Set)]
+    machines_health: bool,
+    /// How long a machine may be away before its WorkloadEntry goes.
+    #[arg(long, env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD", default_value = "10s", value_parser = go_duration)]
+    machines_grace: Duration,
     /// Port of xDS over TLS.
     #[arg(long, default_value_t = 15012)]
     xds_port: u16,
@@ -143,6 +154,11 @@ impl Discovery {
             external_ca: self.external_ca()?,
             dual_stack: self.dual_stack,
             resolve_gateways: self.resolve_gateways,
+            machines: MachineOptions {
+                register: self.machines_register,
+                health_checks: self.machines_health,
+                grace: self.machines_grace,
+            },
             keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
             ..Config::default()
         })

@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 
 use crate::ca_metrics::CaMetrics;
 use crate::process_metrics::ProcessMetrics;
+use crate::registration::RegistrationMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
@@ -66,6 +67,8 @@ pub(crate) struct Metrics {
     validations: [Family<ResourceLabel, Gauge>; 2],
     /// The certificate authority's.
     pub(crate) authority: CaMetrics,
+    /// Of machines that register themselves.
+    pub(crate) registration: RegistrationMetrics,
 }
 
 /// How an injection request ended.
@@ -110,6 +113,7 @@ impl Metrics {
             injections: std::array::from_fn(|_| Counter::default()),
             validations: std::array::from_fn(|_| Family::default()),
             authority: CaMetrics::default(),
+            registration: RegistrationMetrics::default(),
         };
         Arc::new(metrics.registered(version))
     }
@@ -176,6 +180,7 @@ impl Metrics {
             );
         }
         self.authority.register(&mut registry);
+        self.registration.register(&mut registry);
         registry.register_collector(Box::new(ProcessMetrics::new()));
         self.registry = registry;
         self
@@ -229,6 +234,7 @@ impl Metrics {
             Event::Failed { .. } => {
                 self.refused.inc();
             }
+            Event::Health { .. } => {}
         }
     }
 

@@ -16,7 +16,7 @@ use lateen_model::{Config, ObjectName, ServiceEntry, World};
 use lateen_translate::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
     check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,
-    check_workload_entry, check_workload_group,
+    check_workload_entry,
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -136,7 +136,7 @@ fn wanted(world: &World, refused: &BTreeMap<Key, Refusal>) -> BTreeMap<Key, Want
         add(&mut map, policy, check_peer_authentication(policy, world));
     }
     for group in world.workload_groups() {
-        add(&mut map, group, check_workload_group(group));
+        add(&mut map, group, Vec::new());
     }
     // Over what is said of the last good state, which goes on being used.
     for (key, Refusal { generation, reason }) in refused {
@@ -182,7 +182,20 @@ async fn write(client: &Client, key: &Key, wanted: &Wanted) -> Result<(), kube::
     }
 }
 
+/// Times that an object is read again which somebody else has written meanwhile.
+const CONFLICTS: usize = 5;
+
 async fn write_kind<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted) -> Result<(), kube::Error> {
+    let mut conflicts = 0;
+    loop {
+        match try_write::<S>(client, name, wanted).await {
+            Err(kube::Error::Api(answer)) if answer.code == 409 && conflicts < CONFLICTS => conflicts += 1,
+            other => return other,
+        }
+    }
+}
+
+async fn try_write<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted) -> Result<(), kube::Error> {
     let api: Api<Object<S>> = Api::namespaced(client.clone(), &name.namespace);
     // Read first: after a restart most statuses are as they should be.
     let Some(object) = api.get_opt(&name.name).await? else { return Ok(()) };
@@ -190,6 +203,7 @@ async fn write_kind<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted
         // The watch is about to bring a newer object.
         return Ok(());
     }
+    let read = object.metadata.resource_version;
     let Some(status) = status(object.status.unwrap_or_default(), wanted, &now()) else { return Ok(()) };
     // Every field, since a merge patch keeps what it does not name, and empty fields are left out of the JSON form.
     let mut patch = json!({ "status": {
@@ -197,6 +211,10 @@ async fn write_kind<S: Kind>(client: &Client, name: &ObjectName, wanted: &Wanted
         "validationMessages": status.validation_messages,
         "observedGeneration": status.observed_generation,
     } });
+    if S::KIND == WorkloadEntrySpec::KIND {
+        // Health is a condition too, written by somebody else: what is not what was read is not overwritten.
+        patch["metadata"] = json!({ "resourceVersion": read });
+    }
     if S::KIND == ServiceEntrySpec::KIND {
         patch["status"]["addresses"] = json!(status.addresses);
     }

@@ -28,9 +28,10 @@ pub(crate) fn document(connections: &[ConnectionStatus], istiod: &str) -> Value 
     Value::Array(proxies.map(|connection| describe(connection, istiod)).collect())
 }
 
-/// Whether it is the stream that the agent beside an Envoy has for names: the proxy's own tells where the proxy stands.
+/// Whether it is the stream that the agent beside an Envoy has for names and for the application's health: the proxy's own tells
+/// where the proxy stands.
 fn only_names(connection: &ConnectionStatus) -> bool {
-    !connection.types.is_empty() && connection.types.keys().all(|url| **url == *type_urls::NAME_TABLE)
+    connection.types.keys().all(|url| **url == *type_urls::NAME_TABLE)
 }
 
 fn describe(connection: &ConnectionStatus, istiod: &str) -> Value {

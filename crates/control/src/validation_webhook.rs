@@ -14,7 +14,7 @@ use lateen_model::{Config, World};
 use lateen_translate::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
     check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,
-    check_workload_entry, check_workload_group,
+    check_workload_entry,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -96,9 +96,7 @@ fn validate(object: &Value, world: &World) -> Verdict {
         ("security.istio.io", "PeerAuthentication") => {
             checked(object, validate_peer_authentication, |config| check_peer_authentication(config, world))
         }
-        ("networking.istio.io", "WorkloadGroup") => {
-            checked(object, validate_workload_group, check_workload_group)
-        }
+        ("networking.istio.io", "WorkloadGroup") => checked(object, validate_workload_group, |_| Vec::new()),
         _ => {
             let stored = STORED_KINDS.iter().find(|stored| stored.group == group && stored.kind == kind);
             let warnings = stored.map(|stored| stored.no_effect_warning()).into_iter().collect();

@@ -140,7 +140,9 @@ impl Watches<'_> {
                 let errors: Vec<String> = findings.errors.iter().map(ToString::to_string).collect();
                 return Err(errors.join("; "));
             }
-            Ok(wrap(Box::new(lateen_api::Object { metadata: object.metadata, spec, status: None })))
+            // It says whether a machine is well. One that does not parse says nothing.
+            let status = serde_json::from_value(object.data["status"].take()).ok();
+            Ok(wrap(Box::new(lateen_api::Object { metadata: object.metadata, spec, status })))
         };
         let tombstone = move |metadata: ObjectMeta| {
             wrap(Box::new(lateen_api::Object { metadata, spec: S::default(), status: None }))

@@ -1,5 +1,6 @@
 //! The control plane end to end: Kubernetes objects in, xDS, admission and status out.
 mod certificates;
+mod machines;
 mod support;
 
 use std::time::{Duration, Instant};

@@ -60,6 +60,9 @@ fn cluster_rules() -> Value {
           "resources": ["gateways/status", "virtualservices/status", "destinationrules/status", "serviceentries/status",
             "sidecars/status", "workloadentries/status", "workloadgroups/status"],
           "verbs": ["patch", "update"] },
+        // Machines register themselves: their WorkloadEntries are made, and removed when they are gone.
+        { "apiGroups": ["networking.istio.io"], "resources": ["workloadentries"],
+          "verbs": ["create", "patch", "update", "delete"] },
         { "apiGroups": ["security.istio.io"], "resources": ["peerauthentications"], "verbs": ["get", "list", "watch"] },
         { "apiGroups": ["security.istio.io"], "resources": ["peerauthentications/status"], "verbs": ["patch", "update"] },
         { "apiGroups": ["security.istio.io"], "resources": ["requestauthentications"], "verbs": ["get", "list", "watch"] },

@@ -2,6 +2,7 @@
 use std::hash::{Hash, Hasher};
 
 use lateen_api::networking::virtual_service::Destination;
+use lateen_api::networking::workload_entry::{HEALTH_CHECKS, HEALTHY};
 use lateen_api::security::authorization_policy::DRY_RUN;
 use lateen_api::{
     AuthorizationPolicySpec, DestinationRuleSpec, GatewaySpec, Kind, PeerAuthenticationSpec,
@@ -10,8 +11,10 @@ use lateen_api::{
 };
 
 use crate::digest::{Digest, digest_of};
+use crate::endpoint::Locality;
 use crate::name::ObjectName;
 use crate::pod::Labels;
+use crate::workload_entry;
 
 /// An AuthorizationPolicy.
 pub type AuthorizationPolicy = Config<AuthorizationPolicySpec>;
@@ -49,6 +52,9 @@ pub struct Config<S> {
     pub origin: Origin,
     /// Whether it is annotated to be counted only (`istio.io/dry-run`).
     pub dry_run: bool,
+    /// Whether the workload of a WorkloadEntry is well, as far as that is looked after
+    /// (`proxy.istio.io/health-checks-enabled`); true of everything else.
+    pub healthy: bool,
     /// Digest of the spec.
     pub digest: Digest,
     /// The spec.
@@ -78,6 +84,18 @@ impl VirtualService {
     }
 }
 
+impl WorkloadEntry {
+    /// Labels of its workload. Those of the object go before those of its spec.
+    pub fn workload_labels(&self) -> Labels {
+        workload_entry::labels(self)
+    }
+
+    /// Where its workload is.
+    pub fn locality(&self) -> Locality {
+        workload_entry::locality(&self.spec, &self.workload_labels())
+    }
+}
+
 impl<S: Kind> Config<S> {
     /// Takes over a Kubernetes object.
     pub fn new(object: lateen_api::Object<S>) -> Self {
@@ -95,6 +113,7 @@ impl<S: Kind> Config<S> {
                 .as_ref()
                 .and_then(|all| all.get(DRY_RUN))
                 .is_some_and(|value| value == "true"),
+            healthy: is_healthy(&object),
             digest: digest_of(bytes.as_slice()),
             spec: object.spec,
         }
@@ -120,6 +139,7 @@ impl<S> PartialEq for Config<S> {
         self.name == other.name
             && self.digest == other.digest
             && self.dry_run == other.dry_run
+            && self.healthy == other.healthy
             && self.labels == other.labels
             && self.created == other.created
             && self.generation == other.generation
@@ -133,5 +153,16 @@ impl<S> Hash for Config<S> {
         self.name.hash(state);
         self.digest.hash(state);
         self.dry_run.hash(state);
+        self.healthy.hash(state);
     }
+}
+
+/// What is looked after is not healthy before it is known to be.
+fn is_healthy<S>(object: &lateen_api::Object<S>) -> bool {
+    let annotations = object.metadata.annotations.as_ref();
+    if annotations.and_then(|all| all.get(HEALTH_CHECKS)).is_none_or(|value| value != "true") {
+        return true;
+    }
+    let conditions = object.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.r#type == HEALTHY && condition.status == "True")
 }

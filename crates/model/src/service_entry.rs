@@ -152,7 +152,10 @@ pub(crate) fn add_endpoints<'a>(
         for one in workloads.entries.iter().filter(selected) {
             for (name, target) in ports() {
                 let port = one.spec.port(name).unwrap_or(target);
-                by_port.entry(name.to_owned()).or_default().push(workload_entry::endpoint(one, port, places));
+                by_port
+                    .entry(name.to_owned())
+                    .or_default()
+                    .extend(workload_entry::endpoint(one, port, places));
             }
         }
         return;

@@ -13,6 +13,8 @@ use crate::service_entry::bare;
 
 /// Label that says where a workload is, with dots for slashes, when its locality does not.
 const LOCALITY_LABEL: &str = "istio-locality";
+/// Label that says whether a workload takes mutual TLS; without it one does that has a service account.
+const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
 
 /// Whether an entry carries all the labels a selector asks for. Labels of the object go before those of its spec.
 pub(crate) fn is_selected(entry: &WorkloadEntry, selector: &BTreeMap<String, String>) -> bool {
@@ -21,31 +23,48 @@ pub(crate) fn is_selected(entry: &WorkloadEntry, selector: &BTreeMap<String, Str
         .all(|(key, value)| entry.labels.get(key).or_else(|| entry.spec.labels.get(key)) == Some(value))
 }
 
-/// The endpoint of an entry.
-pub(crate) fn endpoint(entry: &WorkloadEntry, port: u16, places: &Places) -> Endpoint {
+/// The labels of an entry's workload. Those of the object go before those of its spec.
+pub(crate) fn labels(entry: &WorkloadEntry) -> Labels {
     let mut labels = entry.spec.labels.clone();
     labels.extend(entry.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
-    let endpoint = endpoint_of(&entry.spec, &labels.into(), port, places);
-    Endpoint { entry: Some(entry.name.clone()), workload: entry.name.name.to_string(), ..endpoint }
+    labels.into()
+}
+
+/// Where an entry's workload is: as its spec says, or its labels.
+pub(crate) fn locality(spec: &WorkloadEntrySpec, labels: &Labels) -> Locality {
+    match labels.get(LOCALITY_LABEL) {
+        Some(label) if spec.locality.is_empty() => Locality::parse(&label.replace('.', "/")),
+        _ => Locality::parse(&spec.locality),
+    }
+}
+
+/// The endpoint of an entry; none while its workload is not well.
+pub(crate) fn endpoint(entry: &WorkloadEntry, port: u16, places: &Places) -> Option<Endpoint> {
+    if !entry.healthy {
+        return None;
+    }
+    let endpoint = endpoint_of(&entry.spec, &labels(entry), port, places);
+    Some(Endpoint { entry: Some(entry.name.clone()), workload: entry.name.name.to_string(), ..endpoint })
 }
 
 /// The endpoint of a spec.
 pub(crate) fn endpoint_of(spec: &WorkloadEntrySpec, labels: &Labels, port: u16, places: &Places) -> Endpoint {
     let address = Address::parse(&spec.address);
-    let locality = match labels.get(LOCALITY_LABEL) {
-        Some(label) if spec.locality.is_empty() => label.replace('.', "/"),
-        _ => spec.locality.clone(),
-    };
+    let locality = locality(spec, labels);
     let network = match spec.network.is_empty() {
         true => places.of_workload(labels, address.ip()),
         false => spec.network.clone(),
     };
+    let mut labels = labels.clone();
+    if !spec.service_account.is_empty() && !labels.contains_key(TLS_MODE_LABEL) {
+        Arc::make_mut(&mut labels).insert(TLS_MODE_LABEL.to_owned(), "istio".to_owned());
+    }
     Endpoint {
         port: if matches!(address, Address::Unix(_)) { 0 } else { port },
         address,
-        labels: labels.clone(),
+        labels,
         service_account: spec.service_account.clone(),
-        locality: Locality::parse(&locality),
+        locality,
         network,
         weight: spec.weight.max(1),
         ..bare(port)
@@ -65,7 +84,7 @@ pub(crate) fn add_selected<'a>(
     for entry in entries.filter(|entry| is_selected(entry, &service.selector)) {
         for port in service.mesh_ports() {
             if let Some(number) = port_of(&entry.spec, port) {
-                by_port.entry(port.name.clone()).or_default().push(endpoint(entry, number, places));
+                by_port.entry(port.name.clone()).or_default().extend(endpoint(entry, number, places));
             }
         }
     }
@@ -73,7 +92,7 @@ pub(crate) fn add_selected<'a>(
 
 /// The entry's port for a port of a Kubernetes Service: of a named target port, the one of that name; else the one named
 /// after the service's port, else the target port's number.
-fn port_of(spec: &WorkloadEntrySpec, port: &ServicePort) -> Option<u16> {
+pub(crate) fn port_of(spec: &WorkloadEntrySpec, port: &ServicePort) -> Option<u16> {
     match &port.target {
         TargetPort::Name(name) => spec.port(name),
         TargetPort::Number(number) => Some(spec.port(&port.name).unwrap_or(*number)),

@@ -24,6 +24,7 @@ use crate::pod::{Labels, Pod, labels_match};
 use crate::rule_index::{Client, RuleIndex};
 use crate::service::{Registry, Service, ServicePort, TargetPort};
 use crate::visibility::Visibility;
+use crate::workload_entry;
 
 /// A snapshot of everything the mesh's configuration is made of. Cloning costs a few reference counts.
 #[derive(Clone, Debug)]
@@ -387,6 +388,7 @@ impl World {
     pub fn targets_of(&self, workload: &Workload) -> Vec<ServiceTarget> {
         let pod_name = workload.pod.as_deref().map(|name| ObjectName::new(&workload.namespace, name));
         let pod = pod_name.as_ref().and_then(|name| self.pods.get(name));
+        let entry = if pod.is_none() { self.workload_entry_of(workload) } else { None };
         let from = ObjectName::new(&workload.namespace, "");
         let mut targets = Vec::new();
         let same_namespace = self.services_by_key.range(from..).map(|(_, service)| service);
@@ -395,9 +397,12 @@ impl World {
                 let target_port = if service.selector.is_empty() {
                     self.listed_port(service, port, workload)
                 } else if labels_match(&service.selector, &workload.labels) {
-                    match &port.target {
-                        TargetPort::Number(number) => Some(*number),
-                        TargetPort::Name(name) => pod.and_then(|pod| pod.named_ports.get(name)).copied(),
+                    match (&port.target, entry) {
+                        (_, Some(entry)) => workload_entry::port_of(&entry.spec, port),
+                        (TargetPort::Number(number), None) => Some(*number),
+                        (TargetPort::Name(name), None) => {
+                            pod.and_then(|pod| pod.named_ports.get(name)).copied()
+                        }
                     }
                 } else {
                     None
@@ -408,6 +413,15 @@ impl World {
             }
         }
         targets
+    }
+
+    /// The WorkloadEntry of a workload that is no pod: the one of its namespace with one of its addresses.
+    pub fn workload_entry_of(&self, workload: &Workload) -> Option<&Arc<WorkloadEntry>> {
+        let from = ObjectName::new(&workload.namespace, "");
+        let of_namespace = self.workload_entries.range(from..).map(|(_, entry)| entry);
+        of_namespace.take_while(|entry| entry.name.namespace == workload.namespace).find(|entry| {
+            entry.spec.address.parse().is_ok_and(|address| workload.addresses.contains(&address))
+        })
     }
 
     fn listed_port(&self, service: &Service, port: &ServicePort, workload: &Workload) -> Option<u16> {

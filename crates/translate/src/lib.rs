@@ -76,5 +76,5 @@ pub use tokens::check_keys;
 pub use warnings::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
     check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,
-    check_workload_entry, check_workload_group,
+    check_workload_entry,
 };

@@ -156,6 +156,8 @@ impl Proxy {
             world.service_in(host, namespace).is_some_and(|service| service.selector.is_empty())
         };
         delta.pods.iter().any(|changed| changed.namespace == *namespace && Some(&*changed.name) == pod)
+            // A workload that is no pod may be one of these.
+            || delta.workload_entries.iter().any(|changed| changed.namespace == *namespace)
             || !delta.nodes.is_empty()
             // It says whether there is dual stack.
             || delta.mesh
@@ -228,18 +230,20 @@ impl InboundPort {
 
 impl ProxyClass {
     /// The class of a proxy. Labels come from the pod the API server knows, where it knows it: they can change while the
-    /// proxy runs; else from what the proxy said.
+    /// proxy runs; else from the WorkloadEntry with its address; else from what the proxy said.
     pub fn of(proxy: &Proxy, world: &World) -> Self {
         let mut workload = proxy.workload.clone();
         let mut locality = Locality::of_pod(&workload.labels, None);
         let mut reads_secrets = false;
-        if let Some(pod) = &workload.pod {
-            let name = lateen_model::ObjectName::new(&workload.namespace, pod);
-            if let Some(pod) = world.pod(&name) {
-                reads_secrets = proxy.reads_secrets;
-                workload.labels = pod.labels.clone();
-                locality = Locality::of_pod(&pod.labels, world.node_locality(&pod.node));
-            }
+        let name = workload.pod.as_deref();
+        let name = name.map(|pod| lateen_model::ObjectName::new(&workload.namespace, pod));
+        if let Some(pod) = name.and_then(|name| world.pod(&name)) {
+            reads_secrets = proxy.reads_secrets;
+            workload.labels = pod.labels.clone();
+            locality = Locality::of_pod(&pod.labels, world.node_locality(&pod.node));
+        } else if let Some(entry) = world.workload_entry_of(&workload) {
+            workload.labels = entry.workload_labels();
+            locality = entry.locality();
         }
         let has = |v6: bool| workload.addresses.iter().any(|address| address.is_ipv6() == v6);
         let wanted = proxy.dual_stack

@@ -13,8 +13,8 @@ use lateen_api::security::authorization_policy::Action;
 use lateen_api::security::target_reference::{TargetKind, Targeted};
 use lateen_model::{
     AuthorizationPolicy, DestinationRule, Gateway, KeySource, ObjectName, PeerAuthentication, PeerMode, Pod,
-    Protocol, Registry, RequestAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup, World, labels_match, resolve_gateway, resolve_host,
+    Protocol, Registry, RequestAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, World,
+    labels_match, resolve_gateway, resolve_host,
 };
 
 use crate::conflicts;
@@ -389,11 +389,6 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
 /// Warnings about a WorkloadEntry in a world.
 pub fn check_workload_entry(entry: &WorkloadEntry, world: &World) -> Vec<Warning> {
     networks::out_of_reach("spec", &entry.spec, world).into_iter().collect()
-}
-
-/// Warnings about a WorkloadGroup.
-pub fn check_workload_group(_: &WorkloadGroup) -> Vec<Warning> {
-    vec![Warning::no_effect_as("spec", "workloads do not register themselves; make WorkloadEntries")]
 }
 
 /// Unix seconds: certificates end by the clock.

@@ -14,3 +14,6 @@ pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets
 pub const EXTENSION_CONFIG: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 /// `istio.networking.nds.v1.NameTable` (NDS).
 pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+/// `istio.v1.HealthInformation`: what a proxy's agent says of its application, as a request without resources. Healthy, unless
+/// there is an error.
+pub const HEALTH_INFORMATION: &str = "type.googleapis.com/istio.v1.HealthInformation";

@@ -51,7 +51,7 @@ impl Source for Given {
             Event::Acked { type_url, .. } => {
                 self.order.lock().unwrap().push(format!("< {}", short(type_url)))
             }
-            Event::Nacked { .. } | Event::Failed { .. } => {}
+            Event::Nacked { .. } | Event::Failed { .. } | Event::Health { .. } => {}
         }
         if let Event::Pushed { type_url, resources, removed } = event {
             self.sent.lock().unwrap().push(((*type_url).to_owned(), *resources, *removed));

@@ -5,6 +5,11 @@ use std::collections::BTreeMap;
 use super::{GROUP, VERSIONS};
 use crate::object::Kind;
 
+/// Annotation of an entry whose workload's health is looked after: it gets traffic only while it is known to be healthy.
+pub const HEALTH_CHECKS: &str = "proxy.istio.io/health-checks-enabled";
+/// The condition of its status that says so.
+pub const HEALTHY: &str = "Healthy";
+
 message! {
     /// The spec of a WorkloadEntry, and an endpoint of a ServiceEntry.
     pub struct WorkloadEntrySpec {

@@ -1,7 +1,7 @@
 //! An API server in this process, a control plane on it, and a raw delta ADS client.
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
@@ -32,11 +32,11 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
 
 /// Sends what is meant for Service istiod to the control plane of the test.
 #[derive(Default)]
-struct ToControlPlane(Arc<OnceLock<SocketAddr>>);
+struct ToControlPlane(Arc<Mutex<Option<SocketAddr>>>);
 
 impl ServiceResolver for ToControlPlane {
     fn dial(&self, target: ServiceTarget) -> BoxFuture<'_, Option<std::io::Result<Box<dyn Duplex>>>> {
-        let address = self.0.get().copied().filter(|_| target.name == "istiod");
+        let address = self.0.lock().unwrap().filter(|_| target.name == "istiod");
         Box::pin(async move {
             let stream = tokio::net::TcpStream::connect(address?).await;
             Some(stream.map(|stream| Box::new(stream) as Box<dyn Duplex>))
@@ -48,12 +48,12 @@ impl ServiceResolver for ToControlPlane {
 pub(crate) struct Cluster {
     pub(crate) api: ApiServer,
     pub(crate) client: Client,
-    webhooks: Arc<OnceLock<SocketAddr>>,
+    webhooks: Arc<Mutex<Option<SocketAddr>>>,
 }
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let webhooks = Arc::new(OnceLock::new());
+        let webhooks = Arc::new(Mutex::new(None));
         let resolver = Arc::new(ToControlPlane(webhooks.clone()));
         let api = ApiServer::start(ApiServerConfig {
             service_resolver: Some(resolver),
@@ -93,11 +93,16 @@ impl Cluster {
 
     /// Where webhooks are asked; a second control plane of the same test is not.
     pub(crate) fn webhooks_at(&self, address: SocketAddr) {
-        let _first_wins = self.webhooks.set(address);
+        self.webhooks.lock().unwrap().get_or_insert(address);
+    }
+
+    /// Where webhooks are asked from now on: the one before is gone.
+    pub(crate) fn webhooks_move_to(&self, address: SocketAddr) {
+        *self.webhooks.lock().unwrap() = Some(address);
     }
 
     /// The API of an object's kind; kinds of CRDs may take a moment to be served.
-    async fn api_of(&self, object: &Value) -> Api<DynamicObject> {
+    pub(crate) async fn api_of(&self, object: &Value) -> Api<DynamicObject> {
         let (version, kind) = (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap());
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let gvk = GroupVersionKind::gvk(group, version, kind);
@@ -247,6 +252,11 @@ pub(crate) struct Introduction<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) account: &'a str,
     pub(crate) authorization: Option<String>,
+    /// What is shown of a certificate.
+    pub(crate) identity: Option<Identity>,
+    pub(crate) address: &'a str,
+    /// Metadata besides, an object.
+    pub(crate) metadata: Value,
     pub(crate) known: HashMap<String, String>,
 }
 
@@ -257,6 +267,9 @@ impl Introduction<'_> {
             namespace: "default",
             account: "web",
             authorization: Some(format!("Bearer {token}")),
+            identity: None,
+            address: "10.1.1.1",
+            metadata: json!({}),
             known: HashMap::new(),
         }
     }
@@ -297,16 +310,14 @@ impl Proxy {
         introduction: Introduction<'_>,
         type_url: &str,
     ) -> Result<Self, Status> {
-        let Introduction { kind, namespace, account, authorization, known } = introduction;
-        let text = |text: &str| ProtoValue { kind: Some(Kind::StringValue(text.to_owned())) };
-        let fields = HashMap::from([
-            ("NAMESPACE".to_owned(), text(namespace)),
-            ("SERVICE_ACCOUNT".to_owned(), text(account)),
-            ("ISTIO_VERSION".to_owned(), text("1.24.0")),
-        ]);
+        let Introduction { kind, namespace, account, authorization, identity, address, metadata, known } =
+            introduction;
+        let mut fields =
+            json!({ "NAMESPACE": namespace, "SERVICE_ACCOUNT": account, "ISTIO_VERSION": "1.24.0" });
+        fields.as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
         let node = Node {
-            id: format!("{kind}~10.1.1.1~web-1.{namespace}~{namespace}.svc.cluster.local"),
-            metadata: Some(Struct { fields }),
+            id: format!("{kind}~{address}~web-1.{namespace}~{namespace}.svc.cluster.local"),
+            metadata: Some(fields_of(&fields)),
             ..Node::default()
         };
         let (requests, receiver) = mpsc::channel(16);
@@ -321,8 +332,8 @@ impl Proxy {
         if let Some(authorization) = authorization {
             call.metadata_mut().insert("authorization", authorization.parse().unwrap());
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel(control_plane).await)
-            .max_decoding_message_size(64 << 20);
+        let channel = connect(control_plane, identity).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
         let responses = soon("stream", client.delta_aggregated_resources(call)).await?.into_inner();
         Ok(Self { requests, responses, held: BTreeMap::new() })
     }
@@ -332,6 +343,17 @@ impl Proxy {
         let request = DeltaDiscoveryRequest {
             type_url: type_url.to_owned(),
             resource_names_subscribe: names.iter().map(|&name| name.to_owned()).collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Tells how the application is, as an agent does.
+    pub(crate) async fn report(&self, problem: Option<&str>) {
+        let error = |message: &str| RpcStatus { code: 500, message: message.into(), details: vec![] };
+        let request = DeltaDiscoveryRequest {
+            type_url: lateen_xds::type_urls::HEALTH_INFORMATION.to_owned(),
+            error_detail: problem.map(error),
             ..DeltaDiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();
@@ -404,4 +426,15 @@ pub(crate) async fn debug(control_plane: &ControlPlane, path: &str) -> (u16, Str
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
     // Bodies of known length are not chunked.
     (code, body.to_owned())
+}
+
+/// JSON as a message; objects and texts are enough here.
+fn fields_of(value: &Value) -> Struct {
+    let kind = |value: &Value| match value {
+        Value::String(text) => Kind::StringValue(text.clone()),
+        object => Kind::StructValue(fields_of(object)),
+    };
+    let fields = value.as_object().into_iter().flatten();
+    let fields = fields.map(|(key, value)| (key.clone(), ProtoValue { kind: Some(kind(value)) }));
+    Struct { fields: fields.collect() }
 }

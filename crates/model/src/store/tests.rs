@@ -478,6 +478,44 @@ fn workload_entries_are_endpoints_of_services_and_of_entries() {
 }
 
 #[test]
+fn entries_whose_health_is_looked_after_are_endpoints_while_it_is_good() {
+    let entry = |checked: &str, healthy: &str| {
+        let conditions = json!([{"type": "Healthy", "status": healthy}]);
+        let object = json!({"metadata": {"namespace": "default", "name": "w", "labels": {"app": "a"},
+            "annotations": {"proxy.istio.io/health-checks-enabled": checked}},
+            "spec": {"address": "10.9.9.9"}, "status": {"conditions": conditions}});
+        Object::WorkloadEntry(serde_json::from_value(object).expect("a WorkloadEntry"))
+    };
+    let mut store = store_of([service("a", 0), entry("true", "Unknown")]);
+    assert!(endpoints_of(&store.world(), A).is_empty(), "not before it is known to be");
+    let mut count = |object: Object| {
+        let delta = store.apply(Event::Applied(object));
+        assert_eq!(delta.endpoints, BTreeSet::from([A.into()]));
+        endpoints_of(&store.world(), A).len()
+    };
+    assert_eq!(count(entry("true", "True")), 1);
+    assert_eq!(count(entry("true", "False")), 0);
+    assert_eq!(count(entry("false", "False")), 1, "it does not count");
+}
+
+#[test]
+fn workloads_that_are_no_pods_are_known_by_their_address() {
+    let mut store = store_of([service("a", 0), workload_entry("w1", "a", "10.9.9.9")]);
+    let world = store.world();
+    let workload = |address: &str| Workload {
+        namespace: "default".into(),
+        pod: Some("host".to_owned()),
+        addresses: vec![address.parse().unwrap()],
+        labels: Arc::default(),
+    };
+    let entry = world.workload_entry_of(&workload("10.9.9.9")).expect("its entry");
+    assert_eq!((entry.workload_labels()["app"].as_str(), entry.locality().zone.as_str()), ("a", "z"));
+    assert!(world.workload_entry_of(&workload("10.9.9.8")).is_none());
+    let named = endpoints_of(&world, A)[0].labels["security.istio.io/tlsMode"].clone();
+    assert_eq!(named, "istio", "it has a service account");
+}
+
+#[test]
 fn names_without_endpoints_are_looked_up_themselves() {
     let mut store = store_of([entry_variant("default", "e", 1)]);
     let world = store.world();

@@ -7,11 +7,12 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Streaming};
 
 use crate::client::variant::{Batch, Variant};
-use crate::client::{Rejected, Resource, Subscriptions, nack_message};
+use crate::client::{Health, Rejected, Resource, Wanted, nack_message};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::pb::google::rpc::Status;
+use crate::type_urls;
 
 const INVALID_ARGUMENT: i32 = 3;
 
@@ -24,6 +25,8 @@ pub(super) struct Delta {
     /// Names asked for on the current stream.
     asked: HashMap<String, BTreeSet<String>>,
     node_sent: bool,
+    /// What was said of the application on the current stream.
+    told: Option<Health>,
 }
 
 impl Delta {
@@ -36,7 +39,7 @@ impl Delta {
         for (type_url, name, version) in known {
             versions.entry(type_url).or_default().insert(name, version);
         }
-        Self { node, wildcards, versions, asked: HashMap::new(), node_sent: false }
+        Self { node, wildcards, versions, asked: HashMap::new(), node_sent: false, told: None }
     }
 
     fn with_node(&mut self, mut request: DeltaDiscoveryRequest) -> DeltaDiscoveryRequest {
@@ -69,9 +72,10 @@ impl Variant for Delta {
         client.delta_aggregated_resources(requests).await
     }
 
-    fn open(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
+    fn open(&mut self, wanted: &Wanted) -> Vec<Self::Request> {
         self.asked.clear();
         self.node_sent = false;
+        self.told = None;
         let mut requests = Vec::new();
         for type_url in self.wildcards.clone() {
             // No names in the first request means everything, for old servers and new ones alike.
@@ -87,9 +91,9 @@ impl Variant for Delta {
         requests
     }
 
-    fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
+    fn resubscribe(&mut self, wanted: &Wanted) -> Vec<Self::Request> {
         let mut requests = Vec::new();
-        for (type_url, names) in wanted {
+        for (type_url, names) in &wanted.names {
             let first = !self.asked.contains_key(type_url);
             // A first request without names would mean everything.
             if first && names.is_empty() {
@@ -110,6 +114,15 @@ impl Variant for Delta {
                 resource_names_subscribe: subscribe,
                 resource_names_unsubscribe: unsubscribe,
                 initial_resource_versions: initial,
+                ..Default::default()
+            };
+            requests.push(self.with_node(request));
+        }
+        if self.told != wanted.health {
+            self.told.clone_from(&wanted.health);
+            let request = DeltaDiscoveryRequest {
+                type_url: type_urls::HEALTH_INFORMATION.to_owned(),
+                error_detail: wanted.health.as_ref().and_then(Health::error),
                 ..Default::default()
             };
             requests.push(self.with_node(request));

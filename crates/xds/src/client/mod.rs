@@ -137,12 +137,41 @@ pub enum Status {
     },
 }
 
-/// Names wanted, by type URL.
-pub(crate) type Subscriptions = BTreeMap<String, BTreeSet<String>>;
+/// What an agent says of its application ([`type_urls::HEALTH_INFORMATION`](crate::type_urls::HEALTH_INFORMATION)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It is well.
+    Healthy,
+    /// What is wrong.
+    Unhealthy(String),
+}
+
+impl Health {
+    /// The error by which it is told: Istio's agent has the code of an HTTP status there.
+    pub(crate) fn error(&self) -> Option<crate::pb::google::rpc::Status> {
+        match self {
+            Self::Healthy => None,
+            Self::Unhealthy(message) => Some(crate::pb::google::rpc::Status {
+                code: 500,
+                message: message.clone(),
+                details: Vec::new(),
+            }),
+        }
+    }
+}
+
+/// What a stream is to say by itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    /// Names wanted, by type URL.
+    pub(crate) names: BTreeMap<String, BTreeSet<String>>,
+    /// The last that is known of the application; told anew on each stream.
+    pub(crate) health: Option<Health>,
+}
 
 /// Handle on a running client. The client stops when it is dropped.
 pub struct AdsClient {
-    subscriptions: watch::Sender<Subscriptions>,
+    wanted: watch::Sender<Wanted>,
     status: watch::Receiver<Status>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -151,21 +180,26 @@ impl AdsClient {
     /// Starts the client. At most a few batches wait in the channel; a slow consumer slows the server down through flow control.
     pub fn start(config: ClientConfig) -> (Self, mpsc::Receiver<Update>) {
         let (updates, receiver) = mpsc::channel(4);
-        let (subscriptions, wanted) = watch::channel(Subscriptions::new());
+        let (wanted, follows) = watch::channel(Wanted::default());
         let (status_sender, status) = watch::channel(Status::Connecting);
-        let task = tokio::spawn(run::run(config, wanted, updates, status_sender));
-        (Self { subscriptions, status, task }, receiver)
+        let task = tokio::spawn(run::run(config, follows, updates, status_sender));
+        (Self { wanted, status, task }, receiver)
     }
 
     /// Replaces the names wanted of a type (routes, endpoints). Takes effect at once on an open stream.
     pub fn subscribe(&self, type_url: &str, names: BTreeSet<String>) {
-        self.subscriptions.send_if_modified(|all| {
+        self.wanted.send_if_modified(|Wanted { names: all, .. }| {
             if all.get(type_url) == Some(&names) || (names.is_empty() && !all.contains_key(type_url)) {
                 return false;
             }
             all.insert(type_url.to_owned(), names);
             true
         });
+    }
+
+    /// Tells how the application is, now and on each stream to come. Of what follows quickly the last counts.
+    pub fn report(&self, health: Health) {
+        self.wanted.send_modify(|wanted| wanted.health = Some(health));
     }
 
     /// Follows the state of the connection.

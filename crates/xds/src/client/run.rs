@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use crate::client::delta::Delta;
 use crate::client::sotw::Sotw;
 use crate::client::variant::{Batch, Variant};
-use crate::client::{ClientConfig, Connection, Mode, Rejected, Status, Subscriptions, Update};
+use crate::client::{ClientConfig, Connection, Mode, Rejected, Status, Update, Wanted};
 use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 
 /// Largest response taken, in bytes. A first response to a big mesh holds every cluster.
@@ -34,7 +34,7 @@ enum Protocol {
 
 pub(super) async fn run(
     config: ClientConfig,
-    mut wanted: watch::Receiver<Subscriptions>,
+    mut wanted: watch::Receiver<Wanted>,
     updates: mpsc::Sender<Update>,
     status: watch::Sender<Status>,
 ) {
@@ -112,7 +112,7 @@ enum Event<T> {
 
 async fn next_event<T>(
     stream: &mut Streaming<T>,
-    wanted: &mut watch::Receiver<Subscriptions>,
+    wanted: &mut watch::Receiver<Wanted>,
     updates: &mpsc::Sender<Update>,
     received_any: bool,
 ) -> Event<T> {
@@ -142,7 +142,7 @@ fn lost(reason: impl Into<String>, received_any: bool) -> Ended {
 async fn stream<V: Variant>(
     variant: &mut V,
     connection: Connection,
-    wanted: &mut watch::Receiver<Subscriptions>,
+    wanted: &mut watch::Receiver<Wanted>,
     updates: &mpsc::Sender<Update>,
     status: &watch::Sender<Status>,
 ) -> Ended {
@@ -188,7 +188,7 @@ async fn stream<V: Variant>(
 /// Asks for what is wanted now; false when the stream is gone.
 async fn resubscribe<V: Variant>(
     variant: &mut V,
-    wanted: &mut watch::Receiver<Subscriptions>,
+    wanted: &mut watch::Receiver<Wanted>,
     sender: &mpsc::Sender<V::Request>,
 ) -> bool {
     let requests = variant.resubscribe(&wanted.borrow_and_update().clone());

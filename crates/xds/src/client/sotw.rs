@@ -9,11 +9,12 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::any::resource_name;
 use crate::client::variant::{Batch, Variant};
-use crate::client::{Rejected, Resource, Subscriptions, nack_message};
+use crate::client::{Health, Rejected, Resource, Wanted, nack_message};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use crate::pb::google::rpc::Status;
+use crate::type_urls;
 
 const INVALID_ARGUMENT: i32 = 3;
 
@@ -36,11 +37,13 @@ pub(super) struct Sotw {
     wildcards: Vec<&'static str>,
     types: HashMap<String, TypeState>,
     node_sent: bool,
+    /// What was said of the application on the current stream.
+    told: Option<Health>,
 }
 
 impl Sotw {
     pub(super) fn new(node: Node, wildcards: Vec<&'static str>) -> Self {
-        Self { node, wildcards, types: HashMap::new(), node_sent: false }
+        Self { node, wildcards, types: HashMap::new(), node_sent: false, told: None }
     }
 
     fn request(&mut self, type_url: &str, error_detail: Option<Status>) -> DiscoveryRequest {
@@ -81,8 +84,9 @@ impl Variant for Sotw {
         client.stream_aggregated_resources(requests).await
     }
 
-    fn open(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
+    fn open(&mut self, wanted: &Wanted) -> Vec<Self::Request> {
         self.node_sent = false;
+        self.told = None;
         for state in self.types.values_mut() {
             state.nonce.clear();
             state.asked = None;
@@ -93,9 +97,9 @@ impl Variant for Sotw {
         requests
     }
 
-    fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<Self::Request> {
+    fn resubscribe(&mut self, wanted: &Wanted) -> Vec<Self::Request> {
         let mut requests = Vec::new();
-        for (type_url, names) in wanted {
+        for (type_url, names) in &wanted.names {
             let state = self.types.entry(type_url.clone()).or_default();
             let unchanged = state.asked.as_ref().map_or(names.is_empty(), |asked| asked == names);
             if unchanged {
@@ -107,6 +111,11 @@ impl Variant for Sotw {
             if !names.is_empty() {
                 requests.push(self.request(type_url, None));
             }
+        }
+        if self.told != wanted.health {
+            self.told.clone_from(&wanted.health);
+            let error = wanted.health.as_ref().and_then(Health::error);
+            requests.push(self.request(type_urls::HEALTH_INFORMATION, error));
         }
         requests
     }

@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::client::{Rejected, Resource, Subscriptions};
+use crate::client::{Rejected, Resource, Wanted};
 use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 
 /// The differences a response makes.
@@ -34,10 +34,10 @@ pub(super) trait Variant {
     ) -> impl Future<Output = Result<Response<Streaming<Self::Response>>, Status>> + Send;
 
     /// First requests of a new stream: wildcards in their order, then what is subscribed by name.
-    fn open(&mut self, wanted: &Subscriptions) -> Vec<Self::Request>;
+    fn open(&mut self, wanted: &Wanted) -> Vec<Self::Request>;
 
     /// Requests that bring the stream from what was asked to what is wanted.
-    fn resubscribe(&mut self, wanted: &Subscriptions) -> Vec<Self::Request>;
+    fn resubscribe(&mut self, wanted: &Wanted) -> Vec<Self::Request>;
 
     /// The differences a response makes.
     fn receive(&self, response: Self::Response) -> (Batch, Self::Receipt);

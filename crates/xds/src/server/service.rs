@@ -19,6 +19,7 @@ use super::status::{ConnectionStatus, Connections, Entry};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use crate::server::wire::{RequestDecoder, ResponseBody};
+use crate::type_urls;
 
 /// How long a client may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
@@ -44,6 +45,8 @@ pub struct Hello {
     pub peer: Option<SocketAddr>,
     /// Variant of the protocol.
     pub protocol: Protocol,
+    /// What whoever accepted the connection knows of it.
+    pub extensions: http::Extensions,
 }
 
 /// What a client is served from.
@@ -83,6 +86,13 @@ pub enum Event<'a> {
         node: &'a str,
         /// The client's words.
         message: &'a str,
+    },
+    /// A client says how its application is ([`type_urls::HEALTH_INFORMATION`]).
+    Health {
+        /// Number of the connection.
+        connection: u64,
+        /// What is wrong; none: it is well.
+        problem: Option<&'a str>,
     },
     /// A stream was refused or ended with an error.
     Failed {
@@ -270,7 +280,8 @@ impl<S: Source> AdsServer<S> {
         if let Some(credentials) = headers.get_mut(http::header::AUTHORIZATION) {
             credentials.set_sensitive(true);
         }
-        let hello = Hello { connection, node: node.clone(), headers, peer, protocol: R::PROTOCOL };
+        let protocol = R::PROTOCOL;
+        let hello = Hello { connection, node: node.clone(), headers, peer, protocol, extensions };
         let Opened { mut snapshots, guard } = self.source.open(hello).await?;
         let entry = self.connections.insert(ConnectionStatus {
             id: connection,
@@ -283,6 +294,7 @@ impl<S: Source> AdsServer<S> {
         let session = Session::new(R::PROTOCOL, snapshots.borrow_and_update().clone());
         let mut connection = Connection {
             source: self.source.clone(),
+            number: connection,
             node,
             session,
             requests,
@@ -300,6 +312,7 @@ impl<S: Source> AdsServer<S> {
 /// served, holds up nobody else, and finds the latest state when it reads again.
 struct Connection<S, R> {
     source: Arc<S>,
+    number: u64,
     node: Arc<Node>,
     session: Session,
     requests: Streaming<R>,
@@ -345,9 +358,15 @@ impl<S: Source, R: Incoming> Connection<S, R> {
     }
 
     fn take(&mut self, request: R) -> Result<(), Status> {
+        let request = request.into_request();
+        if request.type_url == type_urls::HEALTH_INFORMATION {
+            self.source
+                .observe(&Event::Health { connection: self.number, problem: request.error.as_deref() });
+            return Ok(());
+        }
         let answer = self
             .session
-            .request(request.into_request())
+            .request(request)
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         if let Some(answer) = answer {
             self.entry.answered(&answer);
