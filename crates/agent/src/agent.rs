@@ -21,7 +21,7 @@ use crate::identity::{self, Current};
 use crate::node::{Node, VERSION};
 use crate::podinfo::PodInfo;
 use crate::proxy::Proxy;
-use crate::{feed, forward};
+use crate::{feed, forward, readiness};
 
 /// A running agent. Dropping it stops its ports and its configuration feed; end the engine with [`Running::stop`].
 pub struct Running {
@@ -57,6 +57,7 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
         None => None,
     };
     let mut own_metrics = None;
+    let (health_told, told) = watch::channel(None);
     let proxy = match config.engine {
         EngineKind::Lateen => {
             own_metrics = Some(listen(&mut addresses.stats, "proxy metrics").await?);
@@ -68,16 +69,15 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
             let (engine_for_feed, feed_config, feed_node) = (engine.clone(), config.clone(), node.clone());
             let (stopped, feed_names) = (quit.clone(), names.clone());
             tasks.spawn(async move {
-                feed::run(&feed_config, &feed_node, &engine_for_feed, feed_names).await;
+                feed::run(&feed_config, &feed_node, &engine_for_feed, feed_names, told).await;
                 // An engine that stops by itself is of no more use; the container is to be started again.
                 stopped.notify_one();
             });
             Proxy::Lateen(engine)
         }
         EngineKind::Envoy => {
-            if let Some(names) = names.clone() {
-                tasks.spawn(dns::follow(names, feed::names_client(&config, &node)));
-            }
+            let client = feed::client_beside_envoy(&config, &node, names.is_some());
+            tasks.spawn(feed::beside_envoy(client, names.clone(), told));
             Proxy::Envoy(start_envoy(&config, &node, current, &mut tasks)?)
         }
     };
@@ -92,6 +92,9 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
         app_metrics: AppMetrics::from_annotations(&info, addresses.status.port()),
         mark: config.mark,
     });
+    if let Some(readiness) = config.readiness.clone() {
+        tasks.spawn(readiness::run(readiness, status.clone(), health_told));
+    }
     health::serve(&mut tasks, health, health::probes(status.clone()));
     health::serve(&mut tasks, merged, health::merged(status.clone()));
     if let Some(listener) = own_metrics {

@@ -8,11 +8,14 @@ use std::time::Duration;
 use lateen_capture::ResolvConf;
 use lateen_pki::{KeyKind, SpiffeId};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::dns::Dns;
 use crate::error::AgentError;
 use crate::identity::Identity;
+use crate::identity::kept::ROOTS;
 use crate::probes::Probers;
+use crate::readiness::Readiness;
 
 /// What the proxy stands for in the mesh; the first part of its node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,9 @@ pub struct Discovery {
     pub root_cert: Option<PathBuf>,
     /// File with the service-account token; read anew for each connection, as it rotates. `None`: no token is sent.
     pub token: Option<PathBuf>,
+    /// Folder with a certificate that is shown besides, of machines (`PROV_CERT`; files `cert-chain.pem` and `key.pem`): their
+    /// token ends. `None`: none is shown.
+    pub certificate: Option<PathBuf>,
 }
 
 /// Where the agent listens. Port 0 picks a free one (see [`crate::Running`]).
@@ -154,8 +160,8 @@ pub struct Config {
     pub pod: Pod,
     /// DNS suffix of the pod's namespace, for example `default.svc.cluster.local`.
     pub domain: String,
-    /// `ISTIO_META_*` of the environment, without the prefix.
-    pub metadata: BTreeMap<String, String>,
+    /// `ISTIO_META_*` and, read as JSON, `ISTIO_METAJSON_*` of the environment, without the prefixes; `PROXY_CONFIG`.
+    pub metadata: BTreeMap<String, Value>,
     /// Worker threads; 0 means one for each core.
     pub concurrency: usize,
     /// The control plane.
@@ -164,6 +170,9 @@ pub struct Config {
     pub identity: Option<Identity>,
     /// The application's probes, which the agent answers for the kubelet (`ISTIO_KUBE_APP_PROBERS`).
     pub probers: Probers,
+    /// How the application's health is found out, which the control plane is told (`readinessProbe` of the proxy config); `None`:
+    /// not at all.
+    pub readiness: Option<Readiness>,
     /// How to answer the application's DNS queries; `None`: not at all (`ISTIO_META_DNS_CAPTURE`; gateways have no application).
     pub dns: Option<Dns>,
     /// Where to listen.
@@ -207,6 +216,7 @@ struct ProxyConfig {
     drain_duration: Option<String>,
     concurrency: Option<usize>,
     proxy_metadata: BTreeMap<String, String>,
+    readiness_probe: Option<Readiness>,
 }
 
 impl Config {
@@ -256,10 +266,13 @@ impl Config {
         let captured = var("ISTIO_META_DNS_CAPTURE").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let dns = (captured && role == Role::Sidecar)
             .then(|| Dns::of_pod(&ResolvConf::read(Path::new("/etc/resolv.conf"))));
-        let metadata = vars
-            .iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix("ISTIO_META_")?.to_owned(), value.clone())))
-            .collect();
+        let metadata = metadata(&vars)?;
+        let certificates = var("PROV_CERT").map(PathBuf::from);
+        let roots = match (var("XDS_ROOT_CA"), &certificates) {
+            (Some(given), _) => PathBuf::from(given),
+            (None, Some(folder)) => folder.join(ROOTS),
+            (None, None) => PathBuf::from("/var/run/secrets/istio/root-cert.pem"),
+        };
         Ok(Self {
             role,
             engine,
@@ -276,11 +289,9 @@ impl Config {
             concurrency: proxy.concurrency.unwrap_or(1),
             discovery: Discovery {
                 address: address.unwrap_or_else(|| "istiod.istio-system.svc:15012".to_owned()),
-                root_cert: Some(
-                    var("XDS_ROOT_CA")
-                        .map_or_else(|| PathBuf::from("/var/run/secrets/istio/root-cert.pem"), PathBuf::from),
-                ),
+                root_cert: Some(roots),
                 token: Some("/var/run/secrets/tokens/istio-token".into()),
+                certificate: certificates,
             },
             identity: Some(identity(&vars, &namespace)?),
             probers: match var("ISTIO_KUBE_APP_PROBERS") {
@@ -289,6 +300,7 @@ impl Config {
                     AgentError::variable("ISTIO_KUBE_APP_PROBERS", &text, &error.to_string())
                 })?,
             },
+            readiness: proxy.readiness_probe,
             dns,
             addresses: Addresses::default(),
             folders: Folders::default(),
@@ -300,6 +312,25 @@ impl Config {
             set_log_level: None,
         })
     }
+}
+
+/// What the node says of itself besides what the agent knows.
+fn metadata(vars: &BTreeMap<String, String>) -> Result<BTreeMap<String, Value>, AgentError> {
+    let mut metadata = BTreeMap::new();
+    let json = |name: &str, text: &str| {
+        serde_json::from_str::<Value>(text)
+            .map_err(|error| AgentError::variable(name, text, &error.to_string()))
+    };
+    for (name, value) in vars.iter().filter(|(_, value)| !value.trim().is_empty()) {
+        if let Some(key) = name.strip_prefix("ISTIO_META_") {
+            metadata.insert(key.to_owned(), Value::String(value.clone()));
+        } else if let Some(key) = name.strip_prefix("ISTIO_METAJSON_") {
+            metadata.insert(key.to_owned(), json(name, value)?);
+        } else if name == "PROXY_CONFIG" {
+            metadata.insert(name.clone(), json(name, value)?);
+        }
+    }
+    Ok(metadata)
 }
 
 /// By the variables of Istio's agent.
@@ -338,6 +369,7 @@ fn identity(vars: &BTreeMap<String, String>, namespace: &str) -> Result<Identity
         grace: part("SECRET_GRACE_PERIOD_RATIO", default.grace)?,
         jitter: part("SECRET_GRACE_PERIOD_RATIO_JITTER", default.jitter)?,
         key,
+        output: var("OUTPUT_CERTS").map(PathBuf::from),
     })
 }
 
@@ -393,7 +425,33 @@ mod tests {
         assert_eq!(config.drain.minimum, Duration::from_millis(250));
         assert!(config.drain.until_idle);
         assert_eq!(config.drain.of_listeners, Duration::from_secs(30));
-        assert_eq!(config.metadata, vars(&[("CLUSTER_ID", "Kubernetes")]));
+        assert_eq!(config.metadata["CLUSTER_ID"], "Kubernetes");
+        assert_eq!(config.metadata["PROXY_CONFIG"]["drainDuration"], "30s");
+    }
+
+    #[test]
+    fn a_machines_environment_is_read() {
+        let config = Config::from_env(
+            Role::Sidecar,
+            &vars(&[
+                ("PROV_CERT", "/etc/certs"),
+                ("OUTPUT_CERTS", "/etc/certs"),
+                (
+                    "PROXY_CONFIG",
+                    r#"{"proxyMetadata":{"ISTIO_META_AUTO_REGISTER_GROUP":"shop","ISTIO_METAJSON_LABELS":"{\"app\":\"shop\"}","ISTIO_META_NETWORK":""},"readinessProbe":{"tcpSocket":{"port":80},"periodSeconds":2}}"#,
+                ),
+            ]),
+        )
+        .unwrap();
+        assert_eq!(config.metadata["AUTO_REGISTER_GROUP"], "shop");
+        assert_eq!(config.metadata["LABELS"], serde_json::json!({"app": "shop"}));
+        assert!(!config.metadata.contains_key("NETWORK"), "nothing is said of what is empty");
+        assert_eq!(config.discovery.root_cert, Some("/etc/certs/root-cert.pem".into()));
+        assert_eq!(config.discovery.certificate, Some("/etc/certs".into()));
+        assert_eq!(config.identity.unwrap().output, Some("/etc/certs".into()));
+        assert!(config.readiness.is_some());
+        let bad = Config::from_env(Role::Sidecar, &vars(&[("ISTIO_METAJSON_LABELS", "{")]));
+        assert!(bad.unwrap_err().to_string().contains("ISTIO_METAJSON_LABELS"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::Discovery;
 use crate::error::AgentError;
+use crate::identity::kept::{self, Kept};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,8 +42,12 @@ pub(crate) async fn application(address: SocketAddr, mark: Option<u32>) -> io::R
         IpAddr::V6(_) => TO_THE_APPLICATION.1.into(),
     };
     match connect_from(Some(source), address, mark).await {
-        // A pod whose loopback interface was not given ::6 captures no IPv6.
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => connect(address, mark).await,
+        // A pod whose loopback interface was not given ::6 captures no IPv6; what is elsewhere is not reached from the loopback.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput) =>
+        {
+            connect(address, mark).await
+        }
         other => other,
     }
 }
@@ -93,7 +98,9 @@ async fn secure(discovery: &Discovery, stream: TcpStream) -> Result<ControlPlane
     };
     let failed = |reason: String| AgentError::ControlPlane { address: discovery.address.clone(), reason };
     let pem = std::fs::read(roots).map_err(|error| AgentError::file("read", roots, error))?;
-    let config = client_config(&pem).map_err(|reason| failed(format!("{}: {reason}", roots.display())))?;
+    let shown = discovery.certificate.as_deref().and_then(kept::read);
+    let config =
+        client_config(&pem, shown).map_err(|reason| failed(format!("{}: {reason}", roots.display())))?;
     let host = discovery.address.rsplit_once(':').map_or(discovery.address.as_str(), |(host, _)| host);
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.to_string()))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
@@ -104,8 +111,8 @@ async fn secure(discovery: &Discovery, stream: TcpStream) -> Result<ControlPlane
     }
 }
 
-/// Trusts exactly the roots in `pem` and offers HTTP/2.
-fn client_config(pem: &[u8]) -> Result<rustls::ClientConfig, String> {
+/// Trusts exactly the roots in `pem`, shows a certificate if there is one, and offers HTTP/2.
+fn client_config(pem: &[u8], shown: Option<Kept>) -> Result<rustls::ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| error.to_string())?;
@@ -116,15 +123,24 @@ fn client_config(pem: &[u8]) -> Result<rustls::ClientConfig, String> {
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config =
-        builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    let builder = builder.map_err(|error| error.to_string())?.with_root_certificates(roots);
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some(Kept { chain, key }) => {
+            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
 
-/// The service-account token, read anew as it rotates. The error names the file, never its content.
+/// The service-account token, read anew as it rotates. Who has a certificate to show needs none. The error names the file, never its
+/// content.
 pub(crate) fn token(discovery: &Discovery) -> Result<Option<String>, AgentError> {
     let Some(path) = &discovery.token else { return Ok(None) };
-    let text = std::fs::read_to_string(path).map_err(|error| AgentError::file("read", path, error))?;
-    Ok(Some(text.trim().to_owned()))
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(_) if discovery.certificate.as_deref().and_then(kept::read).is_some() => Ok(None),
+        Err(error) => Err(AgentError::file("read", path, error)),
+    }
 }

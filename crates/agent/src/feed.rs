@@ -9,7 +9,7 @@ use lateen_engine::{
     ApplyReport, ConfigUpdate, EngineError, EngineHandle, Resource, ResourceKind, Subscriptions,
 };
 use lateen_xds::client::{
-    AdsClient, ClientConfig, Connect, Connection, Mode, Reconnect, Rejected, Update, channel_over,
+    AdsClient, ClientConfig, Connect, Connection, Health, Mode, Reconnect, Rejected, Update, channel_over,
 };
 use lateen_xds::pb::envoy::config::core::v3::Node as XdsNode;
 use lateen_xds::type_urls;
@@ -29,7 +29,13 @@ use crate::node::Node;
 const RECONNECT: Reconnect = Reconnect { base: Duration::from_millis(200), max: Duration::from_secs(5) };
 
 /// Keeps `engine` configured until the engine stops, and `names` up to date.
-pub(crate) async fn run(config: &Config, node: &Node, engine: &EngineHandle, names: Option<Names>) {
+pub(crate) async fn run(
+    config: &Config,
+    node: &Node,
+    engine: &EngineHandle,
+    names: Option<Names>,
+    health: Told,
+) {
     let cache = Cache::open(&config.folders.data);
     let cache = cache
         .map_err(|error| warn!(%error, folder = %config.folders.data.display(), "no cache on disk"))
@@ -39,7 +45,7 @@ pub(crate) async fn run(config: &Config, node: &Node, engine: &EngineHandle, nam
     let mut feed = Feed { names, ..Feed::new(engine.clone(), cache) };
     let connect = connect(config.discovery.clone(), config.mark);
     let start = |known| start_client(node.to_proto(), Mode::Delta, connect.clone(), known, with_names);
-    let mut source = Source::new(start(Vec::new()), engine.subscriptions());
+    let mut source = Source::new(start(Vec::new()), engine.subscriptions(), health.clone());
     let begun = feed.begun.subscribe();
     let cached = tokio::select! {
         outcome = source.pump(&mut feed) => return ended(outcome),
@@ -50,7 +56,7 @@ pub(crate) async fn run(config: &Config, node: &Node, engine: &EngineHandle, nam
     }
     if !cached.is_empty() {
         match feed.apply_cached(cached).await {
-            Ok(known) => source = Source::new(start(known), engine.subscriptions()),
+            Ok(known) => source = Source::new(start(known), engine.subscriptions(), health),
             Err(error) => return ended(Err(error)),
         }
     }
@@ -104,12 +110,48 @@ pub(crate) fn start_client(
     AdsClient::start(ClientConfig { node, mode, wildcards, connect, reconnect: RECONNECT, known })
 }
 
-/// A client for the names of the mesh alone, beside an Envoy that has its own streams.
-pub(crate) fn names_client(config: &Config, node: &Node) -> ClientConfig {
+/// Beside an Envoy, which has streams of its own: brings the names of the mesh, and tells how the application is. A stream is opened
+/// when there is something to say on it.
+pub(crate) async fn beside_envoy(config: ClientConfig, names: Option<Names>, mut health: Told) {
+    if names.is_none() && health.borrow_and_update().is_none() && health.changed().await.is_err() {
+        return;
+    }
+    let (client, mut updates) = AdsClient::start(config);
+    health.mark_changed();
+    loop {
+        tokio::select! {
+            update = updates.recv() => match (update, &names) {
+                (Some(update), Some(names)) if update.type_url == type_urls::NAME_TABLE => names.apply(update),
+                (Some(update), _) => update.answer(Vec::new()),
+                (None, _) => return,
+            },
+            () = told(&mut health) => report(&client, &mut health),
+        }
+    }
+}
+
+/// How the application is; none before it was asked, or when it is not.
+pub(crate) type Told = watch::Receiver<Option<Health>>;
+
+/// Resolves when there is news; never when nobody asks the application.
+async fn told(health: &mut Told) {
+    if health.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn report(client: &AdsClient, health: &mut Told) {
+    if let Some(health) = health.borrow_and_update().clone() {
+        client.report(health);
+    }
+}
+
+/// The client for that.
+pub(crate) fn client_beside_envoy(config: &Config, node: &Node, names: bool) -> ClientConfig {
     ClientConfig {
         node: node.to_proto(),
         mode: Mode::Delta,
-        wildcards: vec![type_urls::NAME_TABLE],
+        wildcards: names.then_some(type_urls::NAME_TABLE).into_iter().collect(),
         connect: connect(config.discovery.clone(), config.mark),
         reconnect: RECONNECT,
         known: Vec::new(),
@@ -145,15 +187,18 @@ pub(crate) struct Source {
     client: AdsClient,
     updates: mpsc::Receiver<Update>,
     wanted: watch::Receiver<Arc<Subscriptions>>,
+    health: Told,
 }
 
 impl Source {
     pub(crate) fn new(
         (client, updates): (AdsClient, mpsc::Receiver<Update>),
         wanted: watch::Receiver<Arc<Subscriptions>>,
+        health: Told,
     ) -> Self {
-        let mut source = Self { client, updates, wanted };
+        let mut source = Self { client, updates, wanted, health };
         source.wanted.mark_changed();
+        report(&source.client, &mut source.health);
         source.subscribe();
         source
     }
@@ -177,6 +222,7 @@ impl Source {
                     Some(update) => feed.apply(update, || self.subscribe()).await?,
                     None => return Ok(()),
                 },
+                () = told(&mut self.health) => report(&self.client, &mut self.health),
                 changed = self.wanted.changed() => match changed {
                     Ok(()) => {
                         self.wanted.mark_changed();

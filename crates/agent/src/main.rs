@@ -1,13 +1,13 @@
 //! `lateen-proxy`: the program of the proxy container, and a stand-alone proxy that runs from an Envoy bootstrap.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lateen_agent::plain::{self, PlainConfig};
-use lateen_agent::{Addresses, AgentError, Config, EngineKind, Role, logging};
+use lateen_agent::{Addresses, AgentError, Config, EngineKind, Role, logging, machine};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 
@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Run as the proxy of a pod, configured by the control plane
     Proxy(ProxyArgs),
+    /// Run as the proxy of a machine that is no pod, from the files of `lateen x workload entry configure`
+    Machine(MachineArgs),
     /// Capture a pod's traffic: Istio's flags, nftables rules
     #[command(disable_help_flag = true)]
     IstioIptables {
@@ -56,6 +58,16 @@ enum Command {
     Version,
     /// Print which fields of Envoy's configuration are supported, as Markdown
     Fields,
+}
+
+#[derive(Args)]
+struct MachineArgs {
+    /// Folder in which the files are where a machine has them (etc/certs, etc/istio/config/mesh, var/lib/istio/envoy/cluster.env,
+    /// var/run/secrets/tokens/istio-token)
+    #[arg(long, default_value = "/")]
+    root: PathBuf,
+    #[command(flatten)]
+    proxy: ProxyArgs,
 }
 
 #[derive(Args)]
@@ -141,8 +153,9 @@ fn main() -> ExitCode {
             print!("{}", lateen_ir::support_markdown());
             Ok(())
         }
-        Some(Command::Proxy(args)) => run_proxy(args),
-        Some(Command::IstioIptables { flags }) => capture(&flags),
+        Some(Command::Proxy(args)) => run_proxy(args, None),
+        Some(Command::Machine(args)) => run_proxy(args.proxy, Some(&args.root)),
+        Some(Command::IstioIptables { flags }) => capture(&flags, |name| std::env::var(name).ok()),
         Some(Command::Wait { timeout_seconds, period_millis }) => {
             let health = std::net::SocketAddr::from(([127, 0, 0, 1], Addresses::default().health.port()));
             let (limit, period) =
@@ -176,7 +189,8 @@ fn control_runtime() -> Result<tokio::runtime::Runtime, AgentError> {
     built.map_err(|source| lateen_engine::EngineError::Thread { name: "control".to_owned(), source }.into())
 }
 
-fn run_proxy(args: ProxyArgs) -> Result<(), AgentError> {
+/// `root`: of a machine that is no pod, where its files are; its traffic is captured too.
+fn run_proxy(args: ProxyArgs, root: Option<&Path>) -> Result<(), AgentError> {
     let agent_level =
         args.log_output_level.split(',').next().and_then(|first| first.rsplit(':').next()).unwrap_or("info");
     let level = format!("{},lateen_agent={}", rust_level(&args.proxy_log_level), rust_level(agent_level));
@@ -188,7 +202,16 @@ fn run_proxy(args: ProxyArgs) -> Result<(), AgentError> {
         RoleArg::Sidecar => Role::Sidecar,
         RoleArg::Router => Role::Router,
     };
-    let mut config = Config::from_env(role, &std::env::vars().collect())?;
+    let mut config = match root {
+        None => Config::from_env(role, &std::env::vars().collect())?,
+        Some(root) => {
+            let vars = machine::variables(root, std::env::vars().collect())?;
+            if let Some(flags) = machine::capture_flags(&vars) {
+                capture(&flags, |name| vars.get(name).cloned())?;
+            }
+            machine::below(root, Config::from_env(role, &vars)?)
+        }
+    };
     if let Some(domain) = args.domain {
         config.domain = domain;
     }
@@ -218,14 +241,11 @@ fn rust_level(level: &str) -> &str {
     }
 }
 
-fn capture(flags: &[String]) -> Result<(), AgentError> {
+fn capture(flags: &[String], variable: impl Fn(&str) -> Option<String>) -> Result<(), AgentError> {
     let failed = |reason: String| AgentError::Capture { reason };
     let mut config =
         lateen_capture::CaptureConfig::from_args(flags).map_err(|error| failed(error.to_string()))?;
-    config.with_surroundings(
-        |name| std::env::var(name).ok(),
-        &lateen_capture::ResolvConf::read("/etc/resolv.conf".as_ref()),
-    );
+    config.with_surroundings(variable, &lateen_capture::ResolvConf::read("/etc/resolv.conf".as_ref()));
     control_runtime()?
         .block_on(async { lateen_capture::apply(&config).await.map_err(|error| failed(error.to_string())) })
 }

@@ -33,10 +33,11 @@ impl Node {
     /// Puts the identity together.
     pub(crate) fn new(config: &Config, info: &PodInfo) -> Self {
         let pod = &config.pod;
+        let labels = labels(config, info);
         Self {
             id: node_id(config.role, pod, &config.domain),
-            cluster: service_cluster(pod, &config.metadata, &info.labels),
-            metadata: Value::Object(metadata(config, info)),
+            cluster: service_cluster(pod, &config.metadata, &labels),
+            metadata: Value::Object(metadata(config, info, &labels)),
         }
     }
 
@@ -79,17 +80,25 @@ fn node_id(role: Role, pod: &Pod, domain: &str) -> String {
     format!("{}~{}~{}.{}~{domain}", role.as_str(), pod.ip, pod.name, pod.namespace)
 }
 
-fn service_cluster(pod: &Pod, meta: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> String {
+/// Labels as the downward API has them, over those in the environment, which are all that a machine has.
+fn labels(config: &Config, info: &PodInfo) -> BTreeMap<String, String> {
+    let given = config.metadata.get("LABELS").and_then(Value::as_object).into_iter().flatten();
+    let given = given.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+    given.chain(info.labels.clone()).collect()
+}
+
+fn service_cluster(pod: &Pod, meta: &BTreeMap<String, Value>, labels: &BTreeMap<String, String>) -> String {
     let app = ["app.kubernetes.io/name", "app"].iter().find_map(|key| labels.get(*key));
-    let app = app.or_else(|| meta.get("WORKLOAD_NAME")).map_or("istio-proxy", String::as_str);
+    let workload = || meta.get("WORKLOAD_NAME").and_then(Value::as_str);
+    let app = app.map(String::as_str).or_else(workload).unwrap_or("istio-proxy");
     format!("{app}.{}", pod.namespace)
 }
 
-fn metadata(config: &Config, info: &PodInfo) -> Map<String, Value> {
+fn metadata(config: &Config, info: &PodInfo, labels: &BTreeMap<String, String>) -> Map<String, Value> {
     let pod = &config.pod;
     let mut out = Map::new();
     for (key, value) in &config.metadata {
-        out.insert(key.clone(), json!(value));
+        out.insert(key.clone(), value.clone());
     }
     let annotations: BTreeMap<_, _> =
         info.annotations.iter().filter(|(key, _)| !UNSENT_ANNOTATIONS.contains(&key.as_str())).collect();
@@ -99,7 +108,7 @@ fn metadata(config: &Config, info: &PodInfo) -> Map<String, Value> {
         ("SERVICE_ACCOUNT", json!(pod.service_account)),
         ("NODE_NAME", json!(pod.node)),
         ("INSTANCE_IPS", json!(if pod.ips.is_empty() { &pod.ip } else { &pod.ips })),
-        ("LABELS", json!(info.labels)),
+        ("LABELS", json!(labels)),
         ("ANNOTATIONS", json!(annotations)),
         ("ISTIO_VERSION", json!(VERSION)),
         ("ENVOY_STATUS_PORT", json!(config.addresses.health.port())),

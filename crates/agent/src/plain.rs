@@ -136,7 +136,9 @@ pub async fn run(config: PlainConfig) -> Result<PlainRunning, AgentError> {
             let mode = if ads.delta { Mode::Delta } else { Mode::Sotw };
             let connect = connect(&bootstrap, &ads).map_err(|reason| refused(&config, reason))?;
             let client = feed::start_client(xds_node(&bootstrap), mode, connect, Vec::new(), false);
-            let mut source = Source::new(client, engine.subscriptions());
+            // A plain proxy looks after no application.
+            let (_, health) = tokio::sync::watch::channel(None);
+            let mut source = Source::new(client, engine.subscriptions(), health);
             let mut feed = Feed::new(engine, None);
             running.tasks.spawn(async move {
                 if let Err(error) = source.pump(&mut feed).await {

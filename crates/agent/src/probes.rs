@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub struct Prober {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
     grpc: Option<Grpc>,
+    exec: Option<Exec>,
     /// Seconds; default 1.
     timeout_seconds: Option<u64>,
 }
@@ -44,6 +46,9 @@ struct HttpGet {
     #[serde(default)]
     path: String,
     port: u16,
+    /// Of a machine's probe: where the application is; empty is beside us.
+    #[serde(default)]
+    host: String,
     /// `HTTP` or `HTTPS`.
     #[serde(default)]
     scheme: String,
@@ -61,6 +66,13 @@ struct Header {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 struct TcpSocket {
     port: u16,
+    #[serde(default)]
+    host: String,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+struct Exec {
+    command: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -86,6 +98,34 @@ impl Prober {
         }
     }
 
+    /// Whether the application of this machine is well, in the way of Istio's agent: any status from 200 to 399 is. The error is for people.
+    pub(crate) async fn check(&self, mark: Option<u32>) -> Result<(), String> {
+        let limit = Duration::from_secs(self.timeout_seconds.unwrap_or(1).max(1));
+        let asked = async {
+            let host = self.http_get.as_ref().map(|get| &get.host);
+            let host = host.or_else(|| self.tcp_socket.as_ref().map(|socket| &socket.host));
+            let address = match host.filter(|host| !host.is_empty()) {
+                None => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                Some(host) => {
+                    let looked_up = tokio::net::lookup_host((host.as_str(), 0)).await;
+                    let mut found =
+                        looked_up.map_err(|error| io::Error::other(format!("{host}: {error}")))?;
+                    let none = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+                    found.next().ok_or_else(none)?.ip()
+                }
+            };
+            self.answer(address, mark).await
+        };
+        match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(status)) if (200..400).contains(&status.as_u16()) => Ok(()),
+            Ok(Ok(status)) => {
+                Err(format!("status code was not from [200,400), bad code {}", status.as_u16()))
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+        }
+    }
+
     async fn answer(&self, pod: IpAddr, mark: Option<u32>) -> io::Result<StatusCode> {
         let connect = |port| dial::application(SocketAddr::new(pod, port), mark);
         if let Some(get) = &self.http_get {
@@ -93,6 +133,9 @@ impl Prober {
         }
         if let Some(grpc) = &self.grpc {
             return grpc.answer(connect(grpc.port).await?, SocketAddr::new(pod, grpc.port)).await;
+        }
+        if let Some(exec) = &self.exec {
+            exec.run().await?;
         }
         if let Some(socket) = &self.tcp_socket {
             connect(socket.port).await?;
@@ -117,6 +160,18 @@ impl HttpGet {
             exchange(stream, Method::GET, &host, &path, headers).await
         };
         Ok(answer?.0)
+    }
+}
+
+impl Exec {
+    /// Runs it to a good end; one that takes too long is killed.
+    async fn run(&self) -> io::Result<()> {
+        let (program, arguments) =
+            self.command.split_first().ok_or_else(|| io::Error::other("there is no command"))?;
+        let mut command = tokio::process::Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = command.kill_on_drop(true).status().await?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent as a whole, in process: a fake control plane on one side, traffic on the other.
 
+mod health;
 mod identity;
 mod probes;
 mod support;

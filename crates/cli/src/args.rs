@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::ca::CaCommand;
 use crate::cluster::ClusterArgs;
 use crate::why::WhyArgs;
+use crate::workload::WorkloadCommand;
 
 /// `lateen`.
 #[derive(Debug, Parser)]
@@ -162,6 +163,12 @@ pub enum Experimental {
         /// What to do.
         #[command(subcommand)]
         command: CaCommand,
+    },
+    /// Machines that are no pods
+    Workload {
+        /// What to do.
+        #[command(subcommand)]
+        command: WorkloadCommand,
     },
 }
 
@@ -363,6 +370,8 @@ mod tests {
             "lateen why --from deploy/web-frontend --to http://customers/ -X POST -H x-user:alice",
             "istioctl x authz check deployment/productpage-v1",
             "istioctl experimental authz check -f dump.json",
+            "istioctl x workload group create --name hello-vm --namespace vm-namespace --labels app=hello-vm --serviceAccount vm-sa",
+            "istioctl x workload entry configure -f workloadgroup.yaml -o work --autoregister --clusterID Kubernetes",
             "lateen x ca status -o json",
             "lateen experimental ca rotate --timeout 60",
         ] {

@@ -21,5 +21,6 @@ mod style;
 pub mod table;
 mod version;
 pub mod why;
+pub mod workload;
 
 pub use run::run;

@@ -12,7 +12,7 @@ use crate::cluster::ClusterArgs;
 use crate::pods;
 use crate::proxy_config::dump::{Dump, cluster_statuses};
 use crate::proxy_config::{clusters, endpoints, listeners, routes, secrets};
-use crate::{authz, ca, lifecycle, logs, output, proxy_status, status, version, why};
+use crate::{authz, ca, lifecycle, logs, output, proxy_status, status, version, why, workload};
 
 /// Runs the command.
 ///
@@ -32,6 +32,9 @@ pub async fn run(cli: Cli) -> Result<()> {
         }
         Command::ProxyConfig { part } => proxy_config(cluster, part).await,
         Command::Experimental { command: Experimental::Ca { command } } => ca::run(cluster, command).await,
+        Command::Experimental { command: Experimental::Workload { command } } => {
+            workload::run(cluster, command).await
+        }
         Command::Why(args) => why::run(cluster, &args).await,
         Command::Experimental { command: Experimental::Authz { command } } => {
             let AuthzCommand::Check { source } = command;

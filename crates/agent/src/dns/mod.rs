@@ -14,7 +14,7 @@ use lateen_capture::{DNS_PORT, ResolvConf};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
-pub(crate) use names::{Names, follow};
+pub(crate) use names::Names;
 use server::Server;
 use table::Domain;
 use upstream::Upstreams;

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lateen_xds::client::{AdsClient, ClientConfig, Rejected, Update};
+use lateen_xds::client::{Rejected, Update};
 use lateen_xds::name_table::NameTable;
-use lateen_xds::type_urls;
 use prost::Message;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -84,16 +83,6 @@ impl Names {
         let new = path.with_extension("new");
         if let Err(error) = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, path)) {
             warn!(%error, path = %path.display(), "the last good names cannot be kept");
-        }
-    }
-}
-
-/// Follows the control plane's table, beside an Envoy whose own streams have other types.
-pub(crate) async fn follow(names: Names, client: ClientConfig) {
-    let (_client, mut updates) = AdsClient::start(client);
-    while let Some(update) = updates.recv().await {
-        if update.type_url == type_urls::NAME_TABLE {
-            names.apply(update);
         }
     }
 }

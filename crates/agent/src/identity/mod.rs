@@ -1,12 +1,14 @@
 //! Who this workload is: its key and certificate, had from the certificate authority and renewed in time, and given to the engine.
 //!
-//! Nothing of it is written to disk. When the authority is away, what there is serves until it ends; the log says so.
+//! Of pods nothing of it is written to disk. When the authority is away, what there is serves until it ends; the log says so.
 
 pub(crate) mod engine;
+pub(crate) mod kept;
 pub(crate) mod sds;
 mod trust;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -56,6 +58,8 @@ pub struct Identity {
     pub id: Option<SpiffeId>,
     /// Which of several authorities signs (`ISTIO_META_CERT_SIGNER`). Default: the control plane's choice.
     pub signer: Option<String>,
+    /// Folder into which certificates are written too, for machines (`OUTPUT_CERTS`). Default: none.
+    pub output: Option<PathBuf>,
 }
 
 impl Default for Identity {
@@ -67,6 +71,7 @@ impl Default for Identity {
             key: KeyKind::default(),
             id: None,
             signer: None,
+            output: None,
         }
     }
 }
@@ -103,7 +108,13 @@ impl Identity {
                     let until = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
                     info!(seconds_left = until.as_secs(), "certificate received");
                     let renewal = self.renewal(&certificate, fastrand::f64() * 2.0 - 1.0);
-                    current.send_replace(Some(Arc::new(trust.apply(certificate))));
+                    let certificate = trust.apply(certificate);
+                    if let Some(folder) = &self.output
+                        && let Err(error) = kept::write(folder, &certificate)
+                    {
+                        warn!(%error, folder = %folder.display(), "the certificate cannot be kept in a file");
+                    }
+                    current.send_replace(Some(Arc::new(certificate)));
                     (pause, told_of_end) = (FIRST_BACK_OFF, false);
                     until_renewal(renewal, &current, &mut trust, &mut moves).await;
                 }
@@ -283,8 +294,12 @@ mod tests {
         let held = WorkloadCertificate::new(&key, chain).unwrap();
         let (sender, mut current) = watch::channel(Some(Arc::new(held)));
         // Nobody listens there.
-        let discovery =
-            Discovery { address: "127.0.0.1:1".to_owned(), root_cert: Some(file.clone()), token: None };
+        let discovery = Discovery {
+            address: "127.0.0.1:1".to_owned(),
+            root_cert: Some(file.clone()),
+            token: None,
+            certificate: None,
+        };
         tokio::spawn(Identity::default().keep(discovery, None, sender));
         // It has read the file when it first waits.
         tokio::task::yield_now().await;

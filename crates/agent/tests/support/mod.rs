@@ -25,11 +25,12 @@ use lateen_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_
 use lateen_xds::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
+use lateen_xds::type_urls::HEALTH_INFORMATION;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -45,6 +46,8 @@ pub(crate) struct Heard {
     pub(crate) authorization: Vec<String>,
     pub(crate) node_ids: Vec<String>,
     pub(crate) nacks: Vec<String>,
+    /// What was said of the application: none is well.
+    pub(crate) health: Vec<Option<String>>,
     pub(crate) known: BTreeMap<String, String>,
 }
 
@@ -55,6 +58,8 @@ pub(crate) type World = BTreeMap<String, BTreeMap<String, Any>>;
 struct Ads {
     world: watch::Sender<World>,
     heard: Arc<Mutex<Heard>>,
+    /// Ends the streams of delta xDS.
+    cut: Arc<Notify>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -99,9 +104,13 @@ impl Ads {
         world.mark_changed();
         loop {
             tokio::select! {
+                () = self.cut.notified() => return,
                 request = requests.message() => {
                     let Ok(Some(request)) = request else { return };
                     self.hear(&request);
+                    if request.type_url == HEALTH_INFORMATION {
+                        continue;
+                    }
                     let first = !wanted.contains_key(&request.type_url);
                     let names = wanted.entry(request.type_url.clone()).or_default();
                     let more = request.resource_names_subscribe.clone();
@@ -183,7 +192,12 @@ impl Ads {
     fn hear(&self, request: &DeltaDiscoveryRequest) {
         let mut heard = self.heard.lock().unwrap();
         heard.node_ids.extend(request.node.iter().map(|node| node.id.clone()));
-        heard.nacks.extend(request.error_detail.iter().map(|error| error.message.clone()));
+        let error = request.error_detail.as_ref().map(|error| error.message.clone());
+        if request.type_url == HEALTH_INFORMATION {
+            heard.health.push(error);
+            return;
+        }
+        heard.nacks.extend(error);
         heard.known.extend(request.initial_resource_versions.clone());
     }
 
@@ -255,6 +269,7 @@ pub(crate) struct ControlPlane {
     pub(crate) authority: Authority,
     world: watch::Sender<World>,
     heard: Arc<Mutex<Heard>>,
+    cut: Arc<Notify>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -267,15 +282,15 @@ impl ControlPlane {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (world, _) = watch::channel(world);
-        let ads = Ads { world: world.clone(), heard: Arc::default() };
-        let heard = ads.heard.clone();
+        let ads = Ads { world: world.clone(), heard: Arc::default(), cut: Arc::default() };
+        let (heard, cut) = (ads.heard.clone(), ads.cut.clone());
         let authority = Authority::new();
         let certificates = CertificateService::new(authority.clone());
         let app = axum::Router::new()
             .route_service("/istio.v1.auth.IstioCertificateService/{method}", certificates)
             .fallback_service(AggregatedDiscoveryServiceServer::new(ads));
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, authority, world, heard, server }
+        Self { address, authority, world, heard, cut, server }
     }
 
     pub(crate) fn set(&self, world: World) {
@@ -284,6 +299,11 @@ impl ControlPlane {
 
     pub(crate) fn heard<T>(&self, read: impl Fn(&Heard) -> T) -> T {
         read(&self.heard.lock().unwrap())
+    }
+
+    /// Ends the streams that are open; others may be opened.
+    pub(crate) fn cut(&self) {
+        self.cut.notify_waiters();
     }
 
     /// Gone, with its port.
@@ -373,7 +393,12 @@ pub(crate) fn config(engine: EngineKind, control_plane: SocketAddr, folder: &Pat
     let mut config = Config::from_env(Role::Sidecar, &BTreeMap::new()).unwrap();
     config.engine = engine;
     config.pod.name = "web-1".into();
-    config.discovery = Discovery { address: control_plane.to_string(), root_cert: None, token: Some(token) };
+    config.discovery = Discovery {
+        address: control_plane.to_string(),
+        root_cert: None,
+        token: Some(token),
+        certificate: None,
+    };
     let port = |engine_port| if engine == EngineKind::Envoy { engine_port } else { 0 };
     config.addresses = Addresses {
         admin: loopback(port(free_port())),
