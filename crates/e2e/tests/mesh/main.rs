@@ -17,6 +17,7 @@ mod faults;
 mod labs;
 mod lifecycle;
 mod loss;
+mod machines;
 mod mixed;
 mod mutual_tls;
 mod networks;
@@ -138,6 +139,7 @@ fn main() {
             ("egress_tls", egress_tls::TRIALS),
             ("mutual_tls", mutual_tls::TRIALS),
             ("networks", networks::TRIALS),
+            ("machines", machines::TRIALS),
             ("why", why::TRIALS),
         ];
         for (module, list) in modules {
