@@ -2,6 +2,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use lateen_model::KeysBy;
+
 /// Addresses to listen on. Port 0 picks a free one; what was bound is in [`Addresses`](crate::Addresses).
 #[derive(Clone, Debug)]
 pub struct Listen {
@@ -114,6 +116,8 @@ pub struct KeyFetching {
     pub refresh: Duration,
     /// Authorities (PEM) that are trusted besides the system's. Default: those in `/cacerts/extra.pem`, as Istio has it.
     pub authorities: Vec<u8>,
+    /// Who fetches them. Default: the control plane (`PILOT_JWT_ENABLE_REMOTE_JWKS`).
+    pub by: KeysBy,
 }
 
 impl Default for KeyFetching {
@@ -121,6 +125,7 @@ impl Default for KeyFetching {
         Self {
             refresh: Duration::from_secs(20 * 60),
             authorities: std::fs::read("/cacerts/extra.pem").unwrap_or_default(),
+            by: KeysBy::default(),
         }
     }
 }

@@ -38,6 +38,7 @@ use crate::secret_access::SecretAccess;
 use crate::serve::Server;
 use crate::serving_cert::{ServingCert, ServingCertError};
 use crate::source::{ProxySource, Sessions};
+use crate::stored_keys::StoredKeys;
 use crate::validation_webhook::Validator;
 use crate::{
     Config, ingress_status, root_cert, status_writer, validation_webhook, watch as watches, webhook_patch,
@@ -193,6 +194,7 @@ impl ControlPlane {
             domain: config.domain.clone(),
             root_namespace: config.namespace.clone(),
             cluster_id: config.cluster_id.clone(),
+            keys_by: config.keys.by,
             ..StoreOptions::default()
         };
         let looked_up = config.resolve_gateways.then_some(gateway_names::KIND);
@@ -224,6 +226,7 @@ impl ControlPlane {
         background.spawn(key_sets::run(
             KeyFetcher::new(&config.keys.authorities),
             config.keys.refresh,
+            StoredKeys::new(client.clone(), &config.namespace),
             published.clone(),
             inputs.clone(),
             stop.clone(),

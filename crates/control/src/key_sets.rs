@@ -1,16 +1,19 @@
 //! Follows whose keys RequestAuthentications want, fetches them, and keeps them fresh. What came once stays in force until
-//! something newer comes, however long a provider is away.
+//! something newer comes, however long a provider is away, and over a restart (`stored_keys`).
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt as _};
+use jiff::Timestamp;
 use lateen_model::{Event, KeySet, KeySource, World};
+use lateen_translate::proxies_fetch;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch_keys::KeyFetcher;
 use crate::push::{Input, Published};
+use crate::stored_keys::{Seen, StoredKeys};
 
 /// What the push loop waits for before it serves anybody: a proxy that comes back must not lose keys it had.
 pub(crate) const KIND: &str = "JWKS";
@@ -29,7 +32,7 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// What is known of a source.
 struct Known {
-    keys: Option<Arc<str>>,
+    keys: Option<Seen>,
     failures: u32,
     /// When it is asked again.
     next: Instant,
@@ -39,12 +42,15 @@ struct Known {
 pub(crate) async fn run(
     fetcher: KeyFetcher,
     refresh: Duration,
+    mut stored: StoredKeys,
     mut published: watch::Receiver<Published>,
     inputs: mpsc::Sender<Input>,
     stop: CancellationToken,
 ) {
     let working = async {
-        let mut known: BTreeMap<KeySource, Known> = BTreeMap::new();
+        let kept = |seen| Known { keys: Some(seen), failures: 0, next: Instant::now() };
+        let mut known: BTreeMap<KeySource, Known> =
+            stored.load().await.into_iter().map(|(source, seen)| (source, kept(seen))).collect();
         let mut told = false;
         loop {
             let now = published.borrow_and_update().clone();
@@ -52,6 +58,9 @@ pub(crate) async fn run(
                 if round(&fetcher, refresh, &wanted(&now.world), &mut known, &inputs).await.is_none() {
                     return;
                 }
+                let seen =
+                    known.iter().filter_map(|(source, known)| Some((source.clone(), known.keys.clone()?)));
+                stored.keep(seen.collect()).await;
                 if !std::mem::replace(&mut told, true) && inputs.send(Input::Listed(KIND)).await.is_err() {
                     return;
                 }
@@ -72,11 +81,11 @@ pub(crate) async fn run(
     stop.run_until_cancelled(working).await;
 }
 
-/// The sources that rules name, with the longest time one of them allows.
+/// The sources that rules name and proxies do not fetch from, with the longest time one of them allows.
 fn wanted(world: &World) -> BTreeMap<KeySource, Duration> {
     let mut wanted = BTreeMap::new();
     for rule in world.request_authentications().flat_map(|policy| &policy.spec.jwt_rules) {
-        let Some(source) = KeySource::of(rule) else { continue };
+        let Some(source) = KeySource::of(rule).filter(|_| !proxies_fetch(world, rule)) else { continue };
         let given = rule.timeout.as_deref().and_then(|text| lateen_api::duration::parse(text).ok());
         let limit = wanted.entry(source).or_insert(Duration::ZERO);
         *limit = given.unwrap_or(TIME_LIMIT).max(*limit);
@@ -112,7 +121,8 @@ async fn round(
         if let Some(problem) = &problem {
             tracing::warn!("cannot fetch keys from {source}: {problem}; trying again");
         }
-        let set = KeySet { source: source.clone(), keys: state.keys.clone(), problem };
+        let keys = state.keys.as_ref().map(|seen| seen.keys.clone());
+        let set = KeySet { source: source.clone(), keys, problem };
         known.insert(source, state);
         inputs.send(Input::Object(Event::Keys(set), Instant::now())).await.ok()?;
     }
@@ -128,7 +138,10 @@ fn follow(
     let (keys, failures) = before.map_or((None, 0), |before| (before.keys, before.failures));
     let now = Instant::now();
     match result {
-        Ok(keys) => (Known { keys: Some(keys), failures: 0, next: now + refresh }, None),
+        Ok(keys) => {
+            let keys = Some(Seen { keys, at: Timestamp::now() });
+            (Known { keys, failures: 0, next: now + refresh }, None)
+        }
         Err(problem) => {
             let pause = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_RETRY);
             let next = now + pause.min(refresh);

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{KIND, run};
 use crate::fetch_keys::KeyFetcher;
 use crate::push::{Input, Published};
+use crate::stored_keys::StoredKeys;
 
 fn keys(secret: &str) -> String {
     json!({ "keys": [{ "kty": "oct", "k": secret }] }).to_string()
@@ -163,7 +164,14 @@ async fn keys_follow_their_provider_and_outlive_it() {
     let (inputs, mut told) = mpsc::channel(64);
     let stop = CancellationToken::new();
     let refresh = Duration::from_millis(50);
-    let running = tokio::spawn(run(KeyFetcher::new(&[]), refresh, receiver, inputs, stop.clone()));
+    let running = tokio::spawn(run(
+        KeyFetcher::new(&[]),
+        refresh,
+        StoredKeys::nowhere(),
+        receiver,
+        inputs,
+        stop.clone(),
+    ));
 
     sender.send_replace(published(Some(&uri), true));
     let first = next_set(&mut told, |_| true).await;
@@ -202,7 +210,14 @@ async fn a_provider_that_is_away_from_the_start_holds_nobody_up() {
     let now = Published { world: world(Some(uri)), config_version: 1, listed: true, complete: false };
     let (_sender, receiver) = watch::channel(now);
     let stop = CancellationToken::new();
-    tokio::spawn(run(KeyFetcher::new(&[]), Duration::from_secs(60), receiver, inputs, stop.clone()));
+    tokio::spawn(run(
+        KeyFetcher::new(&[]),
+        Duration::from_secs(60),
+        StoredKeys::nowhere(),
+        receiver,
+        inputs,
+        stop.clone(),
+    ));
     let first = next_set(&mut told, |_| true).await;
     assert!(first.keys.is_none() && first.problem.is_some());
     assert!(matches!(next(&mut told).await, Input::Listed(KIND)));

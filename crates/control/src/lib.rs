@@ -33,6 +33,7 @@ mod serve;
 mod serving_cert;
 mod source;
 mod status_writer;
+mod stored_keys;
 mod syncz;
 mod validation_webhook;
 mod watch;
@@ -40,3 +41,4 @@ mod webhook_patch;
 
 pub use config::{CertificateLife, Config, ExternalCa, KeyFetching, Listen, MachineOptions};
 pub use control_plane::{Addresses, ControlPlane, StartError};
+pub use lateen_model::KeysBy;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use lateen_control::{
-    CertificateLife, Config, ControlPlane, ExternalCa, KeyFetching, Listen, MachineOptions,
+    CertificateLife, Config, ControlPlane, ExternalCa, KeyFetching, KeysBy, Listen, MachineOptions,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -80,6 +80,10 @@ struct Discovery {
     /// How long a machine may be away before its WorkloadEntry goes.
     #[arg(long, env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD", default_value = "10s", value_parser = go_duration)]
     machines_grace: Duration,
+    /// Who fetches keys from `jwksUri`: `istiod` (or `false`), `envoy`, or `hybrid` (or `true`): proxies where the host is a service
+    /// of the mesh, else the control plane.
+    #[arg(long, env = "PILOT_JWT_ENABLE_REMOTE_JWKS", default_value = "false", value_parser = keys_by)]
+    keys_by: KeysBy,
     /// Port of xDS over TLS.
     #[arg(long, default_value_t = 15012)]
     xds_port: u16,
@@ -105,6 +109,15 @@ fn go_duration(text: &str) -> Result<Duration, String> {
 /// Where the roots of external signers may be, and those of the cluster's own, as Istio has it.
 const EXTERNAL_ROOTS: &str = "./etc/external-ca-cert/root-cert.pem";
 const CLUSTER_ROOTS: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+
+fn keys_by(text: &str) -> Result<KeysBy, String> {
+    match text {
+        "istiod" | "false" => Ok(KeysBy::ControlPlane),
+        "hybrid" | "true" => Ok(KeysBy::Both),
+        "envoy" => Ok(KeysBy::Proxies),
+        other => Err(format!("{other:?} is none of istiod, false, hybrid, true, envoy")),
+    }
+}
 
 impl Discovery {
     fn external_ca(&self) -> anyhow::Result<Option<ExternalCa>> {
@@ -159,7 +172,7 @@ impl Discovery {
                 health_checks: self.machines_health,
                 grace: self.machines_grace,
             },
-            keys: KeyFetching { refresh: self.key_refresh, ..KeyFetching::default() },
+            keys: KeyFetching { refresh: self.key_refresh, by: self.keys_by, ..KeyFetching::default() },
             ..Config::default()
         })
     }

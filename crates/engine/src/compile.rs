@@ -231,7 +231,7 @@ pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<Ro
         match &chain.terminal {
             Terminal::Tcp(tcp) => clusters.extend_from_slice(&tcp.slots),
             Terminal::Http(http) => {
-                clusters.extend(http.filters.iter().filter_map(filters::Filter::cluster));
+                clusters.extend(http.filters.iter().flat_map(filters::Filter::clusters));
                 match &http.routes {
                     RoutesRef::Inline(config) => clusters.extend_from_slice(&config.slots),
                     RoutesRef::Rds(slot) => routes.push(*slot),

@@ -139,6 +139,8 @@ errors! {
     NoKeys = 31, "Jwks doesn't have any valid public key";
     /// No key has the token's `kid` and `alg`.
     NoSuchKey = 32, "Jwks doesn't have key to match kid or alg from Jwt";
+    /// The provider's keys are not there and could not be fetched.
+    FetchFailed = 40, "Jwks remote fetch is failed";
 }
 
 /// A token whose signature nobody has looked at yet.

@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
-use crate::jwks::Jwks;
 use crate::jwt::{Jwt, JwtError};
 use crate::jwt_cache::JwtCache;
+use crate::jwt_keys::{JwtKeyring, JwtKeys, RemoteJwks};
 use crate::jwt_locations::{self, Found, JwtLocations, JwtRequest};
 use crate::{RequestView, RouteMatcher, StringMatcher};
 
@@ -97,8 +97,8 @@ pub struct JwtProvider {
     pub max_lifetime: Option<f64>,
     /// Seconds by which clocks may differ. Default 60.
     pub clock_skew: u64,
-    /// Its keys; `None`: there is none that could be used, so that every token is refused.
-    pub keys: Option<Jwks>,
+    /// Its keys.
+    pub keys: JwtKeys,
     /// Where its tokens are.
     pub locations: JwtLocations,
     /// Good tokens stay in the request.
@@ -187,15 +187,33 @@ impl JwtAuthn {
         format!("Wrong requirement_name: {name}. It should be one of [{}]", known.join(","))
     }
 
-    /// Judges a request's tokens and changes its head accordingly. `now`: seconds since the epoch.
+    /// Judges a request's tokens and changes its head accordingly. `now`: seconds since the epoch. Keys that `keys` lacks could not
+    /// be fetched.
     pub fn judge(
         &self,
         requirement: &JwtRequirement,
         request: JwtRequest<'_>,
         now: u64,
         cache: &mut JwtCache,
+        keys: &JwtKeyring,
     ) -> JwtVerdict {
-        self.work(requirement, request, now, cache, true)
+        self.work(requirement, request, now, cache, keys, Purpose::Judge).0
+    }
+
+    /// The provider whose keys must be fetched before a request can be judged, if there is one. `request` is of no use afterwards.
+    pub fn missing_keys(
+        &self,
+        requirement: &JwtRequirement,
+        request: JwtRequest<'_>,
+        now: u64,
+        cache: &mut JwtCache,
+        keys: &JwtKeyring,
+    ) -> Option<(usize, &RemoteJwks)> {
+        let (_, missing) = self.work(requirement, request, now, cache, keys, Purpose::FindMissing);
+        missing.and_then(|position| match &self.providers[position].keys {
+            JwtKeys::Remote(remote) => Some((position, &**remote)),
+            JwtKeys::Local(_) => None,
+        })
     }
 
     /// Judges a request as if it had a token of these claims with a good signature, where the tokens of their issuer are looked
@@ -218,7 +236,9 @@ impl JwtAuthn {
         let JwtRequest { headers, path } = request;
         locations.put(&mut JwtRequest { headers, path }, &token);
         let mut cache = JwtCache::default();
-        let verdict = self.work(requirement, JwtRequest { headers, path }, now, &mut cache, false);
+        let request = JwtRequest { headers, path };
+        let keys = JwtKeyring::default();
+        let (verdict, _) = self.work(requirement, request, now, &mut cache, &keys, Purpose::Suppose);
         let left = locations.find(&JwtRequest { headers, path });
         let mut stays = false;
         for found in left.iter().filter(|found| found.token == token) {
@@ -234,22 +254,36 @@ impl JwtAuthn {
         request: JwtRequest<'_>,
         now: u64,
         cache: &mut JwtCache,
-        signatures: bool,
-    ) -> JwtVerdict {
+        keys: &JwtKeyring,
+        purpose: Purpose,
+    ) -> (JwtVerdict, Option<usize>) {
         let metadata = Map::new();
         let mut work = Work {
             filter: self,
             request,
             now,
             cache,
-            signatures,
+            keys,
+            missing: None,
+            purpose,
             metadata,
             clear_route: false,
             cached: (0, 0),
         };
         let result = work.check(requirement);
-        JwtVerdict { result, metadata: work.metadata, clear_route: work.clear_route, cached: work.cached }
+        let Work { metadata, clear_route, cached, missing, .. } = work;
+        (JwtVerdict { result, metadata, clear_route, cached }, missing)
     }
+}
+
+/// What a request is looked at for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Judge,
+    /// Which keys there would have to be. Nothing is remembered.
+    FindMissing,
+    /// As if all signatures were good.
+    Suppose,
 }
 
 struct Work<'a, 'r> {
@@ -257,8 +291,10 @@ struct Work<'a, 'r> {
     request: JwtRequest<'r>,
     now: u64,
     cache: &'r mut JwtCache,
-    /// False: all are taken for good.
-    signatures: bool,
+    keys: &'r JwtKeyring,
+    /// The first provider whose keys would have had to be fetched.
+    missing: Option<usize>,
+    purpose: Purpose,
     metadata: Map<String, Value>,
     clear_route: bool,
     cached: (u64, u64),
@@ -354,8 +390,12 @@ impl<'a> Work<'a, '_> {
             let position = provider.ok_or(JwtError::UnknownIssuer)?;
             let provider = &self.filter.providers[position];
             provider.check(&jwt, terms.audiences, self.now)?;
-            if !is_known && self.signatures {
-                provider.keys.as_ref().ok_or(JwtError::NoKeys)?.verify(&jwt)?;
+            if !is_known && self.purpose != Purpose::Suppose {
+                let keys = match &provider.keys {
+                    JwtKeys::Local(keys) => keys.as_ref().ok_or(JwtError::NoKeys)?,
+                    JwtKeys::Remote(_) => self.keys.of(position, &mut self.missing)?,
+                };
+                keys.verify(&jwt)?;
             }
             Ok((position, jwt))
         });
@@ -363,7 +403,7 @@ impl<'a> Work<'a, '_> {
             Ok((position, jwt)) => {
                 let provider = &self.filter.providers[position];
                 *cleared |= self.accept(provider, &jwt, found);
-                if terms.provider.is_some() && !is_known {
+                if terms.provider.is_some() && !is_known && self.purpose != Purpose::FindMissing {
                     self.cache.put(position, &found.token, jwt);
                 }
                 Ok(())

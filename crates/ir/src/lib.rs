@@ -38,6 +38,7 @@ mod jwks;
 mod jwt;
 mod jwt_authn;
 mod jwt_cache;
+mod jwt_keys;
 mod jwt_locations;
 #[cfg(test)]
 mod jwt_tests;
@@ -92,6 +93,7 @@ pub use jwks::Jwks;
 pub use jwt::{Jwt, JwtAlgorithm, JwtError};
 pub use jwt_authn::*;
 pub use jwt_cache::JwtCache;
+pub use jwt_keys::{JwtKeyring, JwtKeys, RemoteJwks};
 pub use jwt_locations::{JwtLocations, JwtRequest};
 pub use lb_policy::*;
 pub use listener::*;

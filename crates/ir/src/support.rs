@@ -262,6 +262,7 @@ table! {
     jwt::JwtProvider,
     jwt::jwt_provider::NormalizePayload,
     jwt::JwtCacheConfig,
+    jwt::RemoteJwks,
     jwt::JwtHeader,
     jwt::JwtClaimToHeader,
     ext_authz::ExtAuthz,

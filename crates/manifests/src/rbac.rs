@@ -33,6 +33,8 @@ pub(crate) fn objects(options: &Options) -> Vec<Value> {
                 // The CA: made once, read at every start.
                 { "apiGroups": [""], "resources": ["secrets"], "verbs": ["create"] },
                 { "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["istio-ca-secret", "cacerts"], "verbs": ["get"] },
+                // The keys of token issuers, over a restart.
+                { "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["lateen-token-keys"], "verbs": ["get", "patch"] },
                 // Mesh configuration and injection templates.
                 { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"] },
             ]

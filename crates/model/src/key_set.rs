@@ -4,6 +4,18 @@ use std::sync::Arc;
 
 use lateen_api::security::request_authentication::JwtRule;
 
+/// Who fetches keys from the `jwksUri` of rules (istiod's `PILOT_JWT_ENABLE_REMOTE_JWKS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeysBy {
+    /// The control plane.
+    #[default]
+    ControlPlane,
+    /// Proxies, where the URI's host is a service of the mesh; else the control plane.
+    Both,
+    /// Proxies.
+    Proxies,
+}
+
 /// Where keys come from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeySource {

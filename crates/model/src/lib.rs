@@ -38,7 +38,7 @@ pub use digest::{Digest, digest_of};
 pub use endpoint::{Address, Endpoint, Health, Locality, ServiceEndpoints};
 pub use hostname::{Hostname, host_matches, hosts_overlap, resolve_host, short_name};
 pub use ingress::{CONTROLLER as INGRESS_CONTROLLER, Ingress};
-pub use key_set::{KeySet, KeySource};
+pub use key_set::{KeySet, KeySource, KeysBy};
 pub use name::ObjectName;
 pub use network::{Gateways, NETWORK_LABEL, NetworkGateway, Networks};
 pub use peer_authentication::{PeerMode, PeerModes, PeerPolicies};

@@ -18,7 +18,7 @@ use crate::delta::{Delta, Problem};
 use crate::endpoint::{Locality, Slice};
 use crate::hostname::resolve_host;
 use crate::ingress::Ingress;
-use crate::key_set::{KeySet, KeySource};
+use crate::key_set::{KeySet, KeySource, KeysBy};
 use crate::name::ObjectName;
 use crate::network::{GatewayNode, GatewayService};
 use crate::pod::{Pod, PodPhase};
@@ -99,6 +99,8 @@ pub struct StoreOptions {
     pub mesh: MeshConfig,
     /// Id of the cluster. Default `Kubernetes`.
     pub cluster_id: String,
+    /// Who fetches the keys of token issuers.
+    pub keys_by: KeysBy,
 }
 
 impl Default for StoreOptions {
@@ -108,6 +110,7 @@ impl Default for StoreOptions {
             root_namespace: "istio-system".to_owned(),
             mesh: MeshConfig::default(),
             cluster_id: "Kubernetes".to_owned(),
+            keys_by: KeysBy::default(),
         }
     }
 }
@@ -145,7 +148,7 @@ pub struct Store {
 impl Store {
     /// An empty store.
     pub fn new(options: StoreOptions) -> Self {
-        let world = World::new(&options.domain, options.mesh.clone());
+        let world = World::new(&options.domain, options.mesh.clone(), options.keys_by);
         Self {
             options,
             world,

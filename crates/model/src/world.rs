@@ -17,7 +17,7 @@ use crate::delegate::{self, DelegateProblem, is_delegate};
 use crate::endpoint::{Locality, ServiceEndpoints};
 use crate::hostname::{Hostname, resolve_host};
 use crate::ingress::{self, Ingress};
-use crate::key_set::{KeySet, KeySource};
+use crate::key_set::{KeySet, KeySource, KeysBy};
 use crate::name::ObjectName;
 use crate::network::Networks;
 use crate::pod::{Labels, Pod, labels_match};
@@ -50,6 +50,7 @@ pub struct World {
     pub(crate) authorization_policies: OrdMap<ObjectName, Arc<AuthorizationPolicy>>,
     pub(crate) request_authentications: OrdMap<ObjectName, Arc<RequestAuthentication>>,
     pub(crate) key_sets: OrdMap<KeySource, Arc<KeySet>>,
+    pub(crate) keys_by: KeysBy,
     pub(crate) sidecars: OrdMap<ObjectName, Arc<Sidecar>>,
     pub(crate) peer_authentications: OrdMap<ObjectName, Arc<PeerAuthentication>>,
     pub(crate) ingresses: OrdMap<ObjectName, Arc<Ingress>>,
@@ -110,7 +111,7 @@ pub struct ServiceTarget {
 const ALIAS_DEPTH: usize = 10;
 
 impl World {
-    pub(crate) fn new(domain: &str, mesh: MeshConfig) -> Self {
+    pub(crate) fn new(domain: &str, mesh: MeshConfig, keys_by: KeysBy) -> Self {
         Self {
             version: 0,
             domain: domain.into(),
@@ -129,6 +130,7 @@ impl World {
             authorization_policies: OrdMap::new(),
             request_authentications: OrdMap::new(),
             key_sets: OrdMap::new(),
+            keys_by,
             sidecars: OrdMap::new(),
             peer_authentications: OrdMap::new(),
             ingresses: OrdMap::new(),
@@ -150,6 +152,11 @@ impl World {
     /// Domain of service names, for example `cluster.local`.
     pub fn domain(&self) -> &str {
         &self.domain
+    }
+
+    /// Who fetches the keys of token issuers.
+    pub fn keys_by(&self) -> KeysBy {
+        self.keys_by
     }
 
     /// Mesh config.

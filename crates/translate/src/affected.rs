@@ -12,6 +12,7 @@ use crate::providers;
 use crate::proxy::ProxyKind;
 use crate::resource::ResourceType;
 use crate::scope::Scope;
+use crate::tokens;
 
 /// How much of one type of resources may have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -200,7 +201,9 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     let guarded = !delta.authorization_policies.is_empty()
         || !delta.request_authentications.is_empty()
         || !delta.key_sets.is_empty();
-    let asks_others = || providers::concern(&scope.world, &delta.services);
+    let asks_others = || {
+        providers::concern(&scope.world, &delta.services) || tokens::concern(&scope.world, &delta.services)
+    };
     if (guarded || asks_others()) && scope.class.kind == ProxyKind::Router {
         affected.listeners = Extent::All;
     }

@@ -72,7 +72,7 @@ pub use references::{MissingDestination, newly_missing};
 pub use resource::{Resource, ResourceType};
 pub use scope::Scope;
 pub use secrets::namespaces_wanting_secrets;
-pub use tokens::check_keys;
+pub use tokens::{check_keys, proxies_fetch};
 pub use warnings::{
     Warning, check_authorization_policy, check_destination_rule, check_gateway, check_peer_authentication,
     check_request_authentication, check_service_entry, check_sidecar, check_virtual_service,

@@ -39,7 +39,7 @@ enum ProviderKind {
 }
 
 /// The service that a provider names, or why there is none (Istio's words).
-fn service<'a>(world: &'a World, name: &str) -> Result<&'a Arc<Service>, String> {
+pub(crate) fn service<'a>(world: &'a World, name: &str) -> Result<&'a Arc<Service>, String> {
     let (namespace, host) = name.split_once('/').map_or((None, name), |(own, host)| (Some(own), host));
     let mut found = world.services().filter(|service| {
         *service.hostname == *host && namespace.is_none_or(|namespace| *service.name.namespace == *namespace)

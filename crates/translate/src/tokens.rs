@@ -1,17 +1,23 @@
 //! RequestAuthentications of a workload as Envoy's `jwt_authn`, as istiod writes it; and conditions on the claims it notes.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lateen_api::security::request_authentication::JwtRule;
-use lateen_model::{KeySource, RequestAuthentication, World};
+use lateen_api::validate::JwksUri;
+use lateen_model::{Hostname, KeySource, KeysBy, RequestAuthentication, World};
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::config::route::v3 as route;
 use lateen_xds::pb::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
+use lateen_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_provider::JwksSourceSpecifier;
 use lateen_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use lateen_xds::pb::envoy::r#type::matcher::v3 as matcher;
 use lateen_xds::pb::google::protobuf::Empty;
 
+use crate::names::outbound_cluster;
 use crate::ordered_jwt::JwtAuthentication;
+use crate::providers;
+use crate::traffic_policy;
 use crate::wire;
 
 /// The filter, which notes claims under its own name ...
@@ -29,11 +35,60 @@ const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
 /// keys that could not be fetched, so that tokens are refused.
 const NOBODYS_KEY: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"lateen-no-key-was-fetched","x":"n-gJskFJQ4Wywt_fxO50ZozaiwdK5xcx6exnOrckX18","y":"cHckAFqYdem1Gw5g6l08IXgxPI5oQDgDrAj8JHMXeZ8"}]}"#;
 
+/// How long fetching by a proxy may take where a rule says nothing (Istio's default).
+const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long proxies use the keys they fetched, as istiod tells them.
+const CACHE_DURATION: Duration = Duration::from_secs(300);
+
+/// The cluster that a proxy fetches a rule's keys from; none: the control plane does, or nobody needs to.
+fn fetched_from(world: &World, rule: &JwtRule) -> Option<String> {
+    let Some(KeySource::Uri(uri)) = KeySource::of(rule) else { return None };
+    let uri = JwksUri::parse(&uri).ok()?;
+    let known = match world.keys_by() {
+        KeysBy::ControlPlane => return None,
+        KeysBy::Both | KeysBy::Proxies => providers::service(world, uri.host),
+    };
+    match known {
+        Ok(service) => Some(outbound_cluster(&service.hostname, uri.port, "")),
+        Err(_) if world.keys_by() == KeysBy::Proxies => Some(outbound_cluster(uri.host, uri.port, "")),
+        Err(_) => None,
+    }
+}
+
+/// Whether proxies fetch the keys of a rule themselves.
+pub fn proxies_fetch(world: &World, rule: &JwtRule) -> bool {
+    fetched_from(world, rule).is_some()
+}
+
+/// Why proxies will not get the keys of a rule, if that is known.
+pub(crate) fn unreachable(world: &World, rule: &JwtRule) -> Option<String> {
+    let source = KeySource::of(rule).filter(|_| proxies_fetch(world, rule))?;
+    let KeySource::Uri(uri) = &source else { return None };
+    let host = JwksUri::parse(uri).ok()?.host;
+    providers::service(world, host).err().map(|reason| {
+        format!("{reason}; proxies fetch these keys (PILOT_JWT_ENABLE_REMOTE_JWKS=envoy): create a ServiceEntry for the host")
+    })
+}
+
+/// Whether a change of these services may change who fetches keys.
+pub(crate) fn concern(world: &World, changed: &BTreeSet<Hostname>) -> bool {
+    let mut uris =
+        world.request_authentications().flat_map(|policy| &policy.spec.jwt_rules).map(|rule| &rule.jwks_uri);
+    world.keys_by() != KeysBy::ControlPlane
+        && !changed.is_empty()
+        && uris.any(|uri| {
+            JwksUri::parse(uri).is_ok_and(|uri| changed.iter().any(|changed| **changed == *uri.host))
+        })
+}
+
 /// The RequestAuthentications for a workload and the keys they need.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tokens {
     policies: Vec<Arc<RequestAuthentication>>,
     keys: BTreeMap<KeySource, Arc<str>>,
+    /// By URI, the clusters that proxies fetch keys from.
+    fetched: BTreeMap<String, String>,
 }
 
 impl Tokens {
@@ -41,11 +96,12 @@ impl Tokens {
         let mut policies = world.request_authentications_for(namespace, labels);
         policies.retain(|policy| !policy.spec.jwt_rules.is_empty());
         let rules = policies.iter().flat_map(|policy| &policy.spec.jwt_rules);
-        let keys = rules.filter_map(KeySource::of).filter_map(|source| {
+        let keys = rules.clone().filter_map(KeySource::of).filter_map(|source| {
             let keys = world.key_set(&source)?.keys.clone()?;
             Some((source, keys))
         });
-        Self { keys: keys.collect(), policies }
+        let fetched = rules.filter_map(|rule| Some((rule.jwks_uri.clone(), fetched_from(world, rule)?)));
+        Self { keys: keys.collect(), fetched: fetched.collect(), policies }
     }
 
     /// The filter. `routes`: claims have a say in routing.
@@ -94,10 +150,6 @@ impl Tokens {
                 claim_name: one.claim.clone(),
                 ..Default::default()
             };
-        let keys = core::DataSource {
-            specifier: Some(core::data_source::Specifier::InlineString(self.keys(rule))),
-            ..Default::default()
-        };
         jwt::JwtProvider {
             issuer: rule.issuer.clone(),
             audiences: rule.audiences.clone(),
@@ -112,9 +164,30 @@ impl Tokens {
             }),
             claim_to_headers: rule.output_claim_to_headers.iter().map(claim).collect(),
             clear_route_cache: routes,
-            jwks_source_specifier: Some(jwt::jwt_provider::JwksSourceSpecifier::LocalJwks(keys)),
+            jwks_source_specifier: Some(self.key_source(rule)),
             ..Default::default()
         }
+    }
+
+    fn key_source(&self, rule: &JwtRule) -> JwksSourceSpecifier {
+        // A key set that is written down needs no URI.
+        let cluster = self.fetched.get(&rule.jwks_uri).filter(|_| rule.jwks.is_empty());
+        let Some(cluster) = cluster else {
+            return JwksSourceSpecifier::LocalJwks(core::DataSource {
+                specifier: Some(core::data_source::Specifier::InlineString(self.keys(rule))),
+                ..Default::default()
+            });
+        };
+        let timeout = traffic_policy::parse(rule.timeout.as_ref()).unwrap_or(TIME_LIMIT);
+        JwksSourceSpecifier::RemoteJwks(jwt::RemoteJwks {
+            http_uri: Some(core::HttpUri {
+                uri: rule.jwks_uri.clone(),
+                timeout: Some(wire::duration(timeout)),
+                http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster(cluster.clone())),
+            }),
+            cache_duration: Some(wire::duration(CACHE_DURATION)),
+            ..Default::default()
+        })
     }
 
     fn keys(&self, rule: &JwtRule) -> String {

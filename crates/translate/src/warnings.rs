@@ -22,7 +22,7 @@ use crate::gateways_tls;
 use crate::networks;
 use crate::providers::Provider;
 use crate::secrets;
-use crate::tokens::check_keys;
+use crate::tokens::{self, check_keys};
 use lateen_api::is_served_cipher;
 
 /// Name of warnings about what is accepted and does nothing.
@@ -335,6 +335,11 @@ pub fn check_request_authentication(policy: &RequestAuthentication, world: &Worl
             let path = format!("spec.jwtRules[{index}].jwks");
             let message = format!("{path}: {reason}; tokens of this issuer are refused");
             warnings.push(Warning { code: None, name: "JwksUnusable", path, message });
+        }
+        if let Some(reason) = tokens::unreachable(world, rule) {
+            let path = format!("spec.jwtRules[{index}].jwksUri");
+            let message = format!("{path}: {reason}; until then its tokens are refused");
+            warnings.push(Warning { code: None, name: "JwksFetchFailed", path, message });
         }
         let set = KeySource::of(rule).and_then(|source| world.key_set(&source));
         let Some((set, problem)) = set.and_then(|set| Some((set, set.problem.as_ref()?))) else { continue };

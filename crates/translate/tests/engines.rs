@@ -4,6 +4,7 @@ mod support;
 use std::path::PathBuf;
 
 use lateen_ir::ConvertError;
+use lateen_model::{KeysBy, StoreOptions};
 use lateen_translate::{Extent, ResourceType, Scope, generate};
 use serde_json::{Value, json};
 use support::{Mesh, Resources};
@@ -146,9 +147,14 @@ fn engines_accept_authorization_policies() {
 
 #[test]
 fn engines_accept_request_authentications() {
-    let mut mesh = Mesh::course();
+    for keys_by in [KeysBy::ControlPlane, KeysBy::Both, KeysBy::Proxies] {
+        request_authentications(Mesh::course_with(StoreOptions { keys_by, ..StoreOptions::default() }));
+    }
+}
+
+fn request_authentications(mut mesh: Mesh) {
     mesh.config("{kind: RequestAuthentication, metadata: {name: fetched, namespace: istio-system}, spec: {jwtRules: [
-        {issuer: a, jwksUri: 'https://a.example/keys'}, {issuer: b}, {jwks: '{\"keys\":[{\"kty\":\"RSA\",\"n\":\"AA\",\"e\":\"AQAB\"}]}'}]}}");
+        {issuer: a, jwksUri: 'https://a.example/keys'}, {issuer: mesh, jwksUri: 'http://customers.default.svc.cluster.local/keys'}, {issuer: b}, {jwks: '{\"keys\":[{\"kty\":\"RSA\",\"n\":\"AA\",\"e\":\"AQAB\"}]}'}]}}");
     mesh.config("{kind: RequestAuthentication, metadata: {name: all}, spec: {jwtRules: [{
         issuer: c, audiences: [d], jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"AA\"}]}', fromHeaders: [{name: x-a, prefix: 'T '}], fromParams: [p],
         fromCookies: [q], outputPayloadToHeader: x-p, outputClaimToHeaders: [{header: x-c, claim: a.b}],

@@ -184,3 +184,56 @@ fn gateways_route_by_claims() {
         named(&filters(chain).expect("filters"), "envoy.filters.http.jwt_authn").expect("the filter");
     assert_eq!(config["providers"]["origins-0"]["clear_route_cache"], true, "claims have a say in routing");
 }
+
+#[test]
+fn proxies_fetch_keys_where_they_are_told_to() {
+    use lateen_model::{KeysBy, StoreOptions};
+    let provider = |by: KeysBy, known: bool| {
+        let mut mesh = Mesh::course_with(StoreOptions { keys_by: by, ..StoreOptions::default() });
+        mesh.config(
+            "{kind: RequestAuthentication, metadata: {name: it}, spec: {jwtRules: [{issuer: a, timeout: 2s, jwksUri: 'https://keys.default.svc.cluster.local/jwks?x'}]}}",
+        );
+        let before = mesh.gateway();
+        if known {
+            // The gateway does not see it, so that nothing else changes there.
+            let delta = mesh.service_of(json!({
+                "metadata": { "name": "keys", "namespace": "default", "annotations": { "networking.istio.io/exportTo": "." } },
+                "spec": { "clusterIP": "10.96.7.7", "ports": [{ "name": "https", "port": 443 }] },
+            }));
+            let after = mesh.gateway();
+            let listeners = affected(&delta, &before, &after).listeners;
+            assert_eq!(listeners == lateen_translate::Extent::All, by != KeysBy::ControlPlane);
+        }
+        let world = mesh.world();
+        let policy = world.request_authentications().next().expect("the policy");
+        assert_eq!(
+            lateen_translate::proxies_fetch(&world, &policy.spec.jwt_rules[0]),
+            by == KeysBy::Proxies || (by == KeysBy::Both && known),
+        );
+        let warnings = check_request_authentication(policy, &world);
+        let told = warnings.iter().any(|warning| warning.message.contains("create a ServiceEntry"));
+        assert_eq!(told, by == KeysBy::Proxies && !known, "{warnings:?}");
+        tokens(&mut mesh, "customers-v1-1", 3000).expect("the filter")["providers"]["origins-0"].clone()
+    };
+    let remote = json!({
+        "http_uri": { "uri": "https://keys.default.svc.cluster.local/jwks?x", "cluster": "outbound|443||keys.default.svc.cluster.local", "timeout": "2s" },
+        "cache_duration": "300s",
+    });
+    for (by, known, fetches) in [
+        (KeysBy::ControlPlane, true, false),
+        (KeysBy::Both, false, false),
+        (KeysBy::Both, true, true),
+        (KeysBy::Proxies, false, true),
+        (KeysBy::Proxies, true, true),
+    ] {
+        let provider = provider(by, known);
+        assert_eq!(provider.get("remote_jwks"), fetches.then_some(&remote), "{by:?} {known}");
+        assert_eq!(provider.get("local_jwks").is_some(), !fetches, "{by:?} {known}");
+    }
+    // A URI beside a key set is of no use; discovery at the issuer is the control plane's.
+    let mut mesh = Mesh::course_with(StoreOptions { keys_by: KeysBy::Proxies, ..StoreOptions::default() });
+    mesh.config(&format!("{{kind: RequestAuthentication, metadata: {{name: it}}, spec: {{jwtRules: [{{issuer: 'https://a', jwks: '{KEYS}'}}, {{issuer: 'https://b'}}]}}}}"));
+    let world = mesh.world();
+    let rules = world.request_authentications().next().expect("the policy").spec.jwt_rules.clone();
+    assert!(!rules.iter().any(|rule| lateen_translate::proxies_fetch(&world, rule)));
+}

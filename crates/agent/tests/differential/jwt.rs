@@ -1,6 +1,7 @@
 //! Tokens: the filter `jwt_authn` in cases of its own, attacks among them.
 
 mod listeners;
+mod remote;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

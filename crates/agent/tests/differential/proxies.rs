@@ -197,7 +197,7 @@ fn routes() -> Value {
     })
 }
 
-fn listener(name: &str, port: u16, more: Value, log: &Path) -> Value {
+pub(crate) fn listener(name: &str, port: u16, more: Value, log: &Path) -> Value {
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,

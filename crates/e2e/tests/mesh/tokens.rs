@@ -1,5 +1,5 @@
 //! RequestAuthentication on traffic (S6): whose tokens pass, what policies and routes make of them, and keys that are fetched
-//! from a provider that changes them and goes away.
+//! from a provider that changes them and goes away, by the control plane or by proxies.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -17,8 +17,11 @@ use serde_json::{Value, json};
 
 use crate::{OnMesh, echo};
 
-pub(crate) const TRIALS: &[OnMesh] =
-    &[("tokens_decide", tokens_decide), ("keys_are_followed", keys_are_followed)];
+pub(crate) const TRIALS: &[OnMesh] = &[
+    ("tokens_decide", tokens_decide),
+    ("keys_are_followed", keys_are_followed),
+    ("proxies_fetch_keys", proxies_fetch_keys),
+];
 
 const SOON: Duration = Duration::from_secs(60);
 const ISSUER: &str = "https://auth.example.com";
@@ -228,13 +231,15 @@ impl Provider {
 
 const REFRESH: &str = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL";
 
+/// Starts the control plane with this variable (`NAME=VALUE`, or `NAME-` without it).
+fn restarted(mesh: &Mesh, variable: &str) -> Result<()> {
+    mesh.kubectl(&["set", "env", "deploy/istiod", "-n", "istio-system", variable])?;
+    mesh.kubectl(&["rollout", "status", "deploy/istiod", "-n", "istio-system", "--timeout=90s"]).map(drop)
+}
+
 fn keys_are_followed(mesh: &Mesh) -> Result<()> {
     echo::up(mesh)?;
-    let restarted = |value: &str| {
-        mesh.kubectl(&["set", "env", "deploy/istiod", "-n", "istio-system", value])?;
-        mesh.kubectl(&["rollout", "status", "deploy/istiod", "-n", "istio-system", "--timeout=90s"])
-    };
-    restarted(&format!("{REFRESH}=1s"))?;
+    restarted(mesh, &format!("{REFRESH}=1s"))?;
     let (first, second) = (Issuer::new("first")?, Issuer::new("second")?);
     let (old, new) = (first.token(&json!({}))?, second.token(&json!({}))?);
     let provider = Provider::start(first.keys())?;
@@ -263,11 +268,97 @@ fn keys_are_followed(mesh: &Mesh) -> Result<()> {
     })?;
     ensure!(ask(mesh, Some(&new), GET)?.ends_with(" 200"), "keys outlive their provider");
 
+    // Over a restart, too: a proxy that is new has them from a control plane that never fetched them.
+    restarted(mesh, &format!("{REFRESH}=2s"))?;
+    mesh.restart("default", "deploy/httpbin")?;
+    becomes(mesh, Some(&new), GET, " 200")?;
+    becomes(mesh, Some(&old), GET, "Jwks doesn't have key to match kid or alg from Jwt 401")?;
+    provider.set(Some(first.keys()));
+    becomes(mesh, Some(&old), GET, " 200")?;
+    becomes(mesh, Some(&new), GET, "Jwks doesn't have key to match kid or alg from Jwt 401")?;
+
     // One that never answers: tokens are refused, all else passes.
     let rules = json!({ "jwtRules": [{ "issuer": ISSUER, "jwksUri": "http://10.244.0.1:9/keys" }] });
     apply(mesh, "RequestAuthentication", "default", "jwt-auth", &rules)?;
     becomes(mesh, Some(&new), GET, "Jwks doesn't have key to match kid or alg from Jwt 401")?;
     becomes(mesh, None, GET, " 200")?;
-    restarted(&format!("{REFRESH}-"))?;
+    restarted(mesh, &format!("{REFRESH}-"))?;
+    away(mesh)
+}
+
+const FETCHED_BY: &str = "PILOT_JWT_ENABLE_REMOTE_JWKS";
+
+/// A service of the mesh serves keys, and proxies ask it themselves; the control plane asks those outside.
+fn proxies_fetch_keys(mesh: &Mesh) -> Result<()> {
+    echo::up(mesh)?;
+    restarted(mesh, &format!("{FETCHED_BY}=hybrid"))?;
+    let (first, second) = (Issuer::new("first")?, Issuer::new("second")?);
+    let (old, new) = (first.token(&json!({}))?, second.token(&json!({}))?);
+    let serve = |keys: &str| {
+        let service = json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": { "name": "keys", "namespace": "default" },
+            "spec": { "hosts": ["*"], "gateways": ["keys"], "http": [{
+                "match": [{ "uri": { "exact": "/keys" } }], "directResponse": { "status": 200, "body": { "string": keys } },
+            }] },
+        });
+        mesh.apply(&service.to_string())
+    };
+    mesh.apply(
+        r#"
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: { name: keys, namespace: default }
+spec:
+  selector: { istio: ingressgateway }
+  servers: [{ port: { number: 80, name: http, protocol: HTTP }, hosts: ["*"] }]
+"#,
+    )?;
+    serve(&first.keys())?;
+    let gateway = mesh.gateway()?;
+    let served = |keys: &Issuer| {
+        eventually("the keys are served", SOON, || {
+            let reply = Ask::get(format!("http://{gateway}/keys")).send()?;
+            ensure!(reply.body.contains(keys.id), "{reply:?}");
+            Ok(())
+        })
+    };
+    served(&first)?;
+    // A policy that is another one makes proxies forget the keys, which they keep for five minutes.
+    let policy = |seconds: u32, uri: &str| {
+        let rule = json!({ "issuer": ISSUER, "jwksUri": uri, "timeout": format!("{seconds}s") });
+        apply(mesh, "RequestAuthentication", "default", "jwt-auth", &json!({ "jwtRules": [rule] }))
+    };
+    let uri = "http://istio-ingressgateway.istio-system.svc.cluster.local/keys";
+    policy(3, uri)?;
+    becomes(mesh, Some(&old), GET, " 200")?;
+    becomes(mesh, Some(&new), GET, "Jwks doesn't have key to match kid or alg from Jwt 401")?;
+    serve(&second.keys())?;
+    served(&second)?;
+    ensure!(ask(mesh, Some(&old), GET)?.ends_with(" 200"), "keys are kept for a while");
+    policy(4, uri)?;
+    becomes(mesh, Some(&new), GET, " 200")?;
+    becomes(mesh, Some(&old), GET, "Jwks doesn't have key to match kid or alg from Jwt 401")?;
+
+    mesh.kubectl(&["delete", "virtualservice", "keys", "-n", "default"])?;
+    policy(5, uri)?;
+    becomes(mesh, Some(&new), GET, "Jwks remote fetch is failed 401")?;
+    becomes(mesh, None, GET, " 200")?;
+
+    // Nobody in the mesh: the control plane fetches them.
+    let outside = Provider::start(first.keys())?;
+    let uri = format!("http://10.244.0.1:{}/keys", outside.port);
+    policy(6, &uri)?;
+    becomes(mesh, Some(&old), GET, " 200")?;
+    // It does not any more, and proxies do not know where to ask.
+    restarted(mesh, &format!("{FETCHED_BY}=envoy"))?;
+    becomes(mesh, Some(&old), GET, "Jwks remote fetch is failed 401")?;
+    eventually("the status says what to do", SOON, || {
+        let status =
+            mesh.kubectl(&["get", "requestauthentication", "jwt-auth", "-n", "default", "-o", "yaml"])?;
+        ensure!(status.contains("create a ServiceEntry"), "{status}");
+        Ok(())
+    })?;
+    restarted(mesh, &format!("{FETCHED_BY}-"))?;
+    becomes(mesh, Some(&old), GET, " 200")?;
     away(mesh)
 }

@@ -1,23 +1,27 @@
-//! Tokens; the decision is `ir::JwtAuthn`'s.
+//! Tokens; the decision is `ir::JwtAuthn`'s. Keys that it lacks are fetched while the request waits; each worker has its own, as with
+//! Envoy.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use http::header::{self, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use lateen_ir::{
-    FilterLevels, FilterRouteConfig, JwtAuthn, JwtCache, JwtError, JwtRequest, JwtRequirement,
-    JwtRouteConfig, JwtVerdict,
+    FilterLevels, FilterRouteConfig, Jwks, JwtAuthn, JwtCache, JwtError, JwtKeyring, JwtKeys, JwtRequest,
+    JwtRequirement, JwtRouteConfig, JwtVerdict, RemoteJwks,
 };
 
-use super::levels;
+use super::{Step, levels, within_limits};
+use crate::call::{self, Call, Called};
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reply, underscored};
 use crate::http_request::{request_view, route_again};
+use crate::message::Message;
 use crate::presence::Present;
-use crate::snapshot::FilterSlot;
+use crate::snapshot::{ClusterSlot, FilterSlot};
 use crate::stats::arena::StatsArena;
 use crate::stats::blocks::JwtStats;
 
@@ -27,45 +31,174 @@ const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
 /// So much of the path is told in `www-authenticate`, in bytes.
 const LONGEST_PATH: usize = 256;
 
+/// Longest key set in bytes. Envoy takes any.
+const LARGEST_SET: usize = 1024 * 1024;
+
+/// The filter of a connection manager.
+pub(super) struct JwtFilter {
+    pub(super) ir: Arc<JwtAuthn>,
+    /// By provider, who is asked for keys; `None`: they are written down.
+    asked: Box<[Option<ClusterSlot>]>,
+    /// Some keys are to be fetched.
+    fetches: bool,
+}
+
+impl JwtFilter {
+    pub(super) fn new(ir: Arc<JwtAuthn>, mut slot: impl FnMut(&Arc<str>) -> ClusterSlot) -> Self {
+        let asked = ir.providers.iter().map(|provider| match &provider.keys {
+            JwtKeys::Remote(remote) => Some(slot(&remote.cluster)),
+            JwtKeys::Local(_) => None,
+        });
+        let asked: Box<[_]> = asked.collect();
+        Self { fetches: asked.iter().any(Option::is_some), asked, ir }
+    }
+
+    pub(super) fn clusters(&self) -> impl Iterator<Item = ClusterSlot> {
+        self.asked.iter().copied().flatten()
+    }
+}
+
+/// Keys that came, until when they are fresh.
+type Fetched = Option<(Arc<Jwks>, Instant)>;
+
 /// One worker's side of a filter.
 pub(crate) struct LocalJwt {
     stats: Rc<JwtStats>,
     cache: RefCell<JwtCache>,
+    /// By provider; empty where nothing is fetched.
+    keys: RefCell<Box<[Fetched]>>,
 }
 
 impl LocalJwt {
-    pub(super) fn new(filter: &JwtAuthn, prefix: &Arc<str>, stats: &StatsArena) -> Self {
-        let name = Arc::from(format!("{prefix}\n{}", filter.stat_prefix));
-        Self { stats: stats.jwt(&name), cache: RefCell::new(JwtCache::new(filter)) }
+    pub(super) fn new(filter: &JwtFilter, prefix: &Arc<str>, stats: &StatsArena) -> Self {
+        let name = Arc::from(format!("{prefix}\n{}", filter.ir.stat_prefix));
+        let keys = filter.asked.iter().filter(|_| filter.fetches).map(|_| None);
+        Self {
+            stats: stats.jwt(&name),
+            cache: RefCell::new(JwtCache::new(&filter.ir)),
+            keys: RefCell::new(keys.collect()),
+        }
+    }
+
+    fn keyring(&self) -> JwtKeyring {
+        let keys = self.keys.borrow();
+        if keys.is_empty() {
+            return JwtKeyring::default();
+        }
+        let now = Instant::now();
+        let fresh = |one: &Fetched| one.as_ref().filter(|(_, end)| now < *end).map(|(keys, _)| keys.clone());
+        JwtKeyring::new(keys.iter().map(fresh))
     }
 }
 
 /// Verifies the request's tokens, and fails where they are not as required.
 pub(super) fn decode(
-    filter: &JwtAuthn,
+    filter: &JwtFilter,
+    local: &LocalJwt,
+    name: FilterSlot,
+    context: &mut RequestContext,
+) -> Result<Step, Failure> {
+    let JwtFilter { ir, .. } = filter;
+    if ir.bypass_cors_preflight && is_preflight(context) {
+        local.stats.cors_preflight_bypassed.inc();
+        local.stats.allowed.add(1);
+        return Ok(Step::Next);
+    }
+    let requirement = match ir.requirement(of_route(context, name), &request_view(context)) {
+        Ok(requirement) => requirement,
+        Err(reason) => {
+            local.stats.denied.add(1);
+            return Err(misnamed(ir, &reason));
+        }
+    };
+    let Some(requirement) = requirement else {
+        local.stats.allowed.add(1);
+        return Ok(Step::Next);
+    };
+    let keys = local.keyring();
+    if filter.fetches && missing(ir, requirement, local, context, &keys, now()).is_some() {
+        return Ok(Step::Pause);
+    }
+    judge(ir, requirement, local, context, &keys, now()).map(|()| Step::Next)
+}
+
+/// Fetches the keys that are missing, and goes on as [`decode`] does with them.
+pub(super) async fn fetch(
+    filter: &JwtFilter,
     local: &LocalJwt,
     name: FilterSlot,
     context: &mut RequestContext,
 ) -> Result<(), Failure> {
-    if filter.bypass_cors_preflight && is_preflight(context) {
-        local.stats.cors_preflight_bypassed.inc();
-        local.stats.allowed.add(1);
-        return Ok(());
-    }
-    let requirement = match filter.requirement(of_route(context, name), &request_view(context)) {
-        Ok(requirement) => requirement,
-        Err(reason) => {
-            local.stats.denied.add(1);
-            return Err(misnamed(filter, &reason));
+    let requirement = filter.ir.requirement(of_route(context, name), &request_view(context));
+    // `decode` found it; without one there is nothing to verify.
+    let Ok(Some(requirement)) = requirement else { return Ok(()) };
+    let (mut keys, now) = (local.keyring(), now());
+    while let Some((provider, remote)) = missing(&filter.ir, requirement, local, context, &keys, now) {
+        let fetched = match call(filter.asked[provider], remote, context) {
+            Some(call) => within_limits(context, call.send()).await?.ok().and_then(key_set),
+            None => None,
+        };
+        match &fetched {
+            Some(fetched) => {
+                local.stats.jwks_fetch_success.inc();
+                let fresh = (fetched.clone(), Instant::now() + remote.cache_duration);
+                local.keys.borrow_mut()[provider] = Some(fresh);
+            }
+            None => local.stats.jwks_fetch_failed.inc(),
         }
-    };
-    let refused = requirement.and_then(|requirement| judge(filter, requirement, local, context));
-    if let Some(failure) = refused {
-        local.stats.denied.add(1);
-        return Err(failure);
+        keys.set(provider, fetched);
     }
-    local.stats.allowed.add(1);
-    Ok(())
+    judge(&filter.ir, requirement, local, context, &keys, now)
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The provider whose keys are needed next, found out with a copy of the request's head.
+fn missing<'f>(
+    filter: &'f JwtAuthn,
+    requirement: &JwtRequirement,
+    local: &LocalJwt,
+    context: &RequestContext,
+    keys: &JwtKeyring,
+    now: u64,
+) -> Option<(usize, &'f RemoteJwks)> {
+    let (mut headers, mut path) = (context.head.headers.clone(), context.path.clone());
+    let request = JwtRequest { headers: &mut headers, path: &mut path };
+    filter.missing_keys(requirement, request, now, &mut local.cache.borrow_mut(), keys)
+}
+
+/// The question for keys; `None`: there is nobody to ask.
+fn call(cluster: Option<ClusterSlot>, remote: &RemoteJwks, context: &RequestContext) -> Option<Call> {
+    let worker = &context.connection.worker;
+    let cluster = context.view.cluster(cluster?, worker)?;
+    // Envoy's fetcher says so, too.
+    let mut headers = HeaderMap::from_iter([(header::USER_AGENT, HeaderValue::from_static("Go-browser"))]);
+    call::add_internal(&mut headers);
+    call::add_own_address(&mut headers, worker);
+    let message = Message {
+        method: Method::GET,
+        headers,
+        authority: remote.authority.clone(),
+        path: remote.path.clone(),
+        secure: false,
+    };
+    Some(Call {
+        worker: worker.clone(),
+        cluster,
+        message,
+        body: Bytes::new(),
+        timeout: remote.timeout,
+        most_received: Some(LARGEST_SET),
+        retry_policy: remote.retry_policy.clone(),
+    })
+}
+
+fn key_set(answer: Called) -> Option<Arc<Jwks>> {
+    let text = std::str::from_utf8(&answer.body).ok().filter(|_| answer.status == StatusCode::OK)?;
+    Jwks::parse(text).ok().map(Arc::new)
 }
 
 fn of_route(context: &RequestContext, name: FilterSlot) -> Option<&JwtRouteConfig> {
@@ -87,12 +220,13 @@ fn judge(
     requirement: &JwtRequirement,
     local: &LocalJwt,
     context: &mut RequestContext,
-) -> Option<Failure> {
+    keys: &JwtKeyring,
+    now: u64,
+) -> Result<(), Failure> {
     // What is told of the request is what came.
     let realm = realm(context);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let request = JwtRequest { headers: &mut context.head.headers, path: &mut context.path };
-    let verdict = filter.judge(requirement, request, now, &mut local.cache.borrow_mut());
+    let verdict = filter.judge(requirement, request, now, &mut local.cache.borrow_mut(), keys);
     // Headers may have come and gone.
     context.present = Present::of(&context.head.headers);
     let JwtVerdict { result, metadata, clear_route, cached: (hits, misses) } = verdict;
@@ -104,7 +238,8 @@ fn judge(
     if clear_route && !route_again(context) {
         (context.route, context.virtual_host) = (None, None);
     }
-    result.err().map(|error| refusal(filter, error, &realm))
+    if result.is_ok() { &local.stats.allowed } else { &local.stats.denied }.add(1);
+    result.map_err(|error| refusal(filter, error, &realm))
 }
 
 /// Adds to what is noted under a name.

@@ -39,11 +39,12 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// The cluster it asks.
-    pub(crate) fn cluster(&self) -> Option<ClusterSlot> {
+    /// The clusters it asks.
+    pub(crate) fn clusters(&self) -> Vec<ClusterSlot> {
         match &self.kind {
-            FilterKind::ExtAuthz(filter) => Some(filter.cluster),
-            _ => None,
+            FilterKind::ExtAuthz(filter) => vec![filter.cluster],
+            FilterKind::Jwt(filter) => filter.clusters().collect(),
+            _ => Vec::new(),
         }
     }
 }
@@ -52,7 +53,7 @@ enum FilterKind {
     Fault(fault::FaultFilter),
     Cors,
     ExtAuthz(ext_authz::ExtAuthzFilter),
-    Jwt(Arc<ir::JwtAuthn>),
+    Jwt(jwt::JwtFilter),
     Rbac(Arc<ir::RbacFilter>),
     DynamicForwardProxy(Arc<DnsCache>),
 }
@@ -108,7 +109,9 @@ pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Res
                 let shadow = ir.shadow.then(|| format!("{name}.shadow").into());
                 Some(FilterKind::ExtAuthz(ext_authz::ExtAuthzFilter { ir: ir.clone(), cluster, shadow }))
             }
-            ir::HttpFilterKind::Jwt(jwt) => Some(FilterKind::Jwt(jwt.clone())),
+            ir::HttpFilterKind::Jwt(ir) => {
+                Some(FilterKind::Jwt(jwt::JwtFilter::new(ir.clone(), |name| clusters.of(name))))
+            }
             ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
             ir::HttpFilterKind::DynamicForwardProxy(config) => {
                 Some(FilterKind::DynamicForwardProxy(caches.of(config)?))
@@ -206,10 +209,7 @@ pub(crate) fn decode(context: &mut RequestContext, from: usize) -> Result<Flow, 
             (FilterKind::ExtAuthz(ext_authz), LocalFilter::ExtAuthz(local)) => {
                 self::ext_authz::decode(ext_authz, local, filter.name, context)?
             }
-            (FilterKind::Jwt(jwt), LocalFilter::Jwt(local)) => {
-                jwt::decode(jwt, local, filter.name, context)?;
-                Step::Next
-            }
+            (FilterKind::Jwt(jwt), LocalFilter::Jwt(local)) => jwt::decode(jwt, local, filter.name, context)?,
             (FilterKind::Rbac(rbac), LocalFilter::Rbac(local)) => {
                 rbac::decode(rbac, local, filter.name, context)?;
                 Step::Next
@@ -237,6 +237,9 @@ pub(crate) async fn pause(context: &mut RequestContext, index: usize) -> Result<
         (FilterKind::DynamicForwardProxy(_), _) => dynamic_forward_proxy::wait(context).await,
         (FilterKind::ExtAuthz(filter), LocalFilter::ExtAuthz(local)) => {
             ext_authz::check(filter, local, connection.config.filters[index].name, context).await
+        }
+        (FilterKind::Jwt(filter), LocalFilter::Jwt(local)) => {
+            jwt::fetch(filter, local, connection.config.filters[index].name, context).await
         }
         _ => Ok(()),
     }

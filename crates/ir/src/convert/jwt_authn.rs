@@ -2,15 +2,23 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::HeaderValue;
+use http::uri::PathAndQuery;
+use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::filters::http::jwt_authn::v3 as proto;
 
 use super::matchers::{header_name, string_matcher};
+use super::retry::call_retry_policy;
 use super::route::route_match;
-use super::values::{Converted, data_source, duration, nonempty, required};
+use super::values::{Converted, data_source, duration, nonempty, required, timeout};
 use crate::error::At;
 use crate::support::fields;
-use crate::{Audiences, Jwks, JwtAuthn, JwtLocations, JwtProvider, JwtRequirement, JwtRouteConfig, JwtRule};
+use crate::{
+    Audiences, Jwks, JwtAuthn, JwtKeys, JwtLocations, JwtProvider, JwtRequirement, JwtRouteConfig, JwtRule,
+    RemoteJwks,
+};
 
 /// Envoy's default of `clock_skew_seconds`.
 const CLOCK_SKEW: u64 = 60;
@@ -20,6 +28,9 @@ const CACHE: (usize, usize) = (100, 4096);
 
 /// A larger memory of tokens would be the worker's to hold.
 const LARGEST_CACHE: usize = 100_000;
+
+/// Ten years: a clock may not overflow.
+const LONGEST_CACHE: Duration = Duration::from_secs(315_360_000);
 
 pub(super) fn jwt_authn(at: &At<'_>, message: proto::JwtAuthentication) -> Converted<JwtAuthn> {
     fields!(at, message => proto::JwtAuthentication {
@@ -199,7 +210,6 @@ fn provider(at: &At<'_>, message: proto::JwtProvider) -> Converted<JwtProvider> 
         }
         inert {}
         rejected {}
-        variants { remote_jwks = "keys that the proxy fetches; give local_jwks" }
     });
     let keys = match required(at, "jwks_source_specifier", jwks_source_specifier)? {
         JwksSourceSpecifier::LocalJwks(source) => {
@@ -207,11 +217,10 @@ fn provider(at: &At<'_>, message: proto::JwtProvider) -> Converted<JwtProvider> 
             let bytes = data_source(&at, source)?;
             // As with Envoy, no text at all refuses all tokens, a bad one the configuration.
             let keys = (!bytes.is_empty()).then(|| Jwks::parse(&String::from_utf8_lossy(&bytes)));
-            keys.transpose().map_err(|reason| at.error(format!("not a key set: {reason}")))?
+            JwtKeys::Local(keys.transpose().map_err(|reason| at.error(format!("not a key set: {reason}")))?)
         }
-        JwksSourceSpecifier::RemoteJwks(_) => {
-            let reason = "not supported: keys that the proxy fetches; give local_jwks";
-            return Err(at.error_in("remote_jwks", reason));
+        JwksSourceSpecifier::RemoteJwks(remote) => {
+            JwtKeys::Remote(Arc::new(remote_keys(&at.field("remote_jwks"), remote)?))
         }
     };
     let payload_header = match &*forward_payload_header {
@@ -245,6 +254,43 @@ fn provider(at: &At<'_>, message: proto::JwtProvider) -> Converted<JwtProvider> 
         clear_route_cache,
         cache: jwt_cache_config.map(|config| cache(at, config)).transpose()?,
         issuer: issuer.into(),
+    })
+}
+
+/// Which tries of a fetch are repeated, whatever the policy says.
+const RETRY_ON: &str = "5xx,gateway-error,connect-failure,reset";
+
+/// Envoy's default of `cache_duration`.
+const CACHE_DURATION: Duration = Duration::from_secs(600);
+
+fn remote_keys(at: &At<'_>, message: proto::RemoteJwks) -> Converted<RemoteJwks> {
+    use core::http_uri::HttpUpstreamType;
+    fields!(at, message => proto::RemoteJwks {
+        used { http_uri, cache_duration, retry_policy }
+        inert {}
+        rejected { async_fetch = "keys that are fetched before somebody asks; without it they are with the first request" }
+    });
+    let at_uri = at.field("http_uri");
+    let core::HttpUri { uri, timeout, http_upstream_type } = required(at, "http_uri", http_uri)?;
+    let HttpUpstreamType::Cluster(cluster) = required(&at_uri, "cluster", http_upstream_type)?;
+    let uri = nonempty(&at_uri, "uri", uri)?;
+    let rest = uri.split_once("://").map_or(&*uri, |(_, rest)| rest);
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let wrong = || at_uri.error_in("uri", format!("{uri:?} is not a URI"));
+    let retry_policy =
+        retry_policy.map(|policy| core::RetryPolicy { retry_on: RETRY_ON.to_owned(), ..policy });
+    // Of less than a second nothing counts, as with Envoy.
+    let cache_duration = duration(at, "cache_duration", cache_duration)?.unwrap_or(CACHE_DURATION);
+    if !(Duration::from_millis(1)..=LONGEST_CACHE).contains(&cache_duration) {
+        return Err(at.error_in("cache_duration", "must be from 0.001s to 315360000s"));
+    }
+    Ok(RemoteJwks {
+        cluster: nonempty(&at_uri, "cluster", cluster)?,
+        authority: HeaderValue::try_from(authority).map_err(|_| wrong())?,
+        path: PathAndQuery::try_from(if path.is_empty() { "/" } else { path }).map_err(|_| wrong())?,
+        timeout: self::timeout(&at_uri, "timeout", Some(required(&at_uri, "timeout", timeout)?), None)?,
+        cache_duration: Duration::from_secs(cache_duration.as_secs()),
+        retry_policy: call_retry_policy(at, retry_policy)?,
     })
 }
 

@@ -10,8 +10,8 @@ use super::{Asked, Check, CheckResult, Hello, Outcome, Passage, ProxyView, Quest
 use crate::{
     Abort, AccessView, Action, ConnectionView, Decision, DownstreamTransport, DynamicMetadata, FilterChain,
     FilterLevels, FilterRouteConfig, HostAddress, HttpConnectionManager, HttpFilter, HttpFilterKind,
-    JwtAuthn, JwtCache, JwtRequest, Listener, ListenerFilterKind, NetworkFilter, PeerView, RbacFilter,
-    RequestView, RequireTls, RouteConfiguration, RouteSource, TerminalFilter, VirtualHost,
+    JwtAuthn, JwtCache, JwtKeyring, JwtRequest, Listener, ListenerFilterKind, NetworkFilter, PeerView,
+    RbacFilter, RequestView, RequireTls, RouteConfiguration, RouteSource, TerminalFilter, VirtualHost,
     listener_addresses, normalise_path,
 };
 
@@ -462,7 +462,10 @@ impl Way<'_> {
                 asked.claims = stays.then_some(claims);
                 verdict
             }
-            None => jwt.judge(requirement, request, now, &mut JwtCache::new(jwt)),
+            None => {
+                let keys = JwtKeyring::default();
+                jwt.judge(requirement, request, now, &mut JwtCache::new(jwt), &keys)
+            }
         };
         let issuers: Vec<&str> = jwt.providers.iter().map(|provider| &*provider.issuer).collect();
         let noted = !verdict.metadata.is_empty();
@@ -470,6 +473,11 @@ impl Way<'_> {
         let (result, reason) = match &verdict.result {
             Ok(()) if noted => (CheckResult::Passes, "the token is good".to_owned()),
             Ok(()) => (CheckResult::Passes, "there is no token, and none is needed here".to_owned()),
+            // Which keys it has nobody else knows.
+            Err(crate::JwtError::FetchFailed) => (
+                CheckResult::Depends,
+                "the proxy fetches the keys itself; suppose a token's claims to go on".to_owned(),
+            ),
             Err(error) => (
                 CheckResult::Refused,
                 format!("{}; tokens of {} are taken", error.text(), issuers.join(", ")),

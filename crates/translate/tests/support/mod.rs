@@ -41,7 +41,12 @@ impl Mesh {
 
     /// The course's demo as of lab 5 (its own Istio manifests), with an ingress gateway and the API server.
     pub(crate) fn course() -> Self {
-        let mut mesh = Self::empty();
+        Self::course_with(StoreOptions::default())
+    }
+
+    /// The same, of a control plane with these options.
+    pub(crate) fn course_with(options: StoreOptions) -> Self {
+        let mut mesh = Self { store: Store::new(options), cache: Cache::default() };
         mesh.service(
             "default",
             "kubernetes",
