@@ -207,8 +207,12 @@ impl MeshConfig {
             paths.extend(provider.rest.keys().map(|key| format!("extensionProviders[{index}].{key}")));
         }
         for (index, given) in self.ca_certificates.iter().enumerate() {
-            if given.cert_signers.is_empty() {
-                paths.push(format!("caCertificates[{index}] (without certSigners)"));
+            if !given.cert_signers.is_empty() {
+                let url = (!given.spiffe_bundle_url.is_empty()).then_some("spiffeBundleUrl");
+                let domains = (!given.trust_domains.is_empty()).then_some("trustDomains");
+                let of_signer = url.into_iter().chain(domains);
+                paths
+                    .extend(of_signer.map(|key| format!("caCertificates[{index}].{key} (with certSigners)")));
             }
             paths.extend(given.rest.keys().map(|key| format!("caCertificates[{index}].{key}")));
         }
@@ -216,6 +220,11 @@ impl MeshConfig {
             paths.push("enableTracing".to_owned());
         }
         paths
+    }
+
+    /// What is trusted besides the mesh's own root, whoever signs.
+    pub fn trust_anchors(&self) -> impl Iterator<Item = &CaCertificate> {
+        self.ca_certificates.iter().filter(|given| given.cert_signers.is_empty())
     }
 
     /// The roots (PEM) of a signer, by its whole name, as `domain/name`.
@@ -255,8 +264,12 @@ impl MeshConfig {
 pub struct CaCertificate {
     /// Certificates of roots, PEM.
     pub pem: String,
+    /// Where they are fetched instead: a SPIFFE bundle endpoint, `https`.
+    pub spiffe_bundle_url: String,
     /// Whose roots they are: names of signers of the Kubernetes CSR API.
     pub cert_signers: Vec<String>,
+    /// For which trust domains they vouch. Empty: for all.
+    pub trust_domains: Vec<String>,
     /// Everything else that was given.
     #[serde(flatten)]
     pub rest: BTreeMap<String, Value>,

@@ -41,7 +41,8 @@ use crate::source::{ProxySource, Sessions};
 use crate::stored_keys::StoredKeys;
 use crate::validation_webhook::Validator;
 use crate::{
-    Config, ingress_status, root_cert, status_writer, validation_webhook, watch as watches, webhook_patch,
+    Config, ingress_status, root_cert, status_writer, trust_bundles, validation_webhook, watch as watches,
+    webhook_patch,
 };
 
 /// Changes on their way from the watches to the push loop.
@@ -222,7 +223,16 @@ impl ControlPlane {
             metrics.authority.clone(),
             stop.clone(),
         ));
-        background.spawn(root_cert::distribute(client.clone(), authority.clone(), stop.clone()));
+        let (federation, federations) = watch::channel(None);
+        background.spawn(root_cert::distribute(client.clone(), authority.clone(), federations, stop.clone()));
+        background.spawn(trust_bundles::run(
+            KeyFetcher::new(&config.keys.authorities),
+            client.clone(),
+            config.namespace.clone(),
+            published.clone(),
+            federation,
+            stop.clone(),
+        ));
         background.spawn(key_sets::run(
             KeyFetcher::new(&config.keys.authorities),
             config.keys.refresh,

@@ -62,6 +62,18 @@ impl KeyFetcher {
             .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
     }
 
+    /// A trust bundle, which has no place but behind `https`.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub(crate) async fn bundle(&self, url: &str, limit: Duration) -> Result<String, String> {
+        if !JwksUri::parse(url)?.https {
+            return Err("trust bundles are fetched by https only".to_owned());
+        }
+        let text = tokio::time::timeout(limit, self.get(url)).await;
+        text.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    }
+
     async fn discover(&self, issuer: &str) -> Result<String, String> {
         let uri = format!("{}{DISCOVERY}", issuer.trim_end_matches('/'));
         let text = self.get(&uri).await?;

@@ -152,4 +152,4 @@ fn follow(
 
 #[cfg(test)]
 #[path = "key_sets_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -22,16 +22,16 @@ fn keys(secret: &str) -> String {
     json!({ "keys": [{ "kty": "oct", "k": secret }] }).to_string()
 }
 
-struct Provider {
-    address: SocketAddr,
+pub(crate) struct Provider {
+    pub(crate) address: SocketAddr,
     keys: Arc<Mutex<String>>,
     serving: tokio::task::JoinHandle<()>,
     /// PEM.
-    certificate: String,
+    pub(crate) certificate: String,
 }
 
 impl Provider {
-    async fn start(tls: bool) -> Self {
+    pub(crate) async fn start(tls: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
@@ -58,6 +58,13 @@ impl Provider {
             }
         });
         Self { address, keys, serving, certificate: made.cert.pem() }
+    }
+}
+
+impl Provider {
+    /// What is at `/keys` from now on.
+    pub(crate) fn serve(&self, text: String) {
+        *self.keys.lock().unwrap() = text;
     }
 }
 

@@ -35,6 +35,7 @@ mod source;
 mod status_writer;
 mod stored_keys;
 mod syncz;
+mod trust_bundles;
 mod validation_webhook;
 mod watch;
 mod webhook_patch;

@@ -236,6 +236,8 @@ table! {
     tls::TlsParameters,
     tls::TlsCertificate,
     tls::CertificateValidationContext,
+    tls::SpiffeCertValidatorConfig,
+    tls::spiffe_cert_validator_config::TrustDomain,
     tls::SubjectAltNameMatcher,
     tls::SdsSecretConfig,
     proxy_protocol::ProxyProtocolUpstreamTransport,

@@ -142,6 +142,17 @@ pub struct ValidationContext {
     pub allow_expired: bool,
     /// A certificate that does not verify is accepted, and known not to (`ACCEPT_UNTRUSTED`).
     pub accept_untrusted: bool,
+    /// Roots by trust domain, in the place of `trusted_ca` (the extension `envoy.tls.cert_validator.spiffe`).
+    pub trust_domains: Option<Arc<[TrustDomain]>>,
+}
+
+/// Roots that vouch for the workloads of one trust domain and no others.
+#[derive(Clone, Debug)]
+pub struct TrustDomain {
+    /// As identities have it: `NAME` of `spiffe://NAME/…`.
+    pub name: Box<str>,
+    /// Its roots.
+    pub roots: Pem,
 }
 
 impl ValidationContext {
@@ -157,6 +168,7 @@ impl ValidationContext {
             only_leaf_crl: self.only_leaf_crl || dynamic.only_leaf_crl,
             allow_expired: self.allow_expired || dynamic.allow_expired,
             accept_untrusted: self.accept_untrusted || dynamic.accept_untrusted,
+            trust_domains: dynamic.trust_domains.clone().or_else(|| self.trust_domains.clone()),
         }
     }
 
@@ -166,6 +178,7 @@ impl ValidationContext {
             || !self.verify_spki.is_empty()
             || !self.verify_hash.is_empty()
             || !self.sans.is_empty()
+            || self.trust_domains.is_some()
     }
 }
 

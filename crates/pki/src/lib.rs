@@ -2,6 +2,7 @@
 mod authority;
 mod credential;
 mod csr;
+mod federation;
 mod requested;
 mod roots;
 mod rotation;
@@ -11,6 +12,7 @@ mod workload;
 pub use authority::{CaError, CertificateAuthority, ServerCertificate};
 pub use credential::{CredentialError, check_authorities, check_pair, check_revoked};
 pub use csr::{CsrError, SigningRequest};
+pub use federation::{DomainRoots, Federation};
 pub use requested::{RequestedError, check_issued};
 pub use roots::{Roots, RootsError};
 pub use rotation::{AuthorityFiles, Rotation};

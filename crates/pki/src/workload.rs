@@ -1,4 +1,5 @@
 //! A workload's own side of its identity: the key, the request, and what the authority answers. All of it stays in memory.
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -106,6 +107,8 @@ pub struct WorkloadCertificate {
     pub key: String,
     /// PEM: what peers' certificates must be of.
     pub roots: String,
+    /// PEM by trust domain, in the place of `roots`: whose certificates they vouch for. Empty: `roots` vouch for all.
+    pub domains: BTreeMap<String, String>,
     /// When it was received.
     pub received: SystemTime,
     /// When the leaf ends.
@@ -152,7 +155,8 @@ impl WorkloadCertificate {
                 chain.push('\n');
             }
         }
-        Ok(Self { chain, key: key.0.serialize_pem(), roots, received, not_after })
+        let key = key.0.serialize_pem();
+        Ok(Self { chain, key, roots, domains: BTreeMap::new(), received, not_after })
     }
 }
 

@@ -17,7 +17,9 @@ use lateen_xds::certificate_service::{IstioCertificateRequest, create_certificat
 use lateen_xds::client::channel_over;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3::spiffe_cert_validator_config::TrustDomain;
 use lateen_xds::pb::google::protobuf::{Struct, Value, value::Kind};
+use prost::{Message as _, Name as _};
 use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
 use tracing::{error, info, warn};
@@ -246,12 +248,15 @@ async fn sleep_until(time: SystemTime) {
     }
 }
 
-/// One of our two secrets, for an engine; none of another name.
-pub(crate) fn secret(name: &str, certificate: &WorkloadCertificate) -> Option<tls::Secret> {
-    let inline = |text: &str| core::DataSource {
+fn inline(text: &str) -> core::DataSource {
+    core::DataSource {
         specifier: Some(core::data_source::Specifier::InlineBytes(text.as_bytes().to_vec())),
         ..Default::default()
-    };
+    }
+}
+
+/// One of our two secrets, for an engine; none of another name.
+pub(crate) fn secret(name: &str, certificate: &WorkloadCertificate) -> Option<tls::Secret> {
     let kind = match name {
         CERTIFICATE => tls::secret::Type::TlsCertificate(tls::TlsCertificate {
             certificate_chain: Some(inline(&certificate.chain)),
@@ -260,6 +265,7 @@ pub(crate) fn secret(name: &str, certificate: &WorkloadCertificate) -> Option<tl
         }),
         ROOTS => tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
             trusted_ca: Some(inline(&certificate.roots)),
+            custom_validator_config: by_domain(certificate),
             ..Default::default()
         }),
         _ => return None,
@@ -267,11 +273,32 @@ pub(crate) fn secret(name: &str, certificate: &WorkloadCertificate) -> Option<tl
     Some(tls::Secret { name: name.to_owned(), r#type: Some(kind) })
 }
 
+/// The validator that holds roots to their trust domains; none where there is one domain's only.
+fn by_domain(certificate: &WorkloadCertificate) -> Option<core::TypedExtensionConfig> {
+    let domain = |(name, roots): (&String, &String)| TrustDomain {
+        name: name.clone(),
+        trust_bundle: Some(inline(roots)),
+        ..Default::default()
+    };
+    let config = tls::SpiffeCertValidatorConfig {
+        trust_domains: certificate.domains.iter().map(domain).collect(),
+        ..Default::default()
+    };
+    let config = lateen_xds::Any {
+        type_url: format!("type.googleapis.com/{}", tls::SpiffeCertValidatorConfig::full_name()),
+        value: config.encode_to_vec(),
+    };
+    (!certificate.domains.is_empty()).then(|| core::TypedExtensionConfig {
+        name: "envoy.tls.cert_validator.spiffe".to_owned(),
+        typed_config: Some(config),
+    })
+}
+
 /// What secrets of this certificate are called in xDS: which one it is and with which roots, without saying what is in it.
 pub(crate) fn version(certificate: &WorkloadCertificate) -> String {
     let since = certificate.received.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut roots = DefaultHasher::new();
-    certificate.roots.hash(&mut roots);
+    (&certificate.roots, &certificate.domains).hash(&mut roots);
     format!("{}-{:016x}", since.as_micros(), roots.finish())
 }
 
@@ -319,6 +346,7 @@ mod tests {
             chain: String::new(),
             key: String::new(),
             roots: String::new(),
+            domains: std::collections::BTreeMap::new(),
             received,
             not_after: received + life,
         };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lateen_pki::{Roots, WorkloadCertificate};
+use lateen_pki::{Federation, Roots, WorkloadCertificate};
 use tracing::{info, warn};
 
 /// Pause between two looks at the file.
@@ -14,18 +14,55 @@ pub(crate) struct Trust {
     file: Option<PathBuf>,
     text: String,
     roots: Option<Roots>,
+    /// The file beside it, about trust domains; empty without one.
+    domains_text: String,
+    federation: Federation,
 }
 
 impl Trust {
     /// Reads the file; without one, workloads trust what comes with their certificates.
     pub(crate) fn new(file: Option<PathBuf>) -> Self {
-        let mut trust = Self { file, text: String::new(), roots: None };
+        let mut trust = Self {
+            file,
+            text: String::new(),
+            roots: None,
+            domains_text: String::new(),
+            federation: Federation::default(),
+        };
         trust.look();
         trust
     }
 
     /// True when there is something new. What cannot be read, or is no certificate, changes nothing.
     fn look(&mut self) -> bool {
+        let domains = self.look_at_domains();
+        self.look_at_roots() || domains
+    }
+
+    fn look_at_domains(&mut self) -> bool {
+        let Some(file) = self.file.as_ref().map(|file| file.with_file_name(Federation::FILE)) else {
+            return false;
+        };
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(_) => return false,
+        };
+        if text == self.domains_text {
+            return false;
+        }
+        let read = if text.is_empty() { Ok(Federation::default()) } else { Federation::from_json(&text) };
+        self.domains_text = text;
+        match read {
+            Ok(read) => std::mem::replace(&mut self.federation, read) != self.federation,
+            Err(error) => {
+                warn!(error, file = %file.display(), "the file with trust domains cannot be used; what there was stays");
+                false
+            }
+        }
+    }
+
+    fn look_at_roots(&mut self) -> bool {
         let Some(file) = &self.file else { return false };
         let Ok(text) = std::fs::read_to_string(file) else { return false };
         if text == self.text {
@@ -62,12 +99,9 @@ impl Trust {
 
     /// The certificate with the roots its workload trusts: those of the file, if it is of one of them, else those it came with.
     pub(crate) fn apply(&self, certificate: WorkloadCertificate) -> WorkloadCertificate {
-        match &self.roots {
-            Some(roots) if roots.issuer_of(&certificate.chain).is_some() => {
-                WorkloadCertificate { roots: roots.to_pem(), ..certificate }
-            }
-            _ => certificate,
-        }
+        let roots = self.roots.as_ref().filter(|roots| roots.issuer_of(&certificate.chain).is_some());
+        let roots = roots.map_or_else(|| certificate.roots.clone(), Roots::to_pem);
+        WorkloadCertificate { domains: self.federation.with_own(&roots), roots, ..certificate }
     }
 
     /// Whether another authority signs by now than the one of this certificate.
@@ -92,6 +126,37 @@ mod tests {
         let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
         let answer = authority.issue_workload(&request, &id, Duration::from_secs(60)).unwrap();
         WorkloadCertificate::new(&key, answer).unwrap()
+    }
+
+    #[test]
+    fn other_domains_have_roots_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, other] = [(), ()].map(|()| CertificateAuthority::generate("cluster.local").unwrap());
+        let file = folder.path().join("root-cert.pem");
+        std::fs::write(&file, own.root_pem()).unwrap();
+        let mut trust = Trust::new(Some(file));
+        let held = certificate(&own);
+        assert!(trust.apply(held.clone()).domains.is_empty(), "its roots vouch for all");
+        let mut look = |text: Option<&str>| {
+            let file = folder.path().join(Federation::FILE);
+            match text {
+                Some(text) => std::fs::write(file, text).unwrap(),
+                None => std::fs::remove_file(file).unwrap(),
+            }
+            (trust.look(), trust.apply(held.clone()).domains)
+        };
+        let roots = |own: bool, roots: &str| lateen_pki::DomainRoots { own, roots: roots.to_owned() };
+        let both = Federation(std::collections::BTreeMap::from([
+            ("cluster.local".to_owned(), roots(true, "")),
+            ("other.example".to_owned(), roots(false, other.root_pem())),
+        ]));
+        let (new, domains) = look(Some(&both.to_json()));
+        assert!(new);
+        assert_eq!(domains["cluster.local"].trim(), own.root_pem().trim());
+        assert_eq!(domains["other.example"], other.root_pem());
+        assert_eq!(look(Some("nonsense")), (false, domains.clone()), "what there was stays");
+        assert_eq!(look(Some(&both.to_json())), (false, domains));
+        assert_eq!(look(None), (true, std::collections::BTreeMap::new()));
     }
 
     #[test]

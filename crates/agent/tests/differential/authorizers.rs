@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,6 +64,48 @@ where
 /// Over gRPC.
 pub(crate) async fn start_grpc() -> SocketAddr {
     serve(true, grpc).await
+}
+
+/// One over gRPC that allows everything, and remembers who asked.
+pub(crate) struct Heard {
+    pub(crate) address: SocketAddr,
+    /// Who the ends of each connection are, in one line.
+    pub(crate) questions: Arc<Mutex<Vec<String>>>,
+}
+
+/// See [`Heard`].
+pub(crate) async fn start_recorder() -> Heard {
+    let questions = Arc::new(Mutex::new(Vec::new()));
+    let heard = questions.clone();
+    let answer = move |request: Request<Incoming>| {
+        let heard = heard.clone();
+        async move {
+            let bytes = request.into_body().collect().await.unwrap().to_bytes();
+            let question = auth::CheckRequest::decode(&bytes[5..]).unwrap().attributes.unwrap_or_default();
+            let (source, destination) =
+                (question.source.unwrap_or_default(), question.destination.unwrap_or_default());
+            heard.lock().unwrap().push(format!(
+                "source {:?} {:?} {:?} destination {:?} {:?} {:?} session {:?}",
+                source.principal,
+                source.service,
+                source.certificate,
+                destination.principal,
+                destination.service,
+                destination.certificate,
+                question.tls_session,
+            ));
+            // An empty message allows.
+            let trailers =
+                HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
+            let mut response = Response::new(whole(vec![
+                Frame::data(Bytes::from_static(&[0; 5])),
+                Frame::trailers(trailers),
+            ]));
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            response
+        }
+    };
+    Heard { address: serve(true, answer).await, questions }
 }
 
 /// Over HTTP/1.1.

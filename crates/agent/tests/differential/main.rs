@@ -29,6 +29,7 @@ mod names;
 mod outliers;
 mod outliers_on_demand;
 mod pages;
+mod peers;
 mod pipe_listeners;
 mod pipes;
 #[path = "../support/ports.rs"]

@@ -35,11 +35,11 @@ struct Case {
 }
 
 #[derive(Clone, Default)]
-struct Client {
-    sni: Option<&'static str>,
-    versions: Vec<&'static rustls::SupportedProtocolVersion>,
-    alpn: Vec<&'static str>,
-    certificate: Option<Pair>,
+pub(crate) struct Client {
+    pub(crate) sni: Option<&'static str>,
+    pub(crate) versions: Vec<&'static rustls::SupportedProtocolVersion>,
+    pub(crate) alpn: Vec<&'static str>,
+    pub(crate) certificate: Option<Pair>,
 }
 
 fn case(name: &'static str, listener: &'static str) -> Case {
@@ -256,7 +256,7 @@ impl rustls::client::danger::ServerCertVerifier for Anything {
     }
 }
 
-fn connector(client: &Client) -> TlsConnector {
+pub(crate) fn connector(client: &Client) -> TlsConnector {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     if client.versions == [&rustls::version::TLS12] {
         // rustls offers the others' suites all the same.

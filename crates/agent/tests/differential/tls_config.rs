@@ -85,7 +85,7 @@ fn servers(pki: &Pki) -> Vec<(&'static str, Value, Value)> {
     ]
 }
 
-fn certificate(pair: &Pair) -> Value {
+pub(crate) fn certificate(pair: &Pair) -> Value {
     json!({ "certificate_chain": { "inline_string": pair.chain }, "private_key": { "inline_string": pair.key } })
 }
 

@@ -44,6 +44,28 @@ impl Pki {
         self.openssl(&format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 30 -extfile names"))
     }
 
+    /// `NAME.crt` and `NAME.key` of a workload with this identity.
+    pub(crate) fn workload(&self, name: &str, identity: &str) -> Result<()> {
+        std::fs::write(self.path().join("names"), format!("subjectAltName=critical,URI:{identity}\n"))?;
+        self.openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /O=other"
+        ))?;
+        self.openssl(&format!("x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 30 -extfile names"))
+    }
+
+    /// The same workload as a server on this machine, which answers HTTP and wants clients of any certificate. It ends when dropped.
+    pub(crate) fn serve(&self, name: &str) -> Result<Serving> {
+        let port = std::net::TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
+        let child = Command::new("openssl")
+            .args(["s_server", "-www", "-quiet", "-verify", "4", "-accept", &port.to_string()])
+            .args(["-cert", &format!("{name}.crt"), "-key", &format!("{name}.key")])
+            .current_dir(self.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        Ok(Serving { child, port })
+    }
+
     /// `NAME.crt` and `NAME.key` of an authority below the root.
     pub(crate) fn authority(&self, name: &str) -> Result<()> {
         std::fs::write(
@@ -136,6 +158,19 @@ impl Pki {
         );
         let out = Command::new("sh").args(["-c", &script]).output()?;
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    }
+}
+
+/// See [`Pki::serve`].
+pub(crate) struct Serving {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

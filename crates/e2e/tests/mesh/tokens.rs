@@ -194,7 +194,40 @@ spec:
             Ok(())
         })?;
     }
-    Ok(())
+    by_target(mesh, issuer, rule, &gateway)
+}
+
+/// The same rule, which says by the name of a Gateway of the Gateway API where it is in force.
+fn by_target(mesh: &Mesh, issuer: &Issuer, rule: &Value, gateway: &str) -> Result<()> {
+    mesh.kubectl(&["delete", "requestauthentication", "at-gateway", "-n", "istio-system"])?;
+    let expired = issuer.token(&json!({ "exp": 5 }))?;
+    let becomes = |status: u16| {
+        eventually(&format!("the gateway answers {status}"), SOON, || {
+            let ask = Ask::get(format!("http://{gateway}/")).header("host", "tokens.example.com");
+            let reply = ask.header("authorization", &format!("Bearer {expired}")).send()?;
+            ensure!(reply.status == status, "{reply:?}");
+            Ok(())
+        })
+    };
+    becomes(223)?;
+    let pod = mesh.pod("istio-system", "istio=ingressgateway")?;
+    let label = |value: &str| {
+        let label = format!("gateway.networking.k8s.io/gateway-name{value}");
+        mesh.kubectl(&["label", "pod", &pod, "-n", "istio-system", "--overwrite", &label])
+    };
+    let mut spec = rule.clone();
+    spec["targetRefs"] =
+        json!([{ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "front-door" }]);
+    apply(mesh, "RequestAuthentication", "istio-system", "by-target", &spec)?;
+    label("=back-door")?;
+    becomes(223)?;
+    label("=front-door")?;
+    becomes(401)?;
+    // One of another namespace is for other Gateways.
+    mesh.kubectl(&["delete", "requestauthentication", "by-target", "-n", "istio-system"])?;
+    apply(mesh, "RequestAuthentication", "default", "by-target", &spec)?;
+    becomes(223)?;
+    label("-").map(drop)
 }
 
 /// Serves keys on the host until told to stop.
@@ -262,7 +295,7 @@ fn keys_are_followed(mesh: &Mesh) -> Result<()> {
     provider.set(None);
     eventually("the status says that the provider is away", SOON, || {
         let status =
-            mesh.kubectl(&["get", "requestauthentication", "jwt-auth", "-n", "default", "-o", "yaml"])?;
+            mesh.kubectl(&["get", "requestauthentication", "jwt-auth", "-n", "default", "-o", "json"])?;
         ensure!(status.contains("the last keys that came are used"), "{status}");
         Ok(())
     })?;
@@ -354,7 +387,7 @@ spec:
     becomes(mesh, Some(&old), GET, "Jwks remote fetch is failed 401")?;
     eventually("the status says what to do", SOON, || {
         let status =
-            mesh.kubectl(&["get", "requestauthentication", "jwt-auth", "-n", "default", "-o", "yaml"])?;
+            mesh.kubectl(&["get", "requestauthentication", "jwt-auth", "-n", "default", "-o", "json"])?;
         ensure!(status.contains("create a ServiceEntry"), "{status}");
         Ok(())
     })?;

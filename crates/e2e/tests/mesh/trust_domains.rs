@@ -1,14 +1,19 @@
-//! A mesh that moves to another trust domain under its workloads (S10), and mutual TLS to addresses that callers choose (S5).
+//! A mesh that moves to another trust domain under its workloads, and one that trusts another mesh (S10); and mutual TLS to addresses that callers choose (S5).
+use std::process::Command;
 use std::time::Duration;
 
-use crate::OnMesh;
 use crate::authorizers::MeshConfig;
 use crate::mutual_tls::{STRANGER, mode};
+use crate::pki::Pki;
+use crate::{OnMesh, echo};
 use anyhow::{Result, ensure};
 use lateen_e2e::{Mesh, eventually};
 
-pub(crate) const TRIALS: &[OnMesh] =
-    &[("a_trust_domain_is_left", a_trust_domain_is_left), ("headless_services", headless_services)];
+pub(crate) const TRIALS: &[OnMesh] = &[
+    ("a_trust_domain_is_left", a_trust_domain_is_left),
+    ("headless_services", headless_services),
+    ("another_mesh_is_trusted", another_mesh_is_trusted),
+];
 
 const SOON: Duration = Duration::from_secs(30);
 const HTTP: &str = "curl -s -m 5 -w %{http_code} http://httpbin:8000/headers";
@@ -108,4 +113,90 @@ fn headless_services(mesh: &Mesh) -> Result<()> {
         Ok(())
     })?;
     clean(mesh, &["stranger"])
+}
+
+/// Status of a request that a workload of another mesh sends to a pod, from the node; 000 where there is no answer.
+fn from_elsewhere(pki: &Pki, name: &str, address: &str) -> Result<String> {
+    let out = Command::new("curl")
+        .args(["-s", "-k", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "--http1.1"])
+        .args(["--cert", &pki.file(&format!("{name}.crt")), "--key", &pki.file(&format!("{name}.key"))])
+        .arg(format!("https://{address}:80/headers"))
+        .output()?;
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Workloads of another mesh, which has a root of its own, call ours and are called. Its root vouches for its own domain alone.
+fn another_mesh_is_trusted(mesh: &Mesh) -> Result<()> {
+    let other = Pki::new()?;
+    other.workload("far", "spiffe://other.example/ns/far/sa/far")?;
+    other.workload("false", "spiffe://cluster.local/ns/default/sa/default")?;
+    let (far, pretends) = (other.serve("far")?, other.serve("false")?);
+    echo::up(mesh)?;
+    mesh.apply(&mode("default", "{mtls: {mode: STRICT}}"))?;
+    for (name, port, identity) in [
+        ("far", far.port, "spiffe://other.example/ns/far/sa/far"),
+        ("false", pretends.port, "spiffe://cluster.local/ns/default/sa/default"),
+    ] {
+        mesh.apply(&format!(
+            r#"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{ name: {name}, namespace: default }}
+spec:
+  hosts: [{name}.example]
+  resolution: STATIC
+  ports: [{{ number: 80, name: http, protocol: HTTP }}]
+  endpoints: [{{ address: 10.244.0.1, ports: {{ http: {port} }} }}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{ name: {name}, namespace: default }}
+spec:
+  host: {name}.example
+  trafficPolicy: {{ tls: {{ mode: ISTIO_MUTUAL, subjectAltNames: ["{identity}"] }} }}
+"#
+        ))?;
+    }
+    let address =
+        mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let called = |name: &str, wanted: &str| {
+        eventually(&format!("{name} from elsewhere is answered {wanted}"), SOON, || {
+            let status = from_elsewhere(&other, name, &address)?;
+            ensure!(status == wanted, "{status}");
+            Ok(())
+        })
+    };
+    let calls = |name: &str, wanted: &str| {
+        echo::becomes(
+            mesh,
+            &format!("-o /dev/null --resolve {name}.example:80:240.0.0.9 http://{name}.example/"),
+            wanted,
+        )
+    };
+    let ours = || echo::becomes(mesh, "http://httpbin:8000/headers", " 200");
+    ours()?;
+    called("far", "000")?;
+    called("false", "000")?;
+    calls("far", " 503")?;
+    calls("false", " 503")?;
+
+    let mesh_config = MeshConfig::of(mesh)?;
+    let pem = std::fs::read_to_string(other.file("ca.crt"))?;
+    let anchors = serde_json::json!([{ "pem": pem, "trustDomains": ["other.example"] }]);
+    let trusting = format!("trustDomainAliases: [other.example]\ncaCertificates: {anchors}\n");
+    mesh_config.add(&trusting)?;
+    called("far", "200")?;
+    calls("far", " 200")?;
+    called("false", "000")?;
+    calls("false", " 503")?;
+    ours()?;
+    // Roots without the alias: nobody of that domain may call. It may be called where a rule names it.
+    mesh_config.add(&format!("caCertificates: {anchors}\n"))?;
+    called("far", "000")?;
+    ours()?;
+    mesh_config.set(mesh_config.before())?;
+    calls("far", " 503")?;
+    ours()?;
+    mesh.kubectl(&["delete", "serviceentry,peerauthentication", "--all", "-n", "default"])?;
+    echo::down(mesh, "")
 }

@@ -70,6 +70,7 @@ fn certificate(error: &CertificateError) -> (TlsCounter, String) {
     {
         return match refusal {
             Refusal::Names(_) => (TlsCounter::FailVerifySan, refusal.to_string()),
+            Refusal::Domain | Refusal::Authority => (TlsCounter::FailVerifyError, refusal.to_string()),
             Refusal::Hash => (TlsCounter::FailVerifyCertHash, refusal.to_string()),
         };
     }

@@ -1,4 +1,5 @@
-//! How a peer's certificate is verified: chain, hashes, names (Envoy's default validator).
+//! How a peer's certificate is verified: chain, hashes, names (Envoy's default validator), by the roots of its trust domain where
+//! there are some (Envoy's SPIFFE validator).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,12 @@ pub(super) enum Refusal {
     /// Its hash is none of those wanted.
     #[error("certificate hash does not match")]
     Hash,
+    /// Nobody vouches for its trust domain, or it has none.
+    #[error("no trust bundle store")]
+    Domain,
+    /// An authority's certificate is no workload's.
+    #[error("cert precheck")]
+    Authority,
 }
 
 /// Authorities and revocation lists of a validation context.
@@ -43,10 +50,10 @@ pub(super) struct Anchors {
 }
 
 impl Anchors {
-    /// Reads a context's PEM.
-    pub(super) fn of(context: &ir::ValidationContext) -> Result<Self, String> {
+    /// Reads a context's PEM, with these roots.
+    pub(super) fn of(context: &ir::ValidationContext, roots: Option<&ir::Pem>) -> Result<Self, String> {
         let mut anchors = Self::default();
-        if let Some(pem) = &context.trusted_ca {
+        if let Some(pem) = roots {
             let bad = |reason: &dyn std::fmt::Display| {
                 format!("trusted_ca: Failed to load trusted CA certificates from {}: {reason}", pem.origin)
             };
@@ -73,6 +80,13 @@ impl Anchors {
     }
 }
 
+/// Whether a context's authorities and lists can be read.
+pub(super) fn check(context: &ir::ValidationContext) -> Result<(), String> {
+    Anchors::of(context, context.trusted_ca.as_ref())?;
+    let mut domains = context.trust_domains.iter().flat_map(|all| all.iter());
+    domains.try_for_each(|domain| Anchors::of(context, Some(&domain.roots)).map(drop))
+}
+
 /// Which end is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
@@ -89,7 +103,10 @@ pub(super) enum Peer {
 /// Verifies the peers of one context.
 pub(super) struct Verifier {
     context: Arc<ir::ValidationContext>,
-    anchors: Anchors,
+    /// Of `trusted_ca`; `None`: the chain is not verified.
+    anchors: Option<Anchors>,
+    /// By trust domain, in the place of `anchors`.
+    domains: Option<Vec<(Box<str>, Anchors)>>,
     hints: Vec<DistinguishedName>,
     peer: Peer,
     algorithms: WebPkiSupportedAlgorithms,
@@ -97,7 +114,7 @@ pub(super) struct Verifier {
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Verifier({:?}, {} authorities)", self.peer, self.anchors.authorities.len())
+        write!(f, "Verifier({:?}, {} authorities)", self.peer, self.hints.len())
     }
 }
 
@@ -112,10 +129,21 @@ impl Verifier {
         peer: Peer,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Result<Self, String> {
-        let anchors = Anchors::of(&context)?;
-        let hints =
-            anchors.anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Ok(Self { context, anchors, hints, peer, algorithms })
+        let read = |roots: &ir::Pem| Anchors::of(&context, Some(roots));
+        let of_domain = |domain: &ir::TrustDomain| Ok((domain.name.clone(), read(&domain.roots)?));
+        let domains = context.trust_domains.as_deref();
+        let domains = domains.map(|all| all.iter().map(of_domain).collect::<Result<Vec<_>, String>>());
+        let domains = domains.transpose()?;
+        let anchors = match &context.trusted_ca {
+            // What would not be used is checked all the same.
+            None => Anchors::of(&context, None).map(|_| None)?,
+            Some(roots) => Some(read(roots)?),
+        };
+        let of_domains = domains.iter().flatten().map(|(_, anchors)| anchors);
+        let used = of_domains.chain(anchors.iter().filter(|_| domains.is_none()));
+        let subject = |anchor: &TrustAnchor<'_>| DistinguishedName::in_sequence(&anchor.subject);
+        let hints = used.flat_map(|anchors| anchors.anchors.iter().map(subject)).collect();
+        Ok(Self { context, anchors, domains, hints, peer, algorithms })
     }
 
     fn verify(
@@ -125,11 +153,15 @@ impl Verifier {
         name: Option<&ServerName<'_>>,
         now: UnixTime,
     ) -> Result<(), Error> {
-        if self.context.accept_untrusted {
+        if self.context.accept_untrusted && self.domains.is_none() {
             return Ok(());
         }
-        if self.context.trusted_ca.is_some() {
-            self.chain(leaf, intermediates, now)?;
+        let anchors = match &self.domains {
+            Some(domains) => Some(anchors_of(domains, leaf)?),
+            None => self.anchors.as_ref(),
+        };
+        if let Some(anchors) = anchors {
+            self.chain(anchors, leaf, intermediates, now)?;
         }
         let by_name = matches!(self.peer, Peer::Server { by_name: true })
             .then_some(name)
@@ -162,6 +194,7 @@ impl Verifier {
 
     fn chain(
         &self,
+        anchors: &Anchors,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
@@ -172,18 +205,18 @@ impl Verifier {
             now
         };
         // An authority may be its own leaf, which webpki does not take as one.
-        if self.anchors.authorities.iter().any(|authority| authority == leaf) {
+        if anchors.authorities.iter().any(|authority| authority == leaf) {
             return check_validity(leaf, now);
         }
         if let Some(leaf) = of_version_1(leaf) {
-            return self.issued_directly(&leaf, now);
+            return issued_directly(anchors, &leaf, now);
         }
         let parsed = webpki::EndEntityCert::try_from(leaf).map_err(of_webpki)?;
         let usage = match self.peer {
             Peer::Server { .. } => webpki::KeyUsage::server_auth(),
             Peer::Client { .. } => webpki::KeyUsage::client_auth(),
         };
-        let lists: Vec<&CertRevocationList<'_>> = self.anchors.revoked.iter().collect();
+        let lists: Vec<&CertRevocationList<'_>> = anchors.revoked.iter().collect();
         let revocation = webpki::RevocationOptionsBuilder::new(&lists).ok().map(|options| {
             let depth = if self.context.only_leaf_crl {
                 webpki::RevocationCheckDepth::EndEntity
@@ -195,7 +228,7 @@ impl Verifier {
         parsed
             .verify_for_usage(
                 self.algorithms.all,
-                &self.anchors.anchors,
+                &anchors.anchors,
                 intermediates,
                 now,
                 usage,
@@ -204,24 +237,6 @@ impl Verifier {
             )
             .map(drop)
             .map_err(of_webpki)
-    }
-
-    /// Certificates of version 1, which `openssl x509 -req` makes when it is given no extensions, are unknown to webpki: one of the
-    /// authorities must have signed it, and there must be no revocation list that it would have to be looked for in.
-    fn issued_directly(&self, leaf: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
-        if !self.anchors.revoked.is_empty() {
-            return Err(CertificateError::UnknownRevocationStatus.into());
-        }
-        let signed = |authority: &CertificateDer<'_>| {
-            X509Certificate::from_der(authority).is_ok_and(|(_, authority)| {
-                authority.subject().as_raw() == leaf.issuer().as_raw()
-                    && leaf.verify_signature(Some(authority.public_key())).is_ok()
-            })
-        };
-        if !self.anchors.authorities.iter().any(signed) {
-            return Err(CertificateError::UnknownIssuer.into());
-        }
-        is_valid(leaf, now)
     }
 
     /// Where hashes are wanted, one must fit.
@@ -239,6 +254,48 @@ impl Verifier {
         let key = sha256(parsed.public_key().raw);
         Ok(context.verify_spki.iter().any(|wanted| wanted == key.as_ref()))
     }
+}
+
+/// Certificates of version 1, which `openssl x509 -req` makes when it is given no extensions, are unknown to webpki: one of the
+/// authorities must have signed it, and there must be no revocation list that it would have to be looked for in.
+fn issued_directly(anchors: &Anchors, leaf: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
+    if !anchors.revoked.is_empty() {
+        return Err(CertificateError::UnknownRevocationStatus.into());
+    }
+    let signed = |authority: &CertificateDer<'_>| {
+        X509Certificate::from_der(authority).is_ok_and(|(_, authority)| {
+            authority.subject().as_raw() == leaf.issuer().as_raw()
+                && leaf.verify_signature(Some(authority.public_key())).is_ok()
+        })
+    };
+    if !anchors.authorities.iter().any(signed) {
+        return Err(CertificateError::UnknownIssuer.into());
+    }
+    is_valid(leaf, now)
+}
+
+/// The roots of a workload's trust domain: that of its first URI. An authority's certificate is none of a workload.
+fn anchors_of<'a>(
+    domains: &'a [(Box<str>, Anchors)],
+    leaf: &CertificateDer<'_>,
+) -> Result<&'a Anchors, Error> {
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    let signs = parsed
+        .key_usage()
+        .ok()
+        .flatten()
+        .is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign());
+    if parsed.is_ca() || signs {
+        return Err(refusal(Refusal::Authority));
+    }
+    let names = parsed.subject_alternative_name().ok().flatten();
+    let uri = names.iter().flat_map(|names| &names.value.general_names).find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let domain = uri.and_then(|uri| Some(uri.strip_prefix("spiffe://")?.split_once('/')?.0));
+    let of_domain = domain.and_then(|domain| domains.iter().find(|(name, _)| **name == *domain));
+    of_domain.map(|(_, anchors)| anchors).ok_or_else(|| refusal(Refusal::Domain))
 }
 
 fn refusal(why: Refusal) -> Error {
@@ -401,7 +458,11 @@ impl ServerCertVerifier for Verifier {
 
 impl ClientCertVerifier for Verifier {
     fn client_auth_mandatory(&self) -> bool {
-        matches!(self.peer, Peer::Client { required: true })
+        match self.peer {
+            // The SPIFFE validator wants one, whatever the context says.
+            Peer::Client { required } => required || self.domains.is_some(),
+            Peer::Server { .. } => false,
+        }
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {

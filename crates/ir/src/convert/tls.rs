@@ -12,13 +12,13 @@ use super::certificate_hash::{base64, hashes, hex};
 use super::config_source::{STREAM_NOT_SUPPORTED, Source, config_source};
 use super::matchers::string_matcher;
 use super::values::{
-    Converted, bool_or, data_source, duration, enumeration, nonempty, number, optional, required,
+    Converted, bool_or, data_source, duration, enumeration, nonempty, number, optional, required, typed,
 };
 use crate::error::At;
 use crate::support::fields;
 use crate::{
     CertificateRef, CipherSuite, CommonTls, Curve, DownstreamTls, Pem, SanMatcher, SanType, Secret,
-    SecretKind, SecretName, SecretSource, TlsCertificate, TlsParams, TlsVersion, UpstreamTls,
+    SecretKind, SecretName, SecretSource, TlsCertificate, TlsParams, TlsVersion, TrustDomain, UpstreamTls,
     ValidationContext, ValidationRef,
 };
 
@@ -314,6 +314,37 @@ fn tls_certificate(at: &At<'_>, message: proto::TlsCertificate) -> Converted<Tls
     })
 }
 
+/// The one extension that validates certificates: SPIFFE's.
+fn trust_domains(at: &At<'_>, config: core::TypedExtensionConfig) -> Converted<Arc<[TrustDomain]>> {
+    let core::TypedExtensionConfig { name: _, typed_config } = config;
+    let any = required(at, "typed_config", typed_config)?;
+    let at = at.field("typed_config");
+    let message: proto::SpiffeCertValidatorConfig = typed(&at, &any)?;
+    fields!(&at, message => proto::SpiffeCertValidatorConfig {
+        used { trust_domains }
+        inert {}
+        rejected { trust_bundles = "bundles in one file; name each domain in trust_domains" }
+    });
+    if trust_domains.is_empty() {
+        return Err(at.error_in("trust_domains", "must not be empty"));
+    }
+    let mut known: Vec<TrustDomain> = Vec::with_capacity(trust_domains.len());
+    for (index, domain) in trust_domains.into_iter().enumerate() {
+        let at = at.index("trust_domains", index);
+        fields!(&at, domain => proto::spiffe_cert_validator_config::TrustDomain {
+            used { name, trust_bundle }
+            inert {}
+            rejected { workload_trust_domain = "bundles by the workload's own domain" }
+        });
+        if name.is_empty() || known.iter().any(|known| *known.name == *name) {
+            return Err(at.error_in("name", format!("{name:?}: a domain has a name and is given once")));
+        }
+        let roots = pem(&at, "trust_bundle", required(&at, "trust_bundle", trust_bundle)?)?;
+        known.push(TrustDomain { name: name.into(), roots });
+    }
+    Ok(known.into())
+}
+
 fn validation_context(
     at: &At<'_>,
     message: proto::CertificateValidationContext,
@@ -323,6 +354,7 @@ fn validation_context(
         used {
             trusted_ca, verify_certificate_spki, verify_certificate_hash, match_typed_subject_alt_names,
             match_subject_alt_names, crl, allow_expired_certificate, trust_chain_verification, only_verify_leaf_cert_crl,
+            custom_validator_config,
         }
         inert {
             suppress_client_ca_list = "the list of acceptable authorities is a hint, which clients may ignore",
@@ -332,7 +364,6 @@ fn validation_context(
             system_root_certs = "name the file in trusted_ca; Envoy does not implement it either",
             watched_directory = "files that are watched; use SDS",
             require_signed_certificate_timestamp = "certificate transparency, which Envoy does not implement either",
-            custom_validator_config = "validation by extension",
             max_verify_depth = "a limit of its own for the length of chains",
         }
     });
@@ -356,6 +387,9 @@ fn validation_context(
             TrustChainVerification::VerifyTrustChain => false,
             TrustChainVerification::AcceptUntrusted => true,
         },
+        trust_domains: custom_validator_config
+            .map(|config| trust_domains(&at.field("custom_validator_config"), config))
+            .transpose()?,
     };
     Ok(context)
 }
