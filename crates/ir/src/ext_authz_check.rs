@@ -29,8 +29,10 @@ pub struct AuthzConnection<'a> {
     pub own: Option<PeerView<'a>>,
     /// The client's certificate as PEM, percent-encoded; empty without.
     pub certificate: String,
-    /// The TLS server name; empty without.
+    /// The TLS server name that listener filters saw; empty without.
     pub server_name: &'a str,
+    /// The one of the connection's own TLS; empty without.
+    pub session_name: &'a str,
 }
 
 /// What is known of a request.
@@ -90,7 +92,7 @@ impl AuthzConnection<'_> {
                 principal: principal(self.own),
                 ..Default::default()
             }),
-            tls_session: tls_session.then(|| TlsSession { sni: self.server_name.to_owned() }),
+            tls_session: tls_session.then(|| TlsSession { sni: self.session_name.to_owned() }),
             metadata_context: Some(core::Metadata::default()),
             ..Default::default()
         }

@@ -2,7 +2,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    SanType, SigningKey, date_time_ymd,
+    KeyUsagePurpose, SanType, SigningKey, date_time_ymd,
 };
 
 /// A chain and its key, in PEM.
@@ -32,6 +32,17 @@ impl Authority {
 
     /// A certificate for these names; those with `://` are URIs.
     pub(crate) fn issue(&self, common_name: &str, names: &[&str], expired: bool) -> Pair {
+        self.issue_for(common_name, names, expired, &[])
+    }
+
+    /// The same, whose key is for these usages.
+    pub(crate) fn issue_for(
+        &self,
+        common_name: &str,
+        names: &[&str],
+        expired: bool,
+        usages: &[KeyUsagePurpose],
+    ) -> Pair {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, "Tests, Inc.");
         params.distinguished_name.push(DnType::CommonName, common_name);
@@ -42,6 +53,7 @@ impl Authority {
                 SanType::DnsName((*name).try_into().unwrap())
             });
         }
+        params.key_usages = usages.to_vec();
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = date_time_ymd(2020, 1, 2);

@@ -46,7 +46,12 @@ impl Pki {
 
     /// `NAME.crt` and `NAME.key` of a workload with this identity.
     pub(crate) fn workload(&self, name: &str, identity: &str) -> Result<()> {
-        std::fs::write(self.path().join("names"), format!("subjectAltName=critical,URI:{identity}\n"))?;
+        std::fs::write(
+            self.path().join("names"),
+            format!(
+                "subjectAltName=critical,URI:{identity}\nkeyUsage=critical,digitalSignature\nbasicConstraints=critical,CA:FALSE\n"
+            ),
+        )?;
         self.openssl(&format!(
             "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /O=other"
         ))?;

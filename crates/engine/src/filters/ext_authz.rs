@@ -242,6 +242,7 @@ pub(crate) fn connection_view(info: &ConnectionInfo, certificate: bool) -> Authz
         own: tls.and_then(|tls| tls.local()).map(|own| view(own)),
         certificate: tls.filter(|_| certificate).and_then(|tls| tls.peer_pem()).unwrap_or_default(),
         server_name: info.server_name.as_deref().unwrap_or_default(),
+        session_name: tls.and_then(|tls| tls.server_name.as_deref()).unwrap_or_default(),
     }
 }
 

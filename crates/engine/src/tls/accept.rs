@@ -172,8 +172,10 @@ pub(crate) async fn accept(
         config.clone()
     };
     let stream = start.into_stream(config).await.map_err(refused)?;
-    let state: &CommonState = stream.get_ref().1;
-    let facts = TlsFacts::new(state, local.as_ref());
+    let session = stream.get_ref().1;
+    let state: &CommonState = session;
+    let mut facts = TlsFacts::new(state, local.as_ref());
+    facts.server_name = session.server_name().map(Into::into);
     if !context.still_valid(&facts) {
         stats.inc(TlsCounter::FailVerifyError);
         return Err(Refused { reason: "the certificate of a resumed session has expired".to_owned() });

@@ -22,6 +22,8 @@ pub(crate) struct TlsFacts {
     pub(crate) alpn: Option<Box<[u8]>>,
     /// A session was resumed.
     pub(crate) resumed: bool,
+    /// Whom the client asked for (SNI). Of servers' connections only.
+    pub(crate) server_name: Option<Box<str>>,
     peer: Vec<CertificateDer<'static>>,
     peer_facts: OnceCell<Option<Rc<CertificateFacts>>>,
     local: Option<CertificateDer<'static>>,
@@ -70,6 +72,7 @@ impl TlsFacts {
             }),
             alpn: state.alpn_protocol().map(Into::into),
             resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
+            server_name: None,
             peer,
             peer_facts: OnceCell::new(),
             local: local.cloned(),

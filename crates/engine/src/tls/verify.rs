@@ -280,11 +280,12 @@ fn anchors_of<'a>(
     leaf: &CertificateDer<'_>,
 ) -> Result<&'a Anchors, Error> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    // It must say what its key is for (X.509-SVID, 4.3), as Envoy has it.
     let signs = parsed
         .key_usage()
         .ok()
         .flatten()
-        .is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign());
+        .is_none_or(|usage| usage.value.key_cert_sign() || usage.value.crl_sign());
     if parsed.is_ca() || signs {
         return Err(refusal(Refusal::Authority));
     }

@@ -375,6 +375,13 @@ fn validation_context(
         let at = at.index("match_subject_alt_names", index);
         sans.push(SanMatcher { san_type: None, matcher: string_matcher(&at, matcher)? });
     }
+    if custom_validator_config.is_some()
+        && sans.iter().any(|san| !matches!(san.san_type, None | Some(SanType::Uri)))
+    {
+        let reason =
+            "by trust domain only URIs are looked at; with names of other kinds Envoy would let everybody in";
+        return Err(at.error_in("match_typed_subject_alt_names", reason));
+    }
     let context = ValidationContext {
         trusted_ca: trusted_ca.map(|source| pem(at, "trusted_ca", source)).transpose()?,
         verify_spki: hashes(at, "verify_certificate_spki", &verify_certificate_spki, base64)?,
