@@ -129,13 +129,13 @@ fn from_elsewhere(pki: &Pki, name: &str, address: &str) -> Result<String> {
 fn another_mesh_is_trusted(mesh: &Mesh) -> Result<()> {
     let other = Pki::new()?;
     other.workload("far", "spiffe://other.example/ns/far/sa/far")?;
-    other.workload("false", "spiffe://cluster.local/ns/default/sa/default")?;
-    let (far, pretends) = (other.serve("far")?, other.serve("false")?);
+    other.workload("pretends", "spiffe://cluster.local/ns/default/sa/default")?;
+    let (far, pretends) = (other.serve("far")?, other.serve("pretends")?);
     echo::up(mesh)?;
     mesh.apply(&mode("default", "{mtls: {mode: STRICT}}"))?;
     for (name, port, identity) in [
         ("far", far.port, "spiffe://other.example/ns/far/sa/far"),
-        ("false", pretends.port, "spiffe://cluster.local/ns/default/sa/default"),
+        ("pretends", pretends.port, "spiffe://cluster.local/ns/default/sa/default"),
     ] {
         mesh.apply(&format!(
             r#"
@@ -176,9 +176,9 @@ spec:
     let ours = || echo::becomes(mesh, "http://httpbin:8000/headers", " 200");
     ours()?;
     called("far", "000")?;
-    called("false", "000")?;
+    called("pretends", "000")?;
     calls("far", " 503")?;
-    calls("false", " 503")?;
+    calls("pretends", " 503")?;
 
     let mesh_config = MeshConfig::of(mesh)?;
     let pem = std::fs::read_to_string(other.file("ca.crt"))?;
@@ -187,8 +187,8 @@ spec:
     mesh_config.add(&trusting)?;
     called("far", "200")?;
     calls("far", " 200")?;
-    called("false", "000")?;
-    calls("false", " 503")?;
+    called("pretends", "000")?;
+    calls("pretends", " 503")?;
     ours()?;
     // Roots without the alias: nobody of that domain may call. It may be called where a rule names it.
     mesh_config.add(&format!("caCertificates: {anchors}\n"))?;
