@@ -69,6 +69,8 @@ async fn main() -> Result<(), Error> {
     println!("ready");
     loop {
         let (stream, _) = socket.accept().await?;
+        // A response would wait 40 ms for an acknowledgement that waits for more of it.
+        stream.set_nodelay(true)?;
         let service = TowerToHyperService::new(server.clone());
         tokio::spawn(async move {
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
