@@ -7,7 +7,7 @@
 lateen-proxy and Envoy get the same clusters, endpoints, listener and routes (3 for each host) by delta ADS from the same
 server (crates/control/examples/scale_ads.rs), in turns. Ready is when the last host answers, from the start of the process. A
 change is one route of the last host among all of them; it is live when the first answer follows it, from the moment the
-server is told (which encodes the routes of all hosts anew); CPU is the proxy's own. Cost of a request: wrk at the last host, CPU of the proxy by the requests it served.
+server is told (which encodes the routes of that host, and sends those of all); CPU is the proxy's own. Cost of a request: wrk at the last host, CPU of the proxy by the requests it served.
 """
 import argparse, datetime, json, os, statistics, subprocess, sys, tempfile, time, urllib.request
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))

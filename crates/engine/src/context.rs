@@ -226,6 +226,8 @@ pub(crate) struct RequestContext {
     pub(crate) details: Cow<'static, str>,
     /// Status sent; `None` while there is no answer.
     pub(crate) status: Option<StatusCode>,
+    /// That of the proxy's own answer while it is made: the route's headers may have it.
+    pub(crate) answering: Option<StatusCode>,
     /// Response headers, kept when something may print them.
     pub(crate) response_headers: Option<HeaderMap>,
     pub(crate) response_trailers: Option<Box<HeaderMap>>,

@@ -15,6 +15,7 @@ use lateen_ir::{
 use crate::context::{ConnectionInfo, RequestContext};
 use crate::failure::Flags;
 use crate::filters::FilterState;
+use crate::local_reply;
 use crate::tls::{CertificateFacts, TlsFacts};
 
 /// What formats may read at the end of a TCP connection.
@@ -240,7 +241,9 @@ impl RequestContext {
 
     fn response_header(&self, name: &FormatHeader, out: &mut String) -> bool {
         match name {
-            FormatHeader::Status => self.status.is_some_and(|status| text(out, Some(status.as_str()))),
+            FormatHeader::Status => {
+                self.status.or(self.answering).is_some_and(|status| text(out, Some(status.as_str())))
+            }
             _ => named(self.response_headers.as_ref(), name, out),
         }
     }
@@ -250,7 +253,13 @@ impl RequestContext {
             headers?.get("grpc-status")?.to_str().ok()?.parse().ok()
         };
         let in_headers = || find(self.response_headers.as_ref());
-        let Some(status) = find(self.response_trailers.as_deref()).or_else(in_headers) else {
+        // Without one a gRPC client makes it of the answer's status.
+        let meant = || {
+            let status = self.status.filter(|_| local_reply::is_grpc(&self.head.headers))?;
+            Some(local_reply::grpc_status(status) as usize)
+        };
+        let told = find(self.response_trailers.as_deref()).or_else(in_headers);
+        let Some(status) = told.or_else(meant) else {
             return false;
         };
         match (style, GRPC_STATUSES.get(status)) {

@@ -17,6 +17,7 @@ use crate::context::RequestContext;
 use crate::failure::Failure;
 use crate::header_mutations;
 use crate::http_request::request_view;
+use crate::local_reply;
 use crate::presence::Present;
 use crate::trial::Trial;
 use crate::{hedge, interim, mirror, rewrite, route_stats};
@@ -35,6 +36,8 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     };
     context.route_stats = route_stats::of_route(context);
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
+    // Before the head says to the endpoint what is left of a client's own deadline.
+    let stream_end = stream_end(context, Some(&cluster));
     let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref());
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     if !action.mirrors.is_empty() {
@@ -44,7 +47,6 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         source.keep_at_most(KEPT_WITHOUT_RETRIES);
     }
     let idle_timeout = idle_timeout(context);
-    let stream_end = stream_end(context, Some(&cluster));
     let hash = if cluster.config.ir.lb_policy.hashes() { request_hash(context, action) } else { None };
     let mut trial = Trial {
         context,
@@ -225,6 +227,13 @@ pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
 
 /// `max_stream_duration` of the route, the cluster or the connection manager, or a gRPC client's own deadline.
 pub(crate) fn stream_end(context: &RequestContext, cluster: Option<&LocalCluster>) -> Option<Instant> {
+    let of_cluster = cluster.and_then(|cluster| cluster.config.ir.http.common.max_stream_duration);
+    let limits = [stream_limit(context), of_cluster];
+    limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min().map(|limit| context.started + limit)
+}
+
+/// What the route or else the connection manager says of it.
+fn stream_limit(context: &RequestContext) -> Option<Duration> {
     let manager = context.connection.config.hcm.common.max_stream_duration;
     let of_route = match context.route.as_ref().map(|route| &route.action) {
         Some(Action::Forward(action)) => action.max_stream_duration.as_deref().copied(),
@@ -240,16 +249,26 @@ pub(crate) fn stream_end(context: &RequestContext, cluster: Option<&LocalCluster
     } else {
         None
     };
-    let limit = match (of_route.grpc_timeout_header_max, told) {
+    match (of_route.grpc_timeout_header_max, told) {
         (Some(most), Some(told)) => {
             let told = most.filter(|most| !most.is_zero()).map_or(told, |most| told.min(most));
             Some(told.saturating_sub(of_route.grpc_timeout_header_offset.unwrap_or_default()))
         }
         _ => of_route.max_stream_duration.unwrap_or(manager),
-    };
-    let of_cluster = cluster.and_then(|cluster| cluster.config.ir.http.common.max_stream_duration);
-    let limits = [limit, of_cluster];
-    limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min().map(|limit| context.started + limit)
+    }
+}
+
+/// A gRPC server hears how long the route lets the stream live, as from Envoy.
+fn tell_deadline(context: &mut RequestContext, action: &Forward) {
+    if action.max_stream_duration.is_none() || !local_reply::is_grpc(&context.head.headers) {
+        return;
+    }
+    let name = HeaderName::from_static("grpc-timeout");
+    let limit = stream_limit(context).filter(|limit| !limit.is_zero());
+    match limit.and_then(|limit| HeaderValue::try_from(lateen_ir::grpc_timeout_text(limit)).ok()) {
+        Some(text) => drop(context.head.headers.insert(name, text)),
+        None => drop(context.head.headers.remove(name)),
+    }
 }
 
 /// `grpc-timeout`: up to eight digits and a unit.
@@ -285,8 +304,12 @@ fn prepare_head(
         let value = context.connection.expected_text.get(expected);
         context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }
+    tell_deadline(context, action);
     let weighted = weighted.and_then(|(route, index)| weighted_entry(route, *index));
+    // It is for the attempt that comes.
+    context.attempts += 1;
     header_mutations::mutate_request(context, weighted);
+    context.attempts -= 1;
     rewrite::authority(context, action, suppress);
     if !matches!(action.path_rewrite, PathRewrite::None)
         && let Some(route) = context.route.clone()

@@ -109,6 +109,7 @@ pub(crate) fn receive(
         flags: Flags::default(),
         details: Cow::Borrowed(""),
         status: None,
+        answering: None,
         response_headers: None,
         response_trailers: None,
         local_reply: None,

@@ -70,7 +70,8 @@ fn finish_with(
         response.headers_mut().insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
     }
     if of_route {
-        // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here.
+        // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here, and `%RESP(:STATUS)%` is not.
+        context.answering = Some(response.status());
         let route = context.route.clone();
         let weighted =
             route.as_deref().zip(context.weighted).and_then(|(route, index)| weighted_entry(route, index));
@@ -84,7 +85,8 @@ fn finish_with(
     }
     map_reply(&mut context, &mut response);
     if is_grpc(&context.head.headers) {
-        as_grpc(&mut response, grpc_status);
+        let head = context.head.method == Method::HEAD;
+        as_grpc(&mut response, grpc_status, head);
     }
     finish_as_is(context, response)
 }
@@ -146,10 +148,10 @@ fn text_of(response: &Response<ResponseBody>) -> &[u8] {
     }
 }
 
-/// gRPC clients get 200 with the status in headers.
+/// What a status of HTTP says to a gRPC client.
 /// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>
-fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>) {
-    let meant = match response.status() {
+pub(crate) fn grpc_status(status: StatusCode) -> u32 {
+    match status {
         StatusCode::BAD_REQUEST => 13,
         StatusCode::UNAUTHORIZED => 16,
         StatusCode::FORBIDDEN => 7,
@@ -159,8 +161,17 @@ fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>) {
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => 14,
         _ => 2,
-    };
-    let message = String::from_utf8_lossy(text_of(response)).into_owned();
+    }
+}
+
+/// gRPC clients get 200 with the status in headers, and what is said unless they asked for the head alone.
+fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>, head: bool) {
+    let meant = grpc_status(response.status());
+    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    let message = if head { &[] } else { text_of(response) };
+    // A line's end is no part of a header.
+    let message = message.strip_suffix(b"\n").filter(|_| json).unwrap_or(message);
+    let message = String::from_utf8_lossy(message).into_owned();
     *response.body_mut() = ResponseBody::Empty;
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();

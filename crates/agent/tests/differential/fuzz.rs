@@ -4,12 +4,13 @@
 //!
 //! A difference is shrunk before it is told: as long as a smaller configuration or request still shows it, that takes its place.
 
+mod features;
 mod random;
 
 use std::fmt::Write as _;
 
 use futures::StreamExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cases::{Case, Compare, Step};
 use crate::proxies::Pair;
@@ -28,13 +29,31 @@ const ROUNDS: usize = 12;
 const CANDIDATES: usize = 24;
 
 /// Members of which any may be left out.
-const OPTIONAL: [&str; 6] = [
+const OPTIONAL: [&str; 7] = [
+    "http_filters",
     "virtual_hosts",
     "routes",
     "headers",
     "query_parameters",
     "request_headers_to_add",
     "response_headers_to_add",
+];
+
+/// Members that are whole or not at all.
+const WHOLE: [&str; 13] = [
+    "local_reply_config",
+    "internal_address_config",
+    "scheme_header_transformation",
+    "http_protocol_options",
+    "http_filters",
+    "typed_per_filter_config",
+    "hash_policy",
+    "request_mirror_policies",
+    "internal_redirect_policy",
+    "max_stream_duration",
+    "retry_policy",
+    "runtime_fraction",
+    "common_http_protocol_options",
 ];
 
 /// Configurations with one thing less, each still valid.
@@ -85,6 +104,7 @@ fn smaller(config: &Value) -> Vec<Value> {
             ];
             let held = [
                 &needed[..],
+                &["@type", "http_filters"],
                 &action,
                 &part,
                 &inner,
@@ -110,12 +130,17 @@ fn walk(value: &Value, path: String, out: &mut Vec<(String, usize)>) {
                 if let Value::Array(list) = member
                     && OPTIONAL.contains(&key.as_str())
                 {
-                    let keep = usize::from(["virtual_hosts", "routes"].contains(&key.as_str()));
+                    let keep =
+                        usize::from(["virtual_hosts", "routes", "http_filters"].contains(&key.as_str()));
+                    // The router is the last of the filters, and stays.
+                    let removable = list.len() - usize::from(key == "http_filters" && !list.is_empty());
                     if list.len() > keep {
-                        out.extend((0..list.len()).map(|index| (path.clone(), index)));
+                        out.extend((0..removable).map(|index| (path.clone(), index)));
                     }
                 }
-                walk(member, path, out);
+                if !WHOLE.contains(&key.as_str()) {
+                    walk(member, path, out);
+                }
             }
         }
         Value::Array(list) => {
@@ -125,19 +150,13 @@ fn walk(value: &Value, path: String, out: &mut Vec<(String, usize)>) {
     }
 }
 
-/// Pointers of all objects but those inside `body_format` and the like, which are whole or not at all.
+/// Pointers of all objects but those inside what is whole or not at all.
 fn objects(value: &Value, path: String) -> Vec<String> {
     match value {
         Value::Object(members) => {
             let mut all = vec![path.clone()];
             for (key, member) in members {
-                let whole = [
-                    "local_reply_config",
-                    "internal_address_config",
-                    "scheme_header_transformation",
-                    "http_protocol_options",
-                ];
-                if !whole.contains(&key.as_str()) {
+                if !WHOLE.contains(&key.as_str()) {
                     all.extend(objects(member, format!("{path}/{key}")));
                 }
             }
@@ -224,14 +243,21 @@ fn known(asked: &Asked, envoy: &str, lateen: &str) -> bool {
     if outcome(envoy) == outcome(lateen) && envoy.contains(" path_normalization_failed ") {
         return true;
     }
+    // And so is a head that is too large, which hyper answers.
+    if outcome(envoy) == outcome(lateen) && envoy.starts_with("HTTP/1.1 431") && envoy.contains("flags=DPE") {
+        return true;
+    }
     // A request that fails at once is answered before its body is read, and then the connection can't be kept.
     let without_body = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| !line.eq_ignore_ascii_case("connection: close"));
+        // Envoy says `chunked` of a body that is not there.
+        let unframed = |line: &&str| !line.eq_ignore_ascii_case("transfer-encoding: chunked");
+        let lines = lines.filter(|line| asked.method != "HEAD" || unframed(line));
         lines
             .map(|line| line.replace(&format!("received={}", asked.body.unwrap_or("").len()), "received=0"))
             .collect()
     };
-    asked.body.is_some() && without_body(envoy) == without_body(lateen)
+    (asked.body.is_some() || asked.method == "HEAD") && without_body(envoy) == without_body(lateen)
 }
 
 /// The smallest attempt found that still differs.
@@ -300,6 +326,106 @@ async fn random_configurations_and_requests_fare_the_same() {
         let asked = String::from_utf8_lossy(&attempt.asked.bytes()).into_owned();
         let config = serde_json::to_string_pretty(&attempt.config).unwrap();
         writeln!(complaints, "{config}\n{asked}\n{difference}").unwrap();
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// What the fuzzer has found, by name: each is a connection manager, and the method and header lines that told Envoy and ours apart.
+fn found() -> Vec<(&'static str, Value, [&'static str; 2])> {
+    let add = |name: &str, value: &str| json!({ "header": { "key": name, "value": value } });
+    let manager = |mut host: Value, more: Value| {
+        crate::proxies::merge(&mut host, json!({ "name": "all", "domains": ["*"] }));
+        let mut manager = json!({ "route_config": { "virtual_hosts": [host] } });
+        crate::proxies::merge(&mut manager, more);
+        manager
+    };
+    let to = |cluster: &str, more: Value| {
+        let mut action = json!({ "cluster": cluster });
+        crate::proxies::merge(&mut action, more);
+        json!({ "match": { "prefix": "/" }, "route": action })
+    };
+    let grpc = "content-type: application/grpc\r\n";
+    let plain = ["GET", ""];
+    let of_grpc = ["POST", grpc];
+    let lives = json!({ "max_stream_duration": { "max_stream_duration": "5s", "grpc_timeout_header_max": "3s", "grpc_timeout_header_offset": "1s" } });
+    let json_body = json!({ "local_reply_config": { "body_format": { "json_format": { "status": "%RESPONSE_CODE%", "grpc": "%GRPC_STATUS%" } } } });
+    let redirect = json!({ "match": { "prefix": "/" }, "redirect": { "host_redirect": "elsewhere" } });
+    vec![
+        (
+            "the reply's own status in a route's headers",
+            manager(
+                json!({ "routes": [redirect], "response_headers_to_add": [add("x-status", "%RESP(:STATUS)%"), add("x-code", "%RESPONSE_CODE%")] }),
+                json!({}),
+            ),
+            plain,
+        ),
+        (
+            "a stream's limit takes the time-out's place",
+            manager(json!({ "routes": [to("service", lives.clone())] }), json!({})),
+            plain,
+        ),
+        (
+            "a stream's limit is told to gRPC",
+            manager(json!({ "routes": [to("service", lives.clone())] }), json!({})),
+            of_grpc,
+        ),
+        (
+            "a client's deadline is capped",
+            manager(json!({ "routes": [to("service", lives)] }), json!({})),
+            ["POST", "content-type: application/grpc\r\ngrpc-timeout: 9S\r\n"],
+        ),
+        (
+            "no message to gRPC that asked for the head",
+            manager(json!({ "routes": [to("dead", json!({}))] }), json!({})),
+            ["HEAD", grpc],
+        ),
+        (
+            "JSON for gRPC has no line's end",
+            manager(json!({ "routes": [to("none", json!({}))] }), json_body),
+            of_grpc,
+        ),
+        (
+            "gRPC's status out of HTTP's",
+            manager(
+                json!({ "routes": [to("service", json!({}))], "response_headers_to_add": [add("x-grpc", "%GRPC_STATUS%")] }),
+                json!({}),
+            ),
+            of_grpc,
+        ),
+        (
+            "the attempt that comes",
+            manager(
+                json!({ "routes": [to("service", json!({}))], "request_headers_to_add": [add("x-attempt", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")] }),
+                json!({}),
+            ),
+            plain,
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_found_fares_the_same() {
+    let attempts: Vec<Attempt> = found()
+        .into_iter()
+        .map(|(_, config, asked)| {
+            let [method, lines] = asked;
+            let lines = lines.lines().map(str::to_owned).collect();
+            let asked = Asked {
+                method,
+                target: "/".to_owned(),
+                host: "a.example",
+                lines,
+                body: None,
+                chunked: false,
+            };
+            Attempt { config, asked }
+        })
+        .collect();
+    let mut complaints = String::new();
+    for ((name, ..), difference) in found().iter().zip(differences(&attempts).await) {
+        if let Some(difference) = difference {
+            writeln!(complaints, "=== {name}\n{difference}").unwrap();
+        }
     }
     assert!(complaints.is_empty(), "\n{complaints}");
 }

@@ -351,7 +351,9 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             .unwrap_or(HostRewrite::None),
         append_x_forwarded_host,
         hedge_on_per_try_timeout: hedge_on_per_try_timeout.unwrap_or(shared.hedges),
-        timeout: self::timeout(at, "timeout", timeout, Some(std::time::Duration::from_secs(15)))?,
+        // As in Envoy, a route that limits its streams has no other time-out of its own.
+        timeout: self::timeout(at, "timeout", timeout, Some(std::time::Duration::from_secs(15)))?
+            .filter(|_| max_stream_duration.is_none()),
         idle_timeout: idle_timeout.map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
         retry_policy: retry_policy
             .map(|policy| self::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))

@@ -1,6 +1,7 @@
 //! A route configuration from its encoded form: one virtual host after the other, so that the messages of thousands are never in memory
 //! at once, and only those that were not in the version before.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -98,19 +99,20 @@ fn convert(index: usize, bytes: &[u8], shared: &mut Shared) -> Converted<Arc<Vir
 struct Known<'a> {
     hosts: &'a [Arc<VirtualHost>],
     digests: &'a [u128],
-    positions: AHashMap<u128, usize>,
+    /// Made when a host is not where it was.
+    positions: OnceCell<AHashMap<u128, usize>>,
 }
 
 impl<'a> Known<'a> {
     fn of(before: &'a RouteConfiguration) -> Self {
         let digests = before.origin.as_ref().map(|origin| &origin.hosts[..]).unwrap_or_default();
-        let positions = digests.iter().copied().zip(0..).collect();
-        Self { hosts: before.table.virtual_hosts(), digests, positions }
+        Self { hosts: before.table.virtual_hosts(), digests, positions: OnceCell::new() }
     }
 
     fn host(&self, position: usize, digest: u128) -> Option<&'a Arc<VirtualHost>> {
         let here = self.digests.get(position).filter(|known| **known == digest).map(|_| position);
-        self.hosts.get(here.or_else(|| self.positions.get(&digest).copied())?)
+        let positions = || self.positions.get_or_init(|| self.digests.iter().copied().zip(0..).collect());
+        self.hosts.get(here.or_else(|| positions().get(&digest).copied())?)
     }
 }
 

@@ -2,27 +2,35 @@
 
 use serde_json::{Value, json};
 
+use super::features;
+
 /// A source of choices.
 pub(super) struct Dice(pub(super) fastrand::Rng);
 
 impl Dice {
-    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+    pub(super) fn one<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.0.usize(..of.len())].clone()
     }
 
     /// True once in so many times.
-    fn once_in(&mut self, n: usize) -> bool {
+    pub(super) fn once_in(&mut self, n: usize) -> bool {
         self.0.usize(..n) == 0
     }
 
     /// Sets a member once in so many times.
-    fn sometimes(&mut self, n: usize, target: &mut Value, key: &str, value: impl FnOnce(&mut Self) -> Value) {
+    pub(super) fn sometimes(
+        &mut self,
+        n: usize,
+        target: &mut Value,
+        key: &str,
+        value: impl FnOnce(&mut Self) -> Value,
+    ) {
         if self.once_in(n) {
             target[key] = value(self);
         }
     }
 
-    fn some<T>(&mut self, most: usize, mut make: impl FnMut(&mut Self) -> T) -> Vec<T> {
+    pub(super) fn some<T>(&mut self, most: usize, mut make: impl FnMut(&mut Self) -> T) -> Vec<T> {
         (0..self.0.usize(..=most)).map(|_| make(self)).collect()
     }
 }
@@ -53,7 +61,7 @@ fn path(dice: &mut Dice) -> String {
     format!("/{}{query}", segments.join("/"))
 }
 
-fn format(dice: &mut Dice) -> String {
+pub(super) fn format(dice: &mut Dice) -> String {
     dice.one(&[
         "plain",
         "%REQ(X-A)%",
@@ -66,12 +74,29 @@ fn format(dice: &mut Dice) -> String {
         "%REQ(missing)%",
         "%ROUTE_NAME%",
         "%RESP(x-two)%",
+        "%RESPONSE_CODE%",
+        "%RESPONSE_FLAGS%|%RESPONSE_FLAGS_LONG%",
+        "%RESPONSE_CODE_DETAILS%",
+        "%UPSTREAM_CLUSTER%",
+        "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "%REQ(:SCHEME)%://%REQ(HOST)%",
+        "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "%BYTES_RECEIVED%",
+        "%UPSTREAM_PROTOCOL%",
+        "%START_TIME(%Y)%",
+        "%REQ(:PATH):4%",
+        "%RESP(:STATUS)%",
+        "%GRPC_STATUS%",
+        "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result)%",
+        "%FILTER_CHAIN_NAME%",
+        "%REQUESTED_SERVER_NAME%",
     ])
     .to_owned()
 }
 
-fn to_add(dice: &mut Dice) -> Value {
-    let name = dice.one(&["x-a", "x-added", "x-two", "server", "x-b"]);
+pub(super) fn to_add(dice: &mut Dice) -> Value {
+    let name = dice.one(&["x-a", "x-added", "x-two", "server", "x-b", "accept", "vary", "via"]);
     let mut add = json!({ "header": { "key": name, "value": format(dice) } });
     dice.sometimes(2, &mut add, "append_action", |dice| {
         json!(dice.one(&[
@@ -82,7 +107,7 @@ fn to_add(dice: &mut Dice) -> Value {
         ]))
     });
     // An empty value is lost in Envoy's joined form of some headers.
-    if name != "server" {
+    if !["server", "accept", "vary", "via"].contains(&name) {
         dice.sometimes(4, &mut add, "keep_empty_value", |_| json!(true));
     }
     add
@@ -98,7 +123,7 @@ fn mutate(dice: &mut Dice, target: &mut Value) {
     }
 }
 
-fn string_match(dice: &mut Dice) -> Value {
+pub(super) fn string_match(dice: &mut Dice) -> Value {
     let value = dice.one(&["1", "on", "abc", "ab", "b", "v1", "A"]);
     let mut matcher = match dice.0.u8(..5) {
         0 => json!({ "exact": value }),
@@ -113,7 +138,7 @@ fn string_match(dice: &mut Dice) -> Value {
     matcher
 }
 
-fn header_match(dice: &mut Dice) -> Value {
+pub(super) fn header_match(dice: &mut Dice) -> Value {
     let name = dice.one(&["x-a", "x-b", "x-c", ":method", ":path", ":authority", "user-agent"]);
     let mut matcher = json!({ "name": name });
     match dice.0.u8(..5) {
@@ -144,6 +169,12 @@ fn route_match(dice: &mut Dice) -> Value {
         }])
     });
     dice.sometimes(12, &mut found, "grpc", |_| json!({}));
+    dice.sometimes(
+        12,
+        &mut found,
+        "runtime_fraction",
+        |dice| json!({ "default_value": { "numerator": dice.one(&[0, 100]), "denominator": "HUNDRED" } }),
+    );
     found
 }
 
@@ -180,9 +211,8 @@ fn forward(dice: &mut Dice) -> Value {
     }
     dice.sometimes(4, &mut action, "append_x_forwarded_host", |_| json!(true));
     dice.sometimes(5, &mut action, "timeout", |dice| json!(dice.one(&["0s", "5s", "1.5s"])));
-    dice.sometimes(4, &mut action, "retry_policy", |dice| {
-        json!({ "retry_on": dice.one(&["5xx", "retriable-4xx", "connect-failure", "gateway-error,reset"]), "num_retries": 1 })
-    });
+    dice.sometimes(4, &mut action, "retry_policy", features::retry);
+    features::forwarding(dice, &mut action);
     dice.sometimes(6, &mut action, "cluster_not_found_response_code", |dice| {
         json!(dice.one(&["NOT_FOUND", "INTERNAL_SERVER_ERROR"]))
     });
@@ -226,6 +256,7 @@ fn route(dice: &mut Dice, number: usize) -> Value {
         }
         _ => route["route"] = forward(dice),
     }
+    dice.sometimes(4, &mut route, "typed_per_filter_config", features::per_filter);
     mutate(dice, &mut route);
     route
 }
@@ -243,6 +274,8 @@ fn virtual_hosts(dice: &mut Dice) -> Value {
         dice.sometimes(5, &mut host, "include_request_attempt_count", |_| json!(true));
         dice.sometimes(5, &mut host, "include_attempt_count_in_response", |_| json!(true));
         dice.sometimes(8, &mut host, "require_tls", |dice| json!(dice.one(&["ALL", "EXTERNAL_ONLY"])));
+        dice.sometimes(4, &mut host, "typed_per_filter_config", features::per_filter);
+        dice.sometimes(8, &mut host, "retry_policy", features::retry);
         hosts.push(host);
     }
     json!(hosts)
@@ -306,10 +339,8 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
         "internal_address_config",
         |_| json!({ "cidr_ranges": [{ "address_prefix": "127.0.0.0", "prefix_len": 8 }] }),
     );
-    dice.sometimes(6, m, "local_reply_config", |dice| {
-        let format = dice.one(&["%LOCAL_REPLY_BODY%|%RESPONSE_CODE%", "%REQ(:PATH)%"]);
-        json!({ "body_format": { "text_format_source": { "inline_string": format } } })
-    });
+    dice.sometimes(4, m, "local_reply_config", features::local_replies);
+    dice.sometimes(2, m, "http_filters", features::filters);
     manager
 }
 
@@ -325,7 +356,7 @@ pub(super) struct Asked {
 }
 
 pub(super) fn request(dice: &mut Dice) -> Asked {
-    let lines: Vec<String> = dice.some(5, |dice| match dice.0.u8(..14) {
+    let lines: Vec<String> = dice.some(6, |dice| match dice.0.u8(..22) {
         0 => "x-forwarded-for: 1.2.3.4, 10.0.0.1".to_owned(),
         1 => format!("x-forwarded-proto: {}", dice.one(&["https", "http"])),
         2 => "x-request-id: mine".to_owned(),
@@ -341,7 +372,18 @@ pub(super) fn request(dice: &mut Dice) -> Asked {
                 "close",
                 "no-reason",
                 "100-200",
-                "early-close"
+                "early-close",
+                "404",
+                "409",
+                "503",
+                "504",
+                "ratelimited",
+                "again",
+                "grpc-14",
+                "grpc-0",
+                "trailers",
+                "304",
+                "until-close"
             ])
         ),
         5 => format!(
@@ -351,6 +393,26 @@ pub(super) fn request(dice: &mut Dice) -> Asked {
         6 => "content-type: application/grpc".to_owned(),
         7 => "x-envoy-upstream-rq-timeout-ms: 3000".to_owned(),
         8 => "connection: x-a, keep-alive".to_owned(),
+        9 => format!("origin: {}", dice.one(&["https://a.example", "http://b", "null"])),
+        10 => format!("access-control-request-method: {}", dice.one(&["GET", "PUT"])),
+        11 => format!("x-envoy-fault-abort-request: {}", dice.one(&["418", "999", "x"])),
+        12 => format!(
+            "x-envoy-{}",
+            dice.one(&[
+                "retry-on: 5xx",
+                "max-retries: 2",
+                "retriable-status-codes: 404,503",
+                "upstream-rq-per-try-timeout-ms: 2000",
+                "retry-grpc-on: unavailable",
+                "expected-rq-timeout-ms: 10",
+                "upstream-rq-timeout-alt-response: 1",
+                "attempt-count: 7",
+                "is-timeout-retry: true",
+            ])
+        ),
+        13 => format!("cookie: {}", dice.one(&["a=1", "a=1; b=2", "b"])),
+        14 => format!("x-long: {}", "a".repeat(dice.one(&[10, 900, 2000]))),
+        15 => format!("grpc-timeout: {}", dice.one(&["1S", "500m", "x"])),
         _ => format!("{}: {}", dice.one(&NAMES), dice.one(&VALUES)),
     });
     // Envoy joins lines of some names, which says the same (RFC 9110, section 5.3).
@@ -359,7 +421,7 @@ pub(super) fn request(dice: &mut Dice) -> Asked {
         lines.into_iter().filter(|line| names.insert(line.split(':').next().map(str::to_owned))).collect();
     let body = dice.one(&[None, None, Some(""), Some("hello")]);
     Asked {
-        method: dice.one(&["GET", "GET", "GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]),
+        method: dice.one(&["GET", "GET", "GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"]),
         target: path(dice),
         host: dice.one(&HOSTS),
         lines,
