@@ -156,7 +156,8 @@ impl Registration {
         caller: Option<&Caller>,
     ) -> Result<Option<Connected>, Status> {
         let by_itself = machine.group().is_some();
-        if !(if by_itself { self.options.register } else { self.options.health_checks }) {
+        let wanted = if by_itself { self.options.register } else { self.options.health_checks };
+        if !wanted {
             return Ok(None);
         }
         let entry = ObjectName::new(&machine.namespace, &machine.entry);
@@ -178,7 +179,9 @@ impl Registration {
             Ok(_) => None,
             Err(_) => Some(&self.metrics.errors),
         };
-        counted.map(Counter::inc);
+        if let Some(counter) = counted {
+            counter.inc();
+        }
         match outcome {
             Ok(writes::Connection::NotOurs) => return Ok(None),
             Ok(done) => tracing::info!("machine of WorkloadEntry {entry} is here ({done:?})"),
