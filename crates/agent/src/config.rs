@@ -181,7 +181,8 @@ pub struct Config {
     pub folders: Folders,
     /// How to end.
     pub drain: Drain,
-    /// `SO_MARK` of the proxy's own sockets, which capture exempts; needs `CAP_NET_ADMIN`. `None`: unmarked.
+    /// `SO_MARK` of the proxy's own sockets, which capture exempts; needs `CAP_NET_ADMIN`. `None`, as in pods: unmarked, capture
+    /// exempts the proxy's user.
     pub mark: Option<u32>,
     /// How long to wait for the control plane before the last good configuration is used; default 3 s.
     pub cache_after: Duration,
@@ -305,7 +306,7 @@ impl Config {
             addresses: Addresses::default(),
             folders: Folders::default(),
             drain,
-            mark: Some(PROXY_MARK),
+            mark: None,
             cache_after: Duration::from_secs(3),
             envoy: var("LATEEN_ENVOY_PATH").map(PathBuf::from),
             envoy_log_level: "warning".to_owned(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::config::Config;
+use crate::config::{Config, PROXY_MARK};
 use crate::error::AgentError;
 
 /// Variables, as a shell reads them: who the machine is, and what is captured on it.
@@ -71,9 +71,11 @@ pub fn variables(
     Ok(vars)
 }
 
-/// Moves what is elsewhere in a pod below `root`.
+/// Moves what is elsewhere in a pod below `root`. The agent of a machine is whoever started it, root as a rule, like much else there: its
+/// sockets are told apart by their mark.
 pub fn below(root: &Path, mut config: Config) -> Config {
     config.discovery.token = Some(root.join(TOKEN));
+    config.mark = Some(PROXY_MARK);
     let folders = &mut config.folders;
     for folder in [&mut folders.podinfo, &mut folders.proxy, &mut folders.data] {
         *folder = root.join(folder.strip_prefix("/").unwrap_or(folder));

@@ -87,7 +87,10 @@ pub(crate) fn deployment(options: &Options) -> Value {
                 },
                 "spec": {
                     "serviceAccountName": options.istiod(),
-                    "securityContext": { "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337 },
+                    "securityContext": {
+                        "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337,
+                        "seccompProfile": { "type": "RuntimeDefault" }
+                    },
                     "containers": [discovery_container(options)]
                 }
             }

@@ -97,7 +97,10 @@ fn deployment(options: &Options, gateway: Gateway, metadata: &Value) -> Value {
                 },
                 "spec": {
                     "serviceAccountName": service_account(gateway),
-                    "securityContext": { "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "fsGroup": 1337 },
+                    "securityContext": {
+                        "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "fsGroup": 1337,
+                        "seccompProfile": { "type": "RuntimeDefault" }
+                    },
                     "containers": [container(options, gateway)],
                     "volumes": volumes(),
                 }

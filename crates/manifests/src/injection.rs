@@ -50,6 +50,8 @@ pub fn injector_values(options: &Options) -> Value {
                 "readinessInitialDelaySeconds": 0,
                 "readinessPeriodSeconds": 1,
                 "resources": { "limits": { "cpu": "2", "memory": "1Gi" }, "requests": { "cpu": "10m", "memory": "40Mi" } },
+                // Null leaves it to the pod and the node.
+                "seccompProfile": { "type": "RuntimeDefault" },
                 "statusPort": 15020,
             },
             "trustDomain": options.trust_domain,

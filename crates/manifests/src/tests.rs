@@ -119,3 +119,32 @@ fn roles_give_what_is_used_and_no_more() {
         }
     }
 }
+
+/// What is asked of every pod of the mesh's own (S11); the init container alone has a right, to change its pod's nftables.
+#[test]
+fn pods_are_hardened() {
+    let objects = render(&Options { egress_gateway: true, ..Options::default() });
+    let pods: Vec<&Value> = objects
+        .iter()
+        .filter(|o| o["kind"] == "Deployment")
+        .map(|o| &o["spec"]["template"]["spec"])
+        .collect();
+    assert_eq!(pods.len(), 3);
+    for pod in pods {
+        let of_pod = &pod["securityContext"];
+        assert_eq!(of_pod["runAsNonRoot"], true, "{of_pod}");
+        assert_eq!(of_pod["seccompProfile"], serde_json::json!({ "type": "RuntimeDefault" }));
+        for container in pod["containers"].as_array().unwrap() {
+            let own = &container["securityContext"];
+            assert_eq!(own["allowPrivilegeEscalation"], false, "{own}");
+            assert_eq!(own["readOnlyRootFilesystem"], true, "{own}");
+            assert_eq!(own["capabilities"], serde_json::json!({ "drop": ["ALL"] }), "{own}");
+        }
+        for key in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert!(pod.get(key).is_none(), "{key}");
+        }
+        assert!(
+            pod["volumes"].as_array().into_iter().flatten().all(|volume| volume.get("hostPath").is_none())
+        );
+    }
+}

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Component, Path, PathBuf},
 };
 
@@ -25,8 +25,8 @@ pub(crate) type Payload = BTreeMap<PathBuf, FileContent>;
 
 const DATA: &str = "..data";
 
-/// Makes `directory` show exactly `payload`; does nothing when it does already.
-pub(crate) fn write(directory: &Path, payload: &Payload) -> Result<(), RuntimeError> {
+/// Makes `directory` show exactly `payload`, its files of `group` if there is one; does nothing when it does already.
+pub(crate) fn write(directory: &Path, payload: &Payload, group: Option<u32>) -> Result<(), RuntimeError> {
     for path in payload.keys() {
         check(path)?;
     }
@@ -44,6 +44,9 @@ pub(crate) fn write(directory: &Path, payload: &Payload) -> Result<(), RuntimeEr
             fs::create_dir_all(parent).map_err(RuntimeError::file(parent))?;
         }
         fs::write(&file, &content.bytes).map_err(RuntimeError::file(&file))?;
+        if group.is_some() {
+            chown(&file, None, group).map_err(RuntimeError::file(&file))?;
+        }
         fs::set_permissions(&file, fs::Permissions::from_mode(content.mode))
             .map_err(RuntimeError::file(&file))?;
     }
@@ -133,19 +136,19 @@ mod tests {
     #[test]
     fn files_change_together() {
         let directory = std::env::temp_dir().join(format!("lateen-atomic-{}", std::process::id()));
-        write(&directory, &payload(&[("a", "1"), ("dir/b", "2")])).unwrap();
+        write(&directory, &payload(&[("a", "1"), ("dir/b", "2")]), None).unwrap();
         let read = |name: &str| fs::read_to_string(directory.join(name)).ok();
         assert_eq!((read("a"), read("dir/b")), (Some("1".into()), Some("2".into())));
         let first = fs::read_link(directory.join(DATA)).unwrap();
 
-        write(&directory, &payload(&[("a", "1"), ("dir/b", "2")])).unwrap();
+        write(&directory, &payload(&[("a", "1"), ("dir/b", "2")]), None).unwrap();
         assert_eq!(fs::read_link(directory.join(DATA)).unwrap(), first, "nothing changed, nothing moved");
 
         // A file opened before stays as it was; the name shows the new content.
-        write(&directory, &payload(&[("a", "3"), ("c", "4")])).unwrap();
+        write(&directory, &payload(&[("a", "3"), ("c", "4")]), None).unwrap();
         assert_eq!((read("a"), read("dir/b"), read("c")), (Some("3".into()), None, Some("4".into())));
         assert!(!directory.join(&first).exists(), "the old version is gone");
-        write(&directory, &Payload::new()).unwrap();
+        write(&directory, &Payload::new(), None).unwrap();
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
         fs::remove_dir_all(&directory).unwrap();
     }
@@ -153,7 +156,7 @@ mod tests {
     #[test]
     fn paths_stay_inside() {
         for bad in ["../a", "/etc/passwd", "a/../../b", "", "..data"] {
-            assert!(write(Path::new("/nonexistent"), &payload(&[(bad, "")])).is_err(), "{bad}");
+            assert!(write(Path::new("/nonexistent"), &payload(&[(bad, "")]), None).is_err(), "{bad}");
         }
     }
 }

@@ -53,7 +53,7 @@ impl Console {
             command: spec.command.clone(),
             environment: spec.environment.clone(),
             working_dir: spec.working_dir.clone(),
-            identity: spec.identity,
+            security: spec.security.clone(),
             tty: interaction.tty,
         };
         let session = if interaction.tty {

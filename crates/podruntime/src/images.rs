@@ -11,9 +11,15 @@
 //! | `lateen/echo`, `lateen/load` | `lateen-samples echo`, `load` |
 //! | `curlimages/curl`, `busybox`, `alpine`, `nginx`, … | the container's own command, on the host's tools |
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::RuntimeError;
+
+/// Where containers see our own programs: whoever may not look into the folder they are in on this machine can run them too.
+pub const PROGRAMS: &str = "/run/lateen/bin";
 
 /// What a container runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,13 +48,13 @@ pub struct ImageMap {
 }
 
 impl ImageMap {
-    /// The built-in map; our own programs are taken from the folder `binaries`.
+    /// The built-in map; our own programs are in the folder `binaries`, which containers see as [`PROGRAMS`].
     pub fn new(binaries: PathBuf) -> Self {
         Self { binaries, custom: BTreeMap::new() }
     }
 
     /// The folder of our own programs.
-    pub fn binaries(&self) -> &std::path::Path {
+    pub fn binaries(&self) -> &Path {
         &self.binaries
     }
 
@@ -98,7 +104,7 @@ impl ImageMap {
                 [command, args].concat()
             }
             Mapping::Ours { program, arguments, tag_flag, .. } => {
-                let mut line = vec![self.binaries.join(program).to_string_lossy().into_owned()];
+                let mut line = vec![Path::new(PROGRAMS).join(program).to_string_lossy().into_owned()];
                 line.extend(arguments.iter().map(|argument| (*argument).to_owned()));
                 if tag_flag {
                     line.extend(["--tag".to_owned(), tag(image).to_owned()]);
@@ -240,36 +246,36 @@ mod tests {
     #[test]
     fn built_in_images() {
         let cases = [
-            ("lateen/pilot:dev", "", "discovery", "/opt/lateen/lateend discovery"),
-            ("docker.io/lateen/proxyv2", "", "proxy sidecar", "/opt/lateen/lateen-proxy proxy sidecar"),
-            ("lateen/proxyv2", "/usr/local/bin/lateen-proxy wait", "", "/opt/lateen/lateen-proxy wait"),
+            ("lateen/pilot:dev", "", "discovery", "/run/lateen/bin/lateend discovery"),
+            ("docker.io/lateen/proxyv2", "", "proxy sidecar", "/run/lateen/bin/lateen-proxy proxy sidecar"),
+            ("lateen/proxyv2", "/usr/local/bin/lateen-proxy wait", "", "/run/lateen/bin/lateen-proxy wait"),
             (
                 "gcr.io/tetratelabs/customers:2.0.0",
                 "",
                 "",
-                "/opt/lateen/lateen-samples customers --tag 2.0.0",
+                "/run/lateen/bin/lateen-samples customers --tag 2.0.0",
             ),
-            ("gcr.io/tetratelabs/web-frontend:1.0.0", "", "", "/opt/lateen/lateen-samples web-frontend"),
+            ("gcr.io/tetratelabs/web-frontend:1.0.0", "", "", "/run/lateen/bin/lateen-samples web-frontend"),
             ("gcr.io/tetratelabs/hello-world:1.0.0", "sh -c", "true", "sh -c true"),
             (
                 "us-central1-docker.pkg.dev/google-samples/microservices-demo/frontend:v0.10.2",
                 "",
                 "",
-                "/opt/lateen/lateen-samples frontend --tag v0.10.2",
+                "/run/lateen/bin/lateen-samples frontend --tag v0.10.2",
             ),
             (
                 "gcr.io/google-samples/microservices-demo/productcatalogservice:v0.9.0",
                 "",
                 "",
-                "/opt/lateen/lateen-samples productcatalogservice",
+                "/run/lateen/bin/lateen-samples productcatalogservice",
             ),
-            ("gcr.io/istio-testing/ext-authz:latest", "", "", "/opt/lateen/lateen-samples ext-authz"),
-            ("docker.io/kong/httpbin:0.1.0", "", "", "/opt/lateen/lateen-samples httpbin"),
+            ("gcr.io/istio-testing/ext-authz:latest", "", "", "/run/lateen/bin/lateen-samples ext-authz"),
+            ("docker.io/kong/httpbin:0.1.0", "", "", "/run/lateen/bin/lateen-samples httpbin"),
             (
                 "docker.io/mccutchen/go-httpbin:v2.15.0",
                 "",
                 "",
-                "/opt/lateen/lateen-samples httpbin --port 8080 --style go",
+                "/run/lateen/bin/lateen-samples httpbin --port 8080 --style go",
             ),
             ("curlimages/curl:latest", "/bin/sleep infinity", "", "/bin/sleep infinity"),
             ("curlimages/curl@sha256:0123", "", "", "sleep infinity"),

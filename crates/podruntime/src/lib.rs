@@ -45,6 +45,6 @@ pub use config::{Ipv6Network, Network, RuntimeConfig};
 pub use container_run::container_run_main;
 pub use error::RuntimeError;
 pub use host::{host_check, host_setup, host_teardown};
-pub use images::{ImageMap, Invocation};
+pub use images::{ImageMap, Invocation, PROGRAMS};
 pub use names::Names;
 pub use runtime::{Runtime, RuntimeHandle};

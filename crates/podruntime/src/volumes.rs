@@ -29,6 +29,8 @@ use crate::{
 
 /// Permissions of files from ConfigMaps, Secrets and the downward API (`defaultMode`).
 const DEFAULT_MODE: i32 = 0o644;
+/// What `fsGroup` adds to files' permissions, as the kubelet does.
+const READABLE_BY_GROUP: u32 = 0o440;
 /// Tokens live this long if the volume doesn't say (core/v1, ServiceAccountTokenProjection).
 const TOKEN_SECONDS: i64 = 3600;
 /// Kubernetes grants no shorter ones.
@@ -73,7 +75,13 @@ impl Volumes {
             self.refresh_tokens(volume, &fields.pod, client).await?;
             let path = self.directory.join(&volume.name);
             match self.payload(volume, fields, sources) {
-                Ok(Some(payload)) => atomic_dir::write(&path, &payload)?,
+                Ok(Some(mut payload)) => {
+                    let group = fs_group(&fields.pod);
+                    if group.is_some() {
+                        payload.values_mut().for_each(|content| content.mode |= READABLE_BY_GROUP);
+                    }
+                    atomic_dir::write(&path, &payload, group)?;
+                }
                 Ok(None) => make_directory(volume, &path, &fields.pod)?,
                 Err(error) => {
                     return Err(RuntimeError::Pod(format!(
@@ -182,6 +190,12 @@ impl Volumes {
     }
 }
 
+/// The group whose files the pod's volumes are (`fsGroup`).
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
 /// Volumes made of files are read-only, as in Kubernetes.
 fn has_files(volume: &Volume) -> bool {
     volume.config_map.is_some()
@@ -232,8 +246,7 @@ fn make_directory(volume: &Volume, path: &Path, pod: &Pod) -> Result<(), Runtime
             .map_err(RuntimeError::system(format!("mounting memory on {}", path.display())))?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(RuntimeError::file(path))?;
-    let group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.fs_group);
-    if let Some(group) = group.and_then(|group| u32::try_from(group).ok()) {
+    if let Some(group) = fs_group(pod) {
         chown(path, None, Some(group)).map_err(RuntimeError::file(path))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o2777)).map_err(RuntimeError::file(path))?;
     }

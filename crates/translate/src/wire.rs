@@ -10,11 +10,6 @@ use std::time::Duration;
 
 use crate::settings::Settings;
 
-/// The mark of the proxy's own sockets, which capture leaves alone (ARCHITECTURE.md, "The proxy container").
-const PROXY_MARK: i64 = 1337;
-const SOL_SOCKET: i64 = 1;
-const SO_MARK: i64 = 36;
-
 pub(crate) fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
@@ -90,8 +85,7 @@ pub(crate) fn ads() -> core::ConfigSource {
     }
 }
 
-/// Binds upstream sockets to a source address, with the proxy's mark: a cluster's own bind config replaces the
-/// bootstrap's, mark included. `others` are those of other families.
+/// Binds upstream sockets to a source address. `others` are those of other families.
 pub(crate) fn bind_from(source: &str, others: &[&str]) -> core::BindConfig {
     let other = |source: &&str| core::ExtraSourceAddress {
         address: Some(socket_address(source, 0)),
@@ -100,14 +94,6 @@ pub(crate) fn bind_from(source: &str, others: &[&str]) -> core::BindConfig {
     core::BindConfig {
         source_address: Some(socket_address(source, 0)),
         extra_source_addresses: others.iter().map(other).collect(),
-        socket_options: vec![core::SocketOption {
-            description: "proxy mark".to_owned(),
-            level: SOL_SOCKET,
-            name: SO_MARK,
-            state: core::socket_option::SocketState::StatePrebind as i32,
-            value: Some(core::socket_option::Value::IntValue(PROXY_MARK)),
-            ..Default::default()
-        }],
         ..Default::default()
     }
 }

@@ -253,6 +253,40 @@ fn values_choose_the_engine_and_no_value_breaks_out() {
     assert_eq!(proxy["securityContext"]["privileged"], false);
 }
 
+/// A proxy has no rights beyond those of any user; what captures traffic has one.
+#[test]
+fn what_is_injected_is_hardened() {
+    let mut gateway = annotated(json!({ "inject.istio.io/templates": "gateway" }));
+    gateway["spec"]["containers"] = json!([{ "name": "istio-proxy", "image": "auto" }]);
+    let sidecar = injected(&pod());
+    for (pod, field, name, root, add) in [
+        (&sidecar, "containers", "istio-proxy", false, json!(null)),
+        (&sidecar, "initContainers", "istio-init", true, json!(["NET_ADMIN"])),
+        (&injected(&gateway), "containers", "istio-proxy", false, json!(null)),
+    ] {
+        let security = &container(pod, field, name)["securityContext"];
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]), "{name}: {security}");
+        assert_eq!(security["capabilities"]["add"], add, "{name}: {security}");
+        assert_eq!(security["seccompProfile"], json!({ "type": "RuntimeDefault" }), "{name}");
+        for (key, value) in
+            [("allowPrivilegeEscalation", false), ("privileged", false), ("readOnlyRootFilesystem", true)]
+        {
+            assert_eq!(security[key], value, "{name}: {security}");
+        }
+        assert_eq!(security["runAsNonRoot"], !root, "{name}");
+        assert_eq!(security["runAsUser"], if root { 0 } else { 1337 }, "{name}");
+    }
+    // Who wants the node's choice takes the value away.
+    let options = lateen_manifests::Options::default();
+    let mut values = lateen_manifests::injector_values(&options);
+    values["global"]["proxy"]["seccompProfile"] = Value::Null;
+    let yaml = lateen_manifests::injector_config().to_string();
+    let plain = try_inject(&pod(), &InjectorConfig::parse(&yaml, &values.to_string()).unwrap()).unwrap();
+    assert!(
+        container(&plain, "containers", "istio-proxy")["securityContext"].get("seccompProfile").is_none()
+    );
+}
+
 #[test]
 fn the_pods_own_container_customises_the_injected_one() {
     let mut custom = pod();

@@ -1,4 +1,5 @@
-//! What ports of proxies and of the control plane tell other pods, and what they do for them: no more than they must (S11).
+//! What ports of proxies and of the control plane tell other pods, and what they do for them: no more than they must; and with
+//! how few rights the mesh's own pods do it (S11).
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use lateen_e2e::{Mesh, eventually};
 pub(crate) const TRIALS: &[OnMesh] = &[
     ("proxies_keep_their_ports", proxies_keep_their_ports),
     ("the_control_plane_keeps_its_ports", the_control_plane_keeps_its_ports),
+    ("the_meshs_pods_have_few_rights", the_meshs_pods_have_few_rights),
 ];
 
 const XDS: &str = "https://istiod.istio-system.svc:15012/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -191,5 +193,61 @@ fn the_control_plane_keeps_its_ports(mesh: &Mesh) -> Result<()> {
     }
     let answer = said("stranger", &format!("curl {code} -k https://istiod.istio-system.svc/inject"))?;
     ensure!(answer.starts_with("405"), "{answer}");
+    clean(mesh)
+}
+
+/// What the kernel says of every process in a container: of nobody's user, without capabilities and ways to gain any, its system
+/// calls filtered, its root read-only.
+const NO_RIGHTS: &str = r#"
+    for p in /proc/[0-9]*; do
+      # Those that ended in between have no status.
+      status=$(grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' $p/status 2>/dev/null) || continue
+      [ -n "$status" ] && echo $status
+    done | sort -u
+    for d in / /etc /tmp /run /var/lib; do echo x > $d/written 2>/dev/null && echo "can write to $d"; done
+    exit 0
+"#;
+
+fn the_meshs_pods_have_few_rights(mesh: &Mesh) -> Result<()> {
+    let ip = start(mesh)?;
+    let httpbin = mesh.pod("default", "app=httpbin")?;
+    let gateway = mesh.pod("istio-system", "app=istio-ingressgateway")?;
+    let istiod = mesh.pod("istio-system", "app=istiod")?;
+    for (namespace, pod, container) in [
+        ("default", "client", "istio-proxy"),
+        ("default", &httpbin, "istio-proxy"),
+        ("istio-system", &gateway, "istio-proxy"),
+        ("istio-system", &istiod, "discovery"),
+    ] {
+        let said =
+            mesh.kubectl(&["exec", "-n", namespace, pod, "-c", container, "--", "bash", "-c", NO_RIGHTS])?;
+        let lines: Vec<&str> = said.lines().collect();
+        let [line] = lines.as_slice() else { anyhow::bail!("{pod}: more than one kind of process:\n{said}") };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let text = words.join(" ");
+        let none = "0000000000000000";
+        let expected = format!(
+            "CapInh: {none} CapPrm: {none} CapEff: {none} CapBnd: {none} CapAmb: {none} NoNewPrivs: 1 Seccomp: 2"
+        );
+        ensure!(text.starts_with("Uid: 1337 1337 1337 1337 Gid: 1337 1337 1337 1337 "), "{pod}: {text}");
+        ensure!(text.ends_with(&expected), "{pod}: {text}");
+    }
+    // What captures traffic is root, and has one capability of root's.
+    let init = "jsonpath={.spec.initContainers[?(@.name==\"istio-init\")].securityContext}";
+    let init = mesh.kubectl(&["get", "pod", "client", "-o", init])?;
+    for part in [
+        r#""add":["NET_ADMIN"]"#,
+        r#""drop":["ALL"]"#,
+        r#""type":"RuntimeDefault""#,
+        r#""readOnlyRootFilesystem":true"#,
+    ] {
+        ensure!(init.contains(part), "{init}");
+    }
+    // With that much all is as ever: captured both ways, and what is the proxy's own user's is not captured.
+    let said = run(mesh, "client", "client", "curl -s -m 5 http://httpbin:8000/headers")?;
+    ensure!(said.to_lowercase().contains("x-forwarded-client-cert") && said.contains("exit 0"), "{said}");
+    let own = format!("curl -s -m 5 -o /dev/null -w %{{http_code}} http://{ip}:15021/healthz/ready");
+    let said = run(mesh, "client", "istio-proxy", &own)?;
+    ensure!(said.starts_with("200"), "{said}");
     clean(mesh)
 }

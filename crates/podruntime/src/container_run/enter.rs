@@ -80,8 +80,8 @@ fn prepare(spec: &ExecSpec) -> Result<(), RuntimeError> {
         rustix::process::ioctl_tiocsctty(std::io::stdin())
             .map_err(|error| RuntimeError::system("taking the terminal")(std::io::Error::from(error)))?;
     }
-    identity::own_standard_streams(&spec.identity)?;
-    identity::assume(&spec.identity)?;
+    identity::own_standard_streams(&spec.security)?;
+    identity::assume(&spec.security)?;
     prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(RuntimeError::system("tying the command to its session"))?;
     chdir(&spec.working_dir)

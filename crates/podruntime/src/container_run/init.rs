@@ -67,8 +67,8 @@ fn prepare(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     rootfs::enter(spec)?;
     sethostname(&spec.hostname).map_err(RuntimeError::system("setting the host name"))?;
     setsid().map_err(RuntimeError::system("starting a session"))?;
-    identity::own_standard_streams(&spec.identity)?;
-    identity::assume(&spec.identity)?;
+    identity::own_standard_streams(&spec.security)?;
+    identity::assume(&spec.security)?;
     // After the change of user, which resets it: the container ends with its supervisor.
     prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(RuntimeError::system("tying the container to its supervisor"))

@@ -3,7 +3,7 @@
 //! | stage | process | does |
 //! |---|---|---|
 //! | (none) | outside the container | joins the pod's network, makes the other namespaces, starts and outlives `init` |
-//! | `init` | PID 1 of the container | builds the root, drops to the container's user, runs the program, reaps, forwards signals |
+//! | `init` | PID 1 of the container | builds the root, becomes the container's user with its rights only, runs the program, reaps, forwards signals |
 //! | `exec` | outside | enters a running container's namespaces and starts `exec-child` there |
 //! | `exec-child` | inside | becomes the command of an exec or a probe |
 //!
@@ -16,13 +16,16 @@ mod enter;
 mod identity;
 mod init;
 mod rootfs;
+mod seccomp;
 mod spec;
 mod supervise;
 
 use std::ffi::OsString;
 
 pub(crate) use enter::EXEC_VARIABLE;
-pub(crate) use spec::{ContainerSpec, ExecSpec, Identity, Instruction, Interaction, MountSpec, Report};
+pub(crate) use spec::{
+    ContainerSpec, ExecSpec, Instruction, Interaction, MountSpec, Report, Security, SystemCalls,
+};
 
 /// Exit code of a container or exec that could not be started for a reason of ours.
 pub(crate) const EXIT_INTERNAL: i32 = 125;

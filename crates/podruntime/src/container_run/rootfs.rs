@@ -43,7 +43,7 @@ pub(super) fn enter(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     make_dir(&old_root)?;
     pivot_root(&root, &old_root).map_err(RuntimeError::system("changing to the container's root"))?;
     chdir("/").map_err(RuntimeError::system("changing to the container's root"))?;
-    bind_from_host(&spec.binaries, &spec.binaries, true)?;
+    bind_from_host(&spec.binaries, Path::new(crate::PROGRAMS), true)?;
     for mount in &spec.mounts {
         bind_from_host(&mount.source, &mount.target, mount.read_only)?;
     }
@@ -51,7 +51,12 @@ pub(super) fn enter(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     umount2(OLD_ROOT, MntFlags::MNT_DETACH).map_err(RuntimeError::system("letting go of the host's root"))?;
     fs::remove_dir(OLD_ROOT).map_err(RuntimeError::file(OLD_ROOT))?;
     if spec.read_only_root {
-        bind_flags(None, Path::new("/"), MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY)?;
+        // These two are the root's own for a container, though they are mounted; what is mounted below them stays as it is.
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        for own in ["/run", "/tmp"] {
+            bind_flags(None, Path::new(own), read_only | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+        }
+        bind_flags(None, Path::new("/"), read_only)?;
     }
     Ok(())
 }

@@ -4,13 +4,26 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The user a container's processes run as. Capabilities stay what the daemon's are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
+/// Who a container's processes are and what they may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Security {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// `fsGroup`, as a supplementary group.
-    pub(crate) extra_group: Option<u32>,
+    /// Supplementary groups beside `gid`.
+    pub(crate) groups: Vec<u32>,
+    /// Those its programs may have, a bit each, as the kernel numbers them (`capabilities(7)`). Root's have them.
+    pub(crate) capabilities: u64,
+    /// Whether programs can gain no rights by being started (set-user-id bits, capabilities of files).
+    pub(crate) no_new_privileges: bool,
+    pub(crate) system_calls: SystemCalls,
+}
+
+/// The system calls a container may make (`seccompProfile`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SystemCalls {
+    All,
+    /// Those container runtimes allow by default.
+    RuntimeDefault,
 }
 
 /// Something of the host that appears inside the container.
@@ -43,7 +56,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) directory: PathBuf,
     /// A directory of the host that must not be seen inside.
     pub(crate) hidden: PathBuf,
-    /// The folder of our own programs, seen inside at the same path.
+    /// The folder of our own programs, seen inside as [`PROGRAMS`](crate::PROGRAMS).
     pub(crate) binaries: PathBuf,
     /// In this order.
     pub(crate) mounts: Vec<MountSpec>,
@@ -55,7 +68,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) environment: Vec<(String, String)>,
     /// Absolute; made if missing.
     pub(crate) working_dir: PathBuf,
-    pub(crate) identity: Identity,
+    pub(crate) security: Security,
     pub(crate) read_only_root: bool,
 }
 
@@ -67,7 +80,7 @@ pub(crate) struct ExecSpec {
     pub(crate) command: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) working_dir: PathBuf,
-    pub(crate) identity: Identity,
+    pub(crate) security: Security,
     /// Standard input is a terminal that becomes the controlling one.
     pub(crate) tty: bool,
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use crate::{
     container::exec_to_end,
     container_run::ExecSpec,
-    images::our_program,
+    images::{PROGRAMS, our_program},
     probe::{self, Question, http_question},
 };
 
@@ -24,11 +24,11 @@ pub(super) async fn run(
 ) -> Result<(), String> {
     if let Some(action) = &hook.exec {
         let mut command = action.command.clone().unwrap_or_default();
-        // Our own programs are beside ours, not where their images would have them.
-        if let (Some(program), Some(folder)) = (command.first_mut(), executable.parent())
+        // Our own programs are in a folder of their own, not where their images would have them.
+        if let Some(program) = command.first_mut()
             && let Some(name) = our_program(program)
         {
-            *program = folder.join(name).to_string_lossy().into_owned();
+            *program = format!("{PROGRAMS}/{name}");
         }
         let spec = ExecSpec { command, ..exec.clone() };
         return match exec_to_end(executable, &spec).await {

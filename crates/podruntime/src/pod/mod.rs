@@ -2,6 +2,7 @@
 
 mod files;
 mod hooks;
+mod security;
 mod start;
 mod status_writer;
 mod stop;

@@ -11,12 +11,12 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ContainerChange, ContainerEvent, Live, PodTask, files, hooks, termination};
+use super::{ContainerChange, ContainerEvent, Live, PodTask, files, hooks, security, termination};
 use crate::{
     Invocation, RuntimeError,
     container::RunningContainer,
     container_log::ContainerLog,
-    container_run::{ContainerSpec, ExecSpec, Identity, Interaction},
+    container_run::{ContainerSpec, ExecSpec, Interaction},
     environment::{environment, expand_with, hostname},
     events::EventKind,
     netns, probing,
@@ -28,8 +28,6 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(2);
 /// Pause before another look at an image without mapping.
 const IMAGE_RETRY: Duration = Duration::from_secs(10);
-/// The user of containers that must not run as root and name no user.
-const NON_ROOT: u32 = 65532;
 /// Exit code of a container that could not be started, as containerd reports it.
 const START_ERROR: i32 = 128;
 
@@ -229,7 +227,6 @@ impl PodTask {
         let directory = self.container_directory(&container.name, self.records[index].instances);
         mounts.push(termination::mount(&directory, container));
         let working_dir = container.working_dir.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-        let security = container.security_context.as_ref();
         Ok(ContainerSpec {
             netns: self.sandbox.as_ref().map(|sandbox| netns::path(&sandbox.netns)),
             hostname: hostname(&self.pod),
@@ -241,8 +238,12 @@ impl PodTask {
             interaction: interaction(container),
             environment,
             working_dir: Path::new("/").join(working_dir),
-            identity: identity(&self.pod, container),
-            read_only_root: security.and_then(|security| security.read_only_root_filesystem).unwrap_or(false),
+            security: security::of(&self.pod, container).map_err(bad)?,
+            read_only_root: container
+                .security_context
+                .as_ref()
+                .and_then(|security| security.read_only_root_filesystem)
+                .unwrap_or(false),
         })
     }
 
@@ -288,7 +289,7 @@ fn exec_spec(spec: &ContainerSpec, init: i32) -> ExecSpec {
         command: Vec::new(),
         environment: spec.environment.clone(),
         working_dir: spec.working_dir.clone(),
-        identity: spec.identity,
+        security: spec.security.clone(),
         tty: false,
     }
 }
@@ -297,46 +298,4 @@ fn exec_spec(spec: &ContainerSpec, init: i32) -> ExecSpec {
 fn interaction(container: &Container) -> Option<Interaction> {
     let (stdin, tty) = (container.stdin.unwrap_or(false), container.tty.unwrap_or(false));
     (stdin || tty).then_some(Interaction { stdin, once: container.stdin_once.unwrap_or(false), tty })
-}
-
-/// The user by `securityContext`, the container's before the pod's; root otherwise.
-fn identity(pod: &Pod, container: &Container) -> Identity {
-    let own = container.security_context.as_ref();
-    let pods = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let id = |own: Option<i64>, pods: Option<i64>| own.or(pods).and_then(|id| u32::try_from(id).ok());
-    let non_root = own
-        .and_then(|own| own.run_as_non_root)
-        .or(pods.and_then(|pods| pods.run_as_non_root))
-        .unwrap_or(false);
-    let uid = id(own.and_then(|own| own.run_as_user), pods.and_then(|pods| pods.run_as_user));
-    let gid = id(own.and_then(|own| own.run_as_group), pods.and_then(|pods| pods.run_as_group));
-    Identity {
-        uid: uid.unwrap_or(if non_root { NON_ROOT } else { 0 }),
-        gid: gid.unwrap_or(0),
-        extra_group: id(None, pods.and_then(|pods| pods.fs_group)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fields::tests::pod;
-    use serde_json::json;
-
-    #[test]
-    fn users() {
-        let cases = [
-            (json!({}), json!({}), (0, 0, None)),
-            (json!({ "runAsUser": 5, "runAsGroup": 6, "fsGroup": 7 }), json!({}), (5, 6, Some(7))),
-            (json!({ "runAsUser": 5 }), json!({ "runAsUser": 1337, "runAsGroup": 1337 }), (1337, 1337, None)),
-            (json!({ "runAsNonRoot": true }), json!({}), (NON_ROOT, 0, None)),
-        ];
-        for (pods, own, (uid, gid, extra_group)) in cases {
-            let pod = pod(
-                json!({ "securityContext": pods, "containers": [{ "name": "a", "securityContext": own }] }),
-            );
-            let container = &pod.spec.as_ref().unwrap().containers[0];
-            assert_eq!(identity(&pod, container), Identity { uid, gid, extra_group });
-        }
-    }
 }

@@ -18,7 +18,7 @@ use kube::{
 };
 use lateen_apiserver::{ApiServer, ApiServerConfig};
 use lateen_podruntime::{
-    ImageMap, Names, Network, Runtime, RuntimeConfig, RuntimeHandle, host_setup, host_teardown,
+    ImageMap, Names, Network, PROGRAMS, Runtime, RuntimeConfig, RuntimeHandle, host_setup, host_teardown,
 };
 use lateen_podstreams::{ContainerRef, ExecRequest, Output, PodBackend};
 use serde_json::{Value, json};
@@ -195,9 +195,10 @@ impl World {
         }
     }
 
-    /// This program's path, the same inside pods.
+    /// This program's path inside pods.
     pub(crate) fn me(&self) -> String {
-        std::env::current_exe().unwrap().display().to_string()
+        let executable = std::env::current_exe().unwrap();
+        format!("{PROGRAMS}/{}", executable.file_name().unwrap().display())
     }
 
     pub(crate) async fn stop(self) {
@@ -239,13 +240,24 @@ pub(crate) fn inside(args: Vec<String>) {
     match args.as_slice() {
         ["serve", port] => serve(port),
         ["get", url] => print!("{}", get(url)),
-        ["mark"] => {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-            socket.set_mark(1337).unwrap();
-            println!("marked");
-        }
+        ["rights"] => rights(),
         other => panic!("unknown program {other:?}"),
     }
+}
+
+/// What this process may do, by trying.
+fn rights() {
+    let tried = |what: &str, outcome: Result<(), std::io::Error>| match outcome {
+        Ok(()) => println!("{what} yes"),
+        Err(error) => println!("{what} {:?}", error.kind()),
+    };
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    tried("mark", socket.set_mark(1337));
+    let new_uts = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS);
+    tried("unshare", new_uts.map_err(Into::into));
+    tried("own-root", nix::unistd::chroot("/tmp").map_err(Into::into));
+    // A thread, for which libraries try `clone3` first, and a socket like any other.
+    tried("thread", std::thread::spawn(|| TcpListener::bind("127.0.0.1:0").map(drop)).join().unwrap());
 }
 
 fn serve(port: &str) {
