@@ -10,7 +10,9 @@ use crate::duration::{self, DurationError};
 use crate::extension_provider::{ExtensionProvider, check_providers};
 use crate::networking::TlsProtocol;
 use crate::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
+use crate::validate::Findings;
 use crate::validate::header_value::check_commands;
+use crate::validate::locality::check_locality;
 
 /// Name of the ConfigMap that holds the mesh config.
 pub const CONFIG_MAP: &str = "istio";
@@ -184,6 +186,13 @@ impl MeshConfig {
         for (field, tls) in [("meshMTLS", &config.mesh_mtls), ("tlsDefaults", &config.tls_defaults)] {
             let checked = tls.as_ref().map_or(Ok(()), TlsConfig::check);
             checked.map_err(|reason| MeshConfigError::Parse(format!("{field}: {reason}")))?;
+        }
+        if let Some(setting) = &config.locality_lb_setting {
+            let mut findings = Findings::default();
+            check_locality(&mut findings, "localityLbSetting", setting, true);
+            if let Some(error) = findings.errors.first() {
+                return Err(MeshConfigError::Parse(error.to_string()));
+            }
         }
         check_providers(&config.extension_providers).map_err(MeshConfigError::Parse)?;
         // Every listener has it: a proxy would refuse them all.
@@ -585,6 +594,17 @@ mod tests {
         let error = MeshConfig::parse("tcpKeepalive: { interval: often }").expect_err("refused");
         assert!(error.to_string().contains("tcpKeepalive.interval"), "{error}");
         assert!(MeshConfig::parse("h2UpgradePolicy: PERHAPS").is_err());
+    }
+
+    #[test]
+    fn locality_of_the_mesh_is_checked_as_that_of_rules() {
+        let parse = |setting: &str| MeshConfig::parse(&format!("localityLbSetting: {setting}"));
+        assert!(parse("{failover: [{from: a, to: b}], distribute: []}").is_ok());
+        let refused = parse("{distribute: [{from: a, to: {b: 99}}]}").unwrap_err().to_string();
+        assert!(
+            refused.contains("localityLbSetting.distribute[0]: total locality weight 99 != 100"),
+            "{refused}"
+        );
     }
 
     #[test]

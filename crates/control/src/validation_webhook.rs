@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lateen_api::Kind;
 use lateen_api::stored::STORED_KINDS;
 use lateen_api::validate::{
-    Findings, validate_authorization_policy, validate_destination_rule, validate_gateway,
+    Findings, validate_authorization_policy, validate_destination_rule, validate_gateway, validate_metadata,
     validate_peer_authentication, validate_request_authentication, validate_service_entry, validate_sidecar,
     validate_virtual_service, validate_workload_entry, validate_workload_group,
 };
@@ -114,6 +115,8 @@ fn checked<S: Kind>(
 ) -> Verdict {
     // An object without a spec has an empty one, in which everything required is missing.
     let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
+    let metadata: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
+    let mut findings = validate_metadata(S::KIND, &metadata, &spec);
     let spec: S = match serde_json::from_value(spec) {
         Ok(spec) => spec,
         Err(error) => {
@@ -123,7 +126,7 @@ fn checked<S: Kind>(
             };
         }
     };
-    let findings = check(&spec);
+    findings.extend(check(&spec));
     let messages: Vec<String> = findings.errors.iter().map(ToString::to_string).collect();
     // Istio's words, and the way it lists several.
     let error = match &messages[..] {
@@ -136,7 +139,6 @@ fn checked<S: Kind>(
     };
     let mut said: Vec<String> = findings.warnings.iter().map(ToString::to_string).collect();
     if error.is_none() {
-        let metadata = serde_json::from_value(object["metadata"].clone()).unwrap_or_default();
         let config = Config::new(lateen_api::Object { metadata, spec, status: None });
         said.extend(
             warnings(&config).into_iter().filter(Warning::is_about_effect).map(|warning| warning.message),
@@ -185,6 +187,15 @@ mod tests {
         assert!(several.contains("errors occurred:\n\t* "), "{several}");
         assert!(why("VirtualService", json!({ "hosts": 5 })).starts_with("error decoding configuration"));
         assert!(why("DestinationRule", Value::Null).contains("configuration"));
+    }
+
+    #[test]
+    fn metadata_is_checked_too() {
+        let mut policy = object("security.istio.io", "PeerAuthentication", json!({}));
+        policy["metadata"] =
+            json!({ "name": "x", "namespace": "n", "annotations": { "istio.io/dry-run": "true" } });
+        let words = "n/x has unsupported annotation istio.io/dry-run, please remove the annotation";
+        assert!(validate(&policy).error.unwrap().ends_with(words));
     }
 
     #[test]

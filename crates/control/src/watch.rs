@@ -15,7 +15,7 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use lateen_api::validate::{
-    Findings, validate_authorization_policy, validate_destination_rule, validate_gateway,
+    Findings, validate_authorization_policy, validate_destination_rule, validate_gateway, validate_metadata,
     validate_peer_authentication, validate_request_authentication, validate_service_entry, validate_sidecar,
     validate_virtual_service, validate_workload_entry, validate_workload_group,
 };
@@ -133,9 +133,10 @@ impl Watches<'_> {
         let resource = ApiResource::erase::<lateen_api::Object<S>>(&());
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
         let convert = move |mut object: DynamicObject| {
+            let mut findings = validate_metadata(S::KIND, &object.metadata, &object.data["spec"]);
             let spec =
                 serde_json::from_value::<S>(object.data["spec"].take()).map_err(|error| error.to_string())?;
-            let findings = validate(&spec);
+            findings.extend(validate(&spec));
             if !findings.is_valid() {
                 let errors: Vec<String> = findings.errors.iter().map(ToString::to_string).collect();
                 return Err(errors.join("; "));

@@ -2,9 +2,9 @@
 use std::collections::BTreeSet;
 
 use super::hosts::{check_export_to, check_fqdn, check_wildcard_host};
+use super::locality::check_locality;
 use super::virtual_service::check_subset_name;
-use super::{Findings, check_duration, check_labels, check_port};
-use crate::networking::WorkloadSelector;
+use super::{Findings, check_duration, check_labels, check_port, check_workload_selector};
 use crate::networking::destination_rule::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRuleSpec, H2UpgradePolicy,
     OutlierDetection, PortTrafficPolicy, TrafficPolicy, TunnelSettings,
@@ -32,33 +32,9 @@ pub fn validate_destination_rule(spec: &DestinationRuleSpec) -> Findings {
         }
     }
     if let Some(selector) = &spec.workload_selector {
-        check_selector(&mut findings, selector, &spec.export_to);
+        check_workload_selector(&mut findings, "spec.workloadSelector", selector);
     }
     findings
-}
-
-/// A rule for some workloads is for those of its own namespace.
-fn check_selector(findings: &mut Findings, selector: &WorkloadSelector, export_to: &[String]) {
-    let path = "spec.workloadSelector.matchLabels";
-    if selector.match_labels.is_empty() {
-        findings.warn(path, "workload selector specified without labels");
-    }
-    for (key, value) in &selector.match_labels {
-        if key.is_empty() {
-            findings.error(path, format!("empty key is not supported in selector: \"{key}={value}\""));
-        } else if key.contains('*') || value.contains('*') {
-            findings.error(path, format!("wildcard is not supported in selector: \"{key}={value}\""));
-        } else {
-            check_labels(findings, path, [(key, value)]);
-        }
-    }
-    if export_to.len() > 1 {
-        let message = "destination rule with workload selector cannot have multiple entries in exportTo";
-        findings.error("spec.exportTo", message);
-    } else if export_to == ["*"] {
-        let message = "destination rule with workload selector cannot have exportTo beyond current namespace";
-        findings.error("spec.exportTo", message);
-    }
 }
 
 fn check_policy(findings: &mut Findings, path: &str, policy: &TrafficPolicy) {
@@ -94,8 +70,19 @@ fn check_tunnel(findings: &mut Findings, path: &str, tunnel: &TunnelSettings) {
     if !matches!(tunnel.protocol.as_str(), "" | "CONNECT" | "POST") {
         findings.error(format!("{path}.protocol"), "tunnel protocol must be \"CONNECT\" or \"POST\"");
     }
-    check_fqdn(findings, &format!("{path}.targetHost"), &tunnel.target_host);
-    check_port(findings, format!("{path}.targetPort"), tunnel.target_port);
+    let mut of_host = Findings::default();
+    check_fqdn(&mut of_host, "", &tunnel.target_host);
+    for finding in of_host.errors {
+        let words = format!("tunnel target host must be valid FQDN or IP address: {finding}");
+        findings.error(format!("{path}.targetHost"), words);
+    }
+    if !(1..=65_535).contains(&tunnel.target_port) {
+        let words = format!(
+            "tunnel target port is invalid: port number {} must be in the range 1..65535",
+            tunnel.target_port
+        );
+        findings.error(format!("{path}.targetPort"), words);
+    }
 }
 
 type Parts<'a> = (
@@ -107,7 +94,7 @@ type Parts<'a> = (
 
 fn check_parts(findings: &mut Findings, path: &str, (balancer, pool, outlier, tls): Parts<'_>) {
     if let Some(balancer) = balancer {
-        check_balancer(findings, &format!("{path}.loadBalancer"), balancer);
+        check_balancer(findings, &format!("{path}.loadBalancer"), balancer, outlier.is_some());
     }
     if let Some(pool) = pool {
         check_pool(findings, &format!("{path}.connectionPool"), pool);
@@ -120,7 +107,8 @@ fn check_parts(findings: &mut Findings, path: &str, (balancer, pool, outlier, tl
     }
 }
 
-fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSettings) {
+/// `ejects` says whether hosts are found to be missing, without which nothing fails over.
+fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSettings, ejects: bool) {
     if balancer.simple.is_some() && balancer.consistent_hash.is_some() {
         findings.error(path, "only one of simple and consistentHash may be set");
     }
@@ -131,27 +119,8 @@ fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSe
         }
         check_duration(findings, format!("{path}.warmup.duration"), warmup.duration.as_ref());
     }
-    if let Some(locality) = &balancer.locality_lb_setting {
-        let forms = [
-            !locality.distribute.is_empty(),
-            !locality.failover.is_empty(),
-            !locality.failover_priority.is_empty(),
-        ];
-        if forms[0] && forms[1..].contains(&true) {
-            findings.error(
-                format!("{path}.localityLbSetting"),
-                "can not simultaneously specify 'distribute' and 'failover'",
-            );
-        }
-        for (index, distribute) in locality.distribute.iter().enumerate() {
-            let total: u64 = distribute.to.values().map(|&weight| u64::from(weight)).sum();
-            if total != 100 {
-                findings.error(
-                    format!("{path}.localityLbSetting.distribute[{index}]"),
-                    format!("total locality weight {total} != 100"),
-                );
-            }
-        }
+    if let Some(setting) = &balancer.locality_lb_setting {
+        check_locality(findings, &format!("{path}.localityLbSetting"), setting, ejects);
     }
     let Some(hash) = &balancer.consistent_hash else { return };
     let path = format!("{path}.consistentHash");
@@ -166,6 +135,15 @@ fn check_balancer(findings: &mut Findings, path: &str, balancer: &LoadBalancerSe
             &path,
             "exactly one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName must be set",
         );
+    }
+    if hash.minimum_ring_size.is_some_and(|size| size > 0) {
+        findings.warn(
+            format!("{path}.minimumRingSize"),
+            "consistent hash MinimumRingSize is deprecated, use ConsistentHashLB's RingHash configuration instead",
+        );
+        if hash.ring_hash.is_some() || hash.maglev.is_some() {
+            findings.error(&path, "only one of MinimumRingSize or Maglev/Ringhash can be specified");
+        }
     }
     if hash.ring_hash.is_some() && hash.maglev.is_some() {
         findings.error(&path, "only one of ringHash and maglev may be set");
@@ -210,6 +188,7 @@ pub(super) fn check_pool(findings: &mut Findings, path: &str, pool: &ConnectionP
             format!("{path}.tcp.maxConnectionDuration"),
             tcp.max_connection_duration.as_ref(),
         );
+        check_duration(findings, format!("{path}.tcp.idleTimeout"), tcp.idle_timeout.as_ref());
         if let Some(keepalive) = &tcp.tcp_keepalive {
             check_duration(findings, format!("{path}.tcp.tcpKeepalive.time"), keepalive.time.as_ref());
             check_duration(
@@ -268,6 +247,31 @@ fn check_outlier(findings: &mut Findings, path: &str, outlier: &OutlierDetection
 }
 
 fn check_tls(findings: &mut Findings, path: &str, tls: &ClientTlsSettings) {
+    let verified = !tls.ca_certificates.is_empty() || !tls.subject_alt_names.is_empty();
+    if tls.insecure_skip_verify == Some(true) {
+        let by_secret = !tls.credential_name.is_empty();
+        match tls.mode {
+            ClientTlsMode::Simple if verified || by_secret => findings.error(
+                path,
+                "cannot specify CaCertificates or CredentialName or SubjectAltNames when InsecureSkipVerify is set true",
+            ),
+            ClientTlsMode::Mutual if verified => findings.error(
+                path,
+                "cannot specify CaCertificates or SubjectAltNames when InsecureSkipVerify is set true",
+            ),
+            _ => {}
+        }
+    }
+    let files = [&tls.client_certificate, &tls.private_key, &tls.ca_certificates, &tls.ca_crl];
+    if matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)
+        && !tls.credential_name.is_empty()
+        && files.iter().any(|file| !file.is_empty())
+    {
+        findings.error(
+            path,
+            "cannot specify client certificates or CA certificate or CA CRL If credentialName is set",
+        );
+    }
     if tls.mode == ClientTlsMode::Mutual && tls.credential_name.is_empty() {
         if tls.client_certificate.is_empty() {
             findings.error(format!("{path}.clientCertificate"), "client certificate required for mutual tls");

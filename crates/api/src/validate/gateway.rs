@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::hosts::{UNIX, check_unix, check_wildcard_host, is_dns_label};
 use super::{Findings, check_labels, check_port};
+use crate::networking::TlsProtocol;
 use crate::networking::gateway::{GatewaySpec, Server, ServerTlsMode, ServerTlsSettings};
 
 /// Validates a Gateway's spec.
@@ -119,6 +120,9 @@ fn check_tls(findings: &mut Findings, path: &str, server: &Server, protocol: &st
         }
         return;
     };
+    if !matches!(protocol, "HTTP" | "HTTP2" | "HTTP_PROXY" | "GRPC" | "GRPC-WEB") && tls.https_redirect {
+        findings.warn(format!("{path}.tls"), "tls.httpsRedirect should only be used with http servers");
+    }
     let plain_http = matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB");
     if plain_http
         && *tls
@@ -135,10 +139,7 @@ fn check_tls(findings: &mut Findings, path: &str, server: &Server, protocol: &st
         }
         return;
     }
-    if protocol == "HTTPS" && matches!(tls.mode, ServerTlsMode::Passthrough) && tls.https_redirect {
-        findings.error(format!("{path}.tls"), "tls.httpsRedirect should only be used with http servers");
-    }
-    check_certificates(findings, &format!("{path}.tls"), tls);
+    check_tls_options(findings, &format!("{path}.tls"), tls);
     check_hashes(findings, &format!("{path}.tls"), tls);
 }
 
@@ -158,6 +159,65 @@ fn check_hashes(findings: &mut Findings, path: &str, tls: &ServerTlsSettings) {
             let reason = format!("{text:?} is not a SHA-256 hash in base64");
             findings.error(format!("{path}.verifyCertificateSpki[{index}]"), reason);
         }
+    }
+}
+
+/// Cipher suites that Istio knows by name.
+const CIPHERS: [&str; 15] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+];
+
+/// What holds of servers of Gateways and of ingress listeners of Sidecars.
+pub(super) fn check_tls_options(findings: &mut Findings, path: &str, tls: &ServerTlsSettings) {
+    if matches!(tls.min_protocol_version, TlsProtocol::TLSV1_0 | TlsProtocol::TLSV1_1)
+        && tls.cipher_suites.is_empty()
+    {
+        findings.warn(
+            path,
+            "TLS version below TLSV1_2 require setting compatible ciphers as by default they no longer include compatible ciphers.",
+        );
+    }
+    let (mut known, mut unknown, mut twice) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for name in &tls.cipher_suites {
+        // What begins with a sign is a rule for the list, not a name.
+        let is_rule = !name.starts_with(char::is_alphanumeric);
+        if !is_rule && name != "ALL" && !CIPHERS.contains(&name.as_str()) {
+            unknown.insert(name.as_str());
+        } else if !known.insert(name) {
+            twice.insert(name.as_str());
+        }
+    }
+    for (what, names) in [("invalid", unknown), ("duplicate", twice)] {
+        if !names.is_empty() {
+            let names: Vec<&str> = names.into_iter().collect();
+            let words = format!("ignoring {what} cipher suites: [{}]", names.join(" "));
+            findings.warn(format!("{path}.cipherSuites"), words);
+        }
+    }
+    check_certificates(findings, path, tls);
+    if tls.ca_crl.is_empty() {
+        return;
+    }
+    let path = format!("{path}.caCrl");
+    if !tls.credential_name.is_empty() {
+        let words = "CRL is not supported with credentialName. CRL has to be specified in the credential";
+        findings.warn(path, words);
+    } else if tls.mode == ServerTlsMode::Simple {
+        findings.error(path, "CRL is not supported with SIMPLE TLS");
     }
 }
 
@@ -181,7 +241,7 @@ fn check_certificates(findings: &mut Findings, path: &str, tls: &ServerTlsSettin
         ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
             let mode =
                 if tls.mode == ServerTlsMode::Passthrough { "PASSTHROUGH" } else { "AUTO_PASSTHROUGH" };
-            if given.iter().any(|(_, _, given)| *given) {
+            if given.iter().any(|(_, _, given)| *given) || !tls.ca_crl.is_empty() {
                 findings.warn(path, format!("{mode} mode does not use certificates, they will be ignored"));
             }
             return;
@@ -294,6 +354,60 @@ mod tests {
         let http = json!({"servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["a.com"],
             "tls": {"mode": "SIMPLE", "credentialName": "c"}}]});
         assert!(errors(http)[0].contains("plain text HTTP"));
+    }
+
+    #[test]
+    fn what_is_left_out_of_tls_is_warned_of() {
+        let warned = |protocol: &str, tls: serde_json::Value| {
+            let spec = json!({"servers": [{"port": {"number": 443, "name": "p", "protocol": protocol}, "hosts": ["a.com"], "tls": tls}]});
+            let findings = validate_gateway(&serde_json::from_value(spec).expect("parses"));
+            assert!(findings.is_valid(), "{findings:?}");
+            findings.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let path = "spec.servers[0].tls";
+        let simple = |more: serde_json::Value| {
+            let mut tls = json!({"mode": "SIMPLE", "credentialName": "c"});
+            tls.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            tls
+        };
+        let old = "TLS version below TLSV1_2 require setting compatible ciphers as by default they no longer include compatible ciphers.";
+        let known = "ECDHE-RSA-AES128-GCM-SHA256";
+        for (tls, words) in [
+            (simple(json!({"minProtocolVersion": "TLSV1_1"})), vec![format!("{path}: {old}")]),
+            (simple(json!({"minProtocolVersion": "TLSV1_0"})), vec![format!("{path}: {old}")]),
+            (simple(json!({"minProtocolVersion": "TLSV1_0", "cipherSuites": [known]})), vec![]),
+            (
+                simple(json!({"minProtocolVersion": "TLSV1_2", "cipherSuites": [known, "ALL", "-ALL"]})),
+                vec![],
+            ),
+            (
+                simple(json!({"cipherSuites": ["y", known, "x", known, "y"]})),
+                vec![
+                    format!("{path}.cipherSuites: ignoring invalid cipher suites: [x y]"),
+                    format!("{path}.cipherSuites: ignoring duplicate cipher suites: [{known}]"),
+                ],
+            ),
+            (
+                simple(json!({"caCrl": "/crl"})),
+                vec![format!(
+                    "{path}.caCrl: CRL is not supported with credentialName. CRL has to be specified in the credential"
+                )],
+            ),
+            (
+                json!({"mode": "PASSTHROUGH", "caCrl": "/crl"}),
+                vec![format!("{path}: PASSTHROUGH mode does not use certificates, they will be ignored")],
+            ),
+            (
+                simple(json!({"httpsRedirect": true})),
+                vec![format!("{path}: tls.httpsRedirect should only be used with http servers")],
+            ),
+        ] {
+            assert_eq!(warned("HTTPS", tls.clone()), words, "{tls}");
+        }
+        assert_eq!(warned("HTTP", json!({"httpsRedirect": true})), Vec::<String>::new());
+        let files = json!({"mode": "SIMPLE", "serverCertificate": "/c", "privateKey": "/k", "caCrl": "/crl"});
+        let spec = json!({"servers": [{"port": {"number": 443, "name": "p", "protocol": "TLS"}, "hosts": ["a.com"], "tls": files}]});
+        assert_eq!(errors(spec), [format!("{path}.caCrl: CRL is not supported with SIMPLE TLS")]);
     }
 
     #[test]

@@ -26,6 +26,15 @@ pub(super) fn check_wildcard_host(findings: &mut Findings, path: &str, host: &st
     }
     let bare = host.strip_prefix("*.").or_else(|| host.strip_prefix("*-")).unwrap_or(host);
     let trimmed = bare.strip_suffix('.').unwrap_or(bare);
+    // Or it could be taken for an address.
+    if let Some((_, top)) = host.rsplit_once('.')
+        && !top.is_empty()
+        && top.bytes().all(|c| c.is_ascii_digit())
+    {
+        let words = format!("domain name {host:?} invalid (top level domain {top:?} cannot be all-numeric)");
+        findings.error(path, words);
+        return;
+    }
     for label in trimmed.split('.') {
         if !is_dns_label(label) {
             let message = if label.contains('*') {

@@ -163,11 +163,13 @@ fn check_outcome(findings: &mut Findings, path: &str, route: &HttpRoute, in_dele
     }
     let body = route.direct_response.as_ref().and_then(|response| response.body.as_ref());
     let body = body.and_then(|body| body.string.as_ref().or(body.bytes.as_ref()));
-    if body.is_some_and(|body| body.len() > 1 << 20) {
-        findings.error(
-            format!("{path}.directResponse.body"),
-            "large direct_responses may impact control plane performance, must be less than 1MB",
-        );
+    let large = "large direct_responses may impact control plane performance";
+    match body.map_or(0, String::len) {
+        size if size > 1 << 20 => {
+            findings.error(format!("{path}.directResponse.body"), format!("{large}, must be less than 1MB"));
+        }
+        size if size > 100 << 10 => findings.warn(format!("{path}.directResponse.body"), large),
+        _ => {}
     }
     if let Some(response) = &route.direct_response
         && !(200..=599).contains(&response.status)
@@ -232,10 +234,10 @@ fn check_fault(findings: &mut Findings, path: &str, fault: &HttpFaultInjection) 
     }
     if let Some(delay) = &fault.delay {
         let path = format!("{path}.delay");
-        match &delay.fixed_delay {
-            None => findings.error(format!("{path}.fixedDelay"), "fixedDelay is required"),
-            Some(_) => check_duration(findings, format!("{path}.fixedDelay"), delay.fixed_delay.as_ref()),
+        if delay.fixed_delay.is_none() {
+            findings.warn(&path, "delay configured, but fixedDelay not set");
         }
+        check_duration(findings, format!("{path}.fixedDelay"), delay.fixed_delay.as_ref());
         if delay.exponential_delay.is_some() {
             findings.error(format!("{path}.exponentialDelay"), "exponentialDelay not supported yet");
         }
@@ -263,7 +265,7 @@ fn check_fault(findings: &mut Findings, path: &str, fault: &HttpFaultInjection) 
             (None, None) if abort.http2_error.is_some() => {
                 findings.error(format!("{path}.http2Error"), "HTTP/2 abort fault injection not supported yet")
             }
-            (None, None) => findings.error(&path, "abort configured, but error type not set"),
+            (None, None) => findings.warn(&path, "abort configured, but error type not set"),
             (None, Some(name)) if crate::grpc::status_code(name).is_none() => {
                 findings.error(
                     format!("{path}.grpcStatus"),

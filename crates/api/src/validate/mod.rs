@@ -6,6 +6,8 @@ pub(crate) mod header_value;
 pub(crate) mod hosts;
 mod http_match;
 mod http_route;
+pub(crate) mod locality;
+mod metadata;
 mod peer_authentication;
 mod re2;
 mod request_authentication;
@@ -18,6 +20,7 @@ mod virtual_service;
 pub use authorization_policy::{is_path_template, validate_authorization_policy};
 pub use destination_rule::validate_destination_rule;
 pub use gateway::validate_gateway;
+pub use metadata::validate_metadata;
 pub use peer_authentication::validate_peer_authentication;
 pub use request_authentication::{JwksUri, validate_request_authentication};
 pub use service_entry::{validate_service_entry, validate_workload_entry, validate_workload_group};
@@ -25,7 +28,7 @@ pub use sidecar::{default_endpoint, validate_sidecar};
 pub use virtual_service::validate_virtual_service;
 
 use crate::duration;
-use crate::networking::StringMatch;
+use crate::networking::{StringMatch, WorkloadSelector};
 
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,12 @@ impl Findings {
     /// Whether the object may be stored.
     pub fn is_valid(&self) -> bool {
         self.errors.is_empty()
+    }
+
+    /// Adds what else was found.
+    pub fn extend(&mut self, more: Self) {
+        self.errors.extend(more.errors);
+        self.warnings.extend(more.warnings);
     }
 
     pub(crate) fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
@@ -140,6 +149,34 @@ fn check_labels<'a>(
             findings.error(path, format!("invalid tag value: {value:?}"));
         }
     }
+}
+
+/// Labels of a selector. Istio has words of its own for what selects nothing.
+fn check_selector<'a>(
+    findings: &mut Findings,
+    path: &str,
+    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
+) {
+    for (key, value) in labels {
+        let both = format!("{key}={value}");
+        if key.is_empty() {
+            findings.error(path, format!("empty key is not supported in selector: {both:?}"));
+        }
+        if both.contains('*') {
+            findings.error(path, format!("wildcard is not supported in selector: {both:?}"));
+        } else if !key.is_empty() {
+            check_labels(findings, path, [(key, value)]);
+        }
+    }
+}
+
+/// A selector of policies and rules: one without labels selects everything, which few mean.
+fn check_workload_selector(findings: &mut Findings, path: &str, selector: &WorkloadSelector) {
+    let labels = format!("{path}.matchLabels");
+    if selector.match_labels.is_empty() {
+        findings.warn(&labels, "workload selector specified without labels");
+    }
+    check_selector(findings, &labels, &selector.match_labels);
 }
 
 fn is_label_part(text: &str) -> bool {

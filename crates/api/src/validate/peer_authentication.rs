@@ -1,5 +1,5 @@
 //! Validation of PeerAuthentication, with Istio's words.
-use super::{Findings, check_labels};
+use super::{Findings, check_workload_selector};
 use crate::security::peer_authentication::PeerAuthenticationSpec;
 
 /// Validates a PeerAuthentication's spec.
@@ -15,7 +15,7 @@ pub fn validate_peer_authentication(spec: &PeerAuthenticationSpec) -> Findings {
         }
     }
     if let Some(selector) = &spec.selector {
-        check_labels(&mut findings, "spec.selector.matchLabels", &selector.match_labels);
+        check_workload_selector(&mut findings, "spec.selector", selector);
     }
     findings
 }
@@ -44,7 +44,23 @@ mod tests {
             let spec = json!({ "selector": selector, "portLevelMtls": { port: { "mode": "STRICT" } } });
             assert_eq!(said(spec), [format!("spec.portLevelMtls[{port}]: port must be in range 1..65535")]);
         }
-        assert!(!said(json!({ "selector": { "matchLabels": { "": "web" } } })).is_empty());
+        let selected = |labels: Value| {
+            let spec = json!({ "selector": { "matchLabels": labels } });
+            validate_peer_authentication(&serde_json::from_value(spec).unwrap())
+        };
+        for (labels, words) in [
+            (json!({ "": "web" }), "empty key is not supported in selector: \"=web\""),
+            (json!({ "app": "w*" }), "wildcard is not supported in selector: \"app=w*\""),
+            (json!({ "a*": "w" }), "wildcard is not supported in selector: \"a*=w\""),
+        ] {
+            let found = selected(labels).errors;
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].to_string(), format!("spec.selector.matchLabels: {words}"));
+        }
+        let found = selected(json!({}));
+        assert!(found.is_valid());
+        assert_eq!(found.warnings[0].message, "workload selector specified without labels");
+        assert_eq!(selected(json!({ "app": "web" })), Findings::default());
         assert!(
             serde_json::from_value::<PeerAuthenticationSpec>(json!({ "mtls": { "mode": "MAYBE" } })).is_err()
         );

@@ -89,6 +89,9 @@ fn check_rule(findings: &mut Findings, path: &str, rule: &JwtRule) {
             findings.error(format!("{path}.{field}[{index}]"), message);
         }
     }
+    if rule.issuer.is_empty() && rule.jwks_uri.is_empty() {
+        findings.error(path, "issuer or jwksUri must be non-empty string");
+    }
     if !rule.jwks_uri.is_empty()
         && let Err(reason) = JwksUri::parse(&rule.jwks_uri)
     {
@@ -201,9 +204,13 @@ mod tests {
             ),
             (json!({ "timeout": "0s" }), "spec.jwtRules[0].timeout: duration must be greater than 1ms"),
         ];
-        for (rule, expected) in table {
+        for (mut rule, expected) in table {
+            rule["issuer"] = json!("i");
             assert_eq!(said(rule), [expected]);
         }
+        assert_eq!(said(json!({ "jwksUri": "https://a" })), Vec::<String>::new());
+        let missing = "spec.jwtRules[0]: issuer or jwksUri must be non-empty string";
+        assert_eq!(said(json!({ "jwks": keys })), [missing]);
         let both = json!({ "selector": { "matchLabels": { "a": "b" } }, "targetRefs": [{ "kind": "Gateway", "name": "g" }] });
         let findings = validate_request_authentication(&serde_json::from_value(both).unwrap());
         assert_eq!(findings.errors[0].message, "only one of targetRefs or workloadSelector can be set");

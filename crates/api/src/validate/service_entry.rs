@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::hosts::{
     UNIX, check_export_to, check_fqdn, check_unix, check_wildcard_host, is_dns_label, is_range,
 };
-use super::{Findings, check_labels, check_port};
+use super::{Findings, check_labels, check_port, check_selector};
 use crate::networking::service_entry::{EntryResolution, ServiceEntrySpec};
 use crate::networking::workload_entry::WorkloadEntrySpec;
 use crate::networking::workload_group::{ReadinessProbe, WorkloadGroupSpec};
@@ -38,15 +38,7 @@ pub fn validate_service_entry(spec: &ServiceEntrySpec) -> Findings {
                 "service entry: workload selector specified without labels, will be applied to all services in namespace",
             );
         }
-        check_labels(&mut findings, "spec.workloadSelector.labels", &selector.labels);
-        for (key, value) in &selector.labels {
-            if key.contains('*') || value.contains('*') {
-                findings.error(
-                    "spec.workloadSelector.labels",
-                    format!("wildcard is not supported in selector: {key:?}={value:?}"),
-                );
-            }
-        }
+        check_selector(&mut findings, "spec.workloadSelector.labels", &selector.labels);
         if !spec.endpoints.is_empty() {
             findings.error("spec", "only one of WorkloadSelector or Endpoints is allowed in Service Entry");
         }
@@ -188,6 +180,12 @@ fn check_dns(findings: &mut Findings, spec: &ServiceEntrySpec, names: &BTreeSet<
         } else {
             check_workload(findings, &path, endpoint, Some(names), true);
         }
+    }
+    if spec.workload_selector.is_some() {
+        findings.warn(
+            "spec.workloadSelector",
+            format!("workloadSelector should not be set when resolution mode is {mode}"),
+        );
     }
     let has_bytes = spec.ports.iter().any(|port| port.protocol.eq_ignore_ascii_case("tcp"));
     if !spec.addresses.is_empty() && spec.hosts.len() > 1 && has_bytes {

@@ -3,8 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::destination_rule::check_pool;
+use super::gateway::check_tls_options;
 use super::hosts::{UNIX, check_fqdn, check_unix, check_wildcard_host, is_dns_label};
-use super::{Findings, check_labels, check_port};
+use super::{Findings, check_port, check_selector};
 use crate::networking::gateway::{ServerTlsMode, ServerTlsSettings};
 use crate::networking::sidecar::{
     CaptureMode, EgressListener, IngressListener, SidecarPort, SidecarSpec, SidecarTrafficMode,
@@ -15,7 +16,7 @@ use crate::networking::sidecar::{
 pub fn validate_sidecar(spec: &SidecarSpec) -> Findings {
     let mut findings = Findings::default();
     if let Some(selector) = &spec.workload_selector {
-        check_labels(&mut findings, "spec.workloadSelector.labels", &selector.labels);
+        check_selector(&mut findings, "spec.workloadSelector.labels", &selector.labels);
         if selector.labels.is_empty() {
             findings.warn(
                 "spec.workloadSelector",
@@ -157,6 +158,7 @@ fn check_tls(findings: &mut Findings, path: &str, tls: &ServerTlsSettings) {
         ServerTlsMode::AutoPassthrough => Some("AUTO_PASSTHROUGH"),
         _ => None,
     };
+    check_tls_options(findings, path, tls);
     if let Some(mode) = refused {
         findings.error(
             format!("{path}.mode"),

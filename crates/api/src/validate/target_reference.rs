@@ -1,5 +1,5 @@
 //! Validation of what policies are for, with Istio's words.
-use super::{Findings, check_labels};
+use super::{Findings, check_workload_selector};
 use crate::security::target_reference::{PolicyTargetReference, Targeted};
 
 /// As Istio prints the kinds.
@@ -10,7 +10,7 @@ const KINDS: &str = "[core/v1/Service networking.istio.io/v1/ServiceEntry \
 pub(super) fn check_targets(findings: &mut Findings, spec: &impl Targeted) {
     let (single, list) = spec.references();
     if let Some(selector) = spec.selector() {
-        check_labels(findings, "spec.selector.matchLabels", &selector.match_labels);
+        check_workload_selector(findings, "spec.selector", selector);
     }
     let ways = [spec.selector().is_some(), single.is_some(), !list.is_empty()];
     if ways.into_iter().filter(|way| *way).count() > 1 {

@@ -479,14 +479,6 @@ fn destination_rules() {
                 json!({"host": "a", "workloadSelector": {"matchLabels": {"": "b"}}}),
                 "spec.workloadSelector.matchLabels: empty key is not supported in selector: \"=b\"",
             ),
-            (
-                json!({"host": "a", "workloadSelector": {"matchLabels": {"a": "b"}}, "exportTo": ["*"]}),
-                "spec.exportTo: destination rule with workload selector cannot have exportTo beyond current namespace",
-            ),
-            (
-                json!({"host": "a", "workloadSelector": {"matchLabels": {"a": "b"}}, "exportTo": [".", "b"]}),
-                "spec.exportTo: destination rule with workload selector cannot have multiple entries in exportTo",
-            ),
         ],
     );
     let empty = found("DestinationRule", json!({"host": "a", "workloadSelector": {}}));
@@ -528,6 +520,183 @@ fn gateways() {
             (
                 json!({"servers": [{"port": port("HTTP"), "hosts": ["*"]}, {"port": port("HTTP"), "hosts": ["*"]}]}),
                 "spec.servers[1].port.name: port names in servers must be unique: duplicate name p",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn prefixes_that_earlier_ones_cover_are_warned_of() {
+    let to_a = json!([{"destination": {"host": "a"}}]);
+    let warned = |earlier: Value, later: Value| {
+        let mut rules = [json!({"name": "one", "route": to_a}), json!({"route": to_a})];
+        for (rule, (prefix, more)) in rules.iter_mut().zip([("/debug", earlier), ("/debugs", later)]) {
+            let mut condition = json!({"uri": {"prefix": prefix}});
+            condition.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            rule["match"] = json!([condition]);
+        }
+        let found = found("VirtualService", json!({"hosts": ["a"], "http": rules}));
+        assert!(found.is_valid(), "{found:?}");
+        found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let words = "spec.http[1].match[0]: virtualService rule #1 match #0 of prefix /debugs is not used (duplicate/overlapping match in rule #0 of prefix /debug on \"one\")";
+    let header = json!({"headers": {"a": {"exact": "b"}}});
+    for (earlier, later) in [
+        (json!({}), json!({})),
+        (json!({}), header.clone()),
+        (header.clone(), header.clone()),
+        (json!({}), json!({"method": {"exact": "POST"}, "port": 80})),
+        (json!({"port": 80}), json!({"port": 80})),
+    ] {
+        assert_eq!(warned(earlier, later), [words]);
+    }
+    for narrow in [
+        header,
+        json!({"headers": {"a": {"prefix": "b"}}}),
+        json!({"withoutHeaders": {"a": {"exact": "b"}}}),
+        json!({"queryParams": {"a": {"exact": "b"}}}),
+        json!({"sourceLabels": {"a": "b"}}),
+        json!({"sourceNamespace": "x"}),
+        json!({"method": {"exact": "GET"}}),
+        json!({"scheme": {"exact": "http"}}),
+        json!({"authority": {"exact": "a"}}),
+        json!({"port": 80}),
+        json!({"gateways": ["g"]}),
+        json!({"ignoreUriCase": true}),
+    ] {
+        assert_eq!(warned(narrow.clone(), json!({})), Vec::<String>::new(), "{narrow}");
+    }
+    let spec = json!({"hosts": ["a"], "http": [
+        {"match": [{"uri": {"prefix": "/a"}}], "delegate": {"name": "d"}},
+        {"match": [{"uri": {"prefix": "/b/c"}}], "route": to_a},
+        {"match": [{"uri": {"prefix": "/a/b"}}, {"uri": {"prefix": "/b"}}, {"uri": {"exact": "/b/c/d"}}], "route": to_a}]});
+    assert_eq!(found("VirtualService", spec).warnings, []);
+}
+
+#[test]
+fn what_istio_only_warns_of() {
+    let warned = |spec: Value| {
+        let found = found("VirtualService", spec);
+        assert!(found.is_valid(), "{found:?}");
+        found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let body =
+        |size: usize| alone(json!({"directResponse": {"status": 200, "body": {"string": "x".repeat(size)}}}));
+    assert_eq!(
+        warned(body(102_401)),
+        ["spec.http[0].directResponse.body: large direct_responses may impact control plane performance"]
+    );
+    assert_eq!(warned(body(102_400)), Vec::<String>::new());
+    assert_eq!(warned(body(1 << 20)).len(), 1);
+    check(
+        "VirtualService",
+        [(
+            body((1 << 20) + 1),
+            "spec.http[0].directResponse.body: large direct_responses may impact control plane performance, must be less than 1MB",
+        )],
+    );
+    assert_eq!(
+        warned(routed(json!({"fault": {"abort": {}}}))),
+        ["spec.http[0].fault.abort: abort configured, but error type not set"]
+    );
+    assert_eq!(
+        warned(routed(json!({"fault": {"delay": {}}}))),
+        ["spec.http[0].fault.delay: delay configured, but fixedDelay not set"]
+    );
+    let sni = |sni: &str| json!({"hosts": ["a.com"], "tls": [{"match": [{"sniHosts": [sni]}], "route": [{"destination": {"host": "a"}}]}]});
+    assert_eq!(
+        warned(sni("10.0.0.1")),
+        [
+            "spec.tls[0].match[0].sniHosts[0]: using an IP address (\"10.0.0.1\") goes against SNI spec and most clients do not support this"
+        ]
+    );
+    check(
+        "VirtualService",
+        [
+            (
+                sni("b.com"),
+                "spec.tls[0].match[0].sniHosts[0]: SNI host \"b.com\" is not a compatible subset of any of the virtual service hosts: [a.com]",
+            ),
+            (
+                sni("b..com"),
+                "spec.tls[0].match[0].sniHosts[0]: domain name \"b..com\" invalid (label \"\" invalid)",
+            ),
+            (
+                alone(json!({"route": [{"destination": {"host": "10.0.0.1"}}]})),
+                "spec.http[0].route[0].destination.host: domain name \"10.0.0.1\" invalid (top level domain \"1\" cannot be all-numeric)",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn settings_of_rules_that_exclude_each_other() {
+    let policy = |policy: Value| json!({"host": "a", "trafficPolicy": policy});
+    let tls = |tls: Value| policy(json!({"tls": tls}));
+    let at = "spec.trafficPolicy.tls: cannot specify";
+    let by_secret = "client certificates or CA certificate or CA CRL If credentialName is set";
+    let unverified =
+        "CaCertificates or CredentialName or SubjectAltNames when InsecureSkipVerify is set true";
+    let mutual =
+        json!({"mode": "MUTUAL", "clientCertificate": "/c", "privateKey": "/k", "insecureSkipVerify": true});
+    let with = |base: &Value, more: Value| {
+        let mut base = base.clone();
+        base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        base
+    };
+    let simple = json!({"mode": "SIMPLE", "insecureSkipVerify": true});
+    let secret = json!({"mode": "SIMPLE", "credentialName": "c"});
+    let errors = |spec: Value| -> Vec<String> {
+        found("DestinationRule", spec).errors.iter().map(ToString::to_string).collect()
+    };
+    for (given, words) in [
+        (with(&simple, json!({"caCertificates": "/ca"})), unverified),
+        (with(&simple, json!({"credentialName": "c"})), unverified),
+        (with(&simple, json!({"subjectAltNames": ["a"]})), unverified),
+        (
+            with(&mutual, json!({"caCertificates": "/ca"})),
+            "CaCertificates or SubjectAltNames when InsecureSkipVerify is set true",
+        ),
+        (
+            with(&mutual, json!({"subjectAltNames": ["a"]})),
+            "CaCertificates or SubjectAltNames when InsecureSkipVerify is set true",
+        ),
+        (with(&secret, json!({"clientCertificate": "/c"})), by_secret),
+        (with(&secret, json!({"privateKey": "/c"})), by_secret),
+        (with(&secret, json!({"caCertificates": "/c"})), by_secret),
+        (with(&secret, json!({"mode": "MUTUAL", "caCrl": "/c"})), by_secret),
+    ] {
+        assert_eq!(errors(tls(given.clone())), [format!("{at} {words}")], "{given}");
+    }
+    for good in [simple, mutual, secret.clone(), with(&secret, json!({"subjectAltNames": ["a"], "sni": "a"}))]
+    {
+        assert_eq!(errors(tls(good)), Vec::<String>::new());
+    }
+    let hash = |hash: Value| policy(json!({"loadBalancer": {"consistentHash": hash}}));
+    let old = found("DestinationRule", hash(json!({"useSourceIp": true, "minimumRingSize": 8})));
+    assert!(old.is_valid());
+    assert_eq!(
+        old.warnings[0].to_string(),
+        "spec.trafficPolicy.loadBalancer.consistentHash.minimumRingSize: consistent hash MinimumRingSize is deprecated, use ConsistentHashLB's RingHash configuration instead"
+    );
+    check(
+        "DestinationRule",
+        [
+            (
+                hash(json!({"useSourceIp": true, "minimumRingSize": 8, "ringHash": {}})),
+                "spec.trafficPolicy.loadBalancer.consistentHash: only one of MinimumRingSize or Maglev/Ringhash can be specified",
+            ),
+            (
+                policy(json!({"connectionPool": {"tcp": {"idleTimeout": "1us"}}})),
+                "spec.trafficPolicy.connectionPool.tcp.idleTimeout: only durations to ms precision are supported",
+            ),
+            (
+                policy(json!({"tunnel": {"targetHost": "*", "targetPort": 1}})),
+                "spec.trafficPolicy.tunnel.targetHost: tunnel target host must be valid FQDN or IP address: domain name \"*\" must not have a wildcard",
+            ),
+            (
+                policy(json!({"tunnel": {"targetHost": "a", "targetPort": 0}})),
+                "spec.trafficPolicy.tunnel.targetPort: tunnel target port is invalid: port number 0 must be in the range 1..65535",
             ),
         ],
     );

@@ -188,7 +188,18 @@ fn check_tls_match(findings: &mut Findings, path: &str, condition: &TlsMatchAttr
     }
     for (index, sni) in condition.sni_hosts.iter().enumerate() {
         let path = format!("{path}.sniHosts[{index}]");
+        if sni.parse::<std::net::IpAddr>().is_ok() {
+            let words = format!(
+                "using an IP address ({sni:?}) goes against SNI spec and most clients do not support this"
+            );
+            findings.warn(path, words);
+            continue;
+        }
+        let before = findings.errors.len();
         check_wildcard_host(findings, &path, sni);
+        if findings.errors.len() > before {
+            continue;
+        }
         let covered = hosts.iter().any(|host| {
             host == sni || host == "*" || host.strip_prefix('*').is_some_and(|suffix| sni.ends_with(suffix))
         });

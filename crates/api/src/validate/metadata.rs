@@ -1,0 +1,163 @@
+//! What Istio's validation says of an object's name and annotations, and of what is meant by its namespace.
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+
+use super::Findings;
+use super::hosts::is_dns_label;
+
+/// Makes a policy one that is counted only.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// Checks an object's metadata beside its spec as it is written.
+pub fn validate_metadata(kind: &str, metadata: &ObjectMeta, spec: &Value) -> Findings {
+    let mut findings = Findings::default();
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(value) = metadata.annotations.iter().flatten().find(|(key, _)| *key == DRY_RUN) {
+        check_dry_run(&mut findings, kind, &format!("{namespace}/{name}"), value.1, &spec["action"]);
+    }
+    if kind == "Gateway" && !is_dns_label(name) {
+        findings.error("metadata.name", format!("invalid gateway name: {name:?}"));
+    }
+    let selects = kind == "DestinationRule" && spec["workloadSelector"].is_object();
+    let export_to = spec["exportTo"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    check_export_to(&mut findings, namespace, &export_to.collect::<Vec<_>>(), selects);
+    findings
+}
+
+fn check_dry_run(findings: &mut Findings, kind: &str, object: &str, value: &str, action: &Value) {
+    let path = format!("metadata.annotations[{DRY_RUN}]");
+    if kind != "AuthorizationPolicy" {
+        let words = format!("{object} has unsupported annotation {DRY_RUN}, please remove the annotation");
+        findings.error(path, words);
+        return;
+    }
+    let action = action.as_str().unwrap_or("ALLOW");
+    if !matches!(action, "ALLOW" | "DENY") {
+        let words = format!(
+            "the annotation {DRY_RUN} currently only supports action ALLOW/DENY, found action {action} in {object}"
+        );
+        findings.error(path, words);
+    } else if !["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"]
+        .contains(&value)
+    {
+        let words = format!(
+            "{object} has annotation {DRY_RUN} with invalid value ({value}): strconv.ParseBool: parsing {value:?}: invalid syntax"
+        );
+        findings.error(path, words);
+    }
+}
+
+/// `.` is the object's own namespace. A rule for some workloads is for those of its own namespace.
+fn check_export_to(findings: &mut Findings, namespace: &str, export_to: &[&str], selects: bool) {
+    let path = "spec.exportTo";
+    if export_to.contains(&".") && export_to.contains(&namespace) {
+        let words = format!("duplicate entries in exportTo: . and current namespace {namespace}");
+        findings.error(path, words);
+    }
+    if !selects || export_to.is_empty() {
+        return;
+    }
+    let own = |entry: &&str| *entry == "." || *entry == namespace;
+    if !export_to.iter().any(own) {
+        let words = "destination rule with workload selector cannot have exportTo beyond current namespace";
+        findings.error(path, words);
+    } else if !export_to.iter().all(own) {
+        let words = "destination rule with workload selector cannot have multiple entries in exportTo";
+        findings.error(path, words);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn said(kind: &str, metadata: Value, spec: Value) -> Vec<String> {
+        let mut metadata: ObjectMeta = serde_json::from_value(metadata).unwrap();
+        metadata.namespace = Some("ns".to_owned());
+        metadata.name.get_or_insert("x".to_owned());
+        validate_metadata(kind, &metadata, &spec).errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn dry_runs_are_for_policies_that_allow_or_deny() {
+        let run = |kind: &str, value: &str, spec: Value| {
+            said(kind, json!({ "annotations": { "istio.io/dry-run": value } }), spec)
+        };
+        let policy = "AuthorizationPolicy";
+        for spec in [json!({}), json!({ "action": "DENY" }), json!({ "action": "ALLOW" })] {
+            assert_eq!(run(policy, "true", spec.clone()), Vec::<String>::new());
+            assert_eq!(run(policy, "0", spec), Vec::<String>::new());
+        }
+        let at = "metadata.annotations[istio.io/dry-run]: ";
+        for (kind, value, spec, words) in [
+            (
+                "Gateway",
+                "true",
+                json!({}),
+                "ns/x has unsupported annotation istio.io/dry-run, please remove the annotation",
+            ),
+            (
+                "PeerAuthentication",
+                "false",
+                json!({}),
+                "ns/x has unsupported annotation istio.io/dry-run, please remove the annotation",
+            ),
+            (
+                policy,
+                "yes",
+                json!({}),
+                "ns/x has annotation istio.io/dry-run with invalid value (yes): strconv.ParseBool: parsing \"yes\": invalid syntax",
+            ),
+            (
+                policy,
+                "true",
+                json!({ "action": "CUSTOM" }),
+                "the annotation istio.io/dry-run currently only supports action ALLOW/DENY, found action CUSTOM in ns/x",
+            ),
+            (
+                policy,
+                "true",
+                json!({ "action": "AUDIT" }),
+                "the annotation istio.io/dry-run currently only supports action ALLOW/DENY, found action AUDIT in ns/x",
+            ),
+        ] {
+            assert_eq!(run(kind, value, spec), [format!("{at}{words}")]);
+        }
+    }
+
+    #[test]
+    fn names_of_gateways_have_no_dots() {
+        assert_eq!(
+            said("Gateway", json!({ "name": "a.b" }), json!({})),
+            ["metadata.name: invalid gateway name: \"a.b\""]
+        );
+        assert_eq!(said("VirtualService", json!({ "name": "a.b" }), json!({})), Vec::<String>::new());
+    }
+
+    #[test]
+    fn export_to_is_read_in_its_namespace() {
+        let export = |selects: bool, to: Value| {
+            let mut spec = json!({ "exportTo": to });
+            if selects {
+                spec["workloadSelector"] = json!({});
+            }
+            said("DestinationRule", json!({}), spec)
+        };
+        let own = "spec.exportTo: duplicate entries in exportTo: . and current namespace ns";
+        assert_eq!(export(false, json!([".", "ns"])), [own]);
+        assert_eq!(export(false, json!([".", "other"])), Vec::<String>::new());
+        let several =
+            "spec.exportTo: destination rule with workload selector cannot have multiple entries in exportTo";
+        let beyond = "spec.exportTo: destination rule with workload selector cannot have exportTo beyond current namespace";
+        for to in [json!(["other"]), json!(["*"]), json!(["other", "more"])] {
+            assert_eq!(export(true, to), [beyond]);
+        }
+        assert_eq!(export(true, json!(["ns", "other"])), [several]);
+        assert_eq!(export(true, json!([".", "other"])), [several]);
+        for to in [json!([]), json!(["."]), json!(["ns"])] {
+            assert_eq!(export(true, to), Vec::<String>::new());
+        }
+    }
+}
