@@ -224,6 +224,7 @@ impl CertificateAuthority {
         let failed = CaError::sign("a server certificate");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(&failed)?;
         let mut params = certificate_params("", dns_names.to_vec(), lifetime)?;
+        params.not_after = self.limited(lifetime).into();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
@@ -493,5 +494,109 @@ mod tests {
     fn debug_output_has_no_key() {
         let authority = CertificateAuthority::generate("a").unwrap();
         assert!(!format!("{authority:?}").contains("PRIVATE"));
+    }
+
+    /// What a certificate in PEM says of its use: key usages, whether it says that it is no authority, the key it is signed by.
+    fn told(pem: &str) -> (Vec<&'static str>, Option<bool>, bool) {
+        let der = certificate_of(pem, "x").unwrap();
+        let parsed = parse(&der, "x").unwrap();
+        let usage = parsed.key_usage().unwrap().map(|usage| *usage.value);
+        let usages = usage.map_or(Vec::new(), |usage| {
+            let all = [
+                ("sign", usage.digital_signature()),
+                ("encipher", usage.key_encipherment()),
+                ("certify", usage.key_cert_sign()),
+                ("revoke", usage.crl_sign()),
+            ];
+            all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+        });
+        let constraints = parsed.basic_constraints().unwrap().map(|found| found.value.ca);
+        let issuer_key = x509_parser::oid_registry::OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER;
+        (usages, constraints, parsed.get_extension_unique(&issuer_key).unwrap().is_some())
+    }
+
+    #[test]
+    fn certificates_say_what_they_are_for() {
+        let authority = CertificateAuthority::generate("cluster.local").unwrap();
+        assert_eq!(told(authority.root_pem()), (vec!["certify", "revoke"], Some(true), false));
+        let root = certificate_of(authority.root_pem(), "root").unwrap();
+        assert_eq!(parse(&root, "root").unwrap().subject().to_string(), "O=cluster.local");
+        let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let chain = authority.issue_workload(&request(), &id, Duration::from_secs(60)).unwrap();
+        assert_eq!(told(&chain[0]), (vec!["sign", "encipher"], Some(false), true));
+        let server = authority.issue_server(&["a.example".into()], Duration::from_secs(60)).unwrap();
+        let server_pem = pem(&server.chain[0]);
+        assert_eq!(told(&server_pem), (vec!["sign"], None, true));
+        let leaf = parse(&server.chain[0], "server").unwrap();
+        let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.server_auth && !usage.client_auth, "it must not pass for a client");
+        let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
+        assert_eq!(life, 60 + 120);
+        let der = certificate_of(&chain[0], "leaf").unwrap();
+        for certificate in [&leaf, &parse(&der, "leaf").unwrap()] {
+            assert_eq!(certificate.subject().to_string(), "", "a workload has no subject");
+        }
+        let again = authority.issue_server(&["a.example".into()], Duration::from_secs(60)).unwrap();
+        assert_ne!(leaf.raw_serial(), parse(&again.chain[0], "server").unwrap().raw_serial());
+        // A server outlives its authority as little as a workload does.
+        let long = authority.issue_server(&["a.example".into()], ROOT_LIFETIME * 2).unwrap();
+        assert!(end_of(&parse(&long.chain[0], "server").unwrap()) <= authority.not_after());
+    }
+
+    #[test]
+    fn what_may_not_sign_now_is_no_authority() {
+        let made = |is_ca: bool, end: i64| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = certificate_params("org", Vec::new(), Duration::from_secs(3600)).unwrap();
+            if is_ca {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            }
+            let now = SystemTime::now();
+            params.not_before = (now - Duration::from_secs(7200)).into();
+            let ends = Duration::from_secs(end.unsigned_abs());
+            params.not_after = if end < 0 { now - ends } else { now + ends }.into();
+            (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let why = |(certificate, key): (String, String)| {
+            CertificateAuthority::from_pem(&certificate, &key).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(why(made(true, 60)), Ok(()));
+        assert!(why(made(false, 60)).unwrap_err().contains("ca-cert.pem is not a CA certificate"));
+        assert!(why(made(true, -60)).unwrap_err().contains("ca-cert.pem is valid"));
+    }
+
+    #[test]
+    fn every_step_of_a_chain_is_checked() {
+        let made = hierarchy(4);
+        let stranger = hierarchy(3);
+        let files = |chain: &[&str]| AuthorityFiles {
+            certificate: made[3].0.clone(),
+            key: made[3].1.clone(),
+            chain: chain.concat(),
+            roots: made[0].0.clone(),
+        };
+        let (upper, lower) = (made[1].0.as_str(), made[2].0.as_str());
+        let authority = CertificateAuthority::from_files(&files(&[lower, upper])).unwrap();
+        assert!(authority.root_not_after() > authority.not_after() + Duration::from_secs(86_400));
+        let why = |chain: &[&str]| CertificateAuthority::from_files(&files(chain)).unwrap_err().to_string();
+        // The last is of the root, but what is between is another's.
+        assert!(why(&[&stranger[2].0, upper]).contains("certificate 1 of the chain"));
+        assert!(why(&[upper, lower]).contains("certificate 1 of the chain"));
+        let key = KeyPair::generate().unwrap();
+        let leaf = certificate_params("level 2", Vec::new(), Duration::from_secs(60)).unwrap();
+        let leaf = leaf.self_signed(&key).unwrap().pem();
+        assert!(why(&[&leaf, upper]).contains("cert-chain.pem is not a CA certificate"));
+        // A root that signs by itself has no chain, whatever is written there.
+        let own = AuthorityFiles {
+            certificate: made[0].0.clone(),
+            key: made[0].1.clone(),
+            chain: made[0].0.clone(),
+            roots: format!("{}{}", stranger[0].0, made[0].0),
+        };
+        let authority = CertificateAuthority::from_files(&own).unwrap();
+        let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let chain = authority.issue_workload(&request(), &id, Duration::from_secs(60)).unwrap();
+        assert_eq!(chain.len(), 2);
+        assert_eq!(authority.roots().first(), Roots::from_pem(&made[0].0).unwrap().first());
     }
 }

@@ -151,5 +151,9 @@ mod tests {
     fn weak_keys_are_refused() {
         let pair = (include_bytes!("../tests/rsa1024.crt"), include_bytes!("../tests/rsa1024.key"));
         assert_eq!(check_pair(pair.0, pair.1), Err(CredentialError::Weak));
+        let pair = (include_bytes!("../tests/p224.crt"), include_bytes!("../tests/p224.key"));
+        assert_eq!(check_pair(pair.0, pair.1), Err(CredentialError::Weak));
+        let least = (include_bytes!("../tests/rsa2048.crt"), include_bytes!("../tests/rsa2048.key"));
+        assert!(check_pair(least.0, least.1).is_ok());
     }
 }

@@ -240,6 +240,7 @@ mod tests {
         {
             assert_eq!(SigningRequest::from_pem(text).err(), Some(CsrError::Malformed), "{text}");
         }
+        assert_eq!(SigningRequest::from_pem(&"x".repeat(MAX_BYTES)).err(), Some(CsrError::Malformed));
         assert_eq!(
             SigningRequest::from_pem(&"x".repeat(MAX_BYTES + 1)).err(),
             Some(CsrError::TooLong(MAX_BYTES + 1))

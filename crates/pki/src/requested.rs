@@ -184,4 +184,73 @@ mod tests {
         let refused = signer.issue_requested(&web, &["cert sign".to_owned()], LIFE).unwrap_err();
         assert!(refused.to_string().contains("cert sign"), "{refused}");
     }
+
+    /// A certificate that the signer makes otherwise than it should.
+    fn made(
+        signer: &CertificateAuthority,
+        request: &SigningRequest,
+        change: fn(&mut CertificateParams),
+    ) -> String {
+        let mut params = certificate_params("", Vec::new(), LIFE).unwrap();
+        params.subject_alt_names.clone_from(&request.names);
+        change(&mut params);
+        signer.sign_with_chain(&params, request).unwrap()
+    }
+
+    #[test]
+    fn authorities_and_certificates_of_other_times_are_not_handed_on() {
+        let signer = CertificateAuthority::generate("signer").unwrap();
+        let (_, request) = request("web");
+        let check = |issued: &str| check_issued(issued, &request, &id("web"), Some(signer.roots()));
+        check(&made(&signer, &request, |_| {})).unwrap();
+        let authority = made(&signer, &request, |params| {
+            params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        });
+        assert!(check(&authority).unwrap_err().to_string().contains("one of an authority"));
+        let over = made(&signer, &request, |params| {
+            params.not_before = (std::time::SystemTime::now() - 2 * LIFE).into();
+            params.not_after = (std::time::SystemTime::now() - LIFE).into();
+        });
+        assert!(check(&over).unwrap_err().to_string().contains("not valid now"));
+        let early = made(&signer, &request, |params| {
+            params.not_before = (std::time::SystemTime::now() + LIFE).into();
+            params.not_after = (std::time::SystemTime::now() + 2 * LIFE).into();
+        });
+        assert!(check(&early).unwrap_err().to_string().contains("not valid now"));
+        // What comes last without being a root is no root.
+        let twice = made(&signer, &request, |_| {}).repeat(2);
+        let refused = check_issued(&twice, &request, &id("web"), None).unwrap_err().to_string();
+        assert!(refused.contains("without its root"), "{refused}");
+    }
+
+    #[test]
+    fn a_signer_gives_the_usages_that_were_asked_for_and_no_more() {
+        let signer = CertificateAuthority::generate("signer").unwrap();
+        let (_, request) = request("web");
+        let ends = std::time::SystemTime::now() + 40 * 365 * 24 * LIFE;
+        for (asked, expected) in [
+            (vec!["digital signature", "client auth"], (true, false, true, false)),
+            (vec!["key encipherment", "server auth"], (false, true, false, true)),
+        ] {
+            let asked: Vec<String> = asked.into_iter().map(str::to_owned).collect();
+            let issued = signer.issue_requested(&request, &asked, 40 * 365 * 24 * LIFE).unwrap();
+            let der = CertificateDer::from_pem_slice(issued.as_bytes()).unwrap();
+            let (_, leaf) = X509Certificate::from_der(&der).unwrap();
+            let plain = *leaf.key_usage().unwrap().unwrap().value;
+            let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+            let found = (
+                plain.digital_signature(),
+                plain.key_encipherment(),
+                extended.client_auth,
+                extended.server_auth,
+            );
+            assert_eq!(found, expected);
+            assert_eq!(leaf.basic_constraints().unwrap().map(|found| found.value.ca), Some(false));
+            assert_eq!(leaf.subject().to_string(), "");
+            let signer_ends = signer.not_after().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+            assert!(std::time::UNIX_EPOCH + Duration::from_secs(signer_ends) < ends);
+            let leaf_ends = u64::try_from(leaf.validity().not_after.timestamp()).unwrap();
+            assert!(leaf_ends <= signer_ends, "it outlives its signer");
+        }
+    }
 }

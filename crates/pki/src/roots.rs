@@ -153,4 +153,31 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_chain_leads_to_its_root_step_by_step() {
+        let authority = CertificateAuthority::generate("cluster.local").unwrap();
+        let other = CertificateAuthority::generate("cluster.local").unwrap();
+        let roots = Roots::from_pem(authority.root_pem()).unwrap();
+        let server = |of: &CertificateAuthority| {
+            let made = of.issue_server(&["a.example".into()], std::time::Duration::from_secs(60)).unwrap();
+            pem(&made.chain[0])
+        };
+        let leaf = server(&authority);
+        assert_eq!(roots.issuer_of(&leaf), Some(roots.first()));
+        assert_eq!(roots.issuer_of(&format!("{leaf}{}", authority.root_pem())), Some(roots.first()));
+        // Another root of the same name has not signed it, and what is not of the next leads nowhere.
+        assert_eq!(roots.issuer_of(&server(&other)), None);
+        assert_eq!(roots.issuer_of(&format!("{}{leaf}", server(&other))), None);
+        assert_eq!(roots.issuer_of(&format!("{}{}", server(&other), authority.root_pem())), None);
+        assert_eq!(roots.issuer_of(""), None);
+        // The key alone does not make the issuer: its name counts too.
+        let renamed = {
+            let key = rcgen::KeyPair::from_pem(authority.key_pem()).unwrap();
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.self_signed(&key).unwrap().pem()
+        };
+        assert_eq!(Roots::from_pem(&renamed).unwrap().issuer_of(&leaf), None);
+    }
 }

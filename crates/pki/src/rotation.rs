@@ -257,4 +257,17 @@ mod tests {
         assert!(error.contains("not the key"), "{error}");
         assert!(!format!("{old:?}").contains("PRIVATE"));
     }
+
+    #[test]
+    fn giving_up_an_authority_of_the_same_root_keeps_the_root() {
+        let files = own();
+        let kept = Rotation::abandon(&files, &files).unwrap();
+        assert_eq!(trusted(&kept), roots_of(&files).unwrap());
+        // Of two that are trusted, the one that was coming goes.
+        let (one, two) = (own(), own());
+        let both = roots_of(&one).unwrap().with(&roots_of(&two).unwrap()).to_pem();
+        let current = AuthorityFiles { roots: both.clone(), ..one.clone() };
+        assert_eq!(trusted(&Rotation::abandon(&current, &two).unwrap()), roots_of(&one).unwrap());
+        assert_eq!(trusted(&Rotation::abandon(&current, &current).unwrap()), roots_of(&current).unwrap());
+    }
 }

@@ -122,6 +122,8 @@ mod tests {
             ("cluster.local", "default", "web-frontend")
         );
         assert_eq!(id.to_string(), text);
+        let numbered = "spiffe://td1.example/ns/ns-2/sa/a_3";
+        assert_eq!(numbered.parse::<SpiffeId>().unwrap().to_string(), numbered);
     }
 
     #[test]
