@@ -118,6 +118,8 @@ pub struct KeyFetching {
     pub authorities: Vec<u8>,
     /// Who fetches them. Default: the control plane (`PILOT_JWT_ENABLE_REMOTE_JWKS`).
     pub by: KeysBy,
+    /// Networks that keys are not fetched from, besides those of a node's own (`BLOCKED_CIDRS_IN_JWKS_URIS`). Default: none.
+    pub blocked: Vec<ipnet::IpNet>,
 }
 
 impl Default for KeyFetching {
@@ -126,6 +128,7 @@ impl Default for KeyFetching {
             refresh: Duration::from_secs(20 * 60),
             authorities: std::fs::read("/cacerts/extra.pem").unwrap_or_default(),
             by: KeysBy::default(),
+            blocked: Vec::new(),
         }
     }
 }

@@ -234,7 +234,7 @@ impl ControlPlane {
             stop.clone(),
         ));
         background.spawn(key_sets::run(
-            KeyFetcher::new(&config.keys.authorities),
+            KeyFetcher::new(&config.keys.authorities).blocking(&config.keys.blocked),
             config.keys.refresh,
             StoredKeys::new(client.clone(), &config.namespace),
             published.clone(),

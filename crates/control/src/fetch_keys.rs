@@ -1,4 +1,5 @@
 //! Fetching the keys of a token issuer: over HTTP or HTTPS, or found by OpenID discovery; within a time and a size.
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use lateen_api::validate::JwksUri;
 use lateen_model::KeySource;
 use lateen_translate::check_keys;
@@ -29,6 +31,14 @@ const DISCOVERY: &str = "/.well-known/openid-configuration";
 #[derive(Clone)]
 pub(crate) struct KeyFetcher {
     tls: TlsConnector,
+    blocked: Vec<IpNet>,
+}
+
+/// Where a node's own services are, among them those that give away its credentials: link-local addresses, and the clouds'
+/// metadata services that have others. Whoever may write a RequestAuthentication must not have them asked, as in Istio since 1.31.1.
+fn of_the_node() -> Vec<IpNet> {
+    let all = ["169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32"];
+    all.into_iter().filter_map(|network| network.parse().ok()).collect()
 }
 
 impl KeyFetcher {
@@ -40,7 +50,30 @@ impl KeyFetcher {
         let given = rustls::pki_types::pem::PemObject::pem_slice_iter(more);
         roots.add_parsable_certificates(given.filter_map(Result::ok));
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        Self { tls: TlsConnector::from(Arc::new(config)) }
+        Self { tls: TlsConnector::from(Arc::new(config)), blocked: of_the_node() }
+    }
+
+    /// Not from these networks either.
+    pub(crate) fn blocking(mut self, networks: &[IpNet]) -> Self {
+        self.blocked.extend(networks);
+        self
+    }
+
+    /// The addresses of a host that may be asked. Decided by address when it is dialled: names may lead anywhere, now or later.
+    async fn addresses(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+        let found = tokio::net::lookup_host((host, port)).await.map_err(|error| error.to_string())?;
+        let may = |one: &SocketAddr| {
+            let address = one.ip().to_canonical();
+            !self.blocked.iter().any(|network| network.contains(&address))
+        };
+        let (may, blocked): (Vec<_>, Vec<_>) = found.partition(may);
+        match blocked.first() {
+            Some(first) if may.is_empty() => Err(format!(
+                "{} is an address that keys are not fetched from (a node's own, or BLOCKED_CIDRS_IN_JWKS_URIS)",
+                first.ip()
+            )),
+            _ => Ok(may),
+        }
     }
 
     /// The key set from there.
@@ -103,7 +136,8 @@ impl KeyFetcher {
     }
 
     async fn ask(&self, uri: &JwksUri<'_>) -> Result<Response<Incoming>, String> {
-        let stream = TcpStream::connect((uri.host, uri.port)).await.map_err(|error| error.to_string())?;
+        let addresses = self.addresses(uri.host, uri.port).await?;
+        let stream = TcpStream::connect(&addresses[..]).await.map_err(|error| error.to_string())?;
         if !uri.https {
             return exchange(stream, uri).await;
         }

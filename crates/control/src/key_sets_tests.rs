@@ -132,6 +132,34 @@ async fn keys_are_fetched_within_bounds() {
     assert!(error.contains("certificate"), "{error}");
 }
 
+#[tokio::test]
+async fn what_is_a_nodes_own_is_not_asked_for_keys() {
+    let provider = Provider::start(false).await;
+    let keys_at = format!("http://{}/keys", provider.address);
+    assert_eq!(fetched(&KeyFetcher::new(&[]), keys_at.clone()).await, Ok(keys("AA")));
+    let blocked = |network: &str| KeyFetcher::new(&[]).blocking(&[network.parse().unwrap()]);
+    for uri in [
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::ffff:169.254.169.254]/latest/meta-data",
+        "http://[fe80::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://100.100.100.200/",
+    ] {
+        let error = fetched(&KeyFetcher::new(&[]), uri.to_owned()).await.unwrap_err();
+        assert!(error.contains("keys are not fetched from"), "{uri}: {error}");
+    }
+    // By address, however it is written, named or led to.
+    for path in ["/keys", "/moved"] {
+        let uri = format!("http://{}{path}", provider.address);
+        let error = fetched(&blocked("127.0.0.0/8"), uri).await.unwrap_err();
+        assert!(error.contains("127.0.0.1 is an address that keys are not fetched from"), "{error}");
+    }
+    let named = format!("http://localhost:{}/keys", provider.address.port());
+    let both = KeyFetcher::new(&[]).blocking(&["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    assert!(fetched(&both, named).await.unwrap_err().contains("keys are not fetched from"));
+    assert_eq!(fetched(&blocked("10.0.0.0/8"), keys_at).await, Ok(keys("AA")));
+}
+
 /// The next set of keys that is told, from there.
 async fn next(told: &mut mpsc::Receiver<Input>) -> Input {
     tokio::time::timeout(Duration::from_secs(20), told.recv()).await.unwrap().unwrap()

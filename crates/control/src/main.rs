@@ -84,6 +84,9 @@ struct Discovery {
     /// of the mesh, else the control plane.
     #[arg(long, env = "PILOT_JWT_ENABLE_REMOTE_JWKS", default_value = "false", value_parser = keys_by)]
     keys_by: KeysBy,
+    /// Networks that keys of token issuers are not fetched from, besides those that a node keeps for itself.
+    #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", value_delimiter = ',')]
+    blocked_key_networks: Vec<ipnet::IpNet>,
     /// Port of xDS over TLS.
     #[arg(long, default_value_t = 15012)]
     xds_port: u16,
@@ -172,7 +175,12 @@ impl Discovery {
                 health_checks: self.machines_health,
                 grace: self.machines_grace,
             },
-            keys: KeyFetching { refresh: self.key_refresh, by: self.keys_by, ..KeyFetching::default() },
+            keys: KeyFetching {
+                refresh: self.key_refresh,
+                by: self.keys_by,
+                blocked: self.blocked_key_networks.clone(),
+                ..KeyFetching::default()
+            },
             ..Config::default()
         })
     }

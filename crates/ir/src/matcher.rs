@@ -93,8 +93,15 @@ impl FullRegex {
     /// Compiles a pattern that must match the whole value. Its size is limited by the `regex` crate's default.
     pub fn new(pattern: &str) -> Result<Self, regex::Error> {
         // Compiled on its own first, so that an unbalanced parenthesis can't escape the group below.
-        regex::bytes::Regex::new(pattern)?;
-        regex::bytes::Regex::new(&format!(r"\A(?:{pattern})\z")).map(Self)
+        Self::compile(pattern)?;
+        Self::compile(&format!(r"\A(?:{pattern})\z")).map(Self)
+    }
+
+    /// Of bytes, not of characters, as in Envoy since CVE-2026-73552: `.` would match none that is no UTF-8, and a rule that denies
+    /// would let such a value pass. Only what characters alone have, such as `\pL`, is compiled for them.
+    fn compile(pattern: &str) -> Result<regex::bytes::Regex, regex::Error> {
+        let of = |unicode| regex::bytes::RegexBuilder::new(pattern).unicode(unicode).build();
+        of(false).or_else(|_| of(true))
     }
 
     /// Whether the whole value matches.
@@ -280,6 +287,8 @@ mod tests {
             (StringMatcher::Prefix(text("ab", false)), "a", false),
             (StringMatcher::Suffix(text("bc", false)), "abc", true),
             (StringMatcher::Suffix(text("abcd", false)), "abc", false),
+            (StringMatcher::Suffix(text("bc", false)), "abd", false),
+            (StringMatcher::Suffix(text("BC", true)), "abc", true),
             (StringMatcher::Contains(text("B", true)), "abc", true),
             (StringMatcher::Contains(text("", false)), "", true),
             (StringMatcher::Contains(text("x", false)), "abc", false),
@@ -290,6 +299,28 @@ mod tests {
             assert_eq!(matcher.is_match(value.as_bytes()), expected, "{matcher:?} {value}");
         }
         assert!(FullRegex::new("a)(b").is_err(), "a pattern can't leave its group");
+    }
+
+    /// What Envoy 1.40 answers for these values.
+    #[test]
+    fn expressions_are_about_bytes() {
+        let values: [&[u8]; 6] =
+            [b"x\xffsecret", b"x\xc3\xa9 secret", b"a\xffb", b"a\xc3\xa9b", b"\xc3\xa9", b"\xff"];
+        for (pattern, expected) in [
+            ("x.*secret.*", [true, true, false, false, false, false]),
+            ("a.b", [false, false, true, false, false, false]),
+            ("a..b", [false, false, false, true, false, false]),
+            ("\u{e9}", [false, false, false, false, true, false]),
+            (".+", [true; 6]),
+            (r"a\xffb", [false, false, true, false, false, false]),
+            ("[^b]+", [true, true, false, false, true, true]),
+            (r"\w+", [false; 6]),
+            ("[a-z]+", [false; 6]),
+        ] {
+            let regex = FullRegex::new(pattern).unwrap();
+            assert_eq!(values.map(|value| regex.is_match(value)), expected, "{pattern}");
+        }
+        assert!(FullRegex::new(r"\pL+").unwrap().is_match(b"abc"));
     }
 
     #[test]
@@ -322,6 +353,8 @@ mod tests {
             ("missing", HeaderValueMatcher::Present(true), false, false, false),
             ("missing", HeaderValueMatcher::Present(true), true, false, true),
             ("missing", HeaderValueMatcher::Present(false), false, false, true),
+            ("missing", HeaderValueMatcher::Present(true), false, true, true),
+            ("missing", HeaderValueMatcher::Present(false), false, true, false),
             ("x-a", HeaderValueMatcher::Present(true), false, false, true),
             ("x-a", HeaderValueMatcher::Present(false), true, false, true),
         ];
