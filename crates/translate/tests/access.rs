@@ -215,6 +215,12 @@ fn sources() {
     check(&from("notNamespaces: [default]"), &[other, CALL], &[web]);
     check(&from("serviceAccounts: [web-frontend]"), &[web], &[other, CALL]);
     check(&from("serviceAccounts: [other/web-frontend]"), &[other], &[web, CALL]);
+    // A dot is a dot (CVE-2026-39350).
+    let dotted = by("spiffe://cluster.local/ns/default/sa/web.app");
+    let near = by("spiffe://cluster.local/ns/default/sa/webXapp");
+    check(&from("serviceAccounts: [web.app]"), &[dotted], &[near, web]);
+    check(&from("notServiceAccounts: [web.app]"), &[near, web], &[dotted]);
+    check(&from("principals: ['*/sa/web.app']"), &[dotted], &[near]);
     let outside = Call { from: [192, 168, 0, 1], ..CALL };
     let behind = Call { client: [203, 0, 113, 5], ..CALL };
     check(&from("ipBlocks: [10.0.0.0/8]"), &[CALL, behind, TCP], &[outside]);
