@@ -207,11 +207,14 @@ mod tests {
 
     #[test]
     fn fields_without_effect_are_told_and_missing_hosts_are_not() {
-        let condition = json!([{ "uri": { "prefix": "/" }, "statPrefix": "all" }]);
-        let http = json!([{ "match": condition, "route": [{ "destination": { "host": "nobody" } }] }]);
-        let spec = json!({ "hosts": ["a"], "http": http });
-        let verdict = validate(&object("networking.istio.io", "VirtualService", spec));
+        let route = json!([{ "destination": { "host": "nobody" } }]);
+        let tcp = json!([{ "match": [{ "sourceSubnet": "10.0.0.0/8" }], "route": route }]);
+        let verdict =
+            validate(&object("networking.istio.io", "VirtualService", json!({ "hosts": ["a"], "tcp": tcp })));
         assert_eq!(verdict.error, None);
-        assert_eq!(verdict.warnings, ["spec.http[0].match[0].statPrefix has no effect yet"]);
+        assert_eq!(
+            verdict.warnings,
+            ["spec.tcp[0].match[0].sourceSubnet has no effect yet: Istio does not look at it either"]
+        );
     }
 }
