@@ -73,6 +73,59 @@ fn a_key_verifies_the_algorithm_of_its_kind_alone() {
     assert_eq!(verify(&keys, &token("ES384")), Err(JwtError::NoSuchKey));
 }
 
+fn parse(claims: &str) -> Result<Jwt, JwtError> {
+    Jwt::parse(&format!("{}.{}.{}", encode(r#"{"alg":"ES256"}"#), encode(claims), encode("signature")))
+}
+
+#[test]
+fn keys_are_told_apart_by_their_names() {
+    let (key, x, y) = pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+    let (_, other_x, other_y) = pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING);
+    let named = |name: &str| json!({ "keys": [{ "kty": "EC", "kid": name, "x": x, "y": y }] });
+    let of = |header: &str| token(&key, header, "{}");
+    let (a, none) = (of(r#"{"alg":"ES256","kid":"a"}"#), of(r#"{"alg":"ES256"}"#));
+    assert_eq!(verify(&named("a"), &a), Ok(()));
+    assert_eq!(verify(&named("b"), &a), Err(JwtError::NoSuchKey));
+    assert_eq!(verify(&named(""), &a), Ok(()), "a key without a name is for all");
+    assert_eq!(verify(&named("a"), &none), Ok(()), "a token without a name may be of any");
+    // The name alone proves nothing.
+    let another = json!({ "keys": [{ "kty": "EC", "kid": "a", "x": other_x, "y": other_y }] });
+    assert_eq!(verify(&another, &a), Err(JwtError::VerificationFails));
+    let mut both = named("a");
+    both["keys"].as_array_mut().unwrap().insert(0, another["keys"][0].clone());
+    assert_eq!(verify(&both, &a), Ok(()), "of two keys of one name either may fit");
+}
+
+#[test]
+fn times_are_judged_to_the_second() {
+    let (expires, begins) = (parse(r#"{"exp":100}"#).unwrap(), parse(r#"{"nbf":100}"#).unwrap());
+    for (now, skew, expected) in [
+        (100, 0, Ok(())),
+        (101, 0, Err(JwtError::Expired)),
+        (160, 60, Ok(())),
+        (161, 60, Err(JwtError::Expired)),
+    ] {
+        assert_eq!(expires.check_time(now, skew), expected, "{now} {skew}");
+    }
+    for (now, skew, expected) in [
+        (100, 0, Ok(())),
+        (99, 0, Err(JwtError::NotYetValid)),
+        (40, 60, Ok(())),
+        (39, 60, Err(JwtError::NotYetValid)),
+    ] {
+        assert_eq!(begins.check_time(now, skew), expected, "{now} {skew}");
+    }
+    assert_eq!(parse("{}").unwrap().check_time(u64::MAX, 0), Ok(()), "without an end there is none");
+    for (claims, error) in [
+        (r#"{"iat":"x"}"#, JwtError::IssuedAt),
+        (r#"{"jti":5}"#, JwtError::Id),
+        (r#"{"exp":"x"}"#, JwtError::Expiration),
+        (r#"{"nbf":-1}"#, JwtError::NotBeforeRange),
+    ] {
+        assert_eq!(parse(claims).map(|_| ()), Err(error), "{claims}");
+    }
+}
+
 #[test]
 fn a_public_key_is_no_secret() {
     let (_, x, y) = pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING);
@@ -103,6 +156,17 @@ fn keys_that_can_not_be_used_are_left_out() {
     refused(json!({ "kty": "RSA", "n": encode([0xff; 128]), "e": "AQAB" }), "n must have");
     refused(json!({ "kty": "RSA", "n": encode([0xff; 256]), "e": "AQ" }), "e must be");
     refused(json!({ "kty": "oct", "k": "" }), "k is empty");
+    refused(
+        json!({ "kty": "RSA", "alg": "ES256", "n": encode([0xff; 256]), "e": "AQAB" }),
+        "does not go with",
+    );
+    refused(
+        json!({ "kty": "RSA", "alg": "HS256", "n": encode([0xff; 256]), "e": "AQAB" }),
+        "does not go with",
+    );
+    refused(json!({ "kty": "RSA", "n": encode([0xff; 1025]), "e": "AQAB" }), "n must have");
+    refused(json!({ "kty": "OKP", "alg": "ES256", "crv": "Ed25519", "x": x }), "does not go with");
+    Jwks::parse(&json!({ "keys": [{ "kty": "oct", "alg": "HS384", "k": "AA" }] }).to_string()).unwrap();
     refused(json!({ "kty": "oct", "k": "AA", "alg": "RS256" }), "does not go with");
     refused(json!({ "kty": "OKP", "crv": "X25519", "x": x }), "not supported");
     let one_good =

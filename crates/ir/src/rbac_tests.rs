@@ -164,3 +164,84 @@ fn the_first_name_decides_and_denials_name_it() {
     assert!(!Rbac::new(RbacAction::Allow, vec![]).judge(&view).allowed);
     assert!(Rbac::new(RbacAction::Deny, vec![]).judge(&view).allowed);
 }
+
+/// What random policies seldom have: prefixes and networks of several lengths in any order, both families, names of the second kind.
+#[test]
+fn indexes_find_every_length_and_family() {
+    let prefix = |text: &str| AccessCondition::Path(StringMatcher::Prefix(Text::new(text.to_owned(), false)));
+    let from = |net: &str| AccessCondition::Source(net.parse().unwrap());
+    let header = |value: &str, empty: bool| {
+        AccessCondition::Header(HeaderMatcher {
+            key: HeaderKey::Named(HeaderName::from_static("x-a")),
+            invert: false,
+            treat_missing_as_empty: empty,
+            value: HeaderValueMatcher::String(StringMatcher::Exact(Text::new(value.to_owned(), false))),
+        })
+    };
+    let name = |text: &str| {
+        AccessCondition::Authenticated(Some(StringMatcher::Exact(Text::new(text.to_owned(), false))))
+    };
+    let conditions = vec![
+        prefix("/long/long/long"),
+        prefix("/x"),
+        prefix("/lo"),
+        from("2001:db8::/64"),
+        from("2001:db8:1::/32"),
+        from("10.1.1.0/24"),
+        from("10.0.0.0/8"),
+        from("fd00::1/128"),
+        header("", true),
+        header("b", false),
+        name("spiffe://a"),
+        name("b.example"),
+    ];
+    let policy = |(index, condition): (usize, &AccessCondition)| RbacPolicy {
+        name: format!("p{index:02}").into(),
+        permissions: vec![AccessCondition::Always],
+        principals: vec![condition.clone()],
+    };
+    let build =
+        |from| Rbac::with_index(RbacAction::Deny, conditions.iter().enumerate().map(policy).collect(), from);
+    let (indexed, plain) = (build(0), build(usize::MAX));
+    let mut set = HeaderMap::new();
+    set.insert("x-a", HeaderValue::from_static("b"));
+    let mut other = HeaderMap::new();
+    other.insert("x-a", HeaderValue::from_static("c"));
+    let uris = ["spiffe://a".to_owned()];
+    let names = ["b.example".to_owned()];
+    for (path, source, headers, peer, expected) in [
+        ("/long/long/longer", "1.1.1.1", &other, None, Some("p00")),
+        ("/long", "1.1.1.1", &other, None, Some("p02")),
+        ("/x", "1.1.1.1", &other, None, Some("p01")),
+        ("/", "2001:db8::7", &other, None, Some("p03")),
+        ("/", "2001:db8:1::7", &other, None, Some("p04")),
+        ("/", "10.1.1.7", &other, None, Some("p05")),
+        ("/", "10.1.2.7", &other, None, Some("p06")),
+        ("/", "fd00::1", &other, None, Some("p07")),
+        ("/", "fd00::2", &other, None, None),
+        ("/", "1.1.1.1", &HeaderMap::new(), None, Some("p08")),
+        ("/", "1.1.1.1", &set, None, Some("p09")),
+        ("/", "1.1.1.1", &other, Some((&uris[..], &[][..])), Some("p10")),
+        ("/", "1.1.1.1", &other, Some((&[][..], &names[..])), Some("p11")),
+        ("/", "1.1.1.1", &other, None, None),
+    ] {
+        let view = AccessView {
+            request: Some(RequestView {
+                method: "GET",
+                scheme: "http",
+                authority: "a",
+                path,
+                headers,
+                metadata: None,
+            }),
+            destination: None,
+            source: source.parse().ok(),
+            direct_source: None,
+            client: None,
+            server_name: "",
+            peer: peer.map(|(uris, dns)| PeerView { uris, dns, subject: "" }),
+        };
+        assert_eq!(plain.judge(&view).policy, expected, "{path} {source}");
+        assert_eq!(indexed.judge(&view).policy, expected, "indexed: {path} {source}");
+    }
+}
