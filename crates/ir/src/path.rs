@@ -26,17 +26,26 @@ pub fn normalise_path(
     path: &PathAndQuery,
     hcm: &HttpConnectionManager,
 ) -> Result<Option<ChangedPath>, PathProblem> {
+    normalise(path, hcm.normalize_path, hcm.merge_slashes, hcm.escaped_slashes)
+}
+
+fn normalise(
+    path: &PathAndQuery,
+    normalize_path: bool,
+    merges: bool,
+    escaped_slashes: EscapedSlashes,
+) -> Result<Option<ChangedPath>, PathProblem> {
     let original = path.path();
-    let escaped = hcm.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(original);
-    let dotted = hcm.normalize_path && needs_dots_removed(original);
-    let doubled = hcm.merge_slashes && original.contains("//");
+    let escaped = escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(original);
+    let dotted = normalize_path && needs_dots_removed(original);
+    let doubled = merges && original.contains("//");
     if !escaped && !dotted && !doubled {
         return Ok(None);
     }
     let mut text = original.to_owned();
     let mut redirect = false;
     if escaped {
-        match hcm.escaped_slashes {
+        match escaped_slashes {
             EscapedSlashes::Keep => {}
             EscapedSlashes::Reject => return Err(PathProblem),
             EscapedSlashes::UnescapeAndForward => text = unescape_slashes(&text),
@@ -46,10 +55,10 @@ pub fn normalise_path(
             }
         }
     }
-    if hcm.normalize_path && needs_dots_removed(&text) {
+    if normalize_path && needs_dots_removed(&text) {
         text = remove_dots(&text)?;
     }
-    if hcm.merge_slashes {
+    if merges {
         text = merge_slashes(&text);
     }
     if let Some(query) = path.query() {
@@ -175,6 +184,46 @@ mod tests {
             [("/a//b", "/a/b"), ("//a///b//", "/a/b/"), ("/", "/"), ("//", "//"), ("///", "//")]
         {
             assert_eq!(merge_slashes(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn each_option_does_its_part() {
+        use EscapedSlashes::{Keep, Reject, UnescapeAndForward, UnescapeAndRedirect};
+        let (plain, dots, merge) = ((false, false), (true, false), (false, true));
+        let all = (true, true);
+        let moved = |path: &'static str, redirect| Ok(Some((path, redirect)));
+        for (path, (normalize_path, merge_slashes), escaped_slashes, expected) in [
+            ("/a/../b//c%2fd", plain, Keep, Ok(None)),
+            ("/a/../b", dots, Keep, moved("/b", false)),
+            ("/a\\b", dots, Keep, moved("/a/b", false)),
+            ("/%61", dots, Keep, moved("/a", false)),
+            ("/a./b", dots, Keep, moved("/a./b", false)),
+            ("/a/b", dots, Keep, Ok(None)),
+            ("/a//b", dots, Keep, Ok(None)),
+            ("/a/./b?x=/../y", dots, Keep, moved("/a/b?x=/../y", false)),
+            ("/a//b?x=//y", merge, Keep, moved("/a/b?x=//y", false)),
+            ("/a/../b", merge, Keep, Ok(None)),
+            ("/a//../b", all, Keep, moved("/a/b", false)),
+            ("/a%2f../b", dots, Keep, moved("/a%2f../b", false)),
+            ("/a%2Fb", plain, UnescapeAndForward, moved("/a/b", false)),
+            ("/a%5Cb", plain, UnescapeAndForward, moved("/a\\b", false)),
+            ("/a%5c..%5cb", dots, UnescapeAndForward, moved("/b", false)),
+            ("/a%2f%2fb", all, UnescapeAndForward, moved("/a/b", false)),
+            ("/a%2fb?c%2fd", plain, UnescapeAndRedirect, moved("/a/b?c%2fd", true)),
+            ("/a%2f../b", dots, UnescapeAndRedirect, moved("/b", true)),
+            ("/a%2fb", plain, Reject, Err(PathProblem)),
+            ("/a%5cb", all, Reject, Err(PathProblem)),
+            ("/a%20b", plain, Reject, Ok(None)),
+            ("/a/b?c%2fd", plain, Reject, Ok(None)),
+        ] {
+            let asked = PathAndQuery::try_from(path).unwrap();
+            let found = normalise(&asked, normalize_path, merge_slashes, escaped_slashes);
+            let found =
+                found.map(|changed| changed.map(|changed| (changed.path.to_string(), changed.redirect)));
+            let expected =
+                expected.map(|changed| changed.map(|(path, redirect)| (path.to_owned(), redirect)));
+            assert_eq!(found, expected, "{path} {normalize_path} {merge_slashes} {escaped_slashes:?}");
         }
     }
 }
