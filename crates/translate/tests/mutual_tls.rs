@@ -146,6 +146,29 @@ fn workload_goes_before_namespace_before_mesh_and_the_oldest_counts() {
 }
 
 #[test]
+fn age_decides_before_the_alphabet() {
+    let mut mesh = mesh();
+    let of_api = "selector: {matchLabels: {app: api}}, ";
+    for (level, namespace, selector) in
+        [("mesh", "istio-system", ""), ("namespace", "default", ""), ("workload", "default", of_api)]
+    {
+        for (name, year, mode, expected) in [
+            ("a", 2020, "DISABLE", "any: plain HTTP"),
+            ("b", 2010, "STRICT", "tls: mutual HTTP"),
+            ("c", 2000, "DISABLE", "any: plain HTTP"),
+        ] {
+            let metadata = format!(
+                "{{name: {level}-{name}, namespace: {namespace}, creationTimestamp: '{year}-01-01T00:00:00Z'}}"
+            );
+            mesh.config(&format!(
+                "{{kind: PeerAuthentication, metadata: {metadata}, spec: {{{selector}mtls: {{mode: {mode}}}}}}}"
+            ));
+            assert_eq!(chains(&mut mesh, 8080)[0], expected, "{level}-{name}");
+        }
+    }
+}
+
+#[test]
 fn clients_speak_mutual_tls_to_the_endpoints_that_take_it() {
     let mut mesh = mesh();
     mesh.pod("default", "client", "10.244.0.9", json!({"app": "client"}));
