@@ -408,6 +408,95 @@ async fn what_was_written_while_no_webhook_answered_is_refused_in_its_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_objects_that_are_there_already_touch_nothing_else() {
+    let cluster = Cluster::start().await;
+    // What is said of each in its status (the code and a part of the words), and whether its routes are sent all the same.
+    let table = [
+        ("good", json!({}), None, true),
+        ("time-out", json!({ "timeout": "-1s" }), Some(("IST0106", "spec.http[0].timeout")), false),
+        (
+            "weights",
+            json!({ "route": [{ "destination": { "host": "good" }, "weight": 0 }, { "destination": { "host": "time-out" }, "weight": 0 }] }),
+            Some(("IST0106", "total destination weight = 0")),
+            false,
+        ),
+        (
+            "command",
+            json!({ "headers": { "request": { "set": { "x-a": "%NOTHING%" } } } }),
+            Some(("IST0106", "%NOTHING% is no command")),
+            false,
+        ),
+        (
+            "retries",
+            json!({ "retries": { "attempts": -1 } }),
+            Some(("IST0106", "spec.http[0].retries")),
+            false,
+        ),
+        // As with istiod: its cluster is not there, and requests are answered 503.
+        (
+            "subset",
+            json!({ "route": [{ "destination": { "host": "subset", "subset": "none" } }] }),
+            Some(("IST0101", "subset+none")),
+            true,
+        ),
+        (
+            "nobody",
+            json!({ "route": [{ "destination": { "host": "gone" } }] }),
+            Some(("IST0101", "gone")),
+            true,
+        ),
+        // Who delegates without hosts of its own is refused, so that there is nobody to delegate to.
+        (
+            "circle",
+            json!({ "route": null, "delegate": { "name": "round" } }),
+            Some(("IST", "delegate")),
+            false,
+        ),
+    ];
+    for (name, more, ..) in &table {
+        cluster.apply(service(name, 80)).await;
+        let mut object = virtual_service(name, name);
+        let rule = object["spec"]["http"][0].as_object_mut().unwrap();
+        rule.extend(more.as_object().unwrap().clone());
+        rule.retain(|_, value| !value.is_null());
+        cluster.apply(object).await;
+    }
+    let mut round = virtual_service("round", "good");
+    round["spec"] =
+        json!({ "http": [{ "delegate": { "name": "circle" } }, { "delegate": { "name": "round" } }] });
+    cluster.apply(round).await;
+
+    let control_plane = cluster.control_plane().await;
+    for (name, _, told, _) in &table {
+        let Some((code, words)) = told else { continue };
+        cluster
+            .until(&format!("what is said of {name}"), virtual_service(name, name), |now| {
+                let messages = now["status"]["validationMessages"].as_array()?;
+                let told = |one: &&Value| {
+                    let is = one["type"]["code"].as_str().is_some_and(|is| is.starts_with(code));
+                    (is || *code == "IST") && one["message"].as_str().is_some_and(|said| said.contains(words))
+                };
+                messages.iter().find(told).map(drop)
+            })
+            .await;
+    }
+    let token = cluster.token("web", AUDIENCE).await;
+    let mut proxy = Proxy::connect(&control_plane, Introduction::web(&token), ROUTE).await.unwrap();
+    proxy.subscribe(ROUTE, &["80"]).await;
+    let response = proxy.until(|response| carries(response, "80")).await;
+    let body = &response.resources[0].resource.as_ref().unwrap().value;
+    let body = String::from_utf8_lossy(body);
+    for (name, .., sent) in &table {
+        assert_eq!(body.contains(&format!("virtual-service/{name}")), *sent, "{name}");
+        assert!(body.contains(&format!("{name}.default.svc.cluster.local")), "{name}: the service is there");
+    }
+    assert!(
+        body.contains("outbound|80|none|subset.default.svc.cluster.local"),
+        "the subset's cluster is named"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ingresses_tell_where_they_are_reached() {
     let cluster = Cluster::start().await;
     let control_plane = cluster.control_plane().await;

@@ -172,6 +172,10 @@ pub fn yaml_value(text: &str) -> Result<Value, JsonError> {
 }
 
 #[cfg(test)]
+#[path = "json_tests.rs"]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::pb::envoy::config::bootstrap::v3::Bootstrap;
