@@ -117,6 +117,7 @@ impl UpstreamStream {
         let took = self.request_sent.elapsed().as_millis() as u64;
         cluster.stats.upstream_rq_time.record(took);
         self.active.route.iter().for_each(|route| route.upstream_rq_time.record(took));
+        lease.iter().for_each(Lease::answered);
         // A connection on which the request is still being sent cannot carry another, and nobody wants the rest.
         match &self.source {
             Some(source) if !source.ended() => source.abandon(),

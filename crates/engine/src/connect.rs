@@ -73,6 +73,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
         };
         match upstream::open(&target, Some(connection), &[]).await {
             Ok((connection, opened)) => {
+                opened.facts.active.set(1);
                 context.upstream = Some(opened.facts.clone());
                 let now = Instant::now();
                 context.first_upstream_byte = Some(now);

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use jiff::tz::Offset;
 use lateen_ir::{
     AddressOf, AddressPart, Bytes, DynamicMetadata, FormatHeader, FormatValues, GrpcStatusStyle, HostAddress,
-    MetadataOf, Operator, TimeFormat, TimePiece, TimePoint, TlsFact,
+    MetadataOf, Operator, PathOf, TimeFormat, TimePiece, TimePoint, TlsFact,
 };
 
 use crate::context::{ConnectionInfo, RequestContext};
@@ -30,6 +30,8 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) sent: u64,
     pub(crate) cluster: Option<&'a str>,
     pub(crate) host: Option<&'a HostAddress>,
+    /// The endpoint's name, or its address.
+    pub(crate) host_name: Option<&'a str>,
     /// Attempts to connect.
     pub(crate) attempts: u32,
     pub(crate) upstream_local: Option<SocketAddr>,
@@ -74,7 +76,8 @@ impl FormatValues for TcpFacts<'_> {
             Operator::Bytes(_) => number(out, 0),
             Operator::Duration => number(out, millis(self.info.started.elapsed())),
             Operator::UpstreamCluster | Operator::UpstreamClusterRaw => text(out, self.cluster),
-            Operator::UpstreamHostName => self.host.map(|host| write!(out, "{host}")).is_some(),
+            Operator::UpstreamHostName => text(out, self.host_name),
+            Operator::UpstreamHostNameWithoutPort => text(out, self.host_name.map(without_port)),
             Operator::UpstreamTransportFailureReason => text(out, self.failure),
             Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.attempts)),
             Operator::Address(of, part) => match of {
@@ -147,23 +150,17 @@ impl FormatValues for RequestContext {
                 text(out, self.cluster.as_ref().map(|cluster| &*cluster.config.ir.name))
             }
             Operator::UpstreamHostName => text(out, self.host.as_ref().map(|host| host.name()).as_deref()),
+            Operator::UpstreamHostNameWithoutPort => {
+                text(out, self.host.as_ref().map(|host| host.name()).as_deref().map(without_port))
+            }
+            Operator::Path { query, of } => self.path(*query, *of, out),
+            Operator::QueryParameter(name) => text(out, lateen_ir::query_parameter(self.path.as_str(), name)),
             Operator::UpstreamTransportFailureReason => text(out, self.upstream_failure.as_deref()),
             Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.attempts)),
             Operator::UpstreamConnectionId => {
                 self.upstream.as_ref().is_some_and(|facts| number(out, facts.id))
             }
-            Operator::Address(of, part) => {
-                let which = match of {
-                    AddressOf::UpstreamLocal => {
-                        let local = self.upstream.as_ref().and_then(|facts| facts.local.get());
-                        return address(local, *part, out);
-                    }
-                    AddressOf::UpstreamHost => self.host.as_ref().map(|host| &host.address),
-                    AddressOf::UpstreamRemote => self.upstream.as_ref().and_then(|facts| facts.remote.get()),
-                    other => downstream_address(&self.connection.info, &self.client, *other),
-                };
-                host_address(which, *part, out)
-            }
+            Operator::Address(of, part) => self.address(*of, *part, out),
             Operator::RequestedServerName => text(out, self.connection.info.server_name.as_deref()),
             Operator::DownstreamTls(fact) => tls(self.connection.info.tls.as_deref(), *fact, out),
             Operator::UpstreamTls(fact) => {
@@ -220,6 +217,31 @@ impl RequestContext {
             _ => None,
         });
         text(out, shadow.map(|shadow| shadow.decision.json(camel)).as_deref())
+    }
+
+    fn address(&self, of: AddressOf, part: AddressPart, out: &mut String) -> bool {
+        let which = match of {
+            AddressOf::UpstreamLocal => {
+                return address(self.upstream.as_ref().and_then(|facts| facts.local.get()), part, out);
+            }
+            AddressOf::UpstreamHost => self.host.as_ref().map(|host| &host.address),
+            AddressOf::UpstreamRemote => self.upstream.as_ref().and_then(|facts| facts.remote.get()),
+            other => downstream_address(&self.connection.info, &self.client, other),
+        };
+        host_address(which, part, out)
+    }
+
+    fn path(&self, query: bool, of: PathOf, out: &mut String) -> bool {
+        let original = self.head.headers.get("x-envoy-original-path").and_then(|path| path.to_str().ok());
+        // CONNECT has none.
+        let own = (self.head.method != Method::CONNECT).then(|| self.path.as_str());
+        let path = match of {
+            PathOf::Original => original,
+            PathOf::Request => own,
+            PathOf::OriginalOrRequest => original.filter(|path| !path.is_empty()).or(own),
+        };
+        let path = path.filter(|path| !path.is_empty());
+        text(out, path.map(|path| if query { path } else { path.split('?').next().unwrap_or(path) }))
     }
 
     fn request_header(&self, name: &FormatHeader, out: &mut String) -> bool {
@@ -308,6 +330,16 @@ fn text(out: &mut String, value: Option<&str>) -> bool {
 fn number(out: &mut String, value: u64) -> bool {
     out.push_str(itoa::Buffer::new().format(value));
     true
+}
+
+/// A host without the port it may end with, as Envoy takes it off.
+fn without_port(host: &str) -> &str {
+    let port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    match host.rsplit_once(':') {
+        // A colon within brackets is an address's own.
+        Some((name, after)) if port(after) => name,
+        _ => host,
+    }
 }
 
 fn flags(flags: Flags, long: bool, out: &mut String) -> bool {
@@ -400,6 +432,11 @@ fn tls(facts: Option<&TlsFacts>, fact: TlsFact, out: &mut String) -> bool {
         TlsFact::PeerIssuer => peer(|peer| &peer.issuer, out),
         TlsFact::PeerUriSan => names(facts.peer().map(|peer| &*peer.uris), out),
         TlsFact::PeerDnsSan => names(facts.peer().map(|peer| &*peer.dns), out),
+        TlsFact::PeerIpSan => names(facts.peer().map(|peer| &*peer.addresses), out),
+        TlsFact::PeerEmailSan => names(facts.peer().map(|peer| &*peer.emails), out),
+        TlsFact::LocalIpSan => names(facts.local().map(|own| &*own.addresses), out),
+        TlsFact::LocalEmailSan => names(facts.local().map(|own| &*own.emails), out),
+        TlsFact::Group => text(out, facts.curve),
         TlsFact::LocalSubject => {
             text(out, facts.local().map(|own| &*own.subject).filter(|subject| !subject.is_empty()))
         }
@@ -556,6 +593,21 @@ mod tests {
             assert_eq!(print(AddressPart::Full), text);
             assert_eq!(print(AddressPart::WithoutPort), socket.ip().to_string());
             assert_eq!(print(AddressPart::Port), socket.port().to_string());
+        }
+    }
+
+    #[test]
+    fn ports_are_taken_off_hosts() {
+        for (host, expected) in [
+            ("10.0.0.1:80", "10.0.0.1"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("a.example", "a.example"),
+            ("a:b", "a:b"),
+            ("/a/socket", "/a/socket"),
+            ("a:", "a:"),
+        ] {
+            assert_eq!(without_port(host), expected, "{host}");
         }
     }
 

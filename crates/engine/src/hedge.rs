@@ -2,7 +2,7 @@
 //! others are given up. For routes that ask for it; all others try one attempt after the other ([`trial`](crate::trial)).
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/http/http_routing#request-hedging>
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -57,6 +57,10 @@ struct Attempt {
     interim: Option<Interim>,
     /// The connection, once there is one.
     connection: Rc<OnceCell<Connected>>,
+    /// Set when it may not even wait for a connection.
+    turned_away: Rc<Cell<bool>>,
+    /// When it got its connection.
+    connected: Rc<Cell<Option<Instant>>>,
 }
 
 /// What an attempt is connected to, and how.
@@ -67,8 +71,11 @@ struct Running {
     work: Pin<Box<dyn Future<Output = Result<Answered, Broken>>>>,
     host: Rc<Host>,
     connection: Rc<OnceCell<Connected>>,
-    /// When it takes too long; `None`: its clock has not begun.
-    late_at: Option<Instant>,
+    turned_away: Rc<Cell<bool>>,
+    /// Which attempt of the request it is.
+    number: u32,
+    /// When it got its connection: its clock runs from then on.
+    connected: Rc<Cell<Option<Instant>>>,
     /// It has taken too long.
     late: bool,
     /// Another has begun because it was late: it is not tried again for its own outcome.
@@ -89,10 +96,16 @@ impl Attempt {
             high_priority,
             interim,
             connection,
+            turned_away,
+            connected,
         } = self;
         let target = Target { worker: &worker, cluster: &cluster, host: &host, special };
         let unsent = |reset| Broken { reset, sent: false };
-        let mut lease = upstream::lease(&target, downstream, false).await.map_err(unsent)?;
+        let mut lease = upstream::lease(&target, downstream, false).await.map_err(|reset| {
+            turned_away.set(reset == Reset::Overflow);
+            unsent(reset)
+        })?;
+        connected.set(Some(Instant::now()));
         cluster.observe(&host, Outcome::Connected, &worker);
         let Some(place) = breakers::admit(&cluster.config, Limited::Request, high_priority) else {
             cluster.stats.upstream_rq_active_overflow.inc();
@@ -114,6 +127,7 @@ impl Attempt {
                     let present = Present::of(response.headers());
                     let framed = present.any(Present::TRANSFER_ENCODING) && lease.version() < Version::HTTP_2;
                     if framed && !proper_answer(response.headers()) {
+                        lease.broke(&Reset::Protocol);
                         return Err(Broken { reset: Reset::Protocol, sent: true });
                     }
                     return Ok(Answered { lease, response, active, present });
@@ -138,6 +152,8 @@ struct Race<'a, 'b> {
     running: Vec<Running>,
     /// When the next attempt begins, if one is to.
     next: Option<Instant>,
+    /// When the request was seen to be sent in whole.
+    sent_at: Option<Instant>,
     /// Late attempts are tried again, whichever conditions the policy has.
     retries: bool,
 }
@@ -149,7 +165,7 @@ pub(crate) async fn run(
     weighted: Option<WeightedEntry>,
     retries: bool,
 ) -> Result<Box<Answer>, Failure> {
-    let mut race = Race { trial, running: Vec::new(), next: None, retries };
+    let mut race = Race { trial, running: Vec::new(), next: None, sent_at: None, retries };
     race.begin().await?;
     loop {
         match race.step().await {
@@ -201,7 +217,9 @@ impl Race<'_, '_> {
             None => trial.look_up_host().await?,
         };
         trial.turn_to(&host);
-        let connection = Rc::new(OnceCell::new());
+        let (connection, turned_away) = (Rc::new(OnceCell::new()), Rc::new(Cell::new(false)));
+        let connected = Rc::new(Cell::new(None));
+        let number = trial.context.attempts;
         let attempt = Attempt {
             worker: trial.context.connection.worker.clone(),
             cluster: trial.cluster.clone(),
@@ -219,9 +237,20 @@ impl Race<'_, '_> {
             high_priority: trial.action.high_priority,
             interim: interim::passed_on(&trial.context.connection).cloned(),
             connection: connection.clone(),
+            turned_away: turned_away.clone(),
+            connected: connected.clone(),
         };
         let work = Box::pin(attempt.run());
-        self.running.push(Running { work, host, connection, late_at: None, late: false, retried: false });
+        self.running.push(Running {
+            work,
+            host,
+            connection,
+            turned_away,
+            number,
+            connected,
+            late: false,
+            retried: false,
+        });
         Ok(())
     }
 
@@ -231,18 +260,22 @@ impl Race<'_, '_> {
         policy.per_try_timeout.into_iter().chain(policy.per_try_idle_timeout).min()
     }
 
+    /// When an attempt is late: so long after it had a connection and the whole request. `None`: that is not known yet.
+    fn late_at(&self, running: &Running, limit: Option<Duration>) -> Option<Instant> {
+        Some(running.connected.get()?.max(self.sent_at?) + limit?)
+    }
+
     async fn step(&mut self) -> Step {
         let limit = self.limit();
         let now = Instant::now();
         if self.trial.source.ended() {
-            // Clocks run from the end of the request.
-            for running in &mut self.running {
-                running.late_at = running.late_at.or(limit.map(|limit| now + limit));
-            }
+            self.sent_at.get_or_insert(now);
         }
         let not_late = self.running.iter().filter(|running| !running.late);
         let late = not_late.map(|running| {
-            running.late_at.map_or(limit.unwrap_or(Duration::MAX), |at| at.saturating_duration_since(now))
+            // Without a connection its clock has not begun; it may have when this time is over.
+            let at = self.late_at(running, limit);
+            at.map_or(limit.unwrap_or(Duration::MAX), |at| at.saturating_duration_since(now))
         });
         let late = late.min().filter(|_| limit.is_some());
         let next = self.next.map(|at| at.saturating_duration_since(now));
@@ -254,6 +287,7 @@ impl Race<'_, '_> {
             idle: self.trial.idle_timeout,
             stream_end: self.trial.stream_end,
             interim: None,
+            connected: None,
         };
         let source = self.trial.source.clone();
         let running = &mut self.running;
@@ -286,9 +320,9 @@ impl Race<'_, '_> {
         let now = Instant::now();
         let limit = self.limit();
         for index in 0..self.running.len() {
+            let late = self.late_at(&self.running[index], limit).is_some_and(|at| at <= now);
             let running = &mut self.running[index];
-            let late = running.late_at.is_none_or(|at| at <= now);
-            if running.late || !late || limit.is_none() {
+            if running.late || !late {
                 continue;
             }
             running.late = true;
@@ -364,6 +398,10 @@ impl Race<'_, '_> {
         if broken.reset != Reset::Overflow {
             self.observe_failure(&running.host);
         }
+        // The request's log tells of the attempt that began last, unless another is answered.
+        if running.turned_away.get() && running.number == self.trial.context.attempts {
+            self.trial.context.host = None;
+        }
         let failure = AttemptFailure::Broken(broken);
         if !running.retried
             && self.trial.retriable(&failure)
@@ -413,7 +451,8 @@ impl Race<'_, '_> {
                 }
             }
         }
-        if let Some((facts, version)) = self.running.last().and_then(|running| running.connection.get()) {
+        let last = self.running.iter().find(|running| running.number == self.trial.context.attempts);
+        if let Some((facts, version)) = last.and_then(|running| running.connection.get()) {
             self.trial.context.upstream = Some(facts.clone());
             self.trial.context.upstream_version = Some(*version);
         }

@@ -190,6 +190,7 @@ fn refused(connection: &HttpConnection, too_large: bool) {
             sent: 0,
             cluster: None,
             host: None,
+            host_name: None,
             attempts: 0,
             upstream_local: None,
             upstream_remote: None,

@@ -1,5 +1,6 @@
 //! Step 9's clocks: how long one attempt may take, and what ended it.
 
+use std::cell::Cell;
 use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub(crate) struct Limits<'a> {
     pub(crate) stream_end: Option<Instant>,
     /// Where what the endpoint says before its answer is passed on to: after that, only the clocks for all tries count.
     pub(crate) interim: Option<&'a Interim>,
+    /// When the try got its connection: its own clocks run from then on. `None`: it has none.
+    pub(crate) connected: Option<&'a Cell<Option<Instant>>>,
 }
 
 impl Limits<'_> {
@@ -59,8 +62,8 @@ pub(crate) async fn wait<T>(
     limits: &Limits<'_>,
     work: impl Future<Output = T>,
 ) -> Waited<T> {
-    if limits.interim.is_some() {
-        return wait_heeding(source, limits, Box::pin(work)).await;
+    if limits.connected.is_some() || limits.interim.is_some() {
+        return wait_with_care(source, limits, Box::pin(work)).await;
     }
     let mut work = pin!(work);
     if limits.are_none() {
@@ -80,6 +83,46 @@ pub(crate) async fn wait<T>(
         Some((at, kind)) => tokio::time::timeout_at(at.into(), work).await.map_err(|_| kind),
     };
     Waited { result, deadline }
+}
+
+/// [`wait`] where clocks begin late, or the endpoint may speak before it answers.
+fn wait_with_care<'a, T: 'a>(
+    source: &'a RequestSource,
+    limits: &'a Limits<'a>,
+    work: Pin<Box<dyn Future<Output = T> + 'a>>,
+) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
+    match limits.connected {
+        Some(_) => wait_connected(source, limits, work),
+        None => wait_heeding(source, limits, work),
+    }
+}
+
+/// Waits for a try with clocks of its own, which run from when it has a connection.
+fn wait_connected<'a, T: 'a>(
+    source: &'a RequestSource,
+    limits: &'a Limits<'a>,
+    mut work: Pin<Box<dyn Future<Output = T> + 'a>>,
+) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
+    Box::pin(async move {
+        let mut left = Limits { connected: None, ..*limits };
+        loop {
+            let waited = wait(source, &left, work.as_mut()).await;
+            let own = match waited.result {
+                Err(TimedOut::PerTry) => limits.per_try,
+                Err(TimedOut::PerTryIdle) => limits.per_try_idle,
+                _ => return waited,
+            };
+            let since = limits.connected.and_then(Cell::get).map(|at| at.elapsed());
+            let rest = |limit: Option<Duration>| {
+                limit.map(|limit| since.map_or(limit, |since| limit.saturating_sub(since)))
+            };
+            if rest(own).is_none_or(|rest| rest.is_zero()) {
+                return waited;
+            }
+            left.deadline = waited.deadline;
+            (left.per_try, left.per_try_idle) = (rest(limits.per_try), rest(limits.per_try_idle));
+        }
+    })
 }
 
 /// Waits for an endpoint that may speak before it answers. Then the clocks of the try don't count any more.

@@ -233,6 +233,7 @@ fn log_unmatched(listener: &lateen_ir::Listener, info: &ConnectionInfo, worker: 
         sent: 0,
         cluster: None,
         host: None,
+        host_name: None,
         attempts: 0,
         upstream_local: None,
         upstream_remote: None,

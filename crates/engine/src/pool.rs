@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::body::RequestBody;
 use crate::failure::Reset;
+use crate::stats::blocks::ClusterStats;
 use crate::tls::TlsFacts;
 
 /// Streams one HTTP/2 connection carries before another is opened: what RFC 9113 recommends servers to allow at least.
@@ -33,10 +34,36 @@ pub(crate) struct ConnectionFacts {
     pub(crate) requests: Cell<u32>,
     /// Of its pool when it was made.
     pub(crate) generation: u32,
+    /// Its cluster's.
+    pub(crate) stats: Rc<ClusterStats>,
+    /// The other side ended it.
+    pub(crate) ended_there: Cell<bool>,
+    /// What is under way on it: exchanges whose answer has not ended, or a tunnel.
+    pub(crate) active: Cell<u32>,
+    /// It ended while something was under way, which may have learnt of it first.
+    pub(crate) broke_off: Cell<bool>,
     /// Set by the connection's task when it ends or is to carry nothing more.
     pub(crate) ended: Cell<bool>,
     /// The pool it belongs to.
     pub(crate) pool: Weak<Pool>,
+}
+
+/// Counts a connection that ended with something under way. What is under way may hear of the end, and that all had come before it, after
+/// the connection's own task has ended; so this is the last to know.
+impl Drop for ConnectionFacts {
+    fn drop(&mut self) {
+        if self.active.get() == 0 && !self.broke_off.get() {
+            return;
+        }
+        let stats = &self.stats;
+        stats.upstream_cx_destroy_with_active_rq.inc();
+        if self.ended_there.get() {
+            &stats.upstream_cx_destroy_remote_with_active_rq
+        } else {
+            &stats.upstream_cx_destroy_local_with_active_rq
+        }
+        .inc();
+    }
 }
 
 /// An HTTP/1 connection.
@@ -50,7 +77,6 @@ pub(crate) struct Http1 {
 pub(crate) struct Http2 {
     pub(crate) sender: http2::SendRequest<RequestBody>,
     pub(crate) facts: Rc<ConnectionFacts>,
-    streams: Cell<u32>,
     idle_since: Cell<Instant>,
 }
 
@@ -77,13 +103,13 @@ impl Http1 {
 
 impl Http2 {
     pub(crate) fn new(sender: http2::SendRequest<RequestBody>, facts: Rc<ConnectionFacts>) -> Self {
-        Self { sender, facts, streams: Cell::new(0), idle_since: Cell::new(Instant::now()) }
+        Self { sender, facts, idle_since: Cell::new(Instant::now()) }
     }
 
     fn usable(&self, limit: u32, max_requests: Option<u32>) -> bool {
         !self.sender.is_closed()
             && !self.facts.ended.get()
-            && self.streams.get() < limit
+            && self.facts.active.get() < limit
             && max_requests.is_none_or(|most| self.facts.requests.get() < most)
     }
 }
@@ -93,14 +119,14 @@ pub(crate) struct StreamPlace(pub(crate) Rc<Http2>);
 
 impl StreamPlace {
     fn take(connection: &Rc<Http2>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
+        connection.facts.active.set(connection.facts.active.get() + 1);
         Self(connection.clone())
     }
 }
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.facts.active.set(self.0.facts.active.get() - 1);
         self.0.idle_since.set(Instant::now());
     }
 }
@@ -230,7 +256,7 @@ impl Pool {
             !old && !connection.sender.is_closed() && !connection.facts.ended.get()
         });
         self.shared.borrow_mut().retain(|connection| {
-            let old = connection.streams.get() == 0 && expired(connection.idle_since.get());
+            let old = connection.facts.active.get() == 0 && expired(connection.idle_since.get());
             closed += usize::from(old);
             !old && !connection.sender.is_closed() && !connection.facts.ended.get()
         });

@@ -13,8 +13,10 @@ use lateen_ir::{
 
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
+use crate::forward::suppresses;
 use crate::http_request::request_view;
 use crate::local_reply::format_body;
+use crate::rewrite;
 
 /// Answers with a fixed response.
 pub(crate) fn direct(context: &mut RequestContext, action: &DirectResponse) -> Response<ResponseBody> {
@@ -61,7 +63,7 @@ pub(crate) fn redirect(
     if let Some(text) = action.path.rewritten(&route.matching.path, context.path.as_str())
         && let Ok(path) = PathAndQuery::try_from(text)
     {
-        context.path = path;
+        rewrite::change_path(context, path, suppresses(context));
     }
     moved(action.status, &location)
 }

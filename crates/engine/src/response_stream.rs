@@ -98,12 +98,12 @@ impl ResponseStream {
                     .open
                     .as_ref()
                     .is_some_and(|open| open.context.upstream_version == Some(Version::HTTP_2));
-                let trouble = match upstream::classify(&error, false) {
-                    // A length or chunk that is not fulfilled is a breach of HTTP/1.
-                    Reset::Terminated if !http2 => (
-                        Flags::UPSTREAM_PROTOCOL_ERROR,
-                        "upstream_reset_after_response_started{protocol_error}",
-                    ),
+                let reset = upstream::classify(&error, false);
+                let lease = self.open.as_ref().and_then(|open| open.stream.lease.as_ref());
+                // A length or chunk that is not fulfilled is a breach of HTTP/1.
+                let reset = if reset == Reset::Terminated && !http2 { Reset::Protocol } else { reset };
+                lease.into_iter().for_each(|lease| lease.broke(&reset));
+                let trouble = match reset {
                     Reset::Terminated => (
                         Flags::UPSTREAM_CONNECTION_TERMINATION,
                         "upstream_reset_after_response_started{connection_termination}",

@@ -59,6 +59,11 @@ pub(crate) fn path(context: &mut RequestContext, action: &Forward, matcher: &Rou
     let Some(new) = action.path_rewrite.apply(&matcher.path, context.path.as_str(), render) else { return };
     // A rewrite that makes no path leaves the request as it was.
     let Ok(new) = PathAndQuery::try_from(new) else { return };
+    change_path(context, new, suppress);
+}
+
+/// Takes another path and keeps the first in a header.
+pub(crate) fn change_path(context: &mut RequestContext, new: PathAndQuery, suppress: bool) {
     if !suppress && let Ok(original) = HeaderValue::from_str(context.path.as_str()) {
         context.head.headers.insert(X_ENVOY_ORIGINAL_PATH, original);
     }

@@ -180,6 +180,7 @@ async fn connect(
         drop(pending);
         match opening {
             Ok((stream, opened)) => {
+                opened.facts.active.set(1);
                 cluster.stats.upstream_rq_total.inc();
                 host.stats.rq_total.inc();
                 cluster.observe(&host, Outcome::Served, worker);
@@ -216,6 +217,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
     }
     let cluster = outcomes.cluster.as_ref().map(|cluster| cluster.config.ir.clone());
     let notes = info.judged.notes.as_deref();
+    let host_name = outcomes.host.as_ref().map(|host| host.name());
     let facts = TcpFacts {
         info,
         hostname: &worker.identity.hostname,
@@ -226,6 +228,7 @@ fn log(info: &ConnectionInfo, config: &TcpConfig, worker: &Rc<Worker>, outcomes:
         sent: outcomes.moved.sent.get(),
         cluster: cluster.as_ref().map(|cluster: &Arc<lateen_ir::Cluster>| &*cluster.name),
         host: outcomes.host.as_ref().map(|host| &host.address),
+        host_name: host_name.as_deref(),
         attempts: outcomes.attempts,
         upstream_local: outcomes.upstream_local,
         upstream_remote: outcomes.upstream_remote.as_ref(),

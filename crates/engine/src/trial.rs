@@ -1,10 +1,12 @@
 //! The attempts of one request: choosing a host, sending, retrying, within the clocks of the route.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use lateen_ir::{Discovery, Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
@@ -83,7 +85,9 @@ impl Trial<'_> {
                         if let Some(until) = self.permit_retry(told) {
                             // The request is no longer active while it waits: budgets go by that.
                             self.active = None;
-                            drop((lease, response));
+                            if response.body().is_end_stream() && self.source.ended() {
+                                lease.finished(self.cluster);
+                            }
                             Box::pin(tokio::time::sleep_until(until.into())).await;
                             self.timed_out = false;
                             continue;
@@ -289,6 +293,10 @@ impl Trial<'_> {
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
         let connection = self.context.connection.clone();
+        let own_clock =
+            |policy: &RetryPolicy| policy.per_try_timeout.is_some() || policy.per_try_idle_timeout.is_some();
+        // Elsewhere, so that the request's future does not grow.
+        let connected = policy.is_some_and(own_clock).then(Rc::<Cell<Option<Instant>>>::default);
         let limits = Limits {
             timeout: self.timeout,
             deadline: self.deadline,
@@ -297,9 +305,10 @@ impl Trial<'_> {
             idle: self.idle_timeout,
             stream_end: self.stream_end,
             interim: interim::passed_on(&connection),
+            connected: connected.as_deref(),
         };
         let source = self.source.clone();
-        let waited = wait(&source, &limits, self.try_once(host)).await;
+        let waited = wait(&source, &limits, self.try_once(host, connected.as_deref())).await;
         self.deadline = waited.deadline;
         self.heed_interim();
         match waited.result {
@@ -339,7 +348,11 @@ impl Trial<'_> {
     /// Sends the request once. A kept connection may be closing at this very moment; when nothing of the request can have
     /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense; what the
     /// policy repeats it repeats itself.
-    async fn try_once(&mut self, host: &Rc<Host>) -> Result<Answered, Broken> {
+    async fn try_once(
+        &mut self,
+        host: &Rc<Host>,
+        connected: Option<&Cell<Option<Instant>>>,
+    ) -> Result<Answered, Broken> {
         let worker = self.context.connection.worker.clone();
         let target = Target {
             worker: &worker,
@@ -357,6 +370,7 @@ impl Trial<'_> {
             let mut lease = upstream::lease(&target, self.context.version, fresh)
                 .await
                 .map_err(|reset| self.without_connection(reset))?;
+            connected.into_iter().for_each(|at| at.set(at.get().or_else(|| Some(Instant::now()))));
             self.cluster.observe(host, Outcome::Connected, &worker);
             // As in Envoy a request counts when it has a connection; until then it is pending.
             if self.active.is_none() {
@@ -382,6 +396,7 @@ impl Trial<'_> {
                         && self.context.answered.any(Present::TRANSFER_ENCODING)
                         && !proper_answer(response.headers())
                     {
+                        lease.broke(&Reset::Protocol);
                         return Err(Broken { reset: Reset::Protocol, sent: true });
                     }
                     self.context.first_upstream_byte = Some(Instant::now());

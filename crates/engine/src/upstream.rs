@@ -65,8 +65,28 @@ impl Lease {
         }
     }
 
+    /// An exchange ended so. A shared connection that has ended forgets its streams when they hear of it.
+    pub(crate) fn broke(&self, reset: &Reset) {
+        if *reset == Reset::Protocol && self.version() < Version::HTTP_2 {
+            self.facts().stats.upstream_cx_protocol_error.inc();
+        }
+        if let Self::Http2 { place } = self
+            && *reset == Reset::Terminated
+        {
+            place.0.facts.broke_off.set(true);
+        }
+    }
+
+    /// The answer has ended, whatever becomes of the connection.
+    pub(crate) fn answered(&self) {
+        if let Self::Http1 { connection, .. } = self {
+            connection.facts.active.set(0);
+        }
+    }
+
     /// The exchange ended cleanly: the connection can carry another.
     pub(crate) fn finished(self, cluster: &LocalCluster) {
+        self.answered();
         // Without its host a connection is of no use to others.
         if let Self::Http1 { connection, .. } = self
             && let Some(pool) = connection.facts.pool.upgrade()
@@ -307,12 +327,9 @@ impl Drop for Opened {
         let stats = &self.cluster.stats;
         stats.upstream_cx_active.dec();
         stats.upstream_cx_destroy.inc();
-        if self.ended_there.get() {
-            &stats.upstream_cx_destroy_remote
-        } else {
-            &stats.upstream_cx_destroy_local
-        }
-        .inc();
+        let there = self.ended_there.get();
+        if there { &stats.upstream_cx_destroy_remote } else { &stats.upstream_cx_destroy_local }.inc();
+        self.facts.ended_there.set(there);
         stats.upstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
         self.host.stats.cx_active.dec();
         // The place has to be free before somebody is told so.
@@ -344,6 +361,10 @@ pub(crate) async fn open(
         tls: OnceCell::new(),
         requests: Cell::new(0),
         generation: pool.generation(),
+        stats: cluster.stats.clone(),
+        ended_there: Cell::new(false),
+        active: Cell::new(0),
+        broke_off: Cell::new(false),
         ended: Cell::new(false),
         pool: Rc::downgrade(&pool),
     });
@@ -498,13 +519,21 @@ pub(crate) async fn exchange(
     let facts = lease.facts();
     facts.requests.set(facts.requests.get() + 1);
     let result = match lease {
-        Lease::Http1 { connection, .. } => connection.sender.try_send_request(request).await,
+        Lease::Http1 { connection, .. } => {
+            connection.facts.active.set(1);
+            connection.sender.try_send_request(request).await
+        }
         Lease::Http2 { place } => place.0.sender.clone().try_send_request(request).await,
     };
     result.map_err(|mut error| {
         let unsent = error.take_message().is_some();
         let reset = classify(&error.into_error(), unsent);
         let sent = !unsent && reset != Reset::Refused;
+        if unsent {
+            lease.answered();
+        } else {
+            lease.broke(&reset);
+        }
         Broken { reset, sent }
     })
 }

@@ -142,12 +142,22 @@ pub enum TlsFact {
     PeerUriSan,
     /// `…_PEER_DNS_SAN`
     PeerDnsSan,
+    /// `…_PEER_IP_SAN`
+    PeerIpSan,
+    /// `…_PEER_EMAIL_SAN`
+    PeerEmailSan,
     /// `…_LOCAL_SUBJECT`
     LocalSubject,
     /// `…_LOCAL_URI_SAN`
     LocalUriSan,
     /// `…_LOCAL_DNS_SAN`
     LocalDnsSan,
+    /// `…_LOCAL_IP_SAN`
+    LocalIpSan,
+    /// `…_LOCAL_EMAIL_SAN`
+    LocalEmailSan,
+    /// `…_TLS_GROUP`: of the key exchange.
+    Group,
     /// `…_PEER_FINGERPRINT_256`
     PeerFingerprint256,
     /// `…_PEER_SERIAL`
@@ -234,6 +244,17 @@ pub enum Operator {
     UpstreamClusterRaw,
     /// `UPSTREAM_HOST_NAME`: the endpoint's hostname or, without one, its address and port.
     UpstreamHostName,
+    /// `UPSTREAM_HOST_NAME_WITHOUT_PORT`: the same without the port it may end with.
+    UpstreamHostNameWithoutPort,
+    /// `PATH(WQ|NQ:ORIG|PATH|ORIG_OR_PATH)`.
+    Path {
+        /// With the query. Default true.
+        query: bool,
+        /// Which path.
+        of: PathOf,
+    },
+    /// `QUERY_PARAM(X)`: the first value, as it stands in the path.
+    QueryParameter(Box<str>),
     /// `UPSTREAM_TRANSPORT_FAILURE_REASON`.
     UpstreamTransportFailureReason,
     /// `DOWNSTREAM_TRANSPORT_FAILURE_REASON`.
@@ -282,6 +303,17 @@ pub enum Operator {
         /// Namespace (or filter state key), then the path of keys.
         path: Vec<Box<str>>,
     },
+}
+
+/// Which path `PATH` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PathOf {
+    /// `ORIG`: the one in `x-envoy-original-path`, which is there where the route rewrote it.
+    Original,
+    /// `PATH`: the request's.
+    Request,
+    /// `ORIG_OR_PATH`, the default: the first, or else the other.
+    OriginalOrRequest,
 }
 
 /// Which store a metadata operator reads.

@@ -4,7 +4,7 @@ use http::HeaderName;
 
 use crate::format::{
     AddressOf, AddressPart, Bytes, FormatHeader, GrpcStatusStyle, JsonFormat, MetadataOf, Operator, Part,
-    Substitution, TextFormat, TimeFormat, TimePiece, TimePoint, TlsFact,
+    PathOf, Substitution, TextFormat, TimeFormat, TimePiece, TimePoint, TlsFact,
 };
 
 /// Why a format can't be used.
@@ -147,7 +147,10 @@ fn named(name: &str, argument: Option<&str>) -> Result<Operator, String> {
         .or_else(|| byte_counter(name).map(Operator::Bytes))
         .or_else(|| address(name))
         .or_else(|| tls(name))
-        .ok_or_else(|| format!("unknown command operator %{name}%"))?;
+        .ok_or_else(|| match unsupported(name) {
+            Some(reason) => format!("%{name}% is not supported: {reason}"),
+            None => format!("unknown command operator %{name}%"),
+        })?;
     match argument {
         None => Ok(operator),
         Some(_) => Err(format!("%{name}% takes no argument")),
@@ -163,18 +166,20 @@ fn with_argument(name: &str, argument: Option<&str>) -> Result<Option<Operator>,
     Ok(Some(match name {
         "START_TIME" => Operator::Time(TimePoint::Start, time_format(argument)?),
         "EMIT_TIME" => Operator::Time(TimePoint::Emit, time_format(argument)?),
-        "REQ" => {
+        "REQ" | "REQUEST_HEADER" => {
             let (main, other) = header_pair(needed()?)?;
             Operator::Request(main, other)
         }
-        "RESP" => {
+        "RESP" | "RESPONSE_HEADER" => {
             let (main, other) = header_pair(needed()?)?;
             Operator::Response(main, other)
         }
-        "TRAILER" => {
+        "TRAILER" | "RESPONSE_TRAILER" => {
             let (main, other) = header_pair(needed()?)?;
             Operator::Trailer(main, other)
         }
+        "PATH" => path(argument.unwrap_or_default())?,
+        "QUERY_PARAM" => Operator::QueryParameter(needed()?.into()),
         "ENVIRONMENT" => {
             let value = std::env::var(needed()?).ok();
             Operator::Environment(value.map(Into::into))
@@ -192,6 +197,68 @@ fn with_argument(name: &str, argument: Option<&str>) -> Result<Option<Operator>,
         "METADATA" => typed_metadata(needed()?)?,
         _ => return Ok(None),
     }))
+}
+
+/// `WQ` or `NQ`, a colon, and which path.
+fn path(argument: &str) -> Result<Operator, String> {
+    let (query, of) = argument.split_once(':').unwrap_or((argument, ""));
+    let query = match query {
+        "" | "WQ" => true,
+        "NQ" => false,
+        other => return Err(format!("%PATH({other}…)%: use WQ or NQ")),
+    };
+    let of = match of {
+        "" | "ORIG_OR_PATH" => PathOf::OriginalOrRequest,
+        "ORIG" => PathOf::Original,
+        "PATH" => PathOf::Request,
+        other => return Err(format!("%PATH(…:{other})%: use ORIG, PATH or ORIG_OR_PATH")),
+    };
+    Ok(Operator::Path { query, of })
+}
+
+/// Why an operator of Envoy 1.40 has no value here.
+fn unsupported(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "TRACE_ID" | "SPAN_ID" => "there is no tracing",
+        "START_TIME_LOCAL" | "EMIT_TIME_LOCAL" => "times are in UTC; use START_TIME or EMIT_TIME",
+        "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "DOWNSTREAM_CX_RTT" | "ROUNDTRIP_DURATION" => {
+            "the kernel's numbers of a connection are not read"
+        }
+        "DOWNSTREAM_HANDSHAKE_DURATION"
+        | "UPSTREAM_CONNECTION_POOL_READY_DURATION"
+        | "COMMON_DURATION"
+        | "ROUTE_RESOLUTION_COUNT"
+        | "ROUTE_RESOLUTION_TIME_US" => "that is not measured",
+        "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED"
+        | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT"
+        | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED"
+        | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => "bytes of headers are not counted",
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE"
+        | "DOWNSTREAM_LOCAL_CLOSE_REASON"
+        | "UPSTREAM_DETECTED_CLOSE_TYPE"
+        | "UPSTREAM_LOCAL_CLOSE_REASON" => "how connections were closed is not kept",
+        "UPSTREAM_CONNECTION_IDS_ATTEMPTED"
+        | "UPSTREAM_HOSTS_ATTEMPTED"
+        | "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT"
+        | "UPSTREAM_HOST_NAMES_ATTEMPTED"
+        | "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => "only the last attempt is kept",
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID"
+        | "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID"
+        | "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID" => "there are no internal addresses",
+        "DOWNSTREAM_LOCAL_OTHERNAME_SAN"
+        | "DOWNSTREAM_PEER_OTHERNAME_SAN"
+        | "DOWNSTREAM_PEER_FINGERPRINT_1"
+        | "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1"
+        | "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256"
+        | "DOWNSTREAM_PEER_CHAIN_SERIALS"
+        | "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256"
+        | "DOWNSTREAM_PEER_ISSUER_SERIAL" => "that is not read out of certificates",
+        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => "clients' hellos get no fingerprint",
+        "UPSTREAM_SERVER_NAME" => "the name that an endpoint was asked for is not kept",
+        "QUERY_PARAMS" => "use QUERY_PARAM(NAME)",
+        "CUSTOM_FLAGS" | "CEL" | "UPSTREAM_FILTER_STATE" => "no filter here gives it a value",
+        _ => return None,
+    })
 }
 
 fn metadata(of: MetadataOf, path: &str) -> Operator {
@@ -228,6 +295,7 @@ fn plain(name: &str) -> Option<Operator> {
         "UPSTREAM_CLUSTER" => Operator::UpstreamCluster,
         "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamClusterRaw,
         "UPSTREAM_HOST_NAME" => Operator::UpstreamHostName,
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Operator::UpstreamHostNameWithoutPort,
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Operator::UpstreamTransportFailureReason,
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Operator::DownstreamTransportFailureReason,
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Operator::UpstreamRequestAttemptCount,
@@ -302,7 +370,12 @@ fn tls(name: &str) -> Option<Operator> {
         "PEER_ISSUER" => TlsFact::PeerIssuer,
         "PEER_URI_SAN" => TlsFact::PeerUriSan,
         "PEER_DNS_SAN" => TlsFact::PeerDnsSan,
+        "PEER_IP_SAN" => TlsFact::PeerIpSan,
+        "PEER_EMAIL_SAN" => TlsFact::PeerEmailSan,
         "LOCAL_SUBJECT" => TlsFact::LocalSubject,
+        "LOCAL_IP_SAN" => TlsFact::LocalIpSan,
+        "LOCAL_EMAIL_SAN" => TlsFact::LocalEmailSan,
+        "TLS_GROUP" => TlsFact::Group,
         "LOCAL_URI_SAN" => TlsFact::LocalUriSan,
         "LOCAL_DNS_SAN" => TlsFact::LocalDnsSan,
         "PEER_FINGERPRINT_256" => TlsFact::PeerFingerprint256,
@@ -316,8 +389,8 @@ fn tls(name: &str) -> Option<Operator> {
     let of_clients = matches!(
         fact,
         TlsFact::LocalSubject
-            | TlsFact::LocalUriSan
-            | TlsFact::LocalDnsSan
+            | TlsFact::LocalEmailSan
+            | TlsFact::PeerEmailSan
             | TlsFact::PeerFingerprint256
             | TlsFact::PeerSerial
     );

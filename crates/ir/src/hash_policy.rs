@@ -158,7 +158,8 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     (!bare.is_empty()).then_some(bare)
 }
 
-fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
+/// The first value that a path's query has for a name, as it stands there.
+pub fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
     let query = path[path_only(path).len()..].strip_prefix('?')?;
     query.split('&').find_map(|parameter| {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));

@@ -461,3 +461,19 @@ proptest! {
         }
     }
 }
+
+/// Whatever validation lets into a header's value the proxies read, and what it does not they would have refused.
+#[test]
+fn commands_in_headers_are_those_that_proxies_know() {
+    for operator in
+        include_str!("../../ir/src/envoy_operators.txt").lines().chain(["UPSTREAM_PEER_SERIAL", "NOTHING"])
+    {
+        let value = format!("%{operator}%");
+        let spec = json!({"hosts": ["a"], "http": [{"route": [{"destination": {"host": "a"}}],
+            "headers": {"request": {"set": {"x-a": value}}}}]});
+        let spec = serde_json::from_value(spec).expect("a VirtualService");
+        let valid = lateen_api::validate::validate_virtual_service(&spec);
+        let read = lateen_ir::TextFormat::parse(&value, false);
+        assert_eq!(valid.is_valid(), read.is_ok(), "{operator}: {:?} {read:?}", valid.errors);
+    }
+}

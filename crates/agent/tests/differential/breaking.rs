@@ -133,6 +133,68 @@ async fn limits_refuse_what_envoys_refuse() {
     }
 }
 
+/// Requests that take one of two connections, the other, and the place of one that waits; then attempts of the first, which hedges, find no
+/// place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_without_a_place_name_no_host() {
+    let backend = Backend::start("a").await;
+    let full = limits(json!({ "max_connections": 2, "max_pending_requests": 1 }));
+    let hedged = json!({ "timeout": "3s", "hedge_policy": { "hedge_on_per_try_timeout": true }, "retry_policy": {
+        "retry_on": "5xx", "num_retries": 1, "per_try_timeout": "1s",
+        "retry_back_off": { "base_interval": "0.001s", "max_interval": "0.002s" },
+    } });
+    let names = ["answered", "late", "at-once"];
+    let clusters = names.map(|name| cluster(name, vec![backend.endpoint(json!({}))], full.clone()));
+    let to = |prefix: &str, name: &str, more: &Value| {
+        let mut route = route(prefix, more.clone());
+        route["route"]["cluster"] = json!(name);
+        route
+    };
+    let routes: Vec<Value> = names
+        .iter()
+        .flat_map(|name| {
+            [to(&format!("hedged/{name}"), name, &hedged), to(&format!("plain/{name}"), name, &json!({}))]
+        })
+        .collect();
+    let duo = Arc::new(Duo::start(json!(routes), &clusters, &[]).await);
+    let both = [0, 1].map(|kind| {
+        let duo = duo.clone();
+        async move {
+            for (name, hedged_first, wait) in
+                [("answered", true, 2000), ("late", true, 9000), ("at-once", false, 1)]
+            {
+                let address = duo.address(kind, "web");
+                let begin = |path: String| tokio::spawn(async move { get(address, &path, &[]).await });
+                let hedged = format!("/hedged/{name}?wait={wait}");
+                let mut running = Vec::new();
+                let gauges =
+                    [("upstream_rq_active", 1), ("upstream_rq_active", 2), ("upstream_rq_pending_active", 1)];
+                for (index, (gauge, value)) in gauges.into_iter().enumerate() {
+                    let plain = format!("/plain/{name}?wait=3500");
+                    running.push(begin(if index == 0 && hedged_first { hedged.clone() } else { plain }));
+                    duo.reaches(kind, &format!("cluster.{name}.{gauge}"), value).await;
+                }
+                if !hedged_first {
+                    running.push(begin(hedged));
+                    duo.reaches(kind, &format!("cluster.{name}.upstream_rq_pending_overflow"), 1).await;
+                }
+                for request in running {
+                    request.await.unwrap();
+                }
+            }
+            let page = duo.page(kind, "/stats").await;
+            let overflows: Vec<_> =
+                page.lines().filter(|line| line.contains("pending_overflow: 1")).map(str::to_owned).collect();
+            (overflows, log_lines(&duo.log(kind).await))
+        }
+    });
+    let seen = futures::future::join_all(both).await;
+    assert_eq!(seen[0].0.len(), 3, "{:?}", seen[0]);
+    assert_eq!(seen[0], seen[1]);
+    let nameless = |line: &&String| line.contains("/hedged/") && line.contains("host=- ");
+    assert_eq!(seen[0].1.iter().filter(nameless).count(), 2, "{:#?}", seen[0].1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_remains_is_told() {
     let backend = Backend::start("a").await;

@@ -76,6 +76,7 @@ async fn failed_connects_are_told_and_counted_the_same() {
         cluster("refused", std::slice::from_ref(&nobody), json!({})),
         cluster("h2-refused", std::slice::from_ref(&nobody), http2.clone()),
         cluster("silent", std::slice::from_ref(&silence), json!({})),
+        cluster("per-try-silent", std::slice::from_ref(&silence), json!({})),
         cluster("h2-silent", std::slice::from_ref(&silence), http2.clone()),
         cluster("no-tls", std::slice::from_ref(&there), tls.clone()),
         cluster("h2-no-tls", std::slice::from_ref(&there), merged(&tls, &http2)),
@@ -92,6 +93,11 @@ async fn failed_connects_are_told_and_counted_the_same() {
         route("refused", json!({})),
         route("h2-refused", json!({})),
         route("silent", json!({})),
+        // A try's clock runs from when it has a connection.
+        route(
+            "per-try-silent",
+            json!({ "retry_policy": { "retry_on": "reset", "num_retries": 1, "per_try_timeout": "0.1s" } })
+        ),
         route("h2-silent", json!({})),
         route("no-tls", json!({})),
         route("h2-no-tls", json!({})),
@@ -114,6 +120,7 @@ async fn failed_connects_are_told_and_counted_the_same() {
                 let stream = TcpStream::connect(duo.address(kind, name)).await.unwrap();
                 let mut wire = crate::wire::Wire::new(stream);
                 *seen += &format!("{name}: {}\n", wire.ended().await);
+                duo.reaches(kind, &format!("cluster.{name}.upstream_cx_active"), 0).await;
             } else {
                 let status = if name.starts_with("broken") { "0" } else { "200" };
                 let reply = duo.get(kind, &format!("/{name}"), &[("x-status", status)]).await;
@@ -121,13 +128,8 @@ async fn failed_connects_are_told_and_counted_the_same() {
             }
             // Nothing else is under way.
             let prefix = format!("cluster.{name}.upstream_");
-            for (stat, value) in duo
-                .stats(
-                    kind,
-                    &prefix,
-                    &["_ms", "bytes", "rq_time", "rq_2", "rq_5", "rq_per_cx", "with_active_rq"],
-                )
-                .await
+            for (stat, value) in
+                duo.stats(kind, &prefix, &["_ms", "bytes", "rq_time", "rq_2", "rq_5", "rq_per_cx"]).await
             {
                 *seen += &format!("  {stat} {value}\n");
             }

@@ -12,6 +12,7 @@ mod continues;
 mod curves;
 mod duo;
 mod dynamic;
+mod ends;
 mod ext_authz;
 mod families;
 mod filters;
@@ -49,6 +50,7 @@ mod tls_pki;
 mod tokens;
 mod tunnels;
 mod wire;
+mod wrong;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

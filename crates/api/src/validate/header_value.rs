@@ -63,7 +63,9 @@ fn check_command(name: &str, argument: Option<&str>) -> Result<(), String> {
     let part = |rest: &str| matches!(rest, "ADDRESS" | "ADDRESS_WITHOUT_PORT" | "PORT");
     let address = ADDRESSES.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(part));
     let connection = name.strip_prefix("DOWNSTREAM_").or_else(|| name.strip_prefix("UPSTREAM_"));
-    let tls = connection.is_some_and(|rest| TLS.contains(&rest));
+    let of_clients = name.starts_with("DOWNSTREAM_");
+    let tls =
+        connection.is_some_and(|rest| TLS.contains(&rest) || (of_clients && TLS_OF_CLIENTS.contains(&rest)));
     if address || tls || PLAIN.contains(&name) {
         Ok(())
     } else {
@@ -76,6 +78,10 @@ const WITH_ARGUMENT: &[&str] = &[
     "REQ",
     "RESP",
     "TRAILER",
+    "REQUEST_HEADER",
+    "RESPONSE_HEADER",
+    "RESPONSE_TRAILER",
+    "QUERY_PARAM",
     "ENVIRONMENT",
     "DYNAMIC_METADATA",
     "CLUSTER_METADATA",
@@ -87,6 +93,7 @@ const WITH_ARGUMENT: &[&str] = &[
 const PLAIN: &[&str] = &[
     "START_TIME",
     "EMIT_TIME",
+    "PATH",
     "GRPC_STATUS",
     "GRPC_STATUS_NUMBER",
     "PROTOCOL",
@@ -105,6 +112,7 @@ const PLAIN: &[&str] = &[
     "UPSTREAM_CLUSTER_RAW",
     "UPSTREAM_HOST",
     "UPSTREAM_HOST_NAME",
+    "UPSTREAM_HOST_NAME_WITHOUT_PORT",
     "UPSTREAM_TRANSPORT_FAILURE_REASON",
     "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
     "UPSTREAM_REQUEST_ATTEMPT_COUNT",
@@ -151,15 +159,18 @@ const TLS: &[&str] = &[
     "PEER_ISSUER",
     "PEER_URI_SAN",
     "PEER_DNS_SAN",
-    "LOCAL_SUBJECT",
+    "PEER_IP_SAN",
     "LOCAL_URI_SAN",
     "LOCAL_DNS_SAN",
-    "PEER_FINGERPRINT_256",
-    "PEER_SERIAL",
+    "LOCAL_IP_SAN",
+    "TLS_GROUP",
     "PEER_CERT",
     "PEER_CERT_V_START",
     "PEER_CERT_V_END",
 ];
+/// The same, after `DOWNSTREAM_` only.
+const TLS_OF_CLIENTS: &[&str] =
+    &["LOCAL_SUBJECT", "LOCAL_EMAIL_SAN", "PEER_EMAIL_SAN", "PEER_FINGERPRINT_256", "PEER_SERIAL"];
 
 #[cfg(test)]
 mod tests {

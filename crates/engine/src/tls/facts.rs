@@ -39,6 +39,8 @@ pub(crate) struct CertificateFacts {
     pub(crate) issuer: String,
     pub(crate) uris: Vec<String>,
     pub(crate) dns: Vec<String>,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) emails: Vec<String>,
     /// Lower-case hexadecimal.
     pub(crate) serial: String,
     /// SHA-256 of the certificate, lower-case hexadecimal.
@@ -134,6 +136,8 @@ impl CertificateFacts {
             issuer: distinguished_name(parsed.issuer()),
             uris: of_kind("uri"),
             dns: of_kind("dns"),
+            addresses: of_kind("ip_address"),
+            emails: of_kind("email"),
             serial: serial(&parsed),
             fingerprint: hex(digest::digest(&digest::SHA256, der).as_ref()),
             not_before: parsed.validity().not_before.timestamp(),
