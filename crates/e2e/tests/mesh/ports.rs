@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::OnMesh;
 use crate::mutual_tls::STRANGER;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lateen_e2e::{Mesh, eventually};
 
 pub(crate) const TRIALS: &[OnMesh] = &[
@@ -193,7 +194,64 @@ fn the_control_plane_keeps_its_ports(mesh: &Mesh) -> Result<()> {
     }
     let answer = said("stranger", &format!("curl {code} -k https://istiod.istio-system.svc/inject"))?;
     ensure!(answer.starts_with("405"), "{answer}");
+    reviews(mesh)?;
     clean(mesh)
+}
+
+/// Whole reviews from a pod, as the API server sends them: the answer is what everybody's pods show anyway, without a secret in it,
+/// and nothing is made by it.
+fn reviews(mesh: &Mesh) -> Result<()> {
+    let review = |path: &str, kind: &str, object: &str, more: &str| {
+        let body = format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u-1","operation":"CREATE","namespace":"default","kind":{kind},"object":{object}}}}}"#
+        );
+        run(
+            mesh,
+            "stranger",
+            "client",
+            &format!(
+                "printf '%s{more}' '{body}' | curl -sk -m 10 -w ' %{{http_code}}' -H 'content-type: application/json' --data-binary @- https://istiod.istio-system.svc{path}"
+            ),
+        )
+    };
+    let pod = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"asked","namespace":"default"},"spec":{"containers":[{"name":"a","image":"busybox"}]}}"#;
+    let answer = review("/inject", r#"{"group":"","version":"v1","kind":"Pod"}"#, pod, "")?;
+    ensure!(
+        answer.contains(" 200 exit 0")
+            && answer.contains(r#""allowed":true"#)
+            && answer.contains(r#""uid":"u-1""#),
+        "{answer}"
+    );
+    let (_, patch) = answer.split_once(r#""patch":""#).with_context(|| answer.clone())?;
+    let patch = patch.split('"').next().unwrap_or_default();
+    let patch = String::from_utf8(STANDARD.decode(patch)?)?;
+    ensure!(patch.contains("istio-proxy") && patch.contains("istio-init"), "{patch}");
+    // A token begins so, and a key or a certificate so.
+    ensure!(!patch.contains("eyJ") && !patch.contains("-----BEGIN"), "{patch}");
+
+    let kind = r#"{"group":"networking.istio.io","version":"v1","kind":"VirtualService"}"#;
+    let object = |weight: i32| {
+        format!(
+            r#"{{"apiVersion":"networking.istio.io/v1","kind":"VirtualService","metadata":{{"name":"asked","namespace":"default"}},"spec":{{"hosts":["a"],"http":[{{"route":[{{"destination":{{"host":"a"}},"weight":{weight}}}]}}]}}}}"#
+        )
+    };
+    let answer = review("/validate", kind, &object(-5), "")?;
+    ensure!(answer.contains(r#""allowed":false"#) && answer.contains("weight"), "{answer}");
+    let answer = review("/validate", kind, &object(1), "")?;
+    ensure!(answer.contains(r#""allowed":true"#), "{answer}");
+    // A body without an end is not read to it.
+    let answer = review("/validate", kind, &object(1), "%20000000s")?;
+    // 413, or over HTTP/2 the stream's end while curl still sends (its exit code 92).
+    ensure!(
+        !answer.contains("allowed") && (answer.contains("413") || answer.contains("exit 92")),
+        "{answer}"
+    );
+
+    for (kind, name) in [("pod", "asked"), ("virtualservice.networking.istio.io", "asked")] {
+        let there = mesh.kubectl(&["get", kind, name, "--ignore-not-found", "-o", "name"])?;
+        ensure!(there.is_empty(), "{there}");
+    }
+    Ok(())
 }
 
 /// What the kernel says of every process in a container: of nobody's user, without capabilities and ways to gain any, its system
