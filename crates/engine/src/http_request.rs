@@ -17,7 +17,7 @@ use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::filters::{self, Flow};
 use crate::hop_by_hop;
-use crate::ingress::{self, Normalised, X_REQUEST_ID};
+use crate::ingress::{self, Normalised, X_REQUEST_ID, append_via};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
 use crate::upgrade::{self, Far, Upgrade};
@@ -422,7 +422,7 @@ pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut H
         headers.insert(X_REQUEST_ID, id.clone());
     }
     if let Some(via) = &hcm.via {
-        headers.append(header::VIA, via.clone());
+        append_via(headers, via);
     }
     if context.connection.closing.get() && context.version != http::Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -342,7 +342,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     request_id(headers, hcm, edge, present, &connection);
     client_cert::forward(headers, hcm, connection.info.tls.as_deref(), present.any(Present::CLIENT_CERT));
     if let Some(via) = &hcm.via {
-        append_list(headers, header::VIA, via);
+        append_via(headers, via);
     }
 }
 
@@ -399,6 +399,12 @@ fn new_request_id(high: u64, low: u64) -> HeaderValue {
 
 fn append_forwarded_for(headers: &mut HeaderMap, address: HeaderValue) {
     append_list(headers, X_FORWARDED_FOR, &address);
+}
+
+/// The proxy's own name after those that are there, in one line as Envoy has it.
+pub(crate) fn append_via(headers: &mut HeaderMap, via: &HeaderValue) {
+    join_lines(headers, header::VIA);
+    append_list(headers, header::VIA, via);
 }
 
 pub(crate) fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {

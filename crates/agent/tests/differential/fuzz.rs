@@ -393,6 +393,14 @@ fn found() -> Vec<(&'static str, Value, [&'static str; 2])> {
             of_grpc,
         ),
         (
+            "the proxy's own name after the route's",
+            manager(
+                json!({ "routes": [to("service", json!({}))], "response_headers_to_add": [add("via", "route")] }),
+                json!({ "via": "proxy" }),
+            ),
+            ["GET", "via: one\r\nvia: two\r\n"],
+        ),
+        (
             "the attempt that comes",
             manager(
                 json!({ "routes": [to("service", json!({}))], "request_headers_to_add": [add("x-attempt", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%")] }),
