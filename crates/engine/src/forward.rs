@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use lateen_ir::{
     Action, ClusterSpecifier, Forward, MetadataCriteria, PathRewrite, PickedCluster, PreviousPriorities,
     RetryPolicy, Route, WeightedTarget,
@@ -22,6 +22,7 @@ use crate::presence::Present;
 use crate::trial::Trial;
 use crate::{hedge, interim, mirror, rewrite, route_stats};
 
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(crate) const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
@@ -127,7 +128,7 @@ struct Terms {
 /// The terms of the route and of what the request asks for; the head is brought into the form in which it is sent.
 fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&WeightedEntry>) -> Terms {
     let asked = Asked::take(context);
-    let timeout = asked.timeout.unwrap_or(action.timeout);
+    let timeout = asked.timeout.unwrap_or_else(|| timeout_of_route(context, action));
     context.no_content_on_timeout = asked.no_content_on_timeout;
     let hedges = asked.hedges.unwrap_or(action.hedge_on_per_try_timeout);
     let of_route = action.retry_policy.as_ref();
@@ -142,6 +143,14 @@ fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&Weigh
     prepare_head(context, action, weighted, expected_timeout(of_try, timeout));
     let hedges = hedges && policy.as_deref().is_some_and(RetryPolicy::limits_tries);
     Terms { timeout, policy, hedges: hedges.then_some(retries) }
+}
+
+/// The route's time-out, which for gRPC may be the client's own.
+fn timeout_of_route(context: &RequestContext, action: &Forward) -> Option<Duration> {
+    match action.grpc_timeout.as_deref().filter(|_| local_reply::is_grpc(&context.head.headers)) {
+        Some(limit) => limit.of(told_deadline(context)),
+        None => action.timeout,
+    }
 }
 
 /// What the service is told of the time it has: that of one try, if it has one, or else of everything.
@@ -244,12 +253,7 @@ fn stream_limit(context: &RequestContext) -> Option<Duration> {
         grpc_timeout_header_max: None,
         grpc_timeout_header_offset: None,
     });
-    let told = if context.present.any(Present::GRPC_TIMEOUT) {
-        context.head.headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?))
-    } else {
-        None
-    };
-    match (of_route.grpc_timeout_header_max, told) {
+    match (of_route.grpc_timeout_header_max, told_deadline(context)) {
         (Some(most), Some(told)) => {
             let told = most.filter(|most| !most.is_zero()).map_or(told, |most| told.min(most));
             Some(told.saturating_sub(of_route.grpc_timeout_header_offset.unwrap_or_default()))
@@ -258,17 +262,42 @@ fn stream_limit(context: &RequestContext) -> Option<Duration> {
     }
 }
 
-/// A gRPC server hears how long the route lets the stream live, as from Envoy.
-fn tell_deadline(context: &mut RequestContext, action: &Forward) {
-    if action.max_stream_duration.is_none() || !local_reply::is_grpc(&context.head.headers) {
+/// The time-out of a gRPC client.
+fn told_deadline(context: &RequestContext) -> Option<Duration> {
+    if !context.present.any(Present::GRPC_TIMEOUT) {
+        return None;
+    }
+    context.head.headers.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?))
+}
+
+/// A gRPC server hears how much time the request or a try has, or how long the route lets the stream live, as from Envoy.
+fn tell_deadline(context: &mut RequestContext, action: &Forward, expected: Option<Duration>) {
+    if action.max_stream_duration.is_none() {
+        if let Some(expected) = expected
+            && tells_grpc(action, &context.head.headers)
+        {
+            context.head.headers.insert(GRPC_TIMEOUT, grpc_timeout_value(expected));
+        }
         return;
     }
-    let name = HeaderName::from_static("grpc-timeout");
-    let limit = stream_limit(context).filter(|limit| !limit.is_zero());
-    match limit.and_then(|limit| HeaderValue::try_from(lateen_ir::grpc_timeout_text(limit)).ok()) {
-        Some(text) => drop(context.head.headers.insert(name, text)),
-        None => drop(context.head.headers.remove(name)),
+    if !local_reply::is_grpc(&context.head.headers) {
+        return;
     }
+    match stream_limit(context).filter(|limit| !limit.is_zero()) {
+        Some(limit) => drop(context.head.headers.insert(GRPC_TIMEOUT, grpc_timeout_value(limit))),
+        None => drop(context.head.headers.remove(GRPC_TIMEOUT)),
+    }
+}
+
+/// Whether `grpc-timeout` says how long a request may take, as the route has it.
+pub(crate) fn tells_grpc(action: &Forward, headers: &HeaderMap) -> bool {
+    action.grpc_timeout.is_some() && local_reply::is_grpc(headers)
+}
+
+/// A time as `grpc-timeout` has it.
+pub(crate) fn grpc_timeout_value(time: Duration) -> HeaderValue {
+    // Digits and a letter are a header value.
+    HeaderValue::try_from(lateen_ir::grpc_timeout_text(time)).unwrap_or(HeaderValue::from_static("0m"))
 }
 
 /// `grpc-timeout`: up to eight digits and a unit.
@@ -281,8 +310,9 @@ fn grpc_timeout(value: &str) -> Option<Duration> {
         "M" => Duration::from_secs(n * 60),
         "S" => Duration::from_secs(n),
         "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
+        // Envoy's time-outs are of milliseconds, and none that was asked for is of zero.
+        "u" => Duration::from_millis(n.div_ceil(1000)),
+        "n" => Duration::from_millis(n.div_ceil(1_000_000)),
         _ => return None,
     })
 }
@@ -304,7 +334,7 @@ fn prepare_head(
         let value = context.connection.expected_text.get(expected);
         context.head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, value);
     }
-    tell_deadline(context, action);
+    tell_deadline(context, action, expected);
     let weighted = weighted.and_then(|(route, index)| weighted_entry(route, *index));
     // It is for the attempt that comes.
     context.attempts += 1;
@@ -328,6 +358,8 @@ mod tests {
             ("5S", Some(Duration::from_secs(5))),
             ("250m", Some(Duration::from_millis(250))),
             ("1H", Some(Duration::from_secs(3600))),
+            ("1001u", Some(Duration::from_millis(2))),
+            ("1n", Some(Duration::from_millis(1))),
             ("123456789S", None),
             ("S", None),
             ("", None),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use lateen_ir::{Discovery, Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
+use lateen_ir::{Action, Discovery, Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
 
 use crate::answer::{ActiveRequest, Answer, UpstreamStream};
@@ -17,7 +17,10 @@ use crate::breakers::{self, Admission, Limited};
 use crate::cluster::{LocalCluster, Need};
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reply, Reset, underscored};
-use crate::forward::{WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, metadata_criteria, suppresses};
+use crate::forward::{
+    GRPC_TIMEOUT, WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, grpc_timeout_value, metadata_criteria,
+    suppresses, tells_grpc,
+};
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::interim::{self, charge_downstream, expects_continue};
@@ -468,7 +471,14 @@ impl Trial<'_> {
         if self.context.attempts > 1
             && let Some(left) = self.time_left()
         {
-            headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(left));
+            // 0 would mean that there is no limit.
+            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+            if !suppresses(self.context) {
+                headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(left));
+            }
+            if self.tells_grpc(&headers) {
+                headers.insert(GRPC_TIMEOUT, grpc_timeout_value(Duration::from_millis(left)));
+            }
         }
         let tells =
             self.context.virtual_host.as_ref().is_some_and(|host| host.include_is_timeout_retry_header);
@@ -485,14 +495,18 @@ impl Trial<'_> {
         }
     }
 
-    /// Milliseconds that a further try has, as far as the service is to know.
-    fn time_left(&self) -> Option<u64> {
-        let deadline = self.deadline.filter(|_| !suppresses(self.context))?;
-        let left = deadline.saturating_duration_since(Instant::now());
+    /// How much time a further try has.
+    fn time_left(&self) -> Option<Duration> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
         let per_try = self.policy.filter(|_| !self.hedges).and_then(|policy| policy.per_try_timeout);
-        let left = per_try.map_or(left, |per_try| per_try.min(left));
-        // 0 would mean that there is no limit.
-        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1))
+        Some(per_try.map_or(left, |per_try| per_try.min(left)))
+    }
+
+    fn tells_grpc(&self, headers: &HeaderMap) -> bool {
+        match self.context.route.as_ref().map(|route| &route.action) {
+            Some(Action::Forward(action)) => tells_grpc(action, headers),
+            _ => false,
+        }
     }
 
     pub(crate) fn answer(

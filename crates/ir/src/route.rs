@@ -193,6 +193,8 @@ pub struct Forward {
     pub append_x_forwarded_host: bool,
     /// Until the whole response. Default 15 s; `None`: no limit.
     pub timeout: Option<Duration>,
+    /// What gRPC requests have instead of `timeout`; `None`: nothing else.
+    pub grpc_timeout: Option<Box<GrpcTimeout>>,
     /// Overrides the connection manager's stream idle time-out; `Some(None)`: disabled.
     pub idle_timeout: Option<Option<Duration>>,
     /// Retries; `None`: the virtual host's.
@@ -260,6 +262,25 @@ pub enum MirrorTarget {
     Cluster(ClusterRef),
     /// To the one this request header names; without the header nowhere.
     Header(HeaderName),
+}
+
+/// How much of a gRPC client's own time-out (`grpc-timeout`) counts: Envoy's `max_grpc_timeout` and `grpc_timeout_offset`, deprecated but
+/// what istiod sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrpcTimeout {
+    /// At most this, also for clients without one; `None`: no limit.
+    pub most: Option<Duration>,
+    /// Subtracted from what the client says, where something is left then. Default zero.
+    pub offset: Duration,
+}
+
+impl GrpcTimeout {
+    /// How long a request of this client may take; `None`: without limit, which a client's zero means, too.
+    pub fn of(self, told: Option<Duration>) -> Option<Duration> {
+        let told = told.filter(|told| !told.is_zero());
+        let told = told.map(|told| if self.offset < told { told - self.offset } else { told });
+        told.into_iter().chain(self.most).min()
+    }
 }
 
 /// `RouteAction.MaxStreamDuration`.

@@ -89,7 +89,8 @@ pub(crate) fn match_everything() -> route::RouteMatch {
     }
 }
 
-/// No limit of our own on streams, and gRPC's own deadline header honoured.
+/// No limit of our own on streams, and gRPC's own deadline header honoured. istiod sends `max_grpc_timeout` for it, and with each
+/// time-out of a VirtualService too; Envoy has deprecated that and warns of every route that has it.
 pub(crate) fn no_grpc_timeout() -> route::route_action::MaxStreamDuration {
     route::route_action::MaxStreamDuration {
         max_stream_duration: Some(Duration::default()),

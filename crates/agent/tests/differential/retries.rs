@@ -70,6 +70,11 @@ fn routes() -> Value {
         hedged("/hedge-resets/", json!({ "retry_on": "reset" }), json!({})),
         hedged("/hedge-idle/", json!({ "per_try_timeout": null, "per_try_idle_timeout": "0.2s" }), json!({})),
         hedged("/hedge-soon-over/", json!({ "num_retries": 5 }), json!({ "timeout": "0.5s" })),
+        with("/grpc/", policy("unavailable", json!({})), json!({ "timeout": "0.3s", "max_grpc_timeout": "0.3s" })),
+        with("/grpc-unlimited/", policy("unavailable", json!({})), json!({ "timeout": "0s", "max_grpc_timeout": "0s" })),
+        with("/grpc-less/", policy("unavailable", json!({})), json!({ "timeout": "5s", "max_grpc_timeout": "9s", "grpc_timeout_offset": "1s" })),
+        with("/grpc-tries/", policy("unavailable", json!({ "per_try_timeout": "3s" })), json!({ "timeout": "20s", "max_grpc_timeout": "20s" })),
+        with("/grpc-streams/", policy("unavailable", json!({})), json!({ "max_grpc_timeout": "9s", "max_stream_duration": { "max_stream_duration": "5s" } })),
         json!({ "name": "plain", "match": { "prefix": "/plain/" }, "route": { "cluster": "retried", "timeout": "0.3s" } }),
     ]);
     routes.into()
@@ -208,6 +213,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(asked_for());
     all.extend(hedging());
     all.extend(statuses_of_grpc());
+    all.extend(deadlines_of_grpc());
     all
 }
 
@@ -280,6 +286,36 @@ fn statuses_of_grpc() -> Vec<Case> {
     let last = "grpc-14,grpc-14,grpc-14";
     all.push(get("gRPC, to the last", "/on/unavailable/", last, "content-type: application/grpc\r\n"));
     all
+}
+
+/// Time-outs that gRPC clients bring along, and what the service is told of them.
+fn deadlines_of_grpc() -> Vec<Case> {
+    let grpc = |name: &'static str, target: &str, acts: &str, more: &str| {
+        get(name, target, acts, &format!("content-type: application/grpc\r\n{more}"))
+    };
+    vec![
+        grpc("gRPC, its own time-out", "/grpc-unlimited/", "silence", "grpc-timeout: 200m\r\n"),
+        grpc("gRPC, no more than the route's time-out", "/grpc/", "silence", "grpc-timeout: 9S\r\n"),
+        grpc("gRPC, no time-out of its own", "/grpc/", "silence", ""),
+        grpc("gRPC, less than a millisecond", "/grpc-unlimited/", "silence", "grpc-timeout: 1n\r\n"),
+        grpc("gRPC, without limit", "/grpc-unlimited/", "late-empty", ""),
+        grpc("gRPC, zero is without limit", "/grpc-unlimited/", "late-empty", "grpc-timeout: 0m\r\n"),
+        grpc("gRPC, no time at all", "/grpc-unlimited/", "late-empty", "grpc-timeout: soon\r\n"),
+        get("another's time-out is not gRPC's", "/grpc-unlimited/", "late-empty", "grpc-timeout: 100m\r\n"),
+        grpc("gRPC, told", "/grpc-less/", "empty", "grpc-timeout: 5S\r\n"),
+        grpc("gRPC, told the most", "/grpc-less/", "empty", "grpc-timeout: 20S\r\n"),
+        grpc("gRPC, told what nobody asked for", "/grpc-less/", "empty", ""),
+        grpc("gRPC, nothing would be left", "/grpc-less/", "empty", "grpc-timeout: 1S\r\n"),
+        grpc(
+            "gRPC, told what is asked for otherwise",
+            "/grpc-less/",
+            "empty",
+            "grpc-timeout: 5S\r\nx-envoy-upstream-rq-timeout-ms: 2000\r\n",
+        ),
+        grpc("gRPC, told of each try", "/grpc-tries/", "grpc-14,empty", "grpc-timeout: 9S\r\n"),
+        grpc("gRPC, told of tries that have more", "/grpc-tries/", "grpc-14,empty", "grpc-timeout: 2S\r\n"),
+        grpc("gRPC, where streams are limited", "/grpc-streams/", "empty", "grpc-timeout: 9S\r\n"),
+    ]
 }
 
 /// Tries that are late and go on.

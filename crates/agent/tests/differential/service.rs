@@ -31,6 +31,10 @@ type Record = Arc<Mutex<BTreeMap<String, Vec<String>>>>;
 
 /// A header line; what is left of the time for a further try changes by milliseconds from run to run.
 fn whole_seconds(line: &str) -> String {
+    let of_grpc = line.strip_prefix("grpc-timeout: ").and_then(|left| left.strip_suffix('m'));
+    if let Some(left) = of_grpc.and_then(|left| left.parse::<u64>().ok()) {
+        return format!("grpc-timeout within {} s", left.div_ceil(1000));
+    }
     let left =
         line.strip_prefix("x-envoy-expected-rq-timeout-ms: ").and_then(|left| left.parse::<u64>().ok());
     left.map_or_else(|| comparable(line), |left| format!("expected within {} s", left.div_ceil(1000)))

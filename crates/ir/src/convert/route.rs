@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use lateen_xds::pb::envoy::config::route::v3 as proto;
+use lateen_xds::pb::google::protobuf as google;
 
 use super::cluster_names::ClusterNames;
 use super::cors::legacy_policy;
@@ -29,8 +30,8 @@ use super::weighted_clusters::cluster_specifier;
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Action, DirectResponse, Forward, HostRewrite, MaxStreamDuration, MirrorPolicy, PathMatcher, PathRewrite,
-    RequireTls, Route, RouteConfiguration, RouteMatcher, RouteTable, TextFormat, VirtualHost,
+    Action, DirectResponse, Forward, GrpcTimeout, HostRewrite, MaxStreamDuration, MirrorPolicy, PathMatcher,
+    PathRewrite, RequireTls, Route, RouteConfiguration, RouteMatcher, RouteTable, TextFormat, VirtualHost,
 };
 
 const MAX_DIRECT_RESPONSE_BODY: u32 = 4096;
@@ -290,6 +291,7 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         used {
             hash_policy, cluster_not_found_response_code, prefix_rewrite, regex_rewrite, path_rewrite, append_x_forwarded_host,
             timeout, idle_timeout, retry_policy, priority, upgrade_configs, max_stream_duration, cluster_specifier,
+            max_grpc_timeout, grpc_timeout_offset,
             host_rewrite_specifier, cors, request_mirror_policies, hedge_policy,
             internal_redirect_policy, metadata_match,
         }
@@ -301,8 +303,6 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
             retry_policy_typed_config = "retry policies by extension",
             rate_limits = "rate limits",
             include_vh_rate_limits = "rate limits",
-            max_grpc_timeout = "use max_stream_duration.grpc_timeout_header_max",
-            grpc_timeout_offset = "use max_stream_duration.grpc_timeout_header_offset",
             internal_redirect_action = "use internal_redirect_policy",
             max_internal_redirects = "use internal_redirect_policy",
         }
@@ -354,6 +354,8 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
         // As in Envoy, a route that limits its streams has no other time-out of its own.
         timeout: self::timeout(at, "timeout", timeout, Some(std::time::Duration::from_secs(15)))?
             .filter(|_| max_stream_duration.is_none()),
+        grpc_timeout: grpc_timeout(at, max_grpc_timeout, grpc_timeout_offset)?
+            .filter(|_| max_stream_duration.is_none()),
         idle_timeout: idle_timeout.map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
         retry_policy: retry_policy
             .map(|policy| self::retry_policy(&at.field("retry_policy"), policy).map(Arc::new))
@@ -370,6 +372,16 @@ fn forward(at: &At<'_>, message: proto::RouteAction, shared: &mut Shared) -> Con
 
 fn text_format(at: &At<'_>, field: &str, format: &str) -> Converted<TextFormat> {
     TextFormat::parse(format, true).map_err(|error| at.error_in(field, error.to_string()))
+}
+
+fn grpc_timeout(
+    at: &At<'_>,
+    most: Option<google::Duration>,
+    offset: Option<google::Duration>,
+) -> Converted<Option<Box<GrpcTimeout>>> {
+    let offset = duration(at, "grpc_timeout_offset", offset)?.unwrap_or_default();
+    let most = duration(at, "max_grpc_timeout", most)?;
+    Ok(most.map(|most| Box::new(GrpcTimeout { most: Some(most).filter(|most| !most.is_zero()), offset })))
 }
 
 fn max_stream_duration(
