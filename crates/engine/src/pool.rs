@@ -187,8 +187,9 @@ impl Pool {
         self.idle.borrow_mut().push(connection);
     }
 
-    /// A connection ended: one of those that wait may open another.
+    /// A connection ended: it is let go of, and one of those that wait may open another.
     pub(crate) fn ended(&self) {
+        self.shared.borrow_mut().retain(|connection| !connection.facts.ended.get());
         let mut waiting = self.waiting.borrow_mut();
         while let Some(hand) = waiting.pop_front() {
             if hand.send(None).is_ok() {
