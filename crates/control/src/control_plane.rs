@@ -225,31 +225,14 @@ impl ControlPlane {
         ));
         let (federation, federations) = watch::channel(None);
         background.spawn(root_cert::distribute(client.clone(), authority.clone(), federations, stop.clone()));
-        background.spawn(trust_bundles::run(
-            KeyFetcher::new(&config.keys.authorities),
-            client.clone(),
-            config.namespace.clone(),
-            published.clone(),
-            federation,
-            stop.clone(),
-        ));
-        background.spawn(key_sets::run(
-            KeyFetcher::new(&config.keys.authorities).blocking(&config.keys.blocked),
-            config.keys.refresh,
-            StoredKeys::new(client.clone(), &config.namespace),
-            published.clone(),
-            inputs.clone(),
-            stop.clone(),
-        ));
-        if config.resolve_gateways {
-            background.spawn(gateway_names::run(
-                gateway_names::of_system,
-                gateway_names::REFRESH,
-                published.clone(),
-                inputs.clone(),
-                stop.clone(),
-            ));
-        }
+        let elsewhere = Elsewhere {
+            config: &config,
+            client: &client,
+            published: &published,
+            inputs: &inputs,
+            stop: &stop,
+        };
+        elsewhere.follow(&background, federation);
         background.spawn(ingress_status::run(client.clone(), published.clone(), stop.clone()));
         background.spawn(status_writer::run(client.clone(), published.clone(), refused, stop.clone()));
         let revision =
@@ -354,6 +337,47 @@ async fn authority(client: &Client, namespace: &str) -> Result<Stored, StartErro
 }
 
 /// What the servers are made of.
+/// Who follows what is outside the cluster.
+struct Elsewhere<'a> {
+    config: &'a Config,
+    client: &'a Client,
+    published: &'a watch::Receiver<Published>,
+    inputs: &'a mpsc::Sender<Input>,
+    stop: &'a CancellationToken,
+}
+
+impl Elsewhere<'_> {
+    /// Follows what is said outside the cluster: roots of other meshes, keys of token issuers, addresses of gateways between networks.
+    fn follow(self, background: &TaskTracker, federation: watch::Sender<Option<lateen_pki::Federation>>) {
+        let Self { config, client, published, inputs, stop } = self;
+        background.spawn(trust_bundles::run(
+            KeyFetcher::new(&config.keys.authorities),
+            client.clone(),
+            config.namespace.clone(),
+            published.clone(),
+            federation,
+            stop.clone(),
+        ));
+        background.spawn(key_sets::run(
+            KeyFetcher::new(&config.keys.authorities).blocking(&config.keys.blocked),
+            config.keys.refresh,
+            StoredKeys::new(client.clone(), &config.namespace),
+            published.clone(),
+            inputs.clone(),
+            stop.clone(),
+        ));
+        if config.resolve_gateways {
+            background.spawn(gateway_names::run(
+                gateway_names::of_system,
+                gateway_names::REFRESH,
+                published.clone(),
+                inputs.clone(),
+                stop.clone(),
+            ));
+        }
+    }
+}
+
 struct Parts<'a> {
     config: &'a Config,
     client: Client,

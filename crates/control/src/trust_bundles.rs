@@ -164,7 +164,10 @@ async fn follow(
             }
             round(fetcher, &mut known).await;
             let all = federation(mesh, &known, &before);
-            told.send_if_modified(|told| std::mem::replace(told, Some(all)) != *told);
+            told.send_if_modified(|told| {
+                let before = told.replace(all);
+                before != *told
+            });
         }
         let next = known.values().filter_map(|known| known.next).min();
         let due = async {

@@ -318,6 +318,7 @@ async fn unknown_image(world: &World) {
 /// What the kernel says of a process of the container.
 const STATUS: &str = "grep -E '^(Uid|Groups|CapPrm|CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/$p/status | tr '\\t' ' '";
 
+#[allow(clippy::too_many_lines)] // One pod after the other, by what it asks for.
 async fn security(world: &World) {
     // (name, the pod's and the container's context, what the kernel says, what the program may: marking sockets takes NET_ADMIN or
     // NET_RAW, which is in the default set)

@@ -119,6 +119,21 @@ fn ports_of_mutual_tls(scope: &Scope, host: &Hostname) -> Option<Vec<bool>> {
     Some(service.mesh_ports().map(|port| mutual_tls::all_take_it(scope, service, &port.name)).collect())
 }
 
+/// Services that are reached in another way than before: by other gateways of other networks.
+fn reached_otherwise(before: &Scope, scope: &Scope) -> Vec<Hostname> {
+    let moved = |service: &&Arc<Service>| networks::reach(scope, service) != networks::reach(before, service);
+    scope.services.iter().filter(moved).map(|service| service.hostname.clone()).collect()
+}
+
+/// Services of which these PeerAuthentications may say something.
+fn under_policies(policies: &BTreeSet<ObjectName>, scope: &Scope) -> Vec<Hostname> {
+    let root = &scope.world.mesh().root_namespace;
+    let concerned = |service: &&Arc<Service>| {
+        policies.iter().any(|one| *one.namespace == *service.name.namespace || *one.namespace == **root)
+    };
+    scope.services.iter().filter(concerned).map(|service| service.hostname.clone()).collect()
+}
+
 /// What of a class's resources may change by `delta`; `before` and `scope` are the class's views of the world before and after
 /// it. A proxy whose class changed needs [`Affected::all`] instead. Never too little; too much only costs work, since
 /// resources are versioned by content.
@@ -142,23 +157,12 @@ pub fn affected(delta: &Delta, before: &Scope, scope: &Scope) -> Affected {
     affected.clusters.add(delta.endpoints.iter().filter(chosen).cloned());
     affected.clusters.add(delta.endpoints.iter().filter(others).cloned());
     if delta.networks {
-        let moved =
-            |service: &&Arc<Service>| networks::reach(scope, service) != networks::reach(before, service);
-        let hosts = scope.services.iter().filter(moved).map(|service| service.hostname.clone());
-        let hosts: Vec<Hostname> = hosts.collect();
+        let hosts = reached_otherwise(before, scope);
         affected.clusters.add(hosts.iter().filter(by_name).cloned());
         affected.endpoints.add(hosts);
     }
     if !delta.peer_authentications.is_empty() {
-        let root = &scope.world.mesh().root_namespace;
-        let changed = |namespace: &str| {
-            delta
-                .peer_authentications
-                .iter()
-                .any(|one| *one.namespace == *namespace || *one.namespace == **root)
-        };
-        let theirs = scope.services.iter().filter(|service| changed(&service.name.namespace));
-        let hosts: Vec<Hostname> = theirs.map(|service| service.hostname.clone()).collect();
+        let hosts = under_policies(&delta.peer_authentications, scope);
         affected.clusters.add(hosts.iter().filter(|host| by_name(host) || chosen(host)).cloned());
         affected.endpoints.add(hosts);
     }

@@ -60,7 +60,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::R
             text.retain(|c| c != '\r' && c != '\n');
         }
     }
-    Ok(text.split(|c: char| c == '\r' || c == '\n').next().unwrap_or_default().chars().take(12).collect())
+    Ok(text.split(['\r', '\n']).next().unwrap_or_default().chars().take(12).collect())
 }
 
 fn asks(kind: &str, more: &Value) -> Value {

@@ -207,7 +207,7 @@ fn template_problem(path: &str, key: &str) -> Option<String> {
             text if text.contains(['{', '}']) => {
                 return wrong("Contains '{' or '}' beyond a supported path template");
             }
-            text if template && !(text.chars().all(literal) && !text.is_empty()) => {
+            text if template && (text.is_empty() || !text.chars().all(literal)) => {
                 return wrong(&format!("Contains segment {text} with invalid string literal"));
             }
             // Envoy's templates take any path in their last segment alone.

@@ -53,13 +53,16 @@ fn run() -> Result<()> {
     checks(&cluster).map_err(|error| error.context(cluster.last_words()))
 }
 
+/// Name and body.
+type Check = (&'static str, fn(&Kubernetes) -> Result<()>);
+
 fn checks(cluster: &Kubernetes) -> Result<()> {
     let said = |what: &str| println!("test {what} ... ok");
     let objects = lateen_manifests::render(&lateen_manifests::Options::default());
     install(cluster, &objects)?;
     said("manifests_are_accepted");
     let istiod = control_plane(cluster, &[])?;
-    let checks: [(&str, fn(&Kubernetes) -> Result<()>); 6] = [
+    let checks: [Check; 6] = [
         ("roots_are_in_every_namespace", roots),
         ("webhooks_have_their_authority_and_refuse", webhooks),
         ("pods_are_injected", injection),

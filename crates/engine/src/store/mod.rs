@@ -358,7 +358,7 @@ impl Store {
         let inline = self.active_listeners().flat_map(|listener| compile::inline_routes(listener));
         for config in self.routes.values().chain(inline) {
             for (slot, name) in config.stats.iter().zip(config.ir.stats.iter()) {
-                slot.into_iter().for_each(|slot| names[*slot as usize] = Some(name.clone()));
+                slot.iter().for_each(|slot| names[*slot as usize] = Some(name.clone()));
             }
         }
         names

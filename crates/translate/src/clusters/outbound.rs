@@ -101,7 +101,7 @@ enum EndpointSource {
         /// What its workloads accept.
         policies: Box<PeerPolicies>,
         /// Those that are not reached as they are.
-        reach: Option<Reach>,
+        reach: Option<Box<Reach>>,
     },
     /// The hosts that requests name.
     Named { refresh_rate: Duration },
@@ -166,7 +166,7 @@ fn source(scope: &Scope, service: &Service, port: &ServicePort) -> Option<Endpoi
             endpoints: scope.world.endpoints(service).cloned(),
             spread: None,
             policies: Box::new(scope.world.peer_policies(&service.name.namespace)),
-            reach: networks::reach(scope, service),
+            reach: networks::reach(scope, service).map(Box::new),
         }),
     }
 }
@@ -332,7 +332,7 @@ impl OutboundClusterInputs {
         let EndpointSource::Dns { logical, policies, reach, .. } = &self.source else { return Vec::new() };
         let takes = |endpoint: &Endpoint| endpoints::takes_mutual_tls(endpoint, policies);
         let spoken = |endpoint: &Endpoint| self.mutual_tls_by_rule().unwrap_or_else(|| takes(endpoint));
-        let mut members = networks::members(reach.as_ref(), self.names_to_look_up(), takes, spoken);
+        let mut members = networks::members(reach.as_deref(), self.names_to_look_up(), takes, spoken);
         members.truncate(if *logical { 1 } else { usize::MAX });
         members
     }
