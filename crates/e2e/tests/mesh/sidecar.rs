@@ -141,7 +141,7 @@ kind: Gateway
 metadata: { name: socket }
 spec:
   selector: { istio: ingressgateway }
-  servers: [{ port: { number: 0, name: http, protocol: HTTP }, bind: "unix:///tmp/gateway.sock", hosts: [behind.example] }]
+  servers: [{ port: { number: 0, name: http, protocol: HTTP }, bind: "unix:///var/lib/istio/data/gateway.sock", hosts: [behind.example] }]
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -272,7 +272,7 @@ fn unix_sockets(mesh: &Mesh) -> Result<()> {
     answers("behind", "http://127.0.0.7:9092/", "200 istio-envoy")?;
     // A gateway's.
     eventually("the gateway's socket answers", SOON, || {
-        let curl = "curl -s -m 5 -w '\\n%{http_code}' --unix-socket /tmp/gateway.sock http://behind.example/ || true";
+        let curl = "curl -s -m 5 -w '\\n%{http_code}' --unix-socket /var/lib/istio/data/gateway.sock http://behind.example/ || true";
         let gateway = ["exec", "-n", "istio-system", "deploy/istio-ingressgateway", "-c", "istio-proxy"];
         let said = mesh.kubectl(&[&gateway[..], &["--", "sh", "-c", curl]].concat())?;
         ensure!(said.trim().ends_with("200"), "{said}");
