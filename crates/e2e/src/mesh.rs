@@ -151,11 +151,9 @@ impl Mesh {
     /// # Errors
     /// As `kubectl apply` says.
     pub fn apply(&self, yaml: &str) -> Result<String> {
-        let file = std::env::temp_dir().join(format!("lateen-e2e-{}.yaml", std::process::id()));
-        std::fs::write(&file, yaml)?;
-        let said = self.kubectl(&["apply", "-f", &file.display().to_string()]);
-        std::fs::remove_file(&file)?;
-        said
+        let file = tempfile::NamedTempFile::with_suffix(".yaml")?;
+        std::fs::write(file.path(), yaml)?;
+        self.kubectl(&["apply", "-f", &file.path().display().to_string()])
     }
 
     /// Applies a file of `fixtures/`.

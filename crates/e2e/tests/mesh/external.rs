@@ -41,12 +41,13 @@ fn entries_by_address_and_by_name(mesh: &Mesh) -> Result<()> {
 
 fn set_policy(mesh: &Mesh, mode: &str) -> Result<()> {
     let script = format!(
-        "kubectl get cm -n istio-system istio -o jsonpath='{{.data.mesh}}' | grep -v '^outboundTrafficPolicy' > /tmp/lateen-mesh-config\n\
-         printf '\\noutboundTrafficPolicy: {{ mode: {mode} }}\\n' >> /tmp/lateen-mesh-config\n\
-         kubectl create cm -n istio-system istio --from-file=mesh=/tmp/lateen-mesh-config --dry-run=client -o json \\\n\
-           | jq '{{data: {{mesh: .data.mesh}}}}' > /tmp/lateen-mesh-patch\n\
-         kubectl patch cm -n istio-system istio --patch-file /tmp/lateen-mesh-patch\n\
-         rm /tmp/lateen-mesh-config /tmp/lateen-mesh-patch"
+        "d=$(mktemp -d)\n\
+         kubectl get cm -n istio-system istio -o jsonpath='{{.data.mesh}}' | grep -v '^outboundTrafficPolicy' > $d/mesh\n\
+         printf '\\noutboundTrafficPolicy: {{ mode: {mode} }}\\n' >> $d/mesh\n\
+         kubectl create cm -n istio-system istio --from-file=mesh=$d/mesh --dry-run=client -o json \\\n\
+           | jq '{{data: {{mesh: .data.mesh}}}}' > $d/patch\n\
+         kubectl patch cm -n istio-system istio --patch-file $d/patch\n\
+         rm -r $d"
     );
     mesh.lab("", &script).map(drop)
 }
