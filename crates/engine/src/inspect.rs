@@ -87,13 +87,15 @@ fn http_version(bytes: &[u8]) -> Guess<Option<&'static str>> {
         Guess::Known(true) => return Guess::Known(Some("h2c")),
         Guess::Known(false) => {}
     }
-    let Some(end) = bytes.iter().position(|&b| b == b'\n') else {
-        // A request line starts with a method token; anything else is not HTTP and must not be waited for.
-        let method = bytes.split(|&b| b == b' ').next().unwrap_or_default();
-        let plausible = method.len() <= 32
-            && method.iter().all(|b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(b));
-        return if plausible { Guess::NeedMore } else { Guess::Known(None) };
-    };
+    let end = bytes.iter().position(|&b| b == b'\n');
+    // A request line starts with a method token; anything else is not HTTP and must not be waited for.
+    let method = bytes[..end.unwrap_or(bytes.len())].split(|&b| b == b' ').next().unwrap_or_default();
+    let plausible = method.len() <= 32
+        && method.iter().all(|b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(b));
+    if !plausible {
+        return Guess::Known(None);
+    }
+    let Some(end) = end else { return Guess::NeedMore };
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
     if line.ends_with(b" HTTP/1.1") {
         Guess::Known(Some("http/1.1"))

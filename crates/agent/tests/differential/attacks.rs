@@ -149,11 +149,16 @@ async fn wrong_messages_fare_the_same() {
 fn floods() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
     let open = headers(1, 0, &head("POST", "/", &[("act", b"silence")]));
     let begun = frame(HEADERS, END_STREAM, 1, &head("GET", "/direct", &[]));
-    let mut bomb = head("GET", "/direct", &[]);
     // One large entry, and then an octet for each time it is meant.
-    bomb.extend([0x40, 1, b'a', 0x7f, 0xbd, 0x1d]);
-    bomb.extend([b'b'; 3900]);
-    bomb.extend([0xbe; 3000]);
+    let bomb = |name: &str| {
+        let mut bomb = head("GET", "/direct", &[]);
+        bomb.extend([0x40, u8::try_from(name.len()).unwrap()]);
+        bomb.extend(name.as_bytes());
+        bomb.extend([0x7f, 0xbd, 0x1d]);
+        bomb.extend([b'b'; 3900]);
+        bomb.extend([0xbe; 3000]);
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)
+    };
     vec![
         (
             "empty DATA (CVE-2019-9518)",
@@ -190,7 +195,10 @@ fn floods() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
             None,
         ),
         ("empty CONTINUATION", [begun, frame(CONTINUATION, 0, 1, b"").repeat(20_000)].concat(), None),
-        ("HPACK bomb (CVE-2016-6581)", frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb), None),
+        ("HPACK bomb (CVE-2016-6581)", bomb("a"), None),
+        // Crumbs are put together again, and what is left out still comes.
+        ("HPACK bomb of cookies (CVE-2026-47774)", bomb("cookie"), None),
+        ("HPACK bomb of hosts (CVE-2026-73550)", bomb("host"), None),
         (
             "RST_STREAM of idle streams (CVE-2019-9514)",
             frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]).repeat(3000),

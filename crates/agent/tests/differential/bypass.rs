@@ -20,6 +20,11 @@ fn manager(more: Value) -> Value {
         "host": any(header(":authority", json!({ "exact": "admin.example", "ignore_case": true }))),
         "hosts": any(header(":authority", json!({ "suffix": ".admin.example" }))),
         "user": any(header("x-user", json!({ "exact": "root" }))),
+        "text": any(header("x-text", json!({ "safe_regex": { "regex": ".*secret.*" } }))),
+        "plain": any(json!({ "and_rules": { "rules": [
+            { "header": { "name": "x-plain", "present_match": true } },
+            { "not_rule": header("x-plain", json!({ "safe_regex": { "regex": "[a-z]+" } })) },
+        ] } })),
         "internal": any(header("x-envoy-internal", json!({ "exact": "true" }))),
         "cluster": any(header("x-envoy-downstream-service-cluster", json!({ "exact": "trusted" }))),
         "client": { "permissions": [{ "any": true }], "principals": [{ "remote_ip": { "address_prefix": "203.0.113.0", "prefix_len": 24 } }] },
@@ -74,7 +79,7 @@ fn ask(what: &str, listener: &'static str, head: &[u8]) -> Case {
     }
 }
 
-const PATHS: [&str; 31] = [
+const PATHS: [&str; 38] = [
     "/admin",
     "/admin/x",
     "/Admin",
@@ -106,6 +111,24 @@ const PATHS: [&str; 31] = [
     "/admin%zz",
     "/%252fadmin",
     "/a/%2e%2e/admin",
+    // Dot segments with parameters (CVE-2026-73551).
+    "/a/..;/admin",
+    "/a/..;x=1/admin",
+    "/..;/admin",
+    "/.;/admin",
+    "/a/.;x/../admin",
+    "/a/%2e%2e;/admin",
+    "/a;x=/../admin",
+];
+/// Values that are no UTF-8, which a regex must see all the same (CVE-2026-73552).
+const TEXTS: [&[u8]; 7] = [
+    b"x-text: secret",
+    b"x-text: \xffsecret",
+    b"x-text: secret\xc3",
+    b"x-text: \xc3\xa9 secret",
+    b"x-plain: abc",
+    b"x-plain: ab\xffc",
+    b"x-plain: \xff",
 ];
 const HOSTS: [&str; 10] = [
     "admin.example",
@@ -156,6 +179,10 @@ pub(crate) fn cases() -> Vec<Case> {
         all.push(ask("absolute host", listener, b"GET http://admin.example/ HTTP/1.1\r\nhost: b\r\n"));
         all.push(ask("method", listener, b"DELETE / HTTP/1.1\r\nhost: a\r\n"));
         all.push(ask("method in lower case", listener, b"delete / HTTP/1.1\r\nhost: a\r\n"));
+    }
+    for text in TEXTS {
+        let what = String::from_utf8_lossy(text).into_owned();
+        all.push(ask(&what, "bypass-base", &[b"GET / HTTP/1.1\r\nhost: a\r\n", text, b"\r\n"].concat()));
     }
     for host in HOSTS {
         all.push(ask(host, "bypass-base", format!("GET / HTTP/1.1\r\nhost: {host}\r\n").as_bytes()));

@@ -18,7 +18,23 @@ const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Answers every request with a word, or what it says first is that.
 async fn serve(address: SocketAddr, word: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind(address).await.unwrap();
+    answer(TcpListener::bind(address).await.unwrap(), word)
+}
+
+/// Answers on one port with a word for each family. A port that one of them gives may be taken in the other.
+async fn serve_both(four: &'static str, six: &'static str) -> u16 {
+    loop {
+        let v4 = TcpListener::bind((V4, 0)).await.unwrap();
+        let port = v4.local_addr().unwrap().port();
+        if let Ok(v6) = TcpListener::bind((V6, port)).await {
+            answer(v6, six);
+            answer(v4, four);
+            return port;
+        }
+    }
+}
+
+fn answer(listener: TcpListener, word: &'static str) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -195,8 +211,7 @@ async fn hosts(duo: &Duo, kind: usize, name: &str) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_have_addresses_of_the_families_asked_for() {
-    let v4 = serve((V4, 0).into(), "four").await;
-    serve((V6, v4.port()).into(), "six").await;
+    let port = serve_both("four", "six").await;
     let names = Names::start().await;
     names.set("both.test", Says::Families(vec![Ipv4Addr::LOCALHOST], vec![Ipv6Addr::LOCALHOST], 60));
     names.set("four.test", Says::Families(vec![Ipv4Addr::LOCALHOST], vec![], 60));
@@ -214,7 +229,7 @@ async fn names_have_addresses_of_the_families_asked_for() {
         for family in ["AUTO", "V4_ONLY", "V6_ONLY", "V4_PREFERRED", "ALL"] {
             for name in ["both", "four", "six", "half"] {
                 let cluster_name = format!("{kind}-{family}-{name}").to_lowercase();
-                let host = json!({ "endpoint": { "address": { "socket_address": { "address": format!("{name}.test"), "port_value": v4.port() } } } });
+                let host = json!({ "endpoint": { "address": { "socket_address": { "address": format!("{name}.test"), "port_value": port } } } });
                 let more = json!({ "type": kind, "dns_lookup_family": family, "typed_dns_resolver_config": resolver });
                 clusters.push(cluster(&cluster_name, vec![host], more));
                 known.push(cluster_name);
@@ -238,7 +253,7 @@ async fn names_have_addresses_of_the_families_asked_for() {
     }
     let [envoy, lateen] = seen;
     assert_eq!(envoy, lateen);
-    let half = format!("logical_dns-all-half: {{\"127.0.0.2:{0}\"}} 200 six Some(\"[::1]:{0}\")", v4.port());
+    let half = format!("logical_dns-all-half: {{\"127.0.0.2:{0}\"}} 200 six Some(\"[::1]:{0}\")", port);
     assert!(lateen.contains(&half), "{lateen}");
 }
 
