@@ -173,6 +173,8 @@ mod tests {
             ("/a\\b", "/a/b"),
             ("/.hidden", "/.hidden"),
             ("/a/..;/b", "/b"),
+            // Envoy 1.40 reads parameters before it decodes, and passes on `/a/..;/b`; the same path has one meaning here.
+            ("/a/%2e%2e;/b", "/b"),
             ("/a/.;x=1/b", "/a/b"),
             ("/a/..;", "/"),
             ("/a;x/b", "/a;x/b"),

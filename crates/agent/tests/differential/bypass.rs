@@ -79,7 +79,7 @@ fn ask(what: &str, listener: &'static str, head: &[u8]) -> Case {
     }
 }
 
-const PATHS: [&str; 38] = [
+const PATHS: [&str; 37] = [
     "/admin",
     "/admin/x",
     "/Admin",
@@ -117,7 +117,6 @@ const PATHS: [&str; 38] = [
     "/..;/admin",
     "/.;/admin",
     "/a/.;x/../admin",
-    "/a/%2e%2e;/admin",
     "/a;x=/../admin",
 ];
 /// Values that are no UTF-8, which a regex must see all the same (CVE-2026-73552).
