@@ -28,7 +28,9 @@ fn start(mesh: &Mesh) -> Result<String> {
     mesh.apply(STRANGER)?;
     mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "pod/stranger", "--timeout=60s"])?;
-    let ip = mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    // Not one that the trial before has left to end.
+    let httpbin = mesh.pod("default", "app=httpbin")?;
+    let ip = mesh.kubectl(&["get", "pod", &httpbin, "-o", "jsonpath={.status.podIP}"])?;
     eventually("a request from outside the mesh", Duration::from_secs(30), || {
         let said = run(
             mesh,
@@ -45,7 +47,8 @@ fn start(mesh: &Mesh) -> Result<String> {
 fn clean(mesh: &Mesh) -> Result<()> {
     // The next trial makes pods of these names.
     mesh.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+    mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"])?;
+    mesh.kubectl(&["delete", "pod", "-n", "default", "-l", "app=httpbin", "--grace-period=1"]).map(drop)
 }
 
 fn proxies_keep_their_ports(mesh: &Mesh) -> Result<()> {
