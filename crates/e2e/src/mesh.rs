@@ -204,6 +204,15 @@ impl Mesh {
         bail!("no ready pod with {selector} in {namespace}")
     }
 
+    /// The address of that pod, and not of one of the same name that is about to end.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod_address(&self, namespace: &str, selector: &str) -> Result<String> {
+        let pod = self.pod(namespace, selector)?;
+        self.kubectl(&["get", "pod", "-n", namespace, &pod, "-o", "jsonpath={.status.podIP}"])
+    }
+
     /// Path of the kubeconfig that `lateen up` wrote.
     pub fn kubeconfig(&self) -> PathBuf {
         state_dir().join("kubeconfig")

@@ -124,14 +124,7 @@ fn identities_and_modes(mesh: &Mesh) -> Result<()> {
     mesh.apply(&mode("istio-system", "{mtls: {mode: STRICT}}"))?;
     let said = becomes(mesh, "stranger", "curl -sS -m 5 http://httpbin:8000/headers", "exit 56")?;
     ensure!(said.contains("Connection reset by peer"), "{said}");
-    let ip = mesh.kubectl(&[
-        "get",
-        "pod",
-        "-l",
-        "app=echo,version=v1",
-        "-o",
-        "jsonpath={.items[0].status.podIP}",
-    ])?;
+    let ip = mesh.pod_address("default", "app=echo,version=v1")?;
     let said = run(mesh, "stranger", &format!("curl -sS -m 5 http://{}:8123/", ip.trim()))?;
     ensure!(said.contains("exit 56"), "{said}");
     let said = run(mesh, "client", HTTP)?;

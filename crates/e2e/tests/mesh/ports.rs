@@ -28,9 +28,7 @@ fn start(mesh: &Mesh) -> Result<String> {
     mesh.apply(STRANGER)?;
     mesh.kubectl(&["wait", "--for=condition=Available", "deploy", "--all", "--timeout=60s"])?;
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "pod/stranger", "--timeout=60s"])?;
-    // Not one that the trial before has left to end.
-    let httpbin = mesh.pod("default", "app=httpbin")?;
-    let ip = mesh.kubectl(&["get", "pod", &httpbin, "-o", "jsonpath={.status.podIP}"])?;
+    let ip = mesh.pod_address("default", "app=httpbin")?;
     eventually("a request from outside the mesh", Duration::from_secs(30), || {
         let said = run(
             mesh,

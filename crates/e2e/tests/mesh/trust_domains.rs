@@ -157,8 +157,7 @@ spec:
 "#
         ))?;
     }
-    let address =
-        mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let address = mesh.pod_address("default", "app=httpbin")?;
     let called = |name: &str, wanted: &str| {
         eventually(&format!("{name} from elsewhere is answered {wanted}"), SOON, || {
             let status = from_elsewhere(&other, name, &address)?;
