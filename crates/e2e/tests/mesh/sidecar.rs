@@ -154,8 +154,7 @@ spec:
 
 /// Address of its pod.
 fn httpbin(mesh: &Mesh) -> Result<String> {
-    mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])
-        .map(|said| said.trim().to_owned())
+    mesh.pod_address("default", "app=httpbin").map(|said| said.trim().to_owned())
 }
 
 fn reach_and_reception(mesh: &Mesh) -> Result<()> {

@@ -105,7 +105,7 @@ fn headless_services(mesh: &Mesh) -> Result<()> {
     mesh.apply(&mode("default", "{mtls: {mode: PERMISSIVE}}"))?;
     mesh.apply(&STRANGER.replace("app: stranger", "app: stranger, member: yes-it-is"))?;
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s"])?;
-    let ip = mesh.kubectl(&["get", "pod", "-l", "app=httpbin", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let ip = mesh.pod_address("default", "app=httpbin")?;
     let ask = format!("curl -s -m 5 -w %{{http_code}} --resolve members:80:{ip} http://members/headers");
     eventually("plain text", SOON, || {
         let said = mesh.kubectl(&["exec", "client", "-c", "client", "--", "bash", "-c", &ask])?;
