@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use crate::web::{Ask, Reply, client};
 /// A running load: requests at a fixed rate (open loop), each in its own task, over kept connections.
 pub struct Load {
     stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
     thread: JoinHandle<Result<LoadReport>>,
 }
 
@@ -50,11 +51,18 @@ impl Load {
     pub fn start(ask: Ask, rate: u32, classify: fn(&Reply) -> String) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let sent = Arc::<AtomicUsize>::default();
+        let count = sent.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            Ok(runtime.block_on(run(ask, rate, classify, &stopped)))
+            Ok(runtime.block_on(run(ask, rate, classify, &stopped, &count)))
         });
-        Self { stop, thread }
+        Self { stop, sent, thread }
+    }
+
+    /// Requests begun so far.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Stops, waits for the replies still due and reports.
@@ -67,7 +75,13 @@ impl Load {
     }
 }
 
-async fn run(ask: Ask, rate: u32, classify: fn(&Reply) -> String, stop: &AtomicBool) -> LoadReport {
+async fn run(
+    ask: Ask,
+    rate: u32,
+    classify: fn(&Reply) -> String,
+    stop: &AtomicBool,
+    count: &AtomicUsize,
+) -> LoadReport {
     let start = Instant::now();
     let report = Arc::new(Mutex::new(LoadReport::default()));
     let client = client(false);
@@ -75,6 +89,7 @@ async fn run(ask: Ask, rate: u32, classify: fn(&Reply) -> String, stop: &AtomicB
     let mut due = tokio::task::JoinSet::new();
     while !stop.load(Ordering::SeqCst) {
         tick.tick().await;
+        count.fetch_add(1, Ordering::Relaxed);
         while due.try_join_next().is_some() {}
         let (ask, client, report) = (ask.clone(), client.clone(), report.clone());
         due.spawn(async move {
