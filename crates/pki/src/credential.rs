@@ -108,6 +108,23 @@ mod tests {
         (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
     }
 
+    /// An empty list.
+    fn revoked() -> String {
+        let key = KeyPair::generate().unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let now = std::time::SystemTime::now();
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + std::time::Duration::from_secs(60)).into(),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(&rcgen::Issuer::new(authority, key)).unwrap().pem().unwrap()
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), label in "[A-Z0-9 ]{0,12}", body in "[A-Za-z0-9+/=\n]{0,300}") {
@@ -145,6 +162,12 @@ mod tests {
         assert_eq!(check_authorities(b"x"), Err(CredentialError::Authorities));
         assert_eq!(check_authorities(cut.as_bytes()), Err(CredentialError::Authorities));
         assert_eq!(check_revoked(one.as_bytes()), Err(CredentialError::Revoked));
+        let list = revoked();
+        assert_eq!(check_revoked(list.as_bytes()), Ok(()));
+        let cut = list.replace("MI", "AA");
+        for lists in [cut.clone(), format!("{list}{cut}"), format!("{cut}{list}")] {
+            assert_eq!(check_revoked(lists.as_bytes()), Err(CredentialError::Revoked), "{lists}");
+        }
     }
 
     #[test]

@@ -308,6 +308,18 @@ mod tests {
             let error = asks(change).expect_err(told);
             assert!(error.contains(told) && error.contains("may ask for itself only"), "{error}");
         }
+        // An attribute that is no request for extensions: a password (PKCS #9, 5.4.1), "abc".
+        let password = rcgen::Attribute {
+            oid: &[1, 2, 840, 113_549, 1, 9, 7],
+            values: vec![0x31, 5, 0x0c, 3, b'a', b'b', b'c'],
+        };
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let key = KeyPair::generate().unwrap();
+        let request = params.serialize_request_with_attributes(&key, vec![password]).unwrap();
+        let request = SigningRequest::from_pem(&request.pem().unwrap()).unwrap();
+        let error = request.asks_for_no_more_than(&id).unwrap_err().to_string();
+        assert!(error.contains("the attribute 1.2.840.113549.1.9.7"), "{error}");
     }
 
     fn pem_of(der: &[u8]) -> String {

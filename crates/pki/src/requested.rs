@@ -2,9 +2,7 @@
 //! request that somebody approved, and whether what came back is what may be handed on.
 use std::time::Duration;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData as _,
-};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -51,7 +49,6 @@ impl CertificateAuthority {
     ) -> Result<String, RequestedError> {
         let mut params: CertificateParams = certificate_params("", Vec::new(), lifetime)?;
         params.not_after = self.limited(lifetime).into();
-        params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names.clone_from(&request.names);
         for usage in usages {
             let plain = USAGES.iter().find(|(name, _)| name == usage);
@@ -247,6 +244,8 @@ mod tests {
             assert_eq!(found, expected);
             assert_eq!(leaf.basic_constraints().unwrap().map(|found| found.value.ca), Some(false));
             assert_eq!(leaf.subject().to_string(), "");
+            let issuer_key = x509_parser::oid_registry::OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER;
+            assert!(leaf.get_extension_unique(&issuer_key).unwrap().is_some());
             let signer_ends = signer.not_after().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
             assert!(std::time::UNIX_EPOCH + Duration::from_secs(signer_ends) < ends);
             let leaf_ends = u64::try_from(leaf.validity().not_after.timestamp()).unwrap();

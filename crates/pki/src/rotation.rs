@@ -269,5 +269,7 @@ mod tests {
         let current = AuthorityFiles { roots: both.clone(), ..one.clone() };
         assert_eq!(trusted(&Rotation::abandon(&current, &two).unwrap()), roots_of(&one).unwrap());
         assert_eq!(trusted(&Rotation::abandon(&current, &current).unwrap()), roots_of(&current).unwrap());
+        // The root that signs stays, though it is the coming one's, too.
+        assert_eq!(trusted(&Rotation::abandon(&current, &one).unwrap()), roots_of(&current).unwrap());
     }
 }

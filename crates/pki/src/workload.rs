@@ -185,6 +185,14 @@ mod tests {
             assert_eq!((taken.chain.trim(), &taken.roots), (answer[0].trim(), &answer[1]));
             let life = taken.not_after.duration_since(taken.received).unwrap().as_secs();
             assert!((3500..=3600).contains(&life), "{life}");
+            // Parts that end without a new line are joined all the same.
+            let cut: Vec<String> = answer.iter().map(|part| part.trim_end().to_owned()).collect();
+            let cut = WorkloadCertificate::new(
+                &key,
+                [answer[0].trim_end().to_owned()].into_iter().chain(cut).collect(),
+            );
+            let chain = cut.unwrap().chain;
+            assert_eq!(CertificateDer::pem_slice_iter(chain.as_bytes()).filter_map(Result::ok).count(), 2);
         }
     }
 
