@@ -134,7 +134,7 @@ pub struct ValidationContext {
     pub verify_hash: Vec<[u8; 32]>,
     /// One name must match one of these.
     pub sans: Vec<SanMatcher>,
-    /// Revoked certificates.
+    /// Revoked certificates, besides the lists that stand among the roots.
     pub crl: Option<Pem>,
     /// Only the leaf is looked up in `crl`.
     pub only_leaf_crl: bool,

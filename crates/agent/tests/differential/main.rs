@@ -41,6 +41,7 @@ mod redirects;
 mod refusals;
 mod repeated;
 mod retries;
+mod revoked;
 mod service;
 mod subsets;
 mod tls;

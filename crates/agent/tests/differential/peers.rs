@@ -22,21 +22,21 @@ const ASKING: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_auth
 const NETWORK_ASKING: &str = "type.googleapis.com/envoy.extensions.filters.network.ext_authz.v3.ExtAuthz";
 const ECHO: &str = "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo";
 const H2: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-const SPIFFE: &str =
+pub(crate) const SPIFFE: &str =
     "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 
 /// Some answer to everything.
-fn served() -> Value {
+pub(crate) fn served() -> Value {
     json!([{ "match": { "prefix": "/" }, "direct_response": { "status": 200, "body": { "inline_string": "in" } } }])
 }
 
-fn over_tls(mut listener: Value, socket: &Value) -> Value {
+pub(crate) fn over_tls(mut listener: Value, socket: &Value) -> Value {
     listener["filter_chains"][0]["transport_socket"] = socket.clone();
     listener
 }
 
 /// What becomes of a connection with a request: its answer, or that there is none.
-async fn said(port: u16, client: &Client) -> String {
+pub(crate) async fn said(port: u16, client: &Client) -> String {
     let asked = async {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         let stream = connector(client).connect(ServerName::try_from("a.example").unwrap(), stream).await?;

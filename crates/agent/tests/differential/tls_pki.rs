@@ -1,8 +1,9 @@
 //! Certificates of the TLS cases, made anew for each run.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, SigningKey, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber, SigningKey, date_time_ymd,
 };
 
 /// A chain and its key, in PEM.
@@ -12,6 +13,8 @@ pub(crate) struct Pair {
     pub(crate) key: String,
     /// SHA-256 of the leaf, in hexadecimal digits.
     pub(crate) hash: String,
+    /// Of the leaf.
+    serial: Vec<u8>,
 }
 
 /// An authority.
@@ -19,11 +22,43 @@ pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
+        Self(CertifiedIssuer::self_signed(Self::params(name), KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// One that this one vouches for.
+    pub(crate) fn below(&self, name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::signed_by(Self::params(name), key, &self.0).unwrap())
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        Self(CertifiedIssuer::self_signed(params, key).unwrap())
+        params
+    }
+
+    /// The list of those whose certificates it takes back, in PEM.
+    pub(crate) fn takes_back(&self, serials: &[&[u8]], expired: bool) -> String {
+        let revoked = |serial: &&[u8]| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: date_time_ymd(2020, 1, 3),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 3),
+            next_update: if expired { date_time_ymd(2021, 1, 3) } else { date_time_ymd(2040, 1, 3) },
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.0).unwrap().pem().unwrap()
+    }
+
+    pub(crate) fn serial(&self) -> Vec<u8> {
+        serial(self.0.der())
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -117,7 +152,27 @@ fn sequence(contents: &[u8]) -> Vec<u8> {
     der
 }
 
+/// The serial number of a certificate.
+fn serial(der: &[u8]) -> Vec<u8> {
+    const INTEGER: u8 = 2;
+    let (_, whole) = children(der);
+    let (_, signed) = children(whole[0]);
+    let number = signed.iter().find(|part| part[0] == INTEGER).unwrap();
+    // Less than 128 bytes: the length is one.
+    number[2..].to_vec()
+}
+
 impl Pair {
+    pub(crate) fn serial(&self) -> &[u8] {
+        &self.serial
+    }
+
+    /// With this authority's certificate behind its own.
+    pub(crate) fn behind(mut self, authority: &Authority) -> Self {
+        self.chain += &authority.pem();
+        self
+    }
+
     fn new(der: &[u8], key: &KeyPair) -> Self {
         use base64::Engine as _;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
@@ -126,7 +181,7 @@ impl Pair {
         let lines: Vec<&str> =
             text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
         let chain = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
-        Self { chain, key: key.serialize_pem(), hash }
+        Self { chain, key: key.serialize_pem(), hash, serial: serial(der) }
     }
 }
 

@@ -62,22 +62,31 @@ impl Anchors {
                 let anchor = webpki::anchor_from_trusted_cert(authority).map_err(|error| bad(&error))?;
                 anchors.anchors.push(anchor.to_owned());
             }
+            // Lists may stand among the roots.
+            anchors.revoked = lists(pem).map_err(|reason| bad(&reason))?;
         }
         if let Some(pem) = &context.crl {
             let bad = |reason: &dyn std::fmt::Display| {
                 format!("crl: Failed to load CRL from {}: {reason}", pem.origin)
             };
-            for list in CertificateRevocationListDer::pem_slice_iter(&pem.bytes) {
-                let list = list.map_err(|error| bad(&error))?;
-                let list = OwnedCertRevocationList::from_der(&list).map_err(|error| bad(&error))?;
-                anchors.revoked.push(list.into());
-            }
-            if anchors.revoked.is_empty() {
+            let found = lists(pem).map_err(|reason| bad(&reason))?;
+            if found.is_empty() {
                 return Err(bad(&"there is no list in it"));
             }
+            anchors.revoked.extend(found);
         }
         Ok(anchors)
     }
+}
+
+/// The revocation lists of a PEM text.
+fn lists(pem: &ir::Pem) -> Result<Vec<CertRevocationList<'static>>, String> {
+    let read = |list: Result<CertificateRevocationListDer<'static>, rustls_pki_types::pem::Error>| {
+        let list = list.map_err(|error| error.to_string())?;
+        let list = OwnedCertRevocationList::from_der(&list).map_err(|error| error.to_string())?;
+        Ok(list.into())
+    };
+    CertificateRevocationListDer::pem_slice_iter(&pem.bytes).map(read).collect()
 }
 
 /// Whether a context's authorities and lists can be read.
@@ -218,7 +227,8 @@ impl Verifier {
         };
         let lists: Vec<&CertRevocationList<'_>> = anchors.revoked.iter().collect();
         let revocation = webpki::RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            let depth = if self.context.only_leaf_crl {
+            // Envoy's SPIFFE validator always looks at the whole chain.
+            let depth = if self.context.only_leaf_crl && self.domains.is_none() {
                 webpki::RevocationCheckDepth::EndEntity
             } else {
                 webpki::RevocationCheckDepth::Chain
