@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::due::due;
 use crate::push::{Input, Published};
 
 /// What the push loop waits for before it serves anybody: without its gateways a network is reached directly.
@@ -62,15 +63,8 @@ pub(crate) async fn run(
                 }
             }
             let next = known.values().min().copied();
-            let due = async {
-                match next {
-                    Some(next) => tokio::time::sleep_until(next).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = due => {}
-                changed = published.changed() => if changed.is_err() { return },
+            if due(next, &mut published).await.is_none() {
+                return;
             }
         }
     };

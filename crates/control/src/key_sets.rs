@@ -11,6 +11,7 @@ use lateen_translate::proxies_fetch;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::due::due;
 use crate::fetch_keys::KeyFetcher;
 use crate::push::{Input, Published};
 use crate::stored_keys::{Seen, StoredKeys};
@@ -66,15 +67,8 @@ pub(crate) async fn run(
                 }
             }
             let next = known.values().map(|known| known.next).min();
-            let due = async {
-                match next {
-                    Some(next) => tokio::time::sleep_until(next.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = due => {}
-                changed = published.changed() => if changed.is_err() { return },
+            if due(next, &mut published).await.is_none() {
+                return;
             }
         }
     };

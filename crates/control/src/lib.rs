@@ -14,6 +14,7 @@ mod config;
 mod control_plane;
 mod csr_api;
 mod debug;
+mod due;
 mod fetch_keys;
 mod gateway_names;
 mod ingress_status;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::due::due;
 use crate::fetch_keys::KeyFetcher;
 use crate::push::Published;
 use crate::root_cert;
@@ -170,15 +171,8 @@ async fn follow(
             });
         }
         let next = known.values().filter_map(|known| known.next).min();
-        let due = async {
-            match next {
-                Some(next) => tokio::time::sleep_until(next.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = due => {}
-            changed = published.changed() => if changed.is_err() { return },
+        if due(next, &mut published).await.is_none() {
+            return;
         }
     }
 }
