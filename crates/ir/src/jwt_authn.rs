@@ -145,6 +145,21 @@ fn bare(audience: &str) -> &str {
     rest.strip_suffix('/').unwrap_or(rest)
 }
 
+/// A request that is to be judged, and what there is to judge it by.
+#[derive(Debug)]
+pub struct JwtCase<'a> {
+    /// What it needs, by [`JwtAuthn::requirement`].
+    pub requirement: &'a JwtRequirement,
+    /// Its head, which changes as the filter changes it.
+    pub request: JwtRequest<'a>,
+    /// Seconds since the epoch.
+    pub now: u64,
+    /// Tokens that were good before.
+    pub cache: &'a mut JwtCache,
+    /// Keys that were fetched. What it lacks could not be.
+    pub keys: &'a JwtKeyring,
+}
+
 /// How a request fared.
 #[derive(Debug)]
 pub struct JwtVerdict {
@@ -187,29 +202,15 @@ impl JwtAuthn {
         format!("Wrong requirement_name: {name}. It should be one of [{}]", known.join(","))
     }
 
-    /// Judges a request's tokens and changes its head accordingly. `now`: seconds since the epoch. Keys that `keys` lacks could not
-    /// be fetched.
-    pub fn judge(
-        &self,
-        requirement: &JwtRequirement,
-        request: JwtRequest<'_>,
-        now: u64,
-        cache: &mut JwtCache,
-        keys: &JwtKeyring,
-    ) -> JwtVerdict {
-        self.work(requirement, request, now, cache, keys, Purpose::Judge).0
+    /// Judges a request's tokens and changes its head accordingly.
+    pub fn judge(&self, case: JwtCase<'_>) -> JwtVerdict {
+        self.work(case, Purpose::Judge).0
     }
 
-    /// The provider whose keys must be fetched before a request can be judged, if there is one. `request` is of no use afterwards.
-    pub fn missing_keys(
-        &self,
-        requirement: &JwtRequirement,
-        request: JwtRequest<'_>,
-        now: u64,
-        cache: &mut JwtCache,
-        keys: &JwtKeyring,
-    ) -> Option<(usize, &RemoteJwks)> {
-        let (_, missing) = self.work(requirement, request, now, cache, keys, Purpose::FindMissing);
+    /// The provider whose keys must be fetched before a request can be judged, if there is one. The request's head is of no use
+    /// afterwards.
+    pub fn missing_keys(&self, case: JwtCase<'_>) -> Option<(usize, &RemoteJwks)> {
+        let (_, missing) = self.work(case, Purpose::FindMissing);
         missing.and_then(|position| match &self.providers[position].keys {
             JwtKeys::Remote(remote) => Some((position, &**remote)),
             JwtKeys::Local(_) => None,
@@ -217,7 +218,7 @@ impl JwtAuthn {
     }
 
     /// Judges a request as if it had a token of these claims with a good signature, where the tokens of their issuer are looked
-    /// for. Also: whether the token stays in the request for whoever comes next. (The request is without it in any case.)
+    /// for. `now`: seconds since the epoch. Also: whether the token stays in the request for whoever comes next. (The request is without it in any case.)
     pub fn suppose(
         &self,
         requirement: &JwtRequirement,
@@ -238,7 +239,8 @@ impl JwtAuthn {
         let mut cache = JwtCache::default();
         let request = JwtRequest { headers, path };
         let keys = JwtKeyring::default();
-        let (verdict, _) = self.work(requirement, request, now, &mut cache, &keys, Purpose::Suppose);
+        let case = JwtCase { requirement, request, now, cache: &mut cache, keys: &keys };
+        let (verdict, _) = self.work(case, Purpose::Suppose);
         let left = locations.find(&JwtRequest { headers, path });
         let mut stays = false;
         for found in left.iter().filter(|found| found.token == token) {
@@ -248,25 +250,14 @@ impl JwtAuthn {
         (verdict, stays)
     }
 
-    fn work(
-        &self,
-        requirement: &JwtRequirement,
-        request: JwtRequest<'_>,
-        now: u64,
-        cache: &mut JwtCache,
-        keys: &JwtKeyring,
-        purpose: Purpose,
-    ) -> (JwtVerdict, Option<usize>) {
-        let metadata = Map::new();
+    fn work(&self, case: JwtCase<'_>, purpose: Purpose) -> (JwtVerdict, Option<usize>) {
+        let requirement = case.requirement;
         let mut work = Work {
             filter: self,
-            request,
-            now,
-            cache,
-            keys,
+            case,
             missing: None,
             purpose,
-            metadata,
+            metadata: Map::new(),
             clear_route: false,
             cached: (0, 0),
         };
@@ -288,10 +279,7 @@ enum Purpose {
 
 struct Work<'a, 'r> {
     filter: &'a JwtAuthn,
-    request: JwtRequest<'r>,
-    now: u64,
-    cache: &'r mut JwtCache,
-    keys: &'r JwtKeyring,
+    case: JwtCase<'r>,
     /// The first provider whose keys would have had to be fetched.
     missing: Option<usize>,
     purpose: Purpose,
@@ -348,9 +336,9 @@ impl<'a> Work<'a, '_> {
     /// All tokens there are, the last place first.
     fn tokens(&mut self, terms: &Terms<'a>) -> Result<(), JwtError> {
         for name in &terms.locations.reserved {
-            self.request.headers.remove(name);
+            self.case.request.headers.remove(name);
         }
-        let mut found = terms.locations.find(&self.request);
+        let mut found = terms.locations.find(&self.case.request);
         let mut cleared = false;
         let mut result = Err(JwtError::Missing);
         if found.is_empty() {
@@ -371,7 +359,7 @@ impl<'a> Work<'a, '_> {
     }
 
     fn token(&mut self, found: &Found<'_>, terms: &Terms<'a>, cleared: &mut bool) -> Result<(), JwtError> {
-        let known = terms.provider.and_then(|provider| self.cache.get(provider, &found.token));
+        let known = terms.provider.and_then(|provider| self.case.cache.get(provider, &found.token));
         if terms.provider.is_some() {
             let (hits, misses) = &mut self.cached;
             *if known.is_some() { hits } else { misses } += 1;
@@ -389,11 +377,11 @@ impl<'a> Work<'a, '_> {
             provider = provider.or_else(|| self.by_issuer(&jwt.issuer));
             let position = provider.ok_or(JwtError::UnknownIssuer)?;
             let provider = &self.filter.providers[position];
-            provider.check(&jwt, terms.audiences, self.now)?;
+            provider.check(&jwt, terms.audiences, self.case.now)?;
             if !is_known && self.purpose != Purpose::Suppose {
                 let keys = match &provider.keys {
                     JwtKeys::Local(keys) => keys.as_ref().ok_or(JwtError::NoKeys)?,
-                    JwtKeys::Remote(_) => self.keys.of(position, &mut self.missing)?,
+                    JwtKeys::Remote(_) => self.case.keys.of(position, &mut self.missing)?,
                 };
                 keys.verify(&jwt)?;
             }
@@ -404,7 +392,7 @@ impl<'a> Work<'a, '_> {
                 let provider = &self.filter.providers[position];
                 *cleared |= self.accept(provider, &jwt, found);
                 if terms.provider.is_some() && !is_known && self.purpose != Purpose::FindMissing {
-                    self.cache.put(position, &found.token, jwt);
+                    self.case.cache.put(position, &found.token, jwt);
                 }
                 Ok(())
             }
@@ -423,7 +411,7 @@ impl<'a> Work<'a, '_> {
 
     /// What a good token changes; true: the route may be another one now.
     fn accept(&mut self, provider: &JwtProvider, jwt: &Jwt, found: &Found<'_>) -> bool {
-        let headers = &mut *self.request.headers;
+        let headers = &mut *self.case.request.headers;
         if let Some(name) = &provider.payload_header {
             let missing = if provider.pad_payload { (4 - jwt.payload.len() % 4) % 4 } else { 0 };
             let payload = format!("{}{}", jwt.payload, &"==="[..missing]);
@@ -436,7 +424,7 @@ impl<'a> Work<'a, '_> {
             }
         }
         if !provider.forward {
-            jwt_locations::remove(&mut self.request, found.place);
+            jwt_locations::remove(&mut self.case.request, found.place);
         }
         if !provider.header_in_metadata.is_empty() {
             self.metadata.insert(provider.header_in_metadata.to_string(), jwt.header.clone().into());

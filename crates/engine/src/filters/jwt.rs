@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use lateen_ir::{
-    FilterLevels, FilterRouteConfig, Jwks, JwtAuthn, JwtCache, JwtError, JwtKeyring, JwtKeys, JwtRequest,
-    JwtRequirement, JwtRouteConfig, JwtVerdict, RemoteJwks,
+    FilterLevels, FilterRouteConfig, Jwks, JwtAuthn, JwtCache, JwtCase, JwtError, JwtKeyring, JwtKeys,
+    JwtRequest, JwtRequirement, JwtRouteConfig, JwtVerdict, RemoteJwks,
 };
 
 use super::{Step, levels, within_limits};
@@ -115,11 +115,12 @@ pub(super) fn decode(
         local.stats.allowed.add(1);
         return Ok(Step::Next);
     };
+    let trial = Trial { filter: ir, requirement, local, now: now() };
     let keys = local.keyring();
-    if filter.fetches && missing(ir, requirement, local, context, &keys, now()).is_some() {
+    if filter.fetches && trial.missing(context, &keys).is_some() {
         return Ok(Step::Pause);
     }
-    judge(ir, requirement, local, context, &keys, now()).map(|()| Step::Next)
+    trial.judge(context, &keys).map(|()| Step::Next)
 }
 
 /// Fetches the keys that are missing, and goes on as [`decode`] does with them.
@@ -132,8 +133,9 @@ pub(super) async fn fetch(
     let requirement = filter.ir.requirement(of_route(context, name), &request_view(context));
     // `decode` found it; without one there is nothing to verify.
     let Ok(Some(requirement)) = requirement else { return Ok(()) };
-    let (mut keys, now) = (local.keyring(), now());
-    while let Some((provider, remote)) = missing(&filter.ir, requirement, local, context, &keys, now) {
+    let trial = Trial { filter: &filter.ir, requirement, local, now: now() };
+    let mut keys = local.keyring();
+    while let Some((provider, remote)) = trial.missing(context, &keys) {
         let fetched = match call(filter.asked[provider], remote, context) {
             Some(call) => within_limits(context, call.send()).await?.ok().and_then(key_set),
             None => None,
@@ -148,7 +150,7 @@ pub(super) async fn fetch(
         }
         keys.set(provider, fetched);
     }
-    judge(&filter.ir, requirement, local, context, &keys, now)
+    trial.judge(context, &keys)
 }
 
 /// Seconds since the epoch.
@@ -156,18 +158,46 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The provider whose keys are needed next, found out with a copy of the request's head.
-fn missing<'f>(
+/// What a request's tokens are judged by, whichever keys are there.
+struct Trial<'f> {
     filter: &'f JwtAuthn,
-    requirement: &JwtRequirement,
-    local: &LocalJwt,
-    context: &RequestContext,
-    keys: &JwtKeyring,
+    requirement: &'f JwtRequirement,
+    local: &'f LocalJwt,
+    /// Seconds since the epoch.
     now: u64,
-) -> Option<(usize, &'f RemoteJwks)> {
-    let (mut headers, mut path) = (context.head.headers.clone(), context.path.clone());
-    let request = JwtRequest { headers: &mut headers, path: &mut path };
-    filter.missing_keys(requirement, request, now, &mut local.cache.borrow_mut(), keys)
+}
+
+impl<'f> Trial<'f> {
+    /// The provider whose keys are needed next, found out with a copy of the request's head.
+    fn missing(&self, context: &RequestContext, keys: &JwtKeyring) -> Option<(usize, &'f RemoteJwks)> {
+        let (mut headers, mut path) = (context.head.headers.clone(), context.path.clone());
+        let request = JwtRequest { headers: &mut headers, path: &mut path };
+        let cache = &mut self.local.cache.borrow_mut();
+        let Self { filter, requirement, now, .. } = *self;
+        filter.missing_keys(JwtCase { requirement, request, now, cache, keys })
+    }
+
+    fn judge(&self, context: &mut RequestContext, keys: &JwtKeyring) -> Result<(), Failure> {
+        let Self { filter, requirement, local, now } = *self;
+        // What is told of the request is what came.
+        let realm = realm(context);
+        let request = JwtRequest { headers: &mut context.head.headers, path: &mut context.path };
+        let cache = &mut local.cache.borrow_mut();
+        let verdict = filter.judge(JwtCase { requirement, request, now, cache, keys });
+        // Headers may have come and gone.
+        context.present = Present::of(&context.head.headers);
+        let JwtVerdict { result, metadata, clear_route, cached: (hits, misses) } = verdict;
+        (0..hits).for_each(|_| local.stats.jwt_cache_hit.inc());
+        (0..misses).for_each(|_| local.stats.jwt_cache_miss.inc());
+        if !metadata.is_empty() {
+            note(context, NAMESPACE, metadata);
+        }
+        if clear_route && !route_again(context) {
+            (context.route, context.virtual_host) = (None, None);
+        }
+        if result.is_ok() { &local.stats.allowed } else { &local.stats.denied }.add(1);
+        result.map_err(|error| refusal(filter, error, &realm))
+    }
 }
 
 /// The question for keys; `None`: there is nobody to ask.
@@ -213,33 +243,6 @@ fn is_preflight(context: &RequestContext) -> bool {
     context.head.method == Method::OPTIONS
         && given(header::ORIGIN)
         && given(header::ACCESS_CONTROL_REQUEST_METHOD)
-}
-
-fn judge(
-    filter: &JwtAuthn,
-    requirement: &JwtRequirement,
-    local: &LocalJwt,
-    context: &mut RequestContext,
-    keys: &JwtKeyring,
-    now: u64,
-) -> Result<(), Failure> {
-    // What is told of the request is what came.
-    let realm = realm(context);
-    let request = JwtRequest { headers: &mut context.head.headers, path: &mut context.path };
-    let verdict = filter.judge(requirement, request, now, &mut local.cache.borrow_mut(), keys);
-    // Headers may have come and gone.
-    context.present = Present::of(&context.head.headers);
-    let JwtVerdict { result, metadata, clear_route, cached: (hits, misses) } = verdict;
-    (0..hits).for_each(|_| local.stats.jwt_cache_hit.inc());
-    (0..misses).for_each(|_| local.stats.jwt_cache_miss.inc());
-    if !metadata.is_empty() {
-        note(context, NAMESPACE, metadata);
-    }
-    if clear_route && !route_again(context) {
-        (context.route, context.virtual_host) = (None, None);
-    }
-    if result.is_ok() { &local.stats.allowed } else { &local.stats.denied }.add(1);
-    result.map_err(|error| refusal(filter, error, &realm))
 }
 
 /// Adds to what is noted under a name.

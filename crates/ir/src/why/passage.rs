@@ -10,9 +10,9 @@ use super::{Asked, Check, CheckResult, Hello, Outcome, Passage, ProxyView, Quest
 use crate::{
     Abort, AccessView, Action, ConnectionView, Decision, DownstreamTransport, DynamicMetadata, FilterChain,
     FilterLevels, FilterRouteConfig, HostAddress, HttpConnectionManager, HttpFilter, HttpFilterKind,
-    JwtAuthn, JwtCache, JwtKeyring, JwtRequest, Listener, ListenerFilterKind, NetworkFilter, PeerView,
-    RbacFilter, RequestView, RequireTls, RouteConfiguration, RouteSource, TerminalFilter, VirtualHost,
-    listener_addresses, normalise_path,
+    JwtAuthn, JwtCache, JwtCase, JwtKeyring, JwtRequest, Listener, ListenerFilterKind, NetworkFilter,
+    PeerView, RbacFilter, RequestView, RequireTls, RouteConfiguration, RouteSource, TerminalFilter,
+    VirtualHost, listener_addresses, normalise_path,
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -464,7 +464,8 @@ impl Way<'_> {
             }
             None => {
                 let keys = JwtKeyring::default();
-                jwt.judge(requirement, request, now, &mut JwtCache::new(jwt), &keys)
+                let mut cache = JwtCache::new(jwt);
+                jwt.judge(JwtCase { requirement, request, now, cache: &mut cache, keys: &keys })
             }
         };
         let issuers: Vec<&str> = jwt.providers.iter().map(|provider| &*provider.issuer).collect();
