@@ -13,3 +13,7 @@ pub mod type_urls;
 pub use envoy_types::pb;
 /// `google.protobuf.Any` as the Envoy messages use it (not `prost_types::Any`).
 pub use envoy_types::pb::google::protobuf::Any;
+
+// Tests share files with those of other crates, which know this one by its name.
+#[cfg(test)]
+extern crate self as lateen_xds;

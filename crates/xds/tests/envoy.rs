@@ -1,5 +1,7 @@
 //! The server with a stock Envoy as its client, in both variants of the protocol. The project's scripts install Envoy;
 //! `LATEEN_ENVOY_PATH` may name another.
+mod support;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -7,11 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use lateen_xds::json::JsonCodec;
 use lateen_xds::server::{
-    AdsServer, Event, Hello, Opened, Protocol, Resource, ResourceSet, Snapshot, Source, SyncState, TypeStatus,
+    AdsServer, Event, Hello, Opened, Protocol, Snapshot, Source, SyncState, TypeStatus,
 };
 use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use serde_json::{Value, json};
@@ -20,11 +20,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tonic::Status;
 
+use support::{OfType, bootstrap, endpoints, serve, snapshot};
+
 /// The longest that anything here may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Resources in JSON, by type; versions are their content.
-type Content = Vec<(&'static str, Vec<Value>)>;
 
 struct Given {
     snapshots: Mutex<watch::Sender<Arc<Snapshot>>>,
@@ -93,21 +92,8 @@ impl Mesh {
         Self { given, ads, codec, upstream, folder, envoy, protocol }
     }
 
-    fn give(&self, content: Content) {
-        let mut snapshot = Snapshot::new(1, Instant::now());
-        for (type_url, resources) in content {
-            let set: ResourceSet = resources.iter().map(|value| self.resource(type_url, value)).collect();
-            snapshot = snapshot.with(type_url, Arc::new(set));
-        }
-        self.given.snapshots.lock().unwrap().send_replace(Arc::new(snapshot));
-    }
-
-    fn resource(&self, type_url: &str, value: &Value) -> Arc<Resource> {
-        let mut value = value.clone();
-        value["@type"] = json!(type_url);
-        let name = value["name"].as_str().or(value["cluster_name"].as_str()).unwrap().into();
-        let body = self.codec.any_from_value(&value).unwrap().value;
-        Arc::new(Resource { name, version: value.to_string().into(), body: body.into() })
+    fn give(&self, content: &[OfType]) {
+        self.given.snapshots.lock().unwrap().send_replace(snapshot(&self.codec, content));
     }
 
     /// Ends the stream, as a control plane does that shuts down; the next one finds the same content.
@@ -155,22 +141,8 @@ fn envoy(protocol: Protocol, server: SocketAddr, folder: &std::path::Path) -> Ch
         Protocol::Delta => "DELTA_GRPC",
         Protocol::Sotw => "GRPC",
     };
-    let bootstrap = json!({
-        "node": {"id": "sidecar~10.0.0.1~a.default~default.svc.cluster.local", "cluster": "a"},
-        "dynamic_resources": {
-            "ads_config": {"api_type": api_type, "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]},
-            "cds_config": {"ads": {}, "resource_api_version": "V3"},
-            "lds_config": {"ads": {}, "resource_api_version": "V3"},
-        },
-        "static_resources": {"clusters": [{"name": "xds", "connect_timeout": "1s", "type": "STATIC",
-            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}}}},
-            "load_assignment": endpoints("xds", server)}]},
-    });
     let file = folder.join("bootstrap.json");
-    std::fs::write(&file, bootstrap.to_string()).unwrap();
+    std::fs::write(&file, bootstrap(api_type, server).to_string()).unwrap();
     let log = std::fs::File::create(folder.join("log")).unwrap();
     Command::new(path)
         .args(["--disable-hot-restart", "--concurrency", "1", "-l", "info", "-c"])
@@ -179,22 +151,6 @@ fn envoy(protocol: Protocol, server: SocketAddr, folder: &std::path::Path) -> Ch
         .stderr(log)
         .spawn()
         .unwrap()
-}
-
-async fn serve(ads: AdsServer<Given>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = TowerToHyperService::new(ads.clone());
-            tokio::spawn(async move {
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                // Ends with an error when Envoy is killed.
-                let _ended = builder.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    address
 }
 
 async fn upstream() -> SocketAddr {
@@ -234,12 +190,6 @@ fn cluster(name: &str, timeout: &str) -> Value {
     json!({"name": name, "type": "EDS", "connect_timeout": timeout, "eds_cluster_config": {"eds_config": source}})
 }
 
-fn endpoints(cluster: &str, address: SocketAddr) -> Value {
-    let address =
-        json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
-    json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]})
-}
-
 fn listener(name: &str, port: u16, route: &str) -> Value {
     let source = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
     json!({"name": name, "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
@@ -272,7 +222,7 @@ fn to(name: &str, clusters: &[&str]) -> Value {
 async fn follows_every_change(protocol: Protocol) {
     let mesh = Mesh::start(protocol).await;
     let port = free_port();
-    let content = |timeouts: &[&str], route: Value| -> Content {
+    let content = |timeouts: &[&str], route: Value| -> Vec<OfType> {
         let names = ["c", "d"];
         let named = || names.into_iter().zip(timeouts);
         vec![
@@ -282,22 +232,22 @@ async fn follows_every_change(protocol: Protocol) {
             (ROUTE, vec![route]),
         ]
     };
-    mesh.give(content(&["1s"], says("r", "first")));
+    mesh.give(&content(&["1s"], says("r", "first")));
     mesh.serves(port, "first").await;
     // Clusters go before the routes that need them. A changed cluster is warmed again, and needs its endpoints for that.
-    mesh.give(content(&["2s", "1s"], to("r", &["c", "d"])));
+    mesh.give(&content(&["2s", "1s"], to("r", &["c", "d"])));
     for path in ["/c", "/d"] {
         let answers = async || ask(port, path).await.is_some_and(|answer| answer.ends_with("upstream"));
         mesh.until(path, answers).await;
     }
     mesh.until("everything in sync", async || mesh.in_sync()).await;
     // A cluster goes after the routes that needed it.
-    mesh.give(content(&["2s"], to("r", &["c"])));
+    mesh.give(&content(&["2s"], to("r", &["c"])));
     let only_c = async || ask(port, "/d").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 404"));
     mesh.until("no route to d", only_c).await;
     let mut gone = content(&["2s"], to("r", &["c"]));
     gone[2].1.clear();
-    mesh.give(gone);
+    mesh.give(&gone);
     mesh.until("the listener is gone", async || ask(port, "/c").await.is_none()).await;
     mesh.until("everything in sync", async || mesh.in_sync()).await;
 }
@@ -319,12 +269,12 @@ async fn gets_the_good_beside_the_bad(protocol: Protocol) {
     let mut bad = says("bad", "bad");
     let twin = json!({"name": "twin", "domains": ["*"], "routes": []});
     bad["virtual_hosts"].as_array_mut().unwrap().push(twin);
-    let content = |bad: Value| -> Content {
+    let content = |bad: Value| -> Vec<OfType> {
         let listeners = [("a", bad_port, "bad"), ("b", good_port, "good"), ("c", other_port, "other")];
         let listeners = listeners.map(|(name, port, route)| listener(name, port, route)).to_vec();
         vec![(LISTENER, listeners), (ROUTE, vec![bad, says("good", "good"), says("other", "other")])]
     };
-    mesh.give(content(bad));
+    mesh.give(&content(bad));
     mesh.serves(good_port, "good").await;
     mesh.serves(other_port, "other").await;
     let told = async || {
@@ -334,7 +284,7 @@ async fn gets_the_good_beside_the_bad(protocol: Protocol) {
         })
     };
     mesh.until("the rejection is told in Envoy's words", told).await;
-    mesh.give(content(says("bad", "mended")));
+    mesh.give(&content(says("bad", "mended")));
     mesh.serves(bad_port, "mended").await;
     let mended = async || mesh.status(ROUTE).is_some_and(|status| status.nacked.is_none());
     mesh.until("the rejection is over", mended).await;
@@ -354,7 +304,7 @@ async fn envoy_gets_the_good_beside_the_bad_by_state_of_the_world() {
 async fn a_returning_envoy_is_sent_only_what_changed() {
     let mesh = Mesh::start(Protocol::Delta).await;
     let port = free_port();
-    let content = |timeout: &str| -> Content {
+    let content = |timeout: &str| -> Vec<OfType> {
         vec![
             (CLUSTER, vec![cluster("c", timeout), cluster("d", "1s")]),
             (ENDPOINT, vec![endpoints("c", mesh.upstream), endpoints("d", mesh.upstream)]),
@@ -362,7 +312,7 @@ async fn a_returning_envoy_is_sent_only_what_changed() {
             (ROUTE, vec![to("r", &["c", "d"])]),
         ]
     };
-    mesh.give(content("1s"));
+    mesh.give(&content("1s"));
     mesh.until("everything in sync", async || mesh.in_sync()).await;
     let begin_again = || {
         mesh.given.sent.lock().unwrap().clear();
@@ -382,7 +332,7 @@ async fn a_returning_envoy_is_sent_only_what_changed() {
     assert_eq!(resources_sent(), []);
 
     // The new c is warmed, which takes its endpoints, unchanged as they are.
-    mesh.give(content("2s"));
+    mesh.give(&content("2s"));
     mesh.until("the new cluster", async || resources_sent().len() == 2).await;
     assert_eq!(resources_sent(), [(CLUSTER.to_owned(), 1, 0), (ENDPOINT.to_owned(), 1, 0)]);
     let answers = async || ask(port, "/c").await.is_some_and(|answer| answer.ends_with("upstream"));
@@ -394,7 +344,7 @@ async fn a_returning_envoy_is_sent_only_what_changed() {
 async fn routes_never_overtake_clusters(protocol: Protocol) {
     let mesh = Mesh::start(protocol).await;
     let port = free_port();
-    let content = |name: &str| -> Content {
+    let content = |name: &str| -> Vec<OfType> {
         let all = routes("r", json!([{"match": {"prefix": "/"}, "route": {"cluster": name}}]));
         vec![
             (CLUSTER, vec![cluster(name, "1s")]),
@@ -403,12 +353,12 @@ async fn routes_never_overtake_clusters(protocol: Protocol) {
             (ROUTE, vec![all]),
         ]
     };
-    mesh.give(content("c0"));
+    mesh.give(&content("c0"));
     mesh.serves(port, "upstream").await;
     mesh.until("everything in sync", async || mesh.in_sync()).await;
     for number in 1..=100 {
         mesh.given.order.lock().unwrap().clear();
-        mesh.give(content(&format!("c{number}")));
+        mesh.give(&content(&format!("c{number}")));
         let done = async || {
             let answer = ask(port, "/").await.unwrap_or_default();
             assert!(answer.ends_with("upstream"), "{protocol:?}, change {number}: {answer:?}");

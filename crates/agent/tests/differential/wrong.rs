@@ -1,6 +1,9 @@
 //! Wrong resources that come over xDS all the same, beside right ones: which are refused, that all others are used, that a proxy keeps
 //! what it had of one that becomes wrong, and that it takes what has been mended.
 
+#[path = "../../../xds/tests/support/mod.rs"]
+mod management;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,15 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use lateen_xds::json::JsonCodec;
-use lateen_xds::server::{AdsServer, Event, Hello, Opened, Resource, ResourceSet, Snapshot, Source};
+use lateen_xds::server::{AdsServer, Event, Hello, Opened, Snapshot, Source};
 use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use self::management::{OfType, bootstrap, endpoints, serve, snapshot};
 use crate::duo::{Backend, KINDS, get};
 use crate::ports::free_port;
 use crate::proxies::{PROXY, address, merge, router};
@@ -52,41 +53,9 @@ impl Drop for Followed {
     }
 }
 
-async fn serve(ads: AdsServer<Given>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = TowerToHyperService::new(ads.clone());
-            tokio::spawn(async move {
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                // Ends with an error when the proxy is killed.
-                let _ended = builder.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    address
-}
-
 fn start(kind: usize, server: SocketAddr, folder: &Path) -> Child {
-    let http2 = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": { "http2_protocol_options": {} },
-    } });
-    let bootstrap = json!({
-        "node": { "id": "proxy", "cluster": "proxies" },
-        "admin": { "address": address(0) },
-        "dynamic_resources": {
-            "ads_config": { "api_type": "DELTA_GRPC", "transport_api_version": "V3",
-                "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds" } }] },
-            "cds_config": { "ads": {}, "resource_api_version": "V3" },
-            "lds_config": { "ads": {}, "resource_api_version": "V3" },
-        },
-        "static_resources": { "clusters": [{
-            "name": "xds", "connect_timeout": "1s", "type": "STATIC", "typed_extension_protocol_options": http2,
-            "load_assignment": endpoints("xds", server.port()),
-        }] },
-    });
+    let mut bootstrap = bootstrap("DELTA_GRPC", server);
+    bootstrap["admin"] = json!({ "address": address(0) });
     let file = folder.join("bootstrap.json");
     std::fs::write(&file, bootstrap.to_string()).unwrap();
     let mut command = if kind == 0 {
@@ -110,21 +79,8 @@ impl Followed {
         Self { given, ads, codec: JsonCodec::new().unwrap(), proxy, _folder: folder }
     }
 
-    fn give(&self, content: &[(&'static str, Vec<Value>)]) {
-        let mut snapshot = Snapshot::new(1, Instant::now());
-        for (type_url, resources) in content {
-            let set: ResourceSet = resources.iter().map(|value| self.resource(type_url, value)).collect();
-            snapshot = snapshot.with(type_url, Arc::new(set));
-        }
-        self.given.0.send_replace(Arc::new(snapshot));
-    }
-
-    fn resource(&self, type_url: &str, value: &Value) -> Arc<Resource> {
-        let mut value = value.clone();
-        value["@type"] = json!(type_url);
-        let name = value["name"].as_str().or(value["cluster_name"].as_str()).unwrap().into();
-        let body = self.codec.any_from_value(&value).unwrap().value;
-        Arc::new(Resource { name, version: value.to_string().into(), body: body.into() })
+    fn give(&self, content: &[OfType]) {
+        self.given.0.send_replace(snapshot(&self.codec, content));
     }
 
     /// Names of what is refused, clusters, listeners and routes.
@@ -161,10 +117,6 @@ async fn answers(kind: usize, port: u16, path: &str, expected: (u16, &str)) {
         assert!(began.elapsed() < LIMIT, "{} {path}: {reply:?}, not {expected:?}", KINDS[kind]);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-fn endpoints(cluster: &str, port: u16) -> Value {
-    json!({ "cluster_name": cluster, "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address(port) } }] }] })
 }
 
 fn cluster(name: &str, more: Value) -> Value {
@@ -253,8 +205,7 @@ async fn are_refused_one_by_one(kind: usize, backend: &Backend) {
             ),
         ]
     };
-    let endpoints =
-        ["good", "negative", "rings"].map(|name| endpoints(name, backend.address.port())).to_vec();
+    let endpoints = ["good", "negative", "rings"].map(|name| endpoints(name, backend.address)).to_vec();
     let mut all_routes = wrong_routes();
     all_routes.push(of_good.clone());
     let wrong = [

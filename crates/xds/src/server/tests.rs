@@ -1,11 +1,12 @@
 //! The server against raw tonic clients on a real socket.
+#[path = "../../tests/support/serve.rs"]
+mod serve;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -56,19 +57,7 @@ fn clusters(version: u64, names: &[(&str, &str)]) -> Arc<Snapshot> {
 async fn start(first: Arc<Snapshot>) -> (Arc<Shared>, AdsServer<Shared>, Channel) {
     let shared = Arc::new(Shared { snapshots: watch::Sender::new(first), events: Mutex::default() });
     let server = AdsServer::new(shared.clone());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let service = server.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = TowerToHyperService::new(service.clone());
-            tokio::spawn(async move {
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                // Ends with an error when the test drops its client.
-                let _ended = builder.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
+    let address = serve::serve(server.clone()).await;
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     (shared, server, channel)
 }
