@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::duo::{Backend, Duo, KINDS, localities, route};
-use crate::proxies::address;
+use crate::proxies::{address, merged};
 
 /// Who isn't let in by then is kept out.
 const FULL: Duration = Duration::from_millis(300);
@@ -39,8 +39,7 @@ fn endpoint(port: u16) -> Value {
 fn cluster(name: &str, priorities: &[Value], more: Value) -> Value {
     let of =
         |(priority, endpoint): (usize, &Value)| json!({ "priority": priority, "lb_endpoints": [endpoint] });
-    let mut all = json!({ "connect_timeout": "0.3s" });
-    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let all = merged(json!({ "connect_timeout": "0.3s" }), more);
     localities(name, priorities.iter().enumerate().map(of).collect(), all)
 }
 
@@ -67,11 +66,6 @@ async fn failed_connects_are_told_and_counted_the_same() {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": { "http2_protocol_options": {} },
     } } });
-    let merged = |one: &Value, two: &Value| {
-        let mut all = one.clone();
-        all.as_object_mut().unwrap().extend(two.as_object().unwrap().clone());
-        all
-    };
     let clusters = [
         cluster("refused", std::slice::from_ref(&nobody), json!({})),
         cluster("h2-refused", std::slice::from_ref(&nobody), http2.clone()),
@@ -79,7 +73,7 @@ async fn failed_connects_are_told_and_counted_the_same() {
         cluster("per-try-silent", std::slice::from_ref(&silence), json!({})),
         cluster("h2-silent", std::slice::from_ref(&silence), http2.clone()),
         cluster("no-tls", std::slice::from_ref(&there), tls.clone()),
-        cluster("h2-no-tls", std::slice::from_ref(&there), merged(&tls, &http2)),
+        cluster("h2-no-tls", std::slice::from_ref(&there), merged(tls.clone(), http2.clone())),
         cluster("again", std::slice::from_ref(&nobody), json!({})),
         cluster("then-there", &[nobody.clone(), there.clone()], json!({})),
         cluster("elsewhere-silent", &[silence.clone(), there.clone()], json!({})),

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::cases::{Case, Compare, Step};
-use crate::proxies::{Pair, manager};
+use crate::proxies::{Pair, manager, merged};
 use crate::tokens::{Signer, encode};
 
 const FILTER: &str = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
@@ -54,16 +54,11 @@ fn now() -> u64 {
 
 /// Good claims, and more.
 fn claims(more: Value) -> Value {
-    let mut claims =
-        json!({ "iss": ISSUER, "sub": "alice", "aud": ["shop", "bank"], "exp": 4_102_444_800_u64 });
-    claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    claims
+    merged(json!({ "iss": ISSUER, "sub": "alice", "aud": ["shop", "bank"], "exp": 4_102_444_800_u64 }), more)
 }
 
 fn provider(keys: &str, more: Value) -> Value {
-    let mut provider = json!({ "issuer": ISSUER, "local_jwks": { "inline_string": keys } });
-    provider.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    provider
+    merged(json!({ "issuer": ISSUER, "local_jwks": { "inline_string": keys } }), more)
 }
 
 fn filter(mut config: Value) -> Value {

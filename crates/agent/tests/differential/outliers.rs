@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::duo::{Backend, Duo, KINDS, cluster, route};
-use crate::proxies::address;
+use crate::proxies::{address, merged};
 
 const COUNTS: &str = "outlier_detection.";
 const ACTIVE: &str = "outlier_detection.ejections_active";
@@ -31,11 +31,7 @@ async fn hosts_go_and_return_as_envoys() {
         "consecutive_5xx": never, "interval": "0.5s", "base_ejection_time": "1s", "max_ejection_percent": 100,
         "success_rate_request_volume": 5, "failure_percentage_request_volume": 5,
     });
-    let with = |more: Value| {
-        let mut out = statistics.clone();
-        out.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        detection(out)
-    };
+    let with = |more: Value| detection(merged(statistics.clone(), more));
     let clusters = [
         cluster(
             "runs",
@@ -104,11 +100,7 @@ async fn too_many_and_the_dead_are_counted_as_envoys_do() {
     let dead = || json!({ "endpoint": { "address": address(9) } });
     let one_dead = || vec![dead(), backends[0].endpoint(json!({}))];
     let base = json!({ "interval": "30s", "base_ejection_time": "60s", "max_ejection_percent": 50 });
-    let with = |more: Value| {
-        let mut out = base.clone();
-        out.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        detection(out)
-    };
+    let with = |more: Value| detection(merged(base.clone(), more));
     let clusters = [
         cluster("overflow", both(), with(json!({ "consecutive_5xx": 2 }))),
         cluster(

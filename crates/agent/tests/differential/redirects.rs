@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cases::{Case, Compare, Step};
+use crate::proxies::merged;
 
 fn forward(prefix: &str, more: Value) -> Value {
-    let mut action = json!({ "cluster": "service" });
-    action.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let action = merged(json!({ "cluster": "service" }), more);
     json!({ "name": prefix, "match": { "prefix": prefix }, "route": action, "stat_prefix": prefix })
 }
 
@@ -80,17 +80,13 @@ fn headers() -> Vec<Value> {
         header("x-d", "4", "OVERWRITE_IF_EXISTS"), header("x-e", "%REQ(x-none)%", "APPEND_IF_EXISTS_OR_ADD"),
         { "header": { "key": "x-f", "value": "%REQ(x-none)%" }, "keep_empty_value": true },
     ]);
-    let with = |mut route: Value, more: Value| {
-        route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        route
-    };
     vec![
-        with(forward("/formats/", json!({})), json!({ "request_headers_to_add": add })),
-        with(
+        merged(forward("/formats/", json!({})), json!({ "request_headers_to_add": add })),
+        merged(
             forward("/actions/", json!({})),
             json!({ "request_headers_to_add": actions, "request_headers_to_remove": ["x-gone"] }),
         ),
-        with(
+        merged(
             forward("/answer/", json!({})),
             json!({
                 "response_headers_to_add": [header("x-code", "%RESPONSE_CODE%", "APPEND_IF_EXISTS_OR_ADD"), header("x-two", "c", "OVERWRITE_IF_EXISTS")],

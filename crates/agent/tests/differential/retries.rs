@@ -5,26 +5,28 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cases::{Case, Compare, Step};
+use crate::proxies::merged;
 
 /// A retry policy without a pause to speak of.
 fn policy(on: &str, more: Value) -> Value {
-    let mut policy = json!({ "retry_on": on, "num_retries": 2, "retry_back_off": { "base_interval": "0.001s", "max_interval": "0.002s" } });
-    policy.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    policy
+    merged(
+        json!({ "retry_on": on, "num_retries": 2, "retry_back_off": { "base_interval": "0.001s", "max_interval": "0.002s" } }),
+        more,
+    )
 }
 
 fn routes() -> Value {
     let with = |prefix: &str, policy: Value, more: Value| {
-        let mut action = json!({ "cluster": "retried", "retry_policy": policy });
-        action.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let action = merged(json!({ "cluster": "retried", "retry_policy": policy }), more);
         json!({ "name": prefix, "match": { "prefix": prefix }, "route": action, "stat_prefix": prefix })
     };
     // A second try begins while the first goes on.
     let hedged = |prefix: &str, more: Value, route: Value| {
-        let mut hedged = json!({ "cluster": "hedged", "timeout": "2s", "hedge_policy": { "hedge_on_per_try_timeout": true } });
-        hedged.as_object_mut().unwrap().extend(route.as_object().unwrap().clone());
-        let mut all = json!({ "per_try_timeout": "0.2s" });
-        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let hedged = merged(
+            json!({ "cluster": "hedged", "timeout": "2s", "hedge_policy": { "hedge_on_per_try_timeout": true } }),
+            route,
+        );
+        let all = merged(json!({ "per_try_timeout": "0.2s" }), more);
         with(prefix, policy("5xx", all), hedged)
     };
     let on = |condition: &str| with(&format!("/on/{condition}/"), policy(condition, json!({})), json!({}));
