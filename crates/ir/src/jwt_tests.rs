@@ -179,6 +179,61 @@ fn keys_that_can_not_be_used_are_left_out() {
     }
 }
 
+/// Keys as providers publish them: with the algorithm they are for.
+#[test]
+fn rsa_keys_verify_the_algorithm_they_name() {
+    let key = signature::RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let public = key.public_key();
+    let (n, e) = (public.modulus().big_endian_without_leading_zero(), public.exponent());
+    let (n, e) = (encode(n), encode(e.big_endian_without_leading_zero()));
+    let kinds: [(&str, &'static dyn signature::RsaEncoding); 6] = [
+        ("RS256", &signature::RSA_PKCS1_SHA256),
+        ("RS384", &signature::RSA_PKCS1_SHA384),
+        ("RS512", &signature::RSA_PKCS1_SHA512),
+        ("PS256", &signature::RSA_PSS_SHA256),
+        ("PS384", &signature::RSA_PSS_SHA384),
+        ("PS512", &signature::RSA_PSS_SHA512),
+    ];
+    let token = |algorithm: &str, how| {
+        let signed = format!("{}.{}", encode(format!(r#"{{"alg":"{algorithm}"}}"#)), encode("{}"));
+        let mut signature = vec![0; key.public_modulus_len()];
+        key.sign(how, &SystemRandom::new(), signed.as_bytes(), &mut signature).unwrap();
+        format!("{signed}.{}", encode(signature))
+    };
+    let named = |algorithm: &str| json!({ "keys": [{ "kty": "RSA", "alg": algorithm, "n": n, "e": e }] });
+    for (name, how) in kinds {
+        for (of_key, _) in kinds {
+            let expected = if of_key == name { Ok(()) } else { Err(JwtError::NoSuchKey) };
+            assert_eq!(verify(&named(of_key), &token(name, how)), expected, "{name} by a key for {of_key}");
+        }
+        assert_eq!(verify(&named(""), &token(name, how)), Ok(()), "{name}");
+        // What is said is not what was done.
+        let (_, other) = kinds[usize::from(name == "RS256")];
+        assert_eq!(verify(&named(name), &token(name, other)), Err(JwtError::VerificationFails), "{name}");
+    }
+    // Zeros in front of a number say nothing.
+    let longer = |number: &[u8]| encode([&[0, 0], number].concat());
+    let modulus = public.modulus();
+    let padded = longer(modulus.big_endian_without_leading_zero());
+    let keys = json!({ "keys": [{ "kty": "RSA", "n": padded, "e": longer(&[1, 0, 1]) }] });
+    assert_eq!(verify(&keys, &token("RS256", kinds[0].1)), Ok(()));
+}
+
+#[test]
+fn coordinates_may_come_without_the_zeros_in_front() {
+    let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+    let (key, x, y) = std::iter::repeat_with(|| pair(&signature::ECDSA_P256_SHA256_FIXED_SIGNING))
+        .find(|(_, x, y)| decode(x)[0] == 0 || decode(y)[0] == 0)
+        .unwrap();
+    let short =
+        |text: &str| encode(decode(text).into_iter().skip_while(|byte| *byte == 0).collect::<Vec<_>>());
+    let token = token(&key, r#"{"alg":"ES256"}"#, "{}");
+    for (x, y) in [(short(&x), short(&y)), (x, y)] {
+        let keys = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y }] });
+        assert_eq!(verify(&keys, &token), Ok(()));
+    }
+}
+
 #[test]
 fn certificates_may_stand_for_keys() {
     // openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=issuer -days 36500
@@ -186,6 +241,15 @@ fn certificates_may_stand_for_keys() {
     Jwks::parse(&json!({ "one": pem, "two": pem }).to_string()).unwrap();
     let broken = pem.replacen("MII", "AAA", 1);
     assert!(Jwks::parse(&json!({ "one": broken }).to_string()).unwrap_err().contains("one"));
+    for wrong in [
+        json!({ "": pem }),
+        json!({ "one": pem.trim_end() }),
+        json!({ "one": format!(" {pem}") }),
+        json!({ "one": pem, "two": 2 }),
+        json!({}),
+    ] {
+        assert!(Jwks::parse(&wrong.to_string()).unwrap_err().contains("no keys"), "{wrong}");
+    }
 }
 
 #[test]
