@@ -26,6 +26,7 @@ impl World {
         let issue = |by: &Authority| {
             by.issue_for("c", &["spiffe://td/ns/a/sa/client"], false, &[KeyUsagePurpose::DigitalSignature])
         };
+        let taken_back = pki.authority.issue_old("client");
         let clients = vec![
             ("good", issue(&pki.authority)),
             ("taken back", issue(&pki.authority)),
@@ -34,6 +35,9 @@ impl World {
             ("of the middle, alone", issue(&middle)),
             ("of the fallen", issue(&fallen).behind(&fallen)),
             ("another's", pki.client_other.clone()),
+            ("the root", pki.authority.itself()),
+            ("of version 1", pki.client_old.clone()),
+            ("of version 1, taken back", taken_back),
         ];
         Self { pki, middle, fallen, clients }
     }
@@ -44,7 +48,11 @@ impl World {
 
     /// Of the root, of the middle, of the fallen.
     fn lists(&self, expired: bool) -> [String; 3] {
-        let root = [self.client("taken back").serial().to_vec(), self.fallen.serial()];
+        let root = [
+            self.client("taken back").serial().to_vec(),
+            self.client("of version 1, taken back").serial().to_vec(),
+            self.fallen.serial(),
+        ];
         let root: Vec<&[u8]> = root.iter().map(Vec::as_slice).collect();
         let middle = self.client("taken back by the middle").serial();
         [
@@ -77,6 +85,17 @@ impl World {
                 let lists = self.lists(true).concat();
                 of(&authority, json!({ "crl": inline(&lists), "allow_expired_certificate": true }))
             }),
+            ("root-taken-back", {
+                let list = self.pki.authority.takes_back(&[&self.pki.authority.serial()], false);
+                of(&authority, json!({ "crl": inline(&list) }))
+            }),
+            (
+                "anothers-list",
+                of(
+                    &authority,
+                    json!({ "crl": inline(&Authority::new("tests root").takes_back(&[], false)) }),
+                ),
+            ),
             ("lists-below-the-root", of(&authority, json!({ "crl": inline(&format!("{middle}{fallen}")) }))),
             ("leaf", of(&authority, merged(json!({ "crl": inline(&all) }), leaf.clone()))),
             (

@@ -61,6 +61,11 @@ impl Authority {
         serial(self.0.der())
     }
 
+    /// Its own certificate, to be shown as a peer's.
+    pub(crate) fn itself(&self) -> Pair {
+        Pair::new(self.0.der(), self.0.key())
+    }
+
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
@@ -100,7 +105,7 @@ impl Authority {
 
     /// A certificate of version 1, as `openssl x509 -req` makes it without extensions: another one without its version and extensions,
     /// signed again.
-    fn issue_old(&self, common_name: &str) -> Pair {
+    pub(crate) fn issue_old(&self, common_name: &str) -> Pair {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.not_before = date_time_ymd(2020, 1, 2);

@@ -10,6 +10,7 @@ mod connect;
 mod facts;
 mod provider;
 mod reason;
+mod revocation;
 mod tickets;
 mod verify;
 

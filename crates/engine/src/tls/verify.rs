@@ -15,14 +15,11 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{
-    CertificateDer, CertificateRevocationListDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
-};
-use webpki::{CertRevocationList, OwnedCertRevocationList};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
 use super::certificate::certificates;
+use super::revocation::Lists;
 
 /// Why a certificate that chains to a root is refused all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,47 +43,43 @@ pub(super) enum Refusal {
 pub(super) struct Anchors {
     authorities: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
-    revoked: Vec<CertRevocationList<'static>>,
+    revoked: Lists,
 }
 
 impl Anchors {
     /// Reads a context's PEM, with these roots.
     pub(super) fn of(context: &ir::ValidationContext, roots: Option<&ir::Pem>) -> Result<Self, String> {
         let mut anchors = Self::default();
-        if let Some(pem) = roots {
-            let bad = |reason: &dyn std::fmt::Display| {
-                format!("trusted_ca: Failed to load trusted CA certificates from {}: {reason}", pem.origin)
-            };
-            anchors.authorities = certificates(pem).map_err(|reason| bad(&reason))?;
-            for authority in &anchors.authorities {
-                let anchor = webpki::anchor_from_trusted_cert(authority).map_err(|error| bad(&error))?;
-                anchors.anchors.push(anchor.to_owned());
-            }
-            // Lists may stand among the roots.
-            anchors.revoked = lists(pem).map_err(|reason| bad(&reason))?;
-        }
         if let Some(pem) = &context.crl {
             let bad = |reason: &dyn std::fmt::Display| {
                 format!("crl: Failed to load CRL from {}: {reason}", pem.origin)
             };
-            let found = lists(pem).map_err(|reason| bad(&reason))?;
-            if found.is_empty() {
+            anchors.revoked = Lists::read(pem).map_err(|reason| bad(&reason))?;
+            if anchors.revoked.is_empty() {
                 return Err(bad(&"there is no list in it"));
             }
-            anchors.revoked.extend(found);
+        }
+        let Some(pem) = roots else { return Ok(anchors) };
+        let bad = |reason: &dyn std::fmt::Display| {
+            format!("trusted_ca: Failed to load trusted CA certificates from {}: {reason}", pem.origin)
+        };
+        // Lists may stand among the roots.
+        anchors.revoked.add(Lists::read(pem).map_err(|reason| bad(&reason))?);
+        anchors.authorities = certificates(pem).map_err(|reason| bad(&reason))?;
+        if !only_leaf(context) {
+            anchors.authorities.retain(|authority| !anchors.revoked.takes_itself_back(authority));
+        }
+        for authority in &anchors.authorities {
+            let anchor = webpki::anchor_from_trusted_cert(authority).map_err(|error| bad(&error))?;
+            anchors.anchors.push(anchor.to_owned());
         }
         Ok(anchors)
     }
 }
 
-/// The revocation lists of a PEM text.
-fn lists(pem: &ir::Pem) -> Result<Vec<CertRevocationList<'static>>, String> {
-    let read = |list: Result<CertificateRevocationListDer<'static>, rustls_pki_types::pem::Error>| {
-        let list = list.map_err(|error| error.to_string())?;
-        let list = OwnedCertRevocationList::from_der(&list).map_err(|error| error.to_string())?;
-        Ok(list.into())
-    };
-    CertificateRevocationListDer::pem_slice_iter(&pem.bytes).map(read).collect()
+/// Whether only a leaf is looked up in lists. Envoy's SPIFFE validator always looks at the whole chain.
+fn only_leaf(context: &ir::ValidationContext) -> bool {
+    context.only_leaf_crl && context.trust_domains.is_none()
 }
 
 /// Whether a context's authorities and lists can be read.
@@ -215,7 +208,9 @@ impl Verifier {
         };
         // An authority may be its own leaf, which webpki does not take as one.
         if anchors.authorities.iter().any(|authority| authority == leaf) {
-            return check_validity(leaf, now);
+            let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+            is_valid(&leaf, now)?;
+            return anchors.revoked.check(&leaf, &leaf, now);
         }
         if let Some(leaf) = of_version_1(leaf) {
             return issued_directly(anchors, &leaf, now);
@@ -225,10 +220,9 @@ impl Verifier {
             Peer::Server { .. } => webpki::KeyUsage::server_auth(),
             Peer::Client { .. } => webpki::KeyUsage::client_auth(),
         };
-        let lists: Vec<&CertRevocationList<'_>> = anchors.revoked.iter().collect();
+        let lists = anchors.revoked.parsed();
         let revocation = webpki::RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            // Envoy's SPIFFE validator always looks at the whole chain.
-            let depth = if self.context.only_leaf_crl && self.domains.is_none() {
+            let depth = if only_leaf(&self.context) {
                 webpki::RevocationCheckDepth::EndEntity
             } else {
                 webpki::RevocationCheckDepth::Chain
@@ -267,21 +261,17 @@ impl Verifier {
 }
 
 /// Certificates of version 1, which `openssl x509 -req` makes when it is given no extensions, are unknown to webpki: one of the
-/// authorities must have signed it, and there must be no revocation list that it would have to be looked for in.
+/// authorities must have signed it.
 fn issued_directly(anchors: &Anchors, leaf: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
-    if !anchors.revoked.is_empty() {
-        return Err(CertificateError::UnknownRevocationStatus.into());
-    }
-    let signed = |authority: &CertificateDer<'_>| {
-        X509Certificate::from_der(authority).is_ok_and(|(_, authority)| {
-            authority.subject().as_raw() == leaf.issuer().as_raw()
-                && leaf.verify_signature(Some(authority.public_key())).is_ok()
-        })
+    let parsed = anchors.authorities.iter().filter_map(|authority| X509Certificate::from_der(authority).ok());
+    let signed = |authority: &X509Certificate<'_>| {
+        authority.subject().as_raw() == leaf.issuer().as_raw()
+            && leaf.verify_signature(Some(authority.public_key())).is_ok()
     };
-    if !anchors.authorities.iter().any(signed) {
-        return Err(CertificateError::UnknownIssuer.into());
-    }
-    is_valid(leaf, now)
+    let issuer = parsed.map(|(_, authority)| authority).find(signed);
+    let issuer = issuer.ok_or(CertificateError::UnknownIssuer)?;
+    is_valid(leaf, now)?;
+    anchors.revoked.check(leaf, &issuer, now)
 }
 
 /// The roots of a workload's trust domain: that of its first URI. An authority's certificate is none of a workload.
@@ -363,11 +353,6 @@ fn check_signature(
         true => Ok(HandshakeSignatureValid::assertion()),
         false => Err(CertificateError::BadSignature.into()),
     }
-}
-
-fn check_validity(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
-    is_valid(&parsed, now)
 }
 
 fn is_valid(parsed: &X509Certificate<'_>, now: UnixTime) -> Result<(), Error> {
