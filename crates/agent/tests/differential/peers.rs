@@ -1,6 +1,8 @@
 //! Who a TLS client is: what external authorizers are told of it, by the HTTP and the network filter, and whom a validator by trust
 //! domains (SPIFFE) takes, as server and as client.
 
+mod impostors;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

@@ -13,6 +13,8 @@ pub(crate) struct Pair {
     pub(crate) key: String,
     /// SHA-256 of the leaf, in hexadecimal digits.
     pub(crate) hash: String,
+    /// SHA-256 of its key, in Base64.
+    pub(crate) key_hash: String,
     /// Of the leaf.
     serial: Vec<u8>,
 }
@@ -36,6 +38,16 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
+    }
+
+    /// An authority's certificate, whose key is for these usages, to be shown as a peer's.
+    pub(crate) fn issue_authority(&self, name: &str, usages: &[KeyUsagePurpose]) -> Pair {
+        let mut params = Self::params("c");
+        params.subject_alt_names.push(SanType::URI(name.try_into().unwrap()));
+        params.key_usages = usages.to_vec();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Pair::new(certificate.der(), &key)
     }
 
     /// The list of those whose certificates it takes back, in PEM.
@@ -106,10 +118,15 @@ impl Authority {
     /// A certificate of version 1, as `openssl x509 -req` makes it without extensions: another one without its version and extensions,
     /// signed again.
     pub(crate) fn issue_old(&self, common_name: &str) -> Pair {
+        self.issue_old_within(common_name, 2020..2040)
+    }
+
+    /// The same, for these years.
+    pub(crate) fn issue_old_within(&self, common_name: &str, years: std::ops::Range<i32>) -> Pair {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, common_name);
-        params.not_before = date_time_ymd(2020, 1, 2);
-        params.not_after = date_time_ymd(2040, 1, 2);
+        params.not_before = date_time_ymd(years.start, 1, 2);
+        params.not_after = date_time_ymd(years.end, 1, 2);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         let (_, whole) = children(certificate.der());
@@ -172,6 +189,12 @@ impl Pair {
         &self.serial
     }
 
+    /// The certificate with another's key, which does not fit.
+    pub(crate) fn with_key_of(mut self, other: &Self) -> Self {
+        self.key.clone_from(&other.key);
+        self
+    }
+
     /// With this authority's certificate behind its own.
     pub(crate) fn behind(mut self, authority: &Authority) -> Self {
         self.chain += &authority.pem();
@@ -180,13 +203,16 @@ impl Pair {
 
     fn new(der: &[u8], key: &KeyPair) -> Self {
         use base64::Engine as _;
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
-        let hash = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        use base64::engine::general_purpose::STANDARD;
+        use rcgen::PublicKeyData as _;
+        let digest = |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+        let hash = digest(der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let key_hash = STANDARD.encode(digest(&key.subject_public_key_info()));
+        let text = STANDARD.encode(der);
         let lines: Vec<&str> =
             text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
         let chain = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
-        Self { chain, key: key.serialize_pem(), hash, serial: serial(der) }
+        Self { chain, key: key.serialize_pem(), hash, key_hash, serial: serial(der) }
     }
 }
 

@@ -1,0 +1,132 @@
+//! Clients that show what is not theirs: certificates of namesakes of the authority, of other times, with others' keys; keys and
+//! certificates that are not those on a list of hashes; authorities in a workload's place. Over TLS 1.2 and 1.3.
+
+use rcgen::KeyUsagePurpose;
+use serde_json::{Value, json};
+
+use super::{SPIFFE, over_tls, said, served};
+use crate::proxies::{both, listener, manager, merged};
+use crate::tls::Client;
+use crate::tls_config::downstream_tls;
+use crate::tls_pki::{Authority, Pair, Pki};
+
+const NAME: &str = "spiffe://td/ns/a/sa/client";
+
+fn clients(pki: &Pki) -> Vec<(&'static str, Pair)> {
+    let (root, namesake) = (&pki.authority, Authority::new("tests root"));
+    let signing = [KeyUsagePurpose::DigitalSignature];
+    let issue = |by: &Authority, usages: &[KeyUsagePurpose]| by.issue_for("c", &[NAME], false, usages);
+    vec![
+        ("good", issue(root, &signing)),
+        ("on the lists", pki.client.clone()),
+        ("with another's key", pki.client.clone().with_key_of(&pki.client_stranger)),
+        ("of a namesake", issue(&namesake, &signing)),
+        ("old", pki.client_old.clone()),
+        ("old, of a namesake", namesake.issue_old("client")),
+        ("old, of another", pki.client_old_other.clone()),
+        ("old, with another's key", pki.client_old.clone().with_key_of(&pki.client)),
+        ("old, over", root.issue_old_within("client", 2020..2021)),
+        ("old, not yet", root.issue_old_within("client", 2039..2040)),
+        ("an authority", root.issue_authority(NAME, &signing)),
+        ("who signs lists", issue(root, &[KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign])),
+    ]
+}
+
+/// What validates clients, by listener.
+fn contexts(pki: &Pki) -> Vec<(&'static str, Value)> {
+    let inline = |pem: &str| json!({ "inline_string": pem });
+    let with_root = |more: Value| merged(json!({ "trusted_ca": inline(&pki.authority.pem()) }), more);
+    let (listed, other) = (&pki.client, &pki.client_stranger);
+    vec![
+        ("root", with_root(json!({}))),
+        ("expired-too", with_root(json!({ "allow_expired_certificate": true }))),
+        ("key", with_root(json!({ "verify_certificate_spki": [listed.key_hash] }))),
+        ("keys", with_root(json!({ "verify_certificate_spki": [other.key_hash, listed.key_hash] }))),
+        ("key-alone", json!({ "verify_certificate_spki": [listed.key_hash] })),
+        (
+            "key-or-hash",
+            with_root(
+                json!({ "verify_certificate_spki": [listed.key_hash], "verify_certificate_hash": [other.hash] }),
+            ),
+        ),
+        (
+            "hash-or-key",
+            with_root(
+                json!({ "verify_certificate_spki": [other.key_hash], "verify_certificate_hash": [listed.hash] }),
+            ),
+        ),
+        (
+            "neither",
+            with_root(
+                json!({ "verify_certificate_spki": [other.key_hash], "verify_certificate_hash": [other.hash] }),
+            ),
+        ),
+        (
+            "domain",
+            json!({ "custom_validator_config": { "name": "envoy.tls.cert_validator.spiffe", "typed_config": {
+                "@type": SPIFFE, "trust_domains": [{ "name": "td", "trust_bundle": inline(&pki.authority.pem()) }],
+            } } }),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shows_what_is_not_theirs_is_refused() {
+    let pki = Pki::new();
+    let contexts = contexts(&pki);
+    let names: Vec<&'static str> = contexts.iter().map(|(name, _)| *name).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let proxies = both(folder.path(), &names, |ports, log| {
+        let listeners = contexts.iter().map(|(name, context)| {
+            let tls = downstream_tls(
+                &pki,
+                json!({ "require_client_certificate": true, "common_tls_context": { "validation_context": context } }),
+            );
+            over_tls(listener(name, ports[*name], manager(vec![], served(), json!({})), log), &tls)
+        });
+        [listeners.collect(), vec![]]
+    })
+    .await;
+    let mut table: [Vec<String>; 2] = Default::default();
+    for (who, pair) in clients(&pki) {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let certificate = Some(pair.clone());
+            let client =
+                Client { sni: Some("a.example"), versions: vec![version], certificate, ..Client::default() };
+            for name in &names {
+                for (proxy, table) in proxies.iter().zip(&mut table) {
+                    let said = said(proxy.ports[*name], &client).await;
+                    table.push(format!("{name}, {:?}, {who}: {said}", version.version));
+                }
+            }
+        }
+    }
+    // webpki takes no authority for a peer (RFC 5280 leaves it open); BoringSSL does.
+    for line in table[1].iter_mut().filter(|line| line.ends_with("an authority: nothing")) {
+        if line.starts_with("root,") || line.starts_with("expired-too,") {
+            *line = line.replace("nothing", "HTTP/1.1 200");
+        }
+    }
+    assert_eq!(table[0], table[1]);
+    for version in ["TLSv1_2", "TLSv1_3"] {
+        for (line, said) in [
+            ("root, VERSION, old", "HTTP/1.1 200"),
+            ("root, VERSION, old, of a namesake", "nothing"),
+            ("root, VERSION, old, with another's key", "nothing"),
+            ("root, VERSION, old, over", "nothing"),
+            ("expired-too, VERSION, old, over", "HTTP/1.1 200"),
+            ("root, VERSION, with another's key", "nothing"),
+            ("key, VERSION, on the lists", "HTTP/1.1 200"),
+            ("key, VERSION, good", "nothing"),
+            ("key-alone, VERSION, good", "nothing"),
+            ("key-or-hash, VERSION, on the lists", "HTTP/1.1 200"),
+            ("neither, VERSION, on the lists", "nothing"),
+            ("domain, VERSION, good", "HTTP/1.1 200"),
+            ("domain, VERSION, an authority", "nothing"),
+            ("domain, VERSION, who signs lists", "nothing"),
+        ] {
+            let line = format!("{}: {said}", line.replace("VERSION", version));
+            assert!(table[1].contains(&line), "{line}\n{:#?}", table[1]);
+        }
+    }
+}
