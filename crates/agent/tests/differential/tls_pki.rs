@@ -82,7 +82,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A certificate for these names; those with `://` are URIs.
+    /// A certificate for these names; those with `://` are URIs, those with `@` addresses of mail.
     pub(crate) fn issue(&self, common_name: &str, names: &[&str], expired: bool) -> Pair {
         self.issue_for(common_name, names, expired, &[])
     }
@@ -99,10 +99,11 @@ impl Authority {
         params.distinguished_name.push(DnType::OrganizationName, "Tests, Inc.");
         params.distinguished_name.push(DnType::CommonName, common_name);
         for name in names {
-            params.subject_alt_names.push(if name.contains("://") {
-                SanType::URI((*name).try_into().unwrap())
-            } else {
-                SanType::DnsName((*name).try_into().unwrap())
+            params.subject_alt_names.push(match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) if name.contains("://") => SanType::URI((*name).try_into().unwrap()),
+                Err(_) if name.contains('@') => SanType::Rfc822Name((*name).try_into().unwrap()),
+                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
             });
         }
         params.key_usages = usages.to_vec();

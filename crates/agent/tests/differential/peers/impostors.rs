@@ -70,16 +70,19 @@ fn contexts(pki: &Pki) -> Vec<(&'static str, Value)> {
     ]
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_shows_what_is_not_theirs_is_refused() {
-    let pki = Pki::new();
-    let contexts = contexts(&pki);
+/// What becomes of each client at each listener, by Envoy and by our engine.
+async fn verdicts(
+    pki: &Pki,
+    contexts: &[(&'static str, Value)],
+    clients: &[(&'static str, Pair)],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> [Vec<String>; 2] {
     let names: Vec<&'static str> = contexts.iter().map(|(name, _)| *name).collect();
     let folder = tempfile::tempdir().unwrap();
     let proxies = both(folder.path(), &names, |ports, log| {
         let listeners = contexts.iter().map(|(name, context)| {
             let tls = downstream_tls(
-                &pki,
+                pki,
                 json!({ "require_client_certificate": true, "common_tls_context": { "validation_context": context } }),
             );
             over_tls(listener(name, ports[*name], manager(vec![], served(), json!({})), log), &tls)
@@ -88,8 +91,8 @@ async fn who_shows_what_is_not_theirs_is_refused() {
     })
     .await;
     let mut table: [Vec<String>; 2] = Default::default();
-    for (who, pair) in clients(&pki) {
-        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+    for (who, pair) in clients {
+        for version in versions {
             let certificate = Some(pair.clone());
             let client =
                 Client { sni: Some("a.example"), versions: vec![version], certificate, ..Client::default() };
@@ -101,6 +104,14 @@ async fn who_shows_what_is_not_theirs_is_refused() {
             }
         }
     }
+    table
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shows_what_is_not_theirs_is_refused() {
+    let pki = Pki::new();
+    let versions = [&rustls::version::TLS12, &rustls::version::TLS13];
+    let mut table = verdicts(&pki, &contexts(&pki), &clients(&pki), &versions).await;
     // webpki takes no authority for a peer (RFC 5280 leaves it open); BoringSSL does.
     for line in table[1].iter_mut().filter(|line| line.ends_with("an authority: nothing")) {
         if line.starts_with("root,") || line.starts_with("expired-too,") {
@@ -128,5 +139,64 @@ async fn who_shows_what_is_not_theirs_is_refused() {
             let line = format!("{}: {said}", line.replace("VERSION", version));
             assert!(table[1].contains(&line), "{line}\n{:#?}", table[1]);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_of_the_kind_that_is_wanted() {
+    let pki = Pki::new();
+    let issue = |names: &[&str]| pki.authority.issue("c", names, false);
+    let clients = [
+        ("dns", issue(&["x.example"])),
+        ("upper", issue(&["X.Example"])),
+        ("wildcard", issue(&["*.x.example"])),
+        ("wildcard above", issue(&["*.example"])),
+        ("another's wildcard", issue(&["*.y.example"])),
+        ("uri", issue(&["spiffe://x.example"])),
+        ("email", issue(&["me@x.example"])),
+        ("ip", issue(&["10.0.0.1"])),
+        ("ip6", issue(&["2001:db8::1"])),
+        ("second", issue(&["y.example", "spiffe://y.example", "x.example"])),
+        ("nobody", issue(&["y.example", "spiffe://x.example/y", "me@y.example", "10.0.0.2"])),
+        ("no name", issue(&[])),
+    ];
+    let root = json!({ "trusted_ca": { "inline_string": pki.authority.pem() } });
+    let wants = |kind: &str, matcher: Value| {
+        merged(
+            root.clone(),
+            json!({ "match_typed_subject_alt_names": [{ "san_type": kind, "matcher": matcher }] }),
+        )
+    };
+    let suffix = || json!({ "suffix": "x.example" });
+    let either = json!([
+        { "san_type": "DNS", "matcher": { "exact": "x.example" } },
+        { "san_type": "IP_ADDRESS", "matcher": { "exact": "10.0.0.1" } },
+    ]);
+    let contexts = [
+        ("dns", wants("DNS", suffix())),
+        ("dns-exact", wants("DNS", json!({ "exact": "x.example" }))),
+        ("dns-below", wants("DNS", json!({ "exact": "a.x.example" }))),
+        ("dns-upper", wants("DNS", json!({ "exact": "X.EXAMPLE", "ignore_case": true }))),
+        ("uri", wants("URI", suffix())),
+        ("uri-exact", wants("URI", json!({ "exact": "spiffe://x.example" }))),
+        ("email", wants("EMAIL", suffix())),
+        ("ip", wants("IP_ADDRESS", json!({ "exact": "10.0.0.1" }))),
+        ("ip-prefix", wants("IP_ADDRESS", json!({ "prefix": "10.0.0." }))),
+        ("ip6", wants("IP_ADDRESS", json!({ "exact": "2001:db8::1" }))),
+        ("ip-as-dns", wants("DNS", json!({ "exact": "10.0.0.1" }))),
+        ("either", merged(root.clone(), json!({ "match_typed_subject_alt_names": either }))),
+    ];
+    let [envoy, lateen] = verdicts(&pki, &contexts, &clients, &[&rustls::version::TLS13]).await;
+    assert_eq!(envoy, lateen);
+    for line in [
+        "dns, TLSv1_3, dns: HTTP/1.1 200",
+        "dns, TLSv1_3, uri: nothing",
+        "uri, TLSv1_3, dns: nothing",
+        "email, TLSv1_3, dns: nothing",
+        "ip, TLSv1_3, ip: HTTP/1.1 200",
+        "ip-as-dns, TLSv1_3, ip: nothing",
+        "either, TLSv1_3, nobody: nothing",
+    ] {
+        assert!(lateen.iter().any(|found| found == line), "{line}\n{lateen:#?}");
     }
 }
