@@ -56,15 +56,30 @@ PY
   "$dir/envoy" --version | grep -q "$ENVOY_VERSION" || die "the Envoy in $dir does not run"
 }
 
-# A stock kubectl, built from its own Go module where the machine has none.
+# build_go WHAT RECIPE PROGRAM FOLDER: the function RECIPE makes PROGRAM in an empty folder, and it goes to FOLDER when it is whole.
+# What the recipe prints is shown only where it fails.
+build_go() {
+  local what=$1 recipe=$2 program=$3 folder=$4 tmp status
+  command -v go >/dev/null 2>&1 || die "please install Go: $what is built with it"
+  say "building $what from its Go module"
+  tmp=$(mktemp -d)
+  set +e
+  (set -e; cd "$tmp"; "$recipe") >"$tmp/log" 2>&1
+  status=$?
+  set -e
+  [ "$status" = 0 ] || { tail -20 "$tmp/log" >&2; rm -rf "$tmp"; die "$what cannot be built"; }
+  mkdir -p "$folder"
+  install -m 755 "$tmp/$program" "$folder/$program.part" && mv "$folder/$program.part" "$folder/$program"
+  rm -rf "$tmp"
+}
+
+# A stock kubectl, where the machine has none.
 install_kubectl() {
-  command -v kubectl >/dev/null 2>&1 && return 0
-  command -v go >/dev/null 2>&1 || die "please install kubectl (or Go, to build it)"
-  say "building kubectl from its Go module"
-  local tmp; tmp=$(mktemp -d)
-  (
-    cd "$tmp"
-    cat >main.go <<'GO'
+  command -v kubectl >/dev/null 2>&1 || build_go "kubectl ($KUBECTL_MODULE)" kubectl_recipe kubectl /usr/local/bin
+}
+
+kubectl_recipe() {
+  cat >main.go <<'GO'
 package main
 
 import (
@@ -76,58 +91,53 @@ import (
 
 func main() { os.Exit(cli.Run(cmd.NewDefaultKubectlCommand())) }
 GO
-    go mod init kubectl-build >/dev/null 2>&1
-    go get "k8s.io/kubectl@$KUBECTL_MODULE" "k8s.io/component-base@$KUBECTL_MODULE" >/dev/null 2>&1
-    go mod tidy >/dev/null 2>&1
-    go build -ldflags "-s -w" -o kubectl . && install -m 755 kubectl /usr/local/bin/kubectl
-  )
-  rm -rf "$tmp"
+  go mod init kubectl-build
+  go get "k8s.io/kubectl@$KUBECTL_MODULE" "k8s.io/component-base@$KUBECTL_MODULE"
+  go mod tidy
+  go build -ldflags "-s -w" -o kubectl .
 }
 
-# The HTTP/2 conformance suite, built from its Go module, which is older than go.mod files: what it needs is named here.
+# The HTTP/2 conformance suite.
 install_h2spec() {
-  local dir=$TOOLS/h2spec-$H2SPEC_VERSION
-  [ -x "$dir/h2spec" ] && return 0
-  command -v go >/dev/null 2>&1 || die "please install Go: h2spec is built with it"
-  say "building h2spec $H2SPEC_VERSION from its Go module"
-  local tmp; tmp=$(mktemp -d)
-  (
-    cd "$tmp"
-    go mod init h2spec-build
-    go get "github.com/summerwind/h2spec/cmd/h2spec@v$H2SPEC_VERSION+incompatible" \
-      github.com/spf13/cobra@v1.10.2 github.com/fatih/color@v1.19.0 golang.org/x/net@v0.62.0
-    go build -ldflags "-s -w" -o h2spec github.com/summerwind/h2spec/cmd/h2spec
-  ) >"$tmp/log" 2>&1 || { cat "$tmp/log" >&2; die "h2spec cannot be built"; }
-  mkdir -p "$dir"
-  install -m 755 "$tmp/h2spec" "$dir/h2spec.part" && mv "$dir/h2spec.part" "$dir/h2spec"
-  rm -rf "$tmp"
+  local folder=$TOOLS/h2spec-$H2SPEC_VERSION
+  [ -x "$folder/h2spec" ] || build_go "h2spec $H2SPEC_VERSION" h2spec_recipe h2spec "$folder"
+}
+
+# It is older than go.mod files: what it needs is named here.
+h2spec_recipe() {
+  go mod init h2spec-build
+  go get "github.com/summerwind/h2spec/cmd/h2spec@v$H2SPEC_VERSION+incompatible" \
+    github.com/spf13/cobra@v1.10.2 github.com/fatih/color@v1.19.0 golang.org/x/net@v0.62.0
+  go build -ldflags "-s -w" -o h2spec github.com/summerwind/h2spec/cmd/h2spec
 }
 
 # A stock control plane of Kubernetes in one program, which is etcd, kube-apiserver or kube-controller-manager by the name it is
-# called by. Its own go.mod says the versions of everything; the modules it keeps in its own tree are published as v0.*.
+# called by.
 install_kubernetes() {
-  local dir=$TOOLS/kubernetes-$KUBERNETES_VERSION
-  [ -x "$dir/kube-apiserver" ] && return 0
-  command -v go >/dev/null 2>&1 || die "please install Go: Kubernetes is built with it"
-  say "building Kubernetes $KUBERNETES_VERSION from its Go modules; this takes 10 to 25 minutes"
-  local tmp; tmp=$(mktemp -d)
-  (
-    cd "$tmp"
-    local sources minor=${KUBERNETES_VERSION#*.}
-    sources=$(go mod download -json "k8s.io/kubernetes@v$KUBERNETES_VERSION" | sed -n 's/.*"Dir": "\(.*\)",/\1/p')
-    sed -e 's/^module .*/module kubernetes-build/' \
-      -e "s#\(k8s.io/[a-z-]*\) => ./staging/src/.*#\1 => \1 v0.$minor#" "$sources/go.mod" >go.mod
-    cat "$sources/go.sum" >go.sum
-    # Named in go.mod and used by no program.
-    for unused in sample-apiserver sample-cli-plugin sample-controller; do
-      mkdir -p "unused/$unused"
-      printf 'module k8s.io/%s\n\ngo 1.23\n' "$unused" >"unused/$unused/go.mod"
-      go mod edit -replace "k8s.io/$unused=./unused/$unused"
-    done
-    # Of this one the proxy of Go modules lacks the last patch.
-    go mod edit -replace "k8s.io/endpointslice=k8s.io/endpointslice@v0.32.12"
-    go mod edit -require "k8s.io/kubernetes@v$KUBERNETES_VERSION"
-    cat >main.go <<'GO'
+  local folder=$TOOLS/kubernetes-$KUBERNETES_VERSION name
+  [ -x "$folder/kube-apiserver" ] && return 0
+  say "Kubernetes takes 10 to 25 minutes"
+  build_go "Kubernetes $KUBERNETES_VERSION" kubernetes_recipe kubernetes "$folder"
+  for name in etcd kube-controller-manager kube-apiserver; do ln -sf kubernetes "$folder/$name"; done
+}
+
+# Its own go.mod says the versions of everything; the modules it keeps in its own tree are published as v0.*.
+kubernetes_recipe() {
+  local sources unused minor=${KUBERNETES_VERSION#*.}
+  sources=$(go mod download -json "k8s.io/kubernetes@v$KUBERNETES_VERSION" | sed -n 's/.*"Dir": "\(.*\)",/\1/p')
+  sed -e 's/^module .*/module kubernetes-build/' \
+    -e "s#\(k8s.io/[a-z-]*\) => ./staging/src/.*#\1 => \1 v0.$minor#" "$sources/go.mod" >go.mod
+  cat "$sources/go.sum" >go.sum
+  # Named in go.mod and used by no program.
+  for unused in sample-apiserver sample-cli-plugin sample-controller; do
+    mkdir -p "unused/$unused"
+    printf 'module k8s.io/%s\n\ngo 1.23\n' "$unused" >"unused/$unused/go.mod"
+    go mod edit -replace "k8s.io/$unused=./unused/$unused"
+  done
+  # Of this one the proxy of Go modules lacks the last patch.
+  go mod edit -replace "k8s.io/endpointslice=k8s.io/endpointslice@v0.32.12"
+  go mod edit -require "k8s.io/kubernetes@v$KUBERNETES_VERSION"
+  cat >main.go <<'GO'
 package main
 
 import (
@@ -155,14 +165,9 @@ func main() {
 	}
 }
 GO
-    local version=k8s.io/component-base/version
-    nice go build -mod=mod -o kubernetes -ldflags "-s -w -X $version.gitVersion=v$KUBERNETES_VERSION \
-      -X $version.gitMajor=${KUBERNETES_VERSION%%.*} -X $version.gitMinor=${minor%%.*}" .
-  ) >"$tmp/log" 2>&1 || { tail -20 "$tmp/log" >&2; die "Kubernetes cannot be built"; }
-  mkdir -p "$dir"
-  install -m 755 "$tmp/kubernetes" "$dir/kubernetes"
-  for name in etcd kube-controller-manager kube-apiserver; do ln -sf kubernetes "$dir/$name"; done
-  rm -rf "$tmp"
+  local version=k8s.io/component-base/version
+  nice go build -mod=mod -o kubernetes -ldflags "-s -w -X $version.gitVersion=v$KUBERNETES_VERSION \
+    -X $version.gitMajor=${KUBERNETES_VERSION%%.*} -X $version.gitMinor=${minor%%.*}" .
 }
 
 for goal in "${@:-build}"; do
