@@ -1,5 +1,8 @@
 //! Mesh-wide configuration: the key `mesh` of ConfigMap `istio` in the root namespace.
 //! <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/>
+mod proxy_config;
+mod tls;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -8,11 +11,13 @@ use serde_json::Value;
 
 use crate::duration::{self, DurationError};
 use crate::extension_provider::{ExtensionProvider, check_providers};
-use crate::networking::TlsProtocol;
 use crate::networking::destination_rule::{H2UpgradePolicy, TcpKeepalive};
 use crate::validate::Findings;
 use crate::validate::header_value::check_commands;
 use crate::validate::locality::check_locality;
+
+pub use proxy_config::ProxyConfig;
+pub use tls::{TlsConfig, is_served_cipher};
 
 /// Name of the ConfigMap that holds the mesh config.
 pub const CONFIG_MAP: &str = "istio";
@@ -284,94 +289,6 @@ pub struct CaCertificate {
     pub rest: BTreeMap<String, Value>,
 }
 
-/// TLS of the mesh (`MeshConfig.TLSConfig`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct TlsConfig {
-    /// Least version: TLS 1.2 unless it says `TLSV1_3`.
-    pub min_protocol_version: TlsProtocol,
-    /// Cipher suites of TLS 1.2, by their names in OpenSSL. Default: those with forward secrecy.
-    pub cipher_suites: Vec<String>,
-    /// Groups for the key exchange, in order of preference: `X25519`, `P-256`, `P-384`, `X25519MLKEM768`. Default of mutual TLS
-    /// in the mesh: the last first; of other TLS: the proxy's.
-    pub ecdh_curves: Vec<String>,
-    /// Everything else that was given.
-    #[serde(flatten)]
-    pub rest: BTreeMap<String, Value>,
-}
-
-impl TlsConfig {
-    /// What a proxy would refuse with everything around it is refused here; in Istio's words, which only warns.
-    fn check(&self) -> Result<(), String> {
-        let unknown = |names: &[String], known: &dyn Fn(&str) -> bool| {
-            let mut unknown: Vec<_> = names.iter().filter(|name| !known(name)).cloned().collect();
-            unknown.sort();
-            unknown.join(" ")
-        };
-        let curves = unknown(&self.ecdh_curves, &|name| CURVES.contains(&name));
-        if !curves.is_empty() {
-            return Err(format!(
-                "detected unrecognized ECDH curves: [{curves}]; known are {}",
-                CURVES.join(", ")
-            ));
-        }
-        for (what, names) in [("ECDH curves", &self.ecdh_curves), ("cipher suites", &self.cipher_suites)] {
-            let mut sorted = names.clone();
-            sorted.sort();
-            if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(format!("detected duplicate {what}: [{}]", pair[0]));
-            }
-        }
-        let suites =
-            unknown(&self.cipher_suites, &|name| is_served_cipher(name) || WEAK_CIPHERS.contains(&name));
-        if !suites.is_empty() {
-            return Err(format!("detected unrecognized cipher suites: [{suites}]"));
-        }
-        if !self.cipher_suites.is_empty() && !self.cipher_suites.iter().any(|name| is_served_cipher(name)) {
-            let reason =
-                "cipherSuites has none with forward secrecy, which are all that proxies serve: add one of";
-            return Err(format!("{reason} {}", SERVED_CIPHERS.join(", ")));
-        }
-        Ok(())
-    }
-
-    fn without_effect(&self) -> Vec<String> {
-        let weak = self.cipher_suites.iter().enumerate().filter(|(_, name)| !is_served_cipher(name));
-        let paths = weak.map(|(index, _)| format!("cipherSuites[{index}]"));
-        paths.chain(self.rest.keys().cloned()).collect()
-    }
-}
-
-/// Cipher suites of TLS 1.2 that proxies serve: forward secret and authenticated.
-const SERVED_CIPHERS: [&str; 6] = [
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-ECDSA-CHACHA20-POLY1305",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-CHACHA20-POLY1305",
-];
-
-/// Others that Istio knows.
-const WEAK_CIPHERS: [&str; 8] = [
-    "ECDHE-ECDSA-AES128-SHA",
-    "ECDHE-ECDSA-AES256-SHA",
-    "ECDHE-RSA-AES128-SHA",
-    "ECDHE-RSA-AES256-SHA",
-    "AES128-GCM-SHA256",
-    "AES256-GCM-SHA384",
-    "AES128-SHA",
-    "AES256-SHA",
-];
-
-/// Whether a cipher suite is one that proxies serve.
-pub fn is_served_cipher(name: &str) -> bool {
-    SERVED_CIPHERS.contains(&name)
-}
-
-/// Groups that proxies know.
-const CURVES: [&str; 4] = ["X25519", "P-256", "P-384", "X25519MLKEM768"];
-
 /// Which Ingress objects are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -441,180 +358,5 @@ pub enum NormalizationType {
     DecodeAndMergeSlashes,
 }
 
-/// Settings of a proxy (`istio.mesh.v1alpha1.ProxyConfig`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ProxyConfig {
-    /// Worker threads; 0 is one per core; absent: by the pod's CPU limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub concurrency: Option<u32>,
-    /// How long a hot restart drains, a duration. Default 45s.
-    pub drain_duration: String,
-    /// How long connections may finish after SIGTERM, a duration. Default 5s.
-    pub termination_drain_duration: String,
-    /// Where the control plane is. Default `istiod.istio-system.svc:15012`.
-    pub discovery_address: String,
-    /// Environment variables of the proxy.
-    pub proxy_metadata: BTreeMap<String, String>,
-    /// Whether the application waits for the proxy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hold_application_until_proxy_starts: Option<bool>,
-    /// Path of the agent's configuration. Default `./etc/istio/proxy`.
-    pub config_path: String,
-    /// Name of the service cluster.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service_cluster: Option<String>,
-    /// Port of the agent's status server. Default 15020.
-    pub status_port: u16,
-    /// Port of the admin interface. Default 15000.
-    pub proxy_admin_port: u16,
-    /// How inbound traffic is captured: `REDIRECT`, `TPROXY`, `NONE`.
-    pub interception_mode: String,
-    /// Image of the proxy: its type.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<Value>,
-    /// Everything else that was given.
-    #[serde(flatten)]
-    pub rest: BTreeMap<String, Value>,
-}
-
-impl ProxyConfig {
-    /// Fields that were given something else than their default and do nothing yet.
-    pub fn without_effect(&self) -> Vec<String> {
-        let default = Self::default();
-        let fixed = [
-            ("configPath", self.config_path != default.config_path),
-            ("serviceCluster", self.service_cluster.is_some()),
-            ("statusPort", self.status_port != default.status_port),
-            ("proxyAdminPort", self.proxy_admin_port != default.proxy_admin_port),
-            ("interceptionMode", self.interception_mode != default.interception_mode),
-            ("image", self.image.is_some()),
-        ];
-        let given = fixed.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned());
-        given.chain(self.rest.keys().cloned()).collect()
-    }
-}
-
-impl Default for ProxyConfig {
-    fn default() -> Self {
-        Self {
-            concurrency: None,
-            drain_duration: "45s".to_owned(),
-            termination_drain_duration: "5s".to_owned(),
-            discovery_address: "istiod.istio-system.svc:15012".to_owned(),
-            proxy_metadata: BTreeMap::new(),
-            hold_application_until_proxy_starts: None,
-            config_path: "./etc/istio/proxy".to_owned(),
-            service_cluster: None,
-            status_port: 15020,
-            proxy_admin_port: 15000,
-            interception_mode: "REDIRECT".to_owned(),
-            image: None,
-            rest: BTreeMap::new(),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Whatever somebody writes is config or refused.
-        #[test]
-        fn any_text_is_config_or_refused(text in "\\PC{0,200}", field in "(connectTimeout|accessLogFormat|rootNamespace|tcpKeepalive|meshMTLS|extensionProviders)", value in "(\\PC{0,20}|-?[0-9]{1,30}(s|ms|h)?|[\\[{][^\n]{0,20})") {
-            drop(MeshConfig::parse(&text));
-            if let Ok(mesh) = MeshConfig::parse(&format!("{field}: {value}\n")) {
-                prop_assert!(!mesh.connect_timeout().is_zero());
-            }
-        }
-    }
-
-    #[test]
-    fn empty_config_is_istios_default() {
-        let mesh = MeshConfig::parse("").expect("parses");
-        assert!(mesh.allows_any_outbound());
-        assert_eq!(mesh.trust_domain, "cluster.local");
-        assert_eq!(mesh.connect_timeout(), Duration::from_secs(10));
-        assert_eq!(mesh.default_config.discovery_address, "istiod.istio-system.svc:15012");
-    }
-
-    #[test]
-    fn given_fields_override_and_the_unknown_is_reported() {
-        let mesh = MeshConfig::parse(
-            "accessLogFile: /dev/stdout\noutboundTrafficPolicy:\n  mode: REGISTRY_ONLY\nconnectTimeout: 3s\n\
-             defaultConfig:\n  concurrency: 2\n  tracing: {}\n  statusPort: 15999\n  proxyMetadata:\n    A: b\ndiscoverySelectors: []\n",
-        )
-        .expect("parses");
-        assert_eq!(mesh.access_log_file, "/dev/stdout");
-        assert!(!mesh.allows_any_outbound());
-        assert_eq!(mesh.connect_timeout(), Duration::from_secs(3));
-        assert_eq!(mesh.default_config.concurrency, Some(2));
-        assert_eq!(mesh.default_config.proxy_metadata["A"], "b");
-        assert_eq!(
-            mesh.without_effect(),
-            ["discoverySelectors", "defaultConfig.statusPort", "defaultConfig.tracing"]
-        );
-    }
-
-    #[test]
-    fn tls_that_no_proxy_takes_is_refused() {
-        for field in ["meshMTLS", "tlsDefaults"] {
-            let refused = |rest: &str| {
-                let error = MeshConfig::parse(&format!("{field}: {{{rest}}}")).expect_err(rest).to_string();
-                assert!(error.contains(&format!("{field}: ")), "{error}");
-                error
-            };
-            assert!(
-                refused("ecdhCurves: [X448, P-256, B-1]")
-                    .contains("detected unrecognized ECDH curves: [B-1 X448]")
-            );
-            assert!(
-                refused("ecdhCurves: [P-256, P-256]").contains("detected duplicate ECDH curves: [P-256]")
-            );
-            assert!(
-                refused("cipherSuites: [RC4-MD5]").contains("detected unrecognized cipher suites: [RC4-MD5]")
-            );
-            assert!(refused("cipherSuites: [AES128-SHA]").contains("none with forward secrecy"));
-            assert!(MeshConfig::parse(&format!("{field}: {{minProtocolVersion: TLSV9}}")).is_err());
-            let suites = "cipherSuites: [AES128-SHA, ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-384]";
-            let mesh = MeshConfig::parse(&format!("{field}: {{{suites}, more: 1}}")).unwrap();
-            assert_eq!(mesh.without_effect(), [format!("{field}.cipherSuites[0]"), format!("{field}.more")]);
-        }
-    }
-
-    #[test]
-    fn bad_config_names_the_field() {
-        let error = MeshConfig::parse("connectTimeout: soon\n").expect_err("refused");
-        assert!(error.to_string().contains("connectTimeout"), "{error}");
-        assert!(MeshConfig::parse("accessLogFile: [").is_err());
-        assert!(MeshConfig::parse("connectTimeout: 0s").is_err(), "proxies refuse clusters with it");
-        let error = MeshConfig::parse("tcpKeepalive: { interval: often }").expect_err("refused");
-        assert!(error.to_string().contains("tcpKeepalive.interval"), "{error}");
-        assert!(MeshConfig::parse("h2UpgradePolicy: PERHAPS").is_err());
-    }
-
-    #[test]
-    fn locality_of_the_mesh_is_checked_as_that_of_rules() {
-        let parse = |setting: &str| MeshConfig::parse(&format!("localityLbSetting: {setting}"));
-        assert!(parse("{failover: [{from: a, to: b}], distribute: []}").is_ok());
-        let refused = parse("{distribute: [{from: a, to: {b: 99}}]}").unwrap_err().to_string();
-        assert!(
-            refused.contains("localityLbSetting.distribute[0]: total locality weight 99 != 100"),
-            "{refused}"
-        );
-    }
-
-    #[test]
-    fn a_log_format_that_proxies_cannot_read_is_refused() {
-        for format in ["%FOO%", "100%", "%REQ%"] {
-            let error = MeshConfig::parse(&format!("accessLogFormat: '{format}'")).unwrap_err().to_string();
-            assert!(error.contains("accessLogFormat"), "{error}");
-        }
-        for format in ["[%START_TIME%] %REQ(:METHOD)%", "{\"a\": \"%RESPONSE_CODE%\"}"] {
-            assert!(MeshConfig::parse(&format!("accessLogFormat: '{format}'")).is_ok(), "{format}");
-        }
-    }
-}
+mod tests;
