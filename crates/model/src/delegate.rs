@@ -8,9 +8,10 @@ use lateen_api::networking::virtual_service::{Destination, HttpMatchRequest, Htt
 use crate::config::VirtualService;
 use crate::digest::digest_of;
 use crate::hostname::resolve_host;
+use crate::index::resolve_gateway;
 use crate::name::ObjectName;
 use crate::visibility::Visibility;
-use crate::world::{World, resolve_gateway};
+use crate::world::World;
 
 /// Why a rule that delegates, or a rule of its delegate, is left out. The other rules stay.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,88 +5,26 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1 as networking;
-use lateen_api::mesh::{CONFIG_KEY, CONFIG_MAP};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lateen_api::mesh::CONFIG_KEY;
 use lateen_api::mesh_networks::NETWORKS_KEY;
 use lateen_api::{MeshConfig, MeshNetworks};
 
 use crate::auto_address::{AutoAddresses, Claim};
 use crate::config::{Config, DestinationRule, VirtualService};
 use crate::credential::Credential;
-use crate::delta::{Delta, Problem};
+use crate::delta::Delta;
 use crate::endpoint::{Locality, Slice};
+use crate::event::{Event, Object};
 use crate::hostname::resolve_host;
+use crate::index::Index;
 use crate::ingress::Ingress;
-use crate::key_set::{KeySet, KeySource, KeysBy};
+use crate::key_set::KeysBy;
 use crate::name::ObjectName;
 use crate::network::{GatewayNode, GatewayService};
 use crate::pod::{Pod, PodPhase};
 use crate::service::Service;
-use crate::world::{Index, World};
-
-/// An object the mesh's configuration is made of.
-#[derive(Clone, Debug)]
-pub enum Object {
-    /// A Service.
-    Service(Box<core::Service>),
-    /// An EndpointSlice.
-    EndpointSlice(Box<EndpointSlice>),
-    /// A Pod.
-    Pod(Box<core::Pod>),
-    /// A Namespace.
-    Namespace(Box<core::Namespace>),
-    /// A Node.
-    Node(Box<core::Node>),
-    /// A ConfigMap; only the mesh config is of interest.
-    ConfigMap(Box<core::ConfigMap>),
-    /// A Secret; those with credentials are of interest.
-    Secret(Box<core::Secret>),
-    /// A Gateway.
-    Gateway(Box<lateen_api::Gateway>),
-    /// A VirtualService.
-    VirtualService(Box<lateen_api::VirtualService>),
-    /// A DestinationRule.
-    DestinationRule(Box<lateen_api::DestinationRule>),
-    /// An AuthorizationPolicy.
-    AuthorizationPolicy(Box<lateen_api::AuthorizationPolicy>),
-    /// A Sidecar.
-    Sidecar(Box<lateen_api::Sidecar>),
-    /// A PeerAuthentication.
-    PeerAuthentication(Box<lateen_api::PeerAuthentication>),
-    /// A RequestAuthentication.
-    RequestAuthentication(Box<lateen_api::RequestAuthentication>),
-    /// An Ingress.
-    Ingress(Box<networking::Ingress>),
-    /// An IngressClass.
-    IngressClass(Box<networking::IngressClass>),
-    /// A ServiceEntry.
-    ServiceEntry(Box<lateen_api::ServiceEntry>),
-    /// A WorkloadEntry.
-    WorkloadEntry(Box<lateen_api::WorkloadEntry>),
-    /// A WorkloadGroup.
-    WorkloadGroup(Box<lateen_api::WorkloadGroup>),
-}
-
-/// A change of one object.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// It was created or changed.
-    Applied(Object),
-    /// It was deleted.
-    Deleted(Object),
-    /// Keys were fetched, or could not be.
-    Keys(KeySet),
-    /// Keys from there are not wanted any more.
-    NoKeys(KeySource),
-    /// The name of a gateway between networks was looked up.
-    GatewayName {
-        /// The name.
-        name: Arc<str>,
-        /// Its addresses; none: they are not wanted any more.
-        addresses: Vec<IpAddr>,
-    },
-}
+use crate::world::World;
 
 /// What a store needs to know.
 #[derive(Clone, Debug)]
@@ -324,29 +262,29 @@ impl Store {
                 }
             }
             Object::AuthorizationPolicy(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.authorization_policies.remove(&name).is_some() {
-                    delta.authorization_policies.insert(name);
-                }
+                remove(
+                    &mut self.world.authorization_policies,
+                    &object.metadata,
+                    &mut delta.authorization_policies,
+                );
             }
             Object::Sidecar(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.sidecars.remove(&name).is_some() {
-                    delta.sidecars.insert(name);
-                    self.index_is_stale = true;
-                }
+                self.index_is_stale |=
+                    remove(&mut self.world.sidecars, &object.metadata, &mut delta.sidecars);
             }
             Object::PeerAuthentication(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.peer_authentications.remove(&name).is_some() {
-                    delta.peer_authentications.insert(name);
-                }
+                remove(
+                    &mut self.world.peer_authentications,
+                    &object.metadata,
+                    &mut delta.peer_authentications,
+                );
             }
             Object::RequestAuthentication(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.request_authentications.remove(&name).is_some() {
-                    delta.request_authentications.insert(name);
-                }
+                remove(
+                    &mut self.world.request_authentications,
+                    &object.metadata,
+                    &mut delta.request_authentications,
+                );
             }
             Object::Ingress(object) => self.set_ingress(ObjectName::of(&object.metadata), None, delta),
             Object::IngressClass(object) => {
@@ -354,10 +292,7 @@ impl Store {
             }
             Object::Secret(secret) => self.set_credential(ObjectName::of(&secret.metadata), None, delta),
             Object::Gateway(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.gateways.remove(&name).is_some() {
-                    delta.gateways.insert(name);
-                }
+                remove(&mut self.world.gateways, &object.metadata, &mut delta.gateways);
             }
             Object::VirtualService(object) => {
                 if let Some(old) = self.world.virtual_services.remove(&ObjectName::of(&object.metadata)) {
@@ -376,10 +311,7 @@ impl Store {
                 self.set_workload_entry(ObjectName::of(&object.metadata), None, delta);
             }
             Object::WorkloadGroup(object) => {
-                let name = ObjectName::of(&object.metadata);
-                if self.world.workload_groups.remove(&name).is_some() {
-                    delta.workload_groups.insert(name);
-                }
+                remove(&mut self.world.workload_groups, &object.metadata, &mut delta.workload_groups);
             }
         }
     }
@@ -540,48 +472,13 @@ impl Store {
             self.rebuild_endpoints(&key, delta);
         }
     }
-
-    fn is_mesh_config(&self, map: &core::ConfigMap) -> bool {
-        map.metadata.name.as_deref() == Some(CONFIG_MAP)
-            && map.metadata.namespace.as_deref() == Some(&self.options.root_namespace)
-    }
-
-    fn set_mesh(&mut self, text: Option<&str>, delta: &mut Delta) {
-        match MeshConfig::parse(text.unwrap_or_default()) {
-            Ok(mesh) => self.replace_mesh(mesh, delta),
-            Err(error) => delta.problems.push(Problem {
-                object: format!("ConfigMap {}/{CONFIG_MAP}", self.options.root_namespace),
-                message: format!("{error}; the previous mesh config stays in force"),
-            }),
-        }
-    }
-
-    fn replace_mesh(&mut self, mesh: MeshConfig, delta: &mut Delta) {
-        if *self.world.mesh == mesh {
-            return;
-        }
-        let visibility_changed = self.world.mesh.default_service_export_to != mesh.default_service_export_to;
-        self.world.mesh = Arc::new(mesh);
-        self.index_is_stale = true;
-        delta.mesh = true;
-        // Whom VirtualServices are exported to decides which may be delegated to.
-        self.index_is_stale = true;
-        if visibility_changed {
-            for (name, object) in std::mem::take(&mut self.raw_services) {
-                self.set_service(name, Some(object), delta);
-            }
-            let claimed: Vec<_> = self.claims.keys().cloned().collect();
-            for key in claimed {
-                self.rebuild_service(&key, delta);
-            }
-        }
-    }
 }
 
+mod ingress;
+mod mesh;
+mod networks;
 mod registry;
 
-mod ingress;
-mod networks;
 /// Puts a configuration in the place of what has its name, and notes the change; false when there is none.
 fn replace<S: lateen_api::Kind>(
     configs: &mut OrdMap<ObjectName, Arc<Config<S>>>,
@@ -595,6 +492,20 @@ fn replace<S: lateen_api::Kind>(
     changed.insert(config.name.clone());
     configs.insert(config.name.clone(), config);
     true
+}
+
+/// Removes the configuration of a name, and notes the change; false when there was none.
+fn remove<S>(
+    configs: &mut OrdMap<ObjectName, Arc<Config<S>>>,
+    metadata: &ObjectMeta,
+    changed: &mut BTreeSet<ObjectName>,
+) -> bool {
+    let name = ObjectName::of(metadata);
+    let there = configs.remove(&name).is_some();
+    if there {
+        changed.insert(name);
+    }
+    there
 }
 
 #[cfg(test)]
