@@ -55,6 +55,7 @@ mod rbac;
 mod rbac_index;
 #[cfg(test)]
 mod rbac_tests;
+mod retry_policy;
 mod retry_priority;
 mod rewrite;
 mod route;
@@ -105,6 +106,7 @@ pub use path::*;
 pub use path_template::*;
 pub use rbac::*;
 pub use rbac_index::AnyOf;
+pub use retry_policy::*;
 pub use retry_priority::*;
 pub use route::*;
 pub use route_table::*;
