@@ -1,29 +1,27 @@
 //! What the author of a configuration object should know: references that lead nowhere, and fields that have no effect yet.
 //! Nothing is ignored without a word.
+mod gateway;
+mod security;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lateen_api::networking::TlsProtocol;
 use lateen_api::networking::destination_rule::TrafficPolicy;
-use lateen_api::networking::gateway::ServerTlsSettings;
 use lateen_api::networking::service_entry::EntryResolution;
 use lateen_api::networking::sidecar::CaptureMode;
 use lateen_api::networking::virtual_service::{Destination, HttpRoute, MESH_GATEWAY};
-use lateen_api::security::authorization_policy::Action;
-use lateen_api::security::target_reference::{TargetKind, Targeted};
 use lateen_model::{
-    AuthorizationPolicy, DestinationRule, Gateway, KeySource, ObjectName, PeerAuthentication, PeerMode, Pod,
-    Protocol, Registry, RequestAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry, World,
-    labels_match, resolve_gateway, resolve_host,
+    DestinationRule, ObjectName, PeerMode, Pod, Protocol, Registry, ServiceEntry, Sidecar, VirtualService,
+    WorkloadEntry, World, labels_match, resolve_gateway, resolve_host,
 };
 
+pub use self::gateway::check_gateway;
+pub use self::security::{
+    check_authorization_policy, check_peer_authentication, check_request_authentication,
+};
 use crate::conflicts;
-use crate::gateways_tls;
 use crate::networks;
-use crate::providers::Provider;
 use crate::secrets;
-use crate::tokens::{self, check_keys};
-use lateen_api::is_served_cipher;
 
 /// Name of warnings about what is accepted and does nothing.
 const NO_EFFECT_YET: &str = "NoEffectYet";
@@ -298,62 +296,6 @@ pub fn check_service_entry(entry: &ServiceEntry, world: &World) -> Vec<Warning> 
     warnings
 }
 
-/// Warns of resources behind which there is nobody who could mind the policy.
-fn check_targets(spec: &impl Targeted, warnings: &mut Vec<Warning>) {
-    let field = if spec.references().1.is_empty() { "spec.targetRef" } else { "spec.targetRefs" };
-    for (index, target) in spec.targets().iter().enumerate() {
-        if target.target() != Some(TargetKind::Gateway) {
-            let index = if field == "spec.targetRefs" { format!("[{index}]") } else { String::new() };
-            warnings.push(Warning::no_effect_as(format!("{field}{index}"), "there are no waypoints"));
-        }
-    }
-}
-
-/// Warnings about an AuthorizationPolicy.
-pub fn check_authorization_policy(policy: &AuthorizationPolicy, world: &World) -> Vec<Warning> {
-    let spec = &policy.spec;
-    let mut warnings = Vec::new();
-    check_targets(spec, &mut warnings);
-    let provider = spec.provider.as_ref().filter(|_| spec.action == Action::Custom);
-    if let Some(Err(reason)) = provider.map(|provider| Provider::named(world, &provider.name)) {
-        let message = format!("spec.provider: {reason}; the workloads it selects refuse everything");
-        let path = "spec.provider".to_owned();
-        warnings.push(Warning { code: None, name: "ProviderNotFound", path, message });
-    }
-    warnings
-}
-
-/// Warnings about a RequestAuthentication in a world: where its keys could not be had.
-pub fn check_request_authentication(policy: &RequestAuthentication, world: &World) -> Vec<Warning> {
-    let spec = &policy.spec;
-    let mut warnings = Vec::new();
-    check_targets(spec, &mut warnings);
-    for (index, rule) in spec.jwt_rules.iter().enumerate() {
-        if let Some(reason) =
-            Some(&rule.jwks).filter(|keys| !keys.is_empty()).and_then(|keys| check_keys(keys).err())
-        {
-            let path = format!("spec.jwtRules[{index}].jwks");
-            let message = format!("{path}: {reason}; tokens of this issuer are refused");
-            warnings.push(Warning { code: None, name: "JwksUnusable", path, message });
-        }
-        if let Some(reason) = tokens::unreachable(world, rule) {
-            let path = format!("spec.jwtRules[{index}].jwksUri");
-            let message = format!("{path}: {reason}; until then its tokens are refused");
-            warnings.push(Warning { code: None, name: "JwksFetchFailed", path, message });
-        }
-        let set = KeySource::of(rule).and_then(|source| world.key_set(&source));
-        let Some((set, problem)) = set.and_then(|set| Some((set, set.problem.as_ref()?))) else { continue };
-        let meanwhile = match &set.keys {
-            Some(_) => "the last keys that came are used",
-            None => "its tokens are refused",
-        };
-        let path = format!("spec.jwtRules[{index}]");
-        let message = format!("{path}: keys from {}: {problem}; {meanwhile}", set.source);
-        warnings.push(Warning { code: None, name: "JwksFetchFailed", path, message });
-    }
-    warnings
-}
-
 /// Warnings about a Sidecar in a world.
 pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
     let mut warnings = Vec::new();
@@ -394,94 +336,4 @@ pub fn check_sidecar(sidecar: &Sidecar, world: &World) -> Vec<Warning> {
 /// Warnings about a WorkloadEntry in a world.
 pub fn check_workload_entry(entry: &WorkloadEntry, world: &World) -> Vec<Warning> {
     networks::out_of_reach("spec", &entry.spec, world).into_iter().collect()
-}
-
-/// Unix seconds: certificates end by the clock.
-fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn check_server_tls(
-    path: &str,
-    tls: &ServerTlsSettings,
-    gateway: &Gateway,
-    world: &World,
-    warnings: &mut Vec<Warning>,
-) {
-    // Secrets are looked for where the gateway's pods are.
-    let selects = |pod: &&Arc<Pod>| labels_match(&gateway.spec.selector, &pod.labels);
-    let namespaces: BTreeSet<_> =
-        world.pods().filter(selects).map(|pod| pod.name.namespace.clone()).collect();
-    for namespace in namespaces {
-        if let Some(reason) = secrets::missing(world, &namespace, tls, now()) {
-            let message = format!("{path}.tls.credentialName: {reason}");
-            let path = format!("{path}.tls.credentialName");
-            warnings.push(Warning {
-                code: Some("IST0101"),
-                name: "ReferencedResourceNotFound",
-                path,
-                message,
-            });
-        }
-    }
-    for (index, name) in tls.cipher_suites.iter().enumerate() {
-        if !is_served_cipher(name) {
-            warnings.push(Warning::no_effect(format!("{path}.tls.cipherSuites[{index}]")));
-        }
-    }
-    for (field, given) in
-        [("minProtocolVersion", tls.min_protocol_version), ("maxProtocolVersion", tls.max_protocol_version)]
-    {
-        if matches!(given, TlsProtocol::TLSV1_0 | TlsProtocol::TLSV1_1) {
-            let reason = "TLS 1.0 and 1.1 are not served; it counts as TLS 1.2";
-            warnings.push(Warning::no_effect_as(format!("{path}.tls.{field}"), reason));
-        }
-    }
-}
-
-/// Warnings about a PeerAuthentication in a world.
-pub fn check_peer_authentication(policy: &PeerAuthentication, world: &World) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    let root = world.mesh().root_namespace == *policy.name.namespace;
-    if root && policy.spec.selects() {
-        warnings.push(Warning::no_effect_as(
-            "spec.selector",
-            "in the root namespace policies are for the whole mesh; those with a selector are not in force, as with Istio",
-        ));
-    }
-    if !policy.spec.selects() {
-        let same = |one: &&Arc<PeerAuthentication>| {
-            one.name.namespace == policy.name.namespace && !one.spec.selects()
-        };
-        let first = world.peer_authentications().filter(same).min_by_key(|one| (one.created, &one.name));
-        if let Some(first) = first.filter(|first| first.name != policy.name) {
-            let reason = format!("{} is older and in force", first.name);
-            warnings.push(Warning::left_out("spec".to_owned(), "ConflictingPeerAuthentication", reason));
-        }
-    }
-    warnings
-}
-
-/// Warnings about a Gateway in a world.
-pub fn check_gateway(gateway: &Gateway, world: &World) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    for (index, server) in gateway.spec.servers.iter().enumerate() {
-        let path = format!("spec.servers[{index}]");
-        if let Some(reason) = gateways_tls::no_effect(server) {
-            warnings.push(Warning::no_effect_as(path, &reason));
-            continue;
-        }
-        if let Some(tls) = &server.tls {
-            check_server_tls(&path, tls, gateway, world, &mut warnings);
-        }
-    }
-    let selected = world.pods().any(|pod| lateen_model::labels_match(&gateway.spec.selector, &pod.labels));
-    if !gateway.spec.selector.is_empty() && !selected {
-        let selector: Vec<String> =
-            gateway.spec.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        warnings.push(Warning::not_found("spec.selector".to_owned(), "selector", &selector.join(",")));
-    }
-    warnings.extend(conflicts::gateways(gateway, world));
-    warnings
 }
