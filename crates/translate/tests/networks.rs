@@ -131,9 +131,21 @@ fn who_is_in_which_network() {
     assert_eq!(class(&mut mesh, json!({})), "c", "the widest range");
     config_map(
         &mut mesh,
+        "networks: {a: {endpoints: [{fromCidr: 10.0.0.16/28}]}, b: {endpoints: [{fromCidr: 10.0.0.0/28}]}}",
+    );
+    assert_eq!(class(&mut mesh, json!({})), "b", "the range that holds its address");
+    config_map(&mut mesh, "networks: {a: {endpoints: [{fromCidr: 10.0.0.16/28}]}}");
+    assert_eq!(class(&mut mesh, json!({})), "", "no range holds its address");
+    config_map(
+        &mut mesh,
         "networks: {b: {endpoints: [{fromRegistry: Other}]}, d: {endpoints: [{fromRegistry: Kubernetes}]}}",
     );
     assert_eq!(class(&mut mesh, json!({})), "d");
+    config_map(
+        &mut mesh,
+        "networks: {d: {endpoints: [{fromRegistry: Kubernetes}]}, e: {endpoints: [{fromRegistry: Kubernetes}]}}",
+    );
+    assert_eq!(class(&mut mesh, json!({})), "d", "of two that claim the cluster the first");
     let world = mesh.world();
     let service = world.service("customers.default.svc.cluster.local").expect("exists");
     let networks = world.endpoints(service).expect("has some").networks.clone();
