@@ -199,6 +199,9 @@ mod tests {
             assert!(elsewhere(&from, location).is_err(), "{location}");
         }
         let from = JwksUri::parse("http://a/b").unwrap();
-        assert_eq!(elsewhere(&from, "https://a/b"), Ok("https://a/b".to_owned()));
+        for location in ["https://a/b", "http://c/d"] {
+            assert_eq!(elsewhere(&from, location), Ok(location.to_owned()));
+        }
+        assert_eq!(elsewhere(&from, "/c"), Ok("http://a/c".to_owned()));
     }
 }

@@ -3,6 +3,7 @@
 mod clusters;
 mod listeners;
 mod refused;
+mod refused_access;
 mod routes;
 
 use lateen_xds::json::JsonCodec;
