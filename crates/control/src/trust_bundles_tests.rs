@@ -56,11 +56,49 @@ fn roots_vouch_for_their_domains() {
 }
 
 #[test]
+fn nobody_vouches_for_whose_roots_have_not_come() {
+    let url = "https://there/bundle";
+    let config = mesh(json!([{ "spiffeBundleUrl": url, "trustDomains": ["other"] }]));
+    let (fetched, before) = (root("fetched"), root("before"));
+    let unfetched = BTreeMap::from([(url.to_owned(), Known::default())]);
+    let known = |own: bool| {
+        let of = DomainRoots { own, roots: before.clone() };
+        Federation(BTreeMap::from([("other".to_owned(), of.clone()), ("gone".to_owned(), of)]))
+    };
+    let of = |known: &BTreeMap<String, Known>, before: &Federation| federation(&config, known, before).0;
+    let found = of(&unfetched, &Federation::default());
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        ["moved", "own"],
+        "an alias that others are to vouch for is not ours"
+    );
+    let found = of(&unfetched, &known(false));
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        ["moved", "other", "own"],
+        "what was known, where it is wanted still"
+    );
+    assert!(same(&found["other"].roots, &before));
+    // It was ours before the configuration named others: our roots do not vouch for it any longer.
+    assert!(!of(&unfetched, &known(true)).contains_key("other"));
+    let come = Known { roots: Some(fetched.clone()), ..Known::default() };
+    let found = of(&BTreeMap::from([(url.to_owned(), come)]), &known(false));
+    assert!(same(&found["other"].roots, &fetched), "what comes takes the place of what was known");
+    let another = Known { roots: Some(fetched), ..Known::default() };
+    let found = of(&BTreeMap::from([("https://elsewhere".to_owned(), another)]), &Federation::default());
+    assert!(!found.contains_key("other"), "another's bundle");
+}
+
+#[test]
 fn bundles_are_read_or_refused() {
     let pem = root("a");
     let (roots, pause) = read_bundle(&bundle(&pem)).unwrap();
     assert!(same(&roots, &pem));
     assert_eq!(pause, Duration::from_secs(5));
+    for (hint, pause) in [("0", 1800), ("1", 5), ("6", 6), ("1800", 1800), ("1801", 1800)] {
+        let text = bundle(&pem).replace("hint\":5", &format!("hint\":{hint}"));
+        assert_eq!(read_bundle(&text).unwrap().1, Duration::from_secs(pause), "{hint}");
+    }
     for wrong in [
         "<html>".to_owned(),
         "{}".to_owned(),
