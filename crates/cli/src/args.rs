@@ -132,13 +132,20 @@ pub enum Command {
                       A real token may be given instead of claims: -H 'authorization: Bearer TOKEN'")]
     Why(WhyArgs),
     /// Commands that may still change
-    #[command(visible_alias = "x", alias = "exp")]
+    #[command(
+        visible_alias = "x",
+        alias = "exp",
+        after_help = "Examples:\n  lateen x authz check deploy/customers-v1\n  lateen x ca status\n  lateen x workload --help"
+    )]
     Experimental {
         /// Which one.
         #[command(subcommand)]
         command: Experimental,
     },
     /// Print the completion script for a shell
+    #[command(
+        after_help = "Examples:\n  source <(lateen completion bash)\n  lateen completion zsh > \"${fpath[1]}/_lateen\""
+    )]
     Completion {
         /// The shell
         #[arg(value_enum)]
@@ -153,18 +160,24 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum Experimental {
     /// AuthorizationPolicies
+    #[command(after_help = "Example:\n  lateen x authz check deploy/customers-v1")]
     Authz {
         /// What to do.
         #[command(subcommand)]
         command: AuthzCommand,
     },
     /// The mesh's certificate authority
+    #[command(after_help = "Examples:\n  lateen x ca status\n  lateen x ca rotate")]
     Ca {
         /// What to do.
         #[command(subcommand)]
         command: CaCommand,
     },
     /// Machines that are no pods
+    #[command(
+        after_help = "Examples:\n  lateen x workload group create --name vm --namespace shop --labels app=vm | kubectl apply -f -\n  \
+                      lateen x workload entry configure --name vm --namespace shop -o config --autoregister"
+    )]
     Workload {
         /// What to do.
         #[command(subcommand)]
@@ -325,14 +338,20 @@ pub enum ProxyConfigPart {
         source: Source,
     },
     /// What it was started with
-    #[command(visible_alias = "b")]
+    #[command(
+        visible_alias = "b",
+        after_help = "Example:\n  lateen pc bootstrap deploy/web-frontend -o yaml"
+    )]
     Bootstrap {
         /// Whose.
         #[command(flatten)]
         source: Source,
     },
     /// All of it
-    #[command(visible_alias = "a")]
+    #[command(
+        visible_alias = "a",
+        after_help = "Example:\n  lateen pc all deploy/web-frontend -o json > dump.json    which -f dump.json reads"
+    )]
     All {
         /// Whose.
         #[command(flatten)]
@@ -348,6 +367,17 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_commands_help_has_an_example() {
+        fn check(command: &clap::Command) {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example") && help.contains("lateen "), "{name}: {help}");
+            command.get_subcommands().filter(|one| !one.is_hide_set()).for_each(check);
+        }
+        check(&Cli::command());
     }
 
     #[test]

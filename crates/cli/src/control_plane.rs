@@ -1,6 +1,6 @@
 //! The control plane, asked through its debug port.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kube::{Client, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -122,12 +122,18 @@ impl ControlPlane {
         for pod in &self.pods {
             let body = pods::get(&self.client, pod, DEBUG_PORT, "/debug/syncz").await?;
             let entries: Vec<SyncEntry> =
-                serde_json::from_slice(&body).context("the control plane's /debug/syncz")?;
+                serde_json::from_slice(&body).map_err(|error| unknown_answer(&pod.name, &error))?;
             all.extend(entries.into_iter().map(|entry| entry.status(&pod.name)));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
+}
+
+/// What is said of a control plane that this program does not understand.
+fn unknown_answer(pod: &str, error: &serde_json::Error) -> Failure {
+    let message = format!("The control plane's pod {pod} does not say what its proxies have: {error}.");
+    Failure::new(message, "lateen version, for whether this program is of the control plane's version")
 }
 
 /// Plain text, or JSON with `version`.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::{AsyncBufReadExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -10,6 +10,7 @@ use kube::api::LogParams;
 
 use crate::args::LogsArgs;
 use crate::cluster::{ClusterArgs, api_failure};
+use crate::error::Failure;
 use crate::pods;
 
 /// Prints the log of the embedded cluster, of a component, or of a pod's container.
@@ -40,7 +41,11 @@ pub(crate) async fn run(cluster: &ClusterArgs, args: &LogsArgs) -> Result<()> {
         .map_err(|error| api_failure(&format!("read the log of {}.{}", pod.name, pod.namespace), &error))?;
     let mut lines = stream.lines();
     let mut out = std::io::stdout().lock();
-    while let Some(line) = lines.try_next().await.context("the log ended early")? {
+    let broken = |error| {
+        let target = format!("{}.{}", pod.name, pod.namespace);
+        Failure::new(format!("The log of {target} ended early: {error}."), format!("lateen logs {target}"))
+    };
+    while let Some(line) = lines.try_next().await.map_err(broken)? {
         match writeln!(out, "{line}") {
             // The reader (head, less) has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),

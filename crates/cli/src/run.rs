@@ -3,12 +3,13 @@
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::CommandFactory;
 use serde_json::Value;
 
 use crate::args::{AuthzCommand, Cli, Command, Experimental, Output, ProxyConfigPart, Source};
 use crate::cluster::ClusterArgs;
+use crate::error::Failure;
 use crate::pods;
 use crate::proxy_config::dump::{Dump, cluster_statuses};
 use crate::proxy_config::{clusters, endpoints, listeners, routes, secrets};
@@ -75,7 +76,11 @@ async fn proxy_config(cluster: &ClusterArgs, part: ProxyConfigPart) -> Result<()
         }
         ProxyConfigPart::Endpoints { source, address, port, cluster: name, status } => {
             let filter = endpoints::Filter { address, port, cluster: name, status };
-            let statuses = cluster_statuses(&fetch(cluster, &source, "/clusters?format=json").await?)?;
+            let answer = fetch(cluster, &source, "/clusters?format=json").await?;
+            let statuses = cluster_statuses(&answer).map_err(|error| {
+                let message = format!("The endpoints of {} cannot be read: {error}.", origin(&source));
+                Failure::new(message, "lateen pc endpoints POD; a FILE is what /clusters?format=json gives")
+            })?;
             let found = filter.select(&statuses.iter().collect::<Vec<_>>());
             show(&source, &found, || endpoints::table(&found, &filter).to_string())
         }
@@ -142,15 +147,27 @@ fn summary(dump: &Dump) -> Result<String> {
 
 async fn config_dump(cluster: &ClusterArgs, source: &Source) -> Result<Dump> {
     let bytes = fetch(cluster, source, "/config_dump?include_eds").await?;
-    let origin = source.file.as_ref().map(|file| file.display().to_string());
-    let origin = origin.or_else(|| source.pod.clone()).unwrap_or_default();
-    Dump::parse(&bytes).with_context(|| format!("the configuration of {origin} cannot be read"))
+    let advise = |error| {
+        let message = format!("The configuration of {} cannot be read: {error}.", origin(source));
+        Failure::new(message, "lateen pc all POD -o json > FILE, and this command with -f FILE").into()
+    };
+    Dump::parse(&bytes).map_err(advise)
+}
+
+/// The file or the pod that was named.
+fn origin(source: &Source) -> String {
+    let file = source.file.as_ref().map(|file| file.display().to_string());
+    file.or_else(|| source.pod.clone()).unwrap_or_default()
 }
 
 /// A saved answer, or the proxy's own.
 async fn fetch(cluster: &ClusterArgs, source: &Source, path: &str) -> Result<Vec<u8>> {
     if let Some(file) = &source.file {
-        return read(file).with_context(|| format!("cannot read {}", file.display()));
+        let advise = |error| {
+            let message = format!("{} cannot be read: {error}.", file.display());
+            Failure::new(message, "lateen pc all POD -o json > FILE, and this command with -f FILE").into()
+        };
+        return read(file).map_err(advise);
     }
     let client = cluster.client().await?;
     let pod = pods::find(&client, source.pod.as_deref().unwrap_or_default(), cluster.namespace()).await?;

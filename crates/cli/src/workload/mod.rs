@@ -23,12 +23,18 @@ pub(crate) const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision
 #[derive(Debug, Subcommand)]
 pub enum WorkloadCommand {
     /// WorkloadGroups
+    #[command(
+        after_help = "Example:\n  lateen x workload group create --name vm --namespace shop --labels app=vm | kubectl apply -f -"
+    )]
     Group {
         /// What to do.
         #[command(subcommand)]
         command: GroupCommand,
     },
     /// Machines of a group
+    #[command(
+        after_help = "Example:\n  lateen x workload entry configure --name vm --namespace shop -o config --autoregister"
+    )]
     Entry {
         /// What to do.
         #[command(subcommand)]
