@@ -70,7 +70,7 @@ pub struct NetworkGateway {
     pub registry_service_name: Option<String>,
     /// IP address or DNS name.
     pub address: Option<String>,
-    /// Port.
+    /// Port at which it listens for TLS of the mesh.
     pub port: u32,
     /// Where it is. As in Istio, it has no effect.
     pub locality: String,

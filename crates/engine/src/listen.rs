@@ -223,23 +223,7 @@ impl LocalListener {
 /// The listener's own access log tells of connections that no filter chain takes (flag `NR`).
 fn log_unmatched(listener: &lateen_ir::Listener, info: &ConnectionInfo, worker: &Rc<Worker>) {
     let flags = Flags::NO_ROUTE;
-    let facts = TcpFacts {
-        noted: None,
-        info,
-        hostname: &worker.identity.hostname,
-        flags,
-        details: "",
-        received: 0,
-        sent: 0,
-        cluster: None,
-        host: None,
-        host_name: None,
-        attempts: 0,
-        upstream_local: None,
-        upstream_remote: None,
-        upstream_tls: None,
-        failure: None,
-    };
+    let facts = TcpFacts::unserved(info, &worker.identity.hostname, flags, "");
     for log in &listener.access_log {
         if log.filter.as_ref().is_some_and(|filter| log_filter::passes_tcp(filter, flags, 0, worker.random()))
         {

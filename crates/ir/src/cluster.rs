@@ -38,7 +38,7 @@ pub struct Cluster {
     pub circuit_breakers: CircuitBreakers,
     /// Limits for high priority.
     pub high_priority_circuit_breakers: CircuitBreakers,
-    /// Most connections to one host (`per_host_thresholds`).
+    /// Most connections to one host (`per_host_thresholds`). Default `None`: no limit.
     pub max_connections_per_host: Option<u32>,
     /// HTTP towards the endpoints.
     pub http: UpstreamHttp,
@@ -119,7 +119,7 @@ pub type DnsAssignment = ClusterLoadAssignment;
 pub struct Dns {
     /// Pause between look-ups. Default 5 s.
     pub refresh_rate: Duration,
-    /// Random part added to the pause.
+    /// Random part added to the pause, up to this. Default 0.
     pub jitter: Duration,
     /// Pause after a failure, growing; `None`: `refresh_rate`.
     pub failure_refresh: Option<crate::listener::Backoff>,
@@ -127,7 +127,7 @@ pub struct Dns {
     pub family: DnsFamily,
     /// The pause is as long as the answer holds, where it says so (`respect_dns_ttl`).
     pub respect_ttl: bool,
-    /// A shorter one counts as this (`dns_min_refresh_rate`).
+    /// A shorter one counts as this (`dns_min_refresh_rate`). Default 0.
     pub least_ttl: Duration,
     /// Who is asked; `None`: the system's servers.
     pub resolver: Option<Arc<DnsResolver>>,

@@ -39,11 +39,11 @@ pub struct SocketOption {
 /// TCP keep-alive of a socket; unset members keep the operating system's defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TcpKeepalive {
-    /// `TCP_KEEPCNT`.
+    /// `TCP_KEEPCNT`: probes without an answer until the connection is given up.
     pub probes: Option<u32>,
-    /// `TCP_KEEPIDLE`.
+    /// `TCP_KEEPIDLE`: silence before the first probe, in whole seconds.
     pub time: Option<Duration>,
-    /// `TCP_KEEPINTVL`.
+    /// `TCP_KEEPINTVL`: between probes, in whole seconds.
     pub interval: Option<Duration>,
 }
 

@@ -133,13 +133,13 @@ pub struct Http1Options {
 /// HTTP/2 codec options; `None` members keep the codec's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Http2Options {
-    /// `SETTINGS_HEADER_TABLE_SIZE`.
+    /// `SETTINGS_HEADER_TABLE_SIZE`, bytes. Envoy's default: 4096.
     pub hpack_table_size: Option<u32>,
     /// `SETTINGS_MAX_CONCURRENT_STREAMS`. Envoy's default: 1024.
     pub max_concurrent_streams: Option<u32>,
-    /// `SETTINGS_INITIAL_WINDOW_SIZE`. Envoy's default: 16 MiB.
+    /// `SETTINGS_INITIAL_WINDOW_SIZE`, bytes. Envoy's default: 16 MiB.
     pub initial_stream_window_size: Option<u32>,
-    /// Connection window. Envoy's default: 24 MiB.
+    /// Connection window, bytes. Envoy's default: 24 MiB.
     pub initial_connection_window_size: Option<u32>,
     /// Extended CONNECT (RFC 8441).
     pub allow_connect: bool,
@@ -171,7 +171,7 @@ impl Default for Http2Floods {
 pub struct Http2Keepalive {
     /// Between PINGs; `None`: no PINGs.
     pub interval: Option<Duration>,
-    /// How long to wait for the answer.
+    /// How long to wait for the answer; the connection is closed then. Envoy requires it.
     pub timeout: Duration,
 }
 
@@ -180,9 +180,9 @@ pub struct Http2Keepalive {
 pub struct CommonHttpOptions {
     /// Closes a connection without requests. Default 1 h; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Closes (downstream: drains) a connection after so long.
+    /// Closes (downstream: drains) a connection after so long. Default `None`: never.
     pub max_connection_duration: Option<Duration>,
-    /// Resets a stream after so long.
+    /// Resets a stream after so long. Default `None`: never.
     pub max_stream_duration: Option<Duration>,
     /// Most headers of a message. Default 100.
     pub max_headers_count: u32,
@@ -230,7 +230,7 @@ pub struct LocalReplyConfig {
 pub struct LocalReplyMapper {
     /// When.
     pub filter: LogFilter,
-    /// Another status.
+    /// Another status. Default `None`: it stays.
     pub status: Option<u16>,
     /// Another body (then formatted).
     pub body: Option<Arc<str>>,
@@ -284,19 +284,19 @@ pub struct HttpConnectionManager {
     pub max_request_headers_kb: u32,
     /// No byte either way on a stream. Default 5 min.
     pub stream_idle_timeout: Option<Duration>,
-    /// The whole request must have arrived.
+    /// By when the whole request must have arrived. Default: no limit.
     pub request_timeout: Option<Duration>,
-    /// The request's head must have arrived.
+    /// By when the request's head must have arrived. Default: no limit.
     pub request_headers_timeout: Option<Duration>,
     /// Logs.
     pub access_log: Vec<AccessLog>,
-    /// Extra log line at this interval during a request.
+    /// Extra log line at this interval during a request. Default: none.
     pub access_log_flush_interval: Option<Duration>,
     /// Extra log line when a request begins.
     pub flush_access_log_on_new_request: bool,
     /// The client's address is the connection's peer, and `x-forwarded-for` is appended to (edge proxies).
     pub use_remote_address: bool,
-    /// Trusted proxies in front.
+    /// Trusted proxies in front, whose entries of `x-forwarded-for` count. Default 0.
     pub xff_num_trusted_hops: u32,
     /// Leaves `x-forwarded-for` as it is.
     pub skip_xff_append: bool,

@@ -11,15 +11,15 @@ use crate::GrpcProbe;
 /// Envoy's `core.v3.HealthCheck`.
 #[derive(Clone, Debug)]
 pub struct HealthCheck {
-    /// An answer that takes longer is a failure.
+    /// An answer that takes longer is a failure. Envoy requires it, the interval and both thresholds.
     pub timeout: Duration,
     /// Between checks of a cluster in use.
     pub interval: Duration,
-    /// Random time before the first check of an endpoint.
+    /// Random time before the first check of an endpoint, up to this. Default 0.
     pub initial_jitter: Duration,
-    /// Random time added to each pause.
+    /// Random time added to each pause, up to this. Default 0.
     pub interval_jitter: Duration,
-    /// The same in percent of the pause.
+    /// The same in percent of the pause. Default 0.
     pub interval_jitter_percent: u32,
     /// Failures in a row after which an endpoint is unhealthy.
     pub unhealthy_threshold: u32,
@@ -70,7 +70,7 @@ pub struct HttpProbe {
     pub method: http::Method,
     /// Statuses that are well. Default 200.
     pub expected: Vec<Range<u16>>,
-    /// Other statuses that count towards the threshold; the rest makes unhealthy at once.
+    /// Other statuses that count towards the threshold; the rest makes unhealthy at once. Default: none.
     pub retriable: Vec<Range<u16>>,
 }
 

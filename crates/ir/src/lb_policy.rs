@@ -51,7 +51,7 @@ impl Default for LeastRequest {
 /// Envoy's `SlowStartConfig`: for a while after it joined, a host has a part of its weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlowStart {
-    /// How long.
+    /// How long; Envoy requires it.
     pub window: Duration,
     /// Shape of the ramp: 1 is linear, more grows faster at the beginning. Default 1.
     pub aggression: f64,

@@ -38,6 +38,7 @@ mod jwks;
 mod jwt;
 mod jwt_authn;
 mod jwt_cache;
+mod jwt_claims;
 mod jwt_keys;
 mod jwt_locations;
 #[cfg(test)]

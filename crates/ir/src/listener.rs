@@ -56,7 +56,7 @@ pub struct Listener {
     pub tcp_backlog_size: Option<u32>,
     /// Most connections accepted per readiness event; `None`: as many as there are.
     pub max_connections_to_accept_per_socket_event: Option<u32>,
-    /// `TCP_FASTOPEN` queue length.
+    /// `TCP_FASTOPEN`: most connections that wait for their handshake to end. Default `None`: it is off.
     pub tcp_fast_open_queue_length: Option<u32>,
     /// `IP_TRANSPARENT`.
     pub transparent: bool,
@@ -201,13 +201,13 @@ pub struct TcpProxy {
     pub stat_prefix: Arc<str>,
     /// Clusters with weights; never empty. One entry for a plain `cluster`.
     pub targets: Vec<TcpTarget>,
-    /// Sum of the weights.
+    /// Sum of the weights, at least 1.
     pub total_weight: u64,
     /// Distinct cluster names, by [`ClusterRef::index`].
     pub clusters: Arc<[Arc<str>]>,
     /// Closes a connection on which nothing moved for so long. Default 1 h; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Closes a connection after so long.
+    /// Closes a connection after so long. Default `None`: never.
     pub max_downstream_connection_duration: Option<Duration>,
     /// Connection attempts before giving up. Default 1.
     pub max_connect_attempts: u32,
@@ -215,7 +215,7 @@ pub struct TcpProxy {
     pub backoff: Option<Backoff>,
     /// Logs, one line for a connection (and more with the options).
     pub access_log: Vec<AccessLog>,
-    /// Extra log line at this interval while connected.
+    /// Extra log line at this interval while connected. Default `None`: none.
     pub access_log_flush_interval: Option<Duration>,
     /// Extra log line when the upstream connection is up.
     pub flush_access_log_on_connected: bool,
@@ -283,8 +283,8 @@ impl TcpProxy {
 /// Exponential back-off with full jitter, Envoy's `BackoffStrategy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
-    /// First interval.
+    /// The first pause is a random time below this.
     pub base: Duration,
-    /// Longest interval.
+    /// The bound doubles with each pause, up to this.
     pub max: Duration,
 }

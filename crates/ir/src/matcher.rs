@@ -91,6 +91,9 @@ pub struct QueryParameterMatcher {
 
 impl FullRegex {
     /// Compiles a pattern that must match the whole value. Its size is limited by the `regex` crate's default.
+    ///
+    /// # Errors
+    /// It is no pattern, or too large.
     pub fn new(pattern: &str) -> Result<Self, regex::Error> {
         // Compiled on its own first, so that an unbalanced parenthesis can't escape the group below.
         Self::compile(pattern)?;

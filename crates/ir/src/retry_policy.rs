@@ -80,7 +80,7 @@ pub struct RetryPolicy {
     pub num_retries: u32,
     /// For each attempt; `None`: only the route's time-out.
     pub per_try_timeout: Option<Duration>,
-    /// No byte from upstream for so long.
+    /// For each attempt without a byte from upstream; `None`: no limit.
     pub per_try_idle_timeout: Option<Duration>,
     /// Prefer hosts that were not tried (`envoy.retry_host_predicates.previous_hosts`).
     pub avoid_previous_hosts: bool,

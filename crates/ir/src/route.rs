@@ -290,7 +290,7 @@ pub struct MaxStreamDuration {
     pub max_stream_duration: Option<Option<Duration>>,
     /// Take `grpc-timeout`, at most this; `Some(None)`: without an upper limit.
     pub grpc_timeout_header_max: Option<Option<Duration>>,
-    /// Subtracted from `grpc-timeout`.
+    /// Subtracted from `grpc-timeout`. Default `None`: nothing.
     pub grpc_timeout_header_offset: Option<Duration>,
 }
 

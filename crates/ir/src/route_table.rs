@@ -131,6 +131,9 @@ impl RouteTable {
     }
 
     /// The route for a request. `random` is uniformly distributed and decides runtime fractions. Does not allocate.
+    ///
+    /// # Errors
+    /// Nothing matches: which step found nothing.
     pub fn route(&self, request: &RequestView<'_>, random: u64) -> Result<RouteMatch<'_>, NoRoute> {
         let virtual_host = self.virtual_host(request.authority).ok_or(NoRoute::NoVirtualHost)?;
         virtual_host

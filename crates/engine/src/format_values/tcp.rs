@@ -37,6 +37,34 @@ pub(crate) struct TcpFacts<'a> {
     pub(crate) failure: Option<&'a str>,
 }
 
+impl<'a> TcpFacts<'a> {
+    /// Of a connection that came to nothing before anybody was asked.
+    pub(crate) fn unserved(
+        info: &'a ConnectionInfo,
+        hostname: &'a str,
+        flags: Flags,
+        details: &'a str,
+    ) -> Self {
+        Self {
+            info,
+            hostname,
+            flags,
+            details,
+            noted: None,
+            received: 0,
+            sent: 0,
+            cluster: None,
+            host: None,
+            host_name: None,
+            attempts: 0,
+            upstream_local: None,
+            upstream_remote: None,
+            upstream_tls: None,
+            failure: None,
+        }
+    }
+}
+
 /// What formats may read of a message that is too malformed to be a request.
 pub(crate) struct RefusedFacts<'a> {
     pub(crate) connection: TcpFacts<'a>,

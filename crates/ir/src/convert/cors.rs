@@ -51,22 +51,23 @@ pub(super) fn legacy_policy(at: &At<'_>, message: route::CorsPolicy) -> Converte
         inert {}
         rejected {}
     });
-    let enabled = enabled_specifier.map(|specifier| {
+    let filter_enabled = enabled_specifier.map(|specifier| {
         let route::cors_policy::EnabledSpecifier::FilterEnabled(enabled) = specifier;
         enabled
     });
-    Ok(CorsPolicy {
-        allow_origins: origins(at, allow_origin_string_match)?,
-        allow_methods: text(at, "allow_methods", &allow_methods)?,
-        allow_headers: text(at, "allow_headers", &allow_headers)?,
-        expose_headers: text(at, "expose_headers", &expose_headers)?,
-        max_age: text(at, "max_age", &max_age)?,
-        allow_credentials: allow_credentials.map(|value| value.value),
-        allow_private_network_access: allow_private_network_access.map(|value| value.value),
-        forward_not_matching_preflights: forward_not_matching_preflights.map(|value| value.value),
-        enabled: share(at, "filter_enabled", enabled)?,
-        shadow_enabled: share(at, "shadow_enabled", shadow_enabled)?,
-    })
+    let message = proto::CorsPolicy {
+        allow_origin_string_match,
+        allow_methods,
+        allow_headers,
+        expose_headers,
+        max_age,
+        allow_credentials,
+        filter_enabled,
+        shadow_enabled,
+        allow_private_network_access,
+        forward_not_matching_preflights,
+    };
+    cors_policy(at, message)
 }
 
 fn origins(at: &At<'_>, origins: Vec<StringMatcher>) -> Converted<Vec<crate::StringMatcher>> {
