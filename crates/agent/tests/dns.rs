@@ -1,5 +1,7 @@
 //! Names of clusters, looked up by Envoy and by our proxy at the same server: both must follow its answers in the same way.
 
+#[path = "../../xds/tests/support/envoy.rs"]
+mod envoy;
 #[path = "support/names.rs"]
 mod names;
 
@@ -115,9 +117,7 @@ impl Proxy {
         let file = folder.path().join("boot.json");
         std::fs::write(&file, bootstrap.to_string()).unwrap();
         let mut command = if name == "envoy" {
-            let path =
-                std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
-            let mut command = Command::new(path);
+            let mut command = Command::new(envoy::envoy());
             command.args(["--disable-hot-restart", "-l", "error"]);
             command
         } else {

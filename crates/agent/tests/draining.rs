@@ -1,6 +1,9 @@
 //! What becomes of open connections when the listener they came by changes: Envoy and ours side by side, with a drain time of three
 //! seconds, the listeners coming from a file.
 
+#[path = "../../xds/tests/support/envoy.rs"]
+mod envoy;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -120,8 +123,7 @@ fn start(envoy: bool, folder: &Path, upstream: SocketAddr) -> Proxy {
     let file = folder.join("boot.json");
     std::fs::write(&file, boot.to_string()).unwrap();
     let mut command = if envoy {
-        let path = std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
-        let mut command = Command::new(path);
+        let mut command = Command::new(envoy::envoy());
         // As in pods.
         command.args(["--disable-hot-restart", "--drain-strategy", "immediate", "-l", "error"]);
         command

@@ -1,20 +1,15 @@
 //! That both engines accept what is generated: a stock Envoy, and ours. The project's scripts install Envoy; `LATEEN_ENVOY_PATH` may name another.
+#[path = "../../xds/tests/support/envoy.rs"]
+mod envoy;
 mod support;
-
-use std::path::PathBuf;
 
 use lateen_ir::ConvertError;
 use lateen_model::{KeysBy, StoreOptions};
 use lateen_translate::{Extent, ResourceType, Scope, generate};
 use serde_json::{Value, json};
-use support::{Mesh, Resources};
 
-fn envoy() -> PathBuf {
-    let path = std::env::var_os("LATEEN_ENVOY_PATH")
-        .map_or_else(|| PathBuf::from("/var/cache/lateen/tools/envoy-1.40.0/envoy"), PathBuf::from);
-    assert!(path.exists(), "this test needs Envoy at {}: run scripts/install-tools.sh test", path.display());
-    path
-}
+use envoy::envoy;
+use support::{Mesh, Resources};
 
 /// A static bootstrap of everything a proxy gets, so that one validation run sees all of it: routes are written into their
 /// listeners, endpoints into their clusters.

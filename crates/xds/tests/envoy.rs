@@ -1,9 +1,10 @@
 //! The server with a stock Envoy as its client, in both variants of the protocol. The project's scripts install Envoy;
 //! `LATEEN_ENVOY_PATH` may name another.
+#[path = "support/envoy.rs"]
+mod program;
 mod support;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -134,9 +135,6 @@ impl Mesh {
 }
 
 fn envoy(protocol: Protocol, server: SocketAddr, folder: &std::path::Path) -> Child {
-    let path = std::env::var_os("LATEEN_ENVOY_PATH")
-        .map_or_else(|| PathBuf::from("/var/cache/lateen/tools/envoy-1.40.0/envoy"), PathBuf::from);
-    assert!(path.exists(), "this test needs Envoy at {}: run scripts/install-tools.sh test", path.display());
     let api_type = match protocol {
         Protocol::Delta => "DELTA_GRPC",
         Protocol::Sotw => "GRPC",
@@ -144,7 +142,7 @@ fn envoy(protocol: Protocol, server: SocketAddr, folder: &std::path::Path) -> Ch
     let file = folder.join("bootstrap.json");
     std::fs::write(&file, bootstrap(api_type, server).to_string()).unwrap();
     let log = std::fs::File::create(folder.join("log")).unwrap();
-    Command::new(path)
+    Command::new(program::envoy())
         .args(["--disable-hot-restart", "--concurrency", "1", "-l", "info", "-c"])
         .arg(&file)
         .stdout(Stdio::null())

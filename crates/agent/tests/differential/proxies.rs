@@ -1,5 +1,8 @@
 //! Envoy and our proxy, each a process with the same bootstrap but for its ports and log.
 
+#[path = "../../../xds/tests/support/envoy.rs"]
+mod envoy;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+pub(crate) use self::envoy::envoy;
 use crate::Log;
 use crate::ports::free_port;
 use crate::service;
@@ -335,9 +339,7 @@ impl Proxy {
         let (boot, log) = (folder.join(format!("{kind}.json")), folder.join(format!("{kind}.log")));
         std::fs::write(&boot, bootstrap.to_string()).unwrap();
         let mut command = if envoy {
-            let path =
-                std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
-            let mut command = Command::new(path);
+            let mut command = Command::new(envoy::envoy());
             command.args(["--disable-hot-restart", "--file-flush-interval-msec", "50", "-l", "error"]);
             command
         } else {

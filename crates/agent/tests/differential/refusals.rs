@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::proxies::{PROXY, address, merge};
+use crate::proxies::{PROXY, address, envoy, merge};
 use crate::tls_config::downstream_tls;
 use crate::tls_pki::Pki;
 
@@ -13,8 +13,7 @@ fn judged(bootstrap: &Value) -> [(bool, String); 2] {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bootstrap.json");
     std::fs::write(&file, bootstrap.to_string()).unwrap();
-    let envoy = std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
-    let started = [envoy, PROXY.into()].map(|program| {
+    let started = [envoy(), PROXY.into()].map(|program| {
         let mut command = Command::new(program);
         command.args(["--mode", "validate", "-c"]).arg(&file).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()

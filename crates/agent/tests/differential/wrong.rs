@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use self::management::{OfType, bootstrap, endpoints, serve, snapshot};
 use crate::duo::{Backend, KINDS, get};
 use crate::ports::free_port;
-use crate::proxies::{PROXY, address, merge, router};
+use crate::proxies::{PROXY, address, envoy, merge, router};
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -59,8 +59,7 @@ fn start(kind: usize, server: SocketAddr, folder: &Path) -> Child {
     let file = folder.join("bootstrap.json");
     std::fs::write(&file, bootstrap.to_string()).unwrap();
     let mut command = if kind == 0 {
-        let envoy = std::env::var_os("LATEEN_ENVOY_PATH").expect("LATEEN_ENVOY_PATH names Envoy's program");
-        let mut command = Command::new(envoy);
+        let mut command = Command::new(envoy());
         command.arg("--disable-hot-restart");
         command
     } else {
