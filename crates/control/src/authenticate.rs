@@ -1,12 +1,12 @@
 //! Who is calling: the bound service-account token, checked by the Kubernetes API.
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use kube::api::PostParams;
 use lateen_pki::SpiffeId;
 use rustls::pki_types::CertificateDer;
@@ -74,13 +74,32 @@ impl From<AuthError> for Status {
 pub(crate) struct Authenticator {
     reviews: kube::Api<TokenReview>,
     limit: Semaphore,
-    /// By SHA-256 of the token, so that no token is kept.
-    cache: Mutex<HashMap<[u8; 32], (Caller, Instant)>>,
+    known: Mutex<Known>,
+}
+
+/// Good answers of the last seconds, by SHA-256 of the token, so that no token is kept; and until when they are believed.
+#[derive(Default)]
+struct Known(HashMap<[u8; 32], (Caller, Instant)>);
+
+impl Known {
+    fn get(&self, key: &[u8; 32], now: Instant) -> Option<Caller> {
+        self.0.get(key).filter(|(_, until)| *until > now).map(|(caller, _)| caller.clone())
+    }
+
+    /// Where there is no room even without what has ended, it is asked again the next time.
+    fn put(&mut self, key: [u8; 32], caller: Caller, now: Instant) {
+        if self.0.len() >= CACHE_SIZE {
+            self.0.retain(|_, (_, until)| *until > now);
+        }
+        if self.0.len() < CACHE_SIZE {
+            self.0.insert(key, (caller, now + CACHE_FOR));
+        }
+    }
 }
 
 impl Authenticator {
     pub(crate) fn new(client: kube::Client) -> Self {
-        Self { reviews: kube::Api::all(client), limit: Semaphore::new(REVIEWS), cache: Mutex::default() }
+        Self { reviews: kube::Api::all(client), limit: Semaphore::new(REVIEWS), known: Mutex::default() }
     }
 
     /// Who sent a request with these headers, by a review of this moment: for answers that outlive the token.
@@ -110,30 +129,18 @@ impl Authenticator {
         let token = bearer(headers).ok_or(AuthError::NoToken)?;
         let mut key = [0; 32];
         key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-        if let Some(caller) = self.cached(&key) {
+        if let Some(caller) = self.known().get(&key, Instant::now()) {
             return Ok(caller);
         }
         // The semaphore is never closed.
         let _permit = self.limit.acquire().await;
         let caller = self.review(token).await?;
-        self.remember(key, caller.clone());
+        self.known().put(key, caller.clone(), Instant::now());
         Ok(caller)
     }
 
-    fn cached(&self, key: &[u8; 32]) -> Option<Caller> {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.get(key).filter(|(_, until)| *until > Instant::now()).map(|(caller, _)| caller.clone())
-    }
-
-    fn remember(&self, key: [u8; 32], caller: Caller) {
-        let now = Instant::now();
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= CACHE_SIZE {
-            cache.retain(|_, (_, until)| *until > now);
-        }
-        if cache.len() < CACHE_SIZE {
-            cache.insert(key, (caller, now + CACHE_FOR));
-        }
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn review(&self, token: &str) -> Result<Caller, AuthError> {
@@ -144,17 +151,21 @@ impl Authenticator {
             .await
             .map_err(|_| AuthError::Unavailable("the Kubernetes API did not answer in time".to_owned()))?
             .map_err(|error| AuthError::Unavailable(error.to_string()))?;
-        let status = answer.status.unwrap_or_default();
-        if status.authenticated != Some(true) {
-            let reason = status.error.filter(|reason| !reason.is_empty());
-            return Err(AuthError::Rejected(reason.unwrap_or_else(|| "it is not a valid token".to_owned())));
-        }
-        // An API server that does not know audiences answers without them, for tokens of any audience.
-        if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
-            return Err(AuthError::Rejected(format!("it is not for audience {AUDIENCE}")));
-        }
-        caller(status.user.unwrap_or_default())
+        judged(answer.status.unwrap_or_default())
     }
+}
+
+/// Whom the API server takes the token's sender for.
+fn judged(status: TokenReviewStatus) -> Result<Caller, AuthError> {
+    if status.authenticated != Some(true) {
+        let reason = status.error.filter(|reason| !reason.is_empty());
+        return Err(AuthError::Rejected(reason.unwrap_or_else(|| "it is not a valid token".to_owned())));
+    }
+    // An API server that does not know audiences answers without them, for tokens of any audience.
+    if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
+        return Err(AuthError::Rejected(format!("it is not for audience {AUDIENCE}")));
+    }
+    caller(status.user.unwrap_or_default())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -227,6 +238,59 @@ mod tests {
         {
             assert!(caller(user(name)).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_review_must_be_good_and_for_us() {
+        let judge = |status: serde_json::Value| {
+            judged(serde_json::from_value(status).unwrap()).map_err(|error| error.to_string())
+        };
+        let user = json!({ "username": "system:serviceaccount:shop:web", "extra": { POD_NAME: ["web-1"] } });
+        let good = json!({ "authenticated": true, "audiences": ["other", "istio-ca"], "user": user });
+        let caller = judge(good.clone()).unwrap();
+        assert_eq!((caller.service_account.as_str(), caller.pod.as_deref()), ("web", Some("web-1")));
+        let with = |field: &str, value: serde_json::Value| {
+            let mut status = good.clone();
+            status[field] = value;
+            judge(status).unwrap_err()
+        };
+        for value in [json!(false), json!(null)] {
+            assert!(with("authenticated", value).contains("not a valid token"));
+        }
+        for value in [json!(null), json!([]), json!(["https://kubernetes.default.svc"]), json!(["istio-ca2"])]
+        {
+            assert!(with("audiences", value).contains("not for audience"));
+        }
+        assert!(with("user", json!(null)).contains("not a service account"));
+        let told = judge(json!({ "authenticated": false, "error": "it has ended" })).unwrap_err();
+        assert!(told.contains("it has ended"));
+        assert!(judge(json!({ "error": "" })).unwrap_err().contains("not a valid token"));
+    }
+
+    #[test]
+    fn answers_are_believed_for_a_while() {
+        let now = Instant::now();
+        let caller = Caller { namespace: "shop".into(), service_account: "web".into(), pod: None };
+        let key = |number: usize| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&number.to_be_bytes());
+            key
+        };
+        let mut known = Known::default();
+        known.put(key(0), caller.clone(), now);
+        let just_before = now + CACHE_FOR - Duration::from_millis(1);
+        assert_eq!(known.get(&key(0), just_before), Some(caller.clone()));
+        assert_eq!(known.get(&key(0), now + CACHE_FOR), None, "no longer");
+        assert_eq!(known.get(&key(1), now), None, "another's");
+        for number in 1..CACHE_SIZE + 10 {
+            known.put(key(number), caller.clone(), now);
+        }
+        assert_eq!(known.0.len(), CACHE_SIZE, "it grows no further");
+        assert_eq!(known.get(&key(CACHE_SIZE), now), None);
+        // What has ended makes room.
+        known.put(key(CACHE_SIZE), caller.clone(), now + CACHE_FOR);
+        assert_eq!(known.get(&key(CACHE_SIZE), now + CACHE_FOR), Some(caller));
+        assert_eq!(known.0.len(), 1);
     }
 
     #[test]
