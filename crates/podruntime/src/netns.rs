@@ -55,19 +55,48 @@ pub(crate) async fn create(name: &str) -> Result<(), RuntimeError> {
 /// Lets a namespace go; it ends with its last process. A missing one is fine.
 pub(crate) fn delete(name: &str) -> Result<(), RuntimeError> {
     let file = path(name);
-    loop {
-        match umount2(&file, MntFlags::MNT_DETACH) {
-            Ok(()) => {}
-            Err(Errno::EINVAL | Errno::ENOENT) => break,
-            Err(error) => {
-                return Err(RuntimeError::system(format!("releasing the network namespace {name}"))(error));
-            }
-        }
-    }
+    unmount_all(&file).map_err(RuntimeError::system(format!("releasing the network namespace {name}")))?;
     match std::fs::remove_file(&file) {
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+            remove_covered(&file).map_err(RuntimeError::file(&file))
+        }
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RuntimeError::file(&file)(error)),
         _ => Ok(()),
     }
+}
+
+/// Unmounts whatever can be seen to be mounted at a path.
+fn unmount_all(path: &Path) -> Result<(), Errno> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes a file under whose directory something is mounted that cannot be seen any more: the first `ip netns add` of a machine mounts
+/// `/run/netns` over itself. In mounts of our own we look below; the kernel unmounts everywhere what was mounted on a file that is gone.
+/// What others keep in the directory stays as it is.
+fn remove_covered(file: &Path) -> std::io::Result<()> {
+    let file = file.to_owned();
+    let below = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        loop {
+            umount2(DIRECTORY, MntFlags::MNT_DETACH)?;
+            unmount_all(&file)?;
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {}
+                done => return done,
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("netns-below".to_owned()).spawn(below)?;
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the thread that removes it ended without a result")))
 }
 
 /// Runs `work` inside the namespace held by `file`.
@@ -97,4 +126,43 @@ async fn on_own_thread<T: Send + 'static>(
         })
         .map_err(RuntimeError::system("starting a thread"))?;
     receiver.await.map_err(|_| RuntimeError::Host(format!("the thread {name} ended without a result")))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In mounts of its own.
+    #[test]
+    fn namespaces_go_though_their_directory_is_mounted_over_itself() {
+        let at = |source: &str, target: &Path, flags: MsFlags| {
+            mount(Some(source), target, None::<&str>, flags, None::<&str>).unwrap();
+        };
+        let (ours, others) = (path("lateen-test-ours"), path("lateen-test-others"));
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        std::fs::create_dir_all(DIRECTORY).unwrap();
+        // What this machine has, below.
+        let mounted = || -> Vec<String> {
+            let held = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let targets = held.lines().filter_map(|line| line.split(' ').nth(4));
+            targets.filter(|target| target.starts_with(DIRECTORY)).map(str::to_owned).collect()
+        };
+        let before = mounted();
+        let hold = |file: &Path| {
+            File::create(file).unwrap();
+            at("/proc/thread-self/ns/net", file, MsFlags::MS_BIND);
+        };
+        hold(&ours);
+        // As `ip netns add` does.
+        at(DIRECTORY, Path::new(DIRECTORY), MsFlags::MS_BIND | MsFlags::MS_REC);
+        mount(None::<&str>, DIRECTORY, None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
+            .unwrap();
+        hold(&others);
+        delete("lateen-test-ours").unwrap();
+        delete("lateen-test-ours").unwrap();
+        assert!(!ours.exists());
+        assert_eq!(mounted(), [&before[..], &[DIRECTORY.to_owned(), others.display().to_string()]].concat());
+    }
 }

@@ -9,6 +9,7 @@ use lateen_e2e::{Engine, Mesh, mesh, web::Ask};
 pub(crate) const TRIALS: &[Alone] = &[
     ("demo_answers_within_ten_seconds", demo_answers_within_ten_seconds),
     ("down_after_a_crash_leaves_nothing", down_after_a_crash_leaves_nothing),
+    ("down_where_others_have_namespaces", down_where_others_have_namespaces),
     ("up_after_a_crash_starts_afresh", up_after_a_crash_starts_afresh),
     ("up_goes_on_where_an_earlier_one_was_stopped", up_goes_on_where_an_earlier_one_was_stopped),
     ("a_shell_in_a_pod", a_shell_in_a_pod),
@@ -45,6 +46,22 @@ fn down_after_a_crash_leaves_nothing() -> Result<()> {
     ensure!(killed.success(), "no daemon with pid {pid}");
     mesh.down()?;
     nothing_left()
+}
+
+/// `ip netns add` by somebody else, which mounts over the directory of namespaces: theirs stays, ours go.
+fn down_where_others_have_namespaces() -> Result<()> {
+    const OTHERS: &str = "e2e-others";
+    let ip = |arguments: &[&str]| -> Result<String> {
+        let out = std::process::Command::new("ip").arg("netns").args(arguments).output()?;
+        ensure!(out.status.success(), "ip netns {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    let mesh = Mesh::up(Engine::Lateen, &["--no-sample"])?;
+    ip(&["add", OTHERS])?;
+    let ended = mesh.down().and_then(|()| nothing_left());
+    let left = ip(&["exec", OTHERS, "true"]);
+    ip(&["del", OTHERS])?;
+    ended.and(left.map(drop))
 }
 
 /// SIGKILL of the daemon, then `up`: what the crash left is no obstacle, and the objects are there again.
