@@ -57,7 +57,7 @@ def token():
 
 
 def tokens(keys):
-    provider = {"issuer": "bench", "local_jwks": {"inline_string": keys}, "payload_in_metadata": "payload"}
+    provider = {"issuer": "bench", "payload_in_metadata": "payload", **keys}
     return [named("jwt_authn", f"{TYPE}.jwt_authn.v3.JwtAuthentication", providers={"p": provider},
                   rules=[{"match": {"prefix": "/"}, "requires": {"requires_any": {"requirements": [{"provider_name": "p"}, {"allow_missing": {}}]}}}])]
 
@@ -68,6 +68,9 @@ SUBSETS = {"lb_subset_config": {"fallback_policy": "NO_FALLBACK", "subset_select
 CHECKS = {"health_checks": [{"timeout": "1s", "interval": "1s", "unhealthy_threshold": 2, "healthy_threshold": 1,
                              "http_health_check": {"path": "/"}}]}
 TOKEN, KEYS = token()
+WRITTEN = {"local_jwks": {"inline_string": KEYS}}
+# Fetched with the first request, which is none of those that count, and kept.
+FETCHED = {"remote_jwks": {"http_uri": {"uri": "http://keys/keys", "cluster": "authorizer", "timeout": "1s"}, "cache_duration": "3600s"}}
 EVERY = [named("fault", FAULT), named("cors", CORS)]
 OTHERS = {"envoy.filters.http.fault": {"@type": FAULT, "abort": {"http_status": 500, "percentage": {"numerator": 100}}},
           "envoy.filters.http.cors": {"@type": f"{TYPE}.cors.v3.CorsPolicy", "allow_origin_string_match": [{"exact": "https://a"}]}}
@@ -79,7 +82,8 @@ CASES = {
     "RBAC, 1 rule": (EVERY + policies(0), {}),
     "RBAC, 10 rules": (EVERY + policies(9), {}),
     "RBAC, 1,000 rules": (EVERY + policies(999), {}),
-    "a token by RS256": (tokens(KEYS), {}, {}, {}, f"authorization: Bearer {TOKEN}\r\n"),
+    "a token by RS256": (tokens(WRITTEN), {}, {}, {}, f"authorization: Bearer {TOKEN}\r\n"),
+    "a token by RS256, keys fetched by the proxy": (tokens(FETCHED), {}, {}, {}, f"authorization: Bearer {TOKEN}\r\n"),
     "an authorizer over HTTP, its call included": (AUTHORIZERS, {}),
     "a subset of endpoints": ([], {}, SUBSETS, {"metadata_match": {"filter_metadata": {"envoy.lb": {"version": "v1"}}}}),
     "active health checks each second": ([], {}, CHECKS),
@@ -171,7 +175,7 @@ def main():
     lines = {case: setup[4] if len(setup) > 4 else "" for case, setup in cases.items()}
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        authorizer = f"server {{ listen 127.0.0.1:{AUTHORIZER}; location / {{ return 200; }} }}"
+        authorizer = f"server {{ listen 127.0.0.1:{AUTHORIZER}; location / {{ return 200; }} location /keys {{ return 200 '{KEYS}'; }} }}"
         extra = f"server {{ listen 127.0.0.1:{ORIGIN}; location / {{ default_type text/plain; return 200 '{'x' * 100}'; }} }}"
         origin = NGINX.format(dir=folder, name="origin", extra=extra + authorizer)
         nginx = subprocess.Popen(["nginx", "-c", write(f"{folder}/origin.conf", origin), "-p", folder], stderr=subprocess.DEVNULL)
