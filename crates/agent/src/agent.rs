@@ -48,6 +48,9 @@ pub async fn run(config: Config) -> Result<Running, AgentError> {
     let quit = Arc::new(Notify::new());
     let (certificate, current) = watch::channel(None);
     if let Some(identity) = config.identity.clone() {
+        if config.discovery.certificate.is_some() {
+            tasks.spawn(identity::told::follow(config.discovery.clone(), config.mark));
+        }
         tasks.spawn(identity.keep(config.discovery.clone(), config.mark, certificate));
     }
     let names = match &config.dns {

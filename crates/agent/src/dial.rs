@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_xds::client::channel_over;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
@@ -12,6 +13,8 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::Channel;
 
 use crate::config::Discovery;
 use crate::error::AgentError;
@@ -83,6 +86,15 @@ pub(crate) async fn connect_host(host: &str, mark: Option<u32>) -> Result<TcpStr
     Err(last)
 }
 
+/// A gRPC channel over a connection to the control plane.
+pub(crate) async fn channel(discovery: &Discovery, mark: Option<u32>) -> Result<Channel, AgentError> {
+    let channel = match control_plane(discovery, mark).await? {
+        ControlPlaneStream::Plain(stream) => channel_over(stream, &discovery.address).await,
+        ControlPlaneStream::Tls(stream) => channel_over(*stream, &discovery.address).await,
+    };
+    channel.map_err(|reason| AgentError::ControlPlane { address: discovery.address.clone(), reason })
+}
+
 /// Connects to the control plane, with HTTP/2 over TLS unless `discovery` has no roots.
 pub(crate) async fn control_plane(
     discovery: &Discovery,
@@ -132,6 +144,18 @@ fn client_config(pem: &[u8], shown: Option<Kept>) -> Result<rustls::ClientConfig
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
+}
+
+/// Adds the service-account token to a request, where there is one.
+pub(crate) fn prove(discovery: &Discovery, metadata: &mut MetadataMap) -> Result<(), AgentError> {
+    let Some(token) = token(discovery)? else { return Ok(()) };
+    let mut value = MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| {
+        let reason = "the service-account token is not a header value".to_owned();
+        AgentError::ControlPlane { address: discovery.address.clone(), reason }
+    })?;
+    value.set_sensitive(true);
+    metadata.insert("authorization", value);
+    Ok(())
 }
 
 /// The service-account token, read anew as it rotates. Who has a certificate to show needs none. The error names the file, never its

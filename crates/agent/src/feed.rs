@@ -9,18 +9,18 @@ use lateen_engine::{
     ApplyReport, ConfigUpdate, EngineError, EngineHandle, Resource, ResourceKind, Subscriptions,
 };
 use lateen_xds::client::{
-    AdsClient, ClientConfig, Connect, Connection, Health, Mode, Reconnect, Rejected, Update, channel_over,
+    AdsClient, ClientConfig, Connect, Connection, Health, Mode, Reconnect, Rejected, Update,
 };
 use lateen_xds::pb::envoy::config::core::v3::Node as XdsNode;
 use lateen_xds::type_urls;
 use prost_types::Any;
 use tokio::sync::{mpsc, watch};
-use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::metadata::MetadataMap;
 use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{Config, Discovery};
-use crate::dial::{self, ControlPlaneStream};
+use crate::dial;
 use crate::dns::Names;
 use crate::error::AgentError;
 use crate::node::Node;
@@ -167,19 +167,9 @@ fn connect(discovery: Discovery, mark: Option<u32>) -> Connect {
 }
 
 async fn connection(discovery: &Discovery, mark: Option<u32>) -> Result<Connection, AgentError> {
-    let failed = |reason: String| AgentError::ControlPlane { address: discovery.address.clone(), reason };
     let mut metadata = MetadataMap::new();
-    if let Some(token) = dial::token(discovery)? {
-        let mut value = MetadataValue::try_from(format!("Bearer {token}"))
-            .map_err(|_| failed("the service-account token is not a header value".to_owned()))?;
-        value.set_sensitive(true);
-        metadata.insert("authorization", value);
-    }
-    let channel = match dial::control_plane(discovery, mark).await? {
-        ControlPlaneStream::Plain(stream) => channel_over(stream, &discovery.address).await,
-        ControlPlaneStream::Tls(stream) => channel_over(*stream, &discovery.address).await,
-    };
-    Ok(Connection { channel: channel.map_err(failed)?, metadata })
+    dial::prove(discovery, &mut metadata)?;
+    Ok(Connection { channel: dial::channel(discovery, mark).await?, metadata })
 }
 
 /// A client and what the engine wants of it.

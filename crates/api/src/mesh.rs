@@ -241,6 +241,12 @@ impl MeshConfig {
         self.ca_certificates.iter().filter(|given| given.cert_signers.is_empty())
     }
 
+    /// The roots (PEM) of all signers of workloads' certificates that are named.
+    pub fn roots_of_signers(&self) -> impl Iterator<Item = &str> {
+        let of_signers = |given: &&CaCertificate| !given.cert_signers.is_empty() && !given.pem.is_empty();
+        self.ca_certificates.iter().filter(of_signers).map(|given| given.pem.as_str())
+    }
+
     /// The roots (PEM) of a signer, by its whole name, as `domain/name`.
     pub fn roots_of_signer(&self, signer: &str) -> Option<&str> {
         let of_signer = |given: &&CaCertificate| given.cert_signers.iter().any(|name| name == signer);

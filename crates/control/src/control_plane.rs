@@ -13,6 +13,7 @@ use kube::Client;
 use lateen_model::{Store, StoreOptions};
 use lateen_xds::certificate_service::CertificateService;
 use lateen_xds::server::{AdsServer, Connections};
+use lateen_xds::trust_service::TrustService;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -39,6 +40,7 @@ use crate::serve::Server;
 use crate::serving_cert::{ServingCert, ServingCertError};
 use crate::source::{ProxySource, Sessions};
 use crate::stored_keys::StoredKeys;
+use crate::trust_service::TrustTeller;
 use crate::validation_webhook::Validator;
 use crate::{
     Config, ingress_status, root_cert, status_writer, trust_bundles, validation_webhook, watch as watches,
@@ -185,9 +187,9 @@ impl ControlPlane {
         let bound = Bound::new(&config).await?;
         let addresses = bound.addresses()?;
         let Stored { authority, secret } = authority(&client, &config.namespace).await?;
-        let certificate = ServingCert::new(&authority, config.server_names())?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let stop = CancellationToken::new();
+        let certificate = ServingCert::new(&authority, config.external_ca.as_ref(), config.server_names())?;
         let (replace_authority, authority) = watch::channel(Arc::new(authority));
 
         let (inputs, receiver) = mpsc::channel(INPUTS);
@@ -224,7 +226,12 @@ impl ControlPlane {
             stop.clone(),
         ));
         let (federation, federations) = watch::channel(None);
-        background.spawn(root_cert::distribute(client.clone(), authority.clone(), federations, stop.clone()));
+        background.spawn(root_cert::distribute(
+            client.clone(),
+            authority.clone(),
+            federations.clone(),
+            stop.clone(),
+        ));
         let elsewhere = Elsewhere {
             config: &config,
             client: &client,
@@ -268,12 +275,13 @@ impl ControlPlane {
             secret_access,
             registration,
             authority: authority.clone(),
+            federation: federations,
         };
         let servers = TaskTracker::new();
         for server in parts.servers(bound, &certificate) {
             servers.spawn(server.run(stop.clone()));
         }
-        background.spawn(certificate.renew(authority.clone(), stop.clone()));
+        background.spawn(certificate.renew(authority.clone(), ready.published.clone(), stop.clone()));
         tracing::info!(xds = %addresses.xds, webhooks = %addresses.webhooks, "control plane started");
         Ok(Self { addresses, authority, ready, inputs, stop, servers, push })
     }
@@ -388,6 +396,7 @@ struct Parts<'a> {
     secret_access: Arc<SecretAccess>,
     registration: Arc<Registration>,
     authority: CurrentAuthority,
+    federation: watch::Receiver<Option<lateen_pki::Federation>>,
 }
 
 impl Parts<'_> {
@@ -416,9 +425,17 @@ impl Parts<'_> {
             self.config.external_ca.clone().map(|options| CsrApi::new(self.client.clone(), options)),
             self.config.certificate_queue,
         );
+        let trust = TrustTeller {
+            authority: self.authority.clone(),
+            federation: self.federation.clone(),
+            authenticator: Authenticator::new(self.client.clone()),
+            published: self.ready.published.clone(),
+        };
+        let trust_path = format!("/{}/{{*method}}", <TrustService<TrustTeller> as NamedService>::NAME);
         let ca_path = format!("/{}/{{*method}}", <CertificateService<CaService> as NamedService>::NAME);
         let xds = ads(Some(Authenticator::new(self.client.clone())))
-            .route_service(&ca_path, CertificateService::new(ca));
+            .route_service(&ca_path, CertificateService::new(ca))
+            .route_service(&trust_path, TrustService::new(trust));
         let mut servers =
             vec![Server { name: "xDS", listener: bound.xds, router: xds, tls: Some(certificate.proxies()) }];
         if let Some(listener) = bound.plain_xds {

@@ -37,6 +37,7 @@ mod status_writer;
 mod stored_keys;
 mod syncz;
 mod trust_bundles;
+mod trust_service;
 mod validation_webhook;
 mod watch;
 mod webhook_patch;

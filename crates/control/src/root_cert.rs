@@ -53,8 +53,7 @@ pub(crate) async fn distribute(
 type Data = BTreeMap<String, String>;
 
 fn data(certificate: &str, federation: Option<&Federation>) -> Data {
-    let domains = federation.filter(|all| !all.0.is_empty());
-    let domains = domains.map(|all| (Federation::FILE.to_owned(), all.to_json()));
+    let domains = federation.and_then(Federation::text).map(|text| (Federation::FILE.to_owned(), text));
     std::iter::once((KEY.to_owned(), certificate.to_owned())).chain(domains).collect()
 }
 

@@ -44,6 +44,11 @@ impl Federation {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// The file's text; none where there is nothing to say.
+    pub fn text(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.to_json())
+    }
+
     /// The roots of each domain (PEM), where the mesh's own are these.
     pub fn with_own(&self, own: &str) -> BTreeMap<String, String> {
         let all = |of: &DomainRoots| {

@@ -7,6 +7,7 @@ pub mod json;
 pub mod name_table;
 pub mod server;
 pub mod split;
+pub mod trust_service;
 pub mod type_urls;
 
 /// Envoy's and Google's messages, as `prost` types.

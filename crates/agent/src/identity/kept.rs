@@ -33,27 +33,27 @@ pub(crate) fn read(folder: &Path) -> Option<Kept> {
     (end > now).then_some(Kept { chain, key })
 }
 
-/// Puts a certificate into a folder, each file in one step. The key is for our own user only.
+/// Puts a certificate into a folder, each file in one step. The key is for our own user only. `roots`: whether what it trusts goes there too.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(super) fn write(folder: &Path, certificate: &WorkloadCertificate) -> io::Result<()> {
+pub(super) fn write(folder: &Path, certificate: &WorkloadCertificate, roots: bool) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    for (name, text, mode) in [
-        (KEY, &certificate.key, 0o600),
-        (CHAIN, &certificate.chain, 0o644),
-        (ROOTS, &certificate.roots, 0o644),
-    ] {
-        let new = folder.join(format!(".{name}.new"));
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        std::fs::rename(&new, folder.join(name))?;
+    put(folder, KEY, &certificate.key, 0o600)?;
+    put(folder, CHAIN, &certificate.chain, 0o644)?;
+    if roots { put(folder, ROOTS, &certificate.roots, 0o644) } else { Ok(()) }
+}
+
+/// Writes one file in one step.
+pub(super) fn put(folder: &Path, name: &str, text: &str, mode: u32) -> io::Result<()> {
+    let new = folder.join(format!(".{name}.new"));
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
-    Ok(())
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&new, folder.join(name))
 }
 
 #[cfg(test)]
@@ -76,12 +76,12 @@ mod tests {
             let answer = authority.issue_workload(&request, &id, life).unwrap();
             WorkloadCertificate::new(&key, answer).unwrap()
         };
-        write(&folder, &issue(Duration::from_secs(60))).unwrap();
+        write(&folder, &issue(Duration::from_secs(60)), true).unwrap();
         assert_eq!(read(&folder).unwrap().chain.len(), 1);
         let mode = std::fs::metadata(folder.join(KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let short = issue(Duration::from_secs(1));
-        write(&folder, &short).unwrap();
+        write(&folder, &short, false).unwrap();
         std::thread::park_timeout(Duration::from_millis(1100));
         while short.not_after > SystemTime::now() {
             std::thread::park_timeout(Duration::from_millis(50));

@@ -5,6 +5,7 @@
 pub(crate) mod engine;
 pub(crate) mod kept;
 pub(crate) mod sds;
+pub(crate) mod told;
 mod trust;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -14,18 +15,16 @@ use std::time::{Duration, SystemTime};
 
 use lateen_pki::{KeyKind, SpiffeId, WorkloadCertificate, WorkloadKey};
 use lateen_xds::certificate_service::{IstioCertificateRequest, create_certificate};
-use lateen_xds::client::channel_over;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use lateen_xds::pb::envoy::extensions::transport_sockets::tls::v3::spiffe_cert_validator_config::TrustDomain;
 use lateen_xds::pb::google::protobuf::{Struct, Value, value::Kind};
 use prost::{Message as _, Name as _};
 use tokio::sync::watch;
-use tonic::metadata::MetadataValue;
 use tracing::{error, info, warn};
 
 use crate::config::Discovery;
-use crate::dial::{self, ControlPlaneStream};
+use crate::dial;
 use crate::error::AgentError;
 use trust::Trust;
 
@@ -111,8 +110,10 @@ impl Identity {
                     info!(seconds_left = until.as_secs(), "certificate received");
                     let renewal = self.renewal(&certificate, fastrand::f64() * 2.0 - 1.0);
                     let certificate = trust.apply(certificate);
+                    // What the control plane's own certificate is of stands where it is: another authority may have signed ours.
+                    let elsewhere = |folder: &PathBuf| discovery.root_cert != Some(folder.join(kept::ROOTS));
                     if let Some(folder) = &self.output
-                        && let Err(error) = kept::write(folder, &certificate)
+                        && let Err(error) = kept::write(folder, &certificate, elsewhere(folder))
                     {
                         warn!(%error, folder = %folder.display(), "the certificate cannot be kept in a file");
                     }
@@ -174,17 +175,8 @@ impl Identity {
         let validity_duration = i64::try_from(self.life.as_secs()).unwrap_or(i64::MAX);
         let message = IstioCertificateRequest { csr, validity_duration, metadata: self.metadata() };
         let mut request = tonic::Request::new(message);
-        if let Some(token) = dial::token(discovery)? {
-            let mut value = MetadataValue::try_from(format!("Bearer {token}"))
-                .map_err(|_| failed("the service-account token is not a header value".to_owned()))?;
-            value.set_sensitive(true);
-            request.metadata_mut().insert("authorization", value);
-        }
-        let channel = match dial::control_plane(discovery, mark).await? {
-            ControlPlaneStream::Plain(stream) => channel_over(stream, &discovery.address).await,
-            ControlPlaneStream::Tls(stream) => channel_over(*stream, &discovery.address).await,
-        };
-        let channel = channel.map_err(failed)?;
+        dial::prove(discovery, request.metadata_mut())?;
+        let channel = dial::channel(discovery, mark).await?;
         let answer = tokio::time::timeout(ANSWER, create_certificate(channel, request))
             .await
             .map_err(|_| failed(format!("no answer within {} s", ANSWER.as_secs())))?

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::{AUDIENCE, WEB, ask, base64, workload};
-use crate::support::{Cluster, channel, soon};
+use crate::support::{Cluster, Introduction, Proxy, channel, soon};
 use futures::TryStreamExt as _;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -11,7 +11,9 @@ use lateen_control::{Config, ControlPlane, ExternalCa};
 use lateen_pki::{CertificateAuthority, KeyKind, SigningRequest, SpiffeId, WorkloadCertificate, WorkloadKey};
 use lateen_xds::certificate_service::IstioCertificateRequest;
 use lateen_xds::pb::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
+use lateen_xds::type_urls::CLUSTER;
 use serde_json::json;
+use tonic::transport::Identity;
 use tonic::{Code, Status};
 
 const DOMAIN: &str = "signers.example.com";
@@ -109,6 +111,28 @@ async fn another_authority_signs_by_the_kubernetes_api() {
         );
         WorkloadCertificate::new(&key, chain).unwrap();
     }
+    // Who has such a certificate is known by it, without a token; not so by one of an authority that signs for others.
+    let known = |chain: Vec<String>| {
+        let held = WorkloadCertificate::new(&key, chain).unwrap();
+        let identity = Identity::from_pem(&held.chain, &held.key);
+        Introduction { authorization: None, identity: Some(identity), ..Introduction::web("") }
+    };
+    let chain = order(&control_plane, &token, csr(), None).await.unwrap();
+    let mut proxy = soon("the signer's root is known", async {
+        loop {
+            match Proxy::connect(&control_plane, known(chain.clone()), CLUSTER).await {
+                Ok(proxy) => break proxy,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    proxy.receive().await;
+    let asked = SigningRequest::from_pem(&csr()).unwrap();
+    let stranger = CertificateAuthority::generate("stranger").unwrap();
+    let chain = stranger.issue_workload(&asked, &id("web"), Duration::from_secs(60)).unwrap();
+    assert!(Proxy::connect(&control_plane, known(chain), CLUSTER).await.is_err());
+
     // The mesh's own root is what the control plane serves with, still.
     assert_ne!(control_plane.root_certificate(), root);
 

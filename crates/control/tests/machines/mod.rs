@@ -2,11 +2,13 @@
 use std::time::Duration;
 
 use lateen_control::{Config, ControlPlane, MachineOptions};
+use lateen_pki::{CertificateAuthority, Federation};
+use lateen_xds::trust_service::{self, TrustRequest};
 use lateen_xds::type_urls::{CLUSTER, ENDPOINT, LISTENER};
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Request};
 
-use crate::support::{Cluster, Introduction, Proxy, carries, debug};
+use crate::support::{Cluster, Introduction, Proxy, carries, channel, debug, soon};
 
 const AUDIENCE: &str = "istio-ca";
 const ENTRY: &str = "shop-10.9.9.9";
@@ -309,4 +311,39 @@ async fn a_new_control_plane_cleans_up_after_the_old_one() {
     there(&cluster, "shop-10.9.9.8").await;
     there(&cluster, "by-hand").await;
     drop(stays);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_are_told_what_the_mesh_trusts() {
+    let cluster = Cluster::start().await;
+    let control_plane = quick(&cluster).await;
+    let token = cluster.token("web", AUDIENCE).await;
+    let ask = async |token: Option<&str>| {
+        let mut request = Request::new(TrustRequest {});
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        trust_service::follow(channel(&control_plane).await, request).await
+    };
+    for token in [None, Some("nobody's")] {
+        assert_eq!(ask(token).await.unwrap_err().code(), Code::Unauthenticated);
+    }
+    let mut told = ask(Some(&token)).await.unwrap();
+    let mut next = async || soon("what is trusted", told.message()).await.unwrap().unwrap();
+    let first = next().await;
+    assert_eq!((first.roots, first.domains), (control_plane.root_certificate(), String::new()));
+    let other = CertificateAuthority::generate("other").unwrap();
+    let mesh = |anchors: Value| {
+        let mesh = json!({ "caCertificates": anchors }).to_string();
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "istio", "namespace": "istio-system" },
+            "data": { "mesh": mesh } })
+    };
+    cluster.merge(mesh(json!([{ "pem": other.root_pem(), "trustDomains": ["other.example"] }]))).await;
+    let all = Federation::from_json(&next().await.domains).unwrap();
+    assert!(all.0["cluster.local"].own);
+    assert_eq!(all.0["other.example"].roots.trim(), other.root_pem().trim());
+    cluster.merge(mesh(json!([]))).await;
+    assert_eq!(next().await.domains, "");
+    control_plane.shutdown().await;
+    assert!(soon("the end", told.message()).await.ok().flatten().is_none(), "it ends with the control plane");
 }

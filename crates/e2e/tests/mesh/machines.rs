@@ -12,8 +12,14 @@ use lateen_e2e::mesh::bin_dir;
 use lateen_e2e::{Mesh, eventually};
 
 use crate::OnMesh;
+use crate::authorizers::MeshConfig;
+use crate::pki::Pki;
+use crate::trust_domains::from_elsewhere;
 
-pub(crate) const TRIALS: &[OnMesh] = &[("a_machine_joins", a_machine_joins)];
+pub(crate) const TRIALS: &[OnMesh] = &[
+    ("a_machine_joins", a_machine_joins),
+    ("a_machine_of_another_authority", a_machine_of_another_authority),
+];
 
 const SOON: Duration = Duration::from_secs(40);
 /// The machine's network: neither pods' nor services'.
@@ -162,7 +168,8 @@ fn entry(mesh: &Mesh, path: &str) -> Result<String> {
     mesh.kubectl(&["get", "we", "-n", "vms", ENTRY, "--ignore-not-found", "-o", &format!("jsonpath={path}")])
 }
 
-fn a_machine_joins(mesh: &Mesh) -> Result<()> {
+/// What a machine is to have, its group and the service before it, and pods to call each other.
+fn prepared(mesh: &Mesh) -> Result<tempfile::TempDir> {
     mesh.apply_fixture("echo.yaml")?;
     mesh.kubectl(&["wait", "--for=condition=Available", "deploy/httpbin", "--timeout=60s"])?;
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
@@ -189,8 +196,14 @@ fn a_machine_joins(mesh: &Mesh) -> Result<()> {
         &format!("istioctl x workload entry configure -f {work}/group.yaml -o {work} --autoregister --clusterID Kubernetes --ingressIP {istiod} --internalIP {ADDRESS}"),
     )?;
     ensure!(said.contains("was successful"), "{said}");
+    Ok(files)
+}
+
+/// Sees to a machine, and clears up after it.
+fn with_machine(mesh: &Mesh, trial: impl FnOnce(&Mesh, &mut Machine) -> Result<()>) -> Result<()> {
+    let files = prepared(mesh)?;
     let mut machine = Machine::new(mesh, files.path())?;
-    let outcome = on_the_machine(mesh, &mut machine);
+    let outcome = trial(mesh, &mut machine);
     if outcome.is_err() {
         eprintln!("--- the machine's proxy\n{}", machine.log());
         eprintln!("{}", mesh.kubectl(&["get", "we", "-n", "vms", "-o", "yaml"]).unwrap_or_default());
@@ -198,8 +211,74 @@ fn a_machine_joins(mesh: &Mesh) -> Result<()> {
     drop(machine);
     outcome?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1"])?;
-    mesh.kubectl(&["delete", "ns", "vms", "--wait=false"])?;
+    mesh.kubectl(&["delete", "ns", "vms", "--wait=true", "--timeout=60s"])?;
     mesh.kubectl(&["delete", "deploy,svc,dr", "--all", "-n", "default", "--wait=false"]).map(drop)
+}
+
+fn a_machine_joins(mesh: &Mesh) -> Result<()> {
+    with_machine(mesh, on_the_machine)
+}
+
+/// Another authority signs for all workloads, and another mesh is trusted: the machine has a certificate of the one, comes back with it, and
+/// lets the other in; and none of it when that is over.
+fn a_machine_of_another_authority(mesh: &Mesh) -> Result<()> {
+    let (signer, other) = (Pki::new()?, Pki::new()?);
+    other.workload("far", "spiffe://other.example/ns/far/sa/far")?;
+    other.workload("pretends", "spiffe://cluster.local/ns/default/sa/default")?;
+    signer.secret(mesh, "kube-system", "signer-foo", "ca")?;
+    let domain = "clusterissuers.lateen.io";
+    let roots = |pki: &Pki| std::fs::read_to_string(pki.file("ca.crt"));
+    let signers = serde_json::json!({"pem": roots(&signer)?, "certSigners": [format!("{domain}/foo")]});
+    let anchor = serde_json::json!({"pem": roots(&other)?, "trustDomains": ["other.example"]});
+    let mesh_config = MeshConfig::of(mesh)?;
+    let alone = format!("caCertificates: [{signers}]\n");
+    mesh_config
+        .add(&format!("trustDomainAliases: [other.example]\ncaCertificates: [{signers}, {anchor}]\n"))?;
+    mesh.lab("../csr-signers", "kubectl apply -f rbac.yaml")?;
+    let set = |variables: &str| {
+        mesh.lab("", &format!("kubectl set env -n istio-system deploy/istiod {variables}"))?;
+        mesh.kubectl(&["rollout", "status", "-n", "istio-system", "deploy/istiod", "--timeout=60s"])
+    };
+    set(&format!(
+        "EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API K8S_SIGNER={domain}/foo CERT_SIGNER_DOMAIN={domain}"
+    ))?;
+    let outcome = with_machine(mesh, |mesh, machine| {
+        machine.start_application()?;
+        machine.start_proxy()?;
+        let said = becomes(mesh, "the machine answers pods", "/headers", &[" 200"])?;
+        ensure!(said.contains("By=spiffe://cluster.local/ns/vms/sa/vm"), "{said}");
+        let chain = machine.file("etc/certs/cert-chain.pem").display().to_string();
+        sh(&format!("openssl verify -CAfile {} {chain}", signer.file("ca.crt")))?;
+        called(&other, "far", "200")?;
+        called(&other, "pretends", "000")?;
+
+        // Back without a token: the control plane takes what its signer signed, and is known as before.
+        std::fs::remove_file(machine.file("var/run/secrets/tokens/istio-token"))?;
+        end(&mut machine.proxy)?;
+        becomes(mesh, "nobody is there", "/get", &[" 503"])?;
+        machine.start_proxy()?;
+        becomes(mesh, "it is back", "/get", &[" 200"])?;
+        called(&other, "far", "200")?;
+
+        mesh_config.add(&alone)?;
+        called(&other, "far", "000")?;
+        ensure!(!machine.file("etc/certs/trust-domains.json").exists(), "it trusts others still");
+        becomes(mesh, "its own mesh reaches it", "/get", &[" 200"]).map(drop)
+    });
+    drop(mesh_config);
+    mesh.kubectl(&["delete", "clusterrole,clusterrolebinding", "istiod-csr"])?;
+    mesh.kubectl(&["delete", "secret", "-n", "kube-system", "signer-foo"])?;
+    set("EXTERNAL_CA- CERT_SIGNER_DOMAIN- K8S_SIGNER-")?;
+    outcome
+}
+
+/// Until a workload of another mesh gets this from the machine.
+fn called(other: &Pki, name: &str, wanted: &str) -> Result<()> {
+    eventually(&format!("{name} is answered {wanted}"), SOON, || {
+        let status = from_elsewhere(other, name, &format!("{ADDRESS}:8080"))?;
+        ensure!(status == wanted, "{status}");
+        Ok(())
+    })
 }
 
 fn on_the_machine(mesh: &Mesh, machine: &mut Machine) -> Result<()> {

@@ -115,12 +115,12 @@ fn headless_services(mesh: &Mesh) -> Result<()> {
     clean(mesh, &["stranger"])
 }
 
-/// Status of a request that a workload of another mesh sends to a pod, from the node; 000 where there is no answer.
-fn from_elsewhere(pki: &Pki, name: &str, address: &str) -> Result<String> {
+/// Status of a request that a workload of another mesh sends to `ADDRESS:PORT`, from the node; 000 where there is no answer.
+pub(crate) fn from_elsewhere(pki: &Pki, name: &str, address: &str) -> Result<String> {
     let out = Command::new("curl")
         .args(["-s", "-k", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "--http1.1"])
         .args(["--cert", &pki.file(&format!("{name}.crt")), "--key", &pki.file(&format!("{name}.key"))])
-        .arg(format!("https://{address}:80/headers"))
+        .arg(format!("https://{address}/headers"))
         .output()?;
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
@@ -157,7 +157,7 @@ spec:
 "#
         ))?;
     }
-    let address = mesh.pod_address("default", "app=httpbin")?;
+    let address = format!("{}:80", mesh.pod_address("default", "app=httpbin")?);
     let called = |name: &str, wanted: &str| {
         eventually(&format!("{name} from elsewhere is answered {wanted}"), SOON, || {
             let status = from_elsewhere(&other, name, &address)?;
