@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use http::response;
 use http_body::Body as _;
-use hyper::body::Incoming;
 use lateen_ir::HeaderMutations;
 
 use crate::body::RequestSource;
@@ -13,6 +12,7 @@ use crate::breakers::Admission;
 use crate::cluster::LocalCluster;
 use crate::forward::{WeightedEntry, weighted_entry};
 use crate::host::Host;
+use crate::incoming::Incoming;
 use crate::route_stats;
 use crate::stats::blocks::RouteStats;
 use crate::upstream::Lease;
@@ -111,7 +111,6 @@ impl UpstreamStream {
         let cluster = &self.active.cluster;
         let lease = self.lease.take();
         if !clean {
-            cluster.stats.upstream_rq_rx_reset.inc();
             return;
         }
         let took = self.request_sent.elapsed().as_millis() as u64;

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::failure::Failure;
 use crate::filters::throttle::Throttle;
+use crate::incoming::{Incoming, StreamError};
 use crate::mirror::Tap;
 use crate::response_stream::ResponseStream;
 
@@ -368,7 +368,7 @@ impl Drop for KeepsAll<'_> {
 }
 
 /// Whether the client's bytes are wrong, as against missing.
-fn is_malformed(error: &hyper::Error) -> bool {
+fn is_malformed(error: &StreamError) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     cause.is_some_and(|cause| {
         matches!(cause.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData)

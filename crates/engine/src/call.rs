@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use lateen_ir::{HostAddress, RetryPolicy, TextFormat};
 use smallvec::SmallVec;
 
@@ -19,6 +18,7 @@ use crate::cluster::{LocalCluster, Need};
 use crate::failure::Reset;
 use crate::forward::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS;
 use crate::host::Host;
+use crate::incoming::Incoming;
 use crate::ingress::{X_FORWARDED_FOR, append_list};
 use crate::message::Message;
 use crate::outlier::Outcome;
@@ -220,7 +220,7 @@ impl Call {
                 if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body.clone())) };
             let sent = Instant::now();
             let (version, reused) = (lease.version(), lease.reused());
-            match upstream::exchange(&mut lease, message.again().request(version, content)).await {
+            match upstream::exchange(&mut lease, message.again().request(version, content), None).await {
                 Ok(answer) => {
                     let (head, body) = answer.into_parts();
                     return Ok(Begun { lease, active, head, body, sent });

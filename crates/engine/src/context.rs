@@ -100,6 +100,8 @@ pub(crate) struct HttpConnection {
     /// HTTP/2: some stream ended because its client gave no room. The codec keeps what it had begun to send, a frame at most, and
     /// can't reset the stream before that is out; see [`HttpConnection::end_if_left`].
     pub(crate) left_behind: Cell<bool>,
+    /// HTTP/2: details of the client's reset that ends a stream, while it ends.
+    pub(crate) reset: Cell<Option<&'static str>>,
     /// HTTP/2: the stream whose turn it is.
     pub(crate) turn: RefCell<Option<Rc<Progress>>>,
     /// What the client was caught at.
@@ -220,6 +222,8 @@ pub(crate) struct RequestContext {
     pub(crate) upstream_version: Option<Version>,
     pub(crate) upstream_failure: Option<Box<str>>,
     pub(crate) body: Option<Rc<RequestSource>>,
+    /// HTTP/2: where the client is told something before its answer.
+    pub(crate) interim: Option<Interim>,
     /// Attempts so far.
     pub(crate) attempts: u32,
     pub(crate) flags: Flags,
@@ -245,6 +249,16 @@ impl RequestContext {
     /// Notes the end of the request. The rest happens in `drop`, so that a cancelled request is counted and logged too.
     pub(crate) fn completed(&mut self) {
         self.complete = true;
+    }
+
+    /// Counts that its answer breaks off.
+    pub(crate) fn broken_off(&self) {
+        let stats = &self.connection.stats;
+        stats.downstream_rq_tx_reset.inc();
+        // What is unfinished is counted at the end.
+        if self.body.as_ref().is_none_or(|body| body.ended()) {
+            stats.downstream_rq_rx_reset.inc();
+        }
     }
 
     /// Bytes of the request's body received so far.

@@ -43,6 +43,7 @@ flags! {
     UPSTREAM_MAX_STREAM_DURATION = 13, "UMSDR", "UpstreamMaxStreamDurationReached";
     DURATION_TIMEOUT = 14, "DT", "DurationTimeout";
     NO_CLUSTER = 15, "NC", "NoClusterFound";
+    DOWNSTREAM_REMOTE_RESET = 25, "DR", "DownstreamRemoteReset";
     // TCP's: set after the last attempt's own, and so printed after it.
     CONNECT_ATTEMPTS = 16, "URX", "UpstreamRetryLimitExceeded";
 }

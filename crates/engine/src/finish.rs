@@ -23,6 +23,10 @@ pub(crate) fn finish(context: &mut RequestContext) {
         context.flags.insert(Flags::DOWNSTREAM_PROTOCOL_ERROR);
         context.details = context.connection.verdict.get().map_or("", Offence::details).into();
     }
+    if let Some(details) = context.connection.reset.get().filter(|_| !context.complete) {
+        context.flags.insert(Flags::DOWNSTREAM_REMOTE_RESET);
+        context.details = details.into();
+    }
     if !context.complete && context.flags.untroubled() {
         context.flags.insert(Flags::DOWNSTREAM_TERMINATION);
         if context.status.is_none() || context.details.is_empty() || context.details == "via_upstream" {
@@ -32,7 +36,9 @@ pub(crate) fn finish(context: &mut RequestContext) {
     let connection = context.connection.clone();
     let stats = &connection.stats;
     stats.downstream_rq_active.dec();
-    if !context.complete {
+    // Whichever side breaks a stream off: Envoy counts them all here, and its own ones as sent, too.
+    let unfinished = context.body.as_ref().is_some_and(|body| !body.ended());
+    if !context.complete || unfinished {
         stats.downstream_rq_rx_reset.inc();
     }
     // An interim answer was counted when it was made.

@@ -92,7 +92,7 @@ fn settle(context: &RequestContext, cluster: &LocalCluster, failure: &mut Failur
         *failure = Failure::Answered(Box::new(reply));
     }
     // The endpoint has begun to answer.
-    if context.status.is_some() && interim::passed_on(&context.connection).is_some() {
+    if context.status.is_some() && interim::passed_on(context).is_some() {
         if matches!(failure, Failure::Upstream { .. }) {
             let mut reply = failure.reply();
             reply.details = reply.details.replace("before_response", "after_response").into();
@@ -161,7 +161,8 @@ fn expected_timeout(policy: Option<&RetryPolicy>, timeout: Option<Duration>) -> 
 fn charge_failure(context: &RequestContext, cluster: &LocalCluster, failure: &Failure) {
     match failure {
         Failure::NoHealthyUpstream => cluster.stats.upstream_cx_none_healthy.inc(),
-        Failure::ClientGone => return,
+        // Neither has to do with the cluster.
+        Failure::ClientGone | Failure::StreamIdleTimeout { .. } => return,
         _ => {}
     }
     route_stats::charge(cluster, context.route_stats.as_deref(), failure.reply().status);

@@ -10,7 +10,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode, Version};
-use hyper::body::Incoming;
 use lateen_ir::RetryPolicy;
 
 use crate::answer::{ActiveRequest, Answer};
@@ -20,6 +19,7 @@ use crate::cluster::LocalCluster;
 use crate::failure::{Failure, Reset};
 use crate::forward::WeightedEntry;
 use crate::host::Host;
+use crate::incoming::Incoming;
 use crate::interim::Interim;
 use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
@@ -117,12 +117,9 @@ impl Attempt {
         let _ = connection.set((lease.facts().clone(), lease.version()));
         loop {
             lease.count_last_request(&cluster.stats, &cluster.config.ir.http.common);
-            let reused = lease.reused();
-            let mut request = message.again().request(lease.version(), source.body());
-            if let Some(interim) = &interim {
-                interim.pass_on(&mut request);
-            }
-            match upstream::exchange(&mut lease, request).await {
+            let reused = lease.reused().then(Instant::now);
+            let request = message.again().request(lease.version(), source.body());
+            match upstream::exchange(&mut lease, request, interim.as_ref()).await {
                 Ok(response) => {
                     let present = Present::of(response.headers());
                     let framed = present.any(Present::TRANSFER_ENCODING) && lease.version() < Version::HTTP_2;
@@ -134,7 +131,7 @@ impl Attempt {
                 }
                 // A kept connection may have been closing at that very moment.
                 Err(broken) => {
-                    let stale = reused && broken.reset == Reset::Terminated;
+                    let stale = retry::was_closing(reused, &broken);
                     let harmless = !broken.sent || retry::idempotent(&message.method);
                     if !(stale && harmless && source.replayable()) {
                         return Err(broken);
@@ -235,7 +232,7 @@ impl Race<'_, '_> {
             source: trial.source.clone(),
             downstream: trial.context.version,
             high_priority: trial.action.high_priority,
-            interim: interim::passed_on(&trial.context.connection).cloned(),
+            interim: interim::passed_on(trial.context).cloned(),
             connection: connection.clone(),
             turned_away: turned_away.clone(),
             connected: connected.clone(),

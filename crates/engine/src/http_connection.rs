@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lateen_ir::{CodecType, HttpConnectionManager};
@@ -19,10 +19,10 @@ use crate::floods::{Floods, FrameCounters};
 use crate::format_values::{RefusedFacts, TcpFacts};
 use crate::guard::{Guard, Offence, Verdict};
 use crate::http_request;
+use crate::http2::{Beside, Server};
 use crate::inspect::speaks_http2;
 use crate::interim::Interim;
 use crate::lifetime::Lifetime;
-use crate::progress::StreamExecutor;
 use crate::signal::Signal;
 use crate::smuggling::Smuggling;
 use crate::snapshot::HttpConfig;
@@ -30,21 +30,6 @@ use crate::stats::blocks::HttpStats;
 use crate::stream::Stream;
 use crate::worker::Worker;
 use crate::{log_filter, render};
-
-/// Runs hyper's helper futures on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
-
-/// Envoy's limit on streams of a downstream HTTP/2 connection.
-const MOST_STREAMS: u32 = 1024;
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(
@@ -94,6 +79,7 @@ pub(crate) async fn serve(
         take_by: Cell::new(None),
         stalled: Cell::new(false),
         left_behind: Cell::new(false),
+        reset: Cell::new(None),
         turn: RefCell::default(),
         verdict,
         resets: Resets::default(),
@@ -103,23 +89,25 @@ pub(crate) async fn serve(
         interim,
         expected_text: MillisText::default(),
     });
+    if http2 {
+        let serving = Server::new(stream, &hcm, head_limit(&hcm) as u32, connection.clone());
+        if let Err(error) = Lifetime::new(serving, connection.clone(), http2).await {
+            match connection.verdict.get() {
+                Some(offence) => flooded(&connection, offence),
+                None => tracing::trace!(%error, "downstream connection ended"),
+            }
+        }
+        return;
+    }
     let served = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let connection = served.clone();
-        async move { http_request::serve(connection, request).await }
+        let (head, body) = request.into_parts();
+        http_request::serve(served.clone(), head, body.into(), Beside::default())
     });
-    let io = TokioIo::new(stream);
-    let result = if http2 {
-        let serving = http2_builder(&hcm, StreamExecutor(connection.clone())).serve_connection(io, service);
-        Lifetime::new(serving, connection.clone(), http2).await
-    } else {
-        let serving = http1_builder(&hcm).serve_connection(io, service).with_upgrades();
-        Lifetime::new(serving, connection.clone(), http2).await
-    };
-    match result {
+    let serving = http1_builder(&hcm).serve_connection(TokioIo::new(stream), service).with_upgrades();
+    match Lifetime::new(serving, connection.clone(), http2).await {
         Ok(()) => {}
         Err(error) if error.is_parse() => refused(&connection, error.is_parse_too_large()),
-        Err(_) if http2 && let Some(offence) = connection.verdict.get() => flooded(&connection, offence),
         Err(error) => tracing::trace!(%error, "downstream connection ended"),
     }
 }
@@ -230,30 +218,6 @@ fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
         .max_buf_size(head_limit(hcm).max(16 * 1024));
     if hcm.common.max_headers_count != 100 {
         builder.max_headers(hcm.common.max_headers_count as usize);
-    }
-    builder
-}
-
-fn http2_builder(hcm: &HttpConnectionManager, executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
-    let mut builder = http2::Builder::new(executor);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(hcm.http2.max_concurrent_streams.unwrap_or(MOST_STREAMS))
-        .max_header_list_size(head_limit(hcm) as u32);
-    if let Some(size) = hcm.http2.initial_stream_window_size {
-        builder.initial_stream_window_size(size);
-    }
-    if let Some(size) = hcm.http2.initial_connection_window_size {
-        builder.initial_connection_window_size(size);
-    }
-    if let Some(size) = hcm.http2.hpack_table_size {
-        builder.header_table_size(size);
-    }
-    if hcm.http2.allow_connect {
-        builder.enable_connect_protocol();
-    }
-    if let Some(keepalive) = hcm.http2.keepalive {
-        builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
     }
     builder
 }

@@ -5,8 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use http::{Method, Response, StatusCode, Version, request};
 use hyper::ext::ReasonPhrase;
 use lateen_ir::{Action, RequestView, ServerHeader};
 
@@ -17,6 +16,8 @@ use crate::context::{HttpConnection, RequestContext};
 use crate::failure::{Failure, Flags};
 use crate::filters::{self, Flow};
 use crate::hop_by_hop;
+use crate::http2::Beside;
+use crate::incoming::Incoming;
 use crate::ingress::{self, Normalised, X_REQUEST_ID, append_via};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
@@ -39,13 +40,16 @@ const UNKNOWN_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Unknown");
 /// Serves one request.
 pub(crate) async fn serve(
     connection: Rc<HttpConnection>,
-    mut request: Request<Incoming>,
+    mut head: request::Parts,
+    body: Incoming,
+    beside: Beside,
 ) -> Result<Response<ResponseBody>, Unanswered> {
-    count_request(&connection, &request);
-    let asks = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    let upgrade = if asks { Upgrade::begin(&mut request) } else { None };
-    let present = Present::of(request.headers());
-    let (mut context, body) = ingress::receive(&connection, request, present);
+    count_request(&connection, &head);
+    let asks = head.method == Method::CONNECT || head.headers.contains_key(header::UPGRADE);
+    let upgrade = if asks { Upgrade::begin(&mut head, beside.tunnel) } else { None };
+    let present = Present::of(&head.headers);
+    let mut context = ingress::receive(&connection, head, present);
+    context.interim = beside.interim;
     let most = connection.config.hcm.common.max_headers_count;
     let trailers = (context.version == Version::HTTP_2).then_some(most);
     let source = RequestSource::new(body, connection.buffer_limit as usize, trailers);
@@ -54,7 +58,7 @@ pub(crate) async fn serve(
         Box::pin(interim::meet_expectation(&mut context)).await;
     }
     let limit = connection.config.hcm.request_timeout.filter(|_| !source.ended());
-    let decided = if limit.is_none() && interim::passed_on(&connection).is_none() {
+    let decided = if limit.is_none() && interim::passed_on(&context).is_none() {
         decide(&mut context, Some(upgrade.is_some())).await
     } else {
         Box::pin(decide_with_care(&mut context, upgrade.is_some(), &source, limit)).await
@@ -71,7 +75,7 @@ pub(crate) async fn serve(
             context.details = details.into();
             context.completed();
             connection.stats.downstream_rq_tx_reset.inc();
-            Err(Unanswered::Refused(reason.into()))
+            Err(Unanswered::Refused(reason))
         }
         Err(failure) => Ok(local_reply::fail(context, &failure)),
     }
@@ -82,9 +86,9 @@ pub(crate) async fn serve(
 pub(crate) enum Unanswered {
     #[error("the client went away before it had sent its request")]
     Gone,
-    /// HTTP/2: its stream is reset with the error's code.
+    /// HTTP/2: its stream is reset with this code.
     #[error("the request is refused")]
-    Refused(#[source] h2::Error),
+    Refused(h2::Reason),
 }
 
 /// What happens to a request that did not fail.
@@ -98,22 +102,22 @@ enum Decision {
     Filtered(Box<Response<ResponseBody>>),
 }
 
-fn count_request(connection: &HttpConnection, request: &Request<Incoming>) {
+fn count_request(connection: &HttpConnection, head: &request::Parts) {
     let stats = &connection.stats;
     connection.active.set(connection.active.get() + 1);
     connection.requests.set(connection.requests.get() + 1);
     stats.downstream_rq_total.inc();
     stats.downstream_rq_active.inc();
-    if request.version() == http::Version::HTTP_2 {
+    if head.version == Version::HTTP_2 {
         stats.downstream_rq_http2_total.inc();
     } else {
         stats.downstream_rq_http1_total.inc();
     }
     // The answer says that it is the last. (An answer made here is over before anybody looks whether the connection drains.)
-    if request.version() < Version::HTTP_2 && connection.drain.is_fired() {
+    if head.version < Version::HTTP_2 && connection.drain.is_fired() {
         connection.closing.set(true);
     }
-    if request.version() == Version::HTTP_10 && !hop_by_hop::keeps_alive(request.headers()) {
+    if head.version == Version::HTTP_10 && !hop_by_hop::keeps_alive(&head.headers) {
         connection.closing.set(true);
     }
     let limit = connection.config.hcm.common.max_requests_per_connection;
@@ -129,12 +133,11 @@ async fn decide_with_care(
     source: &RequestSource,
     limit: Option<Duration>,
 ) -> Result<Decision, Failure> {
-    let connection = context.connection.clone();
     let decided = match limit {
         None => decide(context, Some(upgrade)).await,
         Some(limit) => decide_in_time(context, upgrade, source, limit).await,
     };
-    if let Some(interim) = interim::passed_on(&connection) {
+    if let Some(interim) = interim::passed_on(context).cloned() {
         interim.end_request();
         interim.sent().await;
     }
@@ -352,7 +355,7 @@ fn respond(
             upgrade::answer_http2(&mut status, response.headers_mut());
             *response.status_mut() = status;
         }
-        upgrade::join(upgrade, Far::Answered(Box::new(head.extensions)), context, stream);
+        upgrade::join(upgrade, Far::answered(head.extensions, body), context, stream);
         return response;
     }
     let stream = ResponseStream::new(body, stream, context);

@@ -8,8 +8,7 @@ use std::time::Instant;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode, Version, request};
-use hyper::body::Incoming;
+use http::{Method, StatusCode, Version, request};
 use lateen_ir::{EscapedSlashes, HttpConnectionManager, PathProblem, Scheme, Underscores};
 
 use crate::client_cert::{self, X_FORWARDED_CLIENT_CERT};
@@ -63,10 +62,9 @@ const NOT_FROM_CLIENTS: [&str; 5] = [
 /// Makes the context of a request. The head is as received; [`normalise`] does the rest.
 pub(crate) fn receive(
     connection: &Rc<HttpConnection>,
-    request: Request<Incoming>,
+    head: request::Parts,
     present: Present,
-) -> (Box<RequestContext>, Incoming) {
-    let (head, body) = request.into_parts();
+) -> Box<RequestContext> {
     let authority = match head.uri.authority() {
         // An absolute URL and HTTP/2's :authority win over `host` (RFC 9112, section 3.2.2). Who the client says it is stays here.
         Some(authority) => {
@@ -78,7 +76,7 @@ pub(crate) fn receive(
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let secure = connection.info.tls.is_some()
         || (head.uri.scheme_str() == Some("https") && head.version == Version::HTTP_2);
-    let context = Box::new(RequestContext {
+    Box::new(RequestContext {
         connection: connection.clone(),
         view: connection.worker.view(),
         started: Instant::now(),
@@ -105,6 +103,7 @@ pub(crate) fn receive(
         upstream_version: None,
         upstream_failure: None,
         body: None,
+        interim: None,
         attempts: 0,
         flags: Flags::default(),
         details: Cow::Borrowed(""),
@@ -117,8 +116,7 @@ pub(crate) fn receive(
         first_upstream_byte: None,
         new_cookies: Vec::new(),
         complete: false,
-    });
-    (context, body)
+    })
 }
 
 /// What [`normalise`] found besides failures.

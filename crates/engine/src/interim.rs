@@ -1,19 +1,18 @@
 //! Interim answers (1xx): `100 Continue` for a client that expects one, made here or, with `proxy_100_continue`, by the endpoint.
 //!
-//! hyper's server writes no interim answer but a bare `100 Continue`, and that only when the body is first read. So it is not
+//! hyper's server of HTTP/1 writes no interim answer but a bare `100 Continue`, and that only when the body is first read. So it is not
 //! told that the client expects one ([`smuggling`](crate::smuggling) hides it), and interim answers are put into the connection's
 //! byte stream between hyper's own messages: when it has nothing left to write, [`Stream`](crate::stream::Stream) asks for them.
-//! Over HTTP/2 neither hyper's server nor its client lets them be sent or seen.
+//! Over HTTP/2 the stream's task sends them ([`http2`](crate::http2)).
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 
-use crate::body::RequestBody;
-use crate::context::{HttpConnection, RequestContext};
+use crate::context::RequestContext;
 
 /// The first byte of an expectation of `100-continue` that hyper is not to see.
 pub(crate) const HIDDEN: u8 = b'1' | 0x80;
@@ -24,16 +23,16 @@ const PASSED_ON: [u16; 4] = [100, 102, 103, 104];
 /// Bytes of interim answers that may wait for a client; more are left out.
 const MOST: usize = 64 * 1024;
 
-/// Interim answers on their way to the client of an HTTP/1 connection. Locked only when there are any; shared with the socket,
-/// which must be `Send` for hyper's upgrades, and with hyper's callback.
+/// Interim answers on their way to the client of an HTTP/1 connection or of an HTTP/2 stream. Locked only when there are any; shared
+/// with the socket, which must be `Send` for hyper's upgrades, and with hyper's callback.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Interim(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     waiting: AtomicBool,
-    bytes: Mutex<BytesMut>,
-    /// The connection's task, which writes. Tasks that are spawned keep their wakers.
+    answers: Mutex<Answers>,
+    /// The task that sends them: the connection's or the stream's. Tasks that are spawned keep their wakers.
     task: OnceLock<Waker>,
     /// What came from an endpoint for the request; 0: nothing.
     came: AtomicU16,
@@ -41,47 +40,54 @@ struct Shared {
     request: AtomicU32,
 }
 
+/// What waits to be sent.
+#[derive(Debug, Default)]
+struct Answers {
+    list: Vec<Response<()>>,
+    /// About how many bytes they are.
+    bytes: usize,
+}
+
 impl Interim {
     /// Has an interim answer sent as soon as what is before it is out.
     pub(crate) fn send(&self, status: StatusCode, headers: &HeaderMap) {
-        let mut bytes = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes.len() > MOST {
+        let mut answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.bytes > MOST {
             return;
         }
-        bytes.extend_from_slice(b"HTTP/1.1 ");
-        bytes.extend_from_slice(status.as_str().as_bytes());
-        bytes.extend_from_slice(b" ");
-        // Envoy's words, which has none for the others.
-        let reason = match status.as_u16() {
-            100 => "Continue",
-            _ => "Unknown",
-        };
-        bytes.extend_from_slice(reason.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-        for (name, value) in headers {
-            bytes.extend_from_slice(name.as_str().as_bytes());
-            bytes.extend_from_slice(b": ");
-            bytes.extend_from_slice(value.as_bytes());
-            bytes.extend_from_slice(b"\r\n");
-        }
-        bytes.extend_from_slice(b"\r\n");
+        answers.bytes += headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+        let mut answer = Response::new(());
+        *answer.status_mut() = status;
+        *answer.headers_mut() = headers.clone();
+        answers.list.push(answer);
         self.0.waiting.store(true, Relaxed);
         self.wake();
     }
 
-    /// What is to be written now. [`Interim::written`] follows.
+    /// What is to be written now over HTTP/1. [`Interim::written`] follows.
     pub(crate) fn take(&self) -> Option<Bytes> {
         if !self.0.waiting.load(Relaxed) {
             return None;
         }
-        Some(self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner).split().freeze())
+        let answers = std::mem::take(&mut *self.0.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut bytes = BytesMut::new();
+        answers.list.iter().for_each(|answer| write(answer, &mut bytes));
+        Some(bytes.freeze())
     }
 
     /// Everything that was taken is out.
     pub(crate) fn written(&self) {
-        let bytes = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.waiting.store(!bytes.is_empty(), Relaxed);
+        let answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.waiting.store(!answers.list.is_empty(), Relaxed);
         self.wake();
+    }
+
+    /// What is to be sent now over HTTP/2. Whoever takes it sends it before anything else.
+    pub(crate) fn take_answers(&self) -> Vec<Response<()>> {
+        if !self.0.waiting.swap(false, Relaxed) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.0.answers.lock().unwrap_or_else(PoisonError::into_inner)).list
     }
 
     /// Waits until nothing waits: a final answer must not overtake an interim one.
@@ -90,23 +96,22 @@ impl Interim {
             .await
     }
 
-    /// Has the first thing that endpoints say before their answer to a request passed on. More is not, as with Envoy.
-    pub(crate) fn pass_on(&self, request: &mut Request<RequestBody>) {
+    /// Who passes the first thing on that endpoints say before their answer to a request. More is not, as with Envoy.
+    pub(crate) fn listener(&self) -> impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static {
         let (client, number) = (self.clone(), self.0.request.load(Relaxed));
-        hyper::ext::on_informational(request, move |answer| {
-            let status = answer.status();
+        move |status, headers| {
             // An attempt that was given up may still be told something when another's answer is under way.
             let late = client.0.request.load(Relaxed) != number;
             if late || !PASSED_ON.contains(&status.as_u16()) || client.came().is_some() {
                 return;
             }
             client.0.came.store(status.as_u16(), Relaxed);
-            let mut headers = answer.headers().clone();
+            let mut headers = headers.clone();
             for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
                 headers.remove(name);
             }
             client.send(status, &headers);
-        });
+        }
     }
 
     /// What came from an endpoint.
@@ -120,7 +125,7 @@ impl Interim {
         self.0.request.fetch_add(1, Relaxed);
     }
 
-    /// Whose task is to be woken by what is to be sent: the connection's, which serves its request, too.
+    /// Whose task is to be woken by what is to be sent: the one that serves the request, too.
     pub(crate) fn wake_with(&self, task: &Waker) {
         // Set before, it is the same; this is asked on every poll.
         self.0.task.get_or_init(|| task.clone());
@@ -131,9 +136,35 @@ impl Interim {
     }
 }
 
-/// Where endpoints' interim answers go to, if they are passed on and the client can be sent any.
-pub(crate) fn passed_on(connection: &HttpConnection) -> Option<&Interim> {
-    connection.interim.as_ref().filter(|_| connection.config.hcm.proxy_100_continue)
+/// An interim answer as HTTP/1 has it.
+fn write(answer: &Response<()>, bytes: &mut BytesMut) {
+    bytes.extend_from_slice(b"HTTP/1.1 ");
+    bytes.extend_from_slice(answer.status().as_str().as_bytes());
+    bytes.extend_from_slice(b" ");
+    // Envoy's words, which has none for the others.
+    let reason = match answer.status().as_u16() {
+        100 => "Continue",
+        _ => "Unknown",
+    };
+    bytes.extend_from_slice(reason.as_bytes());
+    bytes.extend_from_slice(b"\r\n");
+    for (name, value) in answer.headers() {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// Where a request's client is told something before its answer.
+pub(crate) fn of(context: &RequestContext) -> Option<&Interim> {
+    context.interim.as_ref().or(context.connection.interim.as_ref())
+}
+
+/// Where endpoints' interim answers go to, if they are passed on.
+pub(crate) fn passed_on(context: &RequestContext) -> Option<&Interim> {
+    of(context).filter(|_| context.connection.config.hcm.proxy_100_continue)
 }
 
 /// Counts an interim answer and notes it as what the client was told last.
@@ -161,7 +192,7 @@ pub(crate) async fn meet_expectation(context: &mut RequestContext) {
         return;
     }
     headers.remove(header::EXPECT);
-    if let Some(interim) = &connection.interim {
+    if let Some(interim) = of(context).cloned() {
         charge_downstream(context, StatusCode::CONTINUE);
         interim.send(StatusCode::CONTINUE, &HeaderMap::new());
         interim.sent().await;

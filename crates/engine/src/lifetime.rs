@@ -6,13 +6,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Sleep;
 
 use crate::body::ResponseBody;
 use crate::context::HttpConnection;
-use crate::progress::StreamExecutor;
 use crate::signal::Watch;
 use crate::stream::Stream;
 
@@ -23,8 +22,10 @@ const IDLE_GRACE: Duration = Duration::from_millis(500);
 /// How long a connection that was idle for too long may take to end.
 const IDLE_END: Duration = Duration::from_secs(1);
 
-/// What both of hyper's connections can do.
-pub(crate) trait Serving: Future<Output = hyper::Result<()>> {
+/// What connections of both versions can do.
+pub(crate) trait Serving: Future<Output = Result<(), Self::Error>> {
+    type Error;
+
     /// No new requests; those running finish.
     fn finish(self: Pin<&mut Self>);
 }
@@ -34,17 +35,8 @@ where
     S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
     S::Error: Into<crate::body::BodyError>,
 {
-    fn finish(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
+    type Error = hyper::Error;
 
-impl<S> Serving for http2::Connection<TokioIo<Stream>, S, StreamExecutor>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
-    S::Error: Into<crate::body::BodyError>,
-    S::Future: 'static,
-{
     fn finish(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
@@ -196,7 +188,7 @@ impl<C: Serving> Lifetime<C> {
 }
 
 impl<C: Serving> Future for Lifetime<C> {
-    type Output = hyper::Result<()>;
+    type Output = Result<(), C::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;

@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use lateen_ir::HostAddress;
 use tokio::sync::oneshot;
 
 use crate::body::RequestBody;
 use crate::failure::Reset;
+use crate::http2::Sender;
 use crate::stats::blocks::ClusterStats;
 use crate::tls::TlsFacts;
 
@@ -75,7 +76,7 @@ pub(crate) struct Http1 {
 
 /// An HTTP/2 connection.
 pub(crate) struct Http2 {
-    pub(crate) sender: http2::SendRequest<RequestBody>,
+    sender: Sender,
     pub(crate) facts: Rc<ConnectionFacts>,
     idle_since: Cell<Instant>,
 }
@@ -102,32 +103,66 @@ impl Http1 {
 }
 
 impl Http2 {
-    pub(crate) fn new(sender: http2::SendRequest<RequestBody>, facts: Rc<ConnectionFacts>) -> Self {
+    pub(crate) fn new(sender: Sender, facts: Rc<ConnectionFacts>) -> Self {
         Self { sender, facts, idle_since: Cell::new(Instant::now()) }
     }
 
     fn usable(&self, limit: u32, max_requests: Option<u32>) -> bool {
-        !self.sender.is_closed()
-            && !self.facts.ended.get()
+        !self.facts.ended.get()
             && self.facts.active.get() < limit
             && max_requests.is_none_or(|most| self.facts.requests.get() < most)
     }
 }
 
-/// One stream's place on a shared connection; gives the place back when dropped.
-pub(crate) struct StreamPlace(pub(crate) Rc<Http2>);
+/// One stream's place on a shared connection; gives the place back when dropped, and resets the stream if it is not over.
+pub(crate) struct StreamPlace {
+    connection: Rc<Http2>,
+    /// A request has been sent, and neither the other side nor the connection has ended the stream.
+    open: Cell<bool>,
+}
 
 impl StreamPlace {
     fn take(connection: &Rc<Http2>) -> Self {
         connection.facts.active.set(connection.facts.active.get() + 1);
-        Self(connection.clone())
+        Self { connection: connection.clone(), open: Cell::new(false) }
+    }
+
+    /// A place where the endpoint lets one more stream be opened; a connection that it wants no more of is known as ended then.
+    fn take_open(connection: &Rc<Http2>) -> Option<Self> {
+        let mut sender = connection.sender.clone();
+        if !sender.is_open() {
+            connection.facts.ended.set(true);
+            return None;
+        }
+        // Without any the connection is of use as soon as there are some.
+        let most = sender.most_streams().max(1);
+        ((connection.facts.active.get() as usize) < most).then(|| Self::take(connection))
+    }
+
+    pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
+        &self.connection.facts
+    }
+
+    /// Sends its request.
+    pub(crate) fn open(&self) -> Sender {
+        self.open.set(true);
+        self.connection.sender.clone()
+    }
+
+    /// The stream is over.
+    pub(crate) fn over(&self) {
+        self.open.set(false);
     }
 }
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
-        self.0.facts.active.set(self.0.facts.active.get() - 1);
-        self.0.idle_since.set(Instant::now());
+        let Http2 { facts, idle_since, .. } = &*self.connection;
+        facts.active.set(facts.active.get() - 1);
+        idle_since.set(Instant::now());
+        if self.open.get() {
+            facts.stats.upstream_rq_tx_reset.inc();
+        }
     }
 }
 
@@ -206,14 +241,15 @@ impl Pool {
     ) -> Option<StreamPlace> {
         let limit = max_streams.unwrap_or(STREAMS_PER_CONNECTION);
         let shared = self.shared.borrow();
-        shared.iter().find(|connection| connection.usable(limit, max_requests)).map(StreamPlace::take)
+        shared
+            .iter()
+            .filter(|connection| connection.usable(limit, max_requests))
+            .find_map(StreamPlace::take_open)
     }
 
     /// Asks for a place on a shared connection, open or to be opened.
     pub(crate) fn shared(&self, max_streams: Option<u32>, max_requests: Option<u32>) -> SharedTurn {
-        self.shared
-            .borrow_mut()
-            .retain(|connection| !connection.sender.is_closed() && !connection.facts.ended.get());
+        self.shared.borrow_mut().retain(|connection| !connection.facts.ended.get());
         if let Some(place) = self.ready_shared(max_streams, max_requests) {
             return SharedTurn::Ready(place);
         }
@@ -259,7 +295,7 @@ impl Pool {
         self.shared.borrow_mut().retain(|connection| {
             let old = connection.facts.active.get() == 0 && expired(connection.idle_since.get());
             closed += usize::from(old);
-            !old && !connection.sender.is_closed() && !connection.facts.ended.get()
+            !old && !connection.facts.ended.get()
         });
         closed
     }

@@ -10,8 +10,8 @@ use tokio::time::Sleep;
 
 use crate::context::HttpConnection;
 
-/// When the client must have taken more of a stream's answer. hyper asks for more of an answer only when there is room for it, so
-/// that the answer itself can't notice.
+/// When the client must have taken more of a stream's answer. An answer is asked for more only when there is room for it, so
+/// that it can't notice itself.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     by: Cell<Option<Instant>>,
@@ -38,23 +38,15 @@ impl Progress {
     }
 }
 
-/// Runs the streams of one connection on the worker's own thread.
-#[derive(Clone)]
-pub(crate) struct StreamExecutor(pub(crate) Rc<HttpConnection>);
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
-    fn execute(&self, future: F) {
-        let connection = self.0.clone();
-        tokio::task::spawn_local(async move {
-            let late = run(future, &connection).await;
-            if late == Some(Late::Flushing) {
-                connection.worker.stats.http2_codec().tx_flush_timeout.inc();
-            } else if late == Some(Late::Answering) {
-                connection.stats.downstream_rq_idle_timeout.inc();
-            }
-            connection.end_if_left();
-        });
+/// Runs a stream of a connection to its end, or until its client is late.
+pub(crate) async fn watch(connection: Rc<HttpConnection>, stream: impl Future) {
+    let late = run(stream, &connection).await;
+    if late == Some(Late::Flushing) {
+        connection.worker.stats.http2_codec().tx_flush_timeout.inc();
+    } else if late == Some(Late::Answering) {
+        connection.stats.downstream_rq_idle_timeout.inc();
     }
+    connection.end_if_left();
 }
 
 /// What a stream was at when its client took nothing for too long.

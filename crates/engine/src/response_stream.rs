@@ -7,7 +7,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::answer::UpstreamStream;
@@ -15,6 +14,7 @@ use crate::body::BodyError;
 use crate::context::RequestContext;
 use crate::failure::{Flags, Reset};
 use crate::filters::throttle::Throttle;
+use crate::incoming::Incoming;
 use crate::{filters, upstream};
 
 /// See the module. Dropped before the end, it cancels the exchange and logs that the client went away.
@@ -51,6 +51,7 @@ impl ResponseStream {
         if let Some((flag, details)) = trouble {
             open.context.flags.insert(flag);
             open.context.details = details.into();
+            open.context.broken_off();
         }
         open.context.completed();
         self.timer = None;

@@ -1,12 +1,13 @@
 //! Whether an attempt that went wrong may be repeated, and when. Pure.
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_filters/router_filter#x-envoy-retry-on>
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, Method, StatusCode};
 use lateen_ir::{Backoff, RetryOn, RetryPolicy};
 
 use crate::failure::Reset;
+use crate::upstream;
 
 /// How an attempt without an answer ended.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,15 @@ pub(crate) fn idempotent(method: &Method) -> bool {
     )
 }
 
+/// How long the end of a connection may be under way when a request is sent over it: a round trip, even to another continent.
+const CLOSING: Duration = Duration::from_millis(250);
+
+/// Whether a connection that was kept ended so soon after a request was sent over it (`reused`, when that was; `None`: it was not
+/// kept) that its end was under way already. One that ends later may have ended for the request, and Envoy's 503 says so.
+pub(crate) fn was_closing(reused: Option<Instant>, broken: &upstream::Broken) -> bool {
+    broken.reset == Reset::Terminated && reused.is_some_and(|sent| !broken.sent || sent.elapsed() < CLOSING)
+}
+
 /// Pause before the n-th repetition (from 1): exponential with full jitter, as Envoy's `JitteredExponentialBackOffStrategy`.
 pub(crate) fn pause(backoff: Backoff, repetition: u32, random: u64) -> Duration {
     let factor = 1u32.checked_shl(repetition.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -96,6 +106,18 @@ mod tests {
     use lateen_ir::{RateLimitedBackoff, ResetHeader};
 
     use super::*;
+
+    #[test]
+    fn a_connection_was_closing_only_if_it_ends_at_once() {
+        let broken = |reset, sent| upstream::Broken { reset, sent };
+        let now = Some(Instant::now());
+        let long_ago = now.and_then(|now| now.checked_sub(CLOSING));
+        assert!(was_closing(now, &broken(Reset::Terminated, true)));
+        assert!(!was_closing(long_ago, &broken(Reset::Terminated, true)));
+        assert!(was_closing(long_ago, &broken(Reset::Terminated, false)), "nothing of it was sent");
+        assert!(!was_closing(None, &broken(Reset::Terminated, true)), "a connection of its own");
+        assert!(!was_closing(now, &broken(Reset::Remote, true)), "the endpoint said so");
+    }
 
     fn istio_default() -> RetryPolicy {
         RetryPolicy {

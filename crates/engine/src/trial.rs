@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use lateen_ir::{Action, Discovery, Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
 
@@ -23,7 +22,8 @@ use crate::forward::{
 };
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
-use crate::interim::{self, charge_downstream, expects_continue};
+use crate::incoming::Incoming;
+use crate::interim::{self, charge_downstream};
 use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
 use crate::outlier::{self, Outcome};
@@ -106,7 +106,9 @@ impl Trial<'_> {
                     return Ok(self.answer(response, lease, active, weighted));
                 }
                 Err(AttemptFailure::Client) => {
-                    self.cluster.stats.upstream_rq_tx_reset.inc();
+                    if self.context.upstream_version == Some(Version::HTTP_11) {
+                        self.cluster.stats.upstream_rq_tx_reset.inc();
+                    }
                     return Err(self.source.failure());
                 }
                 // The endpoint is not to blame for a full cluster.
@@ -295,7 +297,7 @@ impl Trial<'_> {
     /// One attempt with its time limits.
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
-        let connection = self.context.connection.clone();
+        let interim = interim::passed_on(self.context).cloned();
         let own_clock =
             |policy: &RetryPolicy| policy.per_try_timeout.is_some() || policy.per_try_idle_timeout.is_some();
         // Elsewhere, so that the request's future does not grow.
@@ -307,7 +309,7 @@ impl Trial<'_> {
             per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout),
             idle: self.idle_timeout,
             stream_end: self.stream_end,
-            interim: interim::passed_on(&connection),
+            interim: interim.as_ref(),
             connected: connected.as_deref(),
         };
         let source = self.source.clone();
@@ -390,9 +392,10 @@ impl Trial<'_> {
             lease.count_last_request(&self.cluster.stats, &self.cluster.config.ir.http.common);
             self.context.upstream = Some(lease.facts().clone());
             self.context.upstream_version = Some(lease.version());
-            let reused = lease.reused();
+            let reused = lease.reused().then(Instant::now);
             let request = self.request(lease.version());
-            match upstream::exchange(&mut lease, request).await {
+            let interim = interim::passed_on(self.context);
+            match upstream::exchange(&mut lease, request, interim).await {
                 Ok(response) => {
                     self.context.answered = Present::of(response.headers());
                     if lease.version() < Version::HTTP_2
@@ -412,7 +415,7 @@ impl Trial<'_> {
                     if covered {
                         return Err(broken);
                     }
-                    let stale = reused && !fresh && broken.reset == Reset::Terminated;
+                    let stale = !fresh && retry::was_closing(reused, &broken);
                     if !(stale && self.may_be_sent_again(&broken)) {
                         return Err(broken);
                     }
@@ -422,22 +425,9 @@ impl Trial<'_> {
         }
     }
 
-    /// Has what the endpoint says before its answer passed on to the client. hyper keeps what is said over HTTP/2 to itself: there the
-    /// client is told to go on here.
-    fn listen(&mut self, request: &mut Request<RequestBody>) {
-        let Some(interim) = interim::passed_on(&self.context.connection).cloned() else { return };
-        if request.version() < Version::HTTP_2 {
-            interim.pass_on(request);
-        } else if self.context.status.is_none() && expects_continue(&self.context.head.headers) {
-            charge_downstream(self.context, StatusCode::CONTINUE);
-            interim.send(StatusCode::CONTINUE, &HeaderMap::new());
-        }
-    }
-
     /// Counts what the endpoint said before its answer. The client has been told, so that no other endpoint can be tried.
     pub(crate) fn heed_interim(&mut self) {
-        let connection = self.context.connection.clone();
-        let Some(interim) = interim::passed_on(&connection) else { return };
+        let Some(interim) = interim::passed_on(self.context) else { return };
         let Some(status) = interim.came().filter(|_| self.context.status.is_none()) else { return };
         route_stats::charge(self.cluster, self.context.route_stats.as_deref(), status);
         charge_downstream(self.context, status);
@@ -446,8 +436,7 @@ impl Trial<'_> {
 
     /// Whether sending the request again does nothing twice.
     fn may_be_sent_again(&self, broken: &Broken) -> bool {
-        let answered =
-            interim::passed_on(&self.context.connection).is_some_and(|interim| interim.came().is_some());
+        let answered = interim::passed_on(self.context).is_some_and(|interim| interim.came().is_some());
         let harmless = !broken.sent || (retry::idempotent(&self.context.head.method) && !answered);
         harmless && self.source.replayable()
     }
@@ -455,9 +444,7 @@ impl Trial<'_> {
     /// The request of one attempt.
     fn request(&mut self, version: Version) -> Request<RequestBody> {
         let body = self.source.body();
-        let mut request = self.message().request(version, body);
-        self.listen(&mut request);
-        request
+        self.message().request(version, body)
     }
 
     /// The message for one attempt.

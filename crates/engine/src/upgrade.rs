@@ -3,50 +3,75 @@
 //!
 //! Inside the proxy an upgrade always has HTTP/1's form, a GET with `upgrade` and an answer 101, whatever either side speaks.
 
+use h2::ext::Protocol;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Extensions, HeaderMap, Method, Request, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::ext::Protocol;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use http::{Extensions, HeaderMap, Method, Request, StatusCode, Version, request};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use lateen_ir::{Forward, UpgradeConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 use crate::answer::UpstreamStream;
 use crate::context::RequestContext;
 use crate::failure::{CLIENT_GONE, Flags};
 use crate::hop_by_hop::contains_token;
+use crate::http2::Duplex;
+use crate::incoming::Incoming;
 use crate::mover::{Moved, Mover};
 use crate::stream::Stream;
 use crate::upstream::Opened;
 
+/// Bytes in both directions, whatever carries them. Tunnels are rare and long, so that a call through a pointer is nothing.
+trait Bytes: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Bytes for T {}
+
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// The client's side of what was asked for.
-pub(crate) struct Upgrade(OnUpgrade);
+pub(crate) enum Upgrade {
+    Http1(OnUpgrade),
+    /// A CONNECT's stream.
+    Http2(oneshot::Receiver<Duplex>),
+}
 
 impl Upgrade {
     /// Takes the client's wish, if any. A wish for `h2c` is dropped, as Envoy does: HTTP/2 is spoken with prior knowledge only.
-    pub(crate) fn begin(request: &mut Request<Incoming>) -> Option<Self> {
-        if request.method() == Method::CONNECT {
-            if let Some(protocol) = request.extensions_mut().remove::<Protocol>() {
+    /// `stream`: that of a CONNECT over HTTP/2.
+    pub(crate) fn begin(
+        head: &mut request::Parts,
+        stream: Option<oneshot::Receiver<Duplex>>,
+    ) -> Option<Self> {
+        if let Some(stream) = stream {
+            if let Some(protocol) = head.extensions.remove::<Protocol>() {
                 let value = HeaderValue::from_str(protocol.as_str()).ok()?;
-                *request.method_mut() = Method::GET;
-                say_upgrade(request.headers_mut(), value);
+                head.method = Method::GET;
+                say_upgrade(&mut head.headers, value);
             }
-            return request.extensions_mut().remove::<OnUpgrade>().map(Self);
+            return Some(Self::Http2(stream));
         }
-        let wanted = request.headers().get(header::UPGRADE)?;
+        if head.method == Method::CONNECT {
+            return head.extensions.remove::<OnUpgrade>().map(Self::Http1);
+        }
+        let wanted = head.headers.get(header::UPGRADE)?;
         if wanted.as_bytes().eq_ignore_ascii_case(b"h2c") {
-            let headers = request.headers_mut();
-            headers.remove(header::UPGRADE);
-            headers.remove(header::CONNECTION);
-            headers.remove(HTTP2_SETTINGS);
+            head.headers.remove(header::UPGRADE);
+            head.headers.remove(header::CONNECTION);
+            head.headers.remove(HTTP2_SETTINGS);
             return None;
         }
-        let upgrade = request.extensions_mut().remove::<OnUpgrade>()?;
-        let mut lists = request.headers().get_all(header::CONNECTION).iter();
-        lists.any(|list| contains_token(list.as_bytes(), b"upgrade")).then_some(Self(upgrade))
+        let upgrade = head.extensions.remove::<OnUpgrade>()?;
+        let mut lists = head.headers.get_all(header::CONNECTION).iter();
+        lists.any(|list| contains_token(list.as_bytes(), b"upgrade")).then_some(Self::Http1(upgrade))
+    }
+
+    /// The client's stream, once it has been answered.
+    async fn stream(self) -> Option<Box<dyn Bytes>> {
+        Some(match self {
+            Self::Http1(upgrade) => Box::new(TokioIo::new(upgrade.await.ok()?)),
+            Self::Http2(stream) => Box::new(stream.await.ok()?),
+        })
     }
 }
 
@@ -105,10 +130,33 @@ pub(crate) fn answer_http2(status: &mut StatusCode, headers: &mut HeaderMap) {
 
 /// Where the other end of a tunnel comes from.
 pub(crate) enum Far {
-    /// An answer that agreed.
+    /// An answer over HTTP/1 that agreed.
     Answered(Box<Extensions>),
+    /// One over HTTP/2.
+    Agreed(Box<Duplex>),
     /// A connection of its own.
     Connected(Box<Stream>, Opened),
+}
+
+impl Far {
+    /// The endpoint's side of an answer that agreed.
+    pub(crate) fn answered(extensions: Extensions, body: Incoming) -> Self {
+        match body.into_duplex() {
+            Some(stream) => Self::Agreed(stream),
+            None => Self::Answered(Box::new(extensions)),
+        }
+    }
+
+    /// The endpoint's stream, and what counts its connection where the pool doesn't.
+    async fn stream(self) -> Option<(Box<dyn Bytes>, Option<Opened>)> {
+        Some(match self {
+            Self::Answered(mut extensions) => {
+                (Box::new(TokioIo::new(extensions.remove::<OnUpgrade>()?.await.ok()?)), None)
+            }
+            Self::Agreed(stream) => (stream, None),
+            Self::Connected(stream, opened) => (stream, Some(opened)),
+        })
+    }
 }
 
 /// Joins both connections once the answer has been sent. The request ends with them.
@@ -124,20 +172,10 @@ pub(crate) fn join(
         let stats = context.connection.stats.clone();
         stats.downstream_cx_upgrades_total.inc();
         stats.downstream_cx_upgrades_active.inc();
-        match (client, far) {
-            (Some(Upgrade(client)), Far::Answered(mut extensions)) => {
-                if let Some(upstream) = extensions.remove::<OnUpgrade>()
-                    && let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream)
-                {
-                    exchange(client, TokioIo::new(upstream), &mut context, &stream).await;
-                }
-            }
-            (Some(Upgrade(client)), Far::Connected(upstream, _opened)) => {
-                if let Ok(client) = client.await {
-                    exchange(client, *upstream, &mut context, &stream).await;
-                }
-            }
-            (None, _) => {}
+        if let Some(client) = client
+            && let (Some(client), Some((upstream, _opened))) = tokio::join!(client.stream(), far.stream())
+        {
+            exchange(client, upstream, &mut context, &stream).await;
         }
         stats.downstream_cx_upgrades_active.dec();
         stream.end(true);
@@ -148,12 +186,11 @@ pub(crate) fn join(
 /// Moves bytes until both sides have ended, nothing moved for the stream's idle time-out, the stream's time is over, or draining
 /// took too long.
 async fn exchange(
-    client: Upgraded,
-    mut upstream: impl AsyncRead + AsyncWrite + Unpin,
+    mut client: Box<dyn Bytes>,
+    mut upstream: Box<dyn Bytes>,
     context: &mut RequestContext,
     stream: &UpstreamStream,
 ) {
-    let mut client = TokioIo::new(client);
     let moved = Moved::default();
     let connection = context.connection.clone();
     let drained = async {

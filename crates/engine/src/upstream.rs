@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use lateen_ir::{CommonHttpOptions, HostAddress, UpstreamProtocol, UpstreamTransport};
 use tokio::io::AsyncWriteExt;
 
@@ -20,7 +19,9 @@ use crate::dial::{DialOptions, dial, dial_pipe};
 use crate::failure::Reset;
 use crate::happy_eyeballs;
 use crate::host::Host;
-use crate::http_connection::LocalExecutor;
+use crate::http2;
+use crate::incoming::{Incoming, StreamError};
+use crate::interim::Interim;
 use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, Pool, SharedTurn, StreamPlace};
 use crate::proxy_protocol;
 use crate::special::Special;
@@ -39,7 +40,7 @@ impl Lease {
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
         match self {
             Self::Http1 { connection, .. } => &connection.facts,
-            Self::Http2 { place } => &place.0.facts,
+            Self::Http2 { place } => place.facts(),
         }
     }
 
@@ -54,7 +55,7 @@ impl Lease {
     pub(crate) fn reused(&self) -> bool {
         match self {
             Self::Http1 { reused, .. } => *reused,
-            Self::Http2 { place } => place.0.facts.requests.get() > 0,
+            Self::Http2 { place } => place.facts().requests.get() > 0,
         }
     }
 
@@ -70,11 +71,14 @@ impl Lease {
         if *reset == Reset::Protocol && self.version() < Version::HTTP_2 {
             self.facts().stats.upstream_cx_protocol_error.inc();
         }
-        if let Self::Http2 { place } = self
-            && *reset == Reset::Terminated
-        {
-            place.0.facts.broke_off.set(true);
+        let Self::Http2 { place } = self else { return };
+        match reset {
+            Reset::Terminated => place.facts().broke_off.set(true),
+            Reset::Remote => place.facts().stats.upstream_rq_rx_reset.inc(),
+            Reset::Refused => {}
+            _ => return,
         }
+        place.over();
     }
 
     /// The answer has ended, whatever becomes of the connection.
@@ -87,6 +91,9 @@ impl Lease {
     /// The exchange ended cleanly: the connection can carry another.
     pub(crate) fn finished(self, cluster: &LocalCluster) {
         self.answered();
+        if let Self::Http2 { place } = &self {
+            place.over();
+        }
         // Without its host a connection is of no use to others.
         if let Self::Http1 { connection, .. } = self
             && let Some(pool) = connection.facts.pool.upgrade()
@@ -233,22 +240,7 @@ async fn connect_http2_once(target: &Target<'_>) -> Result<Lease, Reset> {
 async fn connect_http2(target: &Target<'_>, place: Option<Admission>) -> Result<Http2, Reset> {
     target.cluster.stats.upstream_cx_http2_total.inc();
     let (stream, opened) = open(target, place, &["h2"]).await?;
-    let options = &target.cluster.config.ir.http.http2;
-    let mut builder = http2::Builder::new(LocalExecutor);
-    builder.timer(TokioTimer::new()).max_header_list_size(60 * 1024);
-    if let Some(size) = options.initial_stream_window_size {
-        builder.initial_stream_window_size(size);
-    }
-    if let Some(size) = options.initial_connection_window_size {
-        builder.initial_connection_window_size(size);
-    }
-    if let Some(size) = options.hpack_table_size {
-        builder.header_table_size(size);
-    }
-    if let Some(keepalive) = options.keepalive {
-        builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
-    }
-    let handshake = builder.handshake::<_, RequestBody>(TokioIo::new(stream));
+    let handshake = http2::connect(stream, &target.cluster.config.ir.http.http2);
     let (sender, driver) = handshake.await.map_err(|_| Reset::Terminated)?;
     let facts = opened.facts.clone();
     tokio::task::spawn_local(opened.drive(driver));
@@ -296,7 +288,7 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// Runs the connection. One that is too old carries no further request (`max_connection_duration`).
-    async fn drive(self, driver: impl Future<Output = hyper::Result<()>>) {
+    async fn drive<E: Into<StreamError>>(self, driver: impl Future<Output = Result<(), E>>) {
         let mut driver = std::pin::pin!(driver);
         if let Some(limit) = self.cluster.config.ir.http.common.max_connection_duration {
             tokio::select! {
@@ -311,9 +303,9 @@ impl Opened {
         self.ended(driver.await);
     }
 
-    fn ended(self, result: hyper::Result<()>) {
-        if let Err(error) = result {
-            if error.is_parse() {
+    fn ended(self, result: Result<(), impl Into<StreamError>>) {
+        if let Err(error) = result.map_err(Into::into) {
+            if matches!(&error, StreamError::Http1(error) if error.is_parse()) {
                 self.cluster.stats.upstream_cx_protocol_error.inc();
             }
             tracing::trace!(host = %self.host.address, %error, "upstream connection ended");
@@ -511,54 +503,66 @@ impl Attempt<'_> {
     }
 }
 
-/// Sends a request and waits for the head of the answer.
+/// Sends a request and waits for the head of the answer. `interim`: where what the endpoint says before it is passed on to.
 pub(crate) async fn exchange(
     lease: &mut Lease,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
+    interim: Option<&Interim>,
 ) -> Result<Response<Incoming>, Broken> {
     let facts = lease.facts();
     facts.requests.set(facts.requests.get() + 1);
-    let result = match lease {
+    let (reset, unsent) = match lease {
         Lease::Http1 { connection, .. } => {
+            if let Some(hear) = interim.map(Interim::listener) {
+                hyper::ext::on_informational(&mut request, move |said| hear(said.status(), said.headers()));
+            }
             connection.facts.active.set(1);
-            connection.sender.try_send_request(request).await
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => return Ok(response.map(Incoming::from)),
+                Err(mut error) => {
+                    let unsent = error.take_message().is_some();
+                    (classify(&error.into_error().into(), unsent), unsent)
+                }
+            }
         }
-        Lease::Http2 { place } => place.0.sender.clone().try_send_request(request).await,
+        Lease::Http2 { place } => {
+            match place.open().exchange(request, interim.map(Interim::listener)).await {
+                Ok(response) => return Ok(response),
+                Err((error, sent)) => {
+                    if !sent {
+                        // It takes no more of them.
+                        place.facts().ended.set(true);
+                        place.over();
+                    }
+                    (classify(&error.into(), !sent), !sent)
+                }
+            }
+        }
     };
-    result.map_err(|mut error| {
-        let unsent = error.take_message().is_some();
-        let reset = classify(&error.into_error(), unsent);
-        let sent = !unsent && reset != Reset::Refused;
-        if unsent {
-            lease.answered();
-        } else {
-            lease.broke(&reset);
-        }
-        Broken { reset, sent }
-    })
+    let sent = !unsent && reset != Reset::Refused;
+    if unsent {
+        lease.answered();
+    } else {
+        lease.broke(&reset);
+    }
+    Err(Broken { reset, sent })
 }
 
-/// What an error of hyper means for the request.
-pub(crate) fn classify(error: &hyper::Error, unsent: bool) -> Reset {
+/// What an error means for the request.
+pub(crate) fn classify(error: &StreamError, unsent: bool) -> Reset {
     if unsent {
         return Reset::Terminated;
     }
-    if error.is_parse() {
-        return Reset::Protocol;
+    match error {
+        StreamError::Http1(error) if error.is_parse() => Reset::Protocol,
+        StreamError::Http1(_) => Reset::Terminated,
+        StreamError::Http2(error) => match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => Reset::Refused,
+            // A stream the peer never took (GOAWAY before it) may be sent again.
+            Some(h2::Reason::NO_ERROR) if error.is_go_away() => Reset::Refused,
+            Some(h2::Reason::PROTOCOL_ERROR) if !error.is_remote() => Reset::Protocol,
+            Some(_) if error.is_reset() => Reset::Remote,
+            _ => Reset::Terminated,
+        },
     }
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            return match h2.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => Reset::Refused,
-                // A stream the peer never took (GOAWAY before it) may be sent again.
-                Some(h2::Reason::NO_ERROR) if h2.is_go_away() => Reset::Refused,
-                Some(h2::Reason::PROTOCOL_ERROR) if !h2.is_remote() => Reset::Protocol,
-                Some(_) if h2.is_reset() => Reset::Remote,
-                _ => Reset::Terminated,
-            };
-        }
-        source = cause.source();
-    }
-    Reset::Terminated
 }

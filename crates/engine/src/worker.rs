@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::access_log::LogBuffer;
 use crate::cluster::LocalCluster;
+use crate::date::Date;
 use crate::host::Host;
 use crate::listen::{Listening, LocalListener};
 use crate::signal::Signal;
@@ -137,6 +138,7 @@ pub(crate) struct Worker {
     pub(crate) stats: StatsArena,
     log: LogBuffer,
     view: RefCell<Rc<View>>,
+    pub(crate) date: Date,
     random: RefCell<fastrand::Rng>,
     next_id: Cell<u64>,
     /// Reused for formatting.
@@ -165,6 +167,7 @@ impl Worker {
             stats: StatsArena::default(),
             log,
             view: RefCell::new(Rc::new(View::new(Arc::default()))),
+            date: Date::default(),
             random: RefCell::default(),
             // Connection ids are unique over workers: the high bits are the worker's.
             next_id: Cell::new((index as u64) << 48),

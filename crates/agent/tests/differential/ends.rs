@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
 
 use http::{Request, Response};
 use http_body_util::Empty;
@@ -174,4 +175,45 @@ async fn connections_that_end_with_requests_are_counted_the_same() {
     for told in ["destroy_remote_with_active_rq 1", "destroy_local_with_active_rq 1"] {
         assert!(seen[0].contains(told), "{}", seen[0]);
     }
+}
+
+/// Requests that the service below has let die.
+static DIED: AtomicUsize = AtomicUsize::new(0);
+
+/// Answers, but for requests that are to die: their connection ends after a while.
+async fn let_die(mut stream: TcpStream) {
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        while !bytes.ends_with(b"\r\n\r\n") {
+            if matches!(stream.read_buf(&mut bytes).await, Ok(0) | Err(_)) {
+                return;
+            }
+        }
+        if bytes.starts_with(b"GET /kept/die") {
+            DIED.fetch_add(1, Relaxed);
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            return;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    }
+}
+
+/// A connection that was kept and ends in the middle of a request ends for the request: that is not sent once more, however
+/// harmless. (One that was closing when the request was sent is another matter: nothing is lost over it.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_under_way_dies_with_its_connection() {
+    let service = start(let_die).await;
+    let endpoints = vec![json!({ "endpoint": { "address": address(service.port()) } })];
+    let clusters = [cluster("kept", endpoints, json!({}))];
+    let duo = Duo::start(json!([route("kept", json!({}))]), &clusters, &[]).await;
+    let mut seen = Vec::new();
+    for kind in [0, 1] {
+        let before = DIED.load(Relaxed);
+        let first = duo.get(kind, "/kept/live", &[]).await;
+        let second = duo.get(kind, "/kept/die", &[]).await;
+        seen.push((first.status, second.status, second.body, DIED.load(Relaxed) - before));
+    }
+    assert_eq!(seen[0], seen[1], "--- Envoy, then Lateen");
+    assert_eq!((seen[1].0, seen[1].1, seen[1].3), (200, 503, 1));
 }

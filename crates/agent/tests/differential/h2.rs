@@ -133,7 +133,7 @@ async fn http2_fares_the_same() {
         ("to http2", "GET", "http://a.example/http2/x", &[], b""),
         ("post to http2", "POST", "http://a.example/http2/x", &[], b"hello"),
     ];
-    // Interim answers are for HTTP/1 alone: whoever expects one is served all the same.
+    // hyper shows no interim answers (`streams` does): whoever expects one is served all the same.
     const EXPECTS: &[(&str, &str)] = &[("expect", "100-continue")];
     const OF_SERVICE: &[(&str, &str)] = &[("expect", "100-continue"), ("mirror-act", "100-then-")];
     let expecting: [(&str, Asked); 4] = [

@@ -43,6 +43,7 @@ mod repeated;
 mod retries;
 mod revoked;
 mod service;
+mod streams;
 mod subsets;
 mod tls;
 mod tls_config;
