@@ -18,7 +18,11 @@ fn config_map(mesh: &mut Mesh, networks: &str) -> Delta {
 }
 
 fn system_network(mesh: &mut Mesh, network: &str) -> Delta {
-    let namespace = json!({"metadata": {"name": "istio-system", "labels": {NETWORK: network}}});
+    namespace_network(mesh, "istio-system", network)
+}
+
+fn namespace_network(mesh: &mut Mesh, name: &str, network: &str) -> Delta {
+    let namespace = json!({"metadata": {"name": name, "labels": {NETWORK: network}}});
     mesh.apply(Event::Applied(Object::Namespace(serde_json::from_value(namespace).expect("a Namespace"))))
 }
 
@@ -114,6 +118,8 @@ fn who_is_in_which_network() {
     let mut mesh = two_networks();
     let class = |mesh: &mut Mesh, metadata: Value| mesh.scope_with(CALLER, &metadata).class.network.clone();
     assert_eq!(class(&mut mesh, json!({})), "network1", "the label of istio-system");
+    namespace_network(&mut mesh, "default", "network9");
+    assert_eq!(class(&mut mesh, json!({})), "network1", "labels of other namespaces say nothing");
     assert_eq!(class(&mut mesh, json!({"NETWORK": "network3"})), "network3", "what the proxy says");
     let labels = json!({"app": "web-frontend", NETWORK: "network2"});
     mesh.pod("default", "web-frontend-1", "10.244.0.20", labels);
@@ -258,6 +264,30 @@ fn gateways_of_mesh_networks() {
     assert_eq!(of(&mesh.resources(&before), CUSTOMERS), by_name);
     config_map(&mut mesh, "");
     assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS), both);
+}
+
+#[test]
+fn what_is_no_gateway() {
+    let mut mesh = two_networks();
+    let direct = [at("10.244.0.31", 3000, 1), at("10.244.0.32", 3000, 1)];
+    let service = |kind: &str, network: &str, ingress: Value| {
+        json!({"metadata": {"namespace": "istio-system", "name": "gateway-network2", "labels": {NETWORK: network}},
+            "spec": {"type": kind, "clusterIP": "10.96.7.7", "clusterIPs": ["10.96.7.7"], "ports": [{"name": "tls", "port": 15443}]},
+            "status": {"loadBalancer": {"ingress": ingress}}})
+    };
+    let address = json!([{"ip": "7.7.7.7"}]);
+    for (kind, network, ingress) in [
+        ("ClusterIP", "network2", address.clone()),
+        ("NodePort", "network2", address.clone()),
+        ("LoadBalancer", "", address.clone()),
+        ("LoadBalancer", "network2", json!([])),
+        ("LoadBalancer", "network2", json!([{"ip": ""}])),
+    ] {
+        mesh.service_of(service(kind, network, ingress.clone()));
+        assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS), direct, "{kind} {network} {ingress}");
+    }
+    mesh.service_of(service("LoadBalancer", "network2", address));
+    assert_eq!(of(&seen_by(&mut mesh, &json!({})), CUSTOMERS)[1..], [at("7.7.7.7", 15443, 1)]);
 }
 
 #[test]
