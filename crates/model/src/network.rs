@@ -81,6 +81,13 @@ impl Gateways {
         self.by_network.get(network).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The network that is reached by a gateway at this address and port.
+    pub fn network_at(&self, address: IpAddr, port: u16) -> Option<&str> {
+        let gateway = NetworkGateway { address: Address::Ip(address), port };
+        let found = self.by_network.iter().find(|(_, gateways)| gateways.contains(&gateway));
+        found.map(|(network, _)| network.as_str())
+    }
+
     /// What weights of endpoints are multiplied by, so that each network's gateways can share them evenly: the least common
     /// multiple of their numbers.
     pub fn scale(&self) -> u32 {

@@ -10,10 +10,12 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ListParams;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
+use tokio::sync::OnceCell;
 
 use super::Target;
+use super::network::Networks;
 use super::proxy::Proxy;
-use super::story::Place;
+use super::story::{GatewayPod, Place};
 use crate::cluster::{ClusterArgs, api_failure};
 use crate::error::Failure;
 use crate::pods::{self, PodName};
@@ -30,6 +32,9 @@ const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
 pub(super) struct Mesh {
     client: Client,
     pods: BTreeMap<IpAddr, Pod>,
+    istio_namespace: String,
+    /// Looked at when an endpoint is no pod.
+    networks: OnceCell<Networks>,
 }
 
 /// Where a request begins.
@@ -84,18 +89,41 @@ impl Mesh {
                 && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true))
         });
         let pods = alive.filter_map(|pod| Some((address(&pod)?, pod))).collect();
-        Ok(Self { client, pods })
+        let istio_namespace = cluster.istio_namespace.clone();
+        Ok(Self { client, pods, istio_namespace, networks: OnceCell::new() })
     }
 
     /// What stands at an address.
-    pub(super) async fn at(&self, address: SocketAddr) -> Result<Place> {
+    pub(super) async fn at(&self, address: SocketAddr, cluster: &str) -> Result<Place> {
         match self.pods.get(&address.ip()) {
-            None => Ok(Place::Unknown),
+            None => self.elsewhere(address, cluster).await,
             Some(pod) if has_proxy(pod) => {
                 Ok(Place::Proxied(full_name(pod), Box::new(self.proxy(pod).await?)))
             }
             Some(pod) => Ok(Place::Bare(full_name(pod))),
         }
+    }
+
+    /// What is not a pod may be the gateway of another network, before pods of this cluster or others.
+    async fn elsewhere(&self, address: SocketAddr, cluster: &str) -> Result<Place> {
+        let networks = self.networks.get_or_try_init(|| Networks::look(&self.client, &self.istio_namespace));
+        let Some(beyond) = networks.await?.beyond(address, cluster) else { return Ok(Place::Unknown) };
+        let services: Api<Service> = Api::all(self.client.clone());
+        let all = services.list(&ListParams::default()).await;
+        let all = all.map_err(|error| api_failure("list services", &error))?;
+        let found = all.items.iter().find_map(|service| {
+            let port = port_of(service, address.port()).filter(|_| is_reached_at(service, address.ip()))?;
+            Some((service, port))
+        });
+        let Some((service, port)) = found else { return Ok(Place::Gateway(beyond, None)) };
+        let inside = self.endpoint(service, port).await?;
+        Ok(match self.pods.get(&inside.ip()).filter(|pod| has_proxy(pod)) {
+            Some(pod) => {
+                let proxy = Box::new(self.proxy(pod).await?);
+                Place::Gateway(beyond, Some(GatewayPod { name: full_name(pod), proxy, socket: inside }))
+            }
+            None => Place::Gateway(beyond, None),
+        })
     }
 
     async fn proxy(&self, pod: &Pod) -> Result<Proxy> {
@@ -301,6 +329,15 @@ fn ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
 
 fn port_of(service: &Service, port: u16) -> Option<&ServicePort> {
     ports(service).find(|one| one.port == i32::from(port))
+}
+
+/// Whether somebody outside of the cluster reaches a service at this address.
+fn is_reached_at(service: &Service, address: IpAddr) -> bool {
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let balanced = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
+    let external = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
+    let mut all = balanced.filter_map(|one| one.ip.as_ref()).chain(external);
+    all.any(|one| one.parse() == Ok(address))
 }
 
 fn cluster_ip(service: &Service) -> Option<IpAddr> {

@@ -1,6 +1,7 @@
 //! `why`: would a request pass, on which way, and what decides; out of the proxies' configuration.
 
 mod cluster;
+mod network;
 mod proxy;
 mod story;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use clap::Args;
 use lateen_ir::{Hello, Question};
 
 use self::cluster::Mesh;
+pub use self::network::Beyond;
 pub use self::proxy::Proxy;
 pub use self::story::{Answer, Hop, Passes, Place, Start, Story, request, tell};
 use crate::args::Output;
@@ -158,7 +160,7 @@ pub async fn run(cluster: &ClusterArgs, args: &WhyArgs) -> Result<()> {
         },
     };
     let hosts = start.proxy.as_ref().map(|(_, proxy)| proxy.hosts()).unwrap_or_default();
-    let mut story = tell(start, async |address| mesh.at(address).await).await?;
+    let mut story = tell(start, async |address, cluster: &str| mesh.at(address, cluster).await).await?;
     if begun.unknown {
         story.answer.of_unknown(&target.host, &hosts);
     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use lateen_ir::{Asked, Check, CheckResult, EndpointSeen, Hello, Outcome, Passage, Question, Reach, Share};
 use serde::Serialize;
 
+use super::network::Beyond;
 use super::proxy::Proxy;
 use crate::authz::rule_of;
 
@@ -43,6 +44,9 @@ pub struct Hop {
     pub clusters: Vec<Reach>,
     /// What stands at the endpoints, by address: `POD.NAMESPACE`.
     pub pods: BTreeMap<String, String>,
+    /// What is behind endpoints that are gateways between networks, by address.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, Beyond>,
     /// What of its configuration could not be read, with the reasons: the way may be another.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<String>,
@@ -90,8 +94,21 @@ pub enum Place {
     Proxied(String, Box<Proxy>),
     /// A pod without one.
     Bare(String),
+    /// The gateway of another network, which passes mutual TLS on; and its pod, where that is one of this cluster.
+    Gateway(Beyond, Option<GatewayPod>),
     /// Nothing that is known.
     Unknown,
+}
+
+/// A pod behind the address of a gateway between networks.
+#[derive(Clone, Debug)]
+pub struct GatewayPod {
+    /// `POD.NAMESPACE`.
+    pub name: String,
+    /// Its proxy.
+    pub proxy: Box<Proxy>,
+    /// Where connections to the gateway's address arrive.
+    pub socket: SocketAddr,
 }
 
 /// The beginning of the way.
@@ -107,17 +124,20 @@ pub struct Start {
     pub asked: Question,
 }
 
-/// Tells the story. `at` says what stands at an address.
+/// Tells the story. `at` says what stands at an address that is an endpoint of a cluster ("": of none).
 ///
 /// # Errors
 /// What `at` says.
-pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place, E>) -> Result<Story, E> {
+pub async fn tell<E>(
+    start: Start,
+    at: impl AsyncFn(SocketAddr, &str) -> Result<Place, E>,
+) -> Result<Story, E> {
     let mut story = Story { question: start.question, hops: Vec::new(), answer: Answer::passing("") };
     let mut question = start.asked;
     let mut entry = start.entry;
     let mut place = match start.proxy {
         Some((name, proxy)) => Place::Proxied(name, proxy),
-        None => at(question.destination).await?,
+        None => at(question.destination, "").await?,
     };
     let mut role = if entry == Some("virtualOutbound") { "client" } else { "gateway" };
     if story.hops.is_empty()
@@ -133,7 +153,7 @@ pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place,
                 story.answer = without_proxy(&story, &question, &name);
                 return Ok(story);
             }
-            Place::Unknown => {
+            Place::Unknown | Place::Gateway(..) => {
                 story.answer = without_proxy(&story, &question, "");
                 return Ok(story);
             }
@@ -158,6 +178,7 @@ pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place,
             virtual_service,
             clusters,
             pods: BTreeMap::new(),
+            networks: BTreeMap::new(),
             unread: proxy.unread.clone(),
         };
         let followed = match follow(&hop, &proxy, http) {
@@ -180,13 +201,27 @@ pub async fn tell<E>(start: Start, at: impl AsyncFn(SocketAddr) -> Result<Place,
             story.answer = finished(&story, Answer::passing(&application));
             return Ok(story);
         }
-        place = at(socket).await?;
+        let cluster = hop.clusters.first().map(|reach| reach.cluster.clone()).unwrap_or_default();
+        place = at(socket, &cluster).await?;
         if let Place::Proxied(name, _) | Place::Bare(name) = &place {
             hop.pods.insert(followed.address.clone(), name.clone());
         }
         question = onward(&question, &hop.passage, &followed, socket, &proxy);
+        let mut passes_on = false;
+        if let Place::Gateway(beyond, pod) = place {
+            hop.networks.insert(followed.address.clone(), beyond.clone());
+            let Some(GatewayPod { name, proxy, socket }) = pod else {
+                story.hops.push(hop);
+                story.answer = at_gateway(&story, &followed.address, &beyond);
+                return Ok(story);
+            };
+            hop.pods.insert(followed.address.clone(), name.clone());
+            question.destination = socket;
+            passes_on = true;
+            place = Place::Proxied(name, proxy);
+        }
         story.hops.push(hop);
-        if let Some(answer) = mistaken(&story, &place, &followed) {
+        if let Some(answer) = mistaken(&story, &place, &followed).filter(|_| !passes_on) {
             story.answer = answer;
             return Ok(story);
         }
@@ -211,7 +246,9 @@ fn onward(
     socket: SocketAddr,
     proxy: &Proxy,
 ) -> Question {
-    let opaque = passage.route.is_none() && question.tls.is_some();
+    // TLS of the mesh that a gateway passes on is ended by a proxy all the same.
+    let of_mesh = question.tls.as_ref().is_some_and(|hello| hello.certificate.is_some());
+    let opaque = passage.route.is_none() && question.tls.is_some() && !of_mesh;
     let tls = match followed.transport {
         "plain text" if passage.route.is_none() => question.tls.clone(),
         "plain text" => None,
@@ -389,7 +426,7 @@ fn mistaken(story: &Story, place: &Place, followed: &EndpointSeen) -> Option<Ans
         Place::Bare(name) if followed.shows_certificate => {
             Some(no(format!("{name} has no proxy, and mutual TLS of the mesh is spoken to it")))
         }
-        Place::Proxied(..) | Place::Bare(_) | Place::Unknown => None,
+        Place::Proxied(..) | Place::Bare(_) | Place::Gateway(..) | Place::Unknown => None,
     }
 }
 
@@ -402,6 +439,19 @@ fn without_proxy(story: &Story, question: &Question, name: &str) -> Answer {
         ),
     };
     finished(story, Answer::passing(&reason))
+}
+
+/// It goes to another network by a gateway that is not of this cluster.
+fn at_gateway(story: &Story, address: &str, beyond: &Beyond) -> Answer {
+    let Beyond { network, workloads } = beyond;
+    let behind = match workloads.as_slice() {
+        [] => "none of the service's workloads that are known stands there".to_owned(),
+        some => format!("behind it stand {}", some_of(some)),
+    };
+    let reason = format!(
+        "{address} is a gateway of network {network}, which is not of this cluster; {behind}, and their proxies decide"
+    );
+    finished(story, Answer { passes: Passes::Depends, ..Answer::passing(&reason) })
 }
 
 /// A request that passes, unless something on the way decides that configuration does not tell.

@@ -43,7 +43,7 @@ fn start(url: &str) -> Start {
 }
 
 async fn story(url: &str) -> Story {
-    let at = async |address: SocketAddr| {
+    let at = async |address: SocketAddr, _: &str| {
         Ok::<_, Infallible>(match address.to_string().as_str() {
             "10.244.1.122:3000" => Place::Bare("customers-v1.default".to_owned()),
             _ => Place::Unknown,
@@ -83,7 +83,7 @@ async fn what_leads_nowhere_is_told() {
     if let Some((_, proxy)) = &mut lost.proxy {
         proxy.view.endpoints.clear();
     }
-    let Ok(lost) = tell(lost, async |_| Ok::<_, Infallible>(Place::Unknown)).await;
+    let Ok(lost) = tell(lost, async |_, _: &str| Ok::<_, Infallible>(Place::Unknown)).await;
     assert_eq!((lost.answer.passes, lost.answer.status), (Passes::No, Some(503)));
     assert_eq!((lost.answer.flags.as_str(), lost.answer.details.as_str()), ("UH", "no_healthy_upstream"));
     assert!(
@@ -91,6 +91,33 @@ async fn what_leads_nowhere_is_told() {
         "{:?}",
         lost.answer.next
     );
+}
+
+/// The endpoint is a gateway of another network, which is not of this cluster.
+#[tokio::test]
+async fn gateways_between_networks_are_told() {
+    let story = async |workloads: &[&str]| {
+        let beyond = Beyond {
+            network: "far".to_owned(),
+            workloads: workloads.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let at = async |_, cluster: &str| {
+            assert_eq!(cluster, "outbound|80|v1|customers.default.svc.cluster.local");
+            Ok::<_, Infallible>(Place::Gateway(beyond.clone(), None))
+        };
+        let Ok(story) = tell(start("http://customers/"), at).await;
+        story
+    };
+    let told = story(&["a.far", "b.far"]).await;
+    assert_eq!((told.answer.passes, told.hops.len()), (Passes::Depends, 1));
+    assert_eq!(told.hops[0].networks["10.244.1.122:3000"].network, "far");
+    let text = text::print(&told);
+    for part in ["the gateway of network far; behind it: a.far, b.far\n", "behind it stand a.far, b.far, and"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = text::print(&story(&[]).await);
+    assert!(text.contains("behind it: nobody that is known\n"), "{text}");
 }
 
 #[tokio::test]

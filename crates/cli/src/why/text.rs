@@ -135,6 +135,12 @@ fn endpoints(hop: &Hop, reach: &Reach, line: &mut dyn FnMut(&str, String)) {
         let priority =
             if endpoint.priority > 0 { format!(", priority {}", endpoint.priority) } else { String::new() };
         line("endpoint", format!("{}{priority}", parts.join(", ")));
+        if let Some(beyond) = hop.networks.get(&endpoint.address) {
+            let (shown, rest) = beyond.workloads.split_at(beyond.workloads.len().min(SHOWN));
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            let behind = if shown.is_empty() { "nobody that is known".to_owned() } else { shown.join(", ") };
+            line("", format!("the gateway of network {}; behind it: {behind}{more}", beyond.network));
+        }
     }
     if !rest.is_empty() {
         line("", format!("and {} more endpoints", rest.len()));

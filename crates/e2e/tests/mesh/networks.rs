@@ -60,6 +60,7 @@ fn two_networks(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["wait", "-n", "far", "--for=condition=Available", "deploy", "--all", "--timeout=90s"])?;
     mesh.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
     let outcome = across(mesh)
+        .and_then(|()| why_tells(mesh))
         .and_then(|()| without_loss(mesh))
         .and_then(|()| by_mesh_networks(mesh))
         .and_then(|()| gateways_go(mesh));
@@ -70,6 +71,23 @@ fn two_networks(mesh: &Mesh) -> Result<()> {
     mesh.kubectl(&["delete", "gateways.networking.istio.io,virtualservices", "--all", "-n", "default"])?;
     mesh.kubectl(&["delete", "pod", "client", "--grace-period=1", "--wait=true"])?;
     mesh.kubectl(&["delete", "namespace", "far", "--wait=true", "--timeout=60s"]).map(drop)
+}
+
+/// `lateen why` leads through the gateway to who stands behind it.
+fn why_tells(mesh: &Mesh) -> Result<()> {
+    let gateway = address(mesh, "eastwest")?;
+    let to = ["why", "--from", "client", "--to", "http://httpbin.far:8000/headers"];
+    let said = mesh.lateen(&to)?;
+    let behind = "the gateway of network network2; behind it: httpbin-";
+    for part in [gateway.as_str(), behind, "(a gateway)", "(the server's sidecar)", "Answer: it passes"] {
+        ensure!(said.contains(part), "{part}: {said}");
+    }
+    let caller = "the caller is spiffe://cluster.local/ns/default/sa/default";
+    ensure!(said.contains(caller), "{said}");
+    let told: serde_json::Value = serde_json::from_str(&mesh.lateen(&[&to[..], &["-o", "json"]].concat())?)?;
+    ensure!(told["hops"][0]["networks"][&gateway]["network"] == "network2", "{told:#}");
+    ensure!(told["hops"].as_array().is_some_and(|hops| hops.len() == 3), "{told:#}");
+    Ok(())
 }
 
 /// Requests and bytes arrive with the caller's identity, and nothing goes there but by the gateway.
