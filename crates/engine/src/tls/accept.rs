@@ -107,7 +107,9 @@ impl ServerContext {
             tls13: if both { Arc::new(tls13) } else { tls12.clone() },
             tls12,
             own,
-            allow_expired: validation.allow_expired || validation.accept_untrusted || !validation.verifies(),
+            allow_expired: validation.allow_expired
+                || validation.accept_untrusted && validation.trust_domains.is_none()
+                || !validation.verifies(),
         })
     }
 

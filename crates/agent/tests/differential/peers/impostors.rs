@@ -1,11 +1,13 @@
 //! Clients that show what is not theirs: certificates of namesakes of the authority, of other times, with others' keys; keys and
 //! certificates that are not those on a list of hashes; authorities in a workload's place. Over TLS 1.2 and 1.3.
 
+use std::path::Path;
+
 use rcgen::KeyUsagePurpose;
 use serde_json::{Value, json};
 
 use super::{SPIFFE, over_tls, said, served};
-use crate::proxies::{both, listener, manager, merged};
+use crate::proxies::{Proxy, both, listener, manager, merged};
 use crate::tls::Client;
 use crate::tls_config::downstream_tls;
 use crate::tls_pki::{Authority, Pair, Pki};
@@ -70,16 +72,10 @@ fn contexts(pki: &Pki) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// What becomes of each client at each listener, by Envoy and by our engine.
-async fn verdicts(
-    pki: &Pki,
-    contexts: &[(&'static str, Value)],
-    clients: &[(&'static str, Pair)],
-    versions: &[&'static rustls::SupportedProtocolVersion],
-) -> [Vec<String>; 2] {
+/// Both proxies, with a listener for each of these contexts.
+async fn start(folder: &Path, pki: &Pki, contexts: &[(&'static str, Value)]) -> [Proxy; 2] {
     let names: Vec<&'static str> = contexts.iter().map(|(name, _)| *name).collect();
-    let folder = tempfile::tempdir().unwrap();
-    let proxies = both(folder.path(), &names, |ports, log| {
+    both(folder, &names, |ports, log| {
         let listeners = contexts.iter().map(|(name, context)| {
             let tls = downstream_tls(
                 pki,
@@ -89,7 +85,19 @@ async fn verdicts(
         });
         [listeners.collect(), vec![]]
     })
-    .await;
+    .await
+}
+
+/// What becomes of each client at each listener, by Envoy and by our engine.
+async fn verdicts(
+    pki: &Pki,
+    contexts: &[(&'static str, Value)],
+    clients: &[(&'static str, Pair)],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> [Vec<String>; 2] {
+    let names: Vec<&'static str> = contexts.iter().map(|(name, _)| *name).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let proxies = start(folder.path(), pki, contexts).await;
     let mut table: [Vec<String>; 2] = Default::default();
     for (who, pair) in clients {
         for version in versions {
@@ -199,4 +207,68 @@ async fn names_are_of_the_kind_that_is_wanted() {
     ] {
         assert!(lateen.iter().any(|found| found == line), "{line}\n{lateen:#?}");
     }
+}
+
+/// Hears which authorities a server names, and shows nothing.
+#[derive(Debug, Default)]
+struct Hears(std::sync::Mutex<Vec<Vec<u8>>>);
+
+impl rustls::client::ResolvesClientCert for Hears {
+    fn resolve(
+        &self,
+        named: &[&[u8]],
+        _: &[rustls::SignatureScheme],
+    ) -> Option<std::sync::Arc<rustls::sign::CertifiedKey>> {
+        *self.0.lock().unwrap() = named.iter().map(|name| name.to_vec()).collect();
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// By what a server names clients choose among their certificates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_name_the_authorities_they_go_by() {
+    let (pki, other) = (Pki::new(), Authority::new("other root"));
+    let inline = |pem: &str| json!({ "inline_string": pem });
+    let domain = |name: &str, roots: &str| json!({ "name": name, "trust_bundle": inline(roots) });
+    let by_domain = |more: Value| {
+        let domains = [domain("td", &pki.authority.pem()), domain("other", &other.pem())];
+        let base = json!({ "custom_validator_config": { "name": "envoy.tls.cert_validator.spiffe", "typed_config": {
+            "@type": SPIFFE, "trust_domains": domains,
+        } } });
+        merged(base, more)
+    };
+    let third = Authority::new("third root").pem();
+    let contexts = [
+        ("root", json!({ "trusted_ca": inline(&pki.authority.pem()) })),
+        ("two", json!({ "trusted_ca": inline(&format!("{}{}", pki.authority.pem(), other.pem())) })),
+        ("hash", json!({ "verify_certificate_hash": [pki.client.hash] })),
+        ("domains", by_domain(json!({}))),
+        ("domains-beside-a-root", by_domain(json!({ "trusted_ca": inline(&third) }))),
+    ];
+    let names: Vec<&'static str> = contexts.iter().map(|(name, _)| *name).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let proxies = start(folder.path(), &pki, &contexts).await;
+    let mut heard: [Vec<(&str, usize, Vec<Vec<u8>>)>; 2] = Default::default();
+    for name in names {
+        for (proxy, heard) in proxies.iter().zip(&mut heard) {
+            let hears = std::sync::Arc::new(Hears::default());
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", proxy.ports[name])).await.unwrap();
+            let connector = crate::tls::connector(&Client { sni: Some("a.example"), ..Client::default() });
+            let mut config = (**connector.config()).clone();
+            config.client_auth_cert_resolver = hears.clone();
+            let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+            // Over TLS 1.3 the handshake is done for a client that will be turned away.
+            drop(connector.connect("a.example".try_into().unwrap(), stream).await);
+            let mut named = std::mem::take(&mut *hears.0.lock().unwrap());
+            named.sort_unstable();
+            heard.push((name, named.len(), named));
+        }
+    }
+    assert_eq!(heard[0], heard[1]);
+    let counts: Vec<_> = heard[1].iter().map(|(name, count, _)| (*name, *count)).collect();
+    assert_eq!(counts, [("root", 1), ("two", 2), ("hash", 0), ("domains", 2), ("domains-beside-a-root", 2)]);
 }
