@@ -81,6 +81,10 @@ fn nobody_vouches_for_whose_roots_have_not_come() {
     assert!(same(&found["other"].roots, &before));
     // It was ours before the configuration named others: our roots do not vouch for it any longer.
     assert!(!of(&unfetched, &known(true)).contains_key("other"));
+    // And the other way round: what others vouched for is the mesh's own now.
+    let theirs = DomainRoots { own: false, roots: before.clone() };
+    let of_others = Federation(BTreeMap::from([("own".to_owned(), theirs)]));
+    assert_eq!(of(&unfetched, &of_others)["own"], DomainRoots { own: true, roots: String::new() });
     let come = Known { roots: Some(fetched.clone()), ..Known::default() };
     let found = of(&BTreeMap::from([(url.to_owned(), come)]), &known(false));
     assert!(same(&found["other"].roots, &fetched), "what comes takes the place of what was known");

@@ -366,4 +366,37 @@ mod tests {
         assert_eq!(leftover(&entry(json!({CONTROLLER: "c", DISCONNECTED: now().to_string()}))), None);
         assert_eq!(leftover(&entry(json!({}))), None, "nobody's");
     }
+
+    #[test]
+    fn what_others_said_of_an_entry_stays() {
+        let entry = |annotations: Value, conditions: Value| -> WorkloadEntry {
+            let object = json!({"metadata": {"name": "e", "annotations": annotations}, "spec": {}, "status": {"conditions": conditions}});
+            serde_json::from_value(object).unwrap()
+        };
+        let condition = |kind: &str| json!({"type": kind, "status": "True"});
+        let both = json!([condition("Reconciled"), condition(HEALTHY)]);
+        let of_machine = json!({CONTROLLER: "c"});
+        assert_eq!(leftover(&entry(of_machine.clone(), both.clone())), Some(Leftover::Health));
+        assert_eq!(leftover(&entry(json!({}), both.clone())), None, "no machine of ours is behind it");
+        let others = json!([condition("Reconciled")]);
+        assert_eq!(leftover(&entry(of_machine.clone(), others)), None, "nobody judged it");
+        let kinds = |healthy: Option<Condition>| -> Vec<(String, String)> {
+            let all = conditions_with(&entry(of_machine.clone(), both.clone()), healthy);
+            all.into_iter().map(|one| (one.r#type, one.status)).collect()
+        };
+        let pair = |kind: &str, status: &str| (kind.to_owned(), status.to_owned());
+        assert_eq!(kinds(None), [pair("Reconciled", "True")]);
+        assert_eq!(
+            kinds(Some(judgement(Some("it hangs"), now()))),
+            [pair(HEALTHY, "False"), pair("Reconciled", "True")]
+        );
+        assert_eq!(judgement(None, now()).status, "True");
+        assert!(is_probed(&entry(json!({HEALTH_CHECKS: "true"}), json!([]))));
+        assert!(
+            !is_probed(&entry(json!({HEALTH_CHECKS: ""}), json!([])))
+                && !is_probed(&entry(json!({}), json!([])))
+        );
+        let ours = entry(of_machine, json!([]));
+        assert!(is_with(&ours, "c") && !is_with(&ours, "d") && !is_with(&entry(json!({}), json!([])), "c"));
+    }
 }
