@@ -181,29 +181,38 @@ pub(crate) fn collect(api: &Api, call: &Call) -> Result<(Vec<Arc<Value>>, Value)
         from_the_future(api, version)?;
     }
     let limit = call.query.text("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
-    let after = call.query.text("continue").map(read_continue).transpose()?;
     let def = &call.def;
-    let snapshot =
-        api.store.list(&def.storage, filter.namespace.as_deref(), after.as_ref(), limit, |object| {
-            filter.keeps(def, object)
-        });
+    let (namespace, keep) = (filter.namespace.as_deref(), |object: &Value| filter.keeps(def, object));
+    let snapshot = match call.query.text("continue").map(read_continue).transpose()? {
+        None => api.store.list(&def.storage, namespace, None, limit, keep),
+        Some((after, version)) => api
+            .store
+            .list_at(version, &def.storage, namespace, Some(&after), limit, keep)
+            .map_err(|_| ApiError::expired(TOKEN_TOO_OLD))?,
+    };
     let mut metadata = json!({"resourceVersion": snapshot.version.to_string()});
     if snapshot.more > 0
         && let Some(last) = snapshot.objects.last()
     {
-        let token = json!({"v": "meta.k8s.io/v1", "ns": meta(last, "namespace"), "name": meta(last, "name")});
+        let token = json!({"v": "meta.k8s.io/v1", "rv": snapshot.version,
+            "ns": meta(last, "namespace"), "name": meta(last, "name")});
         metadata["continue"] = json!(BASE64URL.encode(token.to_string()));
         metadata["remainingItemCount"] = json!(snapshot.more);
     }
     Ok((snapshot.objects.iter().map(|object| convert::to_served(def, object)).collect(), metadata))
 }
 
-fn read_continue(token: &str) -> Result<ObjectKey, ApiError> {
+/// Kubernetes' words for a page of a list whose moment is no longer known.
+const TOKEN_TOO_OLD: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+     without the continue parameter.";
+
+/// After which object a list goes on, and of which version it is.
+fn read_continue(token: &str) -> Result<(ObjectKey, u64), ApiError> {
     let invalid = || ApiError::bad_request("continue key is not valid");
     let bytes = BASE64URL.decode(token).map_err(|_| invalid())?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
     let text = |field: &str| value[field].as_str().map(str::to_owned).ok_or_else(invalid);
-    Ok(ObjectKey::new(text("ns")?, text("name")?))
+    Ok((ObjectKey::new(text("ns")?, text("name")?), value["rv"].as_u64().ok_or_else(invalid)?))
 }
 
 /// GET with `watch=true`: a stream of events.

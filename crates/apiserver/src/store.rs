@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     journal::{Journal, Record},
-    resources::StorageKey,
+    resources::{StorageKey, meta},
     server::StartError,
 };
 
@@ -53,6 +53,12 @@ pub(crate) struct Change {
     /// The object after the write; for a deletion its last state with the deletion's resource version.
     pub(crate) object: Arc<Value>,
     pub(crate) previous: Option<Arc<Value>>,
+}
+
+impl Change {
+    fn key(&self) -> ObjectKey {
+        ObjectKey::new(meta(&self.object, "namespace"), meta(&self.object, "name"))
+    }
 }
 
 /// Why a write was not committed.
@@ -159,27 +165,48 @@ impl Store {
         let Some(table) = inner.tables.get(storage) else {
             return Snapshot { version, objects: Vec::new(), more: 0 };
         };
-        let start = match (after, namespace) {
-            (Some(key), _) => Bound::Excluded(key.clone()),
-            (None, Some(namespace)) => Bound::Included(ObjectKey::new(namespace, "")),
-            (None, None) => Bound::Unbounded,
+        let start = start_of(namespace, after);
+        page(version, table.objects.range((start, Bound::Unbounded)), namespace, limit, keep)
+    }
+
+    /// The same as it was at an earlier version: the pages of a list show one moment, from which a watch can go on.
+    ///
+    /// # Errors
+    /// When not all changes since are in the window.
+    pub(crate) fn list_at(
+        &self,
+        version: u64,
+        storage: &str,
+        namespace: Option<&str>,
+        after: Option<&ObjectKey>,
+        limit: Option<usize>,
+        keep: impl Fn(&Value) -> bool,
+    ) -> Result<Snapshot, TooOld> {
+        let inner = self.inner.lock();
+        let Some(table) = inner.tables.get(storage) else {
+            return Ok(Snapshot { version, objects: Vec::new(), more: 0 });
         };
-        let in_namespace = |key: &ObjectKey| namespace.is_none_or(|n| key.namespace == n);
-        let mut objects = Vec::new();
-        let mut more = 0;
-        for (_, object) in
-            table.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| in_namespace(key))
-        {
-            if !keep(object) {
-                continue;
-            }
-            if limit.is_some_and(|limit| objects.len() >= limit) {
-                more += 1;
-            } else {
-                objects.push(Arc::clone(object));
-            }
+        if version < table.floor {
+            return Err(TooOld);
         }
-        Snapshot { version, objects, more }
+        // What has changed since, as it was: of several changes the first one counts.
+        let mut before: BTreeMap<ObjectKey, Option<&Arc<Value>>> = BTreeMap::new();
+        for change in table.changes.iter().rev().take_while(|change| change.version > version) {
+            before.insert(change.key(), change.previous.as_ref());
+        }
+        let start = start_of(namespace, after);
+        let now = table.objects.range((start.clone(), Bound::Unbounded));
+        let now = now.filter(|(key, _)| !before.contains_key(*key));
+        let then =
+            before.range((start, Bound::Unbounded)).filter_map(|(key, object)| Some((key, (*object)?)));
+        let mut then = then.peekable();
+        let mut now = now.peekable();
+        let both = std::iter::from_fn(|| match (now.peek(), then.peek()) {
+            (Some((a, _)), Some((b, _))) if a < b => now.next(),
+            (_, Some(_)) => then.next(),
+            (_, None) => now.next(),
+        });
+        Ok(page(version, both, namespace, limit, keep))
     }
 
     pub(crate) fn create(
@@ -298,6 +325,36 @@ impl Table {
             self.floor = dropped.version;
         }
     }
+}
+
+fn start_of(namespace: Option<&str>, after: Option<&ObjectKey>) -> Bound<ObjectKey> {
+    match (after, namespace) {
+        (Some(key), _) => Bound::Excluded(key.clone()),
+        (None, Some(namespace)) => Bound::Included(ObjectKey::new(namespace, "")),
+        (None, None) => Bound::Unbounded,
+    }
+}
+
+/// Of objects in order, those of the namespace that `keep`, at most `limit`.
+fn page<'a>(
+    version: u64,
+    all: impl Iterator<Item = (&'a ObjectKey, &'a Arc<Value>)>,
+    namespace: Option<&str>,
+    limit: Option<usize>,
+    keep: impl Fn(&Value) -> bool,
+) -> Snapshot {
+    let (mut objects, mut more) = (Vec::new(), 0);
+    for (_, object) in all.take_while(|(key, _)| namespace.is_none_or(|n| key.namespace == n)) {
+        if !keep(object) {
+            continue;
+        }
+        if limit.is_some_and(|limit| objects.len() >= limit) {
+            more += 1;
+        } else {
+            objects.push(Arc::clone(object));
+        }
+    }
+    Snapshot { version, objects, more }
 }
 
 /// About as many bytes as the value's JSON has.
@@ -431,5 +488,44 @@ mod tests {
         let rest = store.list("pods", Some("a"), Some(&ObjectKey::new("a", "y")), Some(2), |_| true);
         assert_eq!((rest.objects.len(), rest.more), (1, 0));
         assert_eq!(store.list("pods", None, None, None, |_| true).objects.len(), 4);
+    }
+
+    #[test]
+    fn pages_show_one_moment() {
+        let store = Store::ephemeral(10);
+        let key = |name: &str| ObjectKey::new("a", name);
+        for name in ["b", "d", "e", "f"] {
+            store.create(&pods(), key(name), pod(name)).unwrap();
+        }
+        let names = |snapshot: &Snapshot| -> Vec<String> {
+            snapshot.objects.iter().map(|object| meta(object, "name").to_owned()).collect()
+        };
+        let first = store.list("pods", None, None, Some(1), |_| true);
+        assert_eq!(names(&first), ["b"]);
+        let version_of =
+            |name: &str| meta(&store.get("pods", &key(name)).unwrap(), "resourceVersion").to_owned();
+        let as_it_was = version_of("e");
+        // One comes before the next page, one on it and one behind it; one goes, one changes twice.
+        for name in ["a", "c", "g"] {
+            store.create(&pods(), key(name), pod(name)).unwrap();
+        }
+        store.delete(&pods(), key("d"), &version_of("d"), pod("d")).unwrap();
+        for _ in 0..2 {
+            store.replace(&pods(), key("e"), &version_of("e"), pod("e")).unwrap();
+        }
+        let page = |after: &str, limit| {
+            store.list_at(first.version, "pods", None, Some(&key(after)), limit, |_| true)
+        };
+        let second = page("b", Some(2)).unwrap();
+        assert_eq!((names(&second), second.more), (vec!["d".to_owned(), "e".to_owned()], 1));
+        assert_eq!(meta(&second.objects[1], "resourceVersion"), as_it_was);
+        assert_eq!(second.version, first.version, "a watch goes on from there");
+        assert_eq!(names(&page("e", None).unwrap()), ["f"]);
+        let (changes, _) = store.changes_after(&pods(), second.version, 10).unwrap();
+        assert_eq!(changes.len(), 6);
+        for _ in 0..5 {
+            store.replace(&pods(), key("f"), &version_of("f"), pod("f")).unwrap();
+        }
+        assert!(page("e", None).is_err(), "too long ago");
     }
 }

@@ -64,9 +64,18 @@ async fn lists_page_and_watches_resume() {
     let first = maps.list(&ListParams::default().limit(2)).await.unwrap();
     assert_eq!((first.items.len(), first.metadata.remaining_item_count), (2, Some(3)));
     let token = first.metadata.continue_.unwrap();
+    // What happens between two pages is in neither, and seen by whoever watches from there.
+    maps.create(&PostParams::default(), &config_map("m00", json!({}))).await.unwrap();
+    maps.delete("m3", &DeleteParams::default()).await.unwrap();
     let rest = maps.list(&ListParams::default().continue_token(&token)).await.unwrap();
     assert_eq!(rest.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["m2", "m3", "m4"]);
     let version = rest.metadata.resource_version.unwrap();
+    assert_eq!(Some(&version), first.metadata.resource_version.as_ref());
+    let mut events = maps.watch(&WatchParams::default(), &version).await.unwrap().boxed();
+    let next = within("an event", events.try_next()).await.unwrap().unwrap();
+    assert!(matches!(&next, WatchEvent::Added(map) if map.name_any() == "m00"), "{next:?}");
+    let next = within("an event", events.try_next()).await.unwrap().unwrap();
+    assert!(matches!(&next, WatchEvent::Deleted(map) if map.name_any() == "m3"), "{next:?}");
     let mut events = maps.watch(&WatchParams::default().labels("a=b"), &version).await.unwrap().boxed();
     let label = |value: Value| Patch::Merge(json!({"metadata": {"labels": {"a": value}}}));
     maps.patch("m1", &PatchParams::default(), &label(json!("b"))).await.unwrap();
