@@ -59,12 +59,13 @@ pub(crate) async fn run(
                 if round(&fetcher, refresh, &wanted(&now.world), &mut known, &inputs).await.is_none() {
                     return;
                 }
-                let seen =
-                    known.iter().filter_map(|(source, known)| Some((source.clone(), known.keys.clone()?)));
-                stored.keep(seen.collect()).await;
+                // Proxies wait for this, not for what is kept.
                 if !std::mem::replace(&mut told, true) && inputs.send(Input::Listed(KIND)).await.is_err() {
                     return;
                 }
+                let seen =
+                    known.iter().filter_map(|(source, known)| Some((source.clone(), known.keys.clone()?)));
+                stored.keep(seen.collect()).await;
             }
             let next = known.values().map(|known| known.next).min();
             if due(next, &mut published).await.is_none() {

@@ -5,6 +5,7 @@
 //! new snapshot. Each connection (`lateen_xds::server`) finds its latest snapshot and sends the difference.
 //!
 //! Threads: tokio's for all I/O; one for the push loop, so that generating configuration never holds up a connection.
+mod answered;
 mod authenticate;
 mod ca_metrics;
 mod ca_secret;
@@ -14,6 +15,7 @@ mod config;
 mod control_plane;
 mod csr_api;
 mod debug;
+pub mod descriptors;
 mod due;
 mod fetch_keys;
 mod gateway_names;

@@ -191,6 +191,7 @@ fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&options.log_level)
         .with_context(|| format!("--log-level {:?} is neither a level nor a filter", options.log_level))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    lateen_control::descriptors::raise_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     runtime.block_on(run(options.config()?))

@@ -193,6 +193,12 @@ impl PushLoop {
                 connected.class = Arc::new(ProxyClass::of(&connected.proxy, &world));
             }
         }
+        // Those that wait were asked about before this was known; it is not told again.
+        for (proxy, _) in &mut self.waiting {
+            if Account::of(proxy) == *account {
+                Arc::make_mut(proxy).reads_secrets = allowed;
+            }
+        }
     }
 
     /// Whether what is pending breaks references that held, and its time is not up.

@@ -27,6 +27,21 @@ fn proxies_that_gave_up_waiting_are_forgotten() {
 }
 
 #[test]
+fn proxies_that_wait_are_told_what_they_may_read() {
+    let mut push = PushLoop::new(Store::new(StoreOptions::default()), ["Service"], Metrics::new("test"));
+    let (reply, _answer) = oneshot::channel();
+    let proxy = proxy();
+    let account = Account::of(&proxy);
+    let other = Account { name: "other".to_owned(), ..account.clone() };
+    push.take([Input::Connect(proxy, reply), Input::SecretAccess(account, true)].into_iter(), Instant::now());
+    assert!(push.waiting[0].0.reads_secrets);
+    push.take([Input::SecretAccess(other, false)].into_iter(), Instant::now());
+    assert!(push.waiting[0].0.reads_secrets);
+    push.take([Input::Listed("Service")].into_iter(), Instant::now());
+    assert!(push.connected[0].proxy.reads_secrets);
+}
+
+#[test]
 fn a_change_makes_only_what_it_changes() {
     let mut push = PushLoop::new(Store::new(StoreOptions::default()), ["Service"], Metrics::new("test"));
     let apply = |object: Object| Input::Object(Event::Applied(object), Instant::now());

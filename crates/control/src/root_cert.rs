@@ -1,16 +1,18 @@
 //! The root certificate in every namespace: ConfigMap `istio-ca-root-cert`, from which pods mount what they trust; beside it whom
 //! other meshes' roots vouch for, where there are some.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
+use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
+use kube::core::Status;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use lateen_pki::Federation;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca_secret::CurrentAuthority;
@@ -22,6 +24,8 @@ const LABEL: (&str, &str) = ("istio.io/config", "true");
 const FIELD_MANAGER: &str = "istiod";
 /// Pause before a namespace is tried again.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long an answer of the API server may take.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Writes what the mesh trusts to every namespace that is there or comes, again where somebody changes it, and everywhere when
 /// it changes.
@@ -61,14 +65,15 @@ async fn follow_namespaces(client: &Client, data: &Data) {
     let api: Api<Namespace> = Api::all(client.clone());
     let mut events =
         std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
+    let mut copies = Copies::new(client, data);
     loop {
-        match events.try_next().await {
-            Ok(Some(namespace)) if namespace.metadata.deletion_timestamp.is_none() => {
-                write(client, &namespace.name_any(), data).await;
+        match copies.next(&mut events).await {
+            Some(Ok(namespace)) if namespace.metadata.deletion_timestamp.is_none() => {
+                copies.write(namespace.name_any()).await;
             }
-            Ok(Some(_)) => {}
-            Ok(None) => return,
-            Err(error) => tracing::warn!("watching Namespaces for {NAME}: {error}; trying again"),
+            Some(Ok(_)) => {}
+            None => return,
+            Some(Err(error)) => tracing::warn!("watching Namespaces for {NAME}: {error}; trying again"),
         }
     }
 }
@@ -78,11 +83,12 @@ async fn follow_copies(client: &Client, data: &Data) {
     let api: Api<ConfigMap> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut copies = Copies::new(client, data);
     loop {
-        let event = match events.try_next().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return,
-            Err(error) => {
+        let event = match copies.next(&mut events).await {
+            Some(Ok(event)) => event,
+            None => return,
+            Some(Err(error)) => {
                 tracing::warn!("watching ConfigMaps {NAME}: {error}; trying again");
                 continue;
             }
@@ -100,34 +106,75 @@ async fn follow_copies(client: &Client, data: &Data) {
             && map.name_any() == NAME
             && let Some(namespace) = map.namespace()
         {
-            write(client, &namespace, data).await;
+            copies.write(namespace).await;
         }
     }
 }
 
-/// Writes to one namespace; tries twice, since the namespace may be going away.
-async fn write(client: &Client, namespace: &str, data: &Data) {
-    let map = ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(NAME.to_owned()),
-            labels: Some(BTreeMap::from([(LABEL.0.to_owned(), LABEL.1.to_owned())])),
-            ..ObjectMeta::default()
-        },
-        data: Some(data.clone()),
-        ..ConfigMap::default()
-    };
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    for attempt in 0..2 {
-        match api.patch(NAME, &params, &Patch::Apply(&map)).await {
-            Ok(_) => return,
-            // Going away, or gone.
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 409) => return,
-            Err(error) if attempt == 0 => {
-                tracing::warn!("cannot write ConfigMap {namespace}/{NAME}: {error}; trying again");
-                tokio::time::sleep(RETRY).await;
+/// Writes copies, and what could not be written again until it can: nothing else would tell of the namespace a second time, and
+/// no pod in it starts without.
+struct Copies<'a> {
+    client: &'a Client,
+    map: ConfigMap,
+    /// Namespaces whose copy is not as it should be.
+    failed: BTreeSet<String>,
+    /// When they are tried again.
+    again: Instant,
+}
+
+impl<'a> Copies<'a> {
+    fn new(client: &'a Client, data: &Data) -> Self {
+        let map = ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                labels: Some(BTreeMap::from([(LABEL.0.to_owned(), LABEL.1.to_owned())])),
+                ..ObjectMeta::default()
+            },
+            data: Some(data.clone()),
+            ..ConfigMap::default()
+        };
+        Self { client, map, failed: BTreeSet::new(), again: Instant::now() }
+    }
+
+    /// The next event. What failed is tried again meanwhile.
+    async fn next<T>(&mut self, events: &mut (impl Stream<Item = T> + Unpin)) -> Option<T> {
+        loop {
+            tokio::select! {
+                event = events.next() => return event,
+                () = tokio::time::sleep_until(self.again), if !self.failed.is_empty() => {
+                    for namespace in self.failed.clone() {
+                        self.write(namespace).await;
+                    }
+                }
             }
-            Err(error) => tracing::error!("cannot write ConfigMap {namespace}/{NAME}: {error}"),
         }
     }
+
+    async fn write(&mut self, namespace: String) {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let patch = Patch::Apply(&self.map);
+        let problem = match tokio::time::timeout(ANSWER, api.patch(NAME, &params, &patch)).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(kube::Error::Api(status))) if is_going_away(&status) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the Kubernetes API did not answer in time".to_owned()),
+        };
+        let Some(problem) = problem else {
+            self.failed.remove(&namespace);
+            return;
+        };
+        self.again = Instant::now() + RETRY;
+        if self.failed.insert(namespace.clone()) {
+            tracing::error!(
+                "cannot write ConfigMap {namespace}/{NAME}: {problem}; trying again until it is there"
+            );
+        }
+    }
+}
+
+/// Whether an answer says that the namespace is gone, or about to be.
+fn is_going_away(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 404 || causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }

@@ -14,6 +14,8 @@ use lateen_translate::check_keys;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::answered::{PAUSE, answered};
+
 /// Name of the Secret, in the root namespace.
 pub(crate) const SECRET: &str = "lateen-token-keys";
 const ENTRY: &str = "keys.json";
@@ -67,7 +69,7 @@ impl StoredKeys {
     /// What was kept; nothing where it can't be read.
     pub(crate) async fn load(&mut self) -> BTreeMap<KeySource, Seen> {
         let Some(api) = &self.api else { return BTreeMap::new() };
-        let text = match api.get_opt(SECRET).await {
+        let text = match answered(PAUSE, || api.get_opt(SECRET)).await {
             Ok(secret) => secret.and_then(|secret| secret.data?.remove(ENTRY)),
             Err(error) => {
                 tracing::warn!("cannot read the keys in Secret {SECRET}: {error}; going on without");

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::answered::{PAUSE, answered};
 use crate::due::due;
 use crate::fetch_keys::KeyFetcher;
 use crate::push::Published;
@@ -117,7 +118,7 @@ fn federation(mesh: &MeshConfig, fetched: &BTreeMap<String, Known>, before: &Fed
 /// What was in force before the start.
 async fn stored(client: &Client, namespace: &str) -> Federation {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let text = match api.get_opt(root_cert::NAME).await {
+    let text = match answered(PAUSE, || api.get_opt(root_cert::NAME)).await {
         Ok(map) => map.and_then(|map| map.data?.remove(Federation::FILE)),
         Err(error) => {
             tracing::warn!(

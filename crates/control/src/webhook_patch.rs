@@ -1,6 +1,7 @@
 //! Telling the API server that our webhooks can be trusted: `caBundle` in our webhook configurations, and
 //! `failurePolicy: Fail` on the validator once it answers.
 use std::fmt::Debug;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +19,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::ca_secret::CurrentAuthority;
+
+/// Pause before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps our revision's webhook configurations patched, and patches them anew when what is to be trusted changes.
 pub(crate) async fn keep(
@@ -68,13 +72,41 @@ where
                 continue;
             }
         };
-        let name = object.name_any();
-        let Some(patch) = patch(&object, prefix, bundle, set_policy) else { continue };
+        bring(&api, object, RETRY, |object| patch(object, prefix, bundle, set_policy)).await;
+    }
+}
+
+/// Patches an object until it is as it should be. What the API server could not do is tried again, for the watch would not tell of
+/// the object a second time, and without a bundle that fits no pod would be injected.
+async fn bring<K>(
+    api: &Api<K>,
+    mut object: K,
+    pause: Duration,
+    patch: impl Fn(&K) -> Option<json_patch::Patch>,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let name = object.name_any();
+    let mut told = false;
+    while let Some(patch) = patch(&object) {
         match api.patch(&name, &PatchParams::default(), &Patch::<()>::Json(patch)).await {
-            Ok(_) => tracing::info!("{} {name} now trusts our certificate", K::kind(&())),
+            Ok(_) => return tracing::info!("{} {name} now trusts our certificate", K::kind(&())),
             // Somebody changed it meanwhile; the watch brings the new state.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
-            Err(error) => tracing::error!("cannot patch {} {name}: {error}", K::kind(&())),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => return,
+            Err(error) if !std::mem::replace(&mut told, true) => {
+                tracing::error!(
+                    "cannot patch {} {name}: {error}; trying again until it is done",
+                    K::kind(&())
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        match api.get_opt(&name).await {
+            Ok(Some(now)) => object = now,
+            Ok(None) => return,
+            // As it was, then.
+            Err(_) => {}
         }
     }
 }
@@ -107,7 +139,34 @@ fn patch(object: &impl Serialize, prefix: &str, bundle: &str, set_policy: bool) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_the_api_server_could_not_do_is_tried_again() {
+        let answers = Arc::new(Mutex::new(vec![200, 503, 500]));
+        let left = answers.clone();
+        let object = json!({ "metadata": { "name": "istio-sidecar-injector" }, "webhooks": [{
+            "name": "a.b.c", "clientConfig": {}, "admissionReviewVersions": [], "sideEffects": "None",
+        }] });
+        let body = object.to_string();
+        let server = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let patching = request.method() == http::Method::PATCH;
+            let code = if patching { left.lock().unwrap().pop().unwrap() } else { 200 };
+            let answer = http::Response::builder()
+                .status(code)
+                .body(kube::client::Body::from(body.clone().into_bytes()));
+            async move { Ok::<_, std::io::Error>(answer.unwrap()) }
+        });
+        let api: Api<MutatingWebhookConfiguration> = Api::all(Client::new(server, "default"));
+        let object: MutatingWebhookConfiguration = serde_json::from_value(object).unwrap();
+        let needed =
+            |object: &MutatingWebhookConfiguration| patch(object, INJECTOR_WEBHOOK_PREFIX, "Q0E=", false);
+        let done = bring(&api, object, Duration::from_millis(1), needed);
+        tokio::time::timeout(Duration::from_secs(20), done).await.expect("it is done");
+        assert!(answers.lock().unwrap().is_empty());
+    }
 
     #[test]
     fn only_what_differs_is_patched_and_only_ours() {

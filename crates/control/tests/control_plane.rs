@@ -327,6 +327,21 @@ async fn pods_are_injected_where_namespaces_or_pods_ask() {
     cluster
         .until("root certificate again", root, |map| map["data"]["root-cert.pem"].as_str().map(str::to_owned))
         .await;
+    // And one whose first copies the API server refuses has it later: no pod of it would start.
+    let hook = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": { "name": "in-the-way" }, "webhooks": [{ "name": "in.the.way", "failurePolicy": "Fail",
+            "clientConfig": { "url": "https://127.0.0.1:1/" }, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "rules": [{ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"] }] }] });
+    cluster.apply(hook.clone()).await;
+    cluster.apply(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "late" } })).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.delete(&hook).await;
+    let root = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "istio-ca-root-cert", "namespace": "late" } });
+    cluster
+        .until("root certificate at last", root, |map| {
+            map["data"]["root-cert.pem"].as_str().map(str::to_owned)
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -59,13 +59,16 @@ fn named_list(text: String) -> Result<minijinja::Value, Error> {
     let invalid = |reason: String| Error::new(ErrorKind::InvalidOperation, format!("{text}: {reason}"));
     let list = match serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))? {
         Value::Array(list) => list,
-        Value::Object(by_name) => by_name
-            .into_iter()
-            .map(|(name, mut object)| {
-                object["name"] = Value::String(name);
-                object
-            })
-            .collect(),
+        Value::Object(by_name) => {
+            let named = |(name, object): (String, Value)| match object {
+                Value::Object(mut fields) => {
+                    fields.insert("name".to_owned(), Value::String(name));
+                    Ok(Value::Object(fields))
+                }
+                _ => Err(invalid(format!("expected an object under {name:?}"))),
+            };
+            by_name.into_iter().map(named).collect::<Result<_, _>>()?
+        }
         _ => return Err(invalid("expected a JSON list, or an object by name".to_owned())),
     };
     Ok(minijinja::Value::from(Serde(list)))

@@ -322,6 +322,10 @@ fn mistakes_are_named() {
     );
     assert!(why(&annotated(json!({ "inject.istio.io/templates": "nope" }))).contains("nope"));
     assert!(why(&annotated(json!({ "sidecar.istio.io/userVolume": "{" }))).contains("sidecar"));
+    for text in ["{\"a\": 5}", "{\"a\": [1]}", "{\"a\": \"b\"}", "{\"a\": null}"] {
+        let error = why(&annotated(json!({ "sidecar.istio.io/userVolume": text })));
+        assert!(error.contains("expected an object under \"a\""), "{error}");
+    }
     let mut auto = pod();
     auto["spec"]["containers"][0]["image"] = json!("auto");
     assert!(why(&auto).contains("web"));
