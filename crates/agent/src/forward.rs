@@ -25,6 +25,9 @@ use crate::error::AgentError;
 /// How soon a control plane that has silently gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
+/// Pause before the next connection is accepted when one could not be.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 type ForwardBody = Either<Incoming, Empty<Bytes>>;
 
 /// gRPC status codes, <https://grpc.io/docs/guides/status-codes/>.
@@ -55,7 +58,11 @@ pub(crate) async fn serve(listener: UnixListener, discovery: Discovery, mark: Op
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => drop(connections.spawn(serve_connection(stream, discovery.clone(), mark))),
-                Err(error) => warn!(%error, "cannot accept a connection on the xDS socket"),
+                Err(error) => {
+                    // Out of file descriptors, mostly: others are closing.
+                    warn!(%error, "cannot accept a connection on the xDS socket");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             },
             Some(_) = connections.join_next() => {}
         }

@@ -3,12 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{ConnectInfo, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use http::{Method, StatusCode, Uri, header};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -17,9 +21,13 @@ use tracing::warn;
 use crate::dns::Names;
 use crate::error::AgentError;
 use crate::fetch::fetch;
+use crate::forward::ACCEPT_PAUSE;
 use crate::podinfo::PodInfo;
 use crate::probes::Probers;
 use crate::proxy::Proxy;
+
+/// How long a connection may say nothing (Istio's agent's limit).
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// What the answers depend on.
 pub(crate) struct Status {
@@ -84,14 +92,35 @@ pub(crate) fn own_metrics(status: Arc<Status>) -> Router {
     Router::new().route("/stats/prometheus", get(proxy_metrics)).with_state(status)
 }
 
-/// Serves a router until the set is dropped.
+/// Serves a router until the set is dropped, and all its connections with it.
 pub(crate) fn serve(servers: &mut JoinSet<()>, listener: TcpListener, app: Router) {
-    servers.spawn(async move {
-        let app = app.into_make_service_with_connect_info::<SocketAddr>();
-        if let Err(error) = axum::serve(listener, app).await {
-            warn!(%error, "an HTTP port of the agent ended");
-        }
-    });
+    servers.spawn(accept(listener, app, SILENCE));
+}
+
+/// Connections that say nothing for as long as `silence` are closed: whoever asked may be gone without a word, and what it left
+/// would be missing to the traffic in the end.
+async fn accept(listener: TcpListener, app: Router, silence: Duration) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, mostly: others are closing.
+                    warn!(%error, "cannot accept a connection on an HTTP port of the agent");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        let app = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(peer))));
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(silence);
+        let connection = builder.serve_connection(TokioIo::new(stream), app);
+        // A client that goes away is no concern.
+        connections.spawn(async move { drop(connection.await) });
+    }
 }
 
 async fn ready(State(status): State<Arc<Status>>) -> Response {
@@ -164,6 +193,27 @@ mod tests {
         let annotations =
             pairs.iter().map(|(name, value)| (format!("prometheus.io/{name}"), (*value).to_owned()));
         PodInfo { annotations: annotations.collect(), ..PodInfo::default() }
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_not_kept() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.to_string();
+        let app = Router::new().route("/", get(peer));
+        let server = tokio::spawn(accept(listener, app, Duration::from_millis(300)));
+        for request in ["", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let read = stream.read_to_end(&mut answer);
+            tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is closed").unwrap();
+            let own = stream.local_addr().unwrap().to_string();
+            let answered = String::from_utf8_lossy(&answer).contains(&own);
+            assert_eq!(answered, request.ends_with("\r\n\r\n"), "{request:?}");
+        }
+        server.abort();
     }
 
     #[test]

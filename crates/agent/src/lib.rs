@@ -9,6 +9,7 @@ mod agent;
 mod bootstrap;
 mod cache;
 mod config;
+pub mod descriptors;
 mod dial;
 mod dns;
 pub mod envoy;

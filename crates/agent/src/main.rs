@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lateen_agent::plain::{self, PlainConfig};
-use lateen_agent::{Addresses, AgentError, Config, EngineKind, Role, logging, machine};
+use lateen_agent::{Addresses, AgentError, Config, EngineKind, Role, descriptors, logging, machine};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 
@@ -220,10 +220,12 @@ fn run_proxy(args: ProxyArgs, root: Option<&Path>) -> Result<(), AgentError> {
     if config.engine == EngineKind::Lateen {
         config.set_log_level = Some(set_log_level);
     }
+    descriptors::raise_limit();
     control_runtime()?.block_on(async {
+        let ended = ended();
         let running = lateen_agent::run(config).await?;
         tokio::select! {
-            () = ended() => {}
+            () = ended => {}
             () = running.quit_requested() => {}
         }
         running.drain_and_stop().await;
@@ -269,30 +271,36 @@ fn run_plain(args: PlainArgs) -> Result<(), AgentError> {
         println!("configuration is OK");
         return Ok(());
     }
+    descriptors::raise_limit();
     control_runtime()?.block_on(async {
+        let ended = ended();
         let running = plain::run(config).await?;
         if let (Some(path), Some(address)) = (&args.admin_address_path, running.admin_address()) {
             let written = std::fs::write(path, address.to_string());
             written.map_err(|source| AgentError::File { action: "write", path: path.clone(), source })?;
         }
-        ended().await;
+        ended.await;
         running.stop().await;
         Ok(())
     })
 }
 
-/// Resolves at SIGTERM or SIGINT.
-async fn ended() {
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut term), Ok(mut int)) => {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
+/// Resolves at SIGTERM or SIGINT, from the moment of this call on: the first process of a container gets no signal that it does not
+/// listen for.
+fn ended() -> impl Future<Output = ()> {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        match signals {
+            (Ok(mut term), Ok(mut int)) => {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
             }
-        }
-        (term, int) => {
-            error!(?term, ?int, "cannot listen for signals; only SIGKILL will end this process");
-            std::future::pending().await
+            (term, int) => {
+                error!(?term, ?int, "cannot listen for signals; only SIGKILL will end this process");
+                std::future::pending().await
+            }
         }
     }
 }

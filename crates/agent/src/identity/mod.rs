@@ -39,6 +39,9 @@ const LAST_BACK_OFF: Duration = Duration::from_secs(15);
 /// Over how long workloads spread their renewals when another authority signs, at most, and how often each asks for that.
 const SPREAD: Duration = Duration::from_secs(5);
 const MOVES: u32 = 5;
+/// Shortest time between a certificate and the next: where clocks differ by as much as it lives, or all of its life is grace, the
+/// authority would be asked without a pause.
+const SOONEST: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -85,7 +88,7 @@ impl Identity {
     fn renewal(&self, certificate: &WorkloadCertificate, random: f64) -> SystemTime {
         let life = certificate.not_after.duration_since(certificate.received).unwrap_or_default();
         let grace = (self.grace + self.jitter * random).clamp(0.0, 1.0);
-        certificate.not_after - life.mul_f64(grace)
+        (certificate.not_after - life.mul_f64(grace)).max(certificate.received + SOONEST)
     }
 
     /// Keeps a certificate until nobody wants it any more.
@@ -348,6 +351,6 @@ mod tests {
         let default = Identity::default();
         assert_eq!([-1.0, 0.0, 1.0].map(|random| after(default.clone(), random)), [510, 500, 490]);
         assert_eq!(after(Identity { grace: 0.2, jitter: 0.0, ..default.clone() }, 1.0), 800);
-        assert_eq!(after(Identity { grace: 1.0, ..default }, 1.0), 0, "never before it was there");
+        assert_eq!(after(Identity { grace: 1.0, ..default }, 1.0), 1, "never at once, and again and again");
     }
 }

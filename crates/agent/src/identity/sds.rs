@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use super::{Current, secret, version};
 use crate::error::AgentError;
-use crate::forward;
+use crate::forward::{self, ACCEPT_PAUSE};
 
 /// Names one stream may ask for.
 const NAMES: usize = 16;
@@ -55,7 +55,11 @@ pub(crate) async fn serve(listener: UnixListener, current: Current) {
                         }
                     });
                 }
-                Err(error) => warn!(%error, "cannot accept a connection on the socket for secrets"),
+                Err(error) => {
+                    // Out of file descriptors, mostly: others are closing.
+                    warn!(%error, "cannot accept a connection on the socket for secrets");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             },
             Some(_) = connections.join_next() => {}
         }

@@ -10,6 +10,7 @@ mod cases;
 mod connects;
 mod continues;
 mod curves;
+mod descriptors;
 mod duo;
 mod dynamic;
 mod ends;
