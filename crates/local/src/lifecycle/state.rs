@@ -178,7 +178,16 @@ impl State {
     pub(crate) fn remove(&self) -> Result<(), LifecycleError> {
         self.remove_run_files();
         let mut first_error = Ok(());
-        for name in ["daemon.json", "daemon.log", "pki", "store", "logs", "pods", "ip-forward-enabled"] {
+        for name in [
+            "daemon.json",
+            "daemon.log",
+            "pki",
+            "store",
+            "logs",
+            "pods",
+            "ip-forward-enabled",
+            "ip6-forward-enabled",
+        ] {
             let path = self.dir.join(name);
             let removed = match fs::symlink_metadata(&path) {
                 Ok(found) if found.is_dir() => fs::remove_dir_all(&path),

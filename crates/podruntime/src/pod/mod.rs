@@ -155,6 +155,7 @@ impl PodTask {
         if self.stop.is_cancelled() {
             return;
         }
+        self.remove_logs().await;
         if !over && !self.gone {
             self.publish();
         }
@@ -438,6 +439,23 @@ impl PodTask {
     fn label(&self) -> String {
         let namespace = self.pod.namespace().unwrap_or_default();
         format!("{}_{namespace}({})", self.pod.name_any(), self.pod.uid().unwrap_or_default())
+    }
+
+    /// Where its containers' logs are.
+    fn logs(&self) -> PathBuf {
+        let namespace = self.pod.namespace().unwrap_or_default();
+        let folder = format!("{namespace}_{}_{}", self.pod.name_any(), self.pod.uid().unwrap_or_default());
+        self.shared.config.state_dir.join("logs").join(folder)
+    }
+
+    /// As the kubelet does: nobody can ask for them any more, and pods come and go for as long as the cluster runs.
+    async fn remove_logs(&self) {
+        match tokio::fs::remove_dir_all(self.logs()).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(pod = %self.label(), %error, "removing a pod's logs");
+            }
+            _ => {}
+        }
     }
 
     /// Hands the present status to the writer.

@@ -70,10 +70,7 @@ impl PodTask {
         instance: u32,
         spec: &ContainerSpec,
     ) -> Result<RunningContainer, RuntimeError> {
-        let namespace = pod.namespace().unwrap_or_default();
-        let folder = format!("{namespace}_{}_{}", pod.name_any(), pod.uid().unwrap_or_default());
-        let folder = self.shared.config.state_dir.join("logs").join(folder).join(&container.name);
-        let log = ContainerLog::create(&folder, instance)?;
+        let log = ContainerLog::create(&self.logs().join(&container.name), instance)?;
         // The root of the instance before is no longer needed.
         if let Some(parent) = spec.directory.parent().filter(|parent| parent.exists()) {
             std::fs::remove_dir_all(parent).map_err(RuntimeError::file(parent))?;

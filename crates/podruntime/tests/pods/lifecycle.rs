@@ -113,11 +113,13 @@ pub(crate) async fn deletion(world: &World) {
     world.create_ready(json!({ "metadata": { "name": "stubborn" }, "spec": { "terminationGracePeriodSeconds": 1, "containers": [stubborn] } })).await;
     let pods: Api<Pod> = world.api();
     for name in ["polite", "stubborn"] {
+        assert_eq!(world.logs_of(name), 1);
         let begun = std::time::Instant::now();
         pods.delete(name, &DeleteParams::default()).await.unwrap();
         world.until("the pod has gone", async || pods.get_opt(name).await.unwrap().is_none()).await;
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(5), "{name} took {took:?}");
         assert_eq!(took >= Duration::from_secs(1), name == "stubborn", "{name} took {took:?}");
+        assert_eq!(world.logs_of(name), 0, "the logs of {name} go with it");
     }
 }

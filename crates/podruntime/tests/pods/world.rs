@@ -187,6 +187,13 @@ impl World {
         slices.create(&Default::default(), &serde_json::from_value(slice).unwrap()).await.unwrap();
     }
 
+    /// How many folders with logs there are of pods of this name.
+    pub(crate) fn logs_of(&self, pod: &str) -> usize {
+        let entries = std::fs::read_dir(self.state.join("logs")).unwrap().flatten();
+        let of_pod = format!("default_{pod}_");
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&of_pod)).count()
+    }
+
     pub(crate) fn only_root_can_read(&self, directories: &[&str]) {
         use std::os::unix::fs::PermissionsExt;
         for directory in directories {
