@@ -58,8 +58,18 @@ pub(crate) async fn run(
         let mut failed = false;
         let current = (now.config_version, refusals);
         if now.complete && seen.as_ref() != Some(&current) {
-            let wanted = wanted(&now.world, &current.1);
+            // All objects are looked at, which in a big mesh is no work for a thread that others wait for.
+            let (world, refusals) = (now.world.clone(), current.1.clone());
             seen = Some(current);
+            let wanted = match tokio::task::spawn_blocking(move || wanted(&world, &refusals)).await {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    tracing::error!(
+                        "cannot say what the status of objects should be: {error}; the next change tries again"
+                    );
+                    written.clone()
+                }
+            };
             written.retain(|key, _| wanted.contains_key(key));
             let changed: Vec<_> =
                 wanted.into_iter().filter(|(key, wanted)| written.get(key) != Some(wanted)).collect();
