@@ -96,8 +96,11 @@ fn attributes(request: &Request<Incoming>, target: Option<&ResourcePath>) -> Att
         Method::DELETE => "deletecollection",
         _ => "",
     };
-    // Whoever may see one object may also list and watch that one.
-    let selected = || query.text("fieldSelector")?.strip_prefix("metadata.name=").map(str::to_owned);
+    // Whoever may see one object may also list and watch that one. What is created has no name yet, and others may be deleted with it.
+    let selected = || {
+        let selector = query.text("fieldSelector").filter(|_| matches!(verb, "list" | "watch"))?;
+        selector.strip_prefix("metadata.name=").map(str::to_owned)
+    };
     let name = target.name.clone().or_else(selected).unwrap_or_default();
     let itself = target.group.is_empty() && target.resource == "namespaces";
     Attributes {

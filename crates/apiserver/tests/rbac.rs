@@ -12,7 +12,7 @@ kind: Role
 metadata: {name: reader}
 rules:
 - {apiGroups: [""], resources: [configmaps, pods/log], verbs: [get, list]}
-- {apiGroups: [""], resources: [secrets], resourceNames: [its-own], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [secrets], resourceNames: [its-own], verbs: [get, list, watch, create, deletecollection]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -82,6 +82,13 @@ fn roles_give_what_they_list_where_they_are_bound() {
     );
     cluster.ok(&["get", "configmaps", ROBOT]);
     cluster.ok(&["get", "secrets", "--field-selector=metadata.name=its-own", ROBOT]);
+    // A name that is asked for gives no right to make or delete what has none.
+    let named = "/api/v1/namespaces/default/secrets?fieldSelector=metadata.name=its-own";
+    let secret = r#"{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other"}}"#;
+    let said = cluster.fails_with(&["create", "--raw", named, "-f", "-", ROBOT], secret);
+    assert!(said.contains("secrets is forbidden"), "{said}");
+    let said = cluster.fails_with(&["delete", "--raw", named, ROBOT], "");
+    assert!(said.contains("secrets is forbidden"), "{said}");
     let listed = cluster.ok(&["auth", "can-i", "--list", ROBOT]);
     for line in ["pods/log", "selfsubjectaccessreviews.authorization.k8s.io", "[its-own]"] {
         assert!(listed.contains(line), "{line}: {listed}");
