@@ -87,10 +87,13 @@ fn keep(folder: &Path, bundle: &TrustBundle) -> Result<(), String> {
     }
     for (name, text) in [(Federation::FILE, &bundle.domains), (kept::ROOTS, &bundle.roots)] {
         let there = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
-        let done = match text.is_empty() {
-            _ if there == *text => Ok(()),
-            true => std::fs::remove_file(folder.join(name)),
-            false => kept::put(folder, name, text, 0o644),
+        if there == *text {
+            continue;
+        }
+        let done = if text.is_empty() {
+            std::fs::remove_file(folder.join(name))
+        } else {
+            kept::put(folder, name, text, 0o644)
         };
         done.map_err(|error| format!("{name}: {error}"))?;
     }

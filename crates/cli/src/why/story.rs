@@ -158,30 +158,8 @@ pub async fn tell<E>(
                 return Ok(story);
             }
         };
-        let passage = proxy.view.passage(entry, &question);
-        let caller = question.tls.as_ref().and_then(|hello| hello.certificate.clone()).unwrap_or_default();
-        let virtual_service =
-            passage.route.as_ref().map(|route| proxy.virtual_service(route)).unwrap_or_default();
-        let http = passage.route.is_some();
-        let clusters: Vec<Reach> = match &passage.outcome {
-            Outcome::Forwarded { clusters } => clusters
-                .iter()
-                .filter_map(|share| proxy.view.reach(&share.cluster, question.destination, http))
-                .collect(),
-            Outcome::Answered { .. } | Outcome::Closed { .. } => Vec::new(),
-        };
-        let mut hop = Hop {
-            proxy: name,
-            role,
-            passage,
-            caller,
-            virtual_service,
-            clusters,
-            pods: BTreeMap::new(),
-            networks: BTreeMap::new(),
-            unread: proxy.unread.clone(),
-        };
-        let followed = match follow(&hop, &proxy, http) {
+        let mut hop = Hop::new(name, role, &proxy, proxy.view.passage(entry, &question), &question);
+        let followed = match follow(&hop, &proxy) {
             Ok(endpoint) => endpoint,
             Err(answer) => {
                 story.hops.push(hop);
@@ -238,6 +216,33 @@ pub async fn tell<E>(
     }
 }
 
+impl Hop {
+    fn new(name: String, role: &'static str, proxy: &Proxy, passage: Passage, question: &Question) -> Self {
+        let caller = question.tls.as_ref().and_then(|hello| hello.certificate.clone()).unwrap_or_default();
+        let virtual_service =
+            passage.route.as_ref().map(|route| proxy.virtual_service(route)).unwrap_or_default();
+        let http = passage.route.is_some();
+        let clusters: Vec<Reach> = match &passage.outcome {
+            Outcome::Forwarded { clusters } => clusters
+                .iter()
+                .filter_map(|share| proxy.view.reach(&share.cluster, question.destination, http))
+                .collect(),
+            Outcome::Answered { .. } | Outcome::Closed { .. } => Vec::new(),
+        };
+        Self {
+            proxy: name,
+            role,
+            passage,
+            caller,
+            virtual_service,
+            clusters,
+            pods: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            unread: proxy.unread.clone(),
+        }
+    }
+}
+
 /// The connection to the next proxy.
 fn onward(
     question: &Question,
@@ -267,7 +272,8 @@ fn onward(
 }
 
 /// The endpoint that is followed; how it ends where there is none.
-fn follow(hop: &Hop, proxy: &Proxy, http: bool) -> Result<EndpointSeen, Box<Answer>> {
+fn follow(hop: &Hop, proxy: &Proxy) -> Result<EndpointSeen, Box<Answer>> {
+    let http = hop.passage.route.is_some();
     let pod = &hop.proxy;
     let no = |status, flags: &str, details: &str, reason: String, next: Vec<String>| {
         let refusing = hop.passage.checks.iter().rev().find(|check| check.result == CheckResult::Refused);

@@ -78,6 +78,31 @@ async fn order(
     ask(channel(control_plane).await, Some(token), message).await
 }
 
+/// Who has a signer's certificate is known by it, without a token; not so by one of an authority that signs for others.
+async fn known_by_certificate(control_plane: &ControlPlane, token: &str, key: &WorkloadKey) {
+    let csr = || key.request_as(&id("web")).unwrap();
+    let known = |chain: Vec<String>| {
+        let held = WorkloadCertificate::new(key, chain).unwrap();
+        let identity = Identity::from_pem(&held.chain, &held.key);
+        Introduction { authorization: None, identity: Some(identity), ..Introduction::web("") }
+    };
+    let chain = order(control_plane, token, csr(), None).await.unwrap();
+    let mut proxy = soon("the signer's root is known", async {
+        loop {
+            match Proxy::connect(control_plane, known(chain.clone()), CLUSTER).await {
+                Ok(proxy) => break proxy,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    proxy.receive().await;
+    let asked = SigningRequest::from_pem(&csr()).unwrap();
+    let stranger = CertificateAuthority::generate("stranger").unwrap();
+    let chain = stranger.issue_workload(&asked, &id("web"), Duration::from_secs(60)).unwrap();
+    assert!(Proxy::connect(control_plane, known(chain), CLUSTER).await.is_err());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_authority_signs_by_the_kubernetes_api() {
     let cluster = Cluster::start().await;
@@ -111,27 +136,7 @@ async fn another_authority_signs_by_the_kubernetes_api() {
         );
         WorkloadCertificate::new(&key, chain).unwrap();
     }
-    // Who has such a certificate is known by it, without a token; not so by one of an authority that signs for others.
-    let known = |chain: Vec<String>| {
-        let held = WorkloadCertificate::new(&key, chain).unwrap();
-        let identity = Identity::from_pem(&held.chain, &held.key);
-        Introduction { authorization: None, identity: Some(identity), ..Introduction::web("") }
-    };
-    let chain = order(&control_plane, &token, csr(), None).await.unwrap();
-    let mut proxy = soon("the signer's root is known", async {
-        loop {
-            match Proxy::connect(&control_plane, known(chain.clone()), CLUSTER).await {
-                Ok(proxy) => break proxy,
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    })
-    .await;
-    proxy.receive().await;
-    let asked = SigningRequest::from_pem(&csr()).unwrap();
-    let stranger = CertificateAuthority::generate("stranger").unwrap();
-    let chain = stranger.issue_workload(&asked, &id("web"), Duration::from_secs(60)).unwrap();
-    assert!(Proxy::connect(&control_plane, known(chain), CLUSTER).await.is_err());
+    known_by_certificate(&control_plane, &token, &key).await;
 
     // The mesh's own root is what the control plane serves with, still.
     assert_ne!(control_plane.root_certificate(), root);
