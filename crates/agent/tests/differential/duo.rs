@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxies::{self, Proxy, address, logs, merge, router};
@@ -334,4 +334,15 @@ pub(crate) fn route(name: &str, more: Value) -> Value {
     let mut action = json!({ "cluster": name });
     merge(&mut action, more);
     json!({ "match": { "prefix": format!("/{name}") }, "route": action })
+}
+
+/// Answers every request on a connection with a word.
+pub(crate) async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, word: &str) {
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{word}", word.len());
+    let mut buffer = [0; 4096];
+    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+        if stream.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
 }

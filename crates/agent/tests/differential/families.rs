@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::duo::{Duo, KINDS, cluster, route};
+use crate::duo::{Duo, KINDS, cluster, route, say};
 use crate::health;
 use crate::names::{Names, Says};
 use crate::proxies::{self, free_ports, merge};
@@ -37,16 +37,8 @@ async fn serve_both(four: &'static str, six: &'static str) -> u16 {
 fn answer(listener: TcpListener, word: &'static str) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
-                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{word}", word.len());
-                    if stream.write_all(answer.as_bytes()).await.is_err() {
-                        return;
-                    }
-                }
-            });
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(say(stream, word));
         }
     });
     address

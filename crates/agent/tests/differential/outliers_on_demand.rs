@@ -152,10 +152,8 @@ impl Both {
         out + &lines.join("\n") + "\n"
     }
 
-    /// A host fails until it is out, another fails but may not go, the first returns.
-    async fn story(&self, kind: usize, listener: &str) -> String {
-        let stat = |leaf: &str| format!("cluster.{listener}.{leaf}");
-        let active = stat("outlier_detection.ejections_active");
+    /// Both hosts answer, then the first fails until it is out.
+    async fn first_fails(&self, kind: usize, listener: &str) -> String {
         self.backends.iter().for_each(|backend| backend.answers(200));
         let mut out = String::new();
         for backend in [0, 1] {
@@ -165,7 +163,15 @@ impl Both {
         for _ in 0..2 {
             out += &self.ask(kind, listener, 0).await;
         }
-        self.reaches(kind, &active, 1).await;
+        self.reaches(kind, &format!("cluster.{listener}.outlier_detection.ejections_active"), 1).await;
+        out
+    }
+
+    /// A host fails until it is out, another fails but may not go, the first returns.
+    async fn story(&self, kind: usize, listener: &str) -> String {
+        let stat = |leaf: &str| format!("cluster.{listener}.{leaf}");
+        let active = stat("outlier_detection.ejections_active");
+        let mut out = self.first_fails(kind, listener).await;
         // Its connection goes with it.
         self.reaches(kind, &stat("upstream_cx_destroy"), 1).await;
         self.reaches(kind, &stat("membership_healthy"), self.stat(kind, &stat("membership_total")).await - 1)
@@ -194,16 +200,7 @@ impl Both {
     /// What is out is forgotten, and then it is new.
     async fn forgotten(&self, kind: usize, listener: &str) -> String {
         let stat = |leaf: &str| format!("cluster.{listener}.{leaf}");
-        self.backends.iter().for_each(|backend| backend.answers(200));
-        let mut out = String::new();
-        for backend in [0, 1] {
-            out += &self.ask(kind, listener, backend).await;
-        }
-        self.backends[0].answers(500);
-        for _ in 0..2 {
-            out += &self.ask(kind, listener, 0).await;
-        }
-        self.reaches(kind, &stat("outlier_detection.ejections_active"), 1).await;
+        let mut out = self.first_fails(kind, listener).await;
         self.backends[0].answers(200);
         self.reaches(kind, &stat("outlier_detection.ejections_active"), 0).await;
         self.reaches(kind, &stat("membership_total"), 0).await;

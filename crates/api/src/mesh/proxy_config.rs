@@ -19,7 +19,7 @@ pub struct ProxyConfig {
     pub discovery_address: String,
     /// Environment variables of the proxy.
     pub proxy_metadata: BTreeMap<String, String>,
-    /// Whether the application waits for the proxy.
+    /// Whether the application waits for the proxy. Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_application_until_proxy_starts: Option<bool>,
     /// Path of the agent's configuration. Default `./etc/istio/proxy`.

@@ -69,6 +69,16 @@ fn annotation(object: &Value, name: &str) -> String {
     object["metadata"]["annotations"][name].as_str().unwrap_or_default().to_owned()
 }
 
+/// A proxy that knows the service with a group's machines behind it, and waits for their endpoints.
+async fn caller_of_shop(cluster: &Cluster, control_plane: &ControlPlane, token: &str) -> Proxy {
+    cluster.apply(group()).await;
+    cluster.apply(service()).await;
+    let mut caller = Proxy::connect(control_plane, Introduction::web(token), CLUSTER).await.unwrap();
+    caller.until(|response| carries(response, SHOP)).await;
+    caller.subscribe(ENDPOINT, &[SHOP]).await;
+    caller
+}
+
 fn condition(object: &Value) -> Option<(String, String)> {
     let found = object["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == "Healthy")?;
     let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
@@ -80,11 +90,7 @@ async fn a_machine_is_there_while_it_is_connected() {
     let cluster = Cluster::start().await;
     let control_plane = quick(&cluster).await;
     let token = cluster.token("web", AUDIENCE).await;
-    cluster.apply(group()).await;
-    cluster.apply(service()).await;
-    let mut caller = Proxy::connect(&control_plane, Introduction::web(&token), CLUSTER).await.unwrap();
-    caller.until(|response| carries(response, SHOP)).await;
-    caller.subscribe(ENDPOINT, &[SHOP]).await;
+    let mut caller = caller_of_shop(&cluster, &control_plane, &token).await;
 
     let mut first = Proxy::connect(&control_plane, machine(&token), LISTENER).await.unwrap();
     let made = there(&cluster, ENTRY).await;
@@ -198,11 +204,7 @@ async fn an_unhealthy_machine_gets_no_traffic() {
     let cluster = Cluster::start().await;
     let control_plane = quick(&cluster).await;
     let token = cluster.token("web", AUDIENCE).await;
-    cluster.apply(group()).await;
-    cluster.apply(service()).await;
-    let mut caller = Proxy::connect(&control_plane, Introduction::web(&token), CLUSTER).await.unwrap();
-    caller.until(|response| carries(response, SHOP)).await;
-    caller.subscribe(ENDPOINT, &[SHOP]).await;
+    let mut caller = caller_of_shop(&cluster, &control_plane, &token).await;
     let machine = Proxy::connect(&control_plane, probed(&token), CLUSTER).await.unwrap();
     let made = there(&cluster, ENTRY).await;
     assert_eq!(annotation(&made, "proxy.istio.io/health-checks-enabled"), "true");

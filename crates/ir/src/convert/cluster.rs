@@ -12,7 +12,7 @@ use proto::cluster as nested;
 
 use super::balancing::{circuit_breakers, common_lb, outlier_detection};
 use super::config_source::{Source, config_source};
-use super::dns::{DnsCluster, dns_cluster, dns_resolver};
+use super::dns::{DnsCluster, dns_cluster, dns_family, dns_resolver};
 use super::dynamic_forward_proxy::{DynamicCluster, dynamic_cluster};
 use super::endpoint::{Names, load_assignment};
 use super::lb_policy::{self, Chosen};
@@ -25,7 +25,7 @@ use super::values::{
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, DnsFamily, HealthProbe, LbPolicy, TcpKeepalive,
+    Backoff, Cluster, ClusterLoadAssignment, Discovery, Dns, HealthProbe, LbPolicy, TcpKeepalive,
     TransportMatch, UpstreamHttp, UpstreamProtocol,
 };
 
@@ -72,13 +72,7 @@ pub(super) fn cluster(at: &At<'_>, message: proto::Cluster) -> Converted<Cluster
         refresh_rate: positive(at, "dns_refresh_rate", dns_refresh_rate, Duration::from_secs(5))?,
         jitter: duration(at, "dns_jitter", dns_jitter)?.unwrap_or_default(),
         failure_refresh: dns_failure_refresh_rate.map(|rate| dns_failures(at, rate)).transpose()?,
-        family: match enumeration(at, "dns_lookup_family", dns_lookup_family)? {
-            nested::DnsLookupFamily::Auto => DnsFamily::Auto,
-            nested::DnsLookupFamily::V4Only => DnsFamily::V4Only,
-            nested::DnsLookupFamily::V6Only => DnsFamily::V6Only,
-            nested::DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
-            nested::DnsLookupFamily::All => DnsFamily::All,
-        },
+        family: dns_family(at, dns_lookup_family)?,
         respect_ttl: respect_dns_ttl,
         least_ttl: Duration::ZERO,
         resolver: typed_dns_resolver_config

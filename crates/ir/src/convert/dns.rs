@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_xds::pb::envoy::config::cluster::v3::cluster::DnsLookupFamily as OfCluster;
 use lateen_xds::pb::envoy::config::core::v3 as core;
 use lateen_xds::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily;
 use lateen_xds::pb::envoy::extensions::clusters::dns::v3 as proto;
@@ -29,6 +30,17 @@ impl DnsCluster {
     pub(super) fn type_url() -> String {
         proto::DnsCluster::type_url()
     }
+}
+
+/// `dns_lookup_family` of clusters and of caches. Default `AUTO`.
+pub(super) fn dns_family(at: &At<'_>, family: i32) -> Converted<DnsFamily> {
+    Ok(match enumeration(at, "dns_lookup_family", family)? {
+        OfCluster::Auto => DnsFamily::Auto,
+        OfCluster::V4Only => DnsFamily::V4Only,
+        OfCluster::V6Only => DnsFamily::V6Only,
+        OfCluster::V4Preferred => DnsFamily::V4Preferred,
+        OfCluster::All => DnsFamily::All,
+    })
 }
 
 /// The cluster in a `cluster_type`.

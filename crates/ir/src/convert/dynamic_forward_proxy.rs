@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lateen_xds::pb::envoy::config::cluster::v3::cluster as nested;
 use lateen_xds::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3 as cluster_proto;
 use lateen_xds::pb::envoy::extensions::common::dynamic_forward_proxy::v3 as proto;
 use lateen_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_filter;
@@ -15,14 +14,12 @@ use lateen_xds::pb::google::protobuf::Any;
 use prost::Name as _;
 
 use super::cluster::dns_failures;
-use super::dns::dns_resolver;
+use super::dns::{dns_family, dns_resolver};
 use super::matchers::{header_name, header_value};
-use super::values::{
-    Converted, duration, enumeration, host_and_port, nonempty, number, positive, required, typed,
-};
+use super::values::{Converted, duration, host_and_port, nonempty, number, positive, required, typed};
 use crate::error::At;
 use crate::support::fields;
-use crate::{AddressFilter, Dns, DnsCacheConfig, DnsFamily, DynamicHostRewrite, SniDynamicForwardProxy};
+use crate::{AddressFilter, Dns, DnsCacheConfig, DynamicHostRewrite, SniDynamicForwardProxy};
 
 /// `DnsCacheConfig`.
 fn cache(at: &At<'_>, message: proto::DnsCacheConfig) -> Converted<Arc<DnsCacheConfig>> {
@@ -66,13 +63,7 @@ fn cache(at: &At<'_>, message: proto::DnsCacheConfig) -> Converted<Arc<DnsCacheC
             refresh_rate: positive(at, "dns_refresh_rate", dns_refresh_rate, Duration::from_secs(60))?,
             jitter: Duration::ZERO,
             failure_refresh: dns_failure_refresh_rate.map(|rate| dns_failures(at, rate)).transpose()?,
-            family: match enumeration(at, "dns_lookup_family", dns_lookup_family)? {
-                nested::DnsLookupFamily::Auto => DnsFamily::Auto,
-                nested::DnsLookupFamily::V4Only => DnsFamily::V4Only,
-                nested::DnsLookupFamily::V6Only => DnsFamily::V6Only,
-                nested::DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
-                nested::DnsLookupFamily::All => DnsFamily::All,
-            },
+            family: dns_family(at, dns_lookup_family)?,
             respect_ttl: true,
             least_ttl: least,
             resolver: typed_dns_resolver_config
