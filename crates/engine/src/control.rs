@@ -18,6 +18,7 @@ use crate::health_check::{self, Checked, HealthChange, HealthTarget};
 use crate::inspection::Inspection;
 use crate::resolver::Resolvers;
 use crate::store::Store;
+use crate::timer;
 use crate::update::{ApplyReport, ConfigUpdate, Subscriptions};
 use crate::worker::{Identity, Worker, WorkerCommand};
 
@@ -272,12 +273,6 @@ impl Control {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Option<oneshot::Sender<()>> {
         let mut next: Option<Instant> = None;
         loop {
-            let timer = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 command = commands.recv() => match command {
                     None => return None,
@@ -303,7 +298,7 @@ impl Control {
                     self.store.checked(&cluster, generation, checked);
                     next = self.publish().await;
                 }
-                () = timer => next = self.publish().await,
+                () = timer::until(next) => next = self.publish().await,
             }
         }
     }

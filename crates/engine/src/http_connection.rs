@@ -163,28 +163,13 @@ fn refused(connection: &HttpConnection, too_large: bool) {
     stats.downstream_rq_4xx.inc();
     let worker = &connection.worker;
     let flags = Flags::DOWNSTREAM_PROTOCOL_ERROR;
+    let details = match connection.verdict.get() {
+        Some(offence) => offence.details(),
+        None if too_large => "http1.headers_too_large",
+        None => "http1.codec_error",
+    };
     let facts = RefusedFacts {
-        connection: TcpFacts {
-            noted: None,
-            info: &connection.info,
-            hostname: &worker.identity.hostname,
-            flags,
-            details: match connection.verdict.get() {
-                Some(offence) => offence.details(),
-                None if too_large => "http1.headers_too_large",
-                None => "http1.codec_error",
-            },
-            received: 0,
-            sent: 0,
-            cluster: None,
-            host: None,
-            host_name: None,
-            attempts: 0,
-            upstream_local: None,
-            upstream_remote: None,
-            upstream_tls: None,
-            failure: None,
-        },
+        connection: TcpFacts::unserved(&connection.info, &worker.identity.hostname, flags, details),
         status: if too_large { 431 } else { 400 },
     };
     for log in &connection.config.hcm.access_log {

@@ -93,6 +93,7 @@ mod stream;
 mod subsets;
 mod syntax;
 mod tcp_proxy;
+mod timer;
 mod tls;
 mod trial;
 mod update;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::body::RequestSource;
 use crate::interim::Interim;
+use crate::timer::until;
 
 /// How a wait ended without a result.
 pub(crate) enum TimedOut {
@@ -178,12 +179,5 @@ async fn silence(source: &RequestSource, limit: Option<Duration>) {
         if source.received() == before {
             return;
         }
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

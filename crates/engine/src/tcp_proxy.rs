@@ -3,7 +3,6 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use lateen_ir::{Discovery, HostAddress};
 
@@ -25,7 +24,7 @@ use crate::stream::Stream;
 use crate::tls::TlsFacts;
 use crate::upstream::{self, Opened, Target};
 use crate::worker::Worker;
-use crate::{log_filter, render, retry};
+use crate::{log_filter, render, retry, timer};
 
 /// What is logged at the end.
 #[derive(Default)]
@@ -85,7 +84,7 @@ pub(crate) async fn serve(
                 }
             },
             () = end => {}
-            () = sleep_or_for_ever(limit) => stats.max_downstream_connection_duration.inc(),
+            () = timer::after(limit) => stats.max_downstream_connection_duration.inc(),
         }
     }
     log(&info, config, worker, &outcomes);
@@ -111,13 +110,6 @@ async fn look_up(name: Option<&str>, cache: &Arc<DnsCache>, port: Option<u16>) -
 pub(crate) fn not_shaken(info: &ConnectionInfo, config: &TcpConfig, stats: &TcpStats, worker: &Rc<Worker>) {
     stats.downstream_cx_total.inc();
     log(info, config, worker, &Outcomes::default());
-}
-
-async fn sleep_or_for_ever(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => tokio::time::sleep(limit).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn connect(

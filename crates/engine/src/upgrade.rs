@@ -20,6 +20,7 @@ use crate::http2::Duplex;
 use crate::incoming::Incoming;
 use crate::mover::{Moved, Mover};
 use crate::stream::Stream;
+use crate::timer;
 use crate::upstream::Opened;
 
 /// Bytes in both directions, whatever carries them. Tunnels are rare and long, so that a call through a pointer is nothing.
@@ -197,17 +198,11 @@ async fn exchange(
         connection.drain.fired().await;
         tokio::time::sleep(connection.worker.drain_time).await;
     };
-    let over = async {
-        match stream.stream_end {
-            Some(at) => tokio::time::sleep_until(at.into()).await,
-            None => std::future::pending().await,
-        }
-    };
     let ended = tokio::select! {
         biased;
         ended = Mover::new(&mut client, &mut upstream, stream.idle_timeout, &moved) => ended.err(),
         () = drained => None,
-        () = over => {
+        () = timer::until(stream.stream_end) => {
             context.flags.insert(Flags::UPSTREAM_MAX_STREAM_DURATION);
             None
         }

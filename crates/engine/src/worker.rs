@@ -18,6 +18,7 @@ use crate::signal::Signal;
 use crate::snapshot::{ClusterSlot, Snapshot, StatSlot};
 use crate::stats::arena::{ArenaReading, StatsArena};
 use crate::stats::blocks::RouteStats;
+use crate::timer;
 
 /// Lines of access log wait at most so long for company.
 const LOG_FLUSH: Duration = Duration::from_millis(100);
@@ -196,7 +197,7 @@ impl Worker {
                     let view = self.view();
                     view.used().for_each(|cluster| cluster.sweep(now));
                 }
-                () = sleep_until_or_for_ever(judgement) => {
+                () = timer::until(judgement) => {
                     let now = Instant::now();
                     self.view().used().filter_map(|cluster| cluster.config.outlier.as_ref()).for_each(
                         |detector| detector.judge(&mut || self.random(), now),
@@ -386,12 +387,5 @@ impl Drop for ConnectionCount {
         if left == 0 {
             self.0.last_gone.take().fire();
         }
-    }
-}
-
-async fn sleep_until_or_for_ever(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
