@@ -42,10 +42,11 @@ soak: build ## Certificates of ten seconds under load for ten minutes (LATEEN_SO
 	@scripts/install-tools.sh test
 	LATEEN_SOAK_SECONDS=$${LATEEN_SOAK_SECONDS:-600} cargo test --release --locked -p lateen-e2e --test mesh -- certificates_change_under_load
 
-bench: ## One hop HTTP/1.1 beside nginx, HAProxy, Envoy; the cost of filters; thousands of services; a Sidecar's saving; changes at 500 proxies; a second network; 500 machines
+bench: ## One hop HTTP/1.1 beside nginx, HAProxy, Envoy, one of HTTP/2; the cost of filters; thousands of services; a Sidecar's saving; changes at 500 proxies; a second network; 500 machines
 	@scripts/install-tools.sh build bench
 	cargo build --profile dist --locked -p lateen-agent
 	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist python3 bench/onehop.py
+	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist python3 bench/http2.py
 	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist python3 bench/filters.py --envoy
 	cargo build --release --locked -p lateen-control --example scale_ads --example sidecar_saving --example push_cost --example network_cost --example machine_rush
 	LATEEN_BIN=$(CARGO_TARGET_DIR)/dist LATEEN_SCALE_ADS=$(CARGO_TARGET_DIR)/release/examples/scale_ads python3 bench/scale.py

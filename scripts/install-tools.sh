@@ -2,7 +2,7 @@
 # Installs what building, testing or benchmarking Lateen needs and the machine lacks.
 #   scripts/install-tools.sh build   linker, nftables, iproute2 (what `make up` needs)
 #   scripts/install-tools.sh test    + kubectl, a stock Envoy (the second engine of the end-to-end tests) and h2spec
-#   scripts/install-tools.sh bench   + nginx, HAProxy, wrk, valgrind
+#   scripts/install-tools.sh bench   + nginx, HAProxy, wrk, h2load, valgrind
 #   scripts/install-tools.sh kubectl a stock kubectl, built from its Go module where the machine has none
 #   scripts/install-tools.sh h2spec  the HTTP/2 conformance suite, built from its Go module
 #   scripts/install-tools.sh kubernetes  etcd, kube-apiserver and kube-controller-manager, built from their Go modules (10 to 25 minutes)
@@ -174,7 +174,7 @@ for goal in "${@:-build}"; do
   case $goal in
     build) need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl ;;
     test)  need cc gcc; need mold mold; need nft nftables; need ip iproute2; need curl curl; need python3 python3 ;;
-    bench) need cc gcc; need mold mold; need nginx nginx-light; need haproxy haproxy; need wrk wrk; need valgrind valgrind; need python3 python3 ;;
+    bench) need cc gcc; need mold mold; need nginx nginx-light; need haproxy haproxy; need wrk wrk; need h2load nghttp2-client; need valgrind valgrind; need python3 python3 ;;
     kubectl | h2spec | kubernetes) ;;
     *) die "unknown goal '$goal' (build, test, bench, kubectl, h2spec, kubernetes)" ;;
   esac

@@ -118,7 +118,8 @@ impl Attempt {
         loop {
             lease.count_last_request(&cluster.stats, &cluster.config.ir.http.common);
             let reused = lease.reused().then(Instant::now);
-            let request = message.again().request(lease.version(), source.body());
+            let mut request = message.again().request(lease.version(), source.body());
+            upstream::listen(&mut request, interim.as_ref());
             match upstream::exchange(&mut lease, request, interim.as_ref()).await {
                 Ok(response) => {
                     let present = Present::of(response.headers());

@@ -37,13 +37,13 @@ const NON_AUTHORITATIVE: ReasonPhrase = ReasonPhrase::from_static(b"Non-Authorit
 /// What Envoy calls a status it has no words for.
 const UNKNOWN_REASON: ReasonPhrase = ReasonPhrase::from_static(b"Unknown");
 
-/// Serves one request.
-pub(crate) async fn serve(
+/// Receives a request, whose answer is awaited.
+pub(crate) fn serve(
     connection: Rc<HttpConnection>,
     mut head: request::Parts,
     body: Incoming,
     beside: Beside,
-) -> Result<Response<ResponseBody>, Unanswered> {
+) -> impl Future<Output = Result<Response<ResponseBody>, Unanswered>> {
     count_request(&connection, &head);
     let asks = head.method == Method::CONNECT || head.headers.contains_key(header::UPGRADE);
     let upgrade = if asks { Upgrade::begin(&mut head, beside.tunnel) } else { None };
@@ -52,16 +52,25 @@ pub(crate) async fn serve(
     context.interim = beside.interim;
     let most = connection.config.hcm.common.max_headers_count;
     let trailers = (context.version == Version::HTTP_2).then_some(most);
-    let source = RequestSource::new(body, connection.buffer_limit as usize, trailers);
-    context.body = Some(source.clone());
-    if present.any(Present::EXPECT) {
+    context.body = Some(RequestSource::new(body, connection.buffer_limit as usize, trailers));
+    // Nothing of what it came in is kept: the future of a request is moved, so its size costs every request.
+    answer(context, upgrade)
+}
+
+async fn answer(
+    mut context: Box<RequestContext>,
+    upgrade: Option<Upgrade>,
+) -> Result<Response<ResponseBody>, Unanswered> {
+    let connection = context.connection.clone();
+    if context.present.any(Present::EXPECT) {
         Box::pin(interim::meet_expectation(&mut context)).await;
     }
-    let limit = connection.config.hcm.request_timeout.filter(|_| !source.ended());
+    let comes = context.body.as_ref().is_some_and(|body| !body.ended());
+    let limit = connection.config.hcm.request_timeout.filter(|_| comes);
     let decided = if limit.is_none() && interim::passed_on(&context).is_none() {
         decide(&mut context, Some(upgrade.is_some())).await
     } else {
-        Box::pin(decide_with_care(&mut context, upgrade.is_some(), &source, limit)).await
+        Box::pin(decide_with_care(&mut context, upgrade.is_some(), limit)).await
     };
     match decided {
         Ok(Decision::Forwarded(answer)) => Ok(respond(context, *answer, upgrade)),
@@ -130,12 +139,12 @@ fn count_request(connection: &HttpConnection, head: &request::Parts) {
 async fn decide_with_care(
     context: &mut RequestContext,
     upgrade: bool,
-    source: &RequestSource,
     limit: Option<Duration>,
 ) -> Result<Decision, Failure> {
-    let decided = match limit {
-        None => decide(context, Some(upgrade)).await,
-        Some(limit) => decide_in_time(context, upgrade, source, limit).await,
+    let source = context.body.clone();
+    let decided = match (limit, source) {
+        (Some(limit), Some(source)) => decide_in_time(context, upgrade, &source, limit).await,
+        _ => decide(context, Some(upgrade)).await,
     };
     if let Some(interim) = interim::passed_on(context).cloned() {
         interim.end_request();
@@ -436,11 +445,11 @@ pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut H
 mod tests {
     use super::*;
 
-    fn future_size<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
+    fn future_size<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 
-    /// hyper moves the future of every request into place, so its size is paid for with each of them.
+    /// The future of every request is moved into place, so its size is paid for with each of them.
     #[test]
     fn the_future_of_a_request_stays_small() {
         // Without optimisation moved values keep both their places.

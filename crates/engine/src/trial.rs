@@ -444,7 +444,9 @@ impl Trial<'_> {
     /// The request of one attempt.
     fn request(&mut self, version: Version) -> Request<RequestBody> {
         let body = self.source.body();
-        self.message().request(version, body)
+        let mut request = self.message().request(version, body);
+        upstream::listen(&mut request, interim::passed_on(self.context));
+        request
     }
 
     /// The message for one attempt.

@@ -503,19 +503,26 @@ impl Attempt<'_> {
     }
 }
 
-/// Sends a request and waits for the head of the answer. `interim`: where what the endpoint says before it is passed on to.
+/// Has what the endpoint says before its answer passed on, when the request goes over HTTP/1.
+pub(crate) fn listen(request: &mut Request<RequestBody>, interim: Option<&Interim>) {
+    if request.version() < Version::HTTP_2
+        && let Some(hear) = interim.map(Interim::listener)
+    {
+        hyper::ext::on_informational(request, move |said| hear(said.status(), said.headers()));
+    }
+}
+
+/// Sends a request and waits for the head of the answer. `interim`: where what the endpoint says before it is passed on to; over
+/// HTTP/1 [`listen`] sees to that.
 pub(crate) async fn exchange(
     lease: &mut Lease,
-    mut request: Request<RequestBody>,
+    request: Request<RequestBody>,
     interim: Option<&Interim>,
 ) -> Result<Response<Incoming>, Broken> {
     let facts = lease.facts();
     facts.requests.set(facts.requests.get() + 1);
     let (reset, unsent) = match lease {
         Lease::Http1 { connection, .. } => {
-            if let Some(hear) = interim.map(Interim::listener) {
-                hyper::ext::on_informational(&mut request, move |said| hear(said.status(), said.headers()));
-            }
             connection.facts.active.set(1);
             match connection.sender.try_send_request(request).await {
                 Ok(response) => return Ok(response.map(Incoming::from)),

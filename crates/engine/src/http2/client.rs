@@ -89,33 +89,36 @@ impl Sender {
     ///
     /// # Errors
     /// `false`: nothing of the request was sent.
-    pub(crate) async fn exchange(
+    pub(crate) fn exchange(
         mut self,
         request: Request<RequestBody>,
         hear: Option<impl Fn(StatusCode, &HeaderMap)>,
-    ) -> Result<Response<Incoming>, (h2::Error, bool)> {
-        let (mut head, body) = request.into_parts();
-        strip(&mut head.headers);
-        let connect = head.method == Method::CONNECT;
-        let ended = !connect && body.is_end_stream();
-        let sent = self.0.send_request(Request::from_parts(head, ()), ended);
-        let (mut response, stream) = sent.map_err(|error| (error, false))?;
-        let (stream, sending) = match (connect, ended) {
-            (true, _) => (Some(stream), None),
-            (false, true) => (None, None),
-            (false, false) => (None, send(stream, body).await),
-        };
-        let answered = poll_fn(|cx| {
-            if let Some(hear) = &hear {
-                heed(&mut response, hear, cx);
-            }
-            Pin::new(&mut response).poll(cx)
-        });
-        let (head, receive) = answered.await.map_err(|error| (error, true))?.into_parts();
-        // From here on the answer decides how long the request is sent.
-        sending.into_iter().for_each(Sending::detach);
-        let body = incoming(&head, receive, stream);
-        Ok(Response::from_parts(head, body))
+    ) -> Pin<Box<impl Future<Output = Result<Response<Incoming>, (h2::Error, bool)>>>> {
+        // Boxed: what awaits it serves HTTP/1 too, and is moved about.
+        Box::pin(async move {
+            let (mut head, body) = request.into_parts();
+            strip(&mut head.headers);
+            let connect = head.method == Method::CONNECT;
+            let ended = !connect && body.is_end_stream();
+            let sent = self.0.send_request(Request::from_parts(head, ()), ended);
+            let (mut response, stream) = sent.map_err(|error| (error, false))?;
+            let (stream, sending) = match (connect, ended) {
+                (true, _) => (Some(stream), None),
+                (false, true) => (None, None),
+                (false, false) => (None, send(stream, body).await),
+            };
+            let answered = poll_fn(|cx| {
+                if let Some(hear) = &hear {
+                    heed(&mut response, hear, cx);
+                }
+                Pin::new(&mut response).poll(cx)
+            });
+            let (head, receive) = answered.await.map_err(|error| (error, true))?.into_parts();
+            // From here on the answer decides how long the request is sent.
+            sending.into_iter().for_each(Sending::detach);
+            let body = incoming(&head, receive, stream);
+            Ok(Response::from_parts(head, body))
+        })
     }
 }
 
