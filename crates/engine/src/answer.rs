@@ -74,7 +74,7 @@ impl UpstreamStream {
 
     /// True when the client had sent its whole request.
     pub(crate) fn request_ended(&self) -> bool {
-        self.source.as_ref().is_none_or(|source| source.ended())
+        self.source.as_ref().is_none_or(|source| source.end_has_come())
     }
 
     /// From the end of the request to the head of the answer.

@@ -18,6 +18,8 @@ pub(crate) struct Asked {
     pub(crate) timeout: Option<Option<Duration>>,
     /// `x-envoy-upstream-rq-timeout-alt-response`: time-outs are answered with 204.
     pub(crate) no_content_on_timeout: bool,
+    /// `x-envoy-upstream-stream-duration-ms`; `Some(None)`: no limit.
+    pub(crate) stream_duration: Option<Option<Duration>>,
     /// `x-envoy-hedge-on-per-try-timeout`
     pub(crate) hedges: Option<bool>,
     /// `x-envoy-upstream-rq-per-try-timeout-ms`; `Some(None)`: no limit.
@@ -50,6 +52,7 @@ impl Asked {
         let names = taken(headers, "x-envoy-retriable-header-names").unwrap_or_default();
         Self {
             timeout: millis(headers, "x-envoy-upstream-rq-timeout-ms"),
+            stream_duration: millis(headers, "x-envoy-upstream-stream-duration-ms"),
             hedges,
             no_content_on_timeout: headers.remove("x-envoy-upstream-rq-timeout-alt-response").is_some(),
             per_try_timeout: millis(headers, "x-envoy-upstream-rq-per-try-timeout-ms"),

@@ -251,6 +251,13 @@ impl RequestSource {
         self.state.get() == SourceState::Ended
     }
 
+    /// The same, though nobody may have asked for the end: whoever sends a body of known length stops at its last byte.
+    pub(crate) fn end_has_come(&self) -> bool {
+        let incoming = self.incoming.borrow();
+        let nothing_left = || incoming.is_end_stream() || incoming.size_hint().exact() == Some(0);
+        self.ended() || (self.state.get() == SourceState::Open && nothing_left())
+    }
+
     /// True once the body broke off.
     pub(crate) fn failed(&self) -> bool {
         self.state.get() == SourceState::Failed
@@ -424,6 +431,11 @@ impl SharedBody {
                     source.keep(data);
                     self.next += 1;
                 } else if let Some(trailers) = frame.trailers_ref() {
+                    // HTTP/1's are not passed on (`enable_trailers`), not over HTTP/2 either.
+                    if source.most_trailers.is_none() {
+                        source.close(SourceState::Ended);
+                        return Poll::Ready(None);
+                    }
                     if source.most_trailers.is_some_and(|most| trailers.len() > most as usize) {
                         source.malformed.set(true);
                         source.close(SourceState::Failed);

@@ -81,6 +81,11 @@ pub(crate) struct LocalCluster {
 }
 
 impl LocalCluster {
+    /// How long a stream to it may last.
+    pub(crate) fn max_stream_duration(&self) -> Option<Duration> {
+        self.config.ir.http.common.max_stream_duration
+    }
+
     /// Hosts of `previous` with the same address and connection settings stay, with their connections.
     pub(crate) fn new(
         config: Arc<ClusterConfig>,
@@ -388,7 +393,9 @@ fn make_balancer(config: &ClusterConfig, hosts: &[Rc<Host>], seed: u64) -> Choic
                     locality_weight: members.weight,
                     weight: endpoint.weight,
                     health: address.map_or(host.health(), |at| config.checked_health(at, host.health())),
-                    excluded: address.is_some_and(|at| config.is_excluded(at)),
+                    // Who leaves is not missed, whoever says so.
+                    excluded: endpoint.health == HealthStatus::Draining
+                        || address.is_some_and(|at| config.is_excluded(at)),
                     hash_key: hashing
                         .map(|hashing| endpoint.hash_key(hashing.use_hostname))
                         .unwrap_or_default(),

@@ -1,22 +1,23 @@
 //! CONNECT that ends here (`connect_config`): a connection of its own to the endpoint, which gets what the tunnel carries as it is.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
-use lateen_ir::{Discovery, Forward};
+use lateen_ir::{Discovery, Forward, RetryPolicy};
 
 use crate::answer::{ActiveRequest, UpstreamStream};
 use crate::breakers::{self, Limited};
 use crate::cluster::Need;
 use crate::context::RequestContext;
-use crate::failure::{Failure, Reset, underscored};
+use crate::failure::{Failure, Flags, Reset, underscored};
 use crate::forward::{idle_timeout, metadata_criteria, request_hash, stream_end};
 use crate::outlier::Outcome;
 use crate::retry;
 use crate::route_stats::of_route;
 use crate::special::Special;
 use crate::stream::Stream;
-use crate::upstream::{self, Broken, Opened, Target};
+use crate::upstream::{self, Opened, Target};
 
 /// A tunnel's far end.
 pub(crate) struct Tunnel {
@@ -46,7 +47,8 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
     let (route, entry) = (context.route.clone(), context.weighted);
     let criteria = route.as_deref().and_then(|route| metadata_criteria(route, entry));
     let need = || Need { destination, name: name.to_str().ok(), hash, criteria, ..Need::default() };
-    let policy = action.retry_policy.clone();
+    let of_host = || context.virtual_host.as_ref()?.retry_policy.clone();
+    let policy = action.retry_policy.clone().or_else(of_host);
     loop {
         context.attempts += 1;
         let mut found = cluster.pick(need(), &mut || worker.random(), &|_| false);
@@ -86,7 +88,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
                     service_time: now.saturating_duration_since(context.started),
                     status: StatusCode::OK,
                     deadline: None,
-                    stream_end: stream_end(context, Some(&cluster)),
+                    stream_end: stream_end(context, cluster.max_stream_duration()),
                     idle_timeout: idle_timeout(context),
                     per_try_idle: None,
                 };
@@ -96,12 +98,18 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
                 host.stats.rq_error.inc();
                 cluster.observe(&host, Outcome::LocalFailure, &worker);
                 context.upstream_failure = reset.transport_reason().map(|reason| underscored(reason).into());
-                let wanted = policy.as_ref().is_some_and(|policy| {
-                    let broken = Broken { reset: reset.clone(), sent: false };
-                    context.attempts <= policy.num_retries
-                        && retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
-                });
-                if !wanted {
+                let retriable = |policy: &Arc<RetryPolicy>| {
+                    retry::after_break(policy.on, retry::Broken::Reset(&reset), false)
+                };
+                let most =
+                    policy.as_ref().filter(|policy| retriable(policy)).map(|policy| policy.num_retries);
+                if most.is_some_and(|most| context.attempts > most) {
+                    context.flags.insert(Flags::UPSTREAM_RETRY_LIMIT);
+                    cluster.stats.upstream_rq_retry_limit_exceeded.inc();
+                    let route = context.route_stats.iter();
+                    route.for_each(|route| route.upstream_rq_retry_limit_exceeded.inc());
+                }
+                if most.is_none_or(|most| context.attempts > most) {
                     return Err(Failure::Upstream { reset, retried });
                 }
                 cluster.stats.upstream_rq_retry.inc();

@@ -265,8 +265,8 @@ impl Failure {
                 *details,
             )),
             // The stream is reset in place of this answer.
-            Self::Reset(_, details) => {
-                closing(Reply::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, *details))
+            Self::Reset(reason, details) => {
+                closing(Reply::new(S::BAD_REQUEST, "", reset_flag(*reason), *details))
             }
             // Nobody reads it; the connection ends with it.
             Self::ClientGone => {
@@ -282,6 +282,15 @@ impl Failure {
             Self::Answered(reply) => (**reply).clone(),
             Self::UpgradeFailed => closing(Reply::new(S::FORBIDDEN, "", Flags::default(), "upgrade_failed")),
         }
+    }
+}
+
+/// The flag of a request whose stream is reset. What its codec could not take in, Envoy takes for reset by the client.
+pub(crate) fn reset_flag(reason: h2::Reason) -> Flags {
+    if reason == h2::Reason::INTERNAL_ERROR {
+        Flags::DOWNSTREAM_REMOTE_RESET
+    } else {
+        Flags::DOWNSTREAM_PROTOCOL_ERROR
     }
 }
 

@@ -177,22 +177,23 @@ impl RequestContext {
     fn response_header(&self, name: &FormatHeader, out: &mut String) -> bool {
         match name {
             FormatHeader::Status => {
-                self.status.or(self.answering).is_some_and(|status| text(out, Some(status.as_str())))
+                self.answering.or(self.status).is_some_and(|status| text(out, Some(status.as_str())))
             }
             _ => named(self.response_headers.as_ref(), name, out),
         }
     }
 
     fn grpc_status(&self, style: GrpcStatusStyle, out: &mut String) -> bool {
+        // Who did not ask by gRPC has none, whatever the service says.
+        if !local_reply::is_grpc(&self.head.headers) {
+            return false;
+        }
         let find = |headers: Option<&HeaderMap>| -> Option<usize> {
             headers?.get("grpc-status")?.to_str().ok()?.parse().ok()
         };
         let in_headers = || find(self.response_headers.as_ref());
         // Without one a gRPC client makes it of the answer's status.
-        let meant = || {
-            let status = self.status.filter(|_| local_reply::is_grpc(&self.head.headers))?;
-            Some(local_reply::grpc_status(status) as usize)
-        };
+        let meant = || Some(local_reply::grpc_status(self.status?) as usize);
         let told = find(self.response_trailers.as_deref()).or_else(in_headers);
         let Some(status) = told.or_else(meant) else {
             return false;

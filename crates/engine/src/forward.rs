@@ -38,8 +38,10 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     context.route_stats = route_stats::of_route(context);
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     // Before the head says to the endpoint what is left of a client's own deadline.
-    let stream_end = stream_end(context, Some(&cluster));
-    let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref());
+    let asked = Asked::take(context);
+    let stream_end =
+        stream_end(context, asked.stream_duration.unwrap_or_else(|| cluster.max_stream_duration()));
+    let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref(), asked);
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     if !action.mirrors.is_empty() {
         mirror::start(context, action, &source, timeout);
@@ -126,8 +128,12 @@ struct Terms {
 }
 
 /// The terms of the route and of what the request asks for; the head is brought into the form in which it is sent.
-fn terms(context: &mut RequestContext, action: &Forward, weighted: Option<&WeightedEntry>) -> Terms {
-    let asked = Asked::take(context);
+fn terms(
+    context: &mut RequestContext,
+    action: &Forward,
+    weighted: Option<&WeightedEntry>,
+    asked: Asked,
+) -> Terms {
     let timeout = asked.timeout.unwrap_or_else(|| timeout_of_route(context, action));
     context.no_content_on_timeout = asked.no_content_on_timeout;
     let hedges = asked.hedges.unwrap_or(action.hedge_on_per_try_timeout);
@@ -235,10 +241,10 @@ pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
     of_route.unwrap_or(context.connection.config.hcm.stream_idle_timeout)
 }
 
-/// `max_stream_duration` of the route, the cluster or the connection manager, or a gRPC client's own deadline.
-pub(crate) fn stream_end(context: &RequestContext, cluster: Option<&LocalCluster>) -> Option<Instant> {
-    let of_cluster = cluster.and_then(|cluster| cluster.config.ir.http.common.max_stream_duration);
-    let limits = [stream_limit(context), of_cluster];
+/// `max_stream_duration` of the route or the connection manager, or a gRPC client's own deadline; `upstream` is what the request asks
+/// for (`x-envoy-upstream-stream-duration-ms`), or else the cluster's.
+pub(crate) fn stream_end(context: &RequestContext, upstream: Option<Duration>) -> Option<Instant> {
+    let limits = [stream_limit(context), upstream];
     limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min().map(|limit| context.started + limit)
 }
 

@@ -31,7 +31,8 @@ pub(crate) fn hop_by_hop(headers: &mut HeaderMap, present: Present, upgrade: boo
         (Present::PROXY_CONNECTION, PROXY_CONNECTION),
     ];
     remove_present(headers, present, names);
-    if present.any(Present::TE)
+    if !upgrade
+        && present.any(Present::TE)
         && let Some(te) = headers.get(header::TE)
     {
         if contains_token(te.as_bytes(), b"trailers") {

@@ -13,7 +13,7 @@ use crate::answer::Answer;
 use crate::body::{RequestSource, ResponseBody};
 use crate::connect::Tunnel;
 use crate::context::{HttpConnection, RequestContext};
-use crate::failure::{Failure, Flags};
+use crate::failure::{self, Failure};
 use crate::filters::{self, Flow};
 use crate::hop_by_hop;
 use crate::http2::Beside;
@@ -80,7 +80,7 @@ async fn answer(
         // Its end finds no answer and says so.
         Err(Failure::ClientGone) => Err(Unanswered::Gone),
         Err(Failure::Reset(reason, details)) => {
-            context.flags.insert(Flags::DOWNSTREAM_PROTOCOL_ERROR);
+            context.flags.insert(failure::reset_flag(reason));
             context.details = details.into();
             context.completed();
             connection.stats.downstream_rq_tx_reset.inc();
@@ -188,10 +188,6 @@ fn prepare(context: &mut RequestContext, upgrade: bool) -> Result<Option<Respons
         }
         return Ok(Some(redirect::to_normalised_path(context, &path)));
     }
-    if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
-        context.connection.stats.downstream_rq_non_relative_path.inc();
-        return Err(Failure::NotAPath);
-    }
     // Step 6.
     route_again(context);
     if upgrade && !upgrade_allowed(context) {
@@ -236,7 +232,7 @@ async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<D
         Action::Forward(action) => {
             let terminates = |config: &lateen_ir::UpgradeConfig| config.terminates;
             if context.head.method == Method::CONNECT
-                && upgrade::allowed(context, action).is_some_and(terminates)
+                && upgrade::allowed(context, &action.upgrades).is_some_and(terminates)
             {
                 return Ok(Decision::Tunnel(Box::pin(connect::connect(context, action)).await?));
             }
@@ -258,12 +254,15 @@ async fn decide(context: &mut RequestContext, upgrade: Option<bool>) -> Result<D
     }
 }
 
-/// Whether the route, if it forwards, lets the client change the protocol.
+/// Whether the route, if it forwards, or else the connection manager lets the client change the protocol.
 fn upgrade_allowed(context: &RequestContext) -> bool {
-    match context.route.as_ref().map(|route| &route.action) {
-        Some(Action::Forward(action)) => upgrade::allowed(context, action).is_some(),
-        _ => true,
-    }
+    let of_route = match context.route.as_ref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => &action.upgrades[..],
+        Some(_) => &[],
+        // Filters have their say, and then there is no route.
+        None => return true,
+    };
+    upgrade::allowed(context, of_route).is_some()
 }
 
 /// Routes the request as it is now; false when there is no route.
@@ -328,7 +327,8 @@ fn respond(
     let connection = context.connection.clone();
     let hcm = &connection.config.hcm;
     let suppress = hcm.router().is_some_and(|router| router.suppress_envoy_headers);
-    let refused = !switching && context.head.method == Method::CONNECT;
+    let asked = upgrade.is_some() && context.version < Version::HTTP_2;
+    let refused = !switching && (asked || context.head.method == Method::CONNECT);
     if refused {
         // What the client may have sent for the tunnel must not be taken for a request.
         connection.closing.set(true);
@@ -338,7 +338,7 @@ fn respond(
         if context.version < Version::HTTP_2 {
             connection.closing.set(true);
         }
-    } else if !suppress && !switching {
+    } else if !suppress && upgrade.is_none() {
         let millis = small_number(stream.service_time().as_millis() as u64);
         head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, millis);
     }

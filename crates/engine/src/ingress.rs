@@ -74,8 +74,10 @@ pub(crate) fn receive(
         None => head.headers.get(header::HOST).cloned(),
     };
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let secure = connection.info.tls.is_some()
-        || (head.uri.scheme_str() == Some("https") && head.version == Version::HTTP_2);
+    let secure = head
+        .uri
+        .scheme_str()
+        .map_or(connection.info.tls.is_some(), |scheme| scheme.eq_ignore_ascii_case("https"));
     Box::new(RequestContext {
         connection: connection.clone(),
         view: connection.worker.view(),
@@ -137,6 +139,11 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
         check_http2(context, hcm)?;
     }
     check(context, hcm)?;
+    if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
+        connection.stats.downstream_rq_non_relative_path.inc();
+        return Err(Failure::NotAPath);
+    }
+    let told = context.head.uri.scheme().is_some();
     context.head.uri = http::Uri::default();
     if context.version == Version::HTTP_2 && present.any(Present::COOKIE) {
         join_cookies(&mut context.head.headers);
@@ -169,7 +176,7 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
         }
     }
     strip_authority(context, hcm);
-    trusted_headers(context, hcm);
+    trusted_headers(context, hcm, told);
     Ok(Normalised::Go)
 }
 
@@ -261,7 +268,8 @@ pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
             .any(|value| contains_token(value.as_bytes(), b"upgrade"))
 }
 
-fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
+/// `told`: the request says its scheme itself (HTTP/2, absolute URLs), which `x-forwarded-proto` does not change.
+fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager, told: bool) {
     let connection = context.connection.clone();
     let peer = &connection.info.peer;
     let present = context.present;
@@ -297,15 +305,14 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
         {
             append_forwarded_for(headers, text);
         }
-        if hcm.xff_num_trusted_hops == 0 || !present.any(Present::FORWARDED_PROTO) {
-            let scheme = if connection.info.tls.is_some() { "https" } else { "http" };
-            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-        }
-    } else if !present.any(Present::FORWARDED_PROTO) {
-        let scheme = if context.secure { "https" } else { "http" };
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     let distrusted = hcm.use_remote_address && hcm.xff_num_trusted_hops == 0;
+    let tls = connection.info.tls.is_some();
+    let forwarded_proto = present.any(Present::FORWARDED_PROTO) && !distrusted;
+    if !forwarded_proto {
+        let scheme = if tls { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
     if hcm.append_x_forwarded_port
         && (distrusted || !headers.contains_key(X_FORWARDED_PORT))
         && let Some(port) = connection.info.local.port()
@@ -315,11 +322,11 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     if let Some(scheme) = hcm.scheme_to_overwrite {
         let scheme = if scheme == Scheme::Https { "https" } else { "http" };
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    }
-    if present.any(Present::FORWARDED_PROTO) || hcm.scheme_to_overwrite.is_some() {
-        context.secure = headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme.as_bytes() == b"https");
-    } else if hcm.use_remote_address {
-        context.secure = connection.info.tls.is_some();
+        context.secure = scheme == "https";
+    } else if forwarded_proto && !told {
+        let value = headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes).unwrap_or_default();
+        context.secure =
+            value.eq_ignore_ascii_case(b"https") || (tls && !value.eq_ignore_ascii_case(b"http"));
     }
     let internal = single_hop && hcm.is_internal(&context.client);
     let edge = !internal && hcm.use_remote_address;

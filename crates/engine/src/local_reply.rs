@@ -11,7 +11,7 @@ use lateen_ir::{BodyFormat, BodyText, LocalReplyMapper};
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
 use crate::failure::Failure;
-use crate::forward::weighted_entry;
+use crate::forward::{suppresses, weighted_entry};
 use crate::header_mutations;
 use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, name_status};
 use crate::{filters, log_filter, render};
@@ -38,7 +38,7 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     } else if !response.headers().contains_key(header::CONTENT_TYPE) {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
-    if reply.overloaded {
+    if reply.overloaded && !suppresses(&context) {
         response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
     }
     if reply.close && context.version != Version::HTTP_2 {
@@ -64,6 +64,8 @@ fn finish_with(
     grpc_status: Option<u32>,
     of_route: bool,
 ) -> Response<ResponseBody> {
+    // What kind of text it is, is said at the end, as with Envoy, unless something else has been said by then.
+    let kind = response.headers_mut().remove(header::CONTENT_TYPE);
     // The router tells how often it tried.
     let tells = context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response);
     if tells && context.attempts > 0 {
@@ -77,6 +79,7 @@ fn finish_with(
             route.as_deref().zip(context.weighted).and_then(|(route, index)| weighted_entry(route, index));
         let weighted = weighted.map(|entry| &entry.response_headers);
         header_mutations::mutate_response(&mut context, weighted, response.headers_mut());
+        context.answering = None;
     }
     context.status = Some(response.status());
     if context.local_reply.is_none() {
@@ -84,6 +87,9 @@ fn finish_with(
         context.local_reply = Some(text.into());
     }
     map_reply(&mut context, &mut response);
+    if let Some(kind) = kind {
+        response.headers_mut().entry(header::CONTENT_TYPE).or_insert(kind);
+    }
     if is_grpc(&context.head.headers) {
         let head = context.head.method == Method::HEAD;
         as_grpc(&mut response, grpc_status, head);
@@ -106,8 +112,8 @@ pub(crate) fn finish_as_is(
         *response.body_mut() = ResponseBody::Empty;
     }
     // What is left of a body that nobody will read must not be taken for the next request, nor what was meant for a tunnel.
-    let rest =
-        context.body.as_ref().is_some_and(|body| !body.ended()) || context.head.method == Method::CONNECT;
+    let tunnel = context.head.method == Method::CONNECT || context.head.headers.contains_key(header::UPGRADE);
+    let rest = tunnel || context.body.as_ref().is_some_and(|body| !body.ended());
     if context.version < Version::HTTP_2 && rest {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -137,7 +143,8 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("application/grpc"))
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+        // Other parameters make it something else, as for Envoy.
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
 }
 
 /// The body of a reply.
@@ -205,9 +212,12 @@ fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>
     if config.mappers.is_empty() && config.body_format.is_none() {
         return;
     }
+    // Formats tell of the answer as it is so far.
+    context.response_headers = Some(response.headers().clone());
     let mapper = config.mappers.iter().find(|mapper| log_filter::passes(&mapper.filter, context));
     if let Some(mapper) = mapper {
         apply_mapper(context, mapper, response);
+        context.response_headers = Some(response.headers().clone());
     }
     let format = mapper.and_then(|mapper| mapper.body_format.as_ref()).or(config.body_format.as_ref());
     if let Some(format) = format {
@@ -223,16 +233,17 @@ fn apply_mapper(
     mapper: &LocalReplyMapper,
     response: &mut Response<ResponseBody>,
 ) {
-    if let Some(status) = mapper.status.and_then(|status| StatusCode::from_u16(status).ok()) {
-        *response.status_mut() = status;
-        context.status = Some(status);
-    }
     if let Some(body) = &mapper.body {
         context.local_reply = Some(Cow::Owned(body.to_string()));
         *response.body_mut() = ResponseBody::text(Bytes::copy_from_slice(body.as_bytes()));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
     header_mutations::add_all(&mapper.headers_to_add, response.headers_mut(), context);
+    // Headers are still told the old one.
+    if let Some(status) = mapper.status.and_then(|status| StatusCode::from_u16(status).ok()) {
+        *response.status_mut() = status;
+        context.status = Some(status);
+    }
 }
 
 pub(crate) fn format_body(context: &RequestContext, format: &BodyFormat) -> String {
@@ -264,6 +275,7 @@ mod tests {
             ("application/grpc", true),
             ("application/grpc+proto", true),
             ("application/grpc-web", false),
+            ("application/grpc;charset=utf-8", false),
             ("text/plain", false),
         ] {
             let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]);

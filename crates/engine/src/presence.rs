@@ -89,7 +89,8 @@ impl Present {
             | "retry-on"
             | "upstream-rq-per-try-timeout-ms"
             | "upstream-rq-timeout-alt-response"
-            | "upstream-rq-timeout-ms" => Self::ENVOY.and(Self::ASKING),
+            | "upstream-rq-timeout-ms"
+            | "upstream-stream-duration-ms" => Self::ENVOY.and(Self::ASKING),
             _ => Self::ENVOY,
         }
     }

@@ -35,7 +35,7 @@ enum Header {
     Absent,
     /// So many bytes; `None`: the connection's own ends count (`LOCAL`, `UNKNOWN`).
     Found(usize, ProxyProtocolVersion, Option<Ends>),
-    Broken,
+    Broken(ProxyProtocolVersion),
 }
 
 /// Takes the header off a stream. `Ok(None)`: the connection's own ends count.
@@ -44,14 +44,14 @@ enum Header {
 /// When the header is broken, missing or of a version that is not taken.
 pub(crate) async fn read(stream: &mut Stream, filter: ProxyProtocolFilter) -> io::Result<Option<Ends>> {
     let bad = |reason| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    let taken = |version| match version {
+        ProxyProtocolVersion::V1 => filter.v1,
+        ProxyProtocolVersion::V2 => filter.v2,
+    };
     loop {
         match parse(stream.ahead()) {
             Header::Found(length, version, ends) => {
-                let taken = match version {
-                    ProxyProtocolVersion::V1 => filter.v1,
-                    ProxyProtocolVersion::V2 => filter.v2,
-                };
-                if taken {
+                if taken(version) {
                     stream.skip(length);
                     return Ok(ends);
                 }
@@ -60,7 +60,8 @@ pub(crate) async fn read(stream: &mut Stream, filter: ProxyProtocolFilter) -> io
             }
             Header::Absent if filter.optional => return Ok(None),
             Header::Absent => return bad("no PROXY protocol header"),
-            Header::Broken => return bad("broken PROXY protocol header"),
+            Header::Broken(version) if filter.optional && !taken(version) => return Ok(None),
+            Header::Broken(_) => return bad("broken PROXY protocol header"),
             Header::NeedMore => {
                 if stream.read_ahead(V2_HEAD + V2_MOST).await? == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -86,9 +87,9 @@ fn parse(bytes: &[u8]) -> Header {
     match line {
         Some(end) => match parse_v1(&bytes[..end]) {
             Some(ends) => Header::Found(end + 2, ProxyProtocolVersion::V1, ends),
-            None => Header::Broken,
+            None => Header::Broken(ProxyProtocolVersion::V1),
         },
-        None if bytes.len() >= V1_MOST => Header::Broken,
+        None if bytes.len() >= V1_MOST => Header::Broken(ProxyProtocolVersion::V1),
         None => Header::NeedMore,
     }
 }
@@ -124,7 +125,7 @@ fn parse_v2(bytes: &[u8]) -> Header {
     let (version, command) = (bytes[12] >> 4, bytes[12] & 0xf);
     let length = usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
     if version != 2 || length > V2_MOST {
-        return Header::Broken;
+        return Header::Broken(ProxyProtocolVersion::V2);
     }
     let whole = V2_HEAD + length;
     if bytes.len() < whole {
@@ -134,7 +135,7 @@ fn parse_v2(bytes: &[u8]) -> Header {
     match command {
         0 => return found(None),
         1 => {}
-        _ => return Header::Broken,
+        _ => return Header::Broken(ProxyProtocolVersion::V2),
     }
     let body = &bytes[V2_HEAD..whole];
     let port = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
@@ -157,7 +158,7 @@ fn parse_v2(bytes: &[u8]) -> Header {
                 destination: (address(16), port(34)).into(),
             }))
         }
-        _ => Header::Broken,
+        _ => Header::Broken(ProxyProtocolVersion::V2),
     }
 }
 
@@ -271,7 +272,7 @@ mod tests {
             &[V2.as_slice(), &[0x21, 0x12, 0, 0]].concat(),
             &[V2.as_slice(), &[0x21, 0x11, 0, 2, 0, 0]].concat(),
         ] {
-            assert_eq!(parse(bytes), Header::Broken, "{:?}", String::from_utf8_lossy(bytes));
+            assert!(matches!(parse(bytes), Header::Broken(_)), "{:?}", String::from_utf8_lossy(bytes));
         }
         assert_eq!(parse(b"GET / HTTP/1.1"), Header::Absent);
     }

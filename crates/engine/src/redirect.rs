@@ -15,6 +15,7 @@ use crate::body::ResponseBody;
 use crate::context::RequestContext;
 use crate::forward::suppresses;
 use crate::http_request::request_view;
+use crate::ingress::X_FORWARDED_PROTO;
 use crate::local_reply::format_body;
 use crate::rewrite;
 
@@ -96,7 +97,9 @@ pub(crate) fn required_https(context: &RequestContext, required: RequireTls) -> 
         RequireTls::ExternalOnly => external_only,
         RequireTls::All => true,
     };
-    if !wanted || context.secure {
+    // It is about the connection, whatever scheme the request's own URL has.
+    let secure = context.head.headers.get(X_FORWARDED_PROTO).is_some_and(|scheme| scheme == "https");
+    if !wanted || secure {
         return None;
     }
     Some(Arc::new(Route {

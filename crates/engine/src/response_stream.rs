@@ -43,6 +43,11 @@ impl ResponseStream {
         this
     }
 
+    fn comes_over_http1(&self) -> bool {
+        let version = self.open.as_ref().and_then(|open| open.context.upstream_version);
+        version.is_some_and(|version| version < Version::HTTP_2)
+    }
+
     /// The answer is over: cleanly, or with a flag and detail.
     fn end(&mut self, trouble: Option<(Flags, &'static str)>) {
         let Some(mut open) = self.open.take() else { return };
@@ -66,6 +71,11 @@ impl ResponseStream {
             Some(throttle) => throttle.poll_frame(&mut self.body, cx),
         };
         match polled {
+            // HTTP/1's are not passed on (`enable_trailers`), not over HTTP/2 either.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() && self.comes_over_http1() => {
+                self.end(None);
+                Poll::Ready(None)
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(open) = &mut self.open {
                     if let Some(data) = frame.data_ref() {

@@ -8,7 +8,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Extensions, HeaderMap, Method, Request, StatusCode, Version, request};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use lateen_ir::{Forward, UpgradeConfig};
+use lateen_ir::UpgradeConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
@@ -82,7 +82,10 @@ fn say_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// What the route or else the connection manager says about what the client wishes; `None`: it is not allowed.
-pub(crate) fn allowed<'a>(context: &'a RequestContext, action: &'a Forward) -> Option<&'a UpgradeConfig> {
+pub(crate) fn allowed<'a>(
+    context: &'a RequestContext,
+    of_route: &'a [UpgradeConfig],
+) -> Option<&'a UpgradeConfig> {
     let wanted = if context.head.method == Method::CONNECT {
         b"connect"
     } else {
@@ -92,7 +95,7 @@ pub(crate) fn allowed<'a>(context: &'a RequestContext, action: &'a Forward) -> O
         configs.iter().find(|config| config.upgrade_type.as_bytes().eq_ignore_ascii_case(wanted))
     };
     let of_manager = || find(&context.connection.config.hcm.upgrades);
-    find(&action.upgrades).or_else(of_manager).filter(|config| config.enabled)
+    find(of_route).or_else(of_manager).filter(|config| config.enabled)
 }
 
 /// Gives a request that is sent over HTTP/2 the form a wish has there. `true`: it is an extended CONNECT.

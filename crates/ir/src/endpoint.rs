@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::common::Fraction;
 use crate::health_check::EndpointHealthCheck;
 
 /// Envoy's `ClusterLoadAssignment`.
@@ -16,19 +15,8 @@ pub struct ClusterLoadAssignment {
     pub priorities: Vec<Vec<LocalityEndpoints>>,
     /// A priority counts as fully healthy at `100 / (this / 100)` percent healthy endpoints. Default 140.
     pub overprovisioning_factor: u32,
-    /// Shares of requests dropped on purpose.
-    pub drop_overloads: Vec<DropOverload>,
     /// Health of a priority counts weights instead of hosts.
     pub weighted_priority_health: bool,
-}
-
-/// `Policy.DropOverload`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DropOverload {
-    /// Why, for stats.
-    pub category: Arc<str>,
-    /// How many.
-    pub drop: Fraction,
 }
 
 /// A locality of endpoints.

@@ -79,11 +79,15 @@ impl Redirect {
             None => authority.rfind(':'),
         };
         let Some(end) = end else { return authority };
-        let default = match request.scheme {
-            "https" => ":443",
-            _ => ":80",
+        // By what is said of the connection; a URL of the request's own may have another scheme.
+        let forwarded = request.headers.get("x-forwarded-proto").and_then(|scheme| scheme.to_str().ok());
+        let forwarded = forwarded.unwrap_or(request.scheme);
+        let default = match forwarded {
+            "https" => Some(":443"),
+            "http" => Some(":80"),
+            _ => None,
         };
-        let changes = scheme != request.scheme && &authority[end..] == default;
+        let changes = scheme != forwarded && Some(&authority[end..]) == default;
         if self.port.is_some() || (changes && !self.keep_port) { &authority[..end] } else { authority }
     }
 }

@@ -185,12 +185,12 @@ impl RouteMatcher {
     }
 }
 
-/// `application/grpc`, alone or with a suffix or parameters.
+/// `application/grpc`, alone or with a suffix. With parameters it is something else, as for Envoy.
 fn is_grpc(headers: &http::HeaderMap) -> bool {
     let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     content_type
         .and_then(|value| value.strip_prefix("application/grpc"))
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('+') || rest.starts_with(';'))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
 }
 
 impl PathMatcher {

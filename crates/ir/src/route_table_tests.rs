@@ -177,7 +177,7 @@ fn the_first_matching_route_is_used() {
     for (value, expected) in [
         ("application/grpc", "grpc"),
         ("application/grpc+proto", "grpc"),
-        ("application/grpc;x", "grpc"),
+        ("application/grpc;x", "half"),
         ("application/grpc-web", "half"),
     ] {
         headers.insert("content-type", HeaderValue::from_static(value));

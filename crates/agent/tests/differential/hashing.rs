@@ -33,6 +33,18 @@ fn clusters(backends: &[Backend]) -> Vec<(&'static str, Value)> {
             { "typed_extension_config": { "name": kind, "typed_config": config } },
         ] } })
     };
+    let sevenths = |health: &[&str]| -> Vec<Value> {
+        let all = backends.iter().zip([7, 1, 1, 7, 1]).enumerate();
+        all.map(|(n, (backend, weight))| {
+            let health = health.get(n).unwrap_or(&"HEALTHY");
+            backend.endpoint(json!({ "load_balancing_weight": weight, "health_status": health }))
+        })
+        .collect()
+    };
+    let panicking = |name: &str, health: [&str; 5]| {
+        let panics = json!({ "lb_policy": "MAGLEV", "common_lb_config": { "healthy_panic_threshold": { "value": 100 } } });
+        cluster(name, sevenths(&health), panics)
+    };
     let ring = json!({ "lb_policy": "RING_HASH" });
     let murmur = json!({ "lb_policy": "RING_HASH", "ring_hash_lb_config": { "hash_function": "MURMUR_HASH_2", "minimum_ring_size": 64, "maximum_ring_size": 100 } });
     let maglev = json!({ "lb_policy": "MAGLEV" });
@@ -49,8 +61,13 @@ fn clusters(backends: &[Backend]) -> Vec<(&'static str, Value)> {
         ("ring-keyed", cluster("ring-keyed", keyed.clone(), ring)),
         ("ring-localities", cluster("ring-localities", plain.clone(), localities)),
         ("maglev", cluster("maglev", plain.clone(), maglev.clone())),
-        ("maglev-weighted", cluster("maglev-weighted", weighted.clone(), maglev)),
+        ("maglev-weighted", cluster("maglev-weighted", weighted.clone(), maglev.clone())),
         ("maglev-named", cluster("maglev-named", keyed, by_name)),
+        ("maglev-sevenths", cluster("maglev-sevenths", sevenths(&[]), maglev.clone())),
+        (
+            "maglev-panic",
+            panicking("maglev-panic", ["HEALTHY", "DRAINING", "TIMEOUT", "DEGRADED", "HEALTHY"]),
+        ),
         (
             "maglev-small",
             cluster("maglev-small", weighted, extension("maglev.v3.Maglev", json!({ "table_size": 11 }))),

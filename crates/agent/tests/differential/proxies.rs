@@ -201,7 +201,9 @@ fn routes() -> Value {
     })
 }
 
-pub(crate) fn listener(name: &str, port: u16, more: Value, log: &Path) -> Value {
+/// `more` is the manager's, but for its member `listener`, which is the listener's.
+pub(crate) fn listener(name: &str, port: u16, mut more: Value, log: &Path) -> Value {
+    let own = more.as_object_mut().and_then(|more| more.remove("listener"));
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
@@ -210,10 +212,11 @@ pub(crate) fn listener(name: &str, port: u16, more: Value, log: &Path) -> Value 
         "http_filters": [router()],
     });
     merge(&mut manager, more);
-    json!({
+    let listener = json!({
         "name": name, "address": address(port),
         "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }] }],
-    })
+    });
+    merged(listener, own.unwrap_or_else(|| json!({})))
 }
 
 fn tcp_listener(name: &str, port: u16, cluster: &str, log: &Path) -> Value {
@@ -282,7 +285,7 @@ impl Proxy {
 
     async fn start(
         envoy: bool,
-        wanted: Vec<(&'static str, Value)>,
+        (wanted, clusters): (Vec<(&'static str, Value)>, Vec<Value>),
         mut free: Vec<u16>,
         folder: &Path,
         service: SocketAddr,
@@ -303,7 +306,7 @@ impl Proxy {
         } } });
         // Cases go on side by side.
         let many_retries = || json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 100 }] } });
-        let bootstrap = json!({
+        let mut bootstrap = json!({
             "node": { "id": "differential", "cluster": "tests" },
             "admin": { "address": address(admin) },
             "static_resources": {
@@ -324,6 +327,7 @@ impl Proxy {
                 ],
             },
         });
+        bootstrap["static_resources"]["clusters"].as_array_mut().unwrap().extend(clusters);
         Self::launch(envoy, &bootstrap, folder, ports, admin).await
     }
 
@@ -413,6 +417,11 @@ impl Pair {
 
     /// With these listeners.
     pub(crate) async fn start_with(wanted: Vec<(&'static str, Value)>) -> Self {
+        Self::start_beside(wanted, Vec::new()).await
+    }
+
+    /// With these listeners, and these clusters beside those there always are.
+    pub(crate) async fn start_beside(wanted: Vec<(&'static str, Value)>, clusters: Vec<Value>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let service = service::start().await;
         let http2 = [
@@ -429,8 +438,16 @@ impl Pair {
         let mut ports = free_ports(2 * Proxy::ports(wanted.len()));
         let others = ports.split_off(Proxy::ports(wanted.len()));
         let (envoy, lateen) = tokio::join!(
-            Proxy::start(true, wanted.clone(), ports, folder.path(), service, http2, mirrors[0]),
-            Proxy::start(false, wanted, others, folder.path(), service, http2, mirrors[1])
+            Proxy::start(
+                true,
+                (wanted.clone(), clusters.clone()),
+                ports,
+                folder.path(),
+                service,
+                http2,
+                mirrors[0]
+            ),
+            Proxy::start(false, (wanted, clusters), others, folder.path(), service, http2, mirrors[1])
         );
         Self { proxies: [envoy, lateen], _folder: folder }
     }

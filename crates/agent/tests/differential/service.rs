@@ -53,6 +53,16 @@ pub(crate) async fn start_mirror() -> SocketAddr {
 async fn start_with(record: Option<Record>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    accept(listener, record);
+    address
+}
+
+/// Serves there until the test ends.
+pub(crate) fn serve_at(listener: TcpListener) {
+    accept(listener, None);
+}
+
+fn accept(listener: TcpListener, record: Option<Record>) {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
@@ -61,7 +71,6 @@ async fn start_with(record: Option<Record>) -> SocketAddr {
             tokio::spawn(async move { drop(serve(stream, record).await) });
         }
     });
-    address
 }
 
 async fn head(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {

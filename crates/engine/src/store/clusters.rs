@@ -219,7 +219,6 @@ fn no_endpoints(cluster: &Arc<str>) -> ir::ClusterLoadAssignment {
         cluster_name: cluster.clone(),
         priorities: Vec::new(),
         overprovisioning_factor: 140,
-        drop_overloads: Vec::new(),
         weighted_priority_health: false,
     }
 }

@@ -9,13 +9,11 @@ use proto::cluster_load_assignment::Policy;
 
 use super::health_check::endpoint_health_check;
 use super::values::{
-    Converted, enumeration, fraction, host_and_port, number, optional, pipe, required, socket_address, text,
+    Converted, enumeration, host_and_port, number, optional, pipe, required, socket_address, text,
 };
 use crate::error::At;
 use crate::support::fields;
-use crate::{
-    ClusterLoadAssignment, DropOverload, Endpoint, EndpointAddress, HealthStatus, Locality, LocalityEndpoints,
-};
+use crate::{ClusterLoadAssignment, Endpoint, EndpointAddress, HealthStatus, Locality, LocalityEndpoints};
 
 const MAX_PRIORITY: u32 = 128;
 const OVERPROVISIONING: u32 = 140;
@@ -47,38 +45,32 @@ pub(super) fn load_assignment(
         }
         priorities[priority].push(locality);
     }
-    let (drop_overloads, overprovisioning_factor, weighted_priority_health) = match policy {
-        None => (Vec::new(), OVERPROVISIONING, false),
+    let (overprovisioning_factor, weighted_priority_health) = match policy {
+        None => (OVERPROVISIONING, false),
         Some(policy) => self::policy(&at.field("policy"), policy)?,
     };
     Ok(ClusterLoadAssignment {
         cluster_name: cluster_name.into(),
         priorities,
         overprovisioning_factor,
-        drop_overloads,
         weighted_priority_health,
     })
 }
 
-fn policy(at: &At<'_>, message: Policy) -> Converted<(Vec<DropOverload>, u32, bool)> {
+fn policy(at: &At<'_>, message: Policy) -> Converted<(u32, bool)> {
     fields!(at, message => Policy {
-        used { drop_overloads, overprovisioning_factor, weighted_priority_health }
+        used { overprovisioning_factor, weighted_priority_health }
         inert {}
-        rejected { endpoint_stale_after = "endpoints that grow stale" }
+        rejected {
+            drop_overloads = "dropping a share of the requests",
+            endpoint_stale_after = "endpoints that grow stale",
+        }
     });
     let factor = number(overprovisioning_factor).unwrap_or(OVERPROVISIONING);
     if factor == 0 {
         return Err(at.error_in("overprovisioning_factor", "must be greater than 0"));
     }
-    let drops = drop_overloads.into_iter().enumerate().map(|(index, drop)| {
-        let at = at.index("drop_overloads", index);
-        let percent = required(&at, "drop_percentage", drop.drop_percentage)?;
-        Ok(DropOverload {
-            category: drop.category.into(),
-            drop: fraction(&at.field("drop_percentage"), percent)?,
-        })
-    });
-    Ok((drops.collect::<Converted<_>>()?, factor, weighted_priority_health))
+    Ok((factor, weighted_priority_health))
 }
 
 fn locality_endpoints(
@@ -163,10 +155,16 @@ fn lb_endpoint(at: &At<'_>, message: proto::LbEndpoint, names: Names) -> Convert
             socket_address(&at.index("additional_addresses", index).field("address"), additional.address)
         })
         .collect::<Converted<_>>()?;
+    let address = endpoint_address(&at.field("address"), address, names)?;
+    // Where names stand for endpoints, an address is its own.
+    let own_name = || match (&address, names) {
+        (EndpointAddress::Socket(address), Names::Allowed) => Some(address.ip().to_string().into()),
+        _ => None,
+    };
     Ok(Endpoint {
-        address: endpoint_address(&at.field("address"), address, names)?,
+        hostname: optional(hostname).or_else(own_name),
+        address,
         additional_addresses,
-        hostname: optional(hostname),
         weight,
         health_check: health_check_config
             .map(|config| endpoint_health_check(&at.field("health_check_config"), config).map(Arc::new))

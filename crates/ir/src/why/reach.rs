@@ -81,7 +81,6 @@ impl ProxyView {
             cluster_name: cluster.name.clone(),
             priorities: Vec::new(),
             overprovisioning_factor: 140,
-            drop_overloads: Vec::new(),
             weighted_priority_health: false,
         };
         let (kind, assignment) = match &cluster.discovery {

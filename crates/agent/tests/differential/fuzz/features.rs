@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::random::{Dice, format, header_match, string_match, to_add};
+use super::tokens;
 use crate::proxies::router;
 
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.http";
@@ -15,8 +16,9 @@ fn whole(numerator: u32) -> Value {
 pub(super) fn filters(dice: &mut Dice) -> Value {
     let mut all = Vec::new();
     for _ in 0..dice.0.usize(..3) {
-        all.push(match dice.0.u8(..5) {
+        all.push(match dice.0.u8(..7) {
             0 | 1 => rbac(dice),
+            3 | 4 => tokens::filter(dice),
             2 => json!({ "name": "envoy.filters.http.fault", "typed_config": fault(dice) }),
             _ => json!({ "name": "envoy.filters.http.cors", "typed_config": { "@type": format!("{FILTERS}.cors.v3.Cors") } }),
         });
@@ -24,7 +26,9 @@ pub(super) fn filters(dice: &mut Dice) -> Value {
     // Twice the same would be two filters with one name.
     let mut names = std::collections::BTreeSet::new();
     all.retain(|filter| names.insert(filter["name"].to_string()));
-    all.push(router());
+    let mut router = router();
+    dice.sometimes(6, &mut router["typed_config"], "suppress_envoy_headers", |_| json!(true));
+    all.push(router);
     json!(all)
 }
 
@@ -38,6 +42,7 @@ pub(super) fn per_filter(dice: &mut Dice) -> Value {
         rules.as_object_mut().unwrap().remove("@type");
         json!({ "@type": format!("{FILTERS}.rbac.v3.RBACPerRoute"), "rbac": rules })
     });
+    dice.sometimes(5, &mut all, "envoy.filters.http.jwt_authn", tokens::per_route);
     all
 }
 
@@ -89,15 +94,28 @@ fn permission(dice: &mut Dice, depth: usize) -> Value {
 }
 
 fn principal(dice: &mut Dice, depth: usize) -> Value {
-    match dice.0.u8(..if depth == 0 { 5 } else { 7 }) {
+    match dice.0.u8(..if depth == 0 { 6 } else { 8 }) {
         0 => json!({ "any": true }),
+        5 => of_token(dice),
         1 => json!({ "header": header_match(dice) }),
         2 => json!({ "url_path": { "path": string_match(dice) } }),
         3 => json!({ "direct_remote_ip": { "address_prefix": "127.0.0.0", "prefix_len": 8 } }),
         4 => json!({ "remote_ip": { "address_prefix": "1.2.3.4", "prefix_len": 32 } }),
-        5 => json!({ "not_id": principal(dice, depth - 1) }),
+        6 => json!({ "not_id": principal(dice, depth - 1) }),
         _ => json!({ "or_ids": { "ids": [principal(dice, depth - 1), principal(dice, depth - 1)] } }),
     }
+}
+
+/// What a token said.
+fn of_token(dice: &mut Dice) -> Value {
+    let value = match dice.0.u8(..4) {
+        0 => json!({ "present_match": true }),
+        1 => json!({ "list_match": { "one_of": { "string_match": string_match(dice) } } }),
+        2 => json!({ "bool_match": true }),
+        _ => json!({ "string_match": string_match(dice) }),
+    };
+    let path = json!([{ "key": "payload" }, { "key": dice.one(&["sub", "group", "aud"]) }]);
+    json!({ "metadata": { "filter": "envoy.filters.http.jwt_authn", "path": path, "value": value } })
 }
 
 fn rules(dice: &mut Dice) -> Value {
@@ -134,6 +152,10 @@ pub(super) fn retry(dice: &mut Dice) -> Value {
     dice.sometimes(4, p, "retriable_headers", |dice| json!([header_match(dice)]));
     dice.sometimes(4, p, "retriable_request_headers", |dice| json!([header_match(dice)]));
     dice.sometimes(4, p, "per_try_timeout", |_| json!("2s"));
+    dice.sometimes(5, p, "host_selection_retry_max_attempts", |dice| json!(dice.one(&[1, 5])));
+    dice.sometimes(6, p, "rate_limited_retry_back_off", |_| {
+        json!({ "reset_headers": [{ "name": "retry-after", "format": "SECONDS" }], "max_interval": "0.01s" })
+    });
     dice.sometimes(4, p, "retry_host_predicate", |_| {
         json!([{ "name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" } }])
@@ -149,13 +171,10 @@ pub(super) fn forwarding(dice: &mut Dice, action: &mut Value) {
         "request_mirror_policies",
         |_| json!([{ "cluster": "mirror", "runtime_fraction": { "default_value": whole(100) } }]),
     );
-    dice.sometimes(8, action, "hash_policy", |dice| {
-        json!([dice.one(&[
-            json!({ "header": { "header_name": "x-a" } }),
-            json!({ "connection_properties": { "source_ip": true } }),
-            json!({ "query_parameter": { "name": "a" } }),
-        ])])
-    });
+    if action["hash_policy"].is_null() {
+        dice.sometimes(8, action, "hash_policy", super::clusters::hashes);
+    }
+    dice.sometimes(8, action, "upgrade_configs", super::connection::upgrades);
     dice.sometimes(
         8,
         action,

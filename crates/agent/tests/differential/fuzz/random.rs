@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::features;
+use super::{clusters, connection, features};
 
 /// A source of choices.
 pub(super) struct Dice(pub(super) fastrand::Rng);
@@ -35,32 +35,8 @@ impl Dice {
     }
 }
 
-const HOSTS: [&str; 9] = [
-    "a.example",
-    "A.Example",
-    "b.example",
-    "c.a.example",
-    "b.test",
-    "a.example:80",
-    "a.example.",
-    "[::1]:80",
-    "b.example:8080",
-];
 const DOMAINS: [&str; 8] =
     ["a.example", "b.example", "*.example", "*.a.example", "b.*", "a.example:80", "*-b.example", "[::1]:80"];
-const SEGMENTS: [&str; 16] =
-    ["a", "b", "A", "api", "v1", ".", "..", "", "%2e%2E", "%41", "a%2Fb", "x%5cy", "a;b", "é", "a.b", "%zz"];
-const NAMES: [&str; 8] =
-    ["x-a", "x-b", "x-c", "user-agent", "x_under", "x-envoy-test", "accept", "x-forwarded-host"];
-const VALUES: [&str; 10] = ["1", "on", "abc", "abcdef", "a,b", "-7", "100", "", "A b", "v1"];
-
-fn path(dice: &mut Dice) -> String {
-    let n = dice.0.usize(..4);
-    let segments: Vec<&str> = (0..n).map(|_| dice.one(&SEGMENTS)).filter(|segment| *segment != "é").collect();
-    let query = dice.one(&["", "", "", "?", "?a=1", "?a=1&b=2", "?b", "?a=/../x", "?x=%20y&a=abc", "?a=?b"]);
-    format!("/{}{query}", segments.join("/"))
-}
-
 pub(super) fn format(dice: &mut Dice) -> String {
     dice.one(&[
         "plain",
@@ -82,13 +58,19 @@ pub(super) fn format(dice: &mut Dice) -> String {
         "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
         "%REQ(:SCHEME)%://%REQ(HOST)%",
         "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-        "%BYTES_RECEIVED%",
         "%UPSTREAM_PROTOCOL%",
         "%START_TIME(%Y)%",
         "%REQ(:PATH):4%",
         "%RESP(:STATUS)%",
         "%GRPC_STATUS%",
-        "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result)%",
+        "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn:payload:sub)%",
+        "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn:payload:group)%",
+        "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn:failed:message)%",
+        "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%",
+        "%PATH(NQ)%|%QUERY_PARAM(a)%",
+        "%RESP(content-type?x-two):5%",
+        "%UPSTREAM_HOST_NAME_WITHOUT_PORT%",
         "%FILTER_CHAIN_NAME%",
         "%REQUESTED_SERVER_NAME%",
     ])
@@ -138,6 +120,26 @@ pub(super) fn string_match(dice: &mut Dice) -> Value {
     matcher
 }
 
+/// Weights by a header's number; where there is none the choice would be chance.
+fn by_header(dice: &mut Dice, found: &mut Value) -> Value {
+    found["headers"] =
+        json!([{ "name": "x-weight", "string_match": { "safe_regex": { "regex": "[0-9]{1,19}" } } }]);
+    let mut names = ["service", "dead", "none", "pool-0"];
+    dice.0.shuffle(&mut names);
+    let entries: Vec<Value> = (0..2 + dice.0.usize(..2))
+        .map(|n| {
+            let mut entry = json!({ "name": names[n], "weight": dice.one(&[0, 1, 3]) });
+            mutate(dice, &mut entry);
+            entry
+        })
+        .chain([json!({ "name": "service", "weight": 1 })])
+        .collect();
+    json!({
+        "weighted_clusters": { "clusters": entries, "header_name": "x-weight" },
+        "hash_policy": clusters::hashes(dice),
+    })
+}
+
 pub(super) fn header_match(dice: &mut Dice) -> Value {
     let name = dice.one(&["x-a", "x-b", "x-c", ":method", ":path", ":authority", "user-agent"]);
     let mut matcher = json!({ "name": name });
@@ -179,8 +181,17 @@ fn route_match(dice: &mut Dice) -> Value {
 }
 
 fn forward(dice: &mut Dice) -> Value {
-    let mut action = match dice.0.u8(..8) {
+    let pooled = |dice: &mut Dice, name: &str| {
+        let mut action = json!({ "cluster": name, "hash_policy": clusters::hashes(dice) });
+        dice.sometimes(3, &mut action, "metadata_match", clusters::wanted);
+        action
+    };
+    let mut action = match dice.0.u8(..11) {
         0 => json!({ "cluster": dice.one(&["dead", "empty", "none"]) }),
+        3..=5 => {
+            let name = dice.one(&clusters::NAMES);
+            pooled(dice, name)
+        }
         1 => {
             let mut entry = json!({ "name": "service", "weight": 1 });
             mutate(dice, &mut entry);
@@ -254,6 +265,15 @@ fn route(dice: &mut Dice, number: usize) -> Value {
             let body = |_: &mut Dice| json!({ "inline_string": "direct" });
             dice.sometimes(2, &mut route["direct_response"], "body", body);
         }
+        2 if dice.once_in(2) => {
+            let mut found = route["match"].take();
+            route["route"] = by_header(dice, &mut found);
+            route["match"] = found;
+        }
+        3 if dice.once_in(3) => {
+            route["match"] = json!({ "connect_matcher": {} });
+            route["route"] = connection::tunnel(dice);
+        }
         _ => route["route"] = forward(dice),
     }
     dice.sometimes(4, &mut route, "typed_per_filter_config", features::per_filter);
@@ -281,7 +301,8 @@ fn virtual_hosts(dice: &mut Dice) -> Value {
     json!(hosts)
 }
 
-/// What a listener's connection manager has besides its name, filters and log.
+/// What a listener's connection manager has besides its name, filters and log; `clusters` that routes lead to, and what `listener` has
+/// besides it, are taken out before.
 pub(super) fn manager(dice: &mut Dice) -> Value {
     let mut routes = json!({ "virtual_hosts": virtual_hosts(dice) });
     mutate(dice, &mut routes);
@@ -300,10 +321,14 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
             "UNESCAPE_AND_REDIRECT"
         ]))
     });
-    dice.sometimes(4, m, "strip_any_host_port", |_| json!(true));
+    match dice.0.u8(..6) {
+        0 => m["strip_any_host_port"] = json!(true),
+        1 => m["strip_matching_host_port"] = json!(true),
+        _ => {}
+    }
     dice.sometimes(4, m, "strip_trailing_host_dot", |_| json!(true));
     dice.sometimes(3, m, "use_remote_address", |_| json!(true));
-    dice.sometimes(4, m, "xff_num_trusted_hops", |dice| json!(dice.one(&[1, 2])));
+    dice.sometimes(3, m, "xff_num_trusted_hops", |dice| json!(dice.one(&[1, 2, 3])));
     dice.sometimes(5, m, "skip_xff_append", |_| json!(true));
     dice.sometimes(5, m, "append_x_forwarded_port", |_| json!(false));
     dice.sometimes(5, m, "generate_request_id", |_| json!(false));
@@ -322,18 +347,6 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
         |dice| json!({ "scheme_to_overwrite": dice.one(&["http", "https"]) }),
     );
     dice.sometimes(
-        4,
-        m,
-        "common_http_protocol_options",
-        |dice| json!({ "headers_with_underscores_action": dice.one(&["ALLOW", "DROP_HEADER"]) }),
-    );
-    dice.sometimes(
-        8,
-        m,
-        "http_protocol_options",
-        |_| json!({ "header_key_format": { "proper_case_words": {} } }),
-    );
-    dice.sometimes(
         6,
         m,
         "internal_address_config",
@@ -341,125 +354,7 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
     );
     dice.sometimes(4, m, "local_reply_config", features::local_replies);
     dice.sometimes(2, m, "http_filters", features::filters);
+    connection::options(dice, m);
+    m["clusters"] = clusters::all(dice);
     manager
-}
-
-/// A request as lines, so that lines can be left out.
-#[derive(Clone, Debug)]
-pub(super) struct Asked {
-    pub(super) method: &'static str,
-    pub(super) target: String,
-    pub(super) host: &'static str,
-    pub(super) lines: Vec<String>,
-    pub(super) body: Option<&'static str>,
-    pub(super) chunked: bool,
-}
-
-pub(super) fn request(dice: &mut Dice) -> Asked {
-    let lines: Vec<String> = dice.some(6, |dice| match dice.0.u8(..22) {
-        0 => "x-forwarded-for: 1.2.3.4, 10.0.0.1".to_owned(),
-        1 => format!("x-forwarded-proto: {}", dice.one(&["https", "http"])),
-        2 => "x-request-id: mine".to_owned(),
-        3 => format!("x-cluster: {}", dice.one(&["service", "none", "dead"])),
-        4 => format!(
-            "act: {}",
-            dice.one(&[
-                "empty",
-                "500",
-                "headers",
-                "204",
-                "chunks",
-                "close",
-                "no-reason",
-                "100-200",
-                "early-close",
-                "404",
-                "409",
-                "503",
-                "504",
-                "ratelimited",
-                "again",
-                "grpc-14",
-                "grpc-0",
-                "trailers",
-                "304",
-                "until-close"
-            ])
-        ),
-        5 => format!(
-            "x-envoy-{}: 1",
-            dice.one(&["internal", "original-path", "max-retries", "decorator-operation"])
-        ),
-        6 => "content-type: application/grpc".to_owned(),
-        7 => "x-envoy-upstream-rq-timeout-ms: 3000".to_owned(),
-        8 => "connection: x-a, keep-alive".to_owned(),
-        9 => format!("origin: {}", dice.one(&["https://a.example", "http://b", "null"])),
-        10 => format!("access-control-request-method: {}", dice.one(&["GET", "PUT"])),
-        11 => format!("x-envoy-fault-abort-request: {}", dice.one(&["418", "999", "x"])),
-        12 => format!(
-            "x-envoy-{}",
-            dice.one(&[
-                "retry-on: 5xx",
-                "max-retries: 2",
-                "retriable-status-codes: 404,503",
-                "upstream-rq-per-try-timeout-ms: 2000",
-                "retry-grpc-on: unavailable",
-                "expected-rq-timeout-ms: 10",
-                "upstream-rq-timeout-alt-response: 1",
-                "attempt-count: 7",
-                "is-timeout-retry: true",
-            ])
-        ),
-        13 => format!("cookie: {}", dice.one(&["a=1", "a=1; b=2", "b"])),
-        14 => format!("x-long: {}", "a".repeat(dice.one(&[10, 900, 2000]))),
-        15 => format!("grpc-timeout: {}", dice.one(&["1S", "500m", "x"])),
-        _ => format!("{}: {}", dice.one(&NAMES), dice.one(&VALUES)),
-    });
-    // Envoy joins lines of some names, which says the same (RFC 9110, section 5.3).
-    let mut names = std::collections::BTreeSet::new();
-    let lines =
-        lines.into_iter().filter(|line| names.insert(line.split(':').next().map(str::to_owned))).collect();
-    let body = dice.one(&[None, None, Some(""), Some("hello")]);
-    Asked {
-        method: dice.one(&["GET", "GET", "GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"]),
-        target: path(dice),
-        host: dice.one(&HOSTS),
-        lines,
-        body,
-        chunked: dice.once_in(3),
-    }
-}
-
-impl Asked {
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut text = format!("{} {} HTTP/1.1\r\nhost: {}\r\n", self.method, self.target, self.host);
-        for line in &self.lines {
-            text += &format!("{line}\r\n");
-        }
-        match self.body {
-            None => text += "\r\n",
-            Some(body) if self.chunked && !body.is_empty() => {
-                text += &format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-            }
-            Some(body) => text += &format!("content-length: {}\r\n\r\n{body}", body.len()),
-        }
-        text.into_bytes()
-    }
-
-    pub(super) fn smaller(&self) -> Vec<Self> {
-        let mut all: Vec<Self> = (0..self.lines.len())
-            .map(|n| {
-                let mut less = self.clone();
-                less.lines.remove(n);
-                less
-            })
-            .collect();
-        if self.body.is_some() {
-            all.push(Self { body: None, ..self.clone() });
-        }
-        if let Some((path, _)) = self.target.split_once('?') {
-            all.push(Self { target: path.to_owned(), ..self.clone() });
-        }
-        all
-    }
 }

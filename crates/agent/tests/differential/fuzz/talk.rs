@@ -1,0 +1,52 @@
+//! A client's part of a conversation.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpSocket;
+
+use super::asked::{Asked, Version};
+use super::http2;
+use crate::Seen;
+use crate::wire::Wire;
+
+/// What goes through a tunnel; where it ends at a service this is a request.
+const THROUGH: &[u8] = b"GET /through HTTP/1.1\r\nhost: tunnel\r\n\r\n";
+
+/// Asks, from an address of its own: a port that a reset has freed may come again, and lines of the log would be taken for another's.
+pub(super) async fn talk(number: usize, asked: &Asked, address: SocketAddr) -> Seen {
+    let socket = TcpSocket::new_v4().unwrap();
+    let from = std::net::Ipv4Addr::from(0x7f00_0002 + u32::try_from(number).unwrap());
+    socket.bind((from, 0).into()).unwrap();
+    let stream = socket.connect(address).await.unwrap();
+    let ends = format!("{address}-{}", stream.local_addr().unwrap());
+    let asked = asked.at(address.port());
+    if asked.version == Version::Http2 {
+        return Seen { text: http2::ask(&asked, stream).await, ends };
+    }
+    let mut wire = Wire::new(stream);
+    wire.send(&asked.bytes()).await;
+    let mut text = String::new();
+    for method in asked.methods() {
+        loop {
+            let Some(answer) = wire.answer(method).await else {
+                text.push_str("END\n");
+                return Seen { text, ends };
+            };
+            text.push_str(&answer);
+            // What comes before an answer is none.
+            if !["100", "102", "103"].iter().any(|code| answer.starts_with(&format!("HTTP/1.1 {code} "))) {
+                break;
+            }
+        }
+    }
+    if text.starts_with("HTTP/1.1 101 ") {
+        text.push_str(&String::from_utf8_lossy(&wire.raw(5).await));
+    } else if asked.is_connect()
+        && text.starts_with("HTTP/1.1 200 ")
+        && !text.to_lowercase().contains("content-length")
+    {
+        wire.send(THROUGH).await;
+        text.push_str(&String::from_utf8_lossy(&wire.raw(12).await));
+    }
+    Seen { text, ends }
+}
