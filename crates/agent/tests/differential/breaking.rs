@@ -200,7 +200,11 @@ async fn what_remains_is_told() {
     let backend = Backend::start("a").await;
     let tracked =
         json!({ "max_connections": 5, "max_requests": 7, "max_retries": u32::MAX, "track_remaining": true });
-    let clusters = [cluster("a", vec![backend.endpoint(json!({}))], limits(tracked))];
+    let budget = json!({ "max_connections": 5, "track_remaining": true, "retry_budget": { "budget_percent": { "value": 20.0 } } });
+    let clusters = [
+        cluster("a", vec![backend.endpoint(json!({}))], limits(tracked)),
+        cluster("b", vec![backend.endpoint(json!({}))], limits(budget)),
+    ];
     let duo = Arc::new(Duo::start(json!([route("a", json!({}))]), &clusters, &[]).await);
     let mut seen = Vec::new();
     for kind in [0, 1] {
@@ -216,7 +220,11 @@ async fn what_remains_is_told() {
             "{}: {during:?}",
             KINDS[kind]
         );
-        seen.push((before, during));
+        // Envoy tells of places for retries until the first retry, and of none after it; ours tells of none, as a budget has no places.
+        let without = ["remaining_cx_pools", "remaining_retries"];
+        let budget = duo.stats(kind, "cluster.b.circuit_breakers", &without).await;
+        assert_eq!(budget.get(".default.remaining_cx").map(String::as_str), Some("5"), "{budget:?}");
+        seen.push((before, during, budget));
     }
     assert_eq!(seen[0], seen[1]);
 }
