@@ -273,6 +273,25 @@ async fn entries_made_by_hand_are_judged_and_kept() {
     there(&cluster, "by-hand").await;
 }
 
+/// `PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION` and `PILOT_ENABLE_WORKLOAD_ENTRY_HEALTHCHECKS`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_switched_off_is_not_done() {
+    let cluster = Cluster::start().await;
+    let machines = MachineOptions { register: false, health_checks: false, ..MachineOptions::default() };
+    let control_plane = cluster.control_plane_with(Config { machines, ..Config::default() }).await;
+    let token = cluster.token("web", AUDIENCE).await;
+    cluster.apply(group()).await;
+    let by_hand = Introduction { metadata: json!({ "WORKLOAD_ENTRY": "by-hand" }), ..machine(&token) };
+    for introduction in [machine(&token), by_hand] {
+        let mut proxy = Proxy::connect(&control_plane, introduction, LISTENER).await.unwrap();
+        proxy.until(|response| carries(response, "virtualInbound")).await;
+        proxy.report(Some("ill")).await;
+    }
+    for name in [ENTRY, "by-hand"] {
+        assert!(cluster.api_of(&entry(name)).await.get_opt(name).await.unwrap().is_none(), "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_control_plane_cleans_up_after_the_old_one() {
     let cluster = Cluster::start().await;
