@@ -61,6 +61,10 @@ impl JwtFilter {
 /// Keys that came, until when they are fresh.
 type Fetched = Option<(Arc<Jwks>, Instant)>;
 
+fn fresh(fetched: &Fetched, now: Instant) -> Option<&Arc<Jwks>> {
+    fetched.as_ref().filter(|(_, end)| now < *end).map(|(keys, _)| keys)
+}
+
 /// One worker's side of a filter.
 pub(crate) struct LocalJwt {
     stats: Rc<JwtStats>,
@@ -86,8 +90,13 @@ impl LocalJwt {
             return JwtKeyring::default();
         }
         let now = Instant::now();
-        let fresh = |one: &Fetched| one.as_ref().filter(|(_, end)| now < *end).map(|(keys, _)| keys.clone());
-        JwtKeyring::new(keys.iter().map(fresh))
+        JwtKeyring::new(keys.iter().map(|one| fresh(one, now).cloned()))
+    }
+
+    /// Whether all keys that are fetched are there, so that none can be missing.
+    fn has_all(&self, filter: &JwtFilter) -> bool {
+        let (keys, now) = (self.keys.borrow(), Instant::now());
+        keys.iter().zip(&filter.asked).all(|(one, asked)| asked.is_none() || fresh(one, now).is_some())
     }
 }
 
@@ -117,7 +126,8 @@ pub(super) fn decode(
     };
     let trial = Trial { filter: ir, requirement, local, now: now() };
     let keys = local.keyring();
-    if filter.fetches && trial.missing(context, &keys).is_some() {
+    // To find out whose keys are missing is to verify the tokens once more.
+    if filter.fetches && !local.has_all(filter) && trial.missing(context, &keys).is_some() {
         return Ok(Step::Pause);
     }
     trial.judge(context, &keys).map(|()| Step::Next)
