@@ -172,8 +172,8 @@ fn known(asked: &Asked, envoy: &str, lateen: &str) -> bool {
     if outcome(envoy) == outcome(lateen) && refused(envoy) {
         return true;
     }
-    // Where it is no request, it is none of gRPC either; ours knows the head.
-    if [envoy, lateen].iter().all(|text| text.contains(" flags=DPE http1.codec_error ")) {
+    // Where it is no request, it is none of gRPC either; ours knows the head. Of several faults each parser names the one it sees first.
+    if [envoy, lateen].iter().all(|text| text.contains(" flags=DPE http1.")) {
         return true;
     }
     // A service may leave an upgrade out and answer (RFC 9110, section 7.8); Envoy drops the body.
