@@ -90,7 +90,8 @@ fn finish_with(
     if let Some(kind) = kind {
         response.headers_mut().entry(header::CONTENT_TYPE).or_insert(kind);
     }
-    if is_grpc(&context.head.headers) {
+    // A CONNECT is none of gRPC's, whatever it says.
+    if context.head.method != Method::CONNECT && is_grpc(&context.head.headers) {
         let head = context.head.method == Method::HEAD;
         as_grpc(&mut response, grpc_status, head);
     }

@@ -90,6 +90,7 @@ async fn differences(attempts: &[Attempt]) -> Vec<Option<String>> {
         });
         // Each proxy listens elsewhere, and says so in redirects and forwarded ports.
         let ports = pair.addresses(names[places[number]]).map(|address| address.port().to_string());
+        let [envoy, lateen] = [envoy, lateen].map(|text| whole_seconds(&text));
         // hyper's proper case begins words after dashes alone.
         let lateen = lateen.replace("X_under", "X_Under");
         let [envoy, lateen] = [envoy.replace(&ports[0], "PORT"), lateen.replace(&ports[1], "PORT")];
@@ -123,6 +124,19 @@ async fn services() -> [u16; 2] {
         }
     }
     ports
+}
+
+/// What is left of the time for a further try changes by milliseconds from run to run.
+fn whole_seconds(text: &str) -> String {
+    let line = |line: &str| {
+        let left = line.strip_prefix("> x-envoy-expected-rq-timeout-ms: ");
+        let left = left.and_then(|left| left.parse::<u64>().ok());
+        left.map_or_else(
+            || format!("{line}\n"),
+            |left| format!("> expected within {} s\n", left.div_ceil(1000)),
+        )
+    };
+    text.lines().map(line).collect()
 }
 
 /// A log's lines without the sizes of what was received and sent.

@@ -102,6 +102,15 @@ fn of_answers() -> Vec<Found> {
             asked("POST", &["expect: 100-continue"]),
         ),
         (
+            "a tunnel is none of gRPC's",
+            only(json!({ "match": { "path": "/x" }, "redirect": {} })),
+            Asked {
+                target: "a.example:443".to_owned(),
+                host: "a.example:443".to_owned(),
+                ..asked("CONNECT", &[GRPC])
+            },
+        ),
+        (
             "a path that is none is told as it came",
             merged(
                 only(to("service", json!({}))),
