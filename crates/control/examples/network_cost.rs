@@ -102,7 +102,7 @@ impl Mesh {
     fn pod(&mut self, service: usize, number: usize) -> Result<(), Error> {
         let mut labels = json!({"app": format!("s{service}"), "security.istio.io/tlsMode": "istio"});
         if self.networks > 1 {
-            labels[LABEL] = if number % 2 == 0 { "n2" } else { "n1" }.into();
+            labels[LABEL] = if number.is_multiple_of(2) { "n2" } else { "n1" }.into();
         }
         let pod = json!({"metadata": {"namespace": "default", "name": name(service, number), "labels": labels},
             "spec": {"containers": []}, "status": {"phase": "Running", "podIP": address(service, number)}});

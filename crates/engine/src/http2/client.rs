@@ -31,6 +31,9 @@ const HEAD_LIMIT: u32 = 60 * 1024;
 /// Bytes of a request that wait for the socket.
 const SEND_BUFFER: usize = 1024 * 1024;
 
+/// The head of an answer; or how the exchange failed, and whether something of the request was sent.
+pub(crate) type Exchanged = Result<Response<Incoming>, (h2::Error, bool)>;
+
 /// Sends requests over a connection. A clone sends one.
 #[derive(Clone)]
 pub(crate) struct Sender(SendRequest<Bytes>);
@@ -86,14 +89,11 @@ impl Sender {
 
     /// Sends a request and waits for the head of the answer. `hear` is told what the endpoint says before it. When this is dropped
     /// before its end the stream is reset.
-    ///
-    /// # Errors
-    /// `false`: nothing of the request was sent.
     pub(crate) fn exchange(
         mut self,
         request: Request<RequestBody>,
         hear: Option<impl Fn(StatusCode, &HeaderMap)>,
-    ) -> Pin<Box<impl Future<Output = Result<Response<Incoming>, (h2::Error, bool)>>>> {
+    ) -> Pin<Box<impl Future<Output = Exchanged>>> {
         // Boxed: what awaits it serves HTTP/1 too, and is moved about.
         Box::pin(async move {
             let (mut head, body) = request.into_parts();

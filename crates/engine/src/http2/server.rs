@@ -53,7 +53,7 @@ pub(crate) struct Server {
 
 enum State {
     Shaking(Handshake<Stream, Bytes>),
-    Serving(Box<Connection<Stream, Bytes>>, Option<KeepAlive>),
+    Serving(Connection<Stream, Bytes>, Option<KeepAlive>),
 }
 
 impl Server {
@@ -102,7 +102,7 @@ impl Future for Server {
         loop {
             match &mut this.state {
                 State::Shaking(handshake) => {
-                    let mut frames = Box::new(ready!(Pin::new(handshake).poll(cx))?);
+                    let mut frames = ready!(Pin::new(handshake).poll(cx))?;
                     if this.finishing {
                         frames.graceful_shutdown();
                     }

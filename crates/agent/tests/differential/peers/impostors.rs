@@ -252,7 +252,9 @@ async fn servers_name_the_authorities_they_go_by() {
     let names: Vec<&'static str> = contexts.iter().map(|(name, _)| *name).collect();
     let folder = tempfile::tempdir().unwrap();
     let proxies = start(folder.path(), &pki, &contexts).await;
-    let mut heard: [Vec<(&str, usize, Vec<Vec<u8>>)>; 2] = Default::default();
+    // By listener and version: the authorities that a server names.
+    type Named<'a> = Vec<(&'a str, usize, Vec<Vec<u8>>)>;
+    let mut heard: [Named<'_>; 2] = Default::default();
     for name in names {
         for (proxy, heard) in proxies.iter().zip(&mut heard) {
             let hears = std::sync::Arc::new(Hears::default());
