@@ -1,7 +1,7 @@
 //! Bodies, as enums: nothing is boxed for its type alone.
 
 use std::cell::{Cell, RefCell};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -229,6 +229,21 @@ impl RequestSource {
             }
         }
         Ok(self.ended())
+    }
+
+    /// Takes in what has come and nobody has asked for, about so many bytes at most.
+    pub(crate) async fn take_in(self: &Rc<Self>, most: u64) {
+        let mut receiving = pin!(self.receive(most));
+        // An HTTP/1 connection reads on when it has been asked to and has its turn again.
+        let mut turns = 0..4;
+        std::future::poll_fn(|cx| {
+            if receiving.as_mut().poll(cx).is_ready() || turns.next().is_none() {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 
     /// What has come and is kept, up to so many bytes.

@@ -3,7 +3,7 @@
 mod print;
 mod tcp;
 
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use lateen_ir::{
     AddressOf, AddressPart, Bytes, FormatHeader, FormatValues, GrpcStatusStyle, MetadataOf, Operator, PathOf,
 };
@@ -177,7 +177,11 @@ impl RequestContext {
     fn response_header(&self, name: &FormatHeader, out: &mut String) -> bool {
         match name {
             FormatHeader::Status => {
-                self.answering.or(self.status).is_some_and(|status| text(out, Some(status.as_str())))
+                // An interim answer is none.
+                let told = self.status.filter(|status| {
+                    !status.is_informational() || *status == StatusCode::SWITCHING_PROTOCOLS
+                });
+                self.answering.or(told).is_some_and(|status| text(out, Some(status.as_str())))
             }
             _ => named(self.response_headers.as_ref(), name, out),
         }

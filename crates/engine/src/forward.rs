@@ -244,8 +244,9 @@ pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
 /// `max_stream_duration` of the route or the connection manager, or a gRPC client's own deadline; `upstream` is what the request asks
 /// for (`x-envoy-upstream-stream-duration-ms`), or else the cluster's.
 pub(crate) fn stream_end(context: &RequestContext, upstream: Option<Duration>) -> Option<Instant> {
+    let upstream = upstream.filter(|limit| !limit.is_zero());
     let limits = [stream_limit(context), upstream];
-    limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min().map(|limit| context.started + limit)
+    limits.into_iter().flatten().min().map(|limit| context.started + limit)
 }
 
 /// What the route or else the connection manager says of it.
@@ -265,7 +266,8 @@ fn stream_limit(context: &RequestContext) -> Option<Duration> {
             let told = most.filter(|most| !most.is_zero()).map_or(told, |most| told.min(most));
             Some(told.saturating_sub(of_route.grpc_timeout_header_offset.unwrap_or_default()))
         }
-        _ => of_route.max_stream_duration.unwrap_or(manager),
+        // None of them is 0, while a client that has no time left is told so.
+        _ => of_route.max_stream_duration.unwrap_or(manager).filter(|limit| !limit.is_zero()),
     }
 }
 

@@ -215,6 +215,7 @@ impl Race<'_, '_> {
             None => trial.look_up_host().await?,
         };
         trial.turn_to(&host);
+        trial.name_host(&host);
         let (connection, turned_away) = (Rc::new(OnceCell::new()), Rc::new(Cell::new(false)));
         let connected = Rc::new(Cell::new(None));
         let number = trial.context.attempts;

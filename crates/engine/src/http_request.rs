@@ -1,6 +1,8 @@
 //! The life of a request, top to bottom: receive and normalise (5), route (6), forward to an endpoint (7 to 9), answer.
 //! Finishing (10: stats, log) happens when the context is dropped.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -67,27 +69,51 @@ async fn answer(
     }
     let comes = context.body.as_ref().is_some_and(|body| !body.ended());
     let limit = connection.config.hcm.request_timeout.filter(|_| comes);
+    let mut waited = false;
     let decided = if limit.is_none() && interim::passed_on(&context).is_none() {
-        decide(&mut context, Some(upgrade.is_some())).await
+        watch(pin!(decide(&mut context, Some(upgrade.is_some()))), &mut waited).await
     } else {
-        Box::pin(decide_with_care(&mut context, upgrade.is_some(), limit)).await
+        watch(Box::pin(decide_with_care(&mut context, upgrade.is_some(), limit)).as_mut(), &mut waited).await
     };
-    match decided {
-        Ok(Decision::Forwarded(answer)) => Ok(respond(context, *answer, upgrade)),
-        Ok(Decision::Tunnel(tunnel)) => Ok(open_tunnel(context, *tunnel, upgrade)),
-        Ok(Decision::Answered(response)) => Ok(local_reply::finish(context, *response)),
-        Ok(Decision::Filtered(response)) => Ok(local_reply::finish_as_is(context, *response)),
+    // Who is answered without an endpoint after a while has mostly sent all of the request by then.
+    let answered_here = !matches!(decided, Ok(Decision::Forwarded(_) | Decision::Tunnel(_)));
+    if waited
+        && answered_here
+        && let Some(body) = context.body.clone().filter(|body| !body.ended())
+    {
+        Box::pin(body.take_in(u64::from(connection.buffer_limit))).await;
+    }
+    let old = context.version == Version::HTTP_10;
+    let mut response = match decided {
+        Ok(Decision::Forwarded(answer)) => respond(context, *answer, upgrade),
+        Ok(Decision::Tunnel(tunnel)) => open_tunnel(context, *tunnel, upgrade),
+        Ok(Decision::Answered(response)) => local_reply::finish(context, *response),
+        Ok(Decision::Filtered(response)) => local_reply::finish_as_is(context, *response),
         // Its end finds no answer and says so.
-        Err(Failure::ClientGone) => Err(Unanswered::Gone),
+        Err(Failure::ClientGone) => return Err(Unanswered::Gone),
         Err(Failure::Reset(reason, details)) => {
             context.flags.insert(failure::reset_flag(reason));
             context.details = details.into();
             context.completed();
             connection.stats.downstream_rq_tx_reset.inc();
-            Err(Unanswered::Refused(reason))
+            return Err(Unanswered::Refused(reason));
         }
-        Err(failure) => Ok(local_reply::fail(context, &failure)),
+        Err(failure) => local_reply::fail(context, &failure),
+    };
+    if old && connection.closing.get() {
+        // hyper would tell the client that its connection lasts.
+        *response.version_mut() = Version::HTTP_10;
     }
+    Ok(response)
+}
+
+/// Runs a future to its end and notes whether that took any waiting.
+fn watch<F: Future>(mut work: Pin<&mut F>, waited: &mut bool) -> impl Future<Output = F::Output> {
+    poll_fn(move |cx| {
+        let polled = work.as_mut().poll(cx);
+        *waited |= polled.is_pending();
+        polled
+    })
 }
 
 /// Why a request has no answer.
@@ -396,6 +422,9 @@ fn open_tunnel(
     context.status = Some(StatusCode::OK);
     context.details = "via_upstream".into();
     let mut response = Response::new(ResponseBody::Empty);
+    if context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response) {
+        response.headers_mut().insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
+    }
     header_mutations::mutate_response(&mut context, stream.weighted(), response.headers_mut());
     general_response_headers(&context, response.headers_mut());
     if context.connection.config.logs {

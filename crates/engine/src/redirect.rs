@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use lateen_ir::{
     Action, DirectResponse, HeaderMutations, PathMatcher, PathRedirect, Redirect, RequestView, RequireTls,
     Route, RouteMatcher,
@@ -66,7 +66,11 @@ pub(crate) fn redirect(
     {
         rewrite::change_path(context, path, suppresses(context));
     }
-    moved(action.status, &location)
+    // A CONNECT has no URL that another could be made of.
+    if context.head.method == Method::CONNECT {
+        return moved(action.status, None);
+    }
+    moved(action.status, Some(&location))
 }
 
 /// 307 to the normalised path (`UNESCAPE_AND_REDIRECT`).
@@ -77,13 +81,13 @@ pub(crate) fn to_normalised_path(
     context.details = "path_normalization_failed".into();
     context.path = path.clone();
     context.connection.stats.downstream_rq_redirected_with_normalized_path.inc();
-    moved(StatusCode::TEMPORARY_REDIRECT, path.as_str())
+    moved(StatusCode::TEMPORARY_REDIRECT, Some(path.as_str()))
 }
 
-fn moved(status: StatusCode, location: &str) -> Response<ResponseBody> {
+fn moved(status: StatusCode, location: Option<&str>) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Empty);
     *response.status_mut() = status;
-    if let Ok(value) = HeaderValue::from_str(location) {
+    if let Some(Ok(value)) = location.map(HeaderValue::from_str) {
         response.headers_mut().insert(header::LOCATION, value);
     }
     response

@@ -133,6 +133,10 @@ impl Trial<'_> {
         self.context.host = Some(host.clone());
         // What another attempt was connected to is no more of interest.
         self.context.upstream = None;
+    }
+
+    /// Names the host, once there is a connection to it, where the route says so.
+    pub(crate) fn name_host(&mut self, host: &Host) {
         if matches!(self.action.host_rewrite, HostRewrite::Auto) {
             let name = host.endpoint.borrow().hostname.clone();
             if let Some(Ok(name)) = name.as_deref().map(HeaderValue::from_str) {
@@ -392,6 +396,7 @@ impl Trial<'_> {
             lease.count_last_request(&self.cluster.stats, &self.cluster.config.ir.http.common);
             self.context.upstream = Some(lease.facts().clone());
             self.context.upstream_version = Some(lease.version());
+            self.name_host(host);
             let reused = lease.reused().then(Instant::now);
             let request = self.request(lease.version());
             let interim = interim::passed_on(self.context);

@@ -557,7 +557,9 @@ pub(crate) async fn exchange(
 
 /// What an error means for the request.
 pub(crate) fn classify(error: &StreamError, unsent: bool) -> Reset {
-    if unsent {
+    // One that breaks HTTP's rules does so whatever it has been sent.
+    let unruly = matches!(error, StreamError::Http2(error) if error.is_library());
+    if unsent && !unruly {
         return Reset::Terminated;
     }
     match error {
@@ -567,7 +569,8 @@ pub(crate) fn classify(error: &StreamError, unsent: bool) -> Reset {
             Some(h2::Reason::REFUSED_STREAM) => Reset::Refused,
             // A stream the peer never took (GOAWAY before it) may be sent again.
             Some(h2::Reason::NO_ERROR) if error.is_go_away() => Reset::Refused,
-            Some(h2::Reason::PROTOCOL_ERROR) if !error.is_remote() => Reset::Protocol,
+            // Whatever rule it is that the peer's frames break.
+            Some(_) if error.is_library() => Reset::Protocol,
             Some(_) if error.is_reset() => Reset::Remote,
             _ => Reset::Terminated,
         },

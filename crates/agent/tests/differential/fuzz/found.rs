@@ -129,6 +129,55 @@ fn of_answers() -> Vec<Found> {
     ]
 }
 
+/// What is answered before an endpoint is reached, and how connections go on after it.
+fn of_endings() -> Vec<Found> {
+    let with_body =
+        |lines: &[&str]| Asked { body: Some("hello"), next: Some(Box::new(plain())), ..asked("POST", lines) };
+    let chunked = Asked { framing: Framing::Chunks, ..with_body(&[]) };
+    let slow = json!({ "http_filters": [
+        { "name": "envoy.filters.http.fault", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
+            "delay": { "fixed_delay": "0.05s", "percentage": { "numerator": 100 } },
+            "abort": { "http_status": 418, "percentage": { "numerator": 100 } },
+        } },
+        crate::proxies::router(),
+    ] });
+    let limited =
+        json!({ "max_stream_duration": { "max_stream_duration": "5s", "grpc_timeout_header_max": "3s" } });
+    vec![
+        (
+            "a request that has come whole before its endpoint is found dead",
+            only(to("dead", json!({}))),
+            with_body(&[]),
+        ),
+        ("one in chunks", only(to("dead", json!({}))), chunked.clone()),
+        ("one that is answered after a while", merged(only(to("service", json!({}))), slow), chunked),
+        (
+            "one that no route takes",
+            only(json!({ "match": { "path": "/x" }, "redirect": {} })),
+            with_body(&[]),
+        ),
+        ("no time left", only(to("service", limited)), asked("GET", &["grpc-timeout: 0S"])),
+        (
+            "an interim answer is not what requests are told of",
+            manager(
+                json!({ "routes": [to("service", json!({}))], "request_headers_to_add": [add("x-told", "%RESP(:STATUS)%")] }),
+                json!({}),
+            ),
+            asked("POST", &["expect: 100-continue"]),
+        ),
+        (
+            "a tunnel that is sent elsewhere",
+            only(json!({ "match": { "connect_matcher": {} }, "redirect": { "https_redirect": true } })),
+            Asked {
+                target: "a.example:443".to_owned(),
+                host: "a.example:443".to_owned(),
+                ..asked("CONNECT", &[])
+            },
+        ),
+    ]
+}
+
 fn of_upgrades() -> Vec<Found> {
     let lines = ["connection: Upgrade", "upgrade: websocket", "te: gzip"];
     let upgrade = || asked("GET", &lines);
@@ -299,6 +348,7 @@ fn found() -> Vec<Found> {
         ),
     ];
     all.extend(of_answers());
+    all.extend(of_endings());
     all.extend(of_upgrades());
     all.extend(of_schemes());
     all.extend(of_trailers());
