@@ -117,14 +117,16 @@ impl Http2 {
 /// One stream's place on a shared connection; gives the place back when dropped, and resets the stream if it is not over.
 pub(crate) struct StreamPlace {
     connection: Rc<Http2>,
+    /// For its request.
+    sender: Cell<Option<Sender>>,
     /// A request has been sent, and neither the other side nor the connection has ended the stream.
     open: Cell<bool>,
 }
 
 impl StreamPlace {
-    fn take(connection: &Rc<Http2>) -> Self {
+    fn take(connection: &Rc<Http2>, sender: Sender) -> Self {
         connection.facts.active.set(connection.facts.active.get() + 1);
-        Self { connection: connection.clone(), open: Cell::new(false) }
+        Self { connection: connection.clone(), sender: Cell::new(Some(sender)), open: Cell::new(false) }
     }
 
     /// A place where the endpoint lets one more stream be opened; a connection that it wants no more of is known as ended then.
@@ -136,7 +138,7 @@ impl StreamPlace {
         }
         // Without any the connection is of use as soon as there are some.
         let most = sender.most_streams().max(1);
-        ((connection.facts.active.get() as usize) < most).then(|| Self::take(connection))
+        ((connection.facts.active.get() as usize) < most).then(|| Self::take(connection, sender))
     }
 
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
@@ -146,7 +148,7 @@ impl StreamPlace {
     /// Sends its request.
     pub(crate) fn open(&self) -> Sender {
         self.open.set(true);
-        self.connection.sender.clone()
+        self.sender.take().unwrap_or_else(|| self.connection.sender.clone())
     }
 
     /// The stream is over.
@@ -267,7 +269,7 @@ impl Pool {
         self.connecting.set(false);
         let (place, tell) = match outcome {
             Ok(connection) => {
-                let place = StreamPlace::take(&connection);
+                let place = StreamPlace::take(&connection, connection.sender.clone());
                 if !self.retired.get() {
                     self.shared.borrow_mut().push(connection);
                 }

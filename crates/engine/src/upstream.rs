@@ -537,9 +537,11 @@ pub(crate) async fn exchange(
                 Ok(response) => return Ok(response),
                 Err((error, sent)) => {
                     if !sent {
-                        // It takes no more of them.
-                        place.facts().ended.set(true);
                         place.over();
+                    }
+                    // It takes no more of them, unless it is the request that can't be sent.
+                    if !sent && !is_ours(&error) {
+                        place.facts().ended.set(true);
                     }
                     (classify(&error.into(), !sent), !sent)
                 }
@@ -555,10 +557,15 @@ pub(crate) async fn exchange(
     Err(Broken { reset, sent })
 }
 
+/// Whether the request is none that HTTP/2 has a form for, as with an authority that is none.
+fn is_ours(error: &h2::Error) -> bool {
+    error.reason().is_none() && !error.is_io()
+}
+
 /// What an error means for the request.
 pub(crate) fn classify(error: &StreamError, unsent: bool) -> Reset {
     // One that breaks HTTP's rules does so whatever it has been sent.
-    let unruly = matches!(error, StreamError::Http2(error) if error.is_library());
+    let unruly = matches!(error, StreamError::Http2(error) if error.is_library() || is_ours(error));
     if unsent && !unruly {
         return Reset::Terminated;
     }
@@ -569,8 +576,10 @@ pub(crate) fn classify(error: &StreamError, unsent: bool) -> Reset {
             Some(h2::Reason::REFUSED_STREAM) => Reset::Refused,
             // A stream the peer never took (GOAWAY before it) may be sent again.
             Some(h2::Reason::NO_ERROR) if error.is_go_away() => Reset::Refused,
-            // Whatever rule it is that the peer's frames break.
+            // Whoever breaks whichever rule.
+            Some(h2::Reason::PROTOCOL_ERROR) => Reset::Protocol,
             Some(_) if error.is_library() => Reset::Protocol,
+            None if is_ours(error) => Reset::Protocol,
             Some(_) if error.is_reset() => Reset::Remote,
             _ => Reset::Terminated,
         },

@@ -53,8 +53,9 @@ async fn act(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
             "late" => tokio::time::sleep(Duration::from_millis(450)).await,
             "read" => got = read(&mut body).await,
             "reset" => return respond.send_reset(Reason::INTERNAL_ERROR),
+            "forbid" => return respond.send_reset(Reason::PROTOCOL_ERROR),
             "refuse" => return respond.send_reset(Reason::REFUSED_STREAM),
-            "cut" | "enough" | "part" => {
+            "cut" | "enough" | "part" | "forbidden" => {
                 let mut stream = respond.send_response(Response::new(()), false).unwrap();
                 stream.send_data("part".into(), false).unwrap();
                 if word == "part" {
@@ -63,7 +64,11 @@ async fn act(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                let reason = if word == "cut" { Reason::CANCEL } else { Reason::NO_ERROR };
+                let reason = match word {
+                    "cut" => Reason::CANCEL,
+                    "forbidden" => Reason::PROTOCOL_ERROR,
+                    _ => Reason::NO_ERROR,
+                };
                 return stream.send_reset(reason);
             }
             status => {
@@ -382,6 +387,8 @@ async fn streams_that_break_off_are_not_whole() {
         case("reset by the service", "/once", "wait-reset"),
         case("reset by the service after the body", "/once", "read-reset"),
         case("refused by the service", "/once", "read-refuse"),
+        case("forbidden by the service", "/once", "read-forbid"),
+        case("forbidden by the service in the middle", "/once", "read-forbidden"),
         case("refused once", "/", "read-refuse,read-200"),
         case("reset once", "/", "read-reset,read-200"),
         case("refused by an answer once", "/", "read-503,read-200"),

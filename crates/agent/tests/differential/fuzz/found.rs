@@ -157,6 +157,11 @@ fn of_endings() -> Vec<Found> {
             only(json!({ "match": { "path": "/x" }, "redirect": {} })),
             with_body(&[]),
         ),
+        (
+            "an authority that is none, over HTTP/2",
+            manager(json!({ "routes": [to("http2", json!({ "host_rewrite_literal": "/" }))] }), json!({})),
+            plain(),
+        ),
         ("no time left", only(to("service", limited)), asked("GET", &["grpc-timeout: 0S"])),
         (
             "an interim answer is not what requests are told of",
