@@ -11,7 +11,7 @@ use crate::breakers::{self, Limited};
 use crate::cluster::Need;
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reset, underscored};
-use crate::forward::{idle_timeout, metadata_criteria, request_hash, stream_end};
+use crate::forward::{idle_timeout, metadata_criteria, request_hash, restore_port, stream_end};
 use crate::outlier::Outcome;
 use crate::retry;
 use crate::route_stats::of_route;
@@ -32,6 +32,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
         context.connection.stats.no_cluster.inc();
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
+    restore_port(context);
     context.route_stats = of_route(context);
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };

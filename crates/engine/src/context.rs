@@ -197,6 +197,8 @@ pub(crate) struct RequestContext {
     pub(crate) authority: http::HeaderValue,
     /// Path with query, as routed (before rewrites).
     pub(crate) path: http::uri::PathAndQuery,
+    /// Of a CONNECT whose authority has lost its port for the route.
+    pub(crate) connect_port: Option<u16>,
     /// True: `https`.
     pub(crate) secure: bool,
     /// The client, worked out from `x-forwarded-for`.

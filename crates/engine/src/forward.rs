@@ -35,6 +35,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         context.connection.stats.no_cluster.inc();
         return Err(Failure::ClusterNotFound(action.cluster_not_found_status));
     };
+    restore_port(context);
     context.route_stats = route_stats::of_route(context);
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     // Before the head says to the endpoint what is left of a client's own deadline.
@@ -229,6 +230,16 @@ pub(crate) fn cluster_name(context: &RequestContext) -> Option<&str> {
             WeightedTarget::Cluster(cluster) => Some(&cluster.name),
             WeightedTarget::Header(name) => named_by(name),
         },
+    }
+}
+
+/// Names the port again that a client wants to be connected to, where it was taken off for the route, as Envoy does.
+pub(crate) fn restore_port(context: &mut RequestContext) {
+    if let Some(port) = context.connect_port.take()
+        && let Ok(host) = context.authority.to_str()
+        && let Ok(authority) = HeaderValue::try_from(format!("{host}:{port}"))
+    {
+        context.authority = authority;
     }
 }
 

@@ -100,7 +100,7 @@ async fn answer(
         }
         Err(failure) => local_reply::fail(context, &failure),
     };
-    if old && connection.closing.get() {
+    if old && response.headers().get(header::CONNECTION).is_some_and(|value| value == "close") {
         // hyper would tell the client that its connection lasts.
         *response.version_mut() = Version::HTTP_10;
     }

@@ -85,6 +85,7 @@ pub(crate) fn receive(
         version: head.version,
         authority: authority.unwrap_or_else(|| HeaderValue::from_static("")),
         path,
+        connect_port: None,
         secure,
         client: connection.info.peer.clone(),
         present,
@@ -251,8 +252,15 @@ fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     // A Unix socket's port counts as 0, as with Envoy.
     let port = context.connection.info.local.port().unwrap_or(0);
     let stripped = hcm.stripped_authority(text, port);
-    if let Some(Ok(value)) = stripped.map(HeaderValue::try_from) {
-        context.authority = value;
+    let had = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    if let Some(stripped) = stripped
+        && let Ok(value) = HeaderValue::try_from(&stripped)
+    {
+        // What is a CONNECT over HTTP/2 is an upgrade here.
+        let connects = context.head.method == Method::CONNECT
+            || (context.version == Version::HTTP_2 && is_upgrade(&context.head));
+        let lost = had.filter(|port| connects && !stripped.ends_with(&format!(":{port}")));
+        (context.connect_port, context.authority) = (lost, value);
     }
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, Request, Response, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use lateen_ir::HttpConnectionManager;
 use tokio::sync::oneshot;
@@ -43,9 +43,17 @@ pub(crate) struct Beside {
     pub(crate) tunnel: Option<oneshot::Receiver<Duplex>>,
 }
 
+/// What the codec counts of each header on top of its name and value (RFC 9113, section 6.5.2). Envoy doesn't.
+const PER_HEADER: u32 = 32;
+
+/// Headers of a request that are none of its own: `:method` and the like.
+const PSEUDO_HEADERS: u32 = 6;
+
 /// Serves a connection until it ends.
 pub(crate) struct Server {
     state: State,
+    /// Most bytes of a request's head.
+    head_limit: u32,
     connection: Rc<HttpConnection>,
     /// Asked for before hands were shaken.
     finishing: bool,
@@ -65,10 +73,11 @@ impl Server {
         connection: Rc<HttpConnection>,
     ) -> Self {
         let options = &hcm.http2;
+        let more = PER_HEADER.saturating_mul(hcm.common.max_headers_count.saturating_add(PSEUDO_HEADERS));
         let mut builder = Builder::new();
         builder
             .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MOST_STREAMS))
-            .max_header_list_size(head_limit)
+            .max_header_list_size(head_limit.saturating_add(more))
             .max_local_error_reset_streams(Some(MOST_ERRORS))
             .max_send_buffer_size(SEND_BUFFER)
             .initial_window_size(options.initial_stream_window_size.unwrap_or(WINDOW))
@@ -79,7 +88,7 @@ impl Server {
         if options.allow_connect {
             builder.enable_connect_protocol();
         }
-        Self { state: State::Shaking(builder.handshake(stream)), connection, finishing: false }
+        Self { state: State::Shaking(builder.handshake(stream)), head_limit, connection, finishing: false }
     }
 }
 
@@ -115,7 +124,13 @@ impl Future for Server {
                         return Poll::Ready(Err(Reason::NO_ERROR.into()));
                     }
                     match ready!(frames.poll_accept(cx)) {
-                        Some(Ok((request, respond))) => begin(&this.connection, request, respond),
+                        Some(Ok((request, mut respond))) => {
+                            if head_size(&request) > this.head_limit as usize {
+                                refuse(&mut respond);
+                            } else {
+                                begin(&this.connection, request, respond);
+                            }
+                        }
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         None => return Poll::Ready(Ok(())),
                     }
@@ -123,6 +138,27 @@ impl Future for Server {
             }
         }
     }
+}
+
+/// Bytes of a head, as Envoy counts them.
+fn head_size(request: &Request<RecvStream>) -> usize {
+    let uri = request.uri();
+    let parts = [
+        (":method", request.method().as_str()),
+        (":scheme", uri.scheme_str().unwrap_or_default()),
+        (":authority", uri.authority().map_or("", |authority| authority.as_str())),
+        (":path", uri.path_and_query().map_or("", |path| path.as_str())),
+    ];
+    let pseudo: usize = parts.iter().map(|(name, value)| name.len() + value.len()).sum();
+    pseudo + request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
+}
+
+/// Answers a request whose head is too large, as the codec does with one that is far too large.
+fn refuse(respond: &mut SendResponse<Bytes>) {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    // A stream that is gone needs no answer.
+    let _ = respond.send_response(response, true);
 }
 
 /// Gives a stream its task.

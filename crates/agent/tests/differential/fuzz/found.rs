@@ -162,6 +162,37 @@ fn of_endings() -> Vec<Found> {
             manager(json!({ "routes": [to("http2", json!({ "host_rewrite_literal": "/" }))] }), json!({})),
             plain(),
         ),
+        (
+            "a tunnel's port is taken off for its route alone",
+            merged(
+                only(
+                    json!({ "match": { "connect_matcher": {} }, "route": { "cluster": "dead", "upgrade_configs": [{ "upgrade_type": "CONNECT" }] } }),
+                ),
+                json!({ "strip_any_host_port": true, "upgrade_configs": [{ "upgrade_type": "CONNECT" }] }),
+            ),
+            Asked {
+                target: "a.example:443".to_owned(),
+                host: "a.example:443".to_owned(),
+                ..asked("CONNECT", &[])
+            },
+        ),
+        (
+            "a head just below its limit over HTTP/2",
+            merged(only(to("service", json!({}))), json!({ "max_request_headers_kb": 1 })),
+            over_http2(asked("GET", &[&format!("x-long: {}", "a".repeat(850)), "x-a: 1", "x-b: 2"])),
+        ),
+        (
+            "a connection of HTTP/1.0 that the answer ends",
+            merged(
+                only(to("dead", json!({}))),
+                json!({ "http_protocol_options": { "accept_http_10": true } }),
+            ),
+            Asked {
+                version: Version::Http10,
+                body: Some("hello"),
+                ..asked("POST", &["connection: x-a, keep-alive"])
+            },
+        ),
         ("no time left", only(to("service", limited)), asked("GET", &["grpc-timeout: 0S"])),
         (
             "an interim answer is not what requests are told of",
