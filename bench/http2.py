@@ -8,9 +8,9 @@ h2load keeps 8 connections with 16 streams each busy; the origin is an nginx tha
 medians of the proxy's own CPU (/proc) divided by its requests. --also NAME=PROGRAM adds another lateen-proxy, such as one of an
 earlier commit.
 """
-import argparse, datetime, os, re, signal, statistics, subprocess, sys, tempfile, time
+import argparse, datetime, os, re, statistics, subprocess, sys, tempfile, time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from onehop import BIN, BOOTSTRAP, ENVOY, HERE, NGINX, ORIGIN_BODY, cpu, rss, write
+from onehop import BIN, BOOTSTRAP, ENVOY, HERE, NGINX, ORIGIN_BODY, cpu, end, rss, write
 
 ORIGIN, PORT = 18090, 18091
 HTTP2 = """    typed_extension_protocol_options:
@@ -80,13 +80,7 @@ def main():
                     print(f"round {turn + 1}: {name:8} {r['rps']:8.0f} rps  {r['cpu']:6.1f} us CPU/request", file=sys.stderr)
             memory = {name: rss(procs[name].pid) for name in programs}
         finally:
-            for p in procs.values():
-                p.send_signal(signal.SIGTERM)
-            for p in procs.values():
-                try:
-                    p.wait(10)
-                except subprocess.TimeoutExpired:
-                    p.kill()
+            end(procs.values())
 
     med = lambda name, key: statistics.median(r[key] for r in figures[name])
     lines = ["| proxy | requests/s | CPU µs/request | × Envoy | loaded MiB | failed |", "|---|---|---|---|---|---|"]

@@ -162,6 +162,16 @@ def load(port, seconds, connections):
     }
 
 
+def end(procs):
+    for p in procs:
+        p.send_signal(signal.SIGTERM)
+    for p in procs:
+        try:
+            p.wait(10)
+        except subprocess.TimeoutExpired:
+            p.kill()
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--rounds", type=int, default=3)
@@ -197,13 +207,7 @@ def main():
                     print(f"round {i + 1}: {n:8} {r['rps']:8.0f} rps  {r['cpu']:6.1f} us CPU/request", file=sys.stderr)
             busy = {n: rss(procs[n].pid) for n in names}
         finally:
-            for p in procs.values():
-                p.send_signal(signal.SIGTERM)
-            for p in procs.values():
-                try:
-                    p.wait(10)
-                except subprocess.TimeoutExpired:
-                    p.kill()
+            end(procs.values())
 
     med = lambda n, k: statistics.median(r[k] for r in figures[n])
     envoy = med("envoy", "cpu")

@@ -252,13 +252,13 @@ fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     // A Unix socket's port counts as 0, as with Envoy.
     let port = context.connection.info.local.port().unwrap_or(0);
     let stripped = hcm.stripped_authority(text, port);
-    let had = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     if let Some(stripped) = stripped
         && let Ok(value) = HeaderValue::try_from(&stripped)
     {
         // What is a CONNECT over HTTP/2 is an upgrade here.
         let connects = context.head.method == Method::CONNECT
             || (context.version == Version::HTTP_2 && is_upgrade(&context.head));
+        let had = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         let lost = had.filter(|port| connects && !stripped.ends_with(&format!(":{port}")));
         (context.connect_port, context.authority) = (lost, value);
     }
