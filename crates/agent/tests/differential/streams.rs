@@ -460,3 +460,34 @@ async fn a_request_that_is_cancelled_does_not_end() {
         }
     }
 }
+
+/// A client that doesn't answer PINGs is gone for both proxies; one that does is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_answer_no_pings_are_let_go_of() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let folder = tempfile::tempdir().unwrap();
+    let proxies = both(folder.path(), &["web"], |ports, log| {
+        let pings = json!({
+            "http2_protocol_options": { "connection_keepalive": { "interval": "0.3s", "timeout": "0.5s" } },
+        });
+        [vec![listener("web", ports["web"], pings, log)], Vec::new()]
+    })
+    .await;
+    for (proxy, name) in proxies.iter().zip(["Envoy", "Lateen"]) {
+        let address = ("127.0.0.1", proxy.ports["web"]);
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(&crate::frames::preface(&[])).await.unwrap();
+        let (mut sender, connection) =
+            h2::client::handshake(TcpStream::connect(address).await.unwrap()).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        let mut said = Vec::new();
+        let ended = tokio::time::timeout(LIMIT, silent.read_to_end(&mut said)).await;
+        assert!(ended.is_ok(), "{name}: it is still there");
+        // Longer than any answer is waited for.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let request = Request::get("http://a/direct").body(()).unwrap();
+        let (response, _) = sender.send_request(request, true).expect(name);
+        let answer = tokio::time::timeout(LIMIT, response).await.expect("in time");
+        assert_eq!(answer.expect(name).status(), 202, "{name}");
+    }
+}
