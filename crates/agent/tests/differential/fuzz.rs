@@ -1,5 +1,5 @@
 //! Random configurations and random requests, the same for both proxies: what the client, the service and the access log see must be
-//! the same. Deterministic by seed. `FUZZ_SEEDS=N` runs more of them, `FUZZ_SEED=N` one, `FUZZ_RAW=1`
+//! the same. Deterministic by seed. `FUZZ_SEEDS=N` runs more of them, `FUZZ_SEED=N` one or the first of them, `FUZZ_RAW=1`
 //! lists all differences as they are, `FUZZ_NTH=N` shrinks another than the first of a seed.
 //!
 //! A difference is shrunk before it is told: as long as a smaller configuration or request still shows it, that takes its place.
@@ -231,7 +231,7 @@ fn number(name: &str) -> Option<u64> {
 /// Those to run.
 fn seeds() -> std::ops::Range<u64> {
     match (number("FUZZ_SEED"), number("FUZZ_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
+        (Some(seed), many) => seed..seed + many.unwrap_or(1),
         (None, many) => 0..many.unwrap_or(SEEDS),
     }
 }
