@@ -35,10 +35,14 @@ mod trust_domains;
 mod why;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lateen_e2e::{Engine, Mesh};
+use lateen_e2e::{Engine, Mesh, eventually};
 use libtest_mimic::{Arguments, Failed, Trial};
+
+/// How long proxies may take to find a control plane that has just been started.
+const PROXIES_BACK: Duration = Duration::from_secs(30);
 
 /// A trial on the mesh that is up: name and body.
 type OnMesh = (&'static str, fn(&Mesh) -> Result<()>);
@@ -78,8 +82,12 @@ impl Shared {
 /// No proxy has ever refused a resource of the control plane that runs now.
 fn everything_acknowledged(mesh: &Mesh) -> Result<()> {
     let ask = "kubectl exec -n istio-system deploy/istiod -- curl -s localhost:15014/metrics";
-    let metrics = mesh.lab("", ask)?;
-    ensure!(metrics.contains("pilot_xds_pushes"), "these are not the control plane's metrics: {metrics}");
+    // One that a trial has just started counts nothing before the first proxy is back.
+    let metrics = eventually("the control plane serves proxies", PROXIES_BACK, || {
+        let metrics = mesh.lab("", ask)?;
+        ensure!(metrics.contains("pilot_xds_pushes"), "no pushes in {metrics}");
+        Ok(metrics)
+    })?;
     let rejects: Vec<_> =
         metrics.lines().filter(|line| line.starts_with("pilot_total_xds_rejects")).collect();
     ensure!(rejects.is_empty(), "{rejects:?}\n{}", mesh.lateen(&["proxy-status"])?);
