@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::dial::socket_option_supported;
 use crate::dns_cache::{DnsCache, DnsCaches};
-use crate::filters;
+use crate::filters::{self, Filter, NewFetch};
 use crate::snapshot::{
     ChainConfig, ClusterSlot, HttpConfig, ListenerConfig, RouteConfig, RouteSlot, RoutesRef, TcpConfig,
     Terminal, Transports, stat_name,
@@ -223,6 +223,15 @@ pub(crate) fn inline_routes(listener: &ListenerConfig) -> impl Iterator<Item = &
     })
 }
 
+/// Keys that a listener's filters fetch before a request needs them, where nobody has begun yet.
+pub(crate) fn new_fetches(listener: &ListenerConfig) -> impl Iterator<Item = NewFetch> {
+    let filters = listener.chains.iter().chain(&listener.default_chain).map(|chain| match &chain.terminal {
+        Terminal::Http(http) => &http.filters[..],
+        Terminal::Tcp(_) | Terminal::Close | Terminal::Echo | Terminal::DirectResponse(_) => &[],
+    });
+    filters.flatten().flat_map(Filter::new_fetches)
+}
+
 /// Slots of clusters and routes that a listener refers to.
 pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<RouteSlot>) {
     let (mut clusters, mut routes) = (Vec::new(), Vec::new());
@@ -231,7 +240,7 @@ pub(crate) fn references(listener: &ListenerConfig) -> (Vec<ClusterSlot>, Vec<Ro
         match &chain.terminal {
             Terminal::Tcp(tcp) => clusters.extend_from_slice(&tcp.slots),
             Terminal::Http(http) => {
-                clusters.extend(http.filters.iter().flat_map(filters::Filter::clusters));
+                clusters.extend(http.filters.iter().flat_map(Filter::clusters));
                 match &http.routes {
                     RoutesRef::Inline(config) => clusters.extend_from_slice(&config.slots),
                     RoutesRef::Rds(slot) => routes.push(*slot),

@@ -1,13 +1,13 @@
 //! The control thread: takes configuration in, drives warming and name look-ups, hands snapshots to the workers, and answers
 //! the admin service. The request path never waits for it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use lateen_ir::ClusterLoadAssignment;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::access_log::{LogBuffer, LogWriter};
@@ -118,7 +118,7 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
             .into(),
         node: config.node.id.clone().into(),
         cluster: config.node.cluster.clone().into(),
-        address: own_address(),
+        address: Some(own_address()),
     });
     let thread_error = |name: &str| {
         let name = name.to_owned();
@@ -175,13 +175,12 @@ pub(crate) fn start(config: EngineConfig) -> Result<EngineHandle, EngineError> {
     Ok(EngineHandle { control })
 }
 
-/// Envoy's "local address": the first IPv4 address that is not loopback.
-fn own_address() -> Option<std::net::IpAddr> {
-    let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
-    interfaces.find_map(|interface| {
-        let address = std::net::IpAddr::V4(interface.address?.as_sockaddr_in()?.ip());
-        (!address.is_loopback()).then_some(address)
-    })
+/// Envoy's "local address": the first IPv4 address that is not loopback, if there is one.
+fn own_address() -> IpAddr {
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let mut addresses =
+        addresses.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())));
+    addresses.find(|address| !address.is_loopback()).unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -223,6 +222,8 @@ struct Control {
     check_results: mpsc::Receiver<CheckResult>,
     resolved: mpsc::Sender<Resolved>,
     resolutions: mpsc::Receiver<Resolved>,
+    /// A first fetch of keys is over.
+    fetched: Arc<Notify>,
     initialized: bool,
     live: bool,
     healthy: bool,
@@ -260,6 +261,7 @@ impl Control {
             check_results,
             resolved,
             resolutions,
+            fetched: Arc::default(),
             initialized: false,
             live: false,
             healthy: true,
@@ -298,6 +300,7 @@ impl Control {
                     self.store.checked(&cluster, generation, checked);
                     next = self.publish().await;
                 }
+                () = self.fetched.notified() => next = self.publish().await,
                 () = timer::until(next) => next = self.publish().await,
             }
         }
@@ -308,6 +311,7 @@ impl Control {
         match command {
             Command::Initialized(reply) => {
                 self.initialized = true;
+                self.begin_fetches().await;
                 self.update_ready();
                 let _ = reply.send(());
             }
@@ -351,6 +355,7 @@ impl Control {
         for wait in waiting {
             let _ = wait.await;
         }
+        self.begin_fetches().await;
         let wanted = self.store.subscriptions();
         self.subscriptions.send_if_modified(|known| {
             let changed = !Arc::ptr_eq(known, wanted) && known != wanted;
@@ -359,6 +364,16 @@ impl Control {
         });
         self.update_ready();
         next
+    }
+
+    /// The first worker fetches keys for all.
+    async fn begin_fetches(&mut self) {
+        for fetch in self.store.fetches_to_begin(self.initialized, self.live) {
+            if let Some(worker) = self.workers.first() {
+                // A worker that is gone serves nobody.
+                let _ = worker.send(WorkerCommand::FetchKeys(fetch, self.fetched.clone())).await;
+            }
+        }
     }
 
     fn follow_names(&mut self) {

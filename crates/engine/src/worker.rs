@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::access_log::LogBuffer;
 use crate::cluster::LocalCluster;
 use crate::date::Date;
+use crate::filters::NewFetch;
 use crate::host::Host;
 use crate::listen::{Listening, LocalListener};
 use crate::signal::Signal;
@@ -34,7 +35,7 @@ pub(crate) struct Identity {
     pub(crate) node: Box<str>,
     /// `node.cluster`.
     pub(crate) cluster: Box<str>,
-    /// First IPv4 address of the machine that is not loopback.
+    /// First IPv4 address of the machine that is not loopback, if it has one.
     pub(crate) address: Option<std::net::IpAddr>,
 }
 
@@ -50,6 +51,8 @@ pub(crate) enum WorkerCommand {
     /// Copy host numbers out.
     ReadHosts(oneshot::Sender<Vec<HostReading>>),
     ResetCounters,
+    /// Fetch keys for all workers, and tell of the first end.
+    FetchKeys(NewFetch, Arc<Notify>),
     /// Finish what is running, then answer.
     Drain(oneshot::Sender<()>),
     Stop,
@@ -228,6 +231,9 @@ impl Worker {
                 let _ = reply.send(self.read_hosts());
             }
             WorkerCommand::ResetCounters => self.stats.reset_counters(),
+            WorkerCommand::FetchKeys(fetch, over) => {
+                tokio::task::spawn_local(fetch.run(self.clone(), over));
+            }
             WorkerCommand::Drain(done) => {
                 self.draining.fire();
                 self.listeners.borrow().values().for_each(|listener| listener.drain());

@@ -34,6 +34,19 @@ pub struct RemoteJwks {
     pub cache_duration: Duration,
     /// Which tries are repeated; `None`: none.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// Keys are fetched before a request needs them; `None`: only then.
+    pub async_fetch: Option<JwksAsyncFetch>,
+}
+
+/// Envoy's `jwt_authn.v3.JwksAsyncFetch`.
+#[derive(Clone, Debug)]
+pub struct JwksAsyncFetch {
+    /// The listener serves before the first fetch is over.
+    pub fast_listener: bool,
+    /// Between fetches as long as they succeed.
+    pub refetch_after: Duration,
+    /// Until the next fetch where one failed. Default 1 s.
+    pub failed_refetch_after: Duration,
 }
 
 /// The fetched keys for one request: those that were there when it came, and what was fetched for it since. A provider is asked once

@@ -95,7 +95,7 @@ pub use jwks::Jwks;
 pub use jwt::{Jwt, JwtAlgorithm, JwtError};
 pub use jwt_authn::*;
 pub use jwt_cache::JwtCache;
-pub use jwt_keys::{JwtKeyring, JwtKeys, RemoteJwks};
+pub use jwt_keys::{JwksAsyncFetch, JwtKeyring, JwtKeys, RemoteJwks};
 pub use jwt_locations::{JwtLocations, JwtRequest};
 pub use lb_policy::*;
 pub use listener::*;

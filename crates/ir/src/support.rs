@@ -265,6 +265,7 @@ table! {
     jwt::jwt_provider::NormalizePayload,
     jwt::JwtCacheConfig,
     jwt::RemoteJwks,
+    jwt::JwksAsyncFetch,
     jwt::JwtHeader,
     jwt::JwtClaimToHeader,
     ext_authz::ExtAuthz,

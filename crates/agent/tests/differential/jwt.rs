@@ -1,5 +1,6 @@
 //! Tokens: the filter `jwt_authn` in cases of its own, attacks among them.
 
+mod async_fetch;
 mod listeners;
 mod remote;
 

@@ -6,20 +6,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
 use lateen_ir::{
     FilterLevels, FilterRouteConfig, Jwks, JwtAuthn, JwtCache, JwtCase, JwtError, JwtKeyring, JwtKeys,
     JwtRequest, JwtRequirement, JwtRouteConfig, JwtVerdict, RemoteJwks,
 };
 
+use super::jwks_fetch::{NewFetch, OwnFetch, call, key_set};
 use super::{Step, levels, within_limits};
-use crate::call::{self, Call, Called};
 use crate::context::RequestContext;
 use crate::failure::{Failure, Flags, Reply, underscored};
 use crate::http_request::{request_view, route_again};
-use crate::message::Message;
 use crate::presence::Present;
 use crate::snapshot::{ClusterSlot, FilterSlot};
 use crate::stats::arena::StatsArena;
@@ -31,30 +29,50 @@ const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
 /// So much of the path is told in `www-authenticate`, in bytes.
 const LONGEST_PATH: usize = 256;
 
-/// Longest key set in bytes. Envoy takes any.
-const LARGEST_SET: usize = 1024 * 1024;
-
 /// The filter of a connection manager.
 pub(super) struct JwtFilter {
     pub(super) ir: Arc<JwtAuthn>,
-    /// By provider, who is asked for keys; `None`: they are written down.
-    asked: Box<[Option<ClusterSlot>]>,
+    /// Under which it counts.
+    stats: Arc<str>,
+    /// By provider; `None`: its keys are written down.
+    asked: Box<[Option<Asked>]>,
     /// Some keys are to be fetched.
     fetches: bool,
 }
 
+/// Who is asked for a provider's keys.
+struct Asked {
+    cluster: ClusterSlot,
+    /// Where that is done before a request needs them.
+    ahead: Option<OwnFetch>,
+}
+
 impl JwtFilter {
-    pub(super) fn new(ir: Arc<JwtAuthn>, mut slot: impl FnMut(&Arc<str>) -> ClusterSlot) -> Self {
+    /// `prefix`: the connection manager's in stats.
+    pub(super) fn new(
+        ir: Arc<JwtAuthn>,
+        prefix: &str,
+        mut slot: impl FnMut(&Arc<str>) -> ClusterSlot,
+    ) -> Self {
+        let stats = Arc::from(format!("{prefix}\n{}", ir.stat_prefix));
         let asked = ir.providers.iter().map(|provider| match &provider.keys {
-            JwtKeys::Remote(remote) => Some(slot(&remote.cluster)),
+            JwtKeys::Remote(remote) => {
+                let cluster = slot(&remote.cluster);
+                Some(Asked { cluster, ahead: OwnFetch::new(remote, cluster, &stats) })
+            }
             JwtKeys::Local(_) => None,
         });
         let asked: Box<[_]> = asked.collect();
-        Self { fetches: asked.iter().any(Option::is_some), asked, ir }
+        Self { fetches: asked.iter().any(Option::is_some), asked, stats, ir }
     }
 
     pub(super) fn clusters(&self) -> impl Iterator<Item = ClusterSlot> {
-        self.asked.iter().copied().flatten()
+        self.asked.iter().flatten().map(|asked| asked.cluster)
+    }
+
+    /// Fetches that begin before a request needs them and that nobody has begun.
+    pub(super) fn new_fetches(&self) -> impl Iterator<Item = NewFetch> {
+        self.asked.iter().flatten().filter_map(|asked| asked.ahead.as_ref()?.begin())
     }
 }
 
@@ -74,29 +92,38 @@ pub(crate) struct LocalJwt {
 }
 
 impl LocalJwt {
-    pub(super) fn new(filter: &JwtFilter, prefix: &Arc<str>, stats: &StatsArena) -> Self {
-        let name = Arc::from(format!("{prefix}\n{}", filter.ir.stat_prefix));
+    pub(super) fn new(filter: &JwtFilter, stats: &StatsArena) -> Self {
         let keys = filter.asked.iter().filter(|_| filter.fetches).map(|_| None);
         Self {
-            stats: stats.jwt(&name),
+            stats: stats.jwt(&filter.stats),
             cache: RefCell::new(JwtCache::new(&filter.ir)),
             keys: RefCell::new(keys.collect()),
         }
     }
 
-    fn keyring(&self) -> JwtKeyring {
+    fn keyring(&self, filter: &JwtFilter) -> JwtKeyring {
         let keys = self.keys.borrow();
         if keys.is_empty() {
             return JwtKeyring::default();
         }
         let now = Instant::now();
-        JwtKeyring::new(keys.iter().map(|one| fresh(one, now).cloned()))
+        let all = keys.iter().zip(&filter.asked).map(|(one, asked)| {
+            let ahead = asked.as_ref().and_then(|asked| asked.ahead.as_ref()?.fetch.keys());
+            ahead.or_else(|| fresh(one, now).cloned())
+        });
+        JwtKeyring::new(all)
     }
 
     /// Whether all keys that are fetched are there, so that none can be missing.
     fn has_all(&self, filter: &JwtFilter) -> bool {
         let (keys, now) = (self.keys.borrow(), Instant::now());
-        keys.iter().zip(&filter.asked).all(|(one, asked)| asked.is_none() || fresh(one, now).is_some())
+        keys.iter().zip(&filter.asked).all(|(one, asked)| match asked {
+            None => true,
+            Some(asked) => {
+                let ahead = asked.ahead.as_ref().is_some_and(|ahead| ahead.fetch.has_keys());
+                ahead || fresh(one, now).is_some()
+            }
+        })
     }
 }
 
@@ -125,7 +152,7 @@ pub(super) fn decode(
         return Ok(Step::Next);
     };
     let trial = Trial { filter: ir, requirement, local, now: now() };
-    let keys = local.keyring();
+    let keys = local.keyring(filter);
     // To find out whose keys are missing is to verify the tokens once more.
     if filter.fetches && !local.has_all(filter) && trial.missing(context, &keys).is_some() {
         return Ok(Step::Pause);
@@ -144,9 +171,11 @@ pub(super) async fn fetch(
     // `decode` found it; without one there is nothing to verify.
     let Ok(Some(requirement)) = requirement else { return Ok(()) };
     let trial = Trial { filter: &filter.ir, requirement, local, now: now() };
-    let mut keys = local.keyring();
+    let mut keys = local.keyring(filter);
     while let Some((provider, remote)) = trial.missing(context, &keys) {
-        let fetched = match call(filter.asked[provider], remote, context) {
+        let asked = filter.asked[provider].as_ref();
+        let worker = &context.connection.worker;
+        let fetched = match asked.and_then(|asked| call(asked.cluster, remote, &context.view, worker)) {
             Some(call) => within_limits(context, call.send()).await?.ok().and_then(key_set),
             None => None,
         };
@@ -208,37 +237,6 @@ impl<'f> Trial<'f> {
         if result.is_ok() { &local.stats.allowed } else { &local.stats.denied }.add(1);
         result.map_err(|error| refusal(filter, error, &realm))
     }
-}
-
-/// The question for keys; `None`: there is nobody to ask.
-fn call(cluster: Option<ClusterSlot>, remote: &RemoteJwks, context: &RequestContext) -> Option<Call> {
-    let worker = &context.connection.worker;
-    let cluster = context.view.cluster(cluster?, worker)?;
-    // Envoy's fetcher says so, too.
-    let mut headers = HeaderMap::from_iter([(header::USER_AGENT, HeaderValue::from_static("Go-browser"))]);
-    call::add_internal(&mut headers);
-    call::add_own_address(&mut headers, worker);
-    let message = Message {
-        method: Method::GET,
-        headers,
-        authority: remote.authority.clone(),
-        path: remote.path.clone(),
-        secure: false,
-    };
-    Some(Call {
-        worker: worker.clone(),
-        cluster,
-        message,
-        body: Bytes::new(),
-        timeout: remote.timeout,
-        most_received: Some(LARGEST_SET),
-        retry_policy: remote.retry_policy.clone(),
-    })
-}
-
-fn key_set(answer: Called) -> Option<Arc<Jwks>> {
-    let text = std::str::from_utf8(&answer.body).ok().filter(|_| answer.status == StatusCode::OK)?;
-    Jwks::parse(text).ok().map(Arc::new)
 }
 
 fn of_route(context: &RequestContext, name: FilterSlot) -> Option<&JwtRouteConfig> {

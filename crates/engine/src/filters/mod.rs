@@ -7,10 +7,12 @@ mod cors;
 mod dynamic_forward_proxy;
 pub(crate) mod ext_authz;
 mod fault;
+mod jwks_fetch;
 mod jwt;
 mod rbac;
 pub(crate) mod throttle;
 
+pub(crate) use jwks_fetch::{KeyFetch, NewFetch};
 pub(crate) use rbac::{COMMON, access_log_hint, connection_view};
 
 use std::rc::Rc;
@@ -26,7 +28,7 @@ use crate::context::RequestContext;
 use crate::dns_cache::DnsCache;
 use crate::failure::Failure;
 use crate::forward;
-use crate::snapshot::{ClusterSlot, FilterSlot};
+use crate::snapshot::{ClusterSlot, FilterSlot, stat_name};
 use crate::stats::arena::StatsArena;
 use crate::stats::blocks::CorsStats;
 
@@ -44,6 +46,14 @@ impl Filter {
         match &self.kind {
             FilterKind::ExtAuthz(filter) => vec![filter.cluster],
             FilterKind::Jwt(filter) => filter.clusters().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Keys that it fetches before a request needs them, where nobody has begun yet.
+    pub(crate) fn new_fetches(&self) -> Vec<NewFetch> {
+        match &self.kind {
+            FilterKind::Jwt(filter) => filter.new_fetches().collect(),
             _ => Vec::new(),
         }
     }
@@ -98,6 +108,7 @@ pub(crate) enum Flow {
 /// The filters of a connection manager, without the router.
 pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Result<Box<[Filter]>, String> {
     let Names { filters: slots, clusters, caches, .. } = names;
+    let prefix = stat_name(&hcm.stat_prefix);
     let mut kind = |name: &str, kind: &ir::HttpFilterKind| {
         Ok::<_, String>(match kind {
             ir::HttpFilterKind::Fault(fault) => {
@@ -110,7 +121,7 @@ pub(crate) fn compile(hcm: &ir::HttpConnectionManager, names: &mut Names) -> Res
                 Some(FilterKind::ExtAuthz(ext_authz::ExtAuthzFilter { ir: ir.clone(), cluster, shadow }))
             }
             ir::HttpFilterKind::Jwt(ir) => {
-                Some(FilterKind::Jwt(jwt::JwtFilter::new(ir.clone(), |name| clusters.of(name))))
+                Some(FilterKind::Jwt(jwt::JwtFilter::new(ir.clone(), &prefix, |name| clusters.of(name))))
             }
             ir::HttpFilterKind::Rbac(rbac) => Some(FilterKind::Rbac(rbac.clone())),
             ir::HttpFilterKind::DynamicForwardProxy(config) => {
@@ -136,7 +147,7 @@ pub(crate) fn local(filters: &[Filter], prefix: &Arc<str>, stats: &StatsArena) -
         FilterKind::ExtAuthz(filter) => {
             LocalFilter::ExtAuthz(ext_authz::LocalExtAuthz::new(&filter.ir, prefix, stats))
         }
-        FilterKind::Jwt(jwt) => LocalFilter::Jwt(jwt::LocalJwt::new(jwt, prefix, stats)),
+        FilterKind::Jwt(jwt) => LocalFilter::Jwt(jwt::LocalJwt::new(jwt, stats)),
         FilterKind::Rbac(rbac) => LocalFilter::Rbac(rbac::LocalRbac::new(rbac, prefix, stats)),
         FilterKind::DynamicForwardProxy(_) => LocalFilter::DynamicForwardProxy,
     };

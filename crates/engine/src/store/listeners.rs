@@ -8,6 +8,7 @@ use lateen_xds::pb::envoy::config::listener::v3::Listener as ListenerMessage;
 use prost::Message;
 
 use super::{ListenerEntry, Store, Warming, same_name};
+use crate::filters::NewFetch;
 use crate::snapshot::ListenerConfig;
 use crate::{compile, listen};
 
@@ -44,11 +45,16 @@ impl Store {
             .filter(|(name, _)| !self.routes.contains_key(*name))
             .map(|(name, limit)| (name.clone(), limit.map(|limit| now + limit)))
             .collect();
+        let fetches: Vec<NewFetch> = compile::new_fetches(&config).collect();
+        let awaits_keys: Vec<_> =
+            fetches.iter().map(|new| &new.fetch).filter(|fetch| !fetch.is_over()).cloned().collect();
+        self.new_fetches.extend(fetches);
         let config = Arc::new(config);
-        let entry = if awaits.is_empty() && awaits_secrets.is_empty() {
+        let entry = if awaits.is_empty() && awaits_secrets.is_empty() && awaits_keys.is_empty() {
             ListenerEntry { active: Some(config), warming: None }
         } else {
-            ListenerEntry { active: serving, warming: Some(Warming { config, awaits, awaits_secrets }) }
+            let warming = Warming { config, awaits, awaits_secrets, awaits_keys };
+            ListenerEntry { active: serving, warming: Some(warming) }
         };
         self.listeners.insert(listener.name.clone(), entry);
         Ok(())

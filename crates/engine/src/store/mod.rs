@@ -23,6 +23,7 @@ pub(crate) use self::raw::{Raw, RawResources};
 use crate::compile::{self, Names};
 use crate::dns::{DnsCluster, DnsStats};
 use crate::dns_cache::DnsCache;
+use crate::filters::{KeyFetch, NewFetch};
 use crate::health_check::HealthChecks;
 use crate::snapshot::{
     Breakers, ClusterConfig, ClusterSlot, ListenerConfig, RouteConfig, Snapshot, Transports,
@@ -71,6 +72,7 @@ struct Warming {
     /// When each awaited route configuration is given up.
     awaits: Vec<(Arc<str>, Option<Instant>)>,
     awaits_secrets: Vec<AwaitedSecret>,
+    awaits_keys: Vec<Arc<KeyFetch>>,
 }
 
 /// See the module.
@@ -92,6 +94,8 @@ pub(crate) struct Store {
     /// Clusters whose names must be looked up anew (`Some`) or no longer (`None`).
     pub(crate) dns_changes: Vec<(Arc<str>, Option<DnsCluster>)>,
     pub(crate) health: HealthChecks,
+    /// Keys that are to be fetched, which nobody has begun.
+    pub(crate) new_fetches: Vec<NewFetch>,
     pub(crate) rejections: u64,
     pub(crate) secrets: Secrets,
     /// What must be subscribed to.
@@ -116,6 +120,7 @@ impl Store {
             new_sockets: (0..workers).map(|_| Vec::new()).collect(),
             dns_changes: Vec::new(),
             health: HealthChecks::default(),
+            new_fetches: Vec::new(),
             rejections: 0,
             secrets: Secrets::new(agent_secrets),
             wanted: Arc::default(),

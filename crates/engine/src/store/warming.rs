@@ -5,6 +5,7 @@ use std::time::Instant;
 use lateen_ir as ir;
 
 use super::{AwaitedSecret, LINGER, Store, dns_key};
+use crate::filters::NewFetch;
 use crate::tls::Secrets;
 
 impl Store {
@@ -66,9 +67,13 @@ impl Store {
                 !self.routes.contains_key(name) && until.is_none_or(|until| until > now)
             });
             warming.awaits_secrets.retain(|(name, until)| still_missing(&self.secrets, name, *until, now));
+            warming.awaits_keys.retain(|fetch| !fetch.is_over());
             let both = warming.awaits.iter().chain(&warming.awaits_secrets);
             both.filter_map(|(_, until)| *until).for_each(&mut due);
-            if warming.awaits.is_empty() && warming.awaits_secrets.is_empty() {
+            if warming.awaits.is_empty()
+                && warming.awaits_secrets.is_empty()
+                && warming.awaits_keys.is_empty()
+            {
                 entry.active = entry.warming.take().map(|warming| warming.config);
                 self.references_changed = true;
             }
@@ -90,13 +95,28 @@ impl Store {
         next
     }
 
-    /// True when nothing warms.
-    pub(crate) fn is_warm(&self) -> bool {
-        self.clusters.values().all(|entry| entry.warm || entry.gone_since.is_some())
-            && self.listeners.values().all(|entry| entry.warming.is_none())
+    /// Keys whose fetch can begin. As with Envoy, those that listeners wait for follow the first clusters. `initialized`: these have
+    /// all been told; `live`: they were ready once.
+    pub(crate) fn fetches_to_begin(&mut self, initialized: bool, live: bool) -> Vec<NewFetch> {
+        let warm = self.clusters_are_warm();
+        let clusters = &self.clusters;
+        let ready = |new: &mut NewFetch| {
+            let told = || initialized || clusters.contains_key(&new.fetch.remote.cluster);
+            live || new.fetch.is_hasty() || warm && told()
+        };
+        self.new_fetches.extract_if(.., ready).collect()
     }
 
-    /// True when the named listener waits for routes.
+    fn clusters_are_warm(&self) -> bool {
+        self.clusters.values().all(|entry| entry.warm || entry.gone_since.is_some())
+    }
+
+    /// True when nothing warms.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.clusters_are_warm() && self.listeners.values().all(|entry| entry.warming.is_none())
+    }
+
+    /// True when the named listener waits for something.
     pub(crate) fn is_warming_listener(&self, name: &str) -> bool {
         self.listeners.get(name).is_some_and(|entry| entry.active.is_none())
     }

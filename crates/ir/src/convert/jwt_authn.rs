@@ -16,8 +16,8 @@ use super::values::{Converted, data_source, duration, nonempty, required, timeou
 use crate::error::At;
 use crate::support::fields;
 use crate::{
-    Audiences, Jwks, JwtAuthn, JwtKeys, JwtLocations, JwtProvider, JwtRequirement, JwtRouteConfig, JwtRule,
-    RemoteJwks,
+    Audiences, Jwks, JwksAsyncFetch, JwtAuthn, JwtKeys, JwtLocations, JwtProvider, JwtRequirement,
+    JwtRouteConfig, JwtRule, RemoteJwks,
 };
 
 /// Envoy's default of `clock_skew_seconds`.
@@ -263,12 +263,18 @@ const RETRY_ON: &str = "5xx,gateway-error,connect-failure,reset";
 /// Envoy's default of `cache_duration`.
 const CACHE_DURATION: Duration = Duration::from_secs(600);
 
+/// Keys are fetched again so long before `cache_duration` ends.
+const REFETCH_BEFORE: Duration = Duration::from_secs(5);
+
+/// Envoy's default of `failed_refetch_duration`.
+const FAILED_REFETCH: Duration = Duration::from_secs(1);
+
 fn remote_keys(at: &At<'_>, message: proto::RemoteJwks) -> Converted<RemoteJwks> {
     use core::http_uri::HttpUpstreamType;
     fields!(at, message => proto::RemoteJwks {
-        used { http_uri, cache_duration, retry_policy }
+        used { http_uri, cache_duration, async_fetch, retry_policy }
         inert {}
-        rejected { async_fetch = "keys that are fetched before somebody asks; without it they are with the first request" }
+        rejected {}
     });
     let at_uri = at.field("http_uri");
     let core::HttpUri { uri, timeout, http_upstream_type } = required(at, "http_uri", http_uri)?;
@@ -284,14 +290,36 @@ fn remote_keys(at: &At<'_>, message: proto::RemoteJwks) -> Converted<RemoteJwks>
     if !(Duration::from_millis(1)..=LONGEST_CACHE).contains(&cache_duration) {
         return Err(at.error_in("cache_duration", "must be from 0.001s to 315360000s"));
     }
+    let cache_duration = Duration::from_secs(cache_duration.as_secs());
+    let async_fetch =
+        async_fetch.map(|fetch| self::async_fetch(&at.field("async_fetch"), fetch, cache_duration));
     Ok(RemoteJwks {
         cluster: nonempty(&at_uri, "cluster", cluster)?,
         authority: HeaderValue::try_from(authority).map_err(|_| wrong())?,
         path: PathAndQuery::try_from(if path.is_empty() { "/" } else { path }).map_err(|_| wrong())?,
         timeout: self::timeout(&at_uri, "timeout", Some(required(&at_uri, "timeout", timeout)?), None)?,
-        cache_duration: Duration::from_secs(cache_duration.as_secs()),
+        cache_duration,
         retry_policy: call_retry_policy(at, retry_policy)?,
+        async_fetch: async_fetch.transpose()?,
     })
+}
+
+fn async_fetch(
+    at: &At<'_>,
+    message: proto::JwksAsyncFetch,
+    cache_duration: Duration,
+) -> Converted<JwksAsyncFetch> {
+    fields!(at, message => proto::JwksAsyncFetch {
+        used { fast_listener, failed_refetch_duration }
+        inert {}
+        rejected {}
+    });
+    let failed = duration(at, "failed_refetch_duration", failed_refetch_duration)?.unwrap_or(FAILED_REFETCH);
+    if failed > LONGEST_CACHE {
+        return Err(at.error_in("failed_refetch_duration", "must be at most 315360000s"));
+    }
+    let early = if cache_duration > REFETCH_BEFORE { REFETCH_BEFORE } else { Duration::ZERO };
+    Ok(JwksAsyncFetch { fast_listener, refetch_after: cache_duration - early, failed_refetch_after: failed })
 }
 
 fn words(message: Option<proto::jwt_provider::NormalizePayload>) -> Vec<Box<str>> {

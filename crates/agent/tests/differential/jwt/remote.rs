@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,12 +14,14 @@ use crate::proxies::{Proxy, both, cluster, listener};
 
 /// A provider of keys, one for each proxy, and what it was asked.
 #[derive(Clone, Default)]
-struct KeyServer(Arc<Mutex<Served>>);
+pub(super) struct KeyServer(Arc<Mutex<Served>>);
 
 #[derive(Default)]
 struct Served {
     keys: String,
     heads: Vec<String>,
+    /// Of each head: its path and when it came.
+    asked: Vec<(String, Instant)>,
 }
 
 impl KeyServer {
@@ -61,11 +63,12 @@ impl KeyServer {
             lines.retain(|line| *line != "transfer-encoding: chunked");
             lines[1..].sort_unstable();
             served.heads.push(lines.join("\n"));
+            served.asked.push((path.clone(), Instant::now()));
             let asked = served.heads.iter().filter(|head| head.split(' ').nth(1) == Some(&path)).count();
             (served.keys.clone(), asked)
         };
         match path.as_str() {
-            "/fail" | "/fail?twice" => ("503 Service Unavailable", keys),
+            path if path.starts_with("/fail?") || path == "/fail" => ("503 Service Unavailable", keys),
             "/missing" => ("404 Not Found", keys),
             "/moved" => ("302 Found", keys),
             "/garbage" => ("200 OK", "<html>".to_owned()),
@@ -73,6 +76,8 @@ impl KeyServer {
             "/empty" => ("200 OK", String::new()),
             "/again" if asked < 3 => ("503 Service Unavailable", String::new()),
             "/silent" => std::future::pending().await,
+            "/silent-once" if asked < 2 => std::future::pending().await,
+            "/fails-twice" if asked < 3 => ("503 Service Unavailable", String::new()),
             "/slow" => {
                 tokio::time::sleep(Duration::from_millis(400)).await;
                 ("200 OK", keys)
@@ -82,13 +87,13 @@ impl KeyServer {
     }
 }
 
-fn remote(path: &str, more: Value) -> Value {
+pub(super) fn remote(path: &str, more: Value) -> Value {
     let uri = format!("http://keys.example:8080{path}");
     crate::proxies::merged(json!({ "http_uri": { "uri": uri, "cluster": "keys", "timeout": "5s" } }), more)
 }
 
 /// A provider with fetched keys.
-fn fetching(issuer: &str, remote: Value, more: Value) -> Value {
+pub(super) fn fetching(issuer: &str, remote: Value, more: Value) -> Value {
     let base = json!({ "issuer": issuer, "remote_jwks": remote, "failed_status_in_metadata": "failed" });
     crate::proxies::merged(base, more)
 }
@@ -150,17 +155,17 @@ fn listeners() -> Vec<(&'static str, Value)> {
     ]
 }
 
-struct Fetches {
-    proxies: [Proxy; 2],
+/// Both proxies, and a provider of keys for each.
+pub(super) struct Fetches {
+    pub(super) proxies: [Proxy; 2],
     servers: [KeyServer; 2],
     _folder: tempfile::TempDir,
-    complaints: String,
+    pub(super) complaints: String,
 }
 
 impl Fetches {
-    async fn start(keys: &str) -> Self {
+    pub(super) async fn start(keys: &str, listeners: Vec<(&'static str, Value)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listeners = listeners();
         let names: Vec<&'static str> = listeners.iter().map(|(name, _)| *name).collect();
         let (first, second) = (KeyServer::start(keys).await, KeyServer::start(keys).await);
         let mut addresses = [first.1, second.1].into_iter();
@@ -184,30 +189,30 @@ impl Fetches {
     }
 
     /// The same to both.
-    async fn ask(&mut self, listener: &str, headers: &[(&str, &str)]) -> String {
+    pub(super) async fn ask(&mut self, listener: &str, headers: &[(&str, &str)]) -> String {
         let [envoy, lateen] =
             tokio::join!(self.ask_of(0, listener, headers), self.ask_of(1, listener, headers)).into();
         self.same(listener, &envoy, &lateen);
         lateen
     }
 
-    async fn bear(&mut self, listener: &str, token: &str) -> String {
+    pub(super) async fn bear(&mut self, listener: &str, token: &str) -> String {
         self.ask(listener, &[("authorization", &format!("Bearer {token}"))]).await
     }
 
-    fn same(&mut self, what: &str, envoy: &str, lateen: &str) {
+    pub(super) fn same(&mut self, what: &str, envoy: &str, lateen: &str) {
         if envoy != lateen {
             self.complaints += &format!("=== {what}\n--- Envoy\n{envoy}\n--- Lateen\n{lateen}\n");
         }
     }
 
-    fn serve(&self, keys: &str) {
+    pub(super) fn serve(&self, keys: &str) {
         for server in &self.servers {
             keys.clone_into(&mut server.0.lock().unwrap().keys);
         }
     }
 
-    async fn stats(&self, kind: usize) -> String {
+    pub(super) async fn stats(&self, kind: usize) -> String {
         let page = self.proxies[kind].admin("/stats").await.expect("the admin page");
         let wanted = |line: &&str| {
             (line.contains(".jwt_authn.") && !line.starts_with("http.istio."))
@@ -218,6 +223,36 @@ impl Fetches {
         let lines: BTreeMap<&str, &str> =
             page.lines().filter(wanted).filter_map(|line| line.split_once(": ")).collect();
         format!("{lines:#?}")
+    }
+
+    /// Whether a token is taken.
+    pub(super) async fn bears(&self, kind: usize, listener: &str, token: &str) -> bool {
+        let bearer = format!("Bearer {token}");
+        self.ask_of(kind, listener, &[("authorization", &bearer)]).await.starts_with("200")
+    }
+
+    /// When a proxy asked for a path.
+    fn moments(&self, kind: usize, path: &str) -> Vec<Instant> {
+        let served = self.servers[kind].0.lock().unwrap();
+        served.asked.iter().filter(|(asked, _)| asked == path).map(|(_, at)| *at).collect()
+    }
+
+    /// How often a proxy asked for a path.
+    pub(super) fn times(&self, kind: usize, path: &str) -> usize {
+        self.moments(kind, path).len()
+    }
+
+    /// Between the first `times` questions for a path, in the middle.
+    pub(super) fn pause(&self, kind: usize, path: &str, times: usize) -> Duration {
+        let moments = self.moments(kind, path);
+        (moments[times - 1] - moments[0]) / (u32::try_from(times).unwrap() - 1)
+    }
+
+    /// The first question for a path.
+    pub(super) fn head(&self, kind: usize, path: &str) -> String {
+        let served = self.servers[kind].0.lock().unwrap();
+        let of_path = |head: &&String| head.split(' ').nth(1) == Some(path);
+        served.heads.iter().find(of_path).cloned().unwrap_or_default()
     }
 
     /// What was noted of each request.
@@ -233,7 +268,7 @@ impl Fetches {
         lines.join("\n")
     }
 
-    fn asked(&self, kind: usize) -> String {
+    pub(super) fn asked(&self, kind: usize) -> String {
         let mut heads = self.servers[kind].0.lock().unwrap().heads.clone();
         heads.retain(|head| !head.contains("twice"));
         heads.sort();
@@ -249,7 +284,7 @@ async fn proxies_fetch_keys() {
         key.token(&json!({ "alg": "ES256", "kid": kid }), &claims(more))
     };
     let (by_old, by_new) = (token("old", &old, json!({})), token("new", &new, json!({})));
-    let mut pair = Fetches::start(&set("old", &old)).await;
+    let mut pair = Fetches::start(&set("old", &old), listeners()).await;
 
     let missing = pair.ask("keys", &[]).await;
     assert!(missing.starts_with("401"), "{missing}");

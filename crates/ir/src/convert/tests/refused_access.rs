@@ -113,7 +113,11 @@ fn token_requirements_are_refused_with_the_fields_path() {
         (remote(""), ""),
         (remote(", cache_duration: 0.001s"), ""),
         (remote(", cache_duration: 0s"), "cache_duration"),
-        (remote(", async_fetch: {}"), "async_fetch"),
+        (remote(", async_fetch: {}"), ""),
+        (
+            remote(", async_fetch: {failed_refetch_duration: 315360001s}"),
+            "async_fetch.failed_refetch_duration",
+        ),
     ]);
 }
 
