@@ -91,6 +91,8 @@ pub(crate) struct HttpConnection {
     pub(crate) quiet_since: Cell<Instant>,
     /// Set when the next response must end the connection.
     pub(crate) closing: Cell<bool>,
+    /// HTTP/1: the request under way asks for another protocol. An answer that agrees doesn't say that the connection ends.
+    pub(crate) may_switch: Cell<bool>,
     /// Something came from the client since the last request ended.
     pub(crate) heard: Heard,
     /// HTTP/1: when more of the answer must have been taken at the latest, while the client is slower than upstream.

@@ -43,6 +43,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     let stream_end =
         stream_end(context, asked.stream_duration.unwrap_or_else(|| cluster.max_stream_duration()));
     let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref(), asked);
+    interim::tell_id(context);
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
     if !action.mirrors.is_empty() {
         mirror::start(context, action, &source, timeout);

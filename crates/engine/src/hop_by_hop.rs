@@ -15,6 +15,11 @@ pub(crate) fn keeps_alive(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| contains_token(value.as_bytes(), b"keep-alive"))
 }
 
+/// Whether a client asks for the connection's end by a header that is no standard, but that Envoy heeds.
+pub(crate) fn closes_by_proxy_connection(headers: &HeaderMap) -> bool {
+    headers.get_all(PROXY_CONNECTION).iter().any(|value| contains_token(value.as_bytes(), b"close"))
+}
+
 pub(crate) fn contains_token(list: &[u8], token: &[u8]) -> bool {
     list.split(|&b| b == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token))
 }

@@ -75,6 +75,7 @@ pub(crate) async fn serve(
         requests: Cell::new(0),
         quiet_since: Cell::new(Instant::now()),
         closing: Cell::new(false),
+        may_switch: Cell::new(false),
         heard,
         take_by: Cell::new(None),
         stalled: Cell::new(false),

@@ -50,6 +50,12 @@ pub(crate) fn serve(
     let asks = head.method == Method::CONNECT || head.headers.contains_key(header::UPGRADE);
     let upgrade = if asks { Upgrade::begin(&mut head, beside.tunnel) } else { None };
     let present = Present::of(&head.headers);
+    if head.version < Version::HTTP_2 {
+        connection.may_switch.set(upgrade.is_some());
+        if present.any(Present::PROXY_CONNECTION) && hop_by_hop::closes_by_proxy_connection(&head.headers) {
+            connection.closing.set(true);
+        }
+    }
     let mut context = ingress::receive(&connection, head, present);
     context.interim = beside.interim;
     let most = connection.config.hcm.common.max_headers_count;
@@ -377,6 +383,9 @@ fn respond(
     header_mutations::mutate_response(&mut context, stream.weighted(), &mut head.headers);
     filters::encode(&context, &mut head.headers);
     general_response_headers(&context, &mut head.headers);
+    if !switching {
+        say_close(&context, &mut head.headers);
+    }
     if connection.config.logs {
         context.response_headers = Some(head.headers.clone());
     }
@@ -443,6 +452,12 @@ fn small_number(number: u64) -> HeaderValue {
     }
 }
 
+/// The request's id, where answers tell it.
+pub(crate) fn told_id(context: &RequestContext) -> Option<&HeaderValue> {
+    let tells = context.connection.config.hcm.always_set_request_id_in_response;
+    if tells { context.head.headers.get(X_REQUEST_ID) } else { None }
+}
+
 /// Headers of every response.
 pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut HeaderMap) {
     let hcm = &context.connection.config.hcm;
@@ -457,15 +472,22 @@ pub(crate) fn general_response_headers(context: &RequestContext, headers: &mut H
         }
         ServerHeader::PassThrough => {}
     }
-    if hcm.always_set_request_id_in_response
-        && let Some(id) = context.head.headers.get(X_REQUEST_ID)
-    {
+    if let Some(id) = told_id(context) {
         headers.insert(X_REQUEST_ID, id.clone());
     }
     if let Some(via) = &hcm.via {
         append_via(headers, via);
     }
-    if context.connection.closing.get() && context.version != http::Version::HTTP_2 {
+}
+
+/// Says that the answer is the connection's last, if it is. Not of one that opens a tunnel, which ends with the connection anyway.
+pub(crate) fn say_close(context: &RequestContext, headers: &mut HeaderMap) {
+    // Before chunks a body without a length ended with its connection; Envoy says so of answers without a body, too.
+    if context.version == Version::HTTP_10 && !headers.contains_key(header::CONTENT_LENGTH) {
+        context.connection.closing.set(true);
+    }
+    context.connection.may_switch.set(false);
+    if context.connection.closing.get() && context.version < Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }

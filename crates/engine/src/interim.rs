@@ -13,6 +13,8 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 
 use crate::context::RequestContext;
+use crate::http_request::told_id;
+use crate::ingress::X_REQUEST_ID;
 
 /// The first byte of an expectation of `100-continue` that hyper is not to see.
 pub(crate) const HIDDEN: u8 = b'1' | 0x80;
@@ -38,6 +40,8 @@ struct Shared {
     came: AtomicU16,
     /// The number of the connection's request.
     request: AtomicU32,
+    /// The request's id, where clients are told it in every answer.
+    id: Mutex<Option<HeaderValue>>,
 }
 
 /// What waits to be sent.
@@ -99,6 +103,7 @@ impl Interim {
     /// Who passes the first thing on that endpoints say before their answer to a request. More is not, as with Envoy.
     pub(crate) fn listener(&self) -> impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static {
         let (client, number) = (self.clone(), self.0.request.load(Relaxed));
+        let id = self.0.id.lock().unwrap_or_else(PoisonError::into_inner).clone();
         move |status, headers| {
             // An attempt that was given up may still be told something when another's answer is under way.
             let late = client.0.request.load(Relaxed) != number;
@@ -109,6 +114,9 @@ impl Interim {
             let mut headers = headers.clone();
             for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
                 headers.remove(name);
+            }
+            if let Some(id) = &id {
+                headers.insert(X_REQUEST_ID, id.clone());
             }
             client.send(status, &headers);
         }
@@ -165,6 +173,14 @@ pub(crate) fn of(context: &RequestContext) -> Option<&Interim> {
 /// Where endpoints' interim answers go to, if they are passed on.
 pub(crate) fn passed_on(context: &RequestContext) -> Option<&Interim> {
     of(context).filter(|_| context.connection.config.hcm.proxy_100_continue)
+}
+
+/// Has what endpoints say before their answer tell the request's id, where answers do.
+pub(crate) fn tell_id(context: &RequestContext) {
+    if let Some(interim) = passed_on(context) {
+        let id = told_id(context).cloned();
+        *interim.0.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
+    }
 }
 
 /// Counts an interim answer and notes it as what the client was told last.

@@ -93,6 +93,10 @@ impl<C: Serving> Lifetime<C> {
     /// request may be on its way, and would be lost. One that comes is served and ends the connection with its answer.
     fn is_to_finish(&mut self, cx: &mut Context<'_>) -> bool {
         let connection = &self.connection;
+        // Told to finish, hyper would say so in an answer that agrees to another protocol.
+        if connection.may_switch.get() {
+            return false;
+        }
         if !connection.drain.is_fired() {
             return connection.closing.get();
         }

@@ -13,7 +13,7 @@ use crate::context::RequestContext;
 use crate::failure::Failure;
 use crate::forward::{suppresses, weighted_entry};
 use crate::header_mutations;
-use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, name_status};
+use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, name_status, say_close};
 use crate::{filters, log_filter, render};
 
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
@@ -105,13 +105,18 @@ pub(crate) fn finish_as_is(
 ) -> Response<ResponseBody> {
     filters::encode(&context, response.headers_mut());
     general_response_headers(&context, response.headers_mut());
-    if context.head.method == Method::HEAD {
-        if let ResponseBody::Text(Some(text)) = response.body() {
-            let length = HeaderValue::from(text.len());
-            response.headers_mut().insert(header::CONTENT_LENGTH, length);
-        }
+    // hyper says it of what it sends.
+    let head = context.head.method == Method::HEAD;
+    if (head || context.version == Version::HTTP_10)
+        && let ResponseBody::Text(Some(text)) = response.body()
+    {
+        let length = HeaderValue::from(text.len());
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    }
+    if head {
         *response.body_mut() = ResponseBody::Empty;
     }
+    say_close(&context, response.headers_mut());
     // What is left of a body that nobody will read must not be taken for the next request, nor what was meant for a tunnel.
     let tunnel = context.head.method == Method::CONNECT || context.head.headers.contains_key(header::UPGRADE);
     let rest = tunnel || context.body.as_ref().is_some_and(|body| !body.ended());

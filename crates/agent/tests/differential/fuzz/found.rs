@@ -102,6 +102,14 @@ fn of_answers() -> Vec<Found> {
             asked("POST", &["expect: 100-continue"]),
         ),
         (
+            "an interim answer tells the request's id",
+            merged(
+                only(to("service", json!({}))),
+                json!({ "proxy_100_continue": true, "always_set_request_id_in_response": true, "via": "me" }),
+            ),
+            asked("GET", &["act: 100-200"]),
+        ),
+        (
             "a tunnel is none of gRPC's",
             only(json!({ "match": { "path": "/x" }, "redirect": {} })),
             Asked {
@@ -211,6 +219,45 @@ fn of_endings() -> Vec<Found> {
                 ..asked("CONNECT", &[])
             },
         ),
+    ]
+}
+
+/// How long connections last.
+fn of_connections() -> Vec<Found> {
+    let service = || to("service", json!({}));
+    let old =
+        |route: Value| merged(only(route), json!({ "http_protocol_options": { "accept_http_10": true } }));
+    let kept = |method: &'static str, line: &str| Asked {
+        version: Version::Http10,
+        ..asked(method, &["connection: x-a, keep-alive", line])
+    };
+    let direct = |body: &str| json!({ "match": { "prefix": "/" }, "direct_response": { "status": 200, "body": { "inline_string": body } } });
+    let last = merged(
+        only(service()),
+        json!({ "common_http_protocol_options": { "max_requests_per_connection": 1 }, "upgrade_configs": [{ "upgrade_type": "websocket" }] }),
+    );
+    let hop =
+        || Asked { next: Some(Box::new(plain())), ..asked("GET", &["proxy-connection: keep-alive, Close"]) };
+    vec![
+        ("HTTP/1.0 and a reply without a body", old(direct("")), kept("GET", "x-b: 1")),
+        ("HTTP/1.0 and a reply with one", old(direct("text")), kept("GET", "x-b: 1")),
+        ("HTTP/1.0 and the head of a reply", old(direct("text")), kept("HEAD", "x-b: 1")),
+        ("HTTP/1.0 and a reply to gRPC", old(direct("text")), kept("POST", GRPC)),
+        ("HTTP/1.0 and a service's answer", old(service()), kept("GET", "x-b: 1")),
+        ("HTTP/1.0 and one without a body", old(service()), kept("GET", "act: 304")),
+        ("HTTP/1.0 and one in chunks", old(service()), kept("GET", "act: chunks")),
+        (
+            "an upgrade by a connection's last request",
+            last.clone(),
+            asked("GET", &["connection: Upgrade", "upgrade: websocket", "act: websocket"]),
+        ),
+        (
+            "one that the service leaves out",
+            last,
+            asked("GET", &["connection: Upgrade", "upgrade: websocket", "act: empty"]),
+        ),
+        ("a proxy's connection ends", only(service()), hop()),
+        ("one that has a reply", only(direct("text")), hop()),
     ]
 }
 
@@ -385,6 +432,7 @@ fn found() -> Vec<Found> {
     ];
     all.extend(of_answers());
     all.extend(of_endings());
+    all.extend(of_connections());
     all.extend(of_upgrades());
     all.extend(of_schemes());
     all.extend(of_trailers());
