@@ -159,6 +159,14 @@ fn all_in_panic_shares_by_size() {
 }
 
 #[test]
+fn panic_looks_at_hosts_and_not_at_their_weights() {
+    let config = BalancerConfig { weighted_priority_health: true, ..config(ROUND_ROBIN) };
+    // A third of the weight is half of the hosts.
+    let hosts = [host(0, 2, Unhealthy), host(0, 1, Healthy)];
+    assert_eq!(counts(&config, &hosts, 10), [0, 10]);
+}
+
+#[test]
 fn localities_share_by_weight_and_health() {
     let with = |locality, weight, health| BalancerHost {
         locality,

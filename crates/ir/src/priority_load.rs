@@ -16,20 +16,22 @@ pub(crate) struct Health {
     hosts: usize,
     pub(crate) healthy: u32,
     pub(crate) degraded: u32,
-    /// Without over-provisioning.
+    /// Of its hosts, whatever their weights, without over-provisioning.
     available_percent: f64,
 }
 
 impl Health {
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(crate) fn of(config: &BalancerConfig, hosts: &[BalancerHost], members: &[usize]) -> Self {
+        let there = || members.iter().map(|number| &hosts[*number]).filter(|host| !host.excluded);
         let size = |wanted: Option<HealthStatus>| -> u64 {
-            let members = members.iter().map(|number| &hosts[*number]).filter(|host| !host.excluded);
-            let wanted = members.filter(|host| wanted.is_none_or(|wanted| host.health == wanted));
+            let wanted = there().filter(|host| wanted.is_none_or(|wanted| host.health == wanted));
             wanted
                 .map(|host| if config.weighted_priority_health { u64::from(host.weight.max(1)) } else { 1 })
                 .sum()
         };
+        let usable = [HealthStatus::Healthy, HealthStatus::Degraded];
+        let available = there().filter(|host| usable.contains(&host.health)).count();
         let total = size(None).max(1);
         let healthy = size(Some(HealthStatus::Healthy));
         let degraded = size(Some(HealthStatus::Degraded));
@@ -38,7 +40,7 @@ impl Health {
             hosts: members.len(),
             healthy: percent(healthy),
             degraded: percent(degraded),
-            available_percent: 100.0 * (healthy + degraded) as f64 / total as f64,
+            available_percent: 100.0 * available as f64 / there().count().max(1) as f64,
         }
     }
 }

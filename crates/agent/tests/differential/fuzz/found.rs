@@ -346,11 +346,24 @@ fn of_clusters() -> Vec<Found> {
         let filter = json!({ "name": "envoy.filters.listener.proxy_protocol", "typed_config": config });
         merged(only(to("service", json!({}))), json!({ "listener": { "listener_filters": [filter] } }))
     };
+    let mut halved = endpoints("pool-0", &ADDRESSES[..2], SERVICE_PORT);
+    halved["lb_policy"] = json!("RING_HASH");
+    halved["load_assignment"]["policy"] = json!({ "weighted_priority_health": true });
+    merge(
+        &mut halved["load_assignment"]["endpoints"][0]["lb_endpoints"][0],
+        json!({ "health_status": "UNHEALTHY", "load_balancing_weight": 2 }),
+    );
+    let by_path = json!({ "hash_policy": [{ "header": { "header_name": ":path" } }] });
     let broken = || Asked { before: b"PROXY TCP4 1.2.3.4 5.6.7.8 x 80\r\n".to_vec(), ..plain() };
     vec![
         (
             "an address among names is its own name",
             merged(only(to("pool-0", json!({ "auto_host_rewrite": true }))), json!({ "clusters": [named] })),
+            plain(),
+        ),
+        (
+            "a heavy endpoint that is down is no reason for panic",
+            merged(only(to("pool-0", by_path)), json!({ "clusters": [halved] })),
             plain(),
         ),
         (
