@@ -20,6 +20,9 @@ const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overload
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
+/// What kind of text a reply is, unless something else is said.
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
+
 /// Answers a failure.
 pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Response<ResponseBody> {
     let reply = failure.reply();
@@ -28,16 +31,11 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     context.details = reply.details;
     let text = Bytes::from(reply.body.clone().into_owned().into_bytes());
     context.local_reply = Some(reply.body);
-    let mut response = Response::new(ResponseBody::text(text.clone()));
+    let mut response = Response::new(ResponseBody::text(text));
     *response.status_mut() = reply.status;
     response.headers_mut().extend(reply.headers);
     // Whatever is told of the body, it is what there is of it.
     response.headers_mut().remove(header::CONTENT_LENGTH);
-    if text.is_empty() {
-        response.headers_mut().remove(header::CONTENT_TYPE);
-    } else if !response.headers().contains_key(header::CONTENT_TYPE) {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    }
     if reply.overloaded && !suppresses(&context) {
         response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
     }
@@ -86,14 +84,15 @@ fn finish_with(
         let text = String::from_utf8_lossy(text_of(&response)).into_owned();
         context.local_reply = Some(text.into());
     }
-    map_reply(&mut context, &mut response);
-    if let Some(kind) = kind {
-        response.headers_mut().entry(header::CONTENT_TYPE).or_insert(kind);
-    }
+    let json = map_reply(&mut context, &mut response);
     // A CONNECT is none of gRPC's, whatever it says.
     if context.head.method != Method::CONNECT && is_grpc(&context.head.headers) {
         let head = context.head.method == Method::HEAD;
-        as_grpc(&mut response, grpc_status, head);
+        as_grpc(&mut response, grpc_status, json, head);
+    } else if text_of(&response).is_empty() {
+        response.headers_mut().remove(header::CONTENT_TYPE);
+    } else {
+        response.headers_mut().entry(header::CONTENT_TYPE).or_insert(kind.unwrap_or(TEXT));
     }
     finish_as_is(context, response)
 }
@@ -178,9 +177,8 @@ pub(crate) fn grpc_status(status: StatusCode) -> u32 {
 }
 
 /// gRPC clients get 200 with the status in headers, and what is said unless they asked for the head alone.
-fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>, head: bool) {
+fn as_grpc(response: &mut Response<ResponseBody>, status: Option<u32>, json: bool, head: bool) {
     let meant = grpc_status(response.status());
-    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let message = if head { &[] } else { text_of(response) };
     // A line's end is no part of a header.
     let message = message.strip_suffix(b"\n").filter(|_| json).unwrap_or(message);
@@ -211,13 +209,14 @@ fn percent_encode(message: &str) -> String {
     out
 }
 
-/// `local_reply_config`: the first mapper whose filter matches, then the body format.
-fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>) {
+/// `local_reply_config`: the first mapper whose filter matches, then the body format. Whether the text is JSON by it.
+fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>) -> bool {
     let connection = context.connection.clone();
     let config = &connection.config.hcm.local_reply;
     if config.mappers.is_empty() && config.body_format.is_none() {
-        return;
+        return false;
     }
+    let (before, said) = (text_of(response).to_vec(), response.headers().get(header::CONTENT_TYPE).cloned());
     // Formats tell of the answer as it is so far.
     context.response_headers = Some(response.headers().clone());
     let mapper = config.mappers.iter().find(|mapper| log_filter::passes(&mapper.filter, context));
@@ -228,10 +227,17 @@ fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>
     let format = mapper.and_then(|mapper| mapper.body_format.as_ref()).or(config.body_format.as_ref());
     if let Some(format) = format {
         let text = format_body(context, format);
-        response.headers_mut().insert(header::CONTENT_TYPE, format.content_type.clone());
         response.headers_mut().remove(header::CONTENT_LENGTH);
         *response.body_mut() = ResponseBody::text(Bytes::from(text.into_bytes()));
     }
+    // What kind of text it has become is said last, unless the mapper has said so.
+    let kind = format.map_or(TEXT, |format| format.content_type.clone());
+    let json = kind == "application/json";
+    let now = response.headers().get(header::CONTENT_TYPE);
+    if now.is_none() || (now == said.as_ref() && text_of(response) != before) {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    json
 }
 
 fn apply_mapper(
@@ -242,7 +248,6 @@ fn apply_mapper(
     if let Some(body) = &mapper.body {
         context.local_reply = Some(Cow::Owned(body.to_string()));
         *response.body_mut() = ResponseBody::text(Bytes::copy_from_slice(body.as_bytes()));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
     header_mutations::add_all(&mapper.headers_to_add, response.headers_mut(), context);
     // Headers are still told the old one.
