@@ -25,6 +25,8 @@ pub struct JwtAuthn {
     pub rules: Vec<JwtRule>,
     /// By name, for routes.
     pub named: Vec<(Box<str>, JwtRequirement)>,
+    /// Headers that only the filter may write: those of all providers.
+    pub reserved: Vec<HeaderName>,
     /// CORS preflights carry no tokens and need none.
     pub bypass_cors_preflight: bool,
     /// Refusals do not say why.
@@ -175,6 +177,12 @@ pub struct JwtVerdict {
 }
 
 impl JwtAuthn {
+    /// Takes out what only the filter may write, before anything else is done, so that no application believes what a client says
+    /// where nothing is required of it. Whether there was something.
+    pub fn clean(&self, headers: &mut HeaderMap) -> bool {
+        self.reserved.iter().filter(|name| headers.remove(*name).is_some()).count() > 0
+    }
+
     /// What a request needs.
     ///
     /// # Errors

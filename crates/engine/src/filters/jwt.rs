@@ -135,6 +135,9 @@ pub(super) fn decode(
     context: &mut RequestContext,
 ) -> Result<Step, Failure> {
     let JwtFilter { ir, .. } = filter;
+    if ir.clean(&mut context.head.headers) {
+        context.present = Present::of(&context.head.headers);
+    }
     if ir.bypass_cors_preflight && is_preflight(context) {
         local.stats.cors_preflight_bypassed.inc();
         local.stats.allowed.add(1);

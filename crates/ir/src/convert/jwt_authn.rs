@@ -55,6 +55,7 @@ pub(super) fn jwt_authn(at: &At<'_>, message: proto::JwtAuthentication) -> Conve
         .map(|(index, message)| rule(&at.index("rules", index), message, &known, &named))
         .collect::<Converted<_>>()?;
     Ok(JwtAuthn {
+        reserved: converted.iter().flat_map(|provider| provider.locations.reserved.iter().cloned()).collect(),
         providers: converted,
         rules,
         named,

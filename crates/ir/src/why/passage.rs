@@ -391,6 +391,7 @@ impl Way<'_> {
                     Some(FilterRouteConfig::Jwt(config)) => Some(&**config),
                     _ => None,
                 };
+                jwt.clean(&mut asked.headers);
                 let requirement = jwt.requirement(of_route, &view(asked, https, &self.metadata));
                 let requirement = requirement
                     .map_err(|reason| answered(403, "-", "jwt_authn_access_denied", &reason))?

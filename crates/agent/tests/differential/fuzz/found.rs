@@ -1,5 +1,7 @@
 //! What the fuzzer has found, kept.
 
+mod filters;
+
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -473,6 +475,7 @@ fn found() -> Vec<Found> {
     all.extend(of_answers());
     all.extend(of_endings());
     all.extend(of_connections());
+    all.extend(filters::of_tokens());
     all.extend(of_upgrades());
     all.extend(of_schemes());
     all.extend(of_trailers());

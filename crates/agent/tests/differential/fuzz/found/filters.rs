@@ -1,0 +1,44 @@
+//! What was found with HTTP filters.
+
+use serde_json::{Value, json};
+
+use super::{Found, asked, manager, only, to};
+use crate::proxies::merged;
+
+/// The filter of tokens with these rules; a claim becomes `x-a`, all of them `x-b`.
+fn tokens(rules: Value) -> Value {
+    let provider = json!({
+        "issuer": "a", "local_jwks": { "inline_string": r#"{"keys":[{"kty":"oct","k":"YSBzZWNyZXQgb2YgdGhpcnR5LXR3byBjaGFyYWN0ZXJz"}]}"# }, "forward_payload_header": "x-b",
+        "claim_to_headers": [{ "header_name": "x-a", "claim_name": "sub" }],
+    });
+    let filter = json!({ "name": "envoy.filters.http.jwt_authn", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        "providers": { "a": provider }, "rules": rules, "bypass_cors_preflight": true,
+    } });
+    json!({ "http_filters": [filter, crate::proxies::router()] })
+}
+
+/// Headers that are made of tokens come from nobody else.
+pub(super) fn of_tokens() -> Vec<Found> {
+    let nothing = || {
+        let header = json!({ "name": "x-a", "present_match": true });
+        tokens(
+            json!([{ "match": { "prefix": "/", "headers": [header] }, "requires": { "provider_name": "a" } }]),
+        )
+    };
+    let disabled = json!({ "envoy.filters.http.jwt_authn": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig", "disabled": true,
+    } });
+    let lines = ["x-a: mine", "x-b: mine", "x-c: mine"];
+    let preflight = [lines[0], lines[1], "origin: http://b", "access-control-request-method: GET"];
+    let service = || only(to("service", json!({})));
+    let off = manager(
+        json!({ "routes": [to("service", json!({}))], "typed_per_filter_config": disabled }),
+        json!({}),
+    );
+    vec![
+        ("where no rule asks for any", merged(service(), nothing()), asked("GET", &lines)),
+        ("on a route without", merged(off, nothing()), asked("GET", &lines)),
+        ("with a preflight", merged(service(), nothing()), asked("OPTIONS", &preflight)),
+    ]
+}
