@@ -333,7 +333,7 @@ pub(crate) fn request_view(context: &RequestContext) -> RequestView<'_> {
         method: context.head.method.as_str(),
         scheme: if context.secure { "https" } else { "http" },
         authority: context.authority.to_str().unwrap_or_default(),
-        path: context.path.as_str(),
+        path: if context.head.method == Method::CONNECT { "" } else { context.path.as_str() },
         headers: &context.head.headers,
         metadata: context.metadata.as_deref(),
     }

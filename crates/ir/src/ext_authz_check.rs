@@ -121,12 +121,12 @@ fn text(value: &HeaderValue) -> String {
 /// All headers of a request as Envoy has them: pseudo headers first, no `host`.
 fn each_header<'a>(view: &RequestView<'a>, mut each: impl FnMut(&'a str, &'a [u8])) {
     let pseudo = [
-        (":authority", view.authority),
-        (":path", view.path),
-        (":method", view.method),
-        (":scheme", view.scheme),
+        Some((":authority", view.authority)),
+        Some((":path", view.path)).filter(|(_, path)| !path.is_empty()),
+        Some((":method", view.method)),
+        Some((":scheme", view.scheme)),
     ];
-    pseudo.into_iter().for_each(|(name, value)| each(name, value.as_bytes()));
+    pseudo.into_iter().flatten().for_each(|(name, value)| each(name, value.as_bytes()));
     for (name, value) in view.headers {
         // A client's own could be taken for ours.
         if name != header::HOST && name != PARTIAL_BODY {

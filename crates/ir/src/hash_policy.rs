@@ -126,6 +126,7 @@ fn header_hash(request: &RequestView<'_>, key: &HeaderKey, rewrite: Option<&Rege
         HeaderKey::Method => SmallVec::from_slice(&[request.method.as_bytes()]),
         HeaderKey::Scheme => SmallVec::from_slice(&[request.scheme.as_bytes()]),
         HeaderKey::Authority => SmallVec::from_slice(&[request.authority.as_bytes()]),
+        HeaderKey::Path if request.path.is_empty() => SmallVec::new(),
         HeaderKey::Path => SmallVec::from_slice(&[request.path.as_bytes()]),
         HeaderKey::Named(name) | HeaderKey::Joined(name) => {
             named = request.headers.get_all(name);

@@ -189,6 +189,7 @@ impl HeaderKey {
             Self::Method => Found::One(request.method.as_bytes()),
             Self::Scheme => Found::One(request.scheme.as_bytes()),
             Self::Authority => Found::One(request.authority.as_bytes()),
+            Self::Path if request.path.is_empty() => Found::Missing,
             Self::Path => Found::One(request.path.as_bytes()),
             Self::Named(_) | Self::Joined(_) => self.find_in(request.headers),
         }

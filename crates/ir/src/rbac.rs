@@ -265,7 +265,7 @@ fn within(net: IpNet, address: Option<IpAddr>) -> bool {
 impl<'a> AccessView<'a> {
     /// The path without query and fragment.
     pub(crate) fn path(&self) -> Option<&'a str> {
-        let path = self.request?.path;
+        let path = Some(self.request?.path).filter(|path| !path.is_empty())?;
         Some(&path[..path.find(['?', '#']).unwrap_or(path.len())])
     }
 }

@@ -18,7 +18,7 @@ pub struct RequestView<'a> {
     pub scheme: &'a str,
     /// `:authority` or `host`, after the connection manager's normalisation.
     pub authority: &'a str,
-    /// `:path` with the query, after the connection manager's normalisation.
+    /// `:path` with the query, after the connection manager's normalisation. Empty: there is none, as with CONNECT.
     pub path: &'a str,
     /// All other headers.
     pub headers: &'a http::HeaderMap,

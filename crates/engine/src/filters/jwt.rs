@@ -265,8 +265,11 @@ pub(super) fn note(
     context.metadata.get_or_insert_default().add(namespace, entries);
 }
 
-/// The request's URL, as far as it is told.
+/// The request's URL, as far as it is told; a CONNECT has none.
 fn realm(context: &RequestContext) -> Vec<u8> {
+    if context.head.method == Method::CONNECT {
+        return Vec::new();
+    }
     let original = context.head.headers.get("x-envoy-original-path");
     let path = original.map_or(context.path.as_str().as_bytes(), HeaderValue::as_bytes);
     let scheme: &[u8] = if context.secure { b"https://" } else { b"http://" };

@@ -475,6 +475,7 @@ fn found() -> Vec<Found> {
     all.extend(of_answers());
     all.extend(of_endings());
     all.extend(of_connections());
+    all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
     all.extend(of_upgrades());
     all.extend(of_schemes());

@@ -2,8 +2,50 @@
 
 use serde_json::{Value, json};
 
-use super::{Found, asked, manager, only, to};
+use super::{Asked, Found, asked, manager, only, to};
 use crate::proxies::merged;
+
+fn connect() -> Asked {
+    let target = "a.example:443".to_owned();
+    Asked { target: target.clone(), host: target, ..asked("CONNECT", &[]) }
+}
+
+/// What a CONNECT lacks: it has no path.
+pub(super) fn of_connects() -> Vec<Found> {
+    let pathless = |filter: Value| {
+        let mapper = json!({ "filter": filter, "status_code": 599, "body": { "inline_string": "mapped" } });
+        merged(
+            only(json!({ "match": { "path": "/x" }, "redirect": {} })),
+            json!({ "local_reply_config": { "mappers": [mapper] } }),
+        )
+    };
+    let other = json!({ "name": ":path", "string_match": { "contains": "abc" }, "invert_match": true });
+    let any = json!({ "permissions": [{ "any": true }], "principals": [{ "not_id": { "url_path": { "path": { "prefix": "/" } } } }] });
+    let denies = json!({ "http_filters": [
+        { "name": "envoy.filters.http.rbac", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": { "action": "DENY", "policies": { "pathless": any } },
+        } },
+        crate::proxies::router(),
+    ] });
+    let tunnel = || {
+        only(
+            json!({ "match": { "connect_matcher": {} }, "route": { "cluster": "dead", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }] } }),
+        )
+    };
+    vec![
+        ("no path is not another path", pathless(json!({ "header_filter": { "header": other } })), connect()),
+        ("access without a path", merged(tunnel(), denies), connect()),
+        (
+            "a refused token without a URL",
+            merged(
+                tunnel(),
+                tokens(json!([{ "match": { "connect_matcher": {} }, "requires": { "provider_name": "a" } }])),
+            ),
+            connect(),
+        ),
+    ]
+}
 
 /// The filter of tokens with these rules; a claim becomes `x-a`, all of them `x-b`.
 fn tokens(rules: Value) -> Value {
