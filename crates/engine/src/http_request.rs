@@ -452,10 +452,12 @@ fn small_number(number: u64) -> HeaderValue {
     }
 }
 
-/// The request's id, where answers tell it.
+/// The request's id, where answers tell it: always, or because it is to be traced.
 pub(crate) fn told_id(context: &RequestContext) -> Option<&HeaderValue> {
-    let tells = context.connection.config.hcm.always_set_request_id_in_response;
-    if tells { context.head.headers.get(X_REQUEST_ID) } else { None }
+    let headers = &context.head.headers;
+    let traced = || context.present.any(Present::ENVOY) && headers.contains_key(ingress::X_ENVOY_FORCE_TRACE);
+    let tells = context.connection.config.hcm.always_set_request_id_in_response || traced();
+    if tells { headers.get(X_REQUEST_ID) } else { None }
 }
 
 /// Headers of every response.

@@ -139,6 +139,14 @@ fn of_answers() -> Vec<Found> {
             asked("GET", &["act: 100-200"]),
         ),
         (
+            "a request that is to be traced is told its id",
+            merged(
+                only(to("service", json!({}))),
+                json!({ "internal_address_config": { "cidr_ranges": [{ "address_prefix": "10.0.0.0", "prefix_len": 8 }] } }),
+            ),
+            asked("GET", &["x-envoy-force-trace: 1", "x-forwarded-for: 10.0.0.1"]),
+        ),
+        (
             "a tunnel is none of gRPC's",
             only(json!({ "match": { "path": "/x" }, "redirect": {} })),
             Asked {
