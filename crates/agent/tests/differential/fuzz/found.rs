@@ -1,6 +1,7 @@
 //! What the fuzzer has found, kept.
 
 mod filters;
+mod replies;
 
 use std::fmt::Write as _;
 
@@ -70,15 +71,6 @@ fn of_answers() -> Vec<Found> {
         manager(merged(json!({ "routes": [to(cluster, json!({}))] }), told(format)), json!({}))
     };
     let mapper = json!({ "filter": { "not_health_check_filter": {} }, "status_code": 200, "headers_to_add": [add("x-code", "%RESPONSE_CODE%")] });
-    let mapped = |name: &str| {
-        let mut mapper =
-            json!({ "filter": { "not_health_check_filter": {} }, "body": { "inline_string": "mapped" } });
-        if !name.is_empty() {
-            mapper["headers_to_add"] = json!([add(name, "text/css")]);
-        }
-        let format = json!({ "text_format_source": { "inline_string": "%RESP(content-type)%|%LOCAL_REPLY_BODY%" }, "content_type": "text/html" });
-        json!({ "local_reply_config": { "mappers": [mapper], "body_format": format } })
-    };
     let of_headers = json!({ "local_reply_config": { "body_format": { "text_format_source": { "inline_string": "%RESP(x-told)%" } } } });
     vec![
         ("no status of gRPC's for others", with("service", "%GRPC_STATUS%"), asked("GET", &["act: grpc-0"])),
@@ -104,24 +96,6 @@ fn of_answers() -> Vec<Found> {
         (
             "a reply's text tells of its headers",
             merged(with("none", "%RESPONSE_CODE_DETAILS%"), of_headers),
-            plain(),
-        ),
-        (
-            "a mapped text has no kind before it is made",
-            merged(
-                only(json!({ "match": { "prefix": "/" }, "direct_response": { "status": 200 } })),
-                mapped(""),
-            ),
-            plain(),
-        ),
-        (
-            "the kind of a mapped text is its format's",
-            merged(with("none", "%RESPONSE_CODE_DETAILS%"), mapped("x-other")),
-            asked("GET", &["x-a: 1"]),
-        ),
-        (
-            "what a mapper says of a text stays",
-            merged(only(to("none", json!({}))), mapped("content-type")),
             plain(),
         ),
         ("headers of a reply come before its kind", with("none", "%RESP(content-type)%"), plain()),
@@ -481,6 +455,7 @@ fn found() -> Vec<Found> {
         ),
     ];
     all.extend(of_answers());
+    all.extend(replies::of_mappers());
     all.extend(of_endings());
     all.extend(of_connections());
     all.extend(filters::of_connects());
