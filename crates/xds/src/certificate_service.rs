@@ -1,16 +1,15 @@
 //! `istio.v1.auth.IstioCertificateService`: how workloads have their certificates signed, as client and server.
 //! <https://github.com/istio/api/blob/master/security/v1alpha1/ca.proto>
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use http::uri::PathAndQuery;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::one_method::{Method, OneMethod};
 use crate::pb::google::protobuf::Struct;
 
 const CREATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
@@ -64,27 +63,39 @@ pub trait CertificateIssuer: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<IstioCertificateResponse, Status>>;
 }
 
-/// The service, to be mounted in a tonic or axum router under its [`NamedService::NAME`]. Cloning gives another handle.
-pub struct CertificateService<I>(Arc<I>);
+/// The service.
+pub type CertificateService<I> = OneMethod<Create<I>>;
 
-impl<I> Clone for CertificateService<I> {
+impl<I: CertificateIssuer> CertificateService<I> {
+    /// A service of what `issuer` signs.
+    pub fn new(issuer: I) -> Self {
+        Self(Create(Arc::new(issuer)))
+    }
+}
+
+/// Its method.
+pub struct Create<I>(Arc<I>);
+
+impl<I> Clone for Create<I> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<I: CertificateIssuer> CertificateService<I> {
-    /// A service of what `issuer` signs.
-    pub fn new(issuer: I) -> Self {
-        Self(Arc::new(issuer))
+impl<I: CertificateIssuer> Method for Create<I> {
+    const SERVICE: &'static str = "istio.v1.auth.IstioCertificateService";
+    const PATH: &'static str = CREATE;
+
+    async fn answer<B>(self, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let codec = ProstCodec::<IstioCertificateResponse, IstioCertificateRequest>::default();
+        Grpc::new(codec).max_decoding_message_size(MAX_REQUEST_BYTES).unary(self, request).await
     }
 }
-
-impl<I> NamedService for CertificateService<I> {
-    const NAME: &'static str = "istio.v1.auth.IstioCertificateService";
-}
-
-struct Create<I>(Arc<I>);
 
 impl<I: CertificateIssuer> UnaryService<IstioCertificateRequest> for Create<I> {
     type Response = IstioCertificateResponse;
@@ -93,34 +104,5 @@ impl<I: CertificateIssuer> UnaryService<IstioCertificateRequest> for Create<I> {
     fn call(&mut self, request: Request<IstioCertificateRequest>) -> Self::Future {
         let issuer = self.0.clone();
         Box::pin(async move { issuer.create(request).await.map(Response::new) })
-    }
-}
-
-impl<I, B> tower::Service<http::Request<B>> for CertificateService<I>
-where
-    I: CertificateIssuer,
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let create = Create(self.0.clone());
-        Box::pin(async move {
-            if request.uri().path() != CREATE {
-                let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-                return Ok(Status::unimplemented(format!("no method {method:?}")).into_http());
-            }
-            let codec = ProstCodec::<IstioCertificateResponse, IstioCertificateRequest>::default();
-            let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST_BYTES);
-            Ok(grpc.unary(create, request).await)
-        })
     }
 }

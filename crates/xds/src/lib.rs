@@ -5,6 +5,7 @@ pub mod certificate_service;
 pub mod client;
 pub mod json;
 pub mod name_table;
+pub mod one_method;
 pub mod server;
 pub mod split;
 pub mod trust_service;

@@ -1,16 +1,16 @@
 //! `lateen.security.v1.TrustService`: what the mesh trusts, for proxies that no ConfigMap is mounted for (machines). The control plane says
 //! it at once, and again whenever it changes. As client and server.
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use http::uri::PathAndQuery;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, ServerStreamingService};
+use tonic::server::{Grpc, ServerStreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
+
+use crate::one_method::{Method, OneMethod};
 
 const FOLLOW: &str = "/lateen.security.v1.TrustService/Follow";
 /// Largest request; it says nothing.
@@ -56,27 +56,39 @@ pub trait TrustSource: Send + Sync + 'static {
 /// What is trusted at first, and then whenever it changes.
 pub type Bundles = BoxStream<'static, Result<TrustBundle, Status>>;
 
-/// The service, to be mounted in a tonic or axum router under its [`NamedService::NAME`]. Cloning gives another handle.
-pub struct TrustService<S>(Arc<S>);
+/// The service.
+pub type TrustService<S> = OneMethod<Follow<S>>;
 
-impl<S> Clone for TrustService<S> {
+impl<S: TrustSource> TrustService<S> {
+    /// A service of what `source` says.
+    pub fn new(source: S) -> Self {
+        Self(Follow(Arc::new(source)))
+    }
+}
+
+/// Its method.
+pub struct Follow<S>(Arc<S>);
+
+impl<S> Clone for Follow<S> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<S: TrustSource> TrustService<S> {
-    /// A service of what `source` says.
-    pub fn new(source: S) -> Self {
-        Self(Arc::new(source))
+impl<S: TrustSource> Method for Follow<S> {
+    const SERVICE: &'static str = "lateen.security.v1.TrustService";
+    const PATH: &'static str = FOLLOW;
+
+    async fn answer<B>(self, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let codec = ProstCodec::<TrustBundle, TrustRequest>::default();
+        Grpc::new(codec).max_decoding_message_size(MAX_REQUEST_BYTES).server_streaming(self, request).await
     }
 }
-
-impl<S> NamedService for TrustService<S> {
-    const NAME: &'static str = "lateen.security.v1.TrustService";
-}
-
-struct Follow<S>(Arc<S>);
 
 impl<S: TrustSource> ServerStreamingService<TrustRequest> for Follow<S> {
     type Response = TrustBundle;
@@ -86,34 +98,5 @@ impl<S: TrustSource> ServerStreamingService<TrustRequest> for Follow<S> {
     fn call(&mut self, request: Request<TrustRequest>) -> Self::Future {
         let source = self.0.clone();
         Box::pin(async move { source.follow(request).await.map(Response::new) })
-    }
-}
-
-impl<S, B> tower::Service<http::Request<B>> for TrustService<S>
-where
-    S: TrustSource,
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let follow = Follow(self.0.clone());
-        Box::pin(async move {
-            if request.uri().path() != FOLLOW {
-                let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-                return Ok(Status::unimplemented(format!("no method {method:?}")).into_http());
-            }
-            let codec = ProstCodec::<TrustBundle, TrustRequest>::default();
-            let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST_BYTES);
-            Ok(grpc.server_streaming(follow, request).await)
-        })
     }
 }
