@@ -1,5 +1,6 @@
 //! `why`: would a request pass, on which way, and what decides; out of the proxies' configuration.
 
+mod advice;
 mod cluster;
 mod network;
 mod proxy;

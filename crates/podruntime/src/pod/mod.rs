@@ -3,6 +3,7 @@
 mod files;
 mod hooks;
 mod security;
+mod set_up;
 mod start;
 mod status_writer;
 mod stop;
@@ -20,7 +21,6 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    RuntimeError,
     backend::PodAccess,
     container::RunningContainer,
     events::EventKind,
@@ -29,7 +29,6 @@ use crate::{
     records::{self, Ended, Record, RestartPolicy, State, Step},
     runtime::Shared,
     sandbox::Sandbox,
-    sources::References,
     status::{PodView, pod_status},
     volumes::Volumes,
 };
@@ -215,83 +214,6 @@ impl PodTask {
 
     fn uses_host_network(&self) -> bool {
         self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
-    }
-
-    /// Network and volumes, tried until they succeed; false when the pod is ending before.
-    async fn set_up(&mut self) -> bool {
-        let mut told = String::new();
-        loop {
-            self.take_update();
-            if self.is_ending() {
-                return false;
-            }
-            let (reason, error) = match self.make_sandbox().await {
-                Err(error) => ("FailedCreatePodSandBox", error),
-                Ok(()) => match self.make_volumes().await {
-                    Err(error) => ("FailedMount", error),
-                    Ok(()) => {
-                        self.publish();
-                        return true;
-                    }
-                },
-            };
-            // A pod may wait for days; the daemon's log has room for other things.
-            let error = error.to_string();
-            if told != error {
-                tracing::info!(pod = %self.label(), error, "pod not set up yet");
-                told.clone_from(&error);
-            }
-            self.shared.events.record(&self.pod, None, EventKind::Warning, reason, error);
-            self.publish();
-            tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
-                // A sender that has gone means the runtime is stopping.
-                _ = self.changes.changed() => {}
-                changed = self.updates.changed() => self.gone |= changed.is_err(),
-                () = self.stop.clone().cancelled_owned() => {}
-            }
-        }
-    }
-
-    async fn make_sandbox(&mut self) -> Result<(), RuntimeError> {
-        if self.sandbox.is_some() || self.uses_host_network() {
-            return Ok(());
-        }
-        let network = &self.shared.config.network;
-        let address = self.shared.addresses.lock().allocate().ok_or_else(|| {
-            RuntimeError::Pod(format!(
-                "no free address in the pods' range {}; delete some pods",
-                network.pod_cidr
-            ))
-        })?;
-        let uid = self.pod.uid().unwrap_or_default();
-        match Sandbox::create(&self.shared.config.names, network, &uid, address).await {
-            Ok(sandbox) => {
-                self.access.set_network(&sandbox.netns);
-                self.sandbox = Some(sandbox);
-                Ok(())
-            }
-            Err(error) => {
-                self.shared.addresses.lock().release(address);
-                Err(error)
-            }
-        }
-    }
-
-    async fn make_volumes(&mut self) -> Result<(), RuntimeError> {
-        let namespace = self.pod.namespace().unwrap_or_default();
-        let sources = References::of_volumes(&self.pod).fetch(&self.shared.client, &namespace).await?;
-        let fields = self.fields();
-        self.volumes.sync(&fields, &sources, &self.shared.client).await?;
-        files::write(&self.directory, &fields.pod, fields.pod_ip, &self.shared.config.network)
-    }
-
-    /// Brings the files of volumes up to date; failures are tried again with the next change or after a while.
-    async fn refresh_volumes(&mut self) {
-        if let Err(error) = self.make_volumes().await {
-            tracing::warn!(pod = %self.label(), %error, "volumes not brought up to date");
-            self.shared.events.record(&self.pod, None, EventKind::Warning, "FailedMount", error.to_string());
-        }
     }
 
     /// When the pod has been active for long enough (`activeDeadlineSeconds`).
