@@ -29,7 +29,7 @@ pub(crate) struct Limits<'a> {
     pub(crate) stream_end: Option<Instant>,
     /// Where what the endpoint says before its answer is passed on to: after that, only the clocks for all tries count.
     pub(crate) interim: Option<&'a Interim>,
-    /// When the try got its connection: its own clocks run from then on. `None`: it has none.
+    /// When the try got its connection: its own clocks run from then on. `None`: it has none, and there is time left.
     pub(crate) connected: Option<&'a Cell<Option<Instant>>>,
 }
 
@@ -106,7 +106,7 @@ fn wait_with_care<'a, T: 'a>(
     }
 }
 
-/// Waits for a try with clocks of its own, which run from when it has a connection.
+/// Waits for a try with clocks of its own, which run from when it has a connection, or for one that has no time left.
 fn wait_connected<'a, T: 'a>(
     source: &'a RequestSource,
     limits: &'a Limits<'a>,
@@ -119,6 +119,7 @@ fn wait_connected<'a, T: 'a>(
             let own = match waited.result {
                 Err(TimedOut::PerTry) => limits.per_try,
                 Err(TimedOut::PerTryIdle) => limits.per_try_idle,
+                Err(TimedOut::StreamEnd) => return connect_at_least(limits, work.as_mut(), waited).await,
                 _ => return waited,
             };
             let since = limits.connected.and_then(Cell::get).map(|at| at.elapsed());
@@ -132,6 +133,22 @@ fn wait_connected<'a, T: 'a>(
             (left.per_try, left.per_try_idle) = (rest(limits.per_try), rest(limits.per_try_idle));
         }
     })
+}
+
+/// Where no time is left, sockets are looked at once more before the clock, as Envoy does: an endpoint nearby is connected to by then.
+async fn connect_at_least<T>(
+    limits: &Limits<'_>,
+    mut work: Pin<&mut (dyn Future<Output = T> + '_)>,
+    waited: Waited<T>,
+) -> Waited<T> {
+    if limits.connected.is_some_and(|connected| connected.get().is_some()) {
+        return waited;
+    }
+    tokio::task::yield_now().await;
+    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        Poll::Ready(done) => Waited { result: Ok(done), deadline: waited.deadline },
+        Poll::Pending => waited,
+    }
 }
 
 /// Waits for an endpoint that may speak before it answers. Then the clocks of the try don't count any more.

@@ -304,8 +304,9 @@ impl Trial<'_> {
         let interim = interim::passed_on(self.context).cloned();
         let own_clock =
             |policy: &RetryPolicy| policy.per_try_timeout.is_some() || policy.per_try_idle_timeout.is_some();
+        let late = self.stream_end.is_some_and(|end| end <= Instant::now());
         // Elsewhere, so that the request's future does not grow.
-        let connected = policy.is_some_and(own_clock).then(Rc::<Cell<Option<Instant>>>::default);
+        let connected = (late || policy.is_some_and(own_clock)).then(Rc::<Cell<Option<Instant>>>::default);
         let limits = Limits {
             timeout: self.timeout,
             deadline: self.deadline,

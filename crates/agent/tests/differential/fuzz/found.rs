@@ -212,7 +212,15 @@ fn of_endings() -> Vec<Found> {
                 ..asked("POST", &["connection: x-a, keep-alive"])
             },
         ),
-        ("no time left", only(to("service", limited)), asked("GET", &["grpc-timeout: 0S"])),
+        ("no time left", only(to("service", limited.clone())), asked("GET", &["grpc-timeout: 0S"])),
+        (
+            "no time left where there is no connection",
+            merged(
+                only(to("pool-0", limited)),
+                json!({ "clusters": [endpoints("pool-0", &ADDRESSES[..1], SERVICE_PORT)] }),
+            ),
+            asked("GET", &["grpc-timeout: 0S"]),
+        ),
         (
             "an interim answer is not what requests are told of",
             manager(
