@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue};
 use lateen_ir::{Forward, HostRewrite, RouteMatcher, TextFormat};
 
 use crate::context::RequestContext;
+use crate::hop_by_hop::join_lines;
 use crate::ingress::append_list;
 use crate::render;
 
@@ -44,9 +45,20 @@ pub(crate) fn set_authority(
     if !suppress {
         context.head.headers.insert(X_ENVOY_ORIGINAL_HOST, old.clone());
     }
-    if action.append_x_forwarded_host && old != context.authority {
-        append_list(&mut context.head.headers, X_FORWARDED_HOST, &old);
+    let headers = &mut context.head.headers;
+    if action.append_x_forwarded_host {
+        join_lines(headers, X_FORWARDED_HOST);
+        if !old.is_empty() && !is_last_named(headers.get(X_FORWARDED_HOST), &old) {
+            append_list(headers, X_FORWARDED_HOST, &old);
+        }
     }
+}
+
+/// Whether the list ends with this.
+fn is_last_named(list: Option<&HeaderValue>, host: &HeaderValue) -> bool {
+    let Some(list) = list else { return false };
+    let mut names = list.as_bytes().split(|byte| *byte == b',').filter(|name| !name.is_empty());
+    names.next_back().is_some_and(|last| last == host.as_bytes())
 }
 
 /// The path.
