@@ -203,6 +203,8 @@ pub(crate) struct RequestContext {
     pub(crate) connect_port: Option<u16>,
     /// True: `https`.
     pub(crate) secure: bool,
+    /// A request that is refused before it is taken in has no scheme but the one its own URL names.
+    pub(crate) has_scheme: bool,
     /// The client, worked out from `x-forwarded-for`.
     pub(crate) client: HostAddress,
     pub(crate) routes: Option<Arc<RouteConfig>>,

@@ -160,7 +160,10 @@ impl RequestContext {
     fn request_header(&self, name: &FormatHeader, out: &mut String) -> bool {
         match name {
             FormatHeader::Method => text(out, Some(self.head.method.as_str())),
-            FormatHeader::Scheme => text(out, Some(if self.secure { "https" } else { "http" })),
+            FormatHeader::Scheme => {
+                let scheme = if self.secure { "https" } else { "http" };
+                text(out, self.has_scheme.then_some(scheme))
+            }
             FormatHeader::Authority => {
                 let there = !self.authority.is_empty() || self.head.headers.contains_key("host");
                 text(out, self.authority.to_str().ok().filter(|_| there))

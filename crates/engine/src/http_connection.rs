@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lateen_ir::{CodecType, HttpConnectionManager};
+use lateen_ir::{CodecType, HttpConnectionManager, Underscores};
 
 use crate::context::{ConnectionInfo, Cut, HttpConnection, Resets};
 use crate::failure::Flags;
@@ -30,6 +30,9 @@ use crate::stats::blocks::HttpStats;
 use crate::stream::Stream;
 use crate::worker::Worker;
 use crate::{log_filter, render};
+
+/// Lines of a head that may be dropped. Envoy sets no bound to them but that of the whole head.
+const MOST_DROPPED: usize = 100;
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(
@@ -193,6 +196,13 @@ fn head_limit(hcm: &HttpConnectionManager) -> usize {
     hcm.max_request_headers_kb as usize * 1024
 }
 
+/// How many lines a head of HTTP/1 may have. Those that will be dropped for their names don't count as headers (see
+/// [`ingress`](crate::ingress)), but hyper must take them in.
+fn most_lines(hcm: &HttpConnectionManager) -> usize {
+    let dropped = if hcm.common.underscores == Underscores::Drop { MOST_DROPPED } else { 0 };
+    hcm.common.max_headers_count as usize + dropped
+}
+
 fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
@@ -202,8 +212,10 @@ fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
         .title_case_headers(hcm.http1.proper_case_headers)
         .max_header_size(head_limit(hcm))
         .max_buf_size(head_limit(hcm).max(16 * 1024));
-    if hcm.common.max_headers_count != 100 {
-        builder.max_headers(hcm.common.max_headers_count as usize);
+    let most = most_lines(hcm);
+    // What hyper takes without being told; told, it allocates for every head.
+    if most != 100 {
+        builder.max_headers(most);
     }
     builder
 }

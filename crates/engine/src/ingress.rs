@@ -88,6 +88,7 @@ pub(crate) fn receive(
         path,
         connect_port: None,
         secure,
+        has_scheme: head.uri.scheme().is_some(),
         client: connection.info.peer.clone(),
         present,
         answered: Present::default(),
@@ -136,16 +137,17 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     let connection = context.connection.clone();
     let hcm = &*connection.config.hcm;
     let present = context.present;
+    underscores(&mut context.head, hcm.common.underscores, &connection.worker.stats)?;
+    count(context, hcm)?;
     syntax::check(&context.head, &context.authority, &context.path, present, hcm.http1.allow_custom_methods)?;
     if context.version == Version::HTTP_2 {
-        check_http2(context, hcm)?;
+        check_http2(context)?;
     }
     check(context, hcm)?;
     if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
         connection.stats.downstream_rq_non_relative_path.inc();
         return Err(Failure::NotAPath);
     }
-    let told = context.head.uri.scheme().is_some();
     context.head.uri = http::Uri::default();
     if context.version == Version::HTTP_2 && present.any(Present::COOKIE) {
         join_cookies(&mut context.head.headers);
@@ -178,7 +180,7 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
         }
     }
     strip_authority(context, hcm);
-    trusted_headers(context, hcm, told);
+    trusted_headers(context, hcm);
     Ok(Normalised::Go)
 }
 
@@ -197,7 +199,7 @@ fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<()
     if context.authority.is_empty() && !context.present.any(Present::HOST) {
         return Err(Failure::BadRequest("missing_host_header"));
     }
-    underscores(head, hcm.common.underscores, &context.connection.worker.stats)
+    Ok(())
 }
 
 /// `headers_with_underscores_action`: names with `_` may mean the same as names with `-` to what is behind.
@@ -227,16 +229,27 @@ fn underscores(head: &mut request::Parts, action: Underscores, stats: &StatsAren
     Ok(())
 }
 
-/// What of an HTTP/2 request Envoy's codec refuses and hyper lets pass.
-fn check_http2(context: &RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
-    let (head, present) = (&context.head, context.present);
+/// Counts the headers that were not dropped.
+fn count(context: &RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+    let (head, most) = (&context.head, hcm.common.max_headers_count as usize);
+    if head.version < Version::HTTP_2 {
+        let few = head.headers.len() <= most;
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return if few { Ok(()) } else { Err(Failure::Malformed(status, "http1.too_many_headers")) };
+    }
     // Pseudo-headers count, too.
     let pseudo =
         if head.method == Method::CONNECT { 2 } else { 3 + usize::from(head.uri.authority().is_some()) };
-    if head.headers.len() + pseudo > hcm.common.max_headers_count as usize {
+    if head.headers.len() + pseudo > most {
         context.connection.worker.stats.http2_codec().header_overflow.inc();
         return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.too_many_headers"));
     }
+    Ok(())
+}
+
+/// What of an HTTP/2 request Envoy's codec refuses and hyper lets pass.
+fn check_http2(context: &RequestContext) -> Result<(), Failure> {
+    let (head, present) = (&context.head, context.present);
     // RFC 9113, section 8.3.1; and a length is said once.
     let user = head.uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
     let repeated = present.any(Present::REPEATED)
@@ -277,11 +290,11 @@ pub(crate) fn is_upgrade(head: &request::Parts) -> bool {
             .any(|value| contains_token(value.as_bytes(), b"upgrade"))
 }
 
-/// `told`: the request says its scheme itself (HTTP/2, absolute URLs), which `x-forwarded-proto` does not change.
-fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager, told: bool) {
+fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager) {
     let connection = context.connection.clone();
     let peer = &connection.info.peer;
     let present = context.present;
+    let told = std::mem::replace(&mut context.has_scheme, true);
     let forwarded = present.any(Present::FORWARDED_FOR);
     if present.any(Present::REPEATED) {
         // Several lines are one list (RFC 9110, section 5.3): whoever looked at one of them would not see the others.
@@ -333,6 +346,7 @@ fn trusted_headers(context: &mut RequestContext, hcm: &HttpConnectionManager, to
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         context.secure = scheme == "https";
     } else if forwarded_proto && !told {
+        // What the request says itself (HTTP/2, absolute URLs) is not changed.
         let value = headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes).unwrap_or_default();
         context.secure =
             value.eq_ignore_ascii_case(b"https") || (tls && !value.eq_ignore_ascii_case(b"http"));
