@@ -136,6 +136,9 @@ impl Reset {
     }
 }
 
+/// gRPC's status of a call that takes too long.
+const DEADLINE_EXCEEDED: u32 = 4;
+
 /// Detail of a request whose client went away.
 pub(crate) const CLIENT_GONE: &str = "downstream_remote_disconnect";
 
@@ -238,12 +241,12 @@ impl Failure {
             Self::ResponseTimeout => timeout("response_timeout"),
             Self::PerTryTimeout => timeout("upstream_per_try_timeout"),
             Self::PerTryIdleTimeout => timeout("upstream_per_try_idle_timeout"),
-            Self::MaxStreamDuration => Reply::new(
-                S::GATEWAY_TIMEOUT,
-                "downstream duration timeout",
-                Flags::default(),
-                "max_duration_timeout",
-            ),
+            Self::MaxStreamDuration => {
+                let (body, details) = ("downstream duration timeout", "max_duration_timeout");
+                let mut reply = Reply::new(S::GATEWAY_TIMEOUT, body, Flags::default(), details);
+                reply.grpc_status = Some(DEADLINE_EXCEEDED);
+                reply
+            }
             // 408 when it was the client that said nothing for too long.
             Self::StreamIdleTimeout { request_complete } => Reply::new(
                 if *request_complete { S::GATEWAY_TIMEOUT } else { S::REQUEST_TIMEOUT },

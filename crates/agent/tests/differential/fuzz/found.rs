@@ -216,11 +216,12 @@ fn of_endings() -> Vec<Found> {
         (
             "no time left where there is no connection",
             merged(
-                only(to("pool-0", limited)),
+                only(to("pool-0", limited.clone())),
                 json!({ "clusters": [endpoints("pool-0", &ADDRESSES[..1], SERVICE_PORT)] }),
             ),
             asked("GET", &["grpc-timeout: 0S"]),
         ),
+        ("no time left for gRPC", only(to("service", limited)), asked("POST", &[GRPC, "grpc-timeout: 0S"])),
         (
             "an interim answer is not what requests are told of",
             manager(

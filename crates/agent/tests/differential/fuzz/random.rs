@@ -148,6 +148,11 @@ pub(super) fn header_match(dice: &mut Dice) -> Value {
         1 => matcher["range_match"] = json!({ "start": -10, "end": 100 }),
         _ => matcher["string_match"] = string_match(dice),
     }
+    // Each proxy's listener has a port of its own, which the authority may end with: digits are asked of neither.
+    if name == ":authority" {
+        let of_value = matcher["string_match"].as_object_mut().into_iter().flatten();
+        of_value.filter(|(_, value)| **value == "1").for_each(|(_, value)| *value = json!("a"));
+    }
     dice.sometimes(4, &mut matcher, "invert_match", |_| json!(true));
     dice.sometimes(4, &mut matcher, "treat_missing_header_as_empty", |_| json!(true));
     matcher
