@@ -220,7 +220,8 @@ impl Call {
                 if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body.clone())) };
             let sent = Instant::now();
             let (version, reused) = (lease.version(), lease.reused());
-            match upstream::exchange(&mut lease, message.again().request(version, content), None).await {
+            match upstream::exchange(&mut lease, message.again().request(version, content), None, None).await
+            {
                 Ok(answer) => {
                     let (head, body) = answer.into_parts();
                     return Ok(Begun { lease, active, head, body, sent });

@@ -232,6 +232,8 @@ pub(crate) struct RequestContext {
     pub(crate) interim: Option<Interim>,
     /// Attempts so far.
     pub(crate) attempts: u32,
+    /// An endpoint has said something before its answer, and it is counted.
+    pub(crate) begun_upstream: bool,
     pub(crate) flags: Flags,
     pub(crate) details: Cow<'static, str>,
     /// Status sent; `None` while there is no answer.

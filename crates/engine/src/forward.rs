@@ -71,6 +71,7 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
             .map(|frequency| Box::new(PreviousPriorities::new(frequency))),
         hash,
         active: None,
+        said: None,
         timed_out: false,
         hedges: hedges.is_some(),
     };
@@ -96,7 +97,7 @@ fn settle(context: &RequestContext, cluster: &LocalCluster, failure: &mut Failur
         *failure = Failure::Answered(Box::new(reply));
     }
     // The endpoint has begun to answer.
-    if context.status.is_some() && interim::passed_on(context).is_some() {
+    if context.begun_upstream {
         if matches!(failure, Failure::Upstream { .. }) {
             let mut reply = failure.reply();
             reply.details = reply.details.replace("before_response", "after_response").into();

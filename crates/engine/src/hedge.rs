@@ -120,7 +120,7 @@ impl Attempt {
             let reused = lease.reused().then(Instant::now);
             let mut request = message.again().request(lease.version(), source.body());
             upstream::listen(&mut request, interim.as_ref());
-            match upstream::exchange(&mut lease, request, interim.as_ref()).await {
+            match upstream::exchange(&mut lease, request, interim.as_ref(), None).await {
                 Ok(response) => {
                     let present = Present::of(response.headers());
                     let framed = present.any(Present::TRANSFER_ENCODING) && lease.version() < Version::HTTP_2;
@@ -286,7 +286,7 @@ impl Race<'_, '_> {
             idle: self.trial.idle_timeout,
             stream_end: self.trial.stream_end,
             interim: None,
-            connected: None,
+            clocked: None,
         };
         let source = self.trial.source.clone();
         let running = &mut self.running;

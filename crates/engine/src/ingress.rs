@@ -109,6 +109,7 @@ pub(crate) fn receive(
         upstream_failure: None,
         body: None,
         interim: None,
+        begun_upstream: false,
         attempts: 0,
         flags: Flags::default(),
         details: Cow::Borrowed(""),

@@ -44,6 +44,40 @@ struct Shared {
     id: Mutex<Option<HeaderValue>>,
 }
 
+/// What an endpoint has said before its answer where that is not passed on: as in Envoy it counts, and ends retries, all the same.
+/// Atomic only because sockets must be `Send` for hyper's upgrades.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Said(Arc<AtomicU16>);
+
+impl Said {
+    /// Notes the first that counts.
+    pub(crate) fn note(&self, status: u16) {
+        if PASSED_ON.contains(&status) && self.0.load(Relaxed) == 0 {
+            self.0.store(status, Relaxed);
+        }
+    }
+
+    /// Looks at what an endpoint sends over HTTP/1. It says nothing else before its answer, so that the first line comes first.
+    #[inline]
+    pub(crate) fn look_at(&self, bytes: &[u8]) {
+        if let Some([b'1', tens, ones, b' ' | b'\r', ..]) = bytes.strip_prefix(b"HTTP/1.1 ")
+            && tens.is_ascii_digit()
+            && ones.is_ascii_digit()
+        {
+            self.note(100 + u16::from(tens - b'0') * 10 + u16::from(ones - b'0'));
+        }
+    }
+
+    pub(crate) fn status(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.0.load(Relaxed)).ok()
+    }
+
+    /// For a connection's next request.
+    pub(crate) fn clear(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
 /// What waits to be sent.
 #[derive(Debug, Default)]
 struct Answers {
@@ -244,6 +278,19 @@ mod tests {
         assert_eq!(interim.take().unwrap().len(), 25);
         interim.written();
         assert!(interim.take().is_none());
+    }
+
+    #[test]
+    fn what_an_endpoint_says_before_its_answer_is_seen() {
+        let said = |reads: &[&str]| {
+            let said = Said::default();
+            reads.iter().for_each(|read| said.look_at(read.as_bytes()));
+            said.status().map(|status| status.as_u16())
+        };
+        assert_eq!(said(&["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 200 OK\r\n"]), Some(100));
+        assert_eq!(said(&["HTTP/1.1 103\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n"]), Some(103), "the first");
+        assert_eq!(said(&["HTTP/1.1 101 Switching Protocols\r\n\r\n"]), None);
+        assert_eq!(said(&["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 1"]), None);
     }
 
     #[test]

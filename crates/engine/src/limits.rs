@@ -1,13 +1,13 @@
 //! Step 9's clocks: how long one attempt may take, and what ended it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::body::RequestSource;
-use crate::interim::Interim;
+use crate::interim::{Interim, Said};
 use crate::timer::until;
 
 /// How a wait ended without a result.
@@ -29,8 +29,23 @@ pub(crate) struct Limits<'a> {
     pub(crate) stream_end: Option<Instant>,
     /// Where what the endpoint says before its answer is passed on to: after that, only the clocks for all tries count.
     pub(crate) interim: Option<&'a Interim>,
-    /// When the try got its connection: its own clocks run from then on. `None`: it has none, and there is time left.
-    pub(crate) connected: Option<&'a Cell<Option<Instant>>>,
+    /// A try with clocks of its own. `None`: it has none, and there is time left.
+    pub(crate) clocked: Option<&'a Clocked>,
+}
+
+/// What is known of a try with clocks of its own.
+#[derive(Default)]
+pub(crate) struct Clocked {
+    /// When it got its connection: its clocks run from then on.
+    pub(crate) connected: Cell<Option<Instant>>,
+    /// What the endpoint says before its answer, where it is not passed on: after that, its clocks don't count any more.
+    pub(crate) said: RefCell<Option<Said>>,
+}
+
+impl Clocked {
+    fn is_answered(&self) -> bool {
+        self.said.borrow().as_ref().is_some_and(|said| said.status().is_some())
+    }
 }
 
 impl Limits<'_> {
@@ -65,7 +80,7 @@ pub(crate) async fn wait<T>(
     limits: &Limits<'_>,
     work: impl Future<Output = T>,
 ) -> Waited<T> {
-    if limits.connected.is_some() || limits.interim.is_some() {
+    if limits.clocked.is_some() || limits.interim.is_some() {
         return wait_with_care(source, limits, Box::pin(work)).await;
     }
     let mut work = pin!(work);
@@ -100,7 +115,7 @@ fn wait_with_care<'a, T: 'a>(
     limits: &'a Limits<'a>,
     work: Pin<Box<dyn Future<Output = T> + 'a>>,
 ) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
-    match limits.connected {
+    match limits.clocked {
         Some(_) => wait_connected(source, limits, work),
         None => wait_heeding(source, limits, work),
     }
@@ -113,7 +128,7 @@ fn wait_connected<'a, T: 'a>(
     mut work: Pin<Box<dyn Future<Output = T> + 'a>>,
 ) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
     Box::pin(async move {
-        let mut left = Limits { connected: None, ..*limits };
+        let mut left = Limits { clocked: None, ..*limits };
         loop {
             let waited = wait(source, &left, work.as_mut()).await;
             let own = match waited.result {
@@ -122,14 +137,18 @@ fn wait_connected<'a, T: 'a>(
                 Err(TimedOut::StreamEnd) => return connect_at_least(limits, work.as_mut(), waited).await,
                 _ => return waited,
             };
-            let since = limits.connected.and_then(Cell::get).map(|at| at.elapsed());
+            let since = limits.clocked.and_then(|clocked| clocked.connected.get()).map(|at| at.elapsed());
             let rest = |limit: Option<Duration>| {
                 limit.map(|limit| since.map_or(limit, |since| limit.saturating_sub(since)))
             };
+            left.deadline = waited.deadline;
+            if limits.clocked.is_some_and(Clocked::is_answered) {
+                (left.per_try, left.per_try_idle) = (None, None);
+                continue;
+            }
             if rest(own).is_none_or(|rest| rest.is_zero()) {
                 return waited;
             }
-            left.deadline = waited.deadline;
             (left.per_try, left.per_try_idle) = (rest(limits.per_try), rest(limits.per_try_idle));
         }
     })
@@ -141,7 +160,7 @@ async fn connect_at_least<T>(
     mut work: Pin<&mut (dyn Future<Output = T> + '_)>,
     waited: Waited<T>,
 ) -> Waited<T> {
-    if limits.connected.is_some_and(|connected| connected.get().is_some()) {
+    if limits.clocked.is_some_and(|clocked| clocked.connected.get().is_some()) {
         return waited;
     }
     tokio::task::yield_now().await;

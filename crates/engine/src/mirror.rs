@@ -275,7 +275,7 @@ impl Mirror {
         let body = tap.map_or(RequestBody::Empty, RequestBody::Tapped);
         let request = message.request(lease.version(), body);
         let began = Instant::now();
-        let answer = upstream::exchange(&mut lease, request, None).await;
+        let answer = upstream::exchange(&mut lease, request, None, None).await;
         let outcome = answer.as_ref().map_or(Outcome::LocalFailure, |a| Outcome::Answered(a.status()));
         cluster.observe(&host, outcome, &worker);
         let (head, mut body) = answer.map_err(|broken| broken.reset)?.into_parts();

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::body::RequestBody;
 use crate::failure::Reset;
 use crate::http2::Sender;
+use crate::interim::Said;
 use crate::stats::blocks::ClusterStats;
 use crate::tls::TlsFacts;
 
@@ -35,6 +36,8 @@ pub(crate) struct ConnectionFacts {
     pub(crate) requests: Cell<u32>,
     /// Of its pool when it was made.
     pub(crate) generation: u32,
+    /// HTTP/1: what the endpoint has said before its answer.
+    pub(crate) said: Said,
     /// Its cluster's.
     pub(crate) stats: Rc<ClusterStats>,
     /// The other side ended it.

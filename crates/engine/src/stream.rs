@@ -16,7 +16,7 @@ use tokio_rustls::TlsStream;
 
 use crate::gate::Gate;
 use crate::guard::Guard;
-use crate::interim::Interim;
+use crate::interim::{Interim, Said};
 use crate::stats::slots::ByteCounter;
 
 /// Writes up to this size are joined into one buffer.
@@ -64,6 +64,8 @@ pub(crate) struct Stream {
     ended: Option<Heard>,
     /// What goes between the messages that are written.
     interim: Option<Box<Inserted>>,
+    /// What an endpoint says before its answer.
+    said: Option<Said>,
 }
 
 /// Interim answers of a client's stream.
@@ -138,12 +140,18 @@ impl Stream {
             gentle: false,
             ended: None,
             interim: None,
+            said: None,
         }
     }
 
     /// Sets this when the peer ends.
     pub(crate) fn tell_end(&mut self, ended: &Heard) {
         self.ended = Some(ended.clone());
+    }
+
+    /// Notes what an endpoint says before its answers.
+    pub(crate) fn tell_said(&mut self, said: &Said) {
+        self.said = Some(said.clone());
     }
 
     /// Has interim answers written whenever nothing else is left to write.
@@ -326,6 +334,7 @@ impl AsyncRead for Stream {
             self.lingers = false; // the peer has finished
         } else {
             self.heard.set(true);
+            self.said.iter().for_each(|said| said.look_at(&buf.filled()[before..]));
             self.guard.received(&mut buf.filled_mut()[before..])?;
         }
         self.received.add(n as u64);

@@ -23,8 +23,8 @@ use crate::forward::{
 use crate::host::Host;
 use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::incoming::Incoming;
-use crate::interim::{self, charge_downstream};
-use crate::limits::{Limits, TimedOut, wait};
+use crate::interim::{self, Said, charge_downstream};
+use crate::limits::{Clocked, Limits, TimedOut, wait};
 use crate::message::Message;
 use crate::outlier::{self, Outcome};
 use crate::presence::Present;
@@ -58,6 +58,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) hash: Option<u64>,
     /// Counts the attempt under way once it has a connection.
     pub(crate) active: Option<ActiveRequest>,
+    /// What its endpoint says before the answer, where it is not passed on.
+    pub(crate) said: Option<Said>,
     /// The last attempt took too long.
     pub(crate) timed_out: bool,
     /// Attempts that take too long run on; see [`hedge`](crate::hedge).
@@ -306,7 +308,7 @@ impl Trial<'_> {
             |policy: &RetryPolicy| policy.per_try_timeout.is_some() || policy.per_try_idle_timeout.is_some();
         let late = self.stream_end.is_some_and(|end| end <= Instant::now());
         // Elsewhere, so that the request's future does not grow.
-        let connected = (late || policy.is_some_and(own_clock)).then(Rc::<Cell<Option<Instant>>>::default);
+        let clocked = (late || policy.is_some_and(own_clock)).then(Rc::<Clocked>::default);
         let limits = Limits {
             timeout: self.timeout,
             deadline: self.deadline,
@@ -315,10 +317,10 @@ impl Trial<'_> {
             idle: self.idle_timeout,
             stream_end: self.stream_end,
             interim: interim.as_ref(),
-            connected: connected.as_deref(),
+            clocked: clocked.as_deref(),
         };
         let source = self.source.clone();
-        let waited = wait(&source, &limits, self.try_once(host, connected.as_deref())).await;
+        let waited = wait(&source, &limits, self.try_once(host, clocked.as_deref())).await;
         self.deadline = waited.deadline;
         self.heed_interim();
         match waited.result {
@@ -358,11 +360,7 @@ impl Trial<'_> {
     /// Sends the request once. A kept connection may be closing at this very moment; when nothing of the request can have
     /// been processed, or processing it twice is harmless, a fresh one is used. This is not a retry in the policy's sense; what the
     /// policy repeats it repeats itself.
-    async fn try_once(
-        &mut self,
-        host: &Rc<Host>,
-        connected: Option<&Cell<Option<Instant>>>,
-    ) -> Result<Answered, Broken> {
+    async fn try_once(&mut self, host: &Rc<Host>, clocked: Option<&Clocked>) -> Result<Answered, Broken> {
         let worker = self.context.connection.worker.clone();
         let target = Target {
             worker: &worker,
@@ -380,7 +378,8 @@ impl Trial<'_> {
             let mut lease = upstream::lease(&target, self.context.version, fresh)
                 .await
                 .map_err(|reset| self.without_connection(reset))?;
-            connected.into_iter().for_each(|at| at.set(at.get().or_else(|| Some(Instant::now()))));
+            let at_once = |at: &Cell<Option<Instant>>| at.set(at.get().or_else(|| Some(Instant::now())));
+            clocked.into_iter().for_each(|clocked| at_once(&clocked.connected));
             self.cluster.observe(host, Outcome::Connected, &worker);
             // As in Envoy a request counts when it has a connection; until then it is pending.
             if self.active.is_none() {
@@ -401,7 +400,9 @@ impl Trial<'_> {
             let reused = lease.reused().then(Instant::now);
             let request = self.request(lease.version());
             let interim = interim::passed_on(self.context);
-            match upstream::exchange(&mut lease, request, interim).await {
+            self.said = interim.is_none().then(|| lease.said());
+            clocked.into_iter().for_each(|clocked| clocked.said.borrow_mut().clone_from(&self.said));
+            match upstream::exchange(&mut lease, request, interim, self.said.as_ref()).await {
                 Ok(response) => {
                     self.context.answered = Present::of(response.headers());
                     if lease.version() < Version::HTTP_2
@@ -431,18 +432,28 @@ impl Trial<'_> {
         }
     }
 
-    /// Counts what the endpoint said before its answer. The client has been told, so that no other endpoint can be tried.
+    /// What the endpoint has said before its answer.
+    fn interim_status(&self) -> Option<StatusCode> {
+        match interim::passed_on(self.context) {
+            Some(interim) => interim.came(),
+            None => self.said.as_ref()?.status(),
+        }
+    }
+
+    /// Counts what the endpoint said before its answer. The client may have been told, so that no other endpoint can be tried.
     pub(crate) fn heed_interim(&mut self) {
-        let Some(interim) = interim::passed_on(self.context) else { return };
-        let Some(status) = interim.came().filter(|_| self.context.status.is_none()) else { return };
+        let Some(status) = self.interim_status().filter(|_| !self.context.begun_upstream) else { return };
+        self.context.begun_upstream = true;
         route_stats::charge(self.cluster, self.context.route_stats.as_deref(), status);
-        charge_downstream(self.context, status);
+        if interim::passed_on(self.context).is_some() {
+            charge_downstream(self.context, status);
+        }
         self.policy = None;
     }
 
     /// Whether sending the request again does nothing twice.
     fn may_be_sent_again(&self, broken: &Broken) -> bool {
-        let answered = interim::passed_on(self.context).is_some_and(|interim| interim.came().is_some());
+        let answered = self.interim_status().is_some();
         let harmless = !broken.sent || (retry::idempotent(&self.context.head.method) && !answered);
         harmless && self.source.replayable()
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use lateen_ir::{CommonHttpOptions, HostAddress, UpstreamProtocol, UpstreamTransport};
@@ -21,7 +21,7 @@ use crate::happy_eyeballs;
 use crate::host::Host;
 use crate::http2;
 use crate::incoming::{Incoming, StreamError};
-use crate::interim::Interim;
+use crate::interim::{Interim, Said};
 use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, Pool, SharedTurn, StreamPlace};
 use crate::proxy_protocol;
 use crate::special::Special;
@@ -56,6 +56,17 @@ impl Lease {
         match self {
             Self::Http1 { reused, .. } => *reused,
             Self::Http2 { place } => place.facts().requests.get() > 0,
+        }
+    }
+
+    /// Where it is noted what the endpoint says before its next answer.
+    pub(crate) fn said(&self) -> Said {
+        match self {
+            Self::Http1 { connection, .. } => {
+                connection.facts.said.clear();
+                connection.facts.said.clone()
+            }
+            Self::Http2 { .. } => Said::default(),
         }
     }
 
@@ -184,7 +195,8 @@ fn below_host_limit(target: &Target<'_>) -> bool {
 
 async fn connect_http1(target: &Target<'_>, place: Option<Admission>) -> Result<Lease, Reset> {
     target.cluster.stats.upstream_cx_http1_total.inc();
-    let (stream, opened) = open(target, place, &["http/1.1"]).await?;
+    let (mut stream, opened) = open(target, place, &["http/1.1"]).await?;
+    stream.tell_said(&opened.facts.said);
     let head_limit = 80 * 1024; // Envoy's limit for response heads of HTTP/1
     let handshake = http1::Builder::new()
         .max_header_size(head_limit)
@@ -353,6 +365,7 @@ pub(crate) async fn open(
         tls: OnceCell::new(),
         requests: Cell::new(0),
         generation: pool.generation(),
+        said: Said::default(),
         stats: cluster.stats.clone(),
         ended_there: Cell::new(false),
         active: Cell::new(0),
@@ -513,11 +526,12 @@ pub(crate) fn listen(request: &mut Request<RequestBody>, interim: Option<&Interi
 }
 
 /// Sends a request and waits for the head of the answer. `interim`: where what the endpoint says before it is passed on to; over
-/// HTTP/1 [`listen`] sees to that.
+/// HTTP/1 [`listen`] sees to that. `said`: where it is noted if it is not passed on, of HTTP/1 the connection's own.
 pub(crate) async fn exchange(
     lease: &mut Lease,
     request: Request<RequestBody>,
     interim: Option<&Interim>,
+    said: Option<&Said>,
 ) -> Result<Response<Incoming>, Broken> {
     let facts = lease.facts();
     facts.requests.set(facts.requests.get() + 1);
@@ -533,7 +547,12 @@ pub(crate) async fn exchange(
             }
         }
         Lease::Http2 { place } => {
-            match place.open().exchange(request, interim.map(Interim::listener)).await {
+            let (listener, said) = (interim.map(Interim::listener), said.cloned());
+            let hear = move |status: StatusCode, headers: &HeaderMap| {
+                listener.iter().for_each(|listener| listener(status, headers));
+                said.iter().for_each(|said| said.note(status.as_u16()));
+            };
+            match place.open().exchange(request, hear).await {
                 Ok(response) => return Ok(response),
                 Err((error, sent)) => {
                     if !sent {

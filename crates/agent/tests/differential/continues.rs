@@ -9,12 +9,12 @@ use crate::cases::{Case, Compare, Step};
 pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     let retries = json!({ "retry_on": "5xx", "num_retries": 2, "retry_back_off": { "base_interval": "0.001s", "max_interval": "0.002s" } });
     let per_try = json!({ "retry_on": "5xx", "num_retries": 2, "per_try_timeout": "0.3s" });
-    // All routes count for themselves, but for `plain`: what a service says before its answer is not seen where it is not passed on.
+    // All routes count for themselves.
     let routes = json!([
         { "name": "direct", "stat_prefix": "continued.direct", "match": { "path": "/direct" }, "direct_response": { "status": 403, "body": { "inline_string": "no" } } },
         { "name": "timeout", "stat_prefix": "continued.timeout", "match": { "prefix": "/timeout" }, "route": { "cluster": "continued", "timeout": "0.5s" } },
         { "name": "per-try", "stat_prefix": "continued.per-try", "match": { "prefix": "/per-try" }, "route": { "cluster": "continued", "retry_policy": per_try } },
-        { "name": "plain", "match": { "prefix": "/plain" }, "route": { "cluster": "service" } },
+        { "name": "plain", "stat_prefix": "continued.plain", "match": { "prefix": "/plain" }, "route": { "cluster": "service" } },
         { "name": "http2", "stat_prefix": "continued.http2", "match": { "prefix": "/http2" }, "route": { "cluster": "http2" } },
         { "name": "all", "stat_prefix": "continued.all", "match": { "prefix": "/" }, "route": { "cluster": "continued", "retry_policy": retries } },
     ]);
@@ -119,6 +119,35 @@ pub(crate) fn cases() -> Vec<Case> {
             PROXY,
             "/http2",
             "",
+            "1.1",
+            &[Head, Answers(1), Body, Answers(1)],
+        ),
+        // What is not passed on counts all the same, and ends retries.
+        case("100 that is not passed on", PROXY, "/", "100-then-", "1.1", whole),
+        case("102 that is not passed on", PROXY, "/", "102-103-then-", "1.1", whole),
+        case("a failure after what is not passed on", PROXY, "/", "100-then-503,empty", "1.1", whole),
+        case("a failure, then what is not passed on", PROXY, "/", "503,104-then-empty", "1.1", whole),
+        case(
+            "a reset after what is not passed on",
+            PROXY,
+            "/",
+            "100-then-early-reset,empty",
+            "1.1",
+            &[Head, Answers(2)],
+        ),
+        case(
+            "a time-out after what is not passed on",
+            PROXY,
+            "/timeout",
+            "100-then-silence",
+            "1.1",
+            &[Head, Answers(1), Body, Answers(1)],
+        ),
+        case(
+            "a time-out of a try after what is not passed on",
+            PROXY,
+            "/per-try",
+            "100-then-late",
             "1.1",
             &[Head, Answers(1), Body, Answers(1)],
         ),

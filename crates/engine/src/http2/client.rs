@@ -92,7 +92,7 @@ impl Sender {
     pub(crate) fn exchange(
         mut self,
         request: Request<RequestBody>,
-        hear: Option<impl Fn(StatusCode, &HeaderMap)>,
+        hear: impl Fn(StatusCode, &HeaderMap),
     ) -> Pin<Box<impl Future<Output = Exchanged>>> {
         // Boxed: what awaits it serves HTTP/1 too, and is moved about.
         Box::pin(async move {
@@ -108,9 +108,7 @@ impl Sender {
                 (false, false) => (None, send(stream, body).await),
             };
             let answered = poll_fn(|cx| {
-                if let Some(hear) = &hear {
-                    heed(&mut response, hear, cx);
-                }
+                heed(&mut response, &hear, cx);
                 Pin::new(&mut response).poll(cx)
             });
             let (head, receive) = answered.await.map_err(|error| (error, true))?.into_parts();
