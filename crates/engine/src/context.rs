@@ -232,6 +232,8 @@ pub(crate) struct RequestContext {
     pub(crate) interim: Option<Interim>,
     /// Attempts so far.
     pub(crate) attempts: u32,
+    /// What came has not the form of a request: nothing is told of its head.
+    pub(crate) unread: bool,
     /// An endpoint has said something before its answer, and it is counted.
     pub(crate) begun_upstream: bool,
     pub(crate) flags: Flags,

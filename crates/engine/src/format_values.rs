@@ -36,7 +36,11 @@ impl FormatValues for RequestContext {
                 let trailers = self.response_trailers.as_deref();
                 named(trailers, first, out) || second.as_ref().is_some_and(|name| named(trailers, name, out))
             }
-            Operator::Protocol => text(out, Some(protocol(self.version))),
+            Operator::Protocol => {
+                // Whose form is none has no version of its own.
+                let version = if self.unread { self.version.max(Version::HTTP_11) } else { self.version };
+                text(out, Some(protocol(version)))
+            }
             Operator::UpstreamProtocol => text(out, self.upstream_version.map(protocol)),
             Operator::ResponseCode => number(out, self.status.map_or(0, |status| u64::from(status.as_u16()))),
             Operator::ResponseCodeDetails => {
@@ -67,7 +71,10 @@ impl FormatValues for RequestContext {
                 text(out, self.host.as_ref().map(|host| host.name()).as_deref().map(without_port))
             }
             Operator::Path { query, of } => self.path(*query, *of, out),
-            Operator::QueryParameter(name) => text(out, lateen_ir::query_parameter(self.path.as_str(), name)),
+            Operator::QueryParameter(name) => {
+                let path = (!self.unread).then(|| self.path.as_str());
+                text(out, path.and_then(|path| lateen_ir::query_parameter(path, name)))
+            }
             Operator::UpstreamTransportFailureReason => text(out, self.upstream_failure.as_deref()),
             Operator::UpstreamRequestAttemptCount => number(out, u64::from(self.attempts)),
             Operator::UpstreamConnectionId => {
@@ -147,7 +154,7 @@ impl RequestContext {
     fn path(&self, query: bool, of: PathOf, out: &mut String) -> bool {
         let original = self.head.headers.get("x-envoy-original-path").and_then(|path| path.to_str().ok());
         // CONNECT has none.
-        let own = (self.head.method != Method::CONNECT).then(|| self.path.as_str());
+        let own = (self.head.method != Method::CONNECT && !self.unread).then(|| self.path.as_str());
         let path = match of {
             PathOf::Original => original,
             PathOf::Request => own,
@@ -158,6 +165,9 @@ impl RequestContext {
     }
 
     fn request_header(&self, name: &FormatHeader, out: &mut String) -> bool {
+        if self.unread {
+            return false;
+        }
         match name {
             FormatHeader::Method => text(out, Some(self.head.method.as_str())),
             FormatHeader::Scheme => {

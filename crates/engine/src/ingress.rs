@@ -110,6 +110,7 @@ pub(crate) fn receive(
         body: None,
         interim: None,
         begun_upstream: false,
+        unread: false,
         attempts: 0,
         flags: Flags::default(),
         details: Cow::Borrowed(""),
@@ -138,13 +139,14 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     let connection = context.connection.clone();
     let hcm = &*connection.config.hcm;
     let present = context.present;
-    underscores(&mut context.head, hcm.common.underscores, &connection.worker.stats)?;
-    count(context, hcm)?;
-    syntax::check(&context.head, &context.authority, &context.path, present, hcm.http1.allow_custom_methods)?;
-    if context.version == Version::HTTP_2 {
-        check_http2(context)?;
+    if let Err(failure) = check_form(context, hcm) {
+        // For Envoy's codec it has been no request.
+        if !matches!(failure, Failure::BadRequest(_)) {
+            context.head.headers.clear();
+            context.unread = true;
+        }
+        return Err(failure);
     }
-    check(context, hcm)?;
     if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
         connection.stats.downstream_rq_non_relative_path.inc();
         return Err(Failure::NotAPath);
@@ -185,7 +187,14 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     Ok(Normalised::Go)
 }
 
-fn check(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+fn check_form(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+    underscores(&mut context.head, hcm.common.underscores, &context.connection.worker.stats)?;
+    count(context, hcm)?;
+    let custom_methods = hcm.http1.allow_custom_methods;
+    syntax::check(&context.head, &context.authority, &context.path, context.present, custom_methods)?;
+    if context.version == Version::HTTP_2 {
+        check_http2(context)?;
+    }
     let head = &mut context.head;
     if head.version < Version::HTTP_11 {
         if !hcm.http1.accept_http_10 {

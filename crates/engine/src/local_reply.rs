@@ -112,7 +112,8 @@ pub(crate) fn finish_as_is(
         let length = HeaderValue::from(text.len());
         response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }
-    if head {
+    // Where nothing is told of the head, the text counts as sent; hyper leaves it out all the same.
+    if head && !context.unread {
         *response.body_mut() = ResponseBody::Empty;
     }
     say_close(&context, response.headers_mut());

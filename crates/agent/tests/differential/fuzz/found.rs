@@ -500,6 +500,7 @@ fn found() -> Vec<Found> {
     ];
     all.extend(of_answers());
     all.extend(replies::of_mappers());
+    all.extend(replies::of_no_request());
     all.extend(of_endings());
     all.extend(of_connections());
     all.extend(filters::of_connects());

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use super::{Found, add, asked, manager, only, plain, to};
+use super::{Found, GRPC, add, asked, manager, only, over_http2, plain, to};
+use crate::fuzz::asked::{Asked, Version};
 use crate::proxies::merged;
 
 pub(super) fn of_mappers() -> Vec<Found> {
@@ -37,6 +38,29 @@ pub(super) fn of_mappers() -> Vec<Found> {
             "what a mapper says of a text stays",
             merged(only(to("none", json!({}))), mapped("content-type")),
             plain(),
+        ),
+    ]
+}
+
+/// What Envoy's codec refuses has no head that anybody could be told of.
+pub(super) fn of_no_request() -> Vec<Found> {
+    let inline = "%REQ(:METHOD)%|%REQ(x-a)%|%PATH%|%QUERY_PARAM(q)%|%PROTOCOL%|%GRPC_STATUS%";
+    let told = |more| {
+        let format = json!({ "local_reply_config": { "body_format": { "text_format_source": { "inline_string": inline } } } });
+        merged(merged(only(to("service", json!({}))), format), more)
+    };
+    let underscores =
+        json!({ "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" } });
+    let asked = |method, line| Asked { target: "/a?q=1".to_owned(), ..asked(method, &["x-a: 1", line]) };
+    vec![
+        ("a method that is none", told(json!({})), asked("BREW", GRPC)),
+        ("a name of HEAD's that is refused", told(underscores.clone()), asked("HEAD", "a_b: 1")),
+        ("a name that is refused", told(underscores.clone()), asked("GET", "a_b: 1")),
+        ("a name that is refused over HTTP/2", told(underscores), over_http2(asked("GET", "a_b: 1"))),
+        (
+            "a version that is refused",
+            told(json!({})),
+            Asked { version: Version::Http10, ..asked("GET", GRPC) },
         ),
     ]
 }
