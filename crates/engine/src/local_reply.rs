@@ -42,17 +42,30 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     if reply.close && context.version != Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    // The clocks of whole streams are not the router's.
+    if !matches!(failure, Failure::MaxStreamDuration | Failure::StreamIdleTimeout { .. }) {
+        tell_attempts(&context, response.headers_mut());
+    }
     // Where the route would have answered by itself, what a filter answers is not the route's.
     let of_route =
         context.route.as_ref().is_some_and(|route| matches!(route.action, lateen_ir::Action::Forward(_)));
     finish_with(context, response, grpc_status, of_route)
 }
 
+/// The router tells how often it tried.
+fn tell_attempts(context: &RequestContext, headers: &mut HeaderMap) {
+    let tells = context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response);
+    if tells && context.attempts > 0 {
+        headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
+    }
+}
+
 /// Adds what every reply has, and notes the end of the request.
 pub(crate) fn finish(
     context: Box<RequestContext>,
-    response: Response<ResponseBody>,
+    mut response: Response<ResponseBody>,
 ) -> Response<ResponseBody> {
+    tell_attempts(&context, response.headers_mut());
     finish_with(context, response, None, true)
 }
 
@@ -64,11 +77,6 @@ fn finish_with(
 ) -> Response<ResponseBody> {
     // What kind of text it is, is said at the end, as with Envoy, unless something else has been said by then.
     let kind = response.headers_mut().remove(header::CONTENT_TYPE);
-    // The router tells how often it tried.
-    let tells = context.virtual_host.as_ref().is_some_and(|host| host.include_attempt_count_in_response);
-    if tells && context.attempts > 0 {
-        response.headers_mut().insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(context.attempts));
-    }
     if of_route {
         // As with Envoy, `%RESPONSE_CODE%` in the route's headers is still 0 here, and `%RESP(:STATUS)%` is not.
         context.answering = Some(response.status());

@@ -161,8 +161,6 @@ fn of_endings() -> Vec<Found> {
         } },
         crate::proxies::router(),
     ] });
-    let limited =
-        json!({ "max_stream_duration": { "max_stream_duration": "5s", "grpc_timeout_header_max": "3s" } });
     vec![
         (
             "a request that has come whole before its endpoint is found dead",
@@ -212,16 +210,6 @@ fn of_endings() -> Vec<Found> {
                 ..asked("POST", &["connection: x-a, keep-alive"])
             },
         ),
-        ("no time left", only(to("service", limited.clone())), asked("GET", &["grpc-timeout: 0S"])),
-        (
-            "no time left where there is no connection",
-            merged(
-                only(to("pool-0", limited.clone())),
-                json!({ "clusters": [endpoints("pool-0", &ADDRESSES[..1], SERVICE_PORT)] }),
-            ),
-            asked("GET", &["grpc-timeout: 0S"]),
-        ),
-        ("no time left for gRPC", only(to("service", limited)), asked("POST", &[GRPC, "grpc-timeout: 0S"])),
         (
             "an interim answer is not what requests are told of",
             manager(
@@ -278,6 +266,36 @@ fn of_connections() -> Vec<Found> {
         ),
         ("a proxy's connection ends", only(service()), hop()),
         ("one that has a reply", only(direct("text")), hop()),
+    ]
+}
+
+/// Clients that leave no time for an answer.
+fn of_deadlines() -> Vec<Found> {
+    let limited =
+        json!({ "max_stream_duration": { "max_stream_duration": "5s", "grpc_timeout_header_max": "3s" } });
+    vec![
+        ("no time left", only(to("service", limited.clone())), asked("GET", &["grpc-timeout: 0S"])),
+        (
+            "no time left where there is no connection",
+            merged(
+                only(to("pool-0", limited.clone())),
+                json!({ "clusters": [endpoints("pool-0", &ADDRESSES[..1], SERVICE_PORT)] }),
+            ),
+            asked("GET", &["grpc-timeout: 0S"]),
+        ),
+        (
+            "no time left for gRPC",
+            only(to("service", limited.clone())),
+            asked("POST", &[GRPC, "grpc-timeout: 0S"]),
+        ),
+        (
+            "how often was tried is not told where no time is left",
+            manager(
+                json!({ "routes": [to("service", limited)], "include_attempt_count_in_response": true }),
+                json!({}),
+            ),
+            asked("GET", &["grpc-timeout: 0S"]),
+        ),
     ]
 }
 
@@ -502,6 +520,7 @@ fn found() -> Vec<Found> {
     all.extend(replies::of_mappers());
     all.extend(replies::of_no_request());
     all.extend(of_endings());
+    all.extend(of_deadlines());
     all.extend(of_connections());
     all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
