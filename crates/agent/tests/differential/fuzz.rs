@@ -94,7 +94,8 @@ async fn differences(attempts: &[Attempt]) -> Vec<Option<String>> {
         // hyper's proper case begins words after dashes alone.
         let lateen = lateen.replace("X_under", "X_Under");
         let [envoy, lateen] = [envoy.replace(&ports[0], "PORT"), lateen.replace(&ports[1], "PORT")];
-        if envoy != lateen && !known(&attempts[number].asked, &envoy, &lateen) {
+        let ended = |text: &str| text.replacen("RESET\n", "END\n", 1);
+        if ended(&envoy) != ended(&lateen) && !known(&attempts[number].asked, &envoy, &lateen) {
             all[number] = Some(format!("--- Envoy\n{envoy}--- Lateen\n{lateen}"));
         }
     }
@@ -175,6 +176,13 @@ fn known(asked: &Asked, envoy: &str, lateen: &str) -> bool {
         text.lines().filter(|line| !line.starts_with("log ")).map(str::to_owned).collect()
     };
     if envoy.contains("DPE http2.unexpected_underscore ") && unlogged(envoy) == unlogged(lateen) {
+        return true;
+    }
+    // Envoy closes a second after its last answer. A client that is slower fails to write, and no longer reads what has come.
+    let logged = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.starts_with("log ")).map(str::to_owned).collect()
+    };
+    if envoy.starts_with("RESET\n") && !logged(envoy).is_empty() && logged(envoy) == logged(lateen) {
         return true;
     }
     // hyper answers what it can't read, without a text.
