@@ -34,7 +34,7 @@ const X_ENVOY_DOWNSTREAM_SERVICE_NODE: HeaderName =
     HeaderName::from_static("x-envoy-downstream-service-node");
 
 /// Removed from every request that is not internal (Envoy's `cleanInternalHeaders`).
-const NOT_FOR_OUTSIDERS: [&str; 14] = [
+const NOT_FOR_OUTSIDERS: [&str; 15] = [
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-retry-on",
@@ -44,6 +44,7 @@ const NOT_FOR_OUTSIDERS: [&str; 14] = [
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-stream-duration-ms",
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-force-trace",
     "x-envoy-ip-tags",

@@ -211,6 +211,11 @@ fn of_endings() -> Vec<Found> {
             },
         ),
         (
+            "a stranger does not say how long a stream may last",
+            only(to("service", json!({}))),
+            asked("GET", &["x-envoy-upstream-stream-duration-ms: 200", "act: late"]),
+        ),
+        (
             "an interim answer is not what requests are told of",
             manager(
                 json!({ "routes": [to("service", json!({}))], "request_headers_to_add": [add("x-told", "%RESP(:STATUS)%")] }),
