@@ -159,6 +159,10 @@ pub(crate) enum Failure {
     PerTryTimeout,
     PerTryIdleTimeout,
     MaxStreamDuration,
+    /// What the request or the cluster says of one try.
+    UpstreamMaxStreamDuration {
+        request_complete: bool,
+    },
     StreamIdleTimeout {
         request_complete: bool,
     },
@@ -247,6 +251,12 @@ impl Failure {
                 reply.grpc_status = Some(DEADLINE_EXCEEDED);
                 reply
             }
+            Self::UpstreamMaxStreamDuration { request_complete } => Reply::new(
+                if *request_complete { S::GATEWAY_TIMEOUT } else { S::REQUEST_TIMEOUT },
+                "upstream max stream duration reached",
+                Flags::UPSTREAM_MAX_STREAM_DURATION,
+                "upstream_max_stream_duration_reached",
+            ),
             // 408 when it was the client that said nothing for too long.
             Self::StreamIdleTimeout { request_complete } => Reply::new(
                 if *request_complete { S::GATEWAY_TIMEOUT } else { S::REQUEST_TIMEOUT },

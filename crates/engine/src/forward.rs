@@ -40,8 +40,8 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
     let weighted = context.weighted.and_then(|index| Some((context.route.clone()?, index)));
     // Before the head says to the endpoint what is left of a client's own deadline.
     let asked = Asked::take(context);
-    let stream_end =
-        stream_end(context, asked.stream_duration.unwrap_or_else(|| cluster.max_stream_duration()));
+    let stream_end = stream_end(context, None);
+    let try_limit = asked.stream_duration.unwrap_or_else(|| cluster.max_stream_duration());
     let Terms { timeout, policy, hedges } = terms(context, action, weighted.as_ref(), asked);
     interim::tell_id(context);
     let Some(source) = context.body.clone() else { return Err(Failure::NoHealthyUpstream) };
@@ -63,6 +63,8 @@ pub(crate) async fn forward(context: &mut RequestContext, action: &Forward) -> R
         idle_timeout,
         deadline: None,
         stream_end,
+        try_limit: try_limit.filter(|limit| !limit.is_zero()),
+        try_end: None,
         tried: SmallVec::new(),
         retry_place: None,
         priorities: policy
@@ -254,8 +256,8 @@ pub(crate) fn idle_timeout(context: &RequestContext) -> Option<Duration> {
     of_route.unwrap_or(context.connection.config.hcm.stream_idle_timeout)
 }
 
-/// `max_stream_duration` of the route or the connection manager, or a gRPC client's own deadline; `upstream` is what the request asks
-/// for (`x-envoy-upstream-stream-duration-ms`), or else the cluster's.
+/// `max_stream_duration` of the route or the connection manager, or a gRPC client's own deadline; `upstream`: the cluster's, where it
+/// is not each try's own.
 pub(crate) fn stream_end(context: &RequestContext, upstream: Option<Duration>) -> Option<Instant> {
     let upstream = upstream.filter(|limit| !limit.is_zero());
     let limits = [stream_limit(context), upstream];

@@ -163,6 +163,8 @@ pub(crate) async fn run(
     weighted: Option<WeightedEntry>,
     retries: bool,
 ) -> Result<Box<Answer>, Failure> {
+    // Tries that go on side by side share it.
+    trial.try_end = trial.try_limit.map(|limit| Instant::now() + limit);
     let mut race = Race { trial, running: Vec::new(), next: None, sent_at: None, retries };
     race.begin().await?;
     loop {
@@ -284,7 +286,7 @@ impl Race<'_, '_> {
             per_try: late.into_iter().chain(next).min(),
             per_try_idle: None,
             idle: self.trial.idle_timeout,
-            stream_end: self.trial.stream_end,
+            stream_end: self.trial.end(),
             interim: None,
             clocked: None,
         };
@@ -430,10 +432,7 @@ impl Race<'_, '_> {
         let failure = match kind {
             TimedOut::Overall | TimedOut::PerTry | TimedOut::PerTryIdle => AttemptFailure::Overall,
             TimedOut::Idle => AttemptFailure::Idle,
-            TimedOut::StreamEnd => {
-                self.trial.cluster.stats.upstream_rq_max_duration_reached.inc();
-                AttemptFailure::StreamEnd
-            }
+            TimedOut::StreamEnd => self.trial.over(),
         };
         if matches!(failure, AttemptFailure::Overall) {
             for (index, running) in self.running.iter().enumerate() {

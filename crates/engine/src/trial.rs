@@ -50,6 +50,9 @@ pub(crate) struct Trial<'a> {
     pub(crate) deadline: Option<Instant>,
     /// When the stream must be over, whatever it does.
     pub(crate) stream_end: Option<Instant>,
+    /// How long the stream of one try may last, and when that of the one under way must be over.
+    pub(crate) try_limit: Option<Duration>,
+    pub(crate) try_end: Option<Instant>,
     pub(crate) tried: SmallVec<[HostAddress; 1]>,
     pub(crate) retry_place: Option<Admission>,
     /// Where retries prefer priorities that were not tried.
@@ -165,6 +168,9 @@ impl Trial<'_> {
             AttemptFailure::PerTryIdle => Failure::PerTryIdleTimeout,
             AttemptFailure::Idle => Failure::StreamIdleTimeout { request_complete: self.source.ended() },
             AttemptFailure::StreamEnd => Failure::MaxStreamDuration,
+            AttemptFailure::TryEnd => {
+                Failure::UpstreamMaxStreamDuration { request_complete: self.source.ended() }
+            }
         }
     }
 
@@ -174,7 +180,7 @@ impl Trial<'_> {
             AttemptFailure::Broken(broken) => {
                 retry::after_break(policy.on, retry::Broken::Reset(&broken.reset), broken.sent)
             }
-            AttemptFailure::PerTry | AttemptFailure::PerTryIdle => {
+            AttemptFailure::PerTry | AttemptFailure::PerTryIdle | AttemptFailure::TryEnd => {
                 retry::after_break(policy.on, retry::Broken::PerTryTimeout, true)
             }
             AttemptFailure::Client
@@ -309,13 +315,14 @@ impl Trial<'_> {
         let late = self.stream_end.is_some_and(|end| end <= Instant::now());
         // Elsewhere, so that the request's future does not grow.
         let clocked = (late || policy.is_some_and(own_clock)).then(Rc::<Clocked>::default);
+        self.try_end = self.try_limit.map(|limit| Instant::now() + limit);
         let limits = Limits {
             timeout: self.timeout,
             deadline: self.deadline,
             per_try: policy.and_then(|policy| policy.per_try_timeout),
             per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout),
             idle: self.idle_timeout,
-            stream_end: self.stream_end,
+            stream_end: self.end(),
             interim: interim.as_ref(),
             clocked: clocked.as_deref(),
         };
@@ -342,11 +349,23 @@ impl Trial<'_> {
                 Err(AttemptFailure::PerTryIdle)
             }
             Err(TimedOut::Idle) => Err(AttemptFailure::Idle),
-            Err(TimedOut::StreamEnd) => {
-                self.cluster.stats.upstream_rq_max_duration_reached.inc();
-                Err(AttemptFailure::StreamEnd)
-            }
+            Err(TimedOut::StreamEnd) => Err(self.over()),
         }
+    }
+
+    /// When the stream, or that of the try under way, must be over.
+    pub(crate) fn end(&self) -> Option<Instant> {
+        [self.stream_end, self.try_end].into_iter().flatten().min()
+    }
+
+    /// Counts which of them is over.
+    pub(crate) fn over(&self) -> AttemptFailure {
+        if self.try_end.is_some_and(|end| self.stream_end.is_none_or(|whole| end < whole)) {
+            self.cluster.stats.upstream_rq_max_duration_reached.inc();
+            return AttemptFailure::TryEnd;
+        }
+        self.context.connection.stats.downstream_rq_max_duration_reached.inc();
+        AttemptFailure::StreamEnd
     }
 
     /// No host has to do with a request that was not even let wait for a connection; Envoy names none in its log.
@@ -534,7 +553,7 @@ impl Trial<'_> {
             service_time: now.saturating_duration_since(began),
             status: head.status,
             deadline: self.deadline,
-            stream_end: self.stream_end,
+            stream_end: self.end(),
             idle_timeout: self.idle_timeout,
             per_try_idle: self.policy.and_then(|policy| policy.per_try_idle_timeout),
         };
@@ -553,4 +572,6 @@ pub(crate) enum AttemptFailure {
     PerTryIdle,
     Idle,
     StreamEnd,
+    /// The stream of the try has lasted too long.
+    TryEnd,
 }

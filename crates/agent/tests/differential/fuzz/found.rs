@@ -1,6 +1,7 @@
 //! What the fuzzer has found, kept.
 
 mod filters;
+mod limits;
 mod replies;
 
 use std::fmt::Write as _;
@@ -527,6 +528,7 @@ fn found() -> Vec<Found> {
     all.extend(of_endings());
     all.extend(of_deadlines());
     all.extend(of_connections());
+    all.extend(limits::of_tries());
     all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
     all.extend(of_upgrades());
