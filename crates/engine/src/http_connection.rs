@@ -57,7 +57,7 @@ pub(crate) async fn serve(
     };
     let verdict = Verdict::default();
     stream.guard_with(guard(http2, &hcm, &verdict, &worker));
-    let interim = (!http2).then(Interim::default);
+    let interim = (!http2).then(|| Interim::of_http1(hcm.http1.proper_case_headers));
     match &interim {
         Some(interim) => stream.insert(interim.clone()),
         None => stream.close_gently(),

@@ -40,6 +40,8 @@ struct Shared {
     came: AtomicU16,
     /// The number of the connection's request.
     request: AtomicU32,
+    /// Names are written in proper case (HTTP/1).
+    proper_case: bool,
     /// The request's id, where clients are told it in every answer.
     id: Mutex<Option<HeaderValue>>,
 }
@@ -87,6 +89,11 @@ struct Answers {
 }
 
 impl Interim {
+    /// Of an HTTP/1 connection. `proper_case`: whether names are written in it.
+    pub(crate) fn of_http1(proper_case: bool) -> Self {
+        Self(Arc::new(Shared { proper_case, ..Shared::default() }))
+    }
+
     /// Has an interim answer sent as soon as what is before it is out.
     pub(crate) fn send(&self, status: StatusCode, headers: &HeaderMap) {
         let mut answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +116,7 @@ impl Interim {
         }
         let answers = std::mem::take(&mut *self.0.answers.lock().unwrap_or_else(PoisonError::into_inner));
         let mut bytes = BytesMut::new();
-        answers.list.iter().for_each(|answer| write(answer, &mut bytes));
+        answers.list.iter().for_each(|answer| write(answer, self.0.proper_case, &mut bytes));
         Some(bytes.freeze())
     }
 
@@ -179,7 +186,7 @@ impl Interim {
 }
 
 /// An interim answer as HTTP/1 has it.
-fn write(answer: &Response<()>, bytes: &mut BytesMut) {
+fn write(answer: &Response<()>, proper_case: bool, bytes: &mut BytesMut) {
     bytes.extend_from_slice(b"HTTP/1.1 ");
     bytes.extend_from_slice(answer.status().as_str().as_bytes());
     bytes.extend_from_slice(b" ");
@@ -191,7 +198,12 @@ fn write(answer: &Response<()>, bytes: &mut BytesMut) {
     bytes.extend_from_slice(reason.as_bytes());
     bytes.extend_from_slice(b"\r\n");
     for (name, value) in answer.headers() {
-        bytes.extend_from_slice(name.as_str().as_bytes());
+        let mut begins = true;
+        bytes.extend(name.as_str().bytes().map(|byte| {
+            let written = if begins && proper_case { byte.to_ascii_uppercase() } else { byte };
+            begins = !byte.is_ascii_alphanumeric();
+            written
+        }));
         bytes.extend_from_slice(b": ");
         bytes.extend_from_slice(value.as_bytes());
         bytes.extend_from_slice(b"\r\n");

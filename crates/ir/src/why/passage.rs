@@ -500,7 +500,7 @@ fn view<'a>(asked: &'a Asked, https: bool, metadata: &'a DynamicMetadata) -> Req
         method: &asked.method,
         scheme: if https { "https" } else { "http" },
         authority: &asked.authority,
-        path: asked.path.as_str(),
+        path: if asked.method == "CONNECT" { "" } else { asked.path.as_str() },
         headers: &asked.headers,
         metadata: Some(metadata),
     }

@@ -106,10 +106,13 @@ fn of_answers() -> Vec<Found> {
             asked("POST", &["expect: 100-continue"]),
         ),
         (
-            "an interim answer tells the request's id",
+            "an interim answer tells the request's id, in the answers' case",
             merged(
                 only(to("service", json!({}))),
-                json!({ "proxy_100_continue": true, "always_set_request_id_in_response": true, "via": "me" }),
+                json!({
+                    "proxy_100_continue": true, "always_set_request_id_in_response": true, "via": "me",
+                    "http_protocol_options": { "header_key_format": { "proper_case_words": {} } },
+                }),
             ),
             asked("GET", &["act: 100-200"]),
         ),
