@@ -17,7 +17,6 @@ use crate::failure::{Failure, Flags};
 use crate::guard::Offence;
 use crate::hop_by_hop::{contains_token, hop_by_hop, join_cookies, join_lines, remove_nominated};
 use crate::presence::Present;
-use crate::stats::arena::StatsArena;
 use crate::syntax;
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -189,8 +188,8 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
 }
 
 fn check_form(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
-    underscores(&mut context.head, hcm.common.underscores, &context.connection.worker.stats)?;
-    count(context, hcm)?;
+    underscores(context, hcm)?;
+    count(context, context.head.headers.len(), hcm)?;
     let custom_methods = hcm.http1.allow_custom_methods;
     syntax::check(&context.head, &context.authority, &context.path, context.present, custom_methods)?;
     if context.version == Version::HTTP_2 {
@@ -214,44 +213,50 @@ fn check_form(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Resu
 }
 
 /// `headers_with_underscores_action`: names with `_` may mean the same as names with `-` to what is behind.
-fn underscores(head: &mut request::Parts, action: Underscores, stats: &StatsArena) -> Result<(), Failure> {
-    if action == Underscores::Allow || !head.headers.keys().any(|name| name.as_str().contains('_')) {
+fn underscores(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+    let action = hcm.common.underscores;
+    let of_kind = |name: &HeaderName| name.as_str().contains('_');
+    if action == Underscores::Allow || !context.head.headers.keys().any(of_kind) {
         return Ok(());
     }
-    let http2 = head.version == Version::HTTP_2;
+    let connection = context.connection.clone();
+    let stats = &connection.worker.stats;
+    let http2 = context.head.version == Version::HTTP_2;
     if action == Underscores::Reject {
         if http2 {
+            // Of several faults the first is told.
+            count(context, context.head.headers.keys().take_while(|name| !of_kind(name)).count(), hcm)?;
             stats.http2_codec().requests_rejected_with_underscores_in_headers.inc();
             return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.unexpected_underscore"));
         }
         stats.http1_codec().requests_rejected_with_underscores_in_headers.inc();
         return Err(Failure::Malformed(StatusCode::BAD_REQUEST, "http1.unexpected_underscore"));
     }
-    let names: Vec<HeaderName> =
-        head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    let headers = &mut context.head.headers;
+    let names: Vec<HeaderName> = headers.keys().filter(|name| of_kind(name)).cloned().collect();
     for name in names {
         if http2 {
             stats.http2_codec().dropped_headers_with_underscores.inc();
         } else {
             stats.http1_codec().dropped_headers_with_underscores.inc();
         }
-        head.headers.remove(name);
+        headers.remove(name);
     }
     Ok(())
 }
 
-/// Counts the headers that were not dropped.
-fn count(context: &RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
+/// Whether so many headers, without those that were dropped, are not too many.
+fn count(context: &RequestContext, headers: usize, hcm: &HttpConnectionManager) -> Result<(), Failure> {
     let (head, most) = (&context.head, hcm.common.max_headers_count as usize);
     if head.version < Version::HTTP_2 {
-        let few = head.headers.len() <= most;
+        let few = headers <= most;
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return if few { Ok(()) } else { Err(Failure::Malformed(status, "http1.too_many_headers")) };
     }
     // Pseudo-headers count, too.
     let pseudo =
         if head.method == Method::CONNECT { 2 } else { 3 + usize::from(head.uri.authority().is_some()) };
-    if head.headers.len() + pseudo > most {
+    if headers + pseudo > most {
         context.connection.worker.stats.http2_codec().header_overflow.inc();
         return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.too_many_headers"));
     }

@@ -10,7 +10,7 @@ use lateen_ir::{BodyFormat, BodyText, LocalReplyMapper};
 
 use crate::body::ResponseBody;
 use crate::context::RequestContext;
-use crate::failure::Failure;
+use crate::failure::{Failure, Flags};
 use crate::forward::{suppresses, weighted_entry};
 use crate::header_mutations;
 use crate::http_request::{X_ENVOY_ATTEMPT_COUNT, general_response_headers, name_status, say_close};
@@ -226,8 +226,12 @@ fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>
         return false;
     }
     let (before, said) = (text_of(response).to_vec(), response.headers().get(header::CONTENT_TYPE).cloned());
-    // Formats tell of the answer as it is so far.
+    // Formats tell of the answer as it is so far. What is no request is flagged when its stream ends.
     context.response_headers = Some(response.headers().clone());
+    let flags = context.flags;
+    if context.unread {
+        context.flags = Flags::default();
+    }
     let mapper = config.mappers.iter().find(|mapper| log_filter::passes(&mapper.filter, context));
     if let Some(mapper) = mapper {
         apply_mapper(context, mapper, response);
@@ -239,6 +243,7 @@ fn map_reply(context: &mut RequestContext, response: &mut Response<ResponseBody>
         response.headers_mut().remove(header::CONTENT_LENGTH);
         *response.body_mut() = ResponseBody::text(Bytes::from(text.into_bytes()));
     }
+    context.flags = flags;
     // What kind of text it has become is said last, unless the mapper has said so.
     let kind = format.map_or(TEXT, |format| format.content_type.clone());
     let json = kind == "application/json";

@@ -20,6 +20,8 @@ pub(crate) fn passes(filter: &LogFilter, context: &RequestContext) -> bool {
         LogFilter::Sampled(fraction) => fraction.includes(context.connection.worker.random()),
         LogFilter::All(filters) => filters.iter().all(|filter| passes(filter, context)),
         LogFilter::Any(filters) => filters.iter().any(|filter| passes(filter, context)),
+        // What is no request has no headers, nor what HTTP/2 makes headers of.
+        LogFilter::Header(matcher) if context.unread => matcher.is_match_in(&context.head.headers),
         LogFilter::Header(matcher) => matcher.is_match(&crate::http_request::request_view(context)),
         LogFilter::ResponseFlags(names) => has_flag(names, context.flags),
         LogFilter::GrpcStatus { statuses, exclude } => {

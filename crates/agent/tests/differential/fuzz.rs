@@ -177,11 +177,12 @@ fn known(asked: &Asked, envoy: &str, lateen: &str) -> bool {
     if envoy.contains(" flags=DR http2.header_list_size_too_large ") && lateen.starts_with("HTTP/2 431") {
         return true;
     }
-    // With `DROP_HEADER` Envoy says so of a request over HTTP/2 that is answered before its body has come, and forgets why it was answered.
+    // With `DROP_HEADER` Envoy says so of a request over HTTP/2 that is answered before its body has come or refused for another fault, and
+    // forgets why.
     let unlogged = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.starts_with("log ")).map(str::to_owned).collect()
     };
-    if envoy.contains("DPE http2.unexpected_underscore ") && unlogged(envoy) == unlogged(lateen) {
+    if envoy.contains(" http2.unexpected_underscore ") && unlogged(envoy) == unlogged(lateen) {
         return true;
     }
     // Envoy closes a second after its last answer. A client that is slower fails to write, and no longer reads what has come.

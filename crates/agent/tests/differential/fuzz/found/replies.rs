@@ -44,13 +44,17 @@ pub(super) fn of_mappers() -> Vec<Found> {
 
 /// What Envoy's codec refuses has no head that anybody could be told of.
 pub(super) fn of_no_request() -> Vec<Found> {
-    let inline = "%REQ(:METHOD)%|%REQ(x-a)%|%PATH%|%QUERY_PARAM(q)%|%PROTOCOL%|%GRPC_STATUS%";
+    let inline =
+        "%REQ(:METHOD)%|%REQ(x-a)%|%PATH%|%QUERY_PARAM(q)%|%PROTOCOL%|%GRPC_STATUS%|%RESPONSE_FLAGS%";
     let told = |more| {
         let format = json!({ "local_reply_config": { "body_format": { "text_format_source": { "inline_string": inline } } } });
         merged(merged(only(to("service", json!({}))), format), more)
     };
     let underscores =
         json!({ "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" } });
+    let few = json!({ "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST", "max_headers_count": 3 } });
+    let no_method = json!({ "header_filter": { "header": { "name": ":method", "present_match": false } } });
+    let by_header = json!({ "local_reply_config": { "mappers": [{ "filter": no_method, "body": { "inline_string": "mapped" } }] } });
     let asked = |method, line| Asked { target: "/a?q=1".to_owned(), ..asked(method, &["x-a: 1", line]) };
     vec![
         ("a method that is none", told(json!({})), asked("BREW", GRPC)),
@@ -61,6 +65,16 @@ pub(super) fn of_no_request() -> Vec<Found> {
             "a version that is refused",
             told(json!({})),
             Asked { version: Version::Http10, ..asked("GET", GRPC) },
+        ),
+        (
+            "a version that is refused, mapped by what is not there",
+            merged(only(to("service", json!({}))), by_header),
+            Asked { version: Version::Http10, ..asked("GET", GRPC) },
+        ),
+        (
+            "more headers than may be before a name that is refused",
+            merged(only(to("service", json!({}))), few),
+            over_http2(asked("GET", "a_b: 1")),
         ),
     ]
 }
