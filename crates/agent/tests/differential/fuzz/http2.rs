@@ -52,7 +52,6 @@ pub(super) async fn ask(asked: &Asked, stream: TcpStream) -> String {
     let answered = tokio::time::timeout(crate::proxies::LIMIT, sender.send_request(request)).await;
     let text = match answered {
         Err(_) => "silent\n".to_owned(),
-        Ok(Err(error)) if is_reset(&error) => "RESET\n".to_owned(),
         Ok(Err(_)) => "END\n".to_owned(),
         Ok(Ok(answer)) => {
             let (head, rest) = answer.into_parts();
@@ -69,12 +68,6 @@ pub(super) async fn ask(asked: &Asked, stream: TcpStream) -> String {
     drop(sender);
     let _ = driver.await;
     text
-}
-
-/// Whether reading or writing failed, and not the other side's HTTP.
-fn is_reset(error: &hyper::Error) -> bool {
-    let of_http2 = std::error::Error::source(error).and_then(|error| error.downcast_ref::<h2::Error>());
-    of_http2.is_some_and(h2::Error::is_io)
 }
 
 /// Serves until the test ends.
