@@ -17,7 +17,8 @@ use crate::retry;
 use crate::route_stats::of_route;
 use crate::special::Special;
 use crate::stream::Stream;
-use crate::upstream::{self, Opened, Target};
+use crate::upstream::Target;
+use crate::upstream_connection::{self, Opened};
 
 /// A tunnel's far end.
 pub(crate) struct Tunnel {
@@ -74,7 +75,7 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
             host: &host,
             special: Special::of_request(context, &cluster.config.ir, &host, action.high_priority),
         };
-        match upstream::open(&target, Some(connection), &[]).await {
+        match upstream_connection::open(&target, Some(connection), &[]).await {
             Ok((connection, opened)) => {
                 opened.facts.active.set(1);
                 context.upstream = Some(opened.facts.clone());

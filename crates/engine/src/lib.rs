@@ -99,6 +99,7 @@ mod trial;
 mod update;
 mod upgrade;
 mod upstream;
+mod upstream_connection;
 mod worker;
 
 pub use engine::{Engine, EngineConfig, EngineError, EngineHandle, NodeInfo, SetLogLevel};

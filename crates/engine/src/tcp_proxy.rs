@@ -22,7 +22,8 @@ use crate::special::Special;
 use crate::stats::blocks::TcpStats;
 use crate::stream::Stream;
 use crate::tls::TlsFacts;
-use crate::upstream::{self, Opened, Target};
+use crate::upstream::{self, Target};
+use crate::upstream_connection::{self, Opened};
 use crate::worker::Worker;
 use crate::{log_filter, render, retry, timer};
 
@@ -168,7 +169,7 @@ async fn connect(
             outcomes.flags.insert(Flags::UPSTREAM_OVERFLOW);
             return None;
         };
-        let opening = upstream::open(&target, Some(place), &[]).await;
+        let opening = upstream_connection::open(&target, Some(place), &[]).await;
         drop(pending);
         match opening {
             Ok((stream, opened)) => {

@@ -1,39 +1,34 @@
 //! The attempts of one request: choosing a host, sending, retrying, within the clocks of the route.
 
+mod host;
+mod message;
+
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use lateen_ir::{Action, Discovery, Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
+use lateen_ir::{Forward, HostAddress, HostRewrite, PreviousPriorities, RetryPolicy};
 use smallvec::SmallVec;
 
 use crate::answer::{ActiveRequest, Answer, UpstreamStream};
 use crate::body::{RequestBody, RequestSource};
 use crate::breakers::{self, Admission, Limited};
-use crate::cluster::{LocalCluster, Need};
+use crate::cluster::LocalCluster;
 use crate::context::RequestContext;
-use crate::failure::{Failure, Flags, Reply, Reset, underscored};
-use crate::forward::{
-    GRPC_TIMEOUT, WeightedEntry, X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, grpc_timeout_value, metadata_criteria,
-    suppresses, tells_grpc,
-};
+use crate::failure::{Failure, Flags, Reset, underscored};
+use crate::forward::{WeightedEntry, suppresses};
 use crate::host::Host;
-use crate::http_request::X_ENVOY_ATTEMPT_COUNT;
 use crate::incoming::Incoming;
 use crate::interim::{self, Said, charge_downstream};
 use crate::limits::{Clocked, Limits, TimedOut, wait};
-use crate::message::Message;
-use crate::outlier::{self, Outcome};
+use crate::outlier::Outcome;
 use crate::presence::Present;
 use crate::special::Special;
 use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
-use crate::{local_reply, retry, rewrite, route_stats};
-
-const X_ENVOY_IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
+use crate::{retry, rewrite, route_stats};
 
 /// An attempt whose answer has begun.
 type Answered = (Lease, Response<Incoming>);
@@ -241,71 +236,6 @@ impl Trial<'_> {
         self.deadline.is_none_or(|deadline| until < deadline).then_some(until)
     }
 
-    pub(crate) fn pick_host(&mut self) -> Option<Rc<Host>> {
-        let connection = self.context.connection.clone();
-        let avoid = self.policy.filter(|policy| policy.avoid_previous_hosts && !self.tried.is_empty());
-        let route = self.context.route.clone().filter(|_| self.cluster.config.ir.subsets.is_some());
-        let entry = self.context.weighted;
-        let need = Need {
-            destination: self.destination(),
-            name: self.cluster.config.dns_cache.as_ref().and_then(|_| self.context.authority.to_str().ok()),
-            port: None,
-            criteria: route.as_deref().and_then(|route| metadata_criteria(route, entry)),
-            hash: self.hash,
-            attempts: avoid.map_or(0, |policy| policy.host_selection_max_attempts),
-            priorities: self.priorities.as_deref_mut(),
-        };
-        let tried = |host: &Host| self.tried.contains(&host.address);
-        let host = self.cluster.pick(need, &mut || connection.worker.random(), &tried)?;
-        if self.policy.is_some() {
-            self.tried.push(host.address.clone());
-        }
-        Some(host)
-    }
-
-    /// A host that is not known before it is asked for, where no filter has looked it up.
-    pub(crate) async fn look_up_host(&self) -> Result<Rc<Host>, Failure> {
-        let name = self.context.authority.to_str().ok();
-        self.cluster.look_up_host(name, None).await.map_err(|details| {
-            if details.is_empty() {
-                return Failure::NoHealthyUpstream;
-            }
-            self.cluster.stats.upstream_cx_none_healthy.inc();
-            let reply = Reply { details: details.into(), ..Failure::NoHealthyUpstream.reply() };
-            Failure::Answered(Box::new(reply))
-        })
-    }
-
-    /// ORIGINAL_DST: where the client wanted to go.
-    fn destination(&self) -> Option<SocketAddr> {
-        let Discovery::OriginalDst { header, .. } = &self.cluster.config.ir.discovery else { return None };
-        let info = &self.context.connection.info;
-        let from_header = header.as_ref().and_then(|name| self.context.head.headers.get(name));
-        match from_header {
-            Some(value) => value.to_str().ok()?.parse().ok(),
-            None => info.original_destination(),
-        }
-    }
-
-    /// Tells outlier detection, where there is any, what the host answered.
-    pub(crate) fn judge(&self, host: &Host, status: StatusCode, headers: &HeaderMap) {
-        if host.monitor.is_some() {
-            let status =
-                outlier::status_of(status, headers, local_reply::is_grpc(&self.context.head.headers));
-            self.cluster.observe(host, Outcome::Answered(status), &self.context.connection.worker);
-        }
-    }
-
-    /// Tells health checks, where there are any, that the host has said it leaves.
-    pub(crate) fn heed_leaving(&self, host: &Host, headers: &HeaderMap) {
-        if let Some(view) = &self.cluster.config.checked
-            && self.context.answered.any(Present::ENVOY)
-            && headers.contains_key("x-envoy-immediate-health-check-fail")
-        {
-            host.address.socket().into_iter().for_each(|address| view.leaves(address));
-        }
-    }
-
     /// One attempt with its time limits.
     async fn attempt(&mut self, host: &Rc<Host>) -> Result<Answered, AttemptFailure> {
         let policy = self.policy;
@@ -483,55 +413,6 @@ impl Trial<'_> {
         let mut request = self.message().request(version, body);
         upstream::listen(&mut request, interim::passed_on(self.context));
         request
-    }
-
-    /// The message for one attempt.
-    pub(crate) fn message(&mut self) -> Message {
-        // The copy stays: it has room for what it holds only, and hyper reads the answer into the map it has sent.
-        let kept = self.context.head.headers.clone();
-        let mut headers = std::mem::replace(&mut self.context.head.headers, kept);
-        if self.context.virtual_host.as_ref().is_some_and(|host| host.include_request_attempt_count) {
-            headers.insert(X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(self.context.attempts));
-        }
-        if self.context.attempts > 1
-            && let Some(left) = self.time_left()
-        {
-            // 0 would mean that there is no limit.
-            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-            if !suppresses(self.context) {
-                headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(left));
-            }
-            if self.tells_grpc(&headers) {
-                headers.insert(GRPC_TIMEOUT, grpc_timeout_value(Duration::from_millis(left)));
-            }
-        }
-        let tells =
-            self.context.virtual_host.as_ref().is_some_and(|host| host.include_is_timeout_retry_header);
-        if tells && self.context.attempts > 1 {
-            let reason = if self.timed_out { "true" } else { "false" };
-            headers.insert(X_ENVOY_IS_TIMEOUT_RETRY, HeaderValue::from_static(reason));
-        }
-        Message {
-            method: self.context.head.method.clone(),
-            headers,
-            authority: self.context.authority.clone(),
-            path: self.context.path.clone(),
-            secure: self.context.secure,
-        }
-    }
-
-    /// How much time a further try has.
-    fn time_left(&self) -> Option<Duration> {
-        let left = self.deadline?.saturating_duration_since(Instant::now());
-        let per_try = self.policy.filter(|_| !self.hedges).and_then(|policy| policy.per_try_timeout);
-        Some(per_try.map_or(left, |per_try| per_try.min(left)))
-    }
-
-    fn tells_grpc(&self, headers: &HeaderMap) -> bool {
-        match self.context.route.as_ref().map(|route| &route.action) {
-            Some(Action::Forward(action)) => tells_grpc(action, headers),
-            _ => false,
-        }
     }
 
     pub(crate) fn answer(

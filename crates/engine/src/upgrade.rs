@@ -21,7 +21,7 @@ use crate::incoming::Incoming;
 use crate::mover::{Moved, Mover};
 use crate::stream::Stream;
 use crate::timer;
-use crate::upstream::Opened;
+use crate::upstream_connection::Opened;
 
 /// Bytes in both directions, whatever carries them. Tunnels are rare and long, so that a call through a pointer is nothing.
 trait Bytes: AsyncRead + AsyncWrite + Unpin {}
