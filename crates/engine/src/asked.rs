@@ -71,7 +71,6 @@ impl Asked {
     /// The policy in force for the request: the route's with what was asked for.
     pub(crate) fn policy(
         self,
-        context: &RequestContext,
         of_route: Option<&Arc<RetryPolicy>>,
         timeout: Option<Duration>,
     ) -> Option<Arc<RetryPolicy>> {
@@ -85,13 +84,8 @@ impl Asked {
             policy.per_try_timeout = self.per_try_timeout.unwrap_or(policy.per_try_timeout);
         }
         let policy = policy.as_mut()?;
-        let wanted = &policy.retriable_request_headers;
-        let retries = policy.on != RetryOn::default()
-            && (wanted.is_empty() || wanted.iter().any(|matcher| matcher.is_match(&request_view(context))));
-        if !retries && policy.on != RetryOn::default() {
-            Arc::make_mut(policy).on = RetryOn::default();
-        }
-        if retries && (self.max_retries.is_some() || !self.codes.is_empty() || !self.headers.is_empty()) {
+        let asks = self.max_retries.is_some() || !self.codes.is_empty() || !self.headers.is_empty();
+        if policy.on != RetryOn::default() && asks {
             let policy = Arc::make_mut(policy);
             policy.num_retries = self.max_retries.unwrap_or(policy.num_retries);
             policy.retriable_status_codes.extend(self.codes);
@@ -104,6 +98,17 @@ impl Asked {
             Arc::make_mut(policy).per_try_timeout = None;
         }
         Some(policy.clone())
+    }
+}
+
+/// Retries may be for requests with certain headers alone, as they are sent (`retriable_request_headers`).
+pub(crate) fn keep_to_headers(policy: &mut Arc<RetryPolicy>, context: &RequestContext) {
+    let wanted = &policy.retriable_request_headers;
+    if policy.on != RetryOn::default()
+        && !wanted.is_empty()
+        && !wanted.iter().any(|matcher| matcher.is_match(&request_view(context)))
+    {
+        Arc::make_mut(policy).on = RetryOn::default();
     }
 }
 

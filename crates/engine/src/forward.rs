@@ -11,7 +11,7 @@ use lateen_ir::{
 use smallvec::SmallVec;
 
 use crate::answer::Answer;
-use crate::asked::Asked;
+use crate::asked::{Asked, keep_to_headers};
 use crate::cluster::LocalCluster;
 use crate::context::RequestContext;
 use crate::failure::Failure;
@@ -145,13 +145,14 @@ fn terms(
     let of_route = action.retry_policy.as_ref();
     let of_route = of_route.or_else(|| context.virtual_host.as_ref()?.retry_policy.as_ref());
     let retries = asked.asks_for_retries() || of_route.is_some_and(|policy| policy.retries());
-    let policy = match of_route {
+    let mut policy = match of_route {
         None if !context.present.any(Present::ASKING) => None,
-        of_route => asked.policy(context, of_route, timeout),
+        of_route => asked.policy(of_route, timeout),
     };
     // A try that is hedged has all the time there is.
     let of_try = policy.as_deref().filter(|_| !hedges);
     prepare_head(context, action, weighted, expected_timeout(of_try, timeout));
+    policy.iter_mut().for_each(|policy| keep_to_headers(policy, context));
     let hedges = hedges && policy.as_deref().is_some_and(RetryPolicy::limits_tries);
     Terms { timeout, policy, hedges: hedges.then_some(retries) }
 }

@@ -378,6 +378,7 @@ fn found() -> Vec<Found> {
     all.extend(of_deadlines());
     all.extend(connections::of_connections());
     all.extend(limits::of_tries());
+    all.extend(limits::of_retries());
     all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
     all.extend(connections::of_upgrades());

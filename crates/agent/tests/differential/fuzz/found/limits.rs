@@ -1,8 +1,8 @@
-//! What was found of how long streams may last.
+//! What was found of how long streams may last, and how often is tried.
 
 use serde_json::{Value, json};
 
-use super::{Asked, Found, GRPC, asked, endpoints, only, over_http2, to};
+use super::{Asked, Found, GRPC, add, asked, endpoints, manager, only, over_http2, plain, to};
 use crate::fuzz::clusters::{ADDRESSES, SERVICE_PORT};
 use crate::proxies::merged;
 
@@ -40,4 +40,15 @@ pub(super) fn of_tries() -> Vec<Found> {
         ("one that may not", both("0.1s"), get()),
         ("the cluster's time", of_cluster, asked("GET", &lines[..1])),
     ]
+}
+
+/// Headers that decide whether there are retries are those that are sent.
+pub(super) fn of_retries() -> Vec<Found> {
+    let told = json!([{ "name": "x-a", "string_match": { "exact": "told" } }]);
+    let policy = json!({ "retry_on": "reset", "num_retries": 0, "retriable_request_headers": told });
+    let host = json!({
+        "routes": [to("dead", json!({ "retry_policy": policy }))],
+        "request_headers_to_add": [add("x-a", "told")],
+    });
+    vec![("retries by a header that is added", manager(host, json!({})), plain())]
 }
