@@ -356,13 +356,22 @@ mod tests {
         Table::new(&table, &crate::dns::table::Domain::new("shop", "shop.svc.cluster.local", &[]))
     }
 
+    /// A port over UDP and TCP: somebody else may have it over one of them.
+    async fn both_ways() -> (UdpSocket, TcpListener, SocketAddr) {
+        loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let address = udp.local_addr().unwrap();
+            if let Ok(tcp) = TcpListener::bind(address).await {
+                return (udp, tcp, address);
+            }
+        }
+    }
+
     /// A server with a table whose resolvers are these.
     async fn started(resolvers: Vec<SocketAddr>, tasks: &mut JoinSet<()>) -> SocketAddr {
         let current = watch::Sender::new(Some(Arc::new(table()))).subscribe();
         let server = Arc::new(Server::new(current, Upstreams::new(resolvers, None)));
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
+        let (udp, tcp, address) = both_ways().await;
         tasks.spawn(serve_udp(Arc::clone(&server), udp));
         tasks.spawn(serve_tcp(server, tcp));
         address
@@ -399,9 +408,7 @@ mod tests {
             }
             response.to_vec().unwrap()
         }
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
+        let (udp, tcp, address) = both_ways().await;
         tasks.spawn(async move {
             let mut buffer = vec![0; 65_535];
             while let Ok((length, client)) = udp.recv_from(&mut buffer).await {

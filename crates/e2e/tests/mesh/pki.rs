@@ -212,3 +212,9 @@ impl Drop for Lasting {
         let _waited = self.child.wait();
     }
 }
+
+/// Whether `openssl s_client` was refused, by what it says. Whoever refuses may close before the alert has been read.
+pub(crate) fn is_refused(said: &str) -> bool {
+    ["alert", "unexpected eof", "errno=104"].iter().any(|sign| said.contains(sign))
+        && !said.contains("HTTP/1.1")
+}
