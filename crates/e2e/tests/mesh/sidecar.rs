@@ -195,6 +195,12 @@ fn listeners_of_their_own(mesh: &Mesh) -> Result<()> {
     ensure!(said.contains("hello"), "{said}");
     ensure!(ask(mesh, "http://httpbin:8000/get")?.ends_with(" 000"), "what is captured is unknown now");
 
+    // One of the trial before that still drains would want the files, too.
+    eventually("there is one pod of httpbin", SOON, || {
+        let pods = mesh.kubectl(&["get", "pods", "-l", "app=httpbin", "-o", "name"])?;
+        ensure!(pods.lines().count() == 1, "{pods}");
+        Ok(())
+    })?;
     let made = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=outsiders -days 2 -keyout /etc/istio/proxy/outsiders.key -out /etc/istio/proxy/outsiders.crt 2>&1";
     mesh.kubectl(&["exec", "deploy/httpbin", "-c", "istio-proxy", "--", "sh", "-c", made])?;
     mesh.apply(OUTSIDERS)?;
