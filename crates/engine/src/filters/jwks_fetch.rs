@@ -119,8 +119,10 @@ async fn again_and_again(fetch: &KeyFetch, worker: &Rc<Worker>, over: &Notify) {
                 fetch.when.failed_refetch_after
             }
         };
-        fetch.over.store(true, Ordering::Release);
-        over.notify_one();
+        // Only the first end can let a listener serve.
+        if !fetch.over.swap(true, Ordering::AcqRel) {
+            over.notify_one();
+        }
         tokio::time::sleep(pause.max(LEAST_PAUSE)).await;
     }
 }
