@@ -24,7 +24,9 @@ use crate::ingress::{self, Normalised, X_REQUEST_ID, append_via};
 use crate::presence::Present;
 use crate::response_stream::ResponseStream;
 use crate::upgrade::{self, Far, Upgrade};
-use crate::{connect, forward, header_mutations, interim, internal_redirect, local_reply, redirect};
+use crate::{
+    connect, forward, header_mutations, interim, internal_redirect, local_reply, redirect, well_formed,
+};
 
 pub(crate) const X_ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 pub(crate) const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName =
@@ -70,16 +72,26 @@ async fn answer(
     upgrade: Option<Upgrade>,
 ) -> Result<Response<ResponseBody>, Unanswered> {
     let connection = context.connection.clone();
-    if context.present.any(Present::EXPECT) {
-        Box::pin(interim::meet_expectation(&mut context)).await;
+    let expects = context.present.any(Present::EXPECT);
+    if expects {
+        interim::show_expectation(&mut context);
     }
-    let comes = context.body.as_ref().is_some_and(|body| !body.ended());
-    let limit = connection.config.hcm.request_timeout.filter(|_| comes);
     let mut waited = false;
-    let decided = if limit.is_none() && interim::passed_on(&context).is_none() {
-        watch(pin!(decide(&mut context, Some(upgrade.is_some()))), &mut waited).await
-    } else {
-        watch(Box::pin(decide_with_care(&mut context, upgrade.is_some(), limit)).as_mut(), &mut waited).await
+    let decided = match well_formed::check_form(&mut context) {
+        Err(failure) => Err(failure),
+        Ok(()) => {
+            if expects {
+                Box::pin(interim::meet_expectation(&mut context)).await;
+            }
+            let comes = context.body.as_ref().is_some_and(|body| !body.ended());
+            let limit = connection.config.hcm.request_timeout.filter(|_| comes);
+            if limit.is_none() && interim::passed_on(&context).is_none() {
+                watch(pin!(decide(&mut context, Some(upgrade.is_some()))), &mut waited).await
+            } else {
+                let mut careful = Box::pin(decide_with_care(&mut context, upgrade.is_some(), limit));
+                watch(careful.as_mut(), &mut waited).await
+            }
+        }
     };
     // Who is answered without an endpoint after a while has mostly sent all of the request by then.
     let answered_here = !matches!(decided, Ok(Decision::Forwarded(_) | Decision::Tunnel(_)));

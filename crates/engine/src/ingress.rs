@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Version, request};
-use lateen_ir::{EscapedSlashes, HttpConnectionManager, PathProblem, Scheme, Underscores};
+use http::{Method, Version, request};
+use lateen_ir::{EscapedSlashes, HttpConnectionManager, PathProblem, Scheme};
 
 use crate::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use crate::context::{HttpConnection, RequestContext};
@@ -17,7 +17,6 @@ use crate::failure::{Failure, Flags};
 use crate::guard::Offence;
 use crate::hop_by_hop::{contains_token, hop_by_hop, join_cookies, join_lines, remove_nominated};
 use crate::presence::Present;
-use crate::syntax;
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -60,7 +59,7 @@ const NOT_FROM_CLIENTS: [&str; 5] = [
     "x-envoy-original-host",
 ];
 
-/// Makes the context of a request. The head is as received; [`normalise`] does the rest.
+/// Makes the context of a request. The head is as received; [`well_formed`](crate::well_formed) and [`normalise`] do the rest.
 pub(crate) fn receive(
     connection: &Rc<HttpConnection>,
     head: request::Parts,
@@ -134,19 +133,11 @@ pub(crate) enum Normalised {
     Redirect(PathAndQuery),
 }
 
-/// Checks the request and brings its head into the form the rest works with.
+/// Brings the head of a request whose form is right into the form the rest works with.
 pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Failure> {
     let connection = context.connection.clone();
     let hcm = &*connection.config.hcm;
     let present = context.present;
-    if let Err(failure) = check_form(context, hcm) {
-        // For Envoy's codec it has been no request.
-        if !matches!(failure, Failure::BadRequest(_)) {
-            context.head.headers.clear();
-            context.unread = true;
-        }
-        return Err(failure);
-    }
     if context.head.method != Method::CONNECT && !context.path.as_str().starts_with('/') {
         connection.stats.downstream_rq_non_relative_path.inc();
         return Err(Failure::NotAPath);
@@ -185,96 +176,6 @@ pub(crate) fn normalise(context: &mut RequestContext) -> Result<Normalised, Fail
     strip_authority(context, hcm);
     trusted_headers(context, hcm);
     Ok(Normalised::Go)
-}
-
-fn check_form(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
-    underscores(context, hcm)?;
-    count(context, context.head.headers.len(), hcm)?;
-    let custom_methods = hcm.http1.allow_custom_methods;
-    syntax::check(&context.head, &context.authority, &context.path, context.present, custom_methods)?;
-    if context.version == Version::HTTP_2 {
-        check_http2(context)?;
-    }
-    let head = &mut context.head;
-    if head.version < Version::HTTP_11 {
-        if !hcm.http1.accept_http_10 {
-            return Err(Failure::Http10);
-        }
-        if context.authority.is_empty()
-            && let Some(Ok(host)) = hcm.http1.default_host_for_http_10.as_deref().map(HeaderValue::from_str)
-        {
-            context.authority = host;
-        }
-    }
-    if context.authority.is_empty() && !context.present.any(Present::HOST) {
-        return Err(Failure::BadRequest("missing_host_header"));
-    }
-    Ok(())
-}
-
-/// `headers_with_underscores_action`: names with `_` may mean the same as names with `-` to what is behind.
-fn underscores(context: &mut RequestContext, hcm: &HttpConnectionManager) -> Result<(), Failure> {
-    let action = hcm.common.underscores;
-    let of_kind = |name: &HeaderName| name.as_str().contains('_');
-    if action == Underscores::Allow || !context.head.headers.keys().any(of_kind) {
-        return Ok(());
-    }
-    let connection = context.connection.clone();
-    let stats = &connection.worker.stats;
-    let http2 = context.head.version == Version::HTTP_2;
-    if action == Underscores::Reject {
-        if http2 {
-            // Of several faults the first is told.
-            count(context, context.head.headers.keys().take_while(|name| !of_kind(name)).count(), hcm)?;
-            stats.http2_codec().requests_rejected_with_underscores_in_headers.inc();
-            return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.unexpected_underscore"));
-        }
-        stats.http1_codec().requests_rejected_with_underscores_in_headers.inc();
-        return Err(Failure::Malformed(StatusCode::BAD_REQUEST, "http1.unexpected_underscore"));
-    }
-    let headers = &mut context.head.headers;
-    let names: Vec<HeaderName> = headers.keys().filter(|name| of_kind(name)).cloned().collect();
-    for name in names {
-        if http2 {
-            stats.http2_codec().dropped_headers_with_underscores.inc();
-        } else {
-            stats.http1_codec().dropped_headers_with_underscores.inc();
-        }
-        headers.remove(name);
-    }
-    Ok(())
-}
-
-/// Whether so many headers, without those that were dropped, are not too many.
-fn count(context: &RequestContext, headers: usize, hcm: &HttpConnectionManager) -> Result<(), Failure> {
-    let (head, most) = (&context.head, hcm.common.max_headers_count as usize);
-    if head.version < Version::HTTP_2 {
-        let few = headers <= most;
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return if few { Ok(()) } else { Err(Failure::Malformed(status, "http1.too_many_headers")) };
-    }
-    // Pseudo-headers count, too.
-    let pseudo =
-        if head.method == Method::CONNECT { 2 } else { 3 + usize::from(head.uri.authority().is_some()) };
-    if headers + pseudo > most {
-        context.connection.worker.stats.http2_codec().header_overflow.inc();
-        return Err(Failure::Reset(h2::Reason::INTERNAL_ERROR, "http2.too_many_headers"));
-    }
-    Ok(())
-}
-
-/// What of an HTTP/2 request Envoy's codec refuses and hyper lets pass.
-fn check_http2(context: &RequestContext) -> Result<(), Failure> {
-    let (head, present) = (&context.head, context.present);
-    // RFC 9113, section 8.3.1; and a length is said once.
-    let user = head.uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    let repeated = present.any(Present::REPEATED)
-        && present.any(Present::CONTENT_LENGTH)
-        && head.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some();
-    if user || repeated {
-        return Err(Failure::Reset(h2::Reason::PROTOCOL_ERROR, "http2.violation.of.messaging.rule"));
-    }
-    Ok(())
 }
 
 fn strip_authority(context: &mut RequestContext, hcm: &HttpConnectionManager) {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use crate::context::RequestContext;
 use crate::http_request::told_id;
@@ -242,18 +242,21 @@ pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(header::EXPECT).is_some_and(expects)
 }
 
+/// Undoes what hid from hyper what the client expects.
+pub(crate) fn show_expectation(context: &mut RequestContext) {
+    if context.connection.interim.is_some() {
+        let headers = context.head.headers.iter_mut();
+        headers.filter(|(name, _)| *name == header::EXPECT).for_each(|(_, value)| show(value));
+    }
+}
+
 /// Answers a client that expects `100 Continue`, unless the endpoint is to do so.
 pub(crate) async fn meet_expectation(context: &mut RequestContext) {
-    let connection = context.connection.clone();
-    let headers = &mut context.head.headers;
-    if connection.interim.is_some() {
-        headers.iter_mut().filter(|(name, _)| *name == header::EXPECT).for_each(|(_, value)| show(value));
-    }
-    let refused = context.version < Version::HTTP_11 && !connection.config.hcm.http1.accept_http_10;
-    if refused || connection.config.hcm.proxy_100_continue || !expects_continue(headers) {
+    let passes_on = context.connection.config.hcm.proxy_100_continue;
+    if passes_on || !expects_continue(&context.head.headers) {
         return;
     }
-    headers.remove(header::EXPECT);
+    context.head.headers.remove(header::EXPECT);
     if let Some(interim) = of(context).cloned() {
         charge_downstream(context, StatusCode::CONTINUE);
         interim.send(StatusCode::CONTINUE, &HeaderMap::new());

@@ -100,6 +100,7 @@ mod update;
 mod upgrade;
 mod upstream;
 mod upstream_connection;
+mod well_formed;
 mod worker;
 
 pub use engine::{Engine, EngineConfig, EngineError, EngineHandle, NodeInfo, SetLogLevel};

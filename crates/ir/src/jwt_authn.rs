@@ -349,12 +349,13 @@ impl<'a> Work<'a, '_> {
         }
         let mut found = terms.locations.find(&self.case.request);
         let mut cleared = false;
+        let mut judged_by = terms.provider;
         let mut result = Err(JwtError::Missing);
         if found.is_empty() {
             self.note_failure(None, terms.provider, JwtError::Missing);
         }
         while let Some(token) = found.pop() {
-            result = self.token(&token, terms, &mut cleared);
+            result = self.token(&token, terms, &mut judged_by, &mut cleared);
             if result.is_err() && !terms.missing && !terms.failed {
                 break;
             }
@@ -367,7 +368,14 @@ impl<'a> Work<'a, '_> {
         }
     }
 
-    fn token(&mut self, found: &Found<'_>, terms: &Terms<'a>, cleared: &mut bool) -> Result<(), JwtError> {
+    /// `judged_by`: the provider of the token before. As in Envoy what is no token fails at that one, for lack of its own.
+    fn token(
+        &mut self,
+        found: &Found<'_>,
+        terms: &Terms<'a>,
+        judged_by: &mut Option<usize>,
+        cleared: &mut bool,
+    ) -> Result<(), JwtError> {
         let known = terms.provider.and_then(|provider| self.case.cache.get(provider, &found.token));
         if terms.provider.is_some() {
             let (hits, misses) = &mut self.cached;
@@ -378,13 +386,12 @@ impl<'a> Work<'a, '_> {
             Some(jwt) => Ok(jwt),
             None => Jwt::parse(&found.token).map(Arc::new),
         };
-        let mut provider = terms.provider;
         let result = jwt.and_then(|jwt| {
             if !found.issuers.allow(&jwt.issuer) {
                 return Err(JwtError::UnknownIssuer);
             }
-            provider = provider.or_else(|| self.by_issuer(&jwt.issuer));
-            let position = provider.ok_or(JwtError::UnknownIssuer)?;
+            *judged_by = terms.provider.or_else(|| self.by_issuer(&jwt.issuer));
+            let position = judged_by.ok_or(JwtError::UnknownIssuer)?;
             let provider = &self.filter.providers[position];
             provider.check(&jwt, terms.audiences, self.case.now)?;
             if !is_known && self.purpose != Purpose::Suppose {
@@ -406,7 +413,7 @@ impl<'a> Work<'a, '_> {
                 Ok(())
             }
             Err(error) => {
-                self.note_failure(provider, terms.provider, error);
+                self.note_failure(*judged_by, terms.provider, error);
                 Err(error)
             }
         }

@@ -172,13 +172,6 @@ fn known(asked: &Asked, envoy: &str, lateen: &str) -> bool {
             return true;
         }
     }
-    // h2 answers a head over HTTP/2 that is too large, and tells nobody. Envoy says so of one that has too many headers before that.
-    let too_large = ["header_list_size_too_large", "too_many_headers"]
-        .iter()
-        .any(|fault| envoy.contains(&format!(" flags=DR http2.{fault} ")));
-    if too_large && lateen.starts_with("HTTP/2 431") {
-        return true;
-    }
     // With `DROP_HEADER` Envoy says so of a request over HTTP/2 that is answered before its body has come or refused for another fault, and
     // forgets why.
     let unlogged = |text: &str| -> Vec<String> {

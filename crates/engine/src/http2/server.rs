@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, header};
 use http_body::Body as _;
 use lateen_ir::HttpConnectionManager;
 use tokio::sync::oneshot;
@@ -49,11 +49,13 @@ const PER_HEADER: u32 = 32;
 /// Headers of a request that are none of its own: `:method` and the like.
 const PSEUDO_HEADERS: u32 = 6;
 
+/// By so many bytes a head may be too large and still be taken, so that it is refused as Envoy does it, counted and logged. The codec
+/// answers a larger one by itself, with 431.
+const FAR: u32 = 16 * 1024;
+
 /// Serves a connection until it ends.
 pub(crate) struct Server {
     state: State,
-    /// Most bytes of a request's head.
-    head_limit: u32,
     connection: Rc<HttpConnection>,
     /// Asked for before hands were shaken.
     finishing: bool,
@@ -73,7 +75,8 @@ impl Server {
         connection: Rc<HttpConnection>,
     ) -> Self {
         let options = &hcm.http2;
-        let more = PER_HEADER.saturating_mul(hcm.common.max_headers_count.saturating_add(PSEUDO_HEADERS));
+        let headers = hcm.common.max_headers_count.saturating_add(PSEUDO_HEADERS);
+        let more = PER_HEADER.saturating_mul(headers).saturating_add(FAR);
         let mut builder = Builder::new();
         builder
             .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MOST_STREAMS))
@@ -88,7 +91,7 @@ impl Server {
         if options.allow_connect {
             builder.enable_connect_protocol();
         }
-        Self { state: State::Shaking(builder.handshake(stream)), head_limit, connection, finishing: false }
+        Self { state: State::Shaking(builder.handshake(stream)), connection, finishing: false }
     }
 }
 
@@ -124,13 +127,7 @@ impl Future for Server {
                         return Poll::Ready(Err(Reason::NO_ERROR.into()));
                     }
                     match ready!(frames.poll_accept(cx)) {
-                        Some(Ok((request, mut respond))) => {
-                            if head_size(&request) > this.head_limit as usize {
-                                refuse(&mut respond);
-                            } else {
-                                begin(&this.connection, request, respond);
-                            }
-                        }
+                        Some(Ok((request, respond))) => begin(&this.connection, request, respond),
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         None => return Poll::Ready(Ok(())),
                     }
@@ -138,27 +135,6 @@ impl Future for Server {
             }
         }
     }
-}
-
-/// Bytes of a head, as Envoy counts them.
-fn head_size(request: &Request<RecvStream>) -> usize {
-    let uri = request.uri();
-    let parts = [
-        (":method", request.method().as_str()),
-        (":scheme", uri.scheme_str().unwrap_or_default()),
-        (":authority", uri.authority().map_or("", |authority| authority.as_str())),
-        (":path", uri.path_and_query().map_or("", |path| path.as_str())),
-    ];
-    let pseudo: usize = parts.iter().map(|(name, value)| name.len() + value.len()).sum();
-    pseudo + request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
-}
-
-/// Answers a request whose head is too large, as the codec does with one that is far too large.
-fn refuse(respond: &mut SendResponse<Bytes>) {
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-    // A stream that is gone needs no answer.
-    let _ = respond.send_response(response, true);
 }
 
 /// Gives a stream its task.

@@ -163,7 +163,8 @@ stat_block! {
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/stats#http-2-codec-statistics>
     Http2CodecStats
     counters {
-        dropped_headers_with_underscores header_overflow inbound_empty_frames_flood inbound_priority_frames_flood
+        dropped_headers_with_underscores header_list_size_too_large header_overflow inbound_empty_frames_flood
+        inbound_priority_frames_flood
         inbound_window_update_frames_flood requests_rejected_with_underscores_in_headers tx_flush_timeout
     }
     bytes { goaway_sent rx_reset tx_reset }

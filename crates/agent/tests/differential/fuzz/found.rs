@@ -2,6 +2,7 @@
 
 mod connections;
 mod filters;
+mod heads;
 mod limits;
 mod replies;
 
@@ -273,41 +274,6 @@ fn of_clusters() -> Vec<Found> {
     ]
 }
 
-/// What of a head counts, and what is told of one that is refused or changed.
-fn of_heads() -> Vec<Found> {
-    let few = |most: u32| {
-        let options = json!({ "max_headers_count": most, "headers_with_underscores_action": "DROP_HEADER" });
-        merged(only(to("service", json!({}))), json!({ "common_http_protocol_options": options }))
-    };
-    let dropped = ["x-a: 1", "x_under: 1", "x_two: 2"];
-    let told = json!({ "local_reply_config": { "body_format": { "text_format_source": { "inline_string": "%REQ(:SCHEME)% %REQ(:PATH)%" } } } });
-    let tells = || merged(only(to("none", json!({}))), told.clone());
-    let rewritten = || {
-        only(to("service", json!({ "host_rewrite_literal": "a.example", "append_x_forwarded_host": true })))
-    };
-    let forwarded = |lines: &[&str]| asked("GET", lines);
-    vec![
-        ("headers that are dropped don't count", few(2), asked("GET", &dropped)),
-        ("those that are not dropped count", few(1), asked("GET", &dropped)),
-        ("headers that are dropped don't count over HTTP/2", few(5), over_http2(asked("GET", &dropped))),
-        ("those that are not dropped count over HTTP/2", few(4), over_http2(asked("GET", &dropped))),
-        (
-            "no scheme of a path that is none",
-            tells(),
-            Asked { method: "OPTIONS", target: "*".to_owned(), ..plain() },
-        ),
-        ("a scheme where no cluster is", tells(), plain()),
-        ("a host that is rewritten to what it is", rewritten(), plain()),
-        ("a host that is named last already", rewritten(), forwarded(&["x-forwarded-host: b,a.example"])),
-        ("one that is named last after a blank", rewritten(), forwarded(&["x-forwarded-host: b, a.example"])),
-        ("one that is named before", rewritten(), forwarded(&["x-forwarded-host: a.example,b,"])),
-        ("hosts in several lines", rewritten(), forwarded(&["x-forwarded-host: a", "x-forwarded-host: b"])),
-        ("one that is named last before a comma", rewritten(), forwarded(&["x-forwarded-host: a.example,"])),
-        ("a list of hosts that names none", rewritten(), forwarded(&["x-forwarded-host: ,"])),
-        ("an empty list of hosts", rewritten(), forwarded(&["x-forwarded-host: "])),
-    ]
-}
-
 fn found() -> Vec<Found> {
     let lives = json!({ "max_stream_duration": { "max_stream_duration": "5s", "grpc_timeout_header_max": "3s", "grpc_timeout_header_offset": "1s" } });
     let json_body = json!({ "local_reply_config": { "body_format": { "json_format": { "status": "%RESPONSE_CODE%", "grpc": "%GRPC_STATUS%" } } } });
@@ -381,11 +347,13 @@ fn found() -> Vec<Found> {
     all.extend(limits::of_retries());
     all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
+    all.extend(filters::of_failures());
     all.extend(connections::of_upgrades());
     all.extend(of_schemes());
     all.extend(of_trailers());
     all.extend(of_clusters());
-    all.extend(of_heads());
+    all.extend(heads::of_heads());
+    all.extend(heads::of_sizes());
     all
 }
 

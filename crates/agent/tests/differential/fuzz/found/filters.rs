@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Asked, Found, asked, manager, only, to};
 use crate::proxies::merged;
+use crate::tokens::Signer;
 
 fn connect() -> Asked {
     let target = "a.example:443".to_owned();
@@ -82,5 +83,43 @@ pub(super) fn of_tokens() -> Vec<Found> {
         ("where no rule asks for any", merged(service(), nothing()), asked("GET", &lines)),
         ("on a route without", merged(off, nothing()), asked("GET", &lines)),
         ("with a preflight", merged(service(), nothing()), asked("OPTIONS", &preflight)),
+    ]
+}
+
+/// Failures are noted as those of the provider of the token before, where a token names none.
+pub(super) fn of_failures() -> Vec<Found> {
+    let keys = r#"{"keys":[{"kty":"oct","k":"YSBzZWNyZXQgb2YgdGhpcnR5LXR3byBjaGFyYWN0ZXJz"}]}"#;
+    let provider = |more: Value| {
+        merged(
+            json!({ "local_jwks": { "inline_string": keys }, "failed_status_in_metadata": "failed", "forward": true }),
+            more,
+        )
+    };
+    let with = |requires: Value| {
+        let filter = json!({ "name": "envoy.filters.http.jwt_authn", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": {
+                "a": provider(json!({ "issuer": "a", "from_headers": [{ "name": "x-token", "value_prefix": "v=" }] })),
+                "b": provider(json!({ "issuer": "b", "from_headers": [{ "name": "x-token" }], "from_params": ["token"] })),
+            },
+            "rules": [{ "match": { "prefix": "/" }, "requires": requires }],
+        } });
+        let filters = json!({ "http_filters": [filter, crate::proxies::router()] });
+        merged(only(to("service", json!({}))), filters)
+    };
+    let signer = Signer::Shared(b"a secret of thirty-two characters".to_vec());
+    let token = |issuer: &str| signer.token(&json!({ "alg": "HS256" }), &json!({ "iss": issuer }));
+    let marked = format!("x-token: v={}", token("a"));
+    let strange = format!("/?token={}", token("c"));
+    let failed = || json!({ "allow_missing_or_failed": {} });
+    vec![
+        ("the other place's failure", with(failed()), asked("GET", &[&marked])),
+        (
+            "a token of nobody's after a good one",
+            with(failed()),
+            Asked { target: strange.clone(), ..asked("GET", &[&marked]) },
+        ),
+        ("a token of nobody's alone", with(failed()), Asked { target: strange, ..asked("GET", &[]) }),
+        ("the same where one is required", with(json!({ "provider_name": "b" })), asked("GET", &[&marked])),
     ]
 }
