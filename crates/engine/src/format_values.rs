@@ -202,7 +202,7 @@ impl RequestContext {
 
     fn grpc_status(&self, style: GrpcStatusStyle, out: &mut String) -> bool {
         // Who did not ask by gRPC has none, whatever the service says.
-        if !local_reply::is_grpc(&self.head.headers) {
+        if !local_reply::is_grpc(&self.head) {
             return false;
         }
         let find = |headers: Option<&HeaderMap>| -> Option<usize> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, request};
 use lateen_ir::{
     Action, ClusterSpecifier, Forward, MetadataCriteria, PathRewrite, PickedCluster, PreviousPriorities,
     RetryPolicy, Route, WeightedTarget,
@@ -159,7 +159,7 @@ fn terms(
 
 /// The route's time-out, which for gRPC may be the client's own.
 fn timeout_of_route(context: &RequestContext, action: &Forward) -> Option<Duration> {
-    match action.grpc_timeout.as_deref().filter(|_| local_reply::is_grpc(&context.head.headers)) {
+    match action.grpc_timeout.as_deref().filter(|_| local_reply::is_grpc(&context.head)) {
         Some(limit) => limit.of(told_deadline(context)),
         None => action.timeout,
     }
@@ -299,13 +299,13 @@ fn told_deadline(context: &RequestContext) -> Option<Duration> {
 fn tell_deadline(context: &mut RequestContext, action: &Forward, expected: Option<Duration>) {
     if action.max_stream_duration.is_none() {
         if let Some(expected) = expected
-            && tells_grpc(action, &context.head.headers)
+            && tells_grpc(action, &context.head)
         {
             context.head.headers.insert(GRPC_TIMEOUT, grpc_timeout_value(expected));
         }
         return;
     }
-    if !local_reply::is_grpc(&context.head.headers) {
+    if !local_reply::is_grpc(&context.head) {
         return;
     }
     match stream_limit(context).filter(|limit| !limit.is_zero()) {
@@ -315,8 +315,8 @@ fn tell_deadline(context: &mut RequestContext, action: &Forward, expected: Optio
 }
 
 /// Whether `grpc-timeout` says how long a request may take, as the route has it.
-pub(crate) fn tells_grpc(action: &Forward, headers: &HeaderMap) -> bool {
-    action.grpc_timeout.is_some() && local_reply::is_grpc(headers)
+pub(crate) fn tells_grpc(action: &Forward, head: &request::Parts) -> bool {
+    action.grpc_timeout.is_some() && local_reply::is_grpc(head)
 }
 
 /// A time as `grpc-timeout` has it.

@@ -225,7 +225,7 @@ async fn late(source: &RequestSource, limit: Duration) {
 /// Normalises the request and finds its route, if there is one; or the answer that comes before that.
 fn prepare(context: &mut RequestContext, upgrade: bool) -> Result<Option<Response<ResponseBody>>, Failure> {
     if let Normalised::Redirect(path) = ingress::normalise(context)? {
-        if local_reply::is_grpc(&context.head.headers) {
+        if local_reply::is_grpc(&context.head) {
             // A gRPC client does not follow redirects.
             context.path = path;
             return Err(Failure::BadRequest("path_normalization_failed"));

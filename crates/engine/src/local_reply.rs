@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Response, StatusCode, Version, request};
 use lateen_ir::{BodyFormat, BodyText, LocalReplyMapper};
 
 use crate::body::ResponseBody;
@@ -93,8 +93,7 @@ fn finish_with(
         context.local_reply = Some(text.into());
     }
     let json = map_reply(&mut context, &mut response);
-    // A CONNECT is none of gRPC's, whatever it says.
-    if context.head.method != Method::CONNECT && is_grpc(&context.head.headers) {
+    if is_grpc(&context.head) {
         let head = context.head.method == Method::HEAD;
         as_grpc(&mut response, grpc_status, json, head);
     } else if text_of(&response).is_empty() {
@@ -152,7 +151,12 @@ pub(crate) fn finish_as_is(
     response
 }
 
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether a request is one of gRPC's. A CONNECT is none, whatever it says.
+pub(crate) fn is_grpc(head: &request::Parts) -> bool {
+    head.method != Method::CONNECT && has_grpc_type(&head.headers)
+}
+
+fn has_grpc_type(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -304,7 +308,7 @@ mod tests {
             ("text/plain", false),
         ] {
             let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]);
-            assert_eq!(is_grpc(&headers), expected, "{value}");
+            assert_eq!(has_grpc_type(&headers), expected, "{value}");
         }
     }
 }

@@ -179,6 +179,14 @@ impl ValidationContext {
             || !self.verify_hash.is_empty()
             || !self.sans.is_empty()
             || self.trust_domains.is_some()
+            || self.accept_untrusted
+    }
+
+    /// Whether a client must have a certificate even where none is required: in Envoy names and hashes that nobody has are none of those
+    /// wanted.
+    pub fn wants_certificate(&self) -> bool {
+        let narrows = !self.sans.is_empty() || !self.verify_hash.is_empty() || !self.verify_spki.is_empty();
+        narrows && !self.accept_untrusted
     }
 }
 

@@ -201,9 +201,10 @@ fn routes() -> Value {
     })
 }
 
-/// `more` is the manager's, but for its member `listener`, which is the listener's.
+/// `more` is the manager's, but for its members `listener`, which is the listener's, and `transport_socket`, its chain's.
 pub(crate) fn listener(name: &str, port: u16, mut more: Value, log: &Path) -> Value {
-    let own = more.as_object_mut().and_then(|more| more.remove("listener"));
+    let mut take = |name: &str| more.as_object_mut().and_then(|more| more.remove(name));
+    let (own, socket) = (take("listener"), take("transport_socket"));
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
@@ -212,10 +213,11 @@ pub(crate) fn listener(name: &str, port: u16, mut more: Value, log: &Path) -> Va
         "http_filters": [router()],
     });
     merge(&mut manager, more);
-    let listener = json!({
-        "name": name, "address": address(port),
-        "filter_chains": [{ "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }] }],
-    });
+    let mut chain = json!({ "filters": [{ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager }] });
+    if let Some(socket) = socket {
+        chain["transport_socket"] = socket;
+    }
+    let listener = json!({ "name": name, "address": address(port), "filter_chains": [chain] });
     merged(listener, own.unwrap_or_else(|| json!({})))
 }
 
@@ -305,7 +307,9 @@ impl Proxy {
             "explicit_http_config": { "http2_protocol_options": { "allow_connect": true } },
         } } });
         // Cases go on side by side.
-        let many_retries = || json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 100 }] } });
+        let many = |priority: &str| json!({ "priority": priority, "max_retries": 100 });
+        let many_retries =
+            || json!({ "circuit_breakers": { "thresholds": [many("DEFAULT"), many("HIGH")] } });
         let mut bootstrap = json!({
             "node": { "id": "differential", "cluster": "tests" },
             "admin": { "address": address(admin) },

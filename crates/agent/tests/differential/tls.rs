@@ -317,7 +317,7 @@ async fn play(case: &Case, pki: &Pki, port: u16) -> String {
 }
 
 /// The end of a connection without what depends on who closes it first.
-fn ending(error: &std::io::Error) -> String {
+pub(crate) fn ending(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::UnexpectedEof
         | std::io::ErrorKind::ConnectionReset

@@ -220,6 +220,8 @@ impl Pair {
 /// Everything the cases use.
 pub(crate) struct Pki {
     pub(crate) authority: Authority,
+    /// Who has issued nothing.
+    pub(crate) nobody: Authority,
     /// `a.example`
     pub(crate) server_a: Pair,
     /// `*.wild.example`
@@ -258,6 +260,7 @@ impl Pki {
             server_old: authority.issue_old("a.example"),
             client_old: authority.issue_old("client"),
             client_old_other: other.issue_old("client"),
+            nobody: Authority::new("nobody's root"),
             client_stranger: authority.issue("stranger", &["spiffe://td/ns/a/sa/stranger"], false),
             authority,
         }

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Nothing takes longer than this, or the case has failed.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// What can be read and written: a socket, or TLS in one.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 /// One connection.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
     read: Vec<u8>,
     end: Option<&'static str>,
     /// Long bodies are shown whole.
@@ -18,8 +22,8 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, read: Vec::new(), end: None, whole: false }
+    pub(crate) fn new(stream: impl Duplex + 'static) -> Self {
+        Self { stream: Box::new(stream), read: Vec::new(), end: None, whole: false }
     }
 
     /// Shows long bodies, too.

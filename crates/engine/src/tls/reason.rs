@@ -47,7 +47,8 @@ fn of_rustls(error: &Error) -> Failed {
     let (counter, reason) = match error {
         Error::InvalidCertificate(error) => {
             let (counter, why) = certificate(error);
-            (counter, text(125, "CERTIFICATE_VERIFY_FAILED", &format!("verify cert failed: {why}")))
+            let detail = if why.is_empty() { why } else { format!("verify cert failed: {why}") };
+            (counter, text(125, "CERTIFICATE_VERIFY_FAILED", &detail))
         }
         Error::NoCertificatesPresented => {
             (TlsCounter::FailVerifyNoCert, text(192, "PEER_DID_NOT_RETURN_A_CERTIFICATE", ""))
@@ -71,6 +72,7 @@ fn certificate(error: &CertificateError) -> (TlsCounter, String) {
         return match refusal {
             Refusal::Names(_) => (TlsCounter::FailVerifySan, refusal.to_string()),
             Refusal::Domain | Refusal::Authority => (TlsCounter::FailVerifyError, refusal.to_string()),
+            Refusal::Unfounded => (TlsCounter::ConnectionError, refusal.to_string()),
             Refusal::Hash => (TlsCounter::FailVerifyCertHash, refusal.to_string()),
         };
     }

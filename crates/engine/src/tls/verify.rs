@@ -28,11 +28,14 @@ pub(super) enum Refusal {
     #[error("{0}")]
     Names(String),
     /// Its hash is none of those wanted.
-    #[error("certificate hash does not match")]
+    #[error("cert hash and spki")]
     Hash,
     /// Nobody vouches for its trust domain, or it has none.
     #[error("no trust bundle store")]
     Domain,
+    /// A name is asked for, and nothing says whom to believe that it is told truly.
+    #[error("")]
+    Unfounded,
     /// An authority's certificate is no workload's.
     #[error("cert precheck")]
     Authority,
@@ -169,6 +172,9 @@ impl Verifier {
             .then_some(name)
             .flatten()
             .filter(|name| **name != no_name());
+        if by_name.is_some() && !self.context.verifies() {
+            return Err(refusal(Refusal::Unfounded));
+        }
         if by_name.is_some() || !self.context.sans.is_empty() {
             let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
             let fits = match by_name {
@@ -229,18 +235,23 @@ impl Verifier {
             };
             options.with_depth(depth).with_expiration_policy(webpki::ExpirationPolicy::Enforce).build()
         });
-        parsed
-            .verify_for_usage(
-                self.algorithms.all,
-                &anchors.anchors,
-                intermediates,
-                now,
-                usage,
-                revocation,
-                None,
-            )
-            .map(drop)
-            .map_err(of_webpki)
+        let verify_at = |moment| {
+            let (all, anchors) = (self.algorithms.all, &anchors.anchors);
+            parsed.verify_for_usage(all, anchors, intermediates, moment, usage, revocation, None).map(drop)
+        };
+        let verified = verify_at(now);
+        // Who has issued it is asked first, so that a stranger's is nobody's whether it has expired or not.
+        let untimely = matches!(
+            verified,
+            Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
+        );
+        if untimely
+            && let Some(then) = within_validity(leaf, intermediates)
+            && let Err(webpki::Error::UnknownIssuer) = verify_at(then)
+        {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
+        verified.map_err(of_webpki)
     }
 
     /// Where hashes are wanted, one must fit.
@@ -455,8 +466,12 @@ impl ServerCertVerifier for Verifier {
 impl ClientCertVerifier for Verifier {
     fn client_auth_mandatory(&self) -> bool {
         match self.peer {
-            // The SPIFFE validator wants one, whatever the context says.
-            Peer::Client { required } => required || self.domains.is_some(),
+            // The SPIFFE validator wants one, whatever the context says. Without an authority a certificate proves nothing, and Envoy
+            // does not require one.
+            Peer::Client { required } => {
+                let required = required && self.anchors.is_some();
+                required || self.domains.is_some() || self.context.wants_certificate()
+            }
             Peer::Server { .. } => false,
         }
     }

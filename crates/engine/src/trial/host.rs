@@ -65,8 +65,7 @@ impl Trial<'_> {
     /// Tells outlier detection, where there is any, what the host answered.
     pub(crate) fn judge(&self, host: &Host, status: StatusCode, headers: &HeaderMap) {
         if host.monitor.is_some() {
-            let status =
-                outlier::status_of(status, headers, local_reply::is_grpc(&self.context.head.headers));
+            let status = outlier::status_of(status, headers, local_reply::is_grpc(&self.context.head));
             self.cluster.observe(host, Outcome::Answered(status), &self.context.connection.worker);
         }
     }

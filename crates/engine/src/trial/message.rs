@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use lateen_ir::Action;
 
 use super::Trial;
@@ -31,7 +31,7 @@ impl Trial<'_> {
             if !suppresses(self.context) {
                 headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(left));
             }
-            if self.tells_grpc(&headers) {
+            if self.tells_grpc() {
                 headers.insert(GRPC_TIMEOUT, grpc_timeout_value(Duration::from_millis(left)));
             }
         }
@@ -57,9 +57,9 @@ impl Trial<'_> {
         Some(per_try.map_or(left, |per_try| per_try.min(left)))
     }
 
-    fn tells_grpc(&self, headers: &HeaderMap) -> bool {
+    fn tells_grpc(&self) -> bool {
         match self.context.route.as_ref().map(|route| &route.action) {
-            Some(Action::Forward(action)) => tells_grpc(action, headers),
+            Some(Action::Forward(action)) => tells_grpc(action, &self.context.head),
             _ => false,
         }
     }

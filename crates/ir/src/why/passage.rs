@@ -152,7 +152,7 @@ impl Way<'_> {
                 self.secure = true;
                 self.passage.transport = if certificate.is_some() { "mutual TLS" } else { "TLS" };
                 match certificate {
-                    None if tls.require_client_certificate => {
+                    None if tls.require_client_certificate || tls.common.wants_certificate() => {
                         return closed("the server wants a certificate, and the client has none");
                     }
                     Some(uris) if !tls.common.expects(uris) => {

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::ProxyView;
 use crate::{
     Balancer, BalancerConfig, BalancerHost, CertificateRef, Cluster, ClusterLoadAssignment, CommonTls,
-    Discovery, EndpointAddress, HealthStatus, LbPolicy, Load, UpstreamTls, ValidationRef, Wish,
+    Discovery, EndpointAddress, HealthStatus, LbPolicy, Load, UpstreamTls, ValidationContext, ValidationRef,
+    Wish,
 };
 
 /// Requests that are tried out to see which endpoints take them.
@@ -265,10 +266,19 @@ impl CommonTls {
             || expected.iter().any(|name| uris.iter().any(|uri| name.matcher.is_match(uri.as_bytes())))
     }
 
+    /// Whether whoever comes must have a certificate, as far as is known without secrets.
+    pub fn wants_certificate(&self) -> bool {
+        self.context().is_some_and(ValidationContext::wants_certificate)
+    }
+
     fn expected(&self) -> &[crate::SanMatcher] {
+        self.context().map_or(&[], |context| &context.sans)
+    }
+
+    fn context(&self) -> Option<&ValidationContext> {
         match &self.validation {
-            ValidationRef::None => &[],
-            ValidationRef::Inline(context) | ValidationRef::Secret { base: context, .. } => &context.sans,
+            ValidationRef::None => None,
+            ValidationRef::Inline(context) | ValidationRef::Secret { base: context, .. } => Some(context),
         }
     }
 }

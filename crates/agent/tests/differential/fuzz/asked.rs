@@ -1,6 +1,9 @@
 //! Requests by chance: over either version, with or without what may go before and after them.
 
+use serde_json::Value;
+
 use super::random::Dice;
+use super::secured::Hello;
 use super::tokens;
 
 const HOSTS: [&str; 11] = [
@@ -75,6 +78,8 @@ pub(super) struct Asked {
     pub(super) lines: Vec<String>,
     pub(super) body: Option<&'static str>,
     pub(super) framing: Framing,
+    /// How its connection is secured.
+    pub(super) tls: Option<Hello>,
     /// Sent along before the first is answered.
     pub(super) next: Option<Box<Self>>,
 }
@@ -184,8 +189,9 @@ pub(super) fn proxy_header(dice: &mut Dice) -> Vec<u8> {
     }
 }
 
-/// A request; `proxied`: the listener looks for a PROXY header.
-pub(super) fn request(dice: &mut Dice, proxied: bool) -> Asked {
+/// A request to a listener of this manager.
+pub(super) fn request(dice: &mut Dice, config: &Value) -> Asked {
+    let proxied = !config["listener"].is_null();
     let mut asked = one(dice);
     if dice.once_in(12) {
         asked.next = Some(Box::new(one(dice)));
@@ -202,6 +208,16 @@ pub(super) fn request(dice: &mut Dice, proxied: bool) -> Asked {
         1 | 2 if asked.before.is_empty() => asked.for_http2(),
         3 if asked.next.is_none() => asked.unusual(dice),
         _ => {}
+    }
+    if !config["transport_socket"].is_null() && !dice.once_in(12) {
+        asked.tls = Some(Hello::random(dice, asked.version == Version::Http2));
+    }
+    // Whether the rest has come, or hands have been shaken, when no time is left is chance.
+    if config.to_string().contains("UpstreamTlsContext") {
+        asked.lines.retain(|line| line != "grpc-timeout: 0S");
+    }
+    if asked.lines.iter().any(|line| line == "grpc-timeout: 0S") {
+        asked.body = None;
     }
     asked
 }
@@ -224,6 +240,7 @@ fn one(dice: &mut Dice) -> Asked {
         host: dice.one(&HOSTS).to_owned(),
         body: dice.one(&[None, None, Some(""), Some("hello")]),
         framing: dice.one(&[Framing::Length, Framing::Length, Framing::Chunks, Framing::Trailers]),
+        tls: None,
         next: None,
     }
 }
@@ -272,7 +289,7 @@ impl Asked {
         Self { host: self.host.replace("LISTENER", &port.to_string()), next, ..self.clone() }
     }
 
-    /// All that is sent.
+    /// All that is sent after [`Asked::before`].
     pub(super) fn bytes(&self) -> Vec<u8> {
         let version = if self.version == Version::Http10 { "1.0" } else { "1.1" };
         let mut text = format!("{} {} HTTP/{version}\r\nhost: {}\r\n", self.method, self.target, self.host);
@@ -292,7 +309,7 @@ impl Asked {
             }
         }
         let next = self.next.as_ref().map(|next| next.bytes()).unwrap_or_default();
-        [self.before.clone(), text.into_bytes(), next].concat()
+        [text.into_bytes(), next].concat()
     }
 
     /// The methods of what is sent, in order.
@@ -323,6 +340,9 @@ impl Asked {
         if let Some((path, _)) = self.target.split_once('?') {
             all.push(Self { target: path.to_owned(), ..self.clone() });
         }
+        if let Some(tls) = &self.tls {
+            all.extend(tls.smaller().into_iter().map(|tls| Self { tls: Some(tls), ..self.clone() }));
+        }
         if let Some(next) = &self.next {
             all.extend([Self { next: None, ..self.clone() }, (**next).clone()]);
             let less = next.smaller().into_iter();
@@ -337,6 +357,8 @@ impl Asked {
 
 impl std::fmt::Display for Asked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}\n{}", self.version, String::from_utf8_lossy(&self.bytes()))
+        let before = String::from_utf8_lossy(&self.before);
+        let tls = self.tls.as_ref().map(|tls| format!("{tls:?}\n")).unwrap_or_default();
+        write!(f, "{:?}\n{before}{tls}{}", self.version, String::from_utf8_lossy(&self.bytes()))
     }
 }

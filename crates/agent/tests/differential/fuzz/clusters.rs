@@ -4,11 +4,14 @@
 use serde_json::{Value, json};
 
 use super::random::Dice;
+use super::secured;
 
 /// Stands for the port of the services at [`ADDRESSES`].
 pub(super) const SERVICE_PORT: u16 = 65_533;
 /// Stands for the port of those that speak HTTP/2.
 pub(super) const HTTP2_PORT: u16 = 65_534;
+/// Stand for the ports of services that speak HTTP/1 and HTTP/2, and of both behind TLS.
+pub(super) const PORTS: [u16; 4] = [SERVICE_PORT, HTTP2_PORT, 65_531, 65_532];
 /// Where services are.
 pub(super) const ADDRESSES: [&str; 8] =
     ["127.1.0.1", "127.1.0.2", "127.1.0.3", "127.1.0.4", "127.1.0.5", "127.1.0.6", "127.1.0.7", "127.1.0.8"];
@@ -111,12 +114,17 @@ fn protocol(dice: &mut Dice, http2: bool) -> Value {
     dice.sometimes(3, &mut common, "max_requests_per_connection", |_| json!(1));
     dice.sometimes(3, &mut common, "max_stream_duration", |_| json!("6s"));
     options["common_http_protocol_options"] = common;
+    if dice.once_in(3) {
+        options["upstream_http_protocol_options"] =
+            json!({ "auto_sni": true, "auto_san_validation": dice.0.bool() });
+    }
     json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options })
 }
 
 fn cluster(dice: &mut Dice, name: &str) -> Value {
     let http2 = dice.once_in(4);
-    let port = if http2 { HTTP2_PORT } else { SERVICE_PORT };
+    let secured = dice.once_in(4);
+    let port = PORTS[usize::from(http2) + if secured { 2 } else { 0 }];
     let hashed = !dice.once_in(4);
     let mut free = Free::new(dice, port);
     let mut assignment = json!({ "cluster_name": name });
@@ -136,7 +144,7 @@ fn cluster(dice: &mut Dice, name: &str) -> Value {
     dice.sometimes(10, &mut limits, "max_pending_requests", |_| json!(0));
     let mut cluster = json!({
         "name": name, "type": "STATIC", "connect_timeout": "2s", "lb_policy": balancer, "load_assignment": assignment,
-        "circuit_breakers": { "thresholds": [limits] },
+        "circuit_breakers": { "thresholds": [limits, { "priority": "HIGH", "max_retries": 100 }] },
     });
     let c = &mut cluster;
     if balancer == "RING_HASH" {
@@ -163,6 +171,9 @@ fn cluster(dice: &mut Dice, name: &str) -> Value {
         dice.sometimes(3, c, "lb_subset_config", subsets);
     }
     c["common_lb_config"] = common;
+    if secured {
+        c["transport_socket"] = secured::cluster(dice, http2);
+    }
     if http2 || dice.once_in(3) {
         c["typed_extension_protocol_options"] = protocol(dice, http2);
     }

@@ -61,7 +61,13 @@ pub(super) fn options(dice: &mut Dice, m: &mut Value) {
             "ALWAYS_FORWARD_ONLY"
         ]))
     });
-    dice.sometimes(4, m, "set_current_client_cert_details", |_| json!({ "subject": true, "uri": true }));
+    dice.sometimes(4, m, "set_current_client_cert_details", |dice| {
+        dice.one(&[
+            json!({ "subject": true, "uri": true }),
+            json!({ "dns": true, "cert": true }),
+            json!({ "chain": true, "subject": true }),
+        ])
+    });
     dice.sometimes(8, m, "request_id_extension", |dice| {
         json!({ "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::random::{Dice, format, header_match, string_match, to_add};
-use super::tokens;
+use super::{secured, tokens};
 use crate::proxies::router;
 
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.http";
@@ -83,25 +83,27 @@ fn fault(dice: &mut Dice) -> Value {
 }
 
 fn permission(dice: &mut Dice, depth: usize) -> Value {
-    match dice.0.u8(..if depth == 0 { 3 } else { 6 }) {
+    match dice.0.u8(..if depth == 0 { 4 } else { 7 }) {
         0 => json!({ "any": true }),
         1 => json!({ "header": header_match(dice) }),
         2 => json!({ "url_path": { "path": string_match(dice) } }),
-        3 => json!({ "not_rule": permission(dice, depth - 1) }),
-        4 => json!({ "or_rules": { "rules": [permission(dice, depth - 1), permission(dice, depth - 1)] } }),
+        3 => json!({ "requested_server_name": string_match(dice) }),
+        4 => json!({ "not_rule": permission(dice, depth - 1) }),
+        5 => json!({ "or_rules": { "rules": [permission(dice, depth - 1), permission(dice, depth - 1)] } }),
         _ => json!({ "and_rules": { "rules": [permission(dice, depth - 1), permission(dice, depth - 1)] } }),
     }
 }
 
 fn principal(dice: &mut Dice, depth: usize) -> Value {
-    match dice.0.u8(..if depth == 0 { 6 } else { 8 }) {
+    match dice.0.u8(..if depth == 0 { 7 } else { 9 }) {
         0 => json!({ "any": true }),
         5 => of_token(dice),
+        6 => secured::principal(dice),
         1 => json!({ "header": header_match(dice) }),
         2 => json!({ "url_path": { "path": string_match(dice) } }),
         3 => json!({ "direct_remote_ip": { "address_prefix": "127.0.0.0", "prefix_len": 8 } }),
         4 => json!({ "remote_ip": { "address_prefix": "1.2.3.4", "prefix_len": 32 } }),
-        6 => json!({ "not_id": principal(dice, depth - 1) }),
+        7 => json!({ "not_id": principal(dice, depth - 1) }),
         _ => json!({ "or_ids": { "ids": [principal(dice, depth - 1), principal(dice, depth - 1)] } }),
     }
 }

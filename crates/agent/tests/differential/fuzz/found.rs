@@ -5,6 +5,7 @@ mod filters;
 mod heads;
 mod limits;
 mod replies;
+mod secured;
 
 use std::fmt::Write as _;
 
@@ -52,6 +53,7 @@ fn asked(method: &'static str, lines: &[&str]) -> Asked {
         lines: lines.iter().map(|line| (*line).to_owned()).collect(),
         body: None,
         framing: Framing::Length,
+        tls: None,
         next: None,
     }
 }
@@ -77,6 +79,18 @@ fn of_answers() -> Vec<Found> {
     let of_headers = json!({ "local_reply_config": { "body_format": { "text_format_source": { "inline_string": "%RESP(x-told)%" } } } });
     vec![
         ("no status of gRPC's for others", with("service", "%GRPC_STATUS%"), asked("GET", &["act: grpc-0"])),
+        (
+            "a tunnel has no status of gRPC's",
+            merged(
+                only(json!({ "match": { "path": "/x" }, "redirect": {} })),
+                json!({ "local_reply_config": { "body_format": { "text_format_source": { "inline_string": "%GRPC_STATUS%" } } } }),
+            ),
+            Asked {
+                target: "a.example:443".to_owned(),
+                host: "a.example:443".to_owned(),
+                ..asked("CONNECT", &[GRPC])
+            },
+        ),
         (
             "gRPC with a parameter is none",
             manager(
@@ -348,6 +362,8 @@ fn found() -> Vec<Found> {
     all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
     all.extend(filters::of_failures());
+    all.extend(secured::of_clients());
+    all.extend(secured::of_services());
     all.extend(connections::of_upgrades());
     all.extend(of_schemes());
     all.extend(of_trailers());

@@ -7,10 +7,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::asked::{Asked, Framing};
-use crate::wire::comparable;
+use crate::wire::{Duplex, comparable};
 
 type Body = BoxBody<Bytes, std::convert::Infallible>;
 
@@ -34,9 +34,10 @@ fn lines(headers: &HeaderMap) -> String {
 }
 
 /// What is seen of an answer; what HTTP/2 can't say is not asked.
-pub(super) async fn ask(asked: &Asked, stream: TcpStream) -> String {
+pub(super) async fn ask(asked: &Asked, stream: impl Duplex + 'static) -> String {
+    let scheme = if asked.tls.is_some() { "https" } else { "http" };
     let mut request =
-        Request::builder().method(asked.method).uri(format!("http://{}{}", asked.host, asked.target));
+        Request::builder().method(asked.method).uri(format!("{scheme}://{}{}", asked.host, asked.target));
     for line in &asked.lines {
         let (name, value) = line.split_once(':').unwrap();
         request = request.header(name, value.trim());

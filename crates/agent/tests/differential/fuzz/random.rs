@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{clusters, connection, features};
+use super::{clusters, connection, features, secured};
 
 /// A source of choices.
 pub(super) struct Dice(pub(super) fastrand::Rng);
@@ -73,6 +73,11 @@ pub(super) fn format(dice: &mut Dice) -> String {
         "%UPSTREAM_HOST_NAME_WITHOUT_PORT%",
         "%FILTER_CHAIN_NAME%",
         "%REQUESTED_SERVER_NAME%",
+        "%DOWNSTREAM_PEER_SUBJECT%|%DOWNSTREAM_PEER_URI_SAN%|%DOWNSTREAM_PEER_DNS_SAN%",
+        "%DOWNSTREAM_TLS_VERSION%|%DOWNSTREAM_TLS_CIPHER%",
+        "%DOWNSTREAM_PEER_FINGERPRINT_256%|%DOWNSTREAM_PEER_SERIAL%|%DOWNSTREAM_PEER_ISSUER%",
+        "%DOWNSTREAM_LOCAL_SUBJECT%|%DOWNSTREAM_LOCAL_URI_SAN%|%DOWNSTREAM_PEER_CERT_V_END%",
+        "%UPSTREAM_PEER_SUBJECT%|%UPSTREAM_PEER_URI_SAN%|%UPSTREAM_TLS_VERSION%",
     ])
     .to_owned()
 }
@@ -361,5 +366,6 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
     dice.sometimes(2, m, "http_filters", features::filters);
     connection::options(dice, m);
     m["clusters"] = clusters::all(dice);
+    dice.sometimes(4, m, "transport_socket", secured::listener);
     manager
 }

@@ -24,7 +24,9 @@ const OPTIONAL: [&str; 10] = [
 ];
 
 /// Members that are whole or not at all.
-const WHOLE: [&str; 16] = [
+const WHOLE: [&str; 18] = [
+    "request_id_extension",
+    "transport_socket",
     "listener",
     "lb_subset_config",
     "upgrade_configs",
@@ -97,6 +99,7 @@ fn smaller(config: &Value) -> Vec<Value> {
                 &inner,
                 &["start", "end", "inline_string", "num_retries", "retry_on"],
                 &["type", "lb_policy", "load_assignment", "circuit_breakers", "hash_policy", "header_name"],
+                &["explicit_http_config"],
             ];
             if held.iter().any(|keys| keys.contains(&key.as_str())) {
                 continue;

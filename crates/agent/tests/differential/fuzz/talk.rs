@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpSocket;
 
 use super::asked::{Asked, Version};
 use super::http2;
 use crate::Seen;
-use crate::wire::Wire;
+use crate::wire::{Duplex, Wire};
 
 /// What goes through a tunnel; where it ends at a service this is a request.
 const THROUGH: &[u8] = b"GET /through HTTP/1.1\r\nhost: tunnel\r\n\r\n";
@@ -17,11 +18,24 @@ pub(super) async fn talk(number: usize, asked: &Asked, address: SocketAddr) -> S
     let socket = TcpSocket::new_v4().unwrap();
     let from = std::net::Ipv4Addr::from(0x7f00_0002 + u32::try_from(number).unwrap());
     socket.bind((from, 0).into()).unwrap();
-    let stream = socket.connect(address).await.unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
     let ends = format!("{address}-{}", stream.local_addr().unwrap());
     let asked = asked.at(address.port());
+    // The proxy may have closed already; then that is seen.
+    let _ = stream.write_all(&asked.before).await;
+    let text = match &asked.tls {
+        None => converse(&asked, stream).await,
+        Some(hello) => match hello.shake(stream).await {
+            Ok((stream, agreed)) => converse(&asked, stream).await + &agreed,
+            Err(end) => end,
+        },
+    };
+    Seen { text, ends }
+}
+
+async fn converse(asked: &Asked, stream: impl Duplex + 'static) -> String {
     if asked.version == Version::Http2 {
-        return Seen { text: http2::ask(&asked, stream).await, ends };
+        return http2::ask(asked, stream).await;
     }
     let mut wire = Wire::new(stream);
     wire.send(&asked.bytes()).await;
@@ -30,7 +44,7 @@ pub(super) async fn talk(number: usize, asked: &Asked, address: SocketAddr) -> S
         loop {
             let Some(answer) = wire.answer(method).await else {
                 text.push_str("END\n");
-                return Seen { text, ends };
+                return text;
             };
             text.push_str(&answer);
             // What comes before an answer is none.
@@ -48,5 +62,5 @@ pub(super) async fn talk(number: usize, asked: &Asked, address: SocketAddr) -> S
         wire.send(THROUGH).await;
         text.push_str(&String::from_utf8_lossy(&wire.raw(12).await));
     }
-    Seen { text, ends }
+    text
 }
