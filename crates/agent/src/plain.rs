@@ -79,14 +79,15 @@ impl PlainRunning {
     }
 }
 
-/// Checks a bootstrap without using it: every field must be supported.
+/// Checks a bootstrap without using it: every field must be supported, and certificates and keys be what they should.
 ///
 /// # Errors
 /// With the path of the first field that isn't.
 pub fn validate(config: &PlainConfig) -> Result<(), AgentError> {
     let bootstrap = load(config)?;
+    let resources = static_resources(&bootstrap);
     lateen_ir::Bootstrap::from_proto(bootstrap).map_err(|error| refused(config, error.to_string()))?;
-    Ok(())
+    lateen_engine::check(&resources).map_err(|reason| refused(config, reason))
 }
 
 /// Starts the engine with what the bootstrap holds, and the stream it asks for.

@@ -56,6 +56,22 @@ pub(crate) struct Names {
     pub(crate) caches: DnsCaches,
 }
 
+/// A cluster that can be had here.
+pub(crate) fn read_cluster(bytes: &[u8]) -> Result<ir::Cluster, String> {
+    let cluster = ir::Cluster::from_bytes(bytes).map_err(|error| error.to_string())?;
+    unsupported_in_cluster(&cluster).map_or(Ok(cluster), Err)
+}
+
+/// A listener that can be had here, and its message.
+pub(crate) fn read_listener(bytes: &[u8]) -> Result<(Arc<ir::Listener>, ListenerMessage), String> {
+    let listener = ir::Listener::from_bytes(bytes).map_err(|error| error.to_string())?;
+    if let Some(reason) = unsupported_in_listener(&listener) {
+        return Err(reason);
+    }
+    let message = ListenerMessage::decode(bytes).map_err(|error| error.to_string())?;
+    Ok((Arc::new(listener), message))
+}
+
 /// A content hash that is the same for the same bytes as long as the engine runs.
 pub(crate) fn fingerprint(parts: &[&[u8]]) -> u64 {
     let mut hasher = RandomState::with_seeds(1, 2, 3, 4).build_hasher();
@@ -283,7 +299,7 @@ fn unsupported_at_pipes(listener: &ir::Listener) -> Option<String> {
 }
 
 /// What `ir` accepts and the engine can't do, with the path.
-pub(crate) fn unsupported_in_listener(listener: &ir::Listener) -> Option<String> {
+fn unsupported_in_listener(listener: &ir::Listener) -> Option<String> {
     let unknown = listener.socket_options.iter().position(|option| !socket_option_supported(option));
     if let Some(index) = unknown {
         return Some(format!(
@@ -353,7 +369,7 @@ fn unsupported_in_chain(chain: &ir::FilterChain) -> Option<&'static str> {
 }
 
 /// The same for a cluster.
-pub(crate) fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
+fn unsupported_in_cluster(cluster: &ir::Cluster) -> Option<String> {
     if cluster.connection_pool_per_downstream_connection {
         return Some("connection_pool_per_downstream_connection: is not supported; leave it out".to_owned());
     }

@@ -24,6 +24,7 @@ mod body;
 mod breakers;
 mod call;
 mod chain;
+mod check;
 mod client_cert;
 mod cluster;
 mod compile;
@@ -103,5 +104,6 @@ mod upstream_connection;
 mod well_formed;
 mod worker;
 
+pub use check::check;
 pub use engine::{Engine, EngineConfig, EngineError, EngineHandle, NodeInfo, SetLogLevel};
 pub use update::{ApplyReport, ConfigUpdate, Rejection, Resource, ResourceKind, Subscriptions};

@@ -182,6 +182,25 @@ impl ValidationContext {
             || self.accept_untrusted
     }
 
+    /// Whether it says whom to believe wherever it matters.
+    ///
+    /// # Errors
+    /// Names or times are looked at of certificates that anybody may have issued; Envoy's words.
+    pub fn check_founded(&self) -> Result<(), &'static str> {
+        if self.trusted_ca.is_some() || self.trust_domains.is_some() {
+            return Ok(());
+        }
+        if !self.sans.is_empty() {
+            return Err(
+                "SAN-based verification of peer certificates without trusted CA is insecure and not allowed",
+            );
+        }
+        if self.allow_expired {
+            return Err("Certificate validity period is always ignored without trusted CA");
+        }
+        Ok(())
+    }
+
     /// Whether a client must have a certificate even where none is required: in Envoy names and hashes that nobody has are none of those
     /// wanted.
     pub fn wants_certificate(&self) -> bool {

@@ -273,3 +273,48 @@ fn wrong_routes_clusters_and_listeners_are_refused_as_by_envoy() {
         agree(what, &bootstrap, taken);
     }
 }
+
+/// Names and times of certificates mean nothing where anybody may have issued them.
+#[test]
+fn certificates_are_believed_by_an_authority() {
+    let pki = Pki::new();
+    let cluster = |context: Value, more: Value| {
+        let mut socket = json!({
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": context,
+        });
+        merge(&mut socket, more);
+        let listener =
+            json!({ "name": "direct", "address": address(0), "filter_chains": [{ "filters": [direct()] }] });
+        let socket = json!({ "name": "envoy.transport_sockets.tls", "typed_config": socket });
+        bootstrap(
+            listener,
+            json!([{ "name": "services", "connect_timeout": "1s", "transport_socket": socket }]),
+        )
+    };
+    let looks = |mut context: Value, authority: bool| {
+        if authority {
+            context["trusted_ca"] = json!({ "inline_string": pki.authority.pem() });
+        }
+        json!({ "validation_context": context })
+    };
+    let names =
+        || json!({ "match_typed_subject_alt_names": [{ "san_type": "DNS", "matcher": { "exact": "a" } }] });
+    let expired = || json!({ "allow_expired_certificate": true });
+    let of_name = || json!({ "auto_sni_san_validation": true });
+    for (what, bootstrap, taken) in [
+        ("names", cluster(looks(names(), true), json!({})), true),
+        ("names of anybody", cluster(looks(names(), false), json!({})), false),
+        ("late ones", cluster(looks(expired(), true), json!({})), true),
+        ("late ones of anybody", cluster(looks(expired(), false), json!({})), false),
+        (
+            "no authority",
+            cluster(json!({ "validation_context": { "trusted_ca": { "inline_string": "x" } } }), json!({})),
+            false,
+        ),
+        ("the name that is asked for", cluster(looks(json!({}), true), of_name()), true),
+        ("the name that is asked for, of anybody", cluster(json!({}), of_name()), false),
+    ] {
+        agree(what, &bootstrap, taken);
+    }
+}

@@ -20,11 +20,8 @@ const LOAD_ASSIGNMENT: u32 = 33;
 
 impl Store {
     pub(super) fn set_cluster(&mut self, name: &str, bytes: &[u8], now: Instant) -> Result<(), String> {
-        let cluster = ir::Cluster::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let cluster = compile::read_cluster(bytes)?;
         same_name(name, &cluster.name)?;
-        if let Some(reason) = compile::unsupported_in_cluster(&cluster) {
-            return Err(reason);
-        }
         let endpoints = match &cluster.discovery {
             ir::Discovery::Static(assignment) => Some(assignment.clone()),
             ir::Discovery::Eds { service_name, .. } => self.endpoints.get(service_name).cloned(),

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lateen_ir as ir;
-use lateen_xds::pb::envoy::config::listener::v3::Listener as ListenerMessage;
-use prost::Message;
 
 use super::{ListenerEntry, Store, Warming, same_name};
 use crate::filters::NewFetch;
@@ -14,13 +12,8 @@ use crate::{compile, listen};
 
 impl Store {
     pub(super) fn set_listener(&mut self, name: &str, bytes: &[u8], now: Instant) -> Result<(), String> {
-        let listener = ir::Listener::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let (listener, message) = compile::read_listener(bytes)?;
         same_name(name, &listener.name)?;
-        if let Some(reason) = compile::unsupported_in_listener(&listener) {
-            return Err(reason);
-        }
-        let message = ListenerMessage::decode(bytes).map_err(|error| error.to_string())?;
-        let listener = Arc::new(listener);
         let clash = self.listeners.iter().find(|(other, entry)| {
             let theirs = entry.active.as_ref().or(entry.warming.as_ref().map(|warming| &warming.config));
             *other != &listener.name

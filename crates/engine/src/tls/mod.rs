@@ -117,6 +117,7 @@ fn material(common: &ir::CommonTls, secrets: &Secrets) -> Result<Option<Material
             None => return Ok(None),
         },
     };
+    validation.check_founded()?;
     Ok(Some(Material { certificates, validation }))
 }
 

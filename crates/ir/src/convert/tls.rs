@@ -99,6 +99,10 @@ pub(super) fn upstream_tls(at: &At<'_>, message: proto::UpstreamTlsContext) -> C
         let reason = "Multiple TLS certificates are not supported for client contexts";
         return Err(at.error_in("common_tls_context", reason));
     }
+    if auto_sni_san_validation && matches!(common.validation, ValidationRef::None) {
+        let reason = "'auto_sni_san_validation' was configured without a validation context";
+        return Err(at.error_in("auto_sni_san_validation", reason));
+    }
     Ok(UpstreamTls {
         common,
         sni: optional(sni),

@@ -54,6 +54,13 @@ impl Free {
             e["metadata"] = json!({ "filter_metadata": { "envoy.lb": labels } });
         }
         dice.sometimes(4, &mut e["endpoint"], "hostname", |_| json!(format!("at-{address}.example")));
+        // Where nobody is at the first address, the next is tried.
+        if address == NOBODY && dice.once_in(2) {
+            let next = self.addresses.pop()?;
+            e["endpoint"]["additional_addresses"] = json!([{
+                "address": { "socket_address": { "address": next, "port_value": self.port } },
+            }]);
+        }
         Some(endpoint)
     }
 }
@@ -97,7 +104,70 @@ fn subsets(dice: &mut Dice) -> Value {
     });
     dice.sometimes(3, c, "list_as_any", |_| json!(true));
     dice.sometimes(3, c, "panic_mode_any", |_| json!(true));
+    dice.sometimes(6, c, "metadata_fallback_policy", |_| json!("FALLBACK_LIST"));
     config
+}
+
+/// What is asked of endpoints before they are used. They answer the same each time, and are asked once.
+fn health_checks(dice: &mut Dice, http2: bool) -> Value {
+    let mut check = json!({
+        "timeout": "2s", "interval": "600s", "no_traffic_interval": "600s", "healthy_threshold": 1, "unhealthy_threshold": 1,
+    });
+    if dice.once_in(4) {
+        check["tcp_health_check"] = json!({});
+        return json!([check]);
+    }
+    let mut by_http = json!({ "path": "/health" });
+    let h = &mut by_http;
+    dice.sometimes(3, h, "host", |_| json!("health.example"));
+    dice.sometimes(
+        2,
+        h,
+        "request_headers_to_add",
+        |dice| json!([{ "header": { "key": "act", "value": dice.one(&["404", "503", "204", "empty"]) } }]),
+    );
+    dice.sometimes(
+        3,
+        h,
+        "expected_statuses",
+        |dice| json!([{ "start": dice.one(&[200, 400]), "end": dice.one(&[405, 500]) }]),
+    );
+    dice.sometimes(4, h, "method", |dice| json!(dice.one(&["GET", "HEAD", "OPTIONS"])));
+    if http2 {
+        h["codec_client_type"] = json!("HTTP2");
+    }
+    check["http_health_check"] = by_http;
+    json!([check])
+}
+
+/// A balancer as an extension, with what it is told there.
+fn extension(dice: &mut Dice, balancer: &str, localities: bool) -> Value {
+    let mut config = json!({});
+    let c = &mut config;
+    let (name, kind) = match balancer {
+        "RING_HASH" => {
+            dice.sometimes(2, c, "minimum_ring_size", |dice| json!(dice.one(&[1, 16, 64])));
+            dice.sometimes(2, c, "maximum_ring_size", |dice| json!(dice.one(&[64, 256])));
+            ("ring_hash", "RingHash")
+        }
+        "MAGLEV" => {
+            c["table_size"] = json!(dice.one(&[101, 251]));
+            ("maglev", "Maglev")
+        }
+        "ROUND_ROBIN" => ("round_robin", "RoundRobin"),
+        "LEAST_REQUEST" => {
+            dice.sometimes(2, c, "choice_count", |_| json!(3));
+            dice.sometimes(2, c, "selection_method", |_| json!("FULL_SCAN"));
+            ("least_request", "LeastRequest")
+        }
+        _ => ("random", "Random"),
+    };
+    if localities && ["ring_hash", "maglev"].contains(&name) {
+        c["locality_weighted_lb_config"] = json!({});
+    }
+    c["@type"] =
+        json!(format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{kind}"));
+    json!({ "policies": [{ "typed_extension_config": { "name": name, "typed_config": config } }] })
 }
 
 fn protocol(dice: &mut Dice, http2: bool) -> Value {
@@ -142,6 +212,13 @@ fn cluster(dice: &mut Dice, name: &str) -> Value {
     dice.sometimes(8, &mut limits, "max_retries", |_| json!(0));
     dice.sometimes(10, &mut limits, "max_requests", |_| json!(0));
     dice.sometimes(10, &mut limits, "max_pending_requests", |_| json!(0));
+    dice.sometimes(10, &mut limits, "max_connections", |_| json!(0));
+    dice.sometimes(
+        8,
+        &mut limits,
+        "retry_budget",
+        |dice| json!({ "budget_percent": { "value": dice.one(&[0, 100]) }, "min_retry_concurrency": dice.one(&[0, 100]) }),
+    );
     let mut cluster = json!({
         "name": name, "type": "STATIC", "connect_timeout": "2s", "lb_policy": balancer, "load_assignment": assignment,
         "circuit_breakers": { "thresholds": [limits, { "priority": "HIGH", "max_retries": 100 }] },
@@ -169,8 +246,24 @@ fn cluster(dice: &mut Dice, name: &str) -> Value {
             common["consistent_hashing_lb_config"] = json!({ "use_hostname_for_hashing": true });
         }
         dice.sometimes(3, c, "lb_subset_config", subsets);
+        if !common["locality_weighted_lb_config"].is_null()
+            && !c["lb_subset_config"].is_null()
+            && dice.once_in(2)
+        {
+            c["lb_subset_config"]["locality_weight_aware"] = json!(true);
+            c["lb_subset_config"]["scale_locality_weight"] = json!(dice.0.bool());
+        }
     }
     c["common_lb_config"] = common;
+    if c["lb_subset_config"].is_null()
+        && c["common_lb_config"]["consistent_hashing_lb_config"].is_null()
+        && dice.once_in(5)
+    {
+        let localities =
+            c["common_lb_config"].as_object_mut().unwrap().remove("locality_weighted_lb_config").is_some();
+        c["load_balancing_policy"] = extension(dice, balancer, localities);
+    }
+    dice.sometimes(5, c, "health_checks", |dice| health_checks(dice, http2));
     if secured {
         c["transport_socket"] = secured::cluster(dice, http2);
     }

@@ -45,9 +45,13 @@ pub(super) fn options(dice: &mut Dice, m: &mut Value) {
     dice.sometimes(2, &mut http1, "accept_http_10", |_| json!(true));
     dice.sometimes(3, &mut http1, "default_host_for_http_10", |_| json!("ten"));
     dice.sometimes(4, &mut http1, "allow_custom_methods", |_| json!(true));
+    dice.sometimes(6, &mut http1, "allow_absolute_url", |dice| json!(dice.0.bool()));
     if dice.once_in(4) {
         m["http_protocol_options"] = http1;
     }
+    dice.sometimes(8, m, "http2_protocol_options", |dice| json!({
+        "hpack_table_size": dice.one(&[0, 4096]), "max_concurrent_streams": dice.one(&[1, 100]), "allow_connect": dice.0.bool(),
+    }));
     dice.sometimes(8, m, "max_request_headers_kb", |dice| json!(dice.one(&[1, 2, 96])));
     dice.sometimes(8, m, "proxy_100_continue", |_| json!(true));
     dice.sometimes(12, m, "codec_type", |dice| json!(dice.one(&["HTTP1", "HTTP2", "AUTO"])));

@@ -28,6 +28,7 @@ pub(super) fn filters(dice: &mut Dice) -> Value {
     all.retain(|filter| names.insert(filter["name"].to_string()));
     let mut router = router();
     dice.sometimes(6, &mut router["typed_config"], "suppress_envoy_headers", |_| json!(true));
+    dice.sometimes(8, &mut router["typed_config"], "respect_expected_rq_timeout", |_| json!(true));
     all.push(router);
     json!(all)
 }
@@ -79,6 +80,11 @@ fn fault(dice: &mut Dice) -> Value {
     }
     dice.sometimes(3, &mut config, "delay", |_| json!({ "fixed_delay": "0.01s", "percentage": whole(100) }));
     dice.sometimes(2, &mut config, "headers", |dice| json!([header_match(dice)]));
+    dice.sometimes(6, &mut config["abort"], "response_body", |_| json!("broken on purpose"));
+    dice.sometimes(8, &mut config, "upstream_cluster", |dice| json!(dice.one(&["service", "dead"])));
+    dice.sometimes(8, &mut config, "downstream_nodes", |dice| {
+        json!([dice.one(&["both", "differential", "other"])])
+    });
     config
 }
 
@@ -117,7 +123,12 @@ fn of_token(dice: &mut Dice) -> Value {
         _ => json!({ "string_match": string_match(dice) }),
     };
     let path = json!([{ "key": "payload" }, { "key": dice.one(&["sub", "group", "aud"]) }]);
-    json!({ "metadata": { "filter": "envoy.filters.http.jwt_authn", "path": path, "value": value } })
+    let mut wanted = json!({ "filter": "envoy.filters.http.jwt_authn", "path": path, "value": value });
+    dice.sometimes(4, &mut wanted, "invert", |_| json!(true));
+    if dice.once_in(4) {
+        return json!({ "sourced_metadata": { "metadata_matcher": wanted } });
+    }
+    json!({ "metadata": wanted })
 }
 
 fn rules(dice: &mut Dice) -> Value {
@@ -133,6 +144,7 @@ fn rbac(dice: &mut Dice) -> Value {
     dice.sometimes(1, &mut config, "rules", rules);
     dice.sometimes(3, &mut config, "shadow_rules", rules);
     dice.sometimes(4, &mut config, "rules_stat_prefix", |_| json!("p_"));
+    dice.sometimes(4, &mut config, "shadow_rules_stat_prefix", |_| json!("s_"));
     json!({ "name": "envoy.filters.http.rbac", "typed_config": config })
 }
 
@@ -150,6 +162,13 @@ pub(super) fn retry(dice: &mut Dice) -> Value {
     ]);
     let mut policy = json!({ "retry_on": on, "num_retries": dice.one(&[0, 1, 2]), "retry_back_off": { "base_interval": "0.001s" } });
     let p = &mut policy;
+    dice.sometimes(6, p, "per_try_idle_timeout", |_| json!("5s"));
+    dice.sometimes(6, p, "retry_priority", |_| {
+        json!({ "name": "envoy.retry_priorities.previous_priorities", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+            "update_frequency": 1,
+        } })
+    });
     dice.sometimes(3, p, "retriable_status_codes", |dice| json!([dice.one(&[404, 409, 503])]));
     dice.sometimes(4, p, "retriable_headers", |dice| json!([header_match(dice)]));
     dice.sometimes(4, p, "retriable_request_headers", |dice| json!([header_match(dice)]));
@@ -171,24 +190,30 @@ pub(super) fn forwarding(dice: &mut Dice, action: &mut Value) {
         8,
         action,
         "request_mirror_policies",
-        |_| json!([{ "cluster": "mirror", "runtime_fraction": { "default_value": whole(100) } }]),
+        |dice| {
+            let bare = dice.0.bool();
+            json!([{ "cluster": "mirror", "runtime_fraction": { "default_value": whole(100) }, "disable_shadow_host_suffix_append": bare }])
+        },
     );
     if action["hash_policy"].is_null() {
         dice.sometimes(8, action, "hash_policy", super::clusters::hashes);
     }
     dice.sometimes(8, action, "upgrade_configs", super::connection::upgrades);
-    dice.sometimes(
-        8,
-        action,
-        "internal_redirect_policy",
-        |dice| json!({ "max_internal_redirects": dice.one(&[1, 2]), "redirect_response_codes": [302, 303] }),
-    );
+    dice.sometimes(8, action, "internal_redirect_policy", |dice| {
+        let mut policy =
+            json!({ "max_internal_redirects": dice.one(&[1, 2]), "redirect_response_codes": [302, 303] });
+        dice.sometimes(3, &mut policy, "allow_cross_scheme_redirect", |_| json!(true));
+        dice.sometimes(3, &mut policy, "response_headers_to_copy", |_| json!(["x-two"]));
+        policy
+    });
     dice.sometimes(
         8,
         action,
         "max_stream_duration",
         |_| json!({ "max_stream_duration": "5s", "grpc_timeout_header_max": "3s" }),
     );
+    dice.sometimes(12, action, "max_grpc_timeout", |dice| json!(dice.one(&["0s", "4s"])));
+    dice.sometimes(12, action, "grpc_timeout_offset", |_| json!("0.1s"));
     dice.sometimes(10, action, "idle_timeout", |_| json!("10s"));
     dice.sometimes(10, action, "priority", |_| json!("HIGH"));
 }

@@ -181,6 +181,10 @@ fn route_match(dice: &mut Dice) -> Value {
         }])
     });
     dice.sometimes(12, &mut found, "grpc", |_| json!({}));
+    dice.sometimes(10, &mut found, "dynamic_metadata", |dice| {
+        let path = json!([{ "key": "payload" }, { "key": dice.one(&["sub", "group"]) }]);
+        json!([{ "filter": "envoy.filters.http.jwt_authn", "path": path, "value": { "string_match": string_match(dice) }, "invert": dice.once_in(3) }])
+    });
     dice.sometimes(
         12,
         &mut found,
@@ -303,6 +307,7 @@ fn virtual_hosts(dice: &mut Dice) -> Value {
         mutate(dice, &mut host);
         dice.sometimes(5, &mut host, "include_request_attempt_count", |_| json!(true));
         dice.sometimes(5, &mut host, "include_attempt_count_in_response", |_| json!(true));
+        dice.sometimes(6, &mut host, "include_is_timeout_retry_header", |_| json!(true));
         dice.sometimes(8, &mut host, "require_tls", |dice| json!(dice.one(&["ALL", "EXTERNAL_ONLY"])));
         dice.sometimes(4, &mut host, "typed_per_filter_config", features::per_filter);
         dice.sometimes(8, &mut host, "retry_policy", features::retry);
@@ -348,6 +353,7 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
         json!(dice.one(&["APPEND_IF_ABSENT", "PASS_THROUGH"]))
     });
     dice.sometimes(6, m, "server_name", |_| json!("named"));
+    dice.sometimes(8, m, "stream_error_on_invalid_http_message", |dice| json!(dice.0.bool()));
     dice.sometimes(6, m, "via", |_| json!("proxy"));
     dice.sometimes(6, m, "add_user_agent", |_| json!(true));
     dice.sometimes(

@@ -81,6 +81,8 @@ fn params(dice: &mut Dice) -> Value {
         // Both: without a word clusters speak no more than 1.2.
         json!({ "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" }),
         json!({ "tls_maximum_protocol_version": "TLSv1_2" }),
+        json!({ "tls_maximum_protocol_version": "TLSv1_2", "cipher_suites": ["ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"] }),
+        json!({ "ecdh_curves": ["P-256"] }),
         json!({ "tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3" }),
     ])
 }
@@ -122,6 +124,8 @@ pub(super) fn listener(dice: &mut Dice) -> Value {
     let mut socket =
         json!({ "@type": format!("{SOCKETS}.DownstreamTlsContext"), "common_tls_context": common });
     dice.sometimes(2, &mut socket, "require_client_certificate", |dice| json!(dice.0.bool()));
+    dice.sometimes(5, &mut socket, "full_scan_certs_on_sni_mismatch", |_| json!(true));
+    dice.sometimes(5, &mut socket, "prefer_client_ciphers", |_| json!(true));
     json!({ "name": "envoy.transport_sockets.tls", "typed_config": socket })
 }
 
@@ -143,6 +147,10 @@ pub(super) fn cluster(dice: &mut Dice, http2: bool) -> Value {
     dice.sometimes(2, c, "validation_context", |dice| validation(dice, &names));
     let mut socket =
         json!({ "@type": format!("{SOCKETS}.UpstreamTlsContext"), "common_tls_context": common });
+    dice.sometimes(5, &mut socket, "auto_host_sni", |_| json!(true));
+    if !socket["common_tls_context"]["validation_context"].is_null() {
+        dice.sometimes(6, &mut socket, "auto_sni_san_validation", |_| json!(true));
+    }
     dice.sometimes(2, &mut socket, "sni", |dice| json!(dice.one(&["a.example", "other.test"])));
     json!({ "name": "envoy.transport_sockets.tls", "typed_config": socket })
 }

@@ -72,6 +72,14 @@ fn provider(dice: &mut Dice, issuer: &str) -> Value {
         json!([{ "header_name": dice.one(&["x-a", "x-claim"]), "claim_name": claim }])
     });
     dice.sometimes(4, p, "clear_route_cache", |_| json!(true));
+    dice.sometimes(8, p, "clock_skew_seconds", |dice| json!(dice.one(&[1, 4_000_000_000_u32])));
+    dice.sometimes(6, p, "jwt_cache_config", |_| json!({ "jwt_cache_size": 10 }));
+    dice.sometimes(
+        6,
+        p,
+        "normalize_payload_in_metadata",
+        |_| json!({ "space_delimited_claims": ["group", "sub"] }),
+    );
     provider
 }
 
