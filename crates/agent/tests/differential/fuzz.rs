@@ -118,9 +118,9 @@ fn placed(listener: &str, config: Value, ports: [u16; 4]) -> (Value, Vec<Value>)
 async fn services() -> [u16; 4] {
     let mut ports = [0; 4];
     for kind in 0..ports.len() {
-        ports[kind] = free_port();
-        for address in clusters::ADDRESSES {
-            let listener = TcpListener::bind((address, ports[kind])).await.unwrap();
+        let (port, listeners) = everywhere().await;
+        ports[kind] = port;
+        for listener in listeners {
             match kind {
                 0 => service::serve_at(listener),
                 1 => http2::serve(listener),
@@ -130,6 +130,18 @@ async fn services() -> [u16; 4] {
         }
     }
     ports
+}
+
+/// A port that is free at all addresses of clusters, and listens there.
+async fn everywhere() -> (u16, Vec<TcpListener>) {
+    loop {
+        let port = free_port();
+        let binding = clusters::ADDRESSES.map(|address| TcpListener::bind((address, port)));
+        // Whoever connects from one of these addresses may have the port meanwhile.
+        if let Ok(listeners) = futures::future::try_join_all(binding).await {
+            return (port, listeners);
+        }
+    }
 }
 
 /// What is left of the time for a further try changes by milliseconds from run to run.

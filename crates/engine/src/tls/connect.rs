@@ -26,7 +26,7 @@ impl ClientContext {
     pub(super) fn new(tls: &ir::UpstreamTls, by_request: bool, material: &Material) -> Result<Self, String> {
         let provider = provider::provider(&tls.common.params);
         let algorithms = provider.signature_verification_algorithms;
-        let peer = Peer::Server { by_name: by_request || tls.auto_sni_san_validation };
+        let peer = Peer::Server { by_request, by_sni: tls.auto_sni_san_validation };
         let verifier = Verifier::new(material.validation.clone(), peer, algorithms)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&provider::versions(&tls.common.params))

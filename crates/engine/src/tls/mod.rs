@@ -8,6 +8,7 @@ mod accept;
 mod certificate;
 mod connect;
 mod facts;
+mod names;
 mod provider;
 mod reason;
 mod revocation;

@@ -19,6 +19,7 @@ use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Trus
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
 use super::certificate::certificates;
+use super::names::{has_host, has_name, matches};
 use super::revocation::Lists;
 
 /// Why a certificate that chains to a root is refused all the same.
@@ -96,8 +97,10 @@ pub(super) fn check(context: &ir::ValidationContext) -> Result<(), String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Server {
-        /// The certificate must have the name that is asked for.
-        by_name: bool,
+        /// The certificate must have the name of the request, whatever else is wanted of it.
+        by_request: bool,
+        /// It must have the name that is asked for, in the place of those of the context.
+        by_sni: bool,
     },
     Client {
         /// There must be one.
@@ -168,36 +171,45 @@ impl Verifier {
         if let Some(anchors) = anchors {
             self.chain(anchors, leaf, intermediates, now)?;
         }
-        let by_name = matches!(self.peer, Peer::Server { by_name: true })
-            .then_some(name)
-            .flatten()
-            .filter(|name| **name != no_name());
-        if by_name.is_some() && !self.context.verifies() {
-            return Err(refusal(Refusal::Unfounded));
-        }
-        if by_name.is_some() || !self.context.sans.is_empty() {
-            let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
-            let fits = match by_name {
-                Some(name) => has_name(&parsed, &name.to_str()),
-                None => self.context.sans.iter().any(|wanted| matches(&parsed, wanted)),
-            };
-            if !fits {
-                let shown: Vec<String> =
-                    super::facts::alternative_names(&parsed).into_iter().map(|(_, name)| name).collect();
-                let shown = shown.join(", ");
-                return Err(refusal(Refusal::Names(match by_name {
-                    Some(name) => format!(
-                        "verify SAN list, expected SANs: [{}], certificate SANs: [{shown}]",
-                        name.to_str()
-                    ),
-                    None => format!("SAN matcher, certificate SANs are [{shown}]"),
-                })));
-            }
-        }
+        self.names_fit(leaf, name.filter(|name| **name != no_name()))?;
         if !self.hash_fits(leaf)? {
             return Err(refusal(Refusal::Hash));
         }
         Ok(())
+    }
+
+    /// Whether the certificate has the names that are wanted. `asked`: for which name it was asked.
+    fn names_fit(&self, leaf: &CertificateDer<'_>, asked: Option<&ServerName<'_>>) -> Result<(), Error> {
+        let (of_request, of_sni) = match self.peer {
+            Peer::Server { by_request, by_sni } => (asked.filter(|_| by_request), asked.filter(|_| by_sni)),
+            Peer::Client { .. } => (None, None),
+        };
+        if of_request.is_some() && !self.context.verifies() {
+            return Err(refusal(Refusal::Unfounded));
+        }
+        if of_request.is_none() && of_sni.is_none() && self.context.sans.is_empty() {
+            return Ok(());
+        }
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let shown = || {
+            let names = super::facts::alternative_names(&parsed).into_iter().map(|(_, name)| name);
+            names.collect::<Vec<_>>().join(", ")
+        };
+        if let Some(name) = of_request.map(ServerName::to_str)
+            && !has_name(&parsed, &name)
+        {
+            let why = format!("verify SAN list, expected SANs: [{name}], certificate SANs: [{}]", shown());
+            return Err(refusal(Refusal::Names(why)));
+        }
+        let sans = &self.context.sans;
+        let fits = match of_sni {
+            Some(name) => has_host(&parsed, &name.to_str()),
+            None => sans.is_empty() || sans.iter().any(|wanted| matches(&parsed, wanted)),
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(refusal(Refusal::Names(format!("SAN matcher, certificate SANs are [{}]", shown()))))
     }
 
     fn chain(
@@ -387,46 +399,6 @@ fn within_validity(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_
     Some(UnixTime::since_unix_epoch(Duration::from_secs(latest)))
 }
 
-/// Whether one of the certificate's names is what is wanted.
-fn matches(certificate: &X509Certificate<'_>, wanted: &ir::SanMatcher) -> bool {
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
-    let is = |kind| wanted.san_type.is_none_or(|wanted| wanted == kind);
-    names.value.general_names.iter().any(|name| match name {
-        GeneralName::DNSName(name) if is(ir::SanType::Dns) => match &wanted.matcher {
-            ir::StringMatcher::Exact(text) => dns_fits(name, &text.value),
-            matcher => matcher.is_match(name.as_bytes()),
-        },
-        GeneralName::URI(uri) if is(ir::SanType::Uri) => wanted.matcher.is_match(uri.as_bytes()),
-        GeneralName::RFC822Name(address) if is(ir::SanType::Email) => {
-            wanted.matcher.is_match(address.as_bytes())
-        }
-        GeneralName::IPAddress(bytes) if is(ir::SanType::IpAddress) => {
-            super::facts::address(bytes).is_some_and(|text| wanted.matcher.is_match(text.as_bytes()))
-        }
-        _ => false,
-    })
-}
-
-/// Whether the certificate has this name, of whatever kind.
-fn has_name(certificate: &X509Certificate<'_>, wanted: &str) -> bool {
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
-    names.value.general_names.iter().any(|name| match name {
-        GeneralName::DNSName(name) => dns_fits(name, wanted),
-        GeneralName::URI(uri) => *uri == wanted,
-        GeneralName::IPAddress(bytes) => super::facts::address(bytes).as_deref() == Some(wanted),
-        _ => false,
-    })
-}
-
-/// A certificate's DNS name, which may have a wildcard for its first label, against a host.
-fn dns_fits(name: &str, host: &str) -> bool {
-    if name.eq_ignore_ascii_case(host) {
-        return true;
-    }
-    let Some(rest) = name.strip_prefix("*.") else { return false };
-    host.split_once('.').is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(rest))
-}
-
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -510,19 +482,5 @@ impl ClientCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wildcard_stands_for_one_label() {
-        assert!(dns_fits("*.example.com", "a.Example.com"));
-        assert!(dns_fits("a.example.com", "A.example.com"));
-        assert!(!dns_fits("*.example.com", "a.b.example.com"));
-        assert!(!dns_fits("*.example.com", "example.com"));
-        assert!(!dns_fits("a.example.com", "b.example.com"));
     }
 }

@@ -121,12 +121,6 @@ fn health_checks(dice: &mut Dice, http2: bool) -> Value {
     let h = &mut by_http;
     dice.sometimes(3, h, "host", |_| json!("health.example"));
     dice.sometimes(
-        2,
-        h,
-        "request_headers_to_add",
-        |dice| json!([{ "header": { "key": "act", "value": dice.one(&["404", "503", "204", "empty"]) } }]),
-    );
-    dice.sometimes(
         3,
         h,
         "expected_statuses",
@@ -146,8 +140,8 @@ fn extension(dice: &mut Dice, balancer: &str, localities: bool) -> Value {
     let c = &mut config;
     let (name, kind) = match balancer {
         "RING_HASH" => {
-            dice.sometimes(2, c, "minimum_ring_size", |dice| json!(dice.one(&[1, 16, 64])));
-            dice.sometimes(2, c, "maximum_ring_size", |dice| json!(dice.one(&[64, 256])));
+            (c["minimum_ring_size"], c["maximum_ring_size"]) =
+                (json!(dice.one(&[1, 16, 64])), json!(dice.one(&[64, 256])));
             ("ring_hash", "RingHash")
         }
         "MAGLEV" => {
@@ -263,7 +257,10 @@ fn cluster(dice: &mut Dice, name: &str) -> Value {
             c["common_lb_config"].as_object_mut().unwrap().remove("locality_weighted_lb_config").is_some();
         c["load_balancing_policy"] = extension(dice, balancer, localities);
     }
-    dice.sometimes(5, c, "health_checks", |dice| health_checks(dice, http2));
+    if dice.once_in(5) {
+        c["health_checks"] = health_checks(dice, http2);
+        c["ignore_health_on_host_removal"] = json!(true);
+    }
     if secured {
         c["transport_socket"] = secured::cluster(dice, http2);
     }

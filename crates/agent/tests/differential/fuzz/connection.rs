@@ -45,7 +45,6 @@ pub(super) fn options(dice: &mut Dice, m: &mut Value) {
     dice.sometimes(2, &mut http1, "accept_http_10", |_| json!(true));
     dice.sometimes(3, &mut http1, "default_host_for_http_10", |_| json!("ten"));
     dice.sometimes(4, &mut http1, "allow_custom_methods", |_| json!(true));
-    dice.sometimes(6, &mut http1, "allow_absolute_url", |dice| json!(dice.0.bool()));
     if dice.once_in(4) {
         m["http_protocol_options"] = http1;
     }

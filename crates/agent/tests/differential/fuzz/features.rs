@@ -28,7 +28,6 @@ pub(super) fn filters(dice: &mut Dice) -> Value {
     all.retain(|filter| names.insert(filter["name"].to_string()));
     let mut router = router();
     dice.sometimes(6, &mut router["typed_config"], "suppress_envoy_headers", |_| json!(true));
-    dice.sometimes(8, &mut router["typed_config"], "respect_expected_rq_timeout", |_| json!(true));
     all.push(router);
     json!(all)
 }

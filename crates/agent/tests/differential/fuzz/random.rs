@@ -353,7 +353,6 @@ pub(super) fn manager(dice: &mut Dice) -> Value {
         json!(dice.one(&["APPEND_IF_ABSENT", "PASS_THROUGH"]))
     });
     dice.sometimes(6, m, "server_name", |_| json!("named"));
-    dice.sometimes(8, m, "stream_error_on_invalid_http_message", |dice| json!(dice.0.bool()));
     dice.sometimes(6, m, "via", |_| json!("proxy"));
     dice.sometimes(6, m, "add_user_agent", |_| json!(true));
     dice.sometimes(

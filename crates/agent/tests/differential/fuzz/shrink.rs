@@ -98,7 +98,17 @@ fn smaller(config: &Value) -> Vec<Value> {
                 &part,
                 &inner,
                 &["start", "end", "inline_string", "num_retries", "retry_on"],
-                &["type", "lb_policy", "load_assignment", "circuit_breakers", "hash_policy", "header_name"],
+                &[
+                    "type",
+                    "lb_policy",
+                    "load_assignment",
+                    "circuit_breakers",
+                    "ignore_health_on_host_removal",
+                    "health_checks",
+                    "load_balancing_policy",
+                    "hash_policy",
+                    "header_name",
+                ],
                 &["explicit_http_config"],
             ];
             if held.iter().any(|keys| keys.contains(&key.as_str())) {

@@ -54,6 +54,7 @@ pub(super) fn of_services() -> Vec<Found> {
     };
     let looks = |context: Value| json!({ "validation_context": context });
     let authority = || looks(json!({ "trusted_ca": { "inline_string": "PEM:authority" } }));
+    let of = |name: &str| json!({ "match_typed_subject_alt_names": [{ "san_type": "DNS", "matcher": { "exact": name } }] });
     let other = || Asked { host: "b.example".to_owned(), ..plain() };
     vec![
         ("a name that nobody vouches for", with(json!({})), plain()),
@@ -61,6 +62,22 @@ pub(super) fn of_services() -> Vec<Found> {
         ("a name that is not the service's", with(authority()), other()),
         ("a hash vouches for it", with(looks(json!({ "verify_certificate_hash": ["PEM:a hash"] }))), plain()),
         ("another's does not", with(looks(json!({ "verify_certificate_hash": ["PEM:wild hash"] }))), plain()),
+        (
+            "its name and another",
+            with(looks(merged(
+                json!({ "trusted_ca": { "inline_string": "PEM:authority" } }),
+                of("a.example"),
+            ))),
+            plain(),
+        ),
+        (
+            "its name, and one that it has not",
+            with(looks(merged(
+                json!({ "trusted_ca": { "inline_string": "PEM:authority" } }),
+                of("b.example"),
+            ))),
+            plain(),
+        ),
         ("anything will do", with(looks(json!({ "trust_chain_verification": "ACCEPT_UNTRUSTED" }))), other()),
     ]
 }
