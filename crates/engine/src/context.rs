@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
-use http::{HeaderMap, StatusCode, Version, request};
+use http::{HeaderMap, Method, StatusCode, Version, request};
 use lateen_ir::{DynamicMetadata, HostAddress, Route, VirtualHost};
 
 use crate::body::RequestSource;
@@ -20,6 +20,7 @@ use crate::gate::Judged;
 use crate::guard::Verdict;
 use crate::host::Host;
 use crate::http_connection::{Counted, MillisText, PeerText};
+use crate::ingress;
 use crate::interim::Interim;
 use crate::internal_redirect::Followed;
 use crate::pool::ConnectionFacts;
@@ -259,6 +260,12 @@ impl RequestContext {
     /// Notes the end of the request. The rest happens in `drop`, so that a cancelled request is counted and logged too.
     pub(crate) fn completed(&mut self) {
         self.complete = true;
+    }
+
+    /// Whether all of the request has come. One that asks for another protocol, or for a tunnel, goes on for as long as that lasts.
+    pub(crate) fn request_complete(&self) -> bool {
+        let goes_on = self.head.method == Method::CONNECT || ingress::is_upgrade(&self.head);
+        !goes_on && self.body.as_ref().is_none_or(|body| body.ended())
     }
 
     /// Counts that its answer breaks off.

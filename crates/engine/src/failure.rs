@@ -158,7 +158,9 @@ pub(crate) enum Failure {
     ResponseTimeout,
     PerTryTimeout,
     PerTryIdleTimeout,
-    MaxStreamDuration,
+    MaxStreamDuration {
+        request_complete: bool,
+    },
     /// What the request or the cluster says of one try.
     UpstreamMaxStreamDuration {
         request_complete: bool,
@@ -245,9 +247,10 @@ impl Failure {
             Self::ResponseTimeout => timeout("response_timeout"),
             Self::PerTryTimeout => timeout("upstream_per_try_timeout"),
             Self::PerTryIdleTimeout => timeout("upstream_per_try_idle_timeout"),
-            Self::MaxStreamDuration => {
+            Self::MaxStreamDuration { request_complete } => {
                 let (body, details) = ("downstream duration timeout", "max_duration_timeout");
-                let mut reply = Reply::new(S::GATEWAY_TIMEOUT, body, Flags::default(), details);
+                let status = if *request_complete { S::GATEWAY_TIMEOUT } else { S::REQUEST_TIMEOUT };
+                let mut reply = Reply::new(status, body, Flags::default(), details);
                 reply.grpc_status = Some(DEADLINE_EXCEEDED);
                 reply
             }

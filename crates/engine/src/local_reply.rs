@@ -43,7 +43,7 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     // The clocks of whole streams are not the router's.
-    if !matches!(failure, Failure::MaxStreamDuration | Failure::StreamIdleTimeout { .. }) {
+    if !matches!(failure, Failure::MaxStreamDuration { .. } | Failure::StreamIdleTimeout { .. }) {
         tell_attempts(&context, response.headers_mut());
     }
     // Where the route would have answered by itself, what a filter answers is not the route's.

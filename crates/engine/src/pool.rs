@@ -92,6 +92,8 @@ pub(crate) struct Pool {
     waiting: RefCell<VecDeque<oneshot::Sender<Option<Http1>>>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     connecting: Cell<bool>,
+    /// Connections that are open or being opened.
+    open: Cell<u32>,
     waiting_for_shared: RefCell<Vec<oneshot::Sender<Result<(), Reset>>>>,
     /// The host is gone: nothing is kept.
     retired: Cell<bool>,
@@ -227,8 +229,19 @@ impl Pool {
         self.idle.borrow_mut().push(connection);
     }
 
+    /// A connection is being opened. [`Pool::ended`] follows.
+    pub(crate) fn opening(&self) {
+        self.open.set(self.open.get() + 1);
+    }
+
+    /// Whether no connection will ever be given back.
+    pub(crate) fn is_unconnected(&self) -> bool {
+        self.open.get() == 0
+    }
+
     /// A connection ended: it is let go of, and one of those that wait may open another.
     pub(crate) fn ended(&self) {
+        self.open.set(self.open.get() - 1);
         self.shared.borrow_mut().retain(|connection| !connection.facts.ended.get());
         let mut waiting = self.waiting.borrow_mut();
         while let Some(hand) = waiting.pop_front() {

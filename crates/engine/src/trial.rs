@@ -161,10 +161,14 @@ impl Trial<'_> {
             AttemptFailure::Overall => Failure::ResponseTimeout,
             AttemptFailure::PerTry => Failure::PerTryTimeout,
             AttemptFailure::PerTryIdle => Failure::PerTryIdleTimeout,
-            AttemptFailure::Idle => Failure::StreamIdleTimeout { request_complete: self.source.ended() },
-            AttemptFailure::StreamEnd => Failure::MaxStreamDuration,
+            AttemptFailure::Idle => {
+                Failure::StreamIdleTimeout { request_complete: self.context.request_complete() }
+            }
+            AttemptFailure::StreamEnd => {
+                Failure::MaxStreamDuration { request_complete: self.context.request_complete() }
+            }
             AttemptFailure::TryEnd => {
-                Failure::UpstreamMaxStreamDuration { request_complete: self.source.ended() }
+                Failure::UpstreamMaxStreamDuration { request_complete: self.context.request_complete() }
             }
         }
     }

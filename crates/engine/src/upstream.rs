@@ -169,11 +169,12 @@ async fn open_http1(target: &Target<'_>) -> Result<Lease, Reset> {
             return connect_http1(target, Some(place)).await;
         }
         target.cluster.stats.upstream_cx_overflow.inc();
-        if target.host.stats.cx_active.get() == 0 {
-            // Envoy lets every host have one connection, so that a full cluster cannot starve a host.
+        let pool = target.pool();
+        if pool.is_unconnected() {
+            // Envoy lets every pool have one connection, so that a full cluster cannot starve a host.
             return connect_http1(target, None).await;
         }
-        if let Some(connection) = target.pool().wait_for_idle().await.ok().flatten() {
+        if let Some(connection) = pool.wait_for_idle().await.ok().flatten() {
             return Ok(Lease::Http1 { connection, reused: true });
         }
     }

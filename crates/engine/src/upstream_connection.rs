@@ -89,6 +89,7 @@ pub(crate) async fn open(
     let config = &cluster.config;
     let stats = &cluster.stats;
     let pool = target.pool();
+    pool.opening();
     let began = Instant::now();
     stats.upstream_cx_total.inc();
     config.breakers.note_use();

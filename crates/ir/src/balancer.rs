@@ -232,7 +232,9 @@ impl Balancer {
         shares: &[(u32, usize, Availability)],
         wish: &mut Wish<'_>,
     ) -> Option<(usize, Availability)> {
-        let shifted = wish.priorities.as_deref_mut().and_then(|tried| tried.shares(&self.available));
+        // What has a hash's host stays with it, whatever has been tried, as in Envoy.
+        let tried = wish.priorities.as_deref_mut().filter(|_| !self.policy.hashes());
+        let shifted = tried.and_then(|tried| tried.shares(&self.available));
         if let (None, [(_, number, availability)]) = (shifted, shares) {
             return Some((*number, *availability));
         }

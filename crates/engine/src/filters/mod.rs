@@ -287,10 +287,10 @@ async fn within_limits<T>(context: &RequestContext, work: impl Future<Output = T
         (Some(idle), Some(end)) => idle.min(end),
         (Some(only), None) | (None, Some(only)) => only,
     };
-    let request_complete = context.body.as_ref().is_none_or(|body| body.ended());
+    let request_complete = context.request_complete();
     tokio::time::timeout_at(limit.into(), work).await.map_err(|_| {
         if end == Some(limit) {
-            Failure::MaxStreamDuration
+            Failure::MaxStreamDuration { request_complete }
         } else {
             Failure::StreamIdleTimeout { request_complete }
         }

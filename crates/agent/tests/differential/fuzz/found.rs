@@ -359,6 +359,9 @@ fn found() -> Vec<Found> {
     all.extend(connections::of_connections());
     all.extend(limits::of_tries());
     all.extend(limits::of_retries());
+    all.extend(limits::of_unfinished());
+    all.extend(limits::of_connections());
+    all.extend(limits::of_hashes());
     all.extend(filters::of_connects());
     all.extend(filters::of_tokens());
     all.extend(filters::of_failures());
