@@ -8,7 +8,7 @@ use http_body::Body as _;
 use lateen_ir::HeaderMutations;
 
 use crate::body::RequestSource;
-use crate::breakers::Admission;
+use crate::breakers::{self, Admission, Limited};
 use crate::cluster::LocalCluster;
 use crate::forward::{WeightedEntry, weighted_entry};
 use crate::host::Host;
@@ -140,6 +140,15 @@ impl ActiveRequest {
         host.stats.rq_total.inc();
         host.stats.rq_active.inc();
         Self { cluster: cluster.clone(), host: host.clone(), route: None, _place: place }
+    }
+
+    /// For a request that has its connection, where the cluster takes one more.
+    pub(crate) fn admit(cluster: &Rc<LocalCluster>, host: &Rc<Host>, high_priority: bool) -> Option<Self> {
+        let Some(place) = breakers::admit(&cluster.config, Limited::Request, high_priority) else {
+            cluster.stats.upstream_rq_active_overflow.inc();
+            return None;
+        };
+        Some(Self::new(cluster, host, place))
     }
 
     /// It counts for its route as well.

@@ -14,13 +14,12 @@ use lateen_ir::RetryPolicy;
 
 use crate::answer::{ActiveRequest, Answer};
 use crate::body::RequestSource;
-use crate::breakers::{self, Limited};
 use crate::cluster::LocalCluster;
 use crate::failure::{Failure, Reset};
 use crate::forward::WeightedEntry;
 use crate::host::Host;
 use crate::incoming::Incoming;
-use crate::interim::Interim;
+use crate::interim::{Interim, Said};
 use crate::limits::{Limits, TimedOut, wait};
 use crate::message::Message;
 use crate::outlier::Outcome;
@@ -28,7 +27,6 @@ use crate::pool::ConnectionFacts;
 use crate::presence::Present;
 use crate::special::Special;
 use crate::stats::blocks::RouteStats;
-use crate::syntax::proper_answer;
 use crate::trial::{AttemptFailure, Trial};
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::worker::Worker;
@@ -61,6 +59,8 @@ struct Attempt {
     turned_away: Rc<Cell<bool>>,
     /// When it got its connection.
     connected: Rc<Cell<Option<Instant>>>,
+    /// What its endpoint says before the answer.
+    said: Said,
 }
 
 /// What an attempt is connected to, and how.
@@ -70,12 +70,13 @@ type Connected = (Rc<ConnectionFacts>, Version);
 struct Running {
     work: Pin<Box<dyn Future<Output = Result<Answered, Broken>>>>,
     host: Rc<Host>,
-    connection: Rc<OnceCell<Connected>>,
     turned_away: Rc<Cell<bool>>,
     /// Which attempt of the request it is.
     number: u32,
     /// When it got its connection: its clock runs from then on.
     connected: Rc<Cell<Option<Instant>>>,
+    /// What its endpoint says before the answer.
+    said: Said,
     /// It has taken too long.
     late: bool,
     /// Another has begun because it was late: it is not tried again for its own outcome.
@@ -98,7 +99,9 @@ impl Attempt {
             connection,
             turned_away,
             connected,
+            said,
         } = self;
+        let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
         let target = Target { worker: &worker, cluster: &cluster, host: &host, special };
         let unsent = |reset| Broken { reset, sent: false };
         let mut lease = upstream::lease(&target, downstream, false).await.map_err(|reset| {
@@ -107,33 +110,35 @@ impl Attempt {
         })?;
         connected.set(Some(Instant::now()));
         cluster.observe(&host, Outcome::Connected, &worker);
-        let Some(place) = breakers::admit(&cluster.config, Limited::Request, high_priority) else {
-            cluster.stats.upstream_rq_active_overflow.inc();
+        let Some(active) = ActiveRequest::admit(&cluster, &host, high_priority) else {
             lease.finished(&cluster);
             return Err(unsent(Reset::Overflow));
         };
-        let active = ActiveRequest::new(&cluster, &host, place).of_route(&route_stats);
+        let active = active.of_route(&route_stats);
         // It is empty.
         let _ = connection.set((lease.facts().clone(), lease.version()));
         loop {
             lease.count_last_request(&cluster.stats, &cluster.config.ir.http.common);
             let reused = lease.reused().then(Instant::now);
             let mut request = message.again().request(lease.version(), source.body());
-            upstream::listen(&mut request, interim.as_ref());
-            match upstream::exchange(&mut lease, request, interim.as_ref(), None).await {
+            // Over HTTP/1 the connection's task hears it, and this one is to know at once.
+            let (listener, heard) = (interim.as_ref().map(Interim::listener), said.clone());
+            let task = task.clone();
+            upstream::listen(&mut request, move |status, headers| {
+                listener.iter().for_each(|listener| listener(status, headers));
+                heard.note(status.as_u16());
+                task.wake_by_ref();
+            });
+            match upstream::exchange(&mut lease, request, interim.as_ref(), Some(&said)).await {
                 Ok(response) => {
-                    let present = Present::of(response.headers());
-                    let framed = present.any(Present::TRANSFER_ENCODING) && lease.version() < Version::HTTP_2;
-                    if framed && !proper_answer(response.headers()) {
-                        lease.broke(&Reset::Protocol);
-                        return Err(Broken { reset: Reset::Protocol, sent: true });
-                    }
+                    let present = upstream::heed_head(&lease, &response)?;
                     return Ok(Answered { lease, response, active, present });
                 }
                 // A kept connection may have been closing at that very moment.
                 Err(broken) => {
                     let stale = retry::was_closing(reused, &broken);
-                    let harmless = !broken.sent || retry::idempotent(&message.method);
+                    let answered = said.status().is_some();
+                    let harmless = !broken.sent || (retry::idempotent(&message.method) && !answered);
                     if !(stale && harmless && source.replayable()) {
                         return Err(broken);
                     }
@@ -150,6 +155,8 @@ struct Race<'a, 'b> {
     running: Vec<Running>,
     /// When the next attempt begins, if one is to.
     next: Option<Instant>,
+    /// What the attempt that began last is connected to, once it is: the request's log tells of it, unless another is answered.
+    last: Rc<OnceCell<Connected>>,
     /// When the request was seen to be sent in whole.
     sent_at: Option<Instant>,
     /// Late attempts are tried again, whichever conditions the policy has.
@@ -165,21 +172,26 @@ pub(crate) async fn run(
 ) -> Result<Box<Answer>, Failure> {
     // Tries that go on side by side share it.
     trial.try_end = trial.try_limit.map(|limit| Instant::now() + limit);
-    let mut race = Race { trial, running: Vec::new(), next: None, sent_at: None, retries };
+    let mut race =
+        Race { trial, running: Vec::new(), next: None, last: Rc::default(), sent_at: None, retries };
     race.begin().await?;
     loop {
         match race.step().await {
             Step::Answered(index, answered) => {
-                let running = race.running.remove(index);
+                let running = race.take(index);
                 if let Some(answered) = race.judge(&running, answered) {
                     return Ok(race.win(running, answered, weighted));
                 }
             }
             Step::Broken(index, broken) => {
-                let running = race.running.remove(index);
+                let running = race.take(index);
                 if let Some(failure) = race.broken(&running, broken) {
                     return Err(failure);
                 }
+            }
+            Step::Said(index) => {
+                let speaker = race.take(index);
+                race.running.push(speaker);
             }
             Step::Late => race.late(),
             Step::Next => {
@@ -193,6 +205,8 @@ pub(crate) async fn run(
 
 /// What happens next.
 enum Step {
+    /// An endpoint has said something before its answer.
+    Said(usize),
     Answered(usize, Box<Answered>),
     Broken(usize, Broken),
     /// Some attempt takes too long.
@@ -218,8 +232,9 @@ impl Race<'_, '_> {
         };
         trial.turn_to(&host);
         trial.name_host(&host);
-        let (connection, turned_away) = (Rc::new(OnceCell::new()), Rc::new(Cell::new(false)));
-        let connected = Rc::new(Cell::new(None));
+        let (connection, turned_away) = (Rc::<OnceCell<Connected>>::default(), Rc::new(Cell::new(false)));
+        self.last = connection.clone();
+        let (connected, said) = (Rc::new(Cell::new(None)), Said::default());
         let number = trial.context.attempts;
         let attempt = Attempt {
             worker: trial.context.connection.worker.clone(),
@@ -237,18 +252,19 @@ impl Race<'_, '_> {
             downstream: trial.context.version,
             high_priority: trial.action.high_priority,
             interim: interim::passed_on(trial.context).cloned(),
-            connection: connection.clone(),
+            connection,
             turned_away: turned_away.clone(),
             connected: connected.clone(),
+            said: said.clone(),
         };
         let work = Box::pin(attempt.run());
         self.running.push(Running {
             work,
             host,
-            connection,
             turned_away,
             number,
             connected,
+            said,
             late: false,
             retried: false,
         });
@@ -269,9 +285,6 @@ impl Race<'_, '_> {
     async fn step(&mut self) -> Step {
         let limit = self.limit();
         let now = Instant::now();
-        if self.trial.source.ended() {
-            self.sent_at.get_or_insert(now);
-        }
         let not_late = self.running.iter().filter(|running| !running.late);
         let late = not_late.map(|running| {
             // Without a connection its clock has not begun; it may have when this time is over.
@@ -291,21 +304,28 @@ impl Race<'_, '_> {
             clocked: None,
         };
         let source = self.trial.source.clone();
-        let running = &mut self.running;
+        let (running, begun) = (&mut self.running, self.trial.context.begun_upstream);
+        let sent_at = &mut self.sent_at;
         let first = poll_fn(|cx| {
+            if sent_at.is_none() && source.ended() {
+                *sent_at = Some(Instant::now());
+            }
             for (index, one) in running.iter_mut().enumerate() {
                 if let Poll::Ready(outcome) = one.work.as_mut().poll(cx) {
-                    return Poll::Ready((index, outcome));
+                    return Poll::Ready((index, Some(outcome)));
+                }
+                if !begun && one.said.status().is_some() {
+                    return Poll::Ready((index, None));
                 }
             }
             Poll::Pending
         });
         let waited = wait(&source, &limits, first).await;
         self.trial.deadline = waited.deadline;
-        self.trial.heed_interim();
         match waited.result {
-            Ok((index, Ok(answered))) => Step::Answered(index, Box::new(answered)),
-            Ok((index, Err(broken))) => Step::Broken(index, broken),
+            Ok((index, Some(Ok(answered)))) => Step::Answered(index, Box::new(answered)),
+            Ok((index, Some(Err(broken)))) => Step::Broken(index, broken),
+            Ok((index, None)) => Step::Said(index),
             Err(TimedOut::PerTry | TimedOut::PerTryIdle)
                 if next.is_some_and(|next| late.is_none_or(|late| next <= late)) =>
             {
@@ -314,6 +334,18 @@ impl Race<'_, '_> {
             Err(TimedOut::PerTry | TimedOut::PerTryIdle) => Step::Late,
             Err(kind) => Step::Over(kind),
         }
+    }
+
+    /// Takes an attempt out. Whose endpoint speaks before its answer is the only one from then on, as with Envoy.
+    fn take(&mut self, index: usize) -> Running {
+        let running = self.running.remove(index);
+        if running.said.status().is_some() {
+            self.running.clear();
+            self.next = None;
+            self.trial.said = Some(running.said.clone());
+            self.trial.heed_interim();
+        }
+        running
     }
 
     /// Another attempt begins for each that takes too long, as far as the policy goes.
@@ -419,7 +451,16 @@ impl Race<'_, '_> {
             self.charge(failure.reply().status);
             return None;
         }
+        self.tell_last();
         Some(failure)
+    }
+
+    /// Has the log tell what the attempt that began last was connected to.
+    fn tell_last(&mut self) {
+        if let Some((facts, version)) = self.last.get() {
+            self.trial.context.upstream = Some(facts.clone());
+            self.trial.context.upstream_version = Some(*version);
+        }
     }
 
     /// Counts an attempt as answered by the proxy.
@@ -449,11 +490,7 @@ impl Race<'_, '_> {
                 }
             }
         }
-        let last = self.running.iter().find(|running| running.number == self.trial.context.attempts);
-        if let Some((facts, version)) = last.and_then(|running| running.connection.get()) {
-            self.trial.context.upstream = Some(facts.clone());
-            self.trial.context.upstream_version = Some(*version);
-        }
+        self.tell_last();
         self.trial.final_failure(failure)
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Limits<'a> {
     pub(crate) per_try_idle: Option<Duration>,
     pub(crate) idle: Option<Duration>,
     pub(crate) stream_end: Option<Instant>,
-    /// Where what the endpoint says before its answer is passed on to: after that, only the clocks for all tries count.
+    /// Where what the endpoint says before its answer is passed on to: after that, the try has no time-out.
     pub(crate) interim: Option<&'a Interim>,
     /// A try with clocks of its own. `None`: it has none, and there is time left.
     pub(crate) clocked: Option<&'a Clocked>,
@@ -38,17 +38,18 @@ pub(crate) struct Limits<'a> {
 pub(crate) struct Clocked {
     /// When it got its connection: its clocks run from then on.
     pub(crate) connected: Cell<Option<Instant>>,
-    /// What the endpoint says before its answer, where it is not passed on: after that, its clocks don't count any more.
+    /// What the endpoint says before its answer, where it is not passed on.
     pub(crate) said: RefCell<Option<Said>>,
 }
 
-impl Clocked {
-    fn is_answered(&self) -> bool {
-        self.said.borrow().as_ref().is_some_and(|said| said.status().is_some())
-    }
-}
-
 impl Limits<'_> {
+    /// Whether the endpoint has said something.
+    fn is_answered(&self) -> bool {
+        let noted =
+            |clocked: &Clocked| clocked.said.borrow().as_ref().is_some_and(|said| said.status().is_some());
+        self.interim.is_some_and(|interim| interim.came().is_some()) || self.clocked.is_some_and(noted)
+    }
+
     fn are_none(&self) -> bool {
         self.stream_end.is_none()
             && [self.timeout, self.per_try, self.per_try_idle, self.idle].iter().all(Option::is_none)
@@ -80,8 +81,8 @@ pub(crate) async fn wait<T>(
     limits: &Limits<'_>,
     work: impl Future<Output = T>,
 ) -> Waited<T> {
-    if limits.clocked.is_some() || limits.interim.is_some() {
-        return wait_with_care(source, limits, Box::pin(work)).await;
+    if limits.clocked.is_some() {
+        return wait_connected(source, limits, Box::pin(work)).await;
     }
     let mut work = pin!(work);
     if limits.are_none() {
@@ -109,18 +110,6 @@ pub(crate) async fn wait<T>(
     Waited { result, deadline }
 }
 
-/// [`wait`] where clocks begin late, or the endpoint may speak before it answers.
-fn wait_with_care<'a, T: 'a>(
-    source: &'a RequestSource,
-    limits: &'a Limits<'a>,
-    work: Pin<Box<dyn Future<Output = T> + 'a>>,
-) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
-    match limits.clocked {
-        Some(_) => wait_connected(source, limits, work),
-        None => wait_heeding(source, limits, work),
-    }
-}
-
 /// Waits for a try with clocks of its own, which run from when it has a connection, or for one that has no time left.
 fn wait_connected<'a, T: 'a>(
     source: &'a RequestSource,
@@ -131,8 +120,10 @@ fn wait_connected<'a, T: 'a>(
         let mut left = Limits { clocked: None, ..*limits };
         loop {
             let waited = wait(source, &left, work.as_mut()).await;
+            // An endpoint that has begun to answer may take its time, but not fall silent.
+            let per_try = limits.per_try.filter(|_| !limits.is_answered());
             let own = match waited.result {
-                Err(TimedOut::PerTry) => limits.per_try,
+                Err(TimedOut::PerTry) => per_try,
                 Err(TimedOut::PerTryIdle) => limits.per_try_idle,
                 Err(TimedOut::StreamEnd) => return connect_at_least(limits, work.as_mut(), waited).await,
                 _ => return waited,
@@ -141,15 +132,11 @@ fn wait_connected<'a, T: 'a>(
             let rest = |limit: Option<Duration>| {
                 limit.map(|limit| since.map_or(limit, |since| limit.saturating_sub(since)))
             };
-            left.deadline = waited.deadline;
-            if limits.clocked.is_some_and(Clocked::is_answered) {
-                (left.per_try, left.per_try_idle) = (None, None);
-                continue;
-            }
-            if rest(own).is_none_or(|rest| rest.is_zero()) {
+            if rest(own).is_some_and(|rest| rest.is_zero()) {
                 return waited;
             }
-            (left.per_try, left.per_try_idle) = (rest(limits.per_try), rest(limits.per_try_idle));
+            left.deadline = waited.deadline;
+            (left.per_try, left.per_try_idle) = (rest(per_try), rest(limits.per_try_idle));
         }
     })
 }
@@ -168,24 +155,6 @@ async fn connect_at_least<T>(
         Poll::Ready(done) => Waited { result: Ok(done), deadline: waited.deadline },
         Poll::Pending => waited,
     }
-}
-
-/// Waits for an endpoint that may speak before it answers. Then the clocks of the try don't count any more.
-fn wait_heeding<'a, T: 'a>(
-    source: &'a RequestSource,
-    limits: &'a Limits<'a>,
-    mut work: Pin<Box<dyn Future<Output = T> + 'a>>,
-) -> Pin<Box<dyn Future<Output = Waited<T>> + 'a>> {
-    Box::pin(async move {
-        let waited = wait(source, &Limits { interim: None, ..*limits }, work.as_mut()).await;
-        let of_try = matches!(waited.result, Err(TimedOut::PerTry | TimedOut::PerTryIdle));
-        if !of_try || limits.interim.is_none_or(|interim| interim.came().is_none()) {
-            return waited;
-        }
-        let limits =
-            Limits { deadline: waited.deadline, per_try: None, per_try_idle: None, interim: None, ..*limits };
-        wait(source, &limits, work.as_mut()).await
-    })
 }
 
 /// The work's result, or `None` when the request's end comes first.

@@ -24,9 +24,7 @@ use crate::incoming::Incoming;
 use crate::interim::{self, Said, charge_downstream};
 use crate::limits::{Clocked, Limits, TimedOut, wait};
 use crate::outlier::Outcome;
-use crate::presence::Present;
 use crate::special::Special;
-use crate::syntax::proper_answer;
 use crate::upstream::{self, Broken, Lease, Target};
 use crate::{retry, rewrite, route_stats};
 
@@ -336,14 +334,10 @@ impl Trial<'_> {
             self.cluster.observe(host, Outcome::Connected, &worker);
             // As in Envoy a request counts when it has a connection; until then it is pending.
             if self.active.is_none() {
-                let place =
-                    breakers::admit(&self.cluster.config, Limited::Request, self.action.high_priority);
-                let Some(place) = place else {
-                    self.cluster.stats.upstream_rq_active_overflow.inc();
+                let Some(active) = ActiveRequest::admit(self.cluster, host, self.action.high_priority) else {
                     lease.finished(self.cluster);
                     return Err(Broken { reset: Reset::Overflow, sent: false });
                 };
-                let active = ActiveRequest::new(self.cluster, host, place);
                 self.active = Some(active.of_route(&self.context.route_stats));
             }
             lease.count_last_request(&self.cluster.stats, &self.cluster.config.ir.http.common);
@@ -357,14 +351,7 @@ impl Trial<'_> {
             clocked.into_iter().for_each(|clocked| clocked.said.borrow_mut().clone_from(&self.said));
             match upstream::exchange(&mut lease, request, interim, self.said.as_ref()).await {
                 Ok(response) => {
-                    self.context.answered = Present::of(response.headers());
-                    if lease.version() < Version::HTTP_2
-                        && self.context.answered.any(Present::TRANSFER_ENCODING)
-                        && !proper_answer(response.headers())
-                    {
-                        lease.broke(&Reset::Protocol);
-                        return Err(Broken { reset: Reset::Protocol, sent: true });
-                    }
+                    self.context.answered = upstream::heed_head(&lease, &response)?;
                     self.context.first_upstream_byte = Some(Instant::now());
                     return Ok((lease, response));
                 }
@@ -415,7 +402,9 @@ impl Trial<'_> {
     fn request(&mut self, version: Version) -> Request<RequestBody> {
         let body = self.source.body();
         let mut request = self.message().request(version, body);
-        upstream::listen(&mut request, interim::passed_on(self.context));
+        if let Some(interim) = interim::passed_on(self.context) {
+            upstream::listen(&mut request, interim.listener());
+        }
         request
     }
 

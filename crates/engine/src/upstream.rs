@@ -16,8 +16,10 @@ use crate::http2;
 use crate::incoming::{Incoming, StreamError};
 use crate::interim::{Interim, Said};
 use crate::pool::{ConnectTurn, ConnectionFacts, Http1, Http2, Pool, SharedTurn, StreamPlace};
+use crate::presence::Present;
 use crate::special::Special;
 use crate::stats::blocks::ClusterStats;
+use crate::syntax::proper_answer;
 use crate::upstream_connection::open;
 use crate::worker::Worker;
 
@@ -278,11 +280,12 @@ impl Drop for Pending<'_> {
     }
 }
 
-/// Has what the endpoint says before its answer passed on, when the request goes over HTTP/1.
-pub(crate) fn listen(request: &mut Request<RequestBody>, interim: Option<&Interim>) {
-    if request.version() < Version::HTTP_2
-        && let Some(hear) = interim.map(Interim::listener)
-    {
+/// Has `hear` told what the endpoint says before its answer, when the request goes over HTTP/1.
+pub(crate) fn listen(
+    request: &mut Request<RequestBody>,
+    hear: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static,
+) {
+    if request.version() < Version::HTTP_2 {
         hyper::ext::on_informational(request, move |said| hear(said.status(), said.headers()));
     }
 }
@@ -336,6 +339,19 @@ pub(crate) async fn exchange(
         lease.broke(&reset);
     }
     Err(Broken { reset, sent })
+}
+
+/// Looks at the head of an answer, and says what it has. Over HTTP/1 how it is framed must leave no doubt.
+pub(crate) fn heed_head(lease: &Lease, response: &Response<Incoming>) -> Result<Present, Broken> {
+    let present = Present::of(response.headers());
+    if lease.version() == Version::HTTP_2 {
+        return Ok(present);
+    }
+    if present.any(Present::TRANSFER_ENCODING) && !proper_answer(response.headers()) {
+        lease.broke(&Reset::Protocol);
+        return Err(Broken { reset: Reset::Protocol, sent: true });
+    }
+    Ok(present)
 }
 
 /// Whether the request is none that HTTP/2 has a form for, as with an authority that is none.

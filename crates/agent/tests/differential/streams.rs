@@ -208,6 +208,7 @@ async fn start(folder: &std::path::Path) -> [Proxy; 2] {
             { "match": { "prefix": "/timeout" }, "route": { "cluster": cluster, "timeout": "0.4s" } },
             { "match": { "prefix": "/try" }, "route": { "cluster": cluster, "retry_policy": { "retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.3s" } } },
             { "match": { "prefix": "/hedged" }, "route": { "cluster": cluster, "hedge_policy": { "hedge_on_per_try_timeout": true }, "retry_policy": { "retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.3s" } } },
+            { "match": { "prefix": "/silent" }, "route": { "cluster": cluster, "timeout": "0.7s", "retry_policy": { "retry_on": "5xx", "num_retries": 1, "per_try_idle_timeout": "0.3s" } } },
             { "match": { "prefix": "/once" }, "route": { "cluster": cluster } },
             { "match": { "prefix": "/idle" }, "route": { "cluster": cluster, "idle_timeout": "0.3s" } },
             { "match": { "prefix": "/" }, "route": { "cluster": cluster, "retry_policy": policy } },
@@ -285,6 +286,8 @@ fn interim() -> Vec<Asked> {
         case("a reset after what is not passed on", "own", "/", "103-wait-reset,read-200", false, 0),
         case("a time-out after what is not passed on", "own", "/timeout", "100-late-200", false, 0),
         case("a time-out of a try after what is not passed on", "own", "/try", "100-read-late-200", false, 0),
+        case("no silence", "own", "/silent", "read-wait-wait-100-wait-wait-200", false, 0),
+        case("silence after what is not passed on", "own", "/silent", "100-read-late-200", false, 0),
         case("hints by the HTTP/1 service that are not passed on", "own1", "/", "103-100-then-", false, 0),
         case("100 by the service", "passed", "/", "100-read-200", true, 1),
         case("100 by the service, unasked", "passed", "/", "100-read-200", false, 1),
@@ -302,12 +305,44 @@ fn interim() -> Vec<Asked> {
         case("no retries of resets after 100", "passed", "/", "100-wait-reset,read-200", true, 1),
         case("a time-out after 100", "passed", "/timeout", "100-late-200", true, 1),
         case("a time-out of a try after 100", "passed", "/try", "100-read-late-200", true, 1),
+        case("no silence, but 100", "passed", "/silent", "read-wait-wait-100-wait-wait-200", false, 0),
+        case("silence after 100", "passed", "/silent", "100-read-late-200", true, 1),
         case("100 by the HTTP/1 service", "passed1", "/", "100-then-", true, 1),
         case("100 with headers by the HTTP/1 service", "passed1", "/", "100x-then-", true, 1),
         case("hints by the HTTP/1 service", "passed1", "/", "103-100-then-", true, 2),
         case("100 by nobody over HTTP/1", "passed1", "/", "", true, 1),
         case("a refusal by the HTTP/1 service after 100", "passed1", "/", "100-then-early-417", true, 2),
     ]
+}
+
+/// The same where several attempts may be under way.
+fn hedged_interim() -> Vec<Asked> {
+    let mut cases = Vec::new();
+    for listener in ["own", "passed"] {
+        let mut case =
+            |name, act| cases.push(Asked { name, listener, path: "/hedged", act, expects: false, after: 0 });
+        case("hedged, something before the answer", "103-read-200");
+        case("hedged, no retries of a failure", "102-read-503,read-200");
+        case("hedged, no retries of a reset", "103-wait-reset,read-200");
+        case("hedged, a failure, then something", "read-503,104-read-200");
+        case("hedged, nobody is late who spoke", "100-late-200,read-200");
+        case("hedged, the first speaks late", "late-103-late-200,wait-wait-wait-wait-200");
+        case("hedged, the second speaks", "late-wait-wait-200,wait-103-late-200");
+        case("hedged, the second speaks and fails", "late-wait-wait-200,wait-103-wait-503");
+        case("hedged, the second speaks and is reset", "late-wait-wait-200,wait-103-wait-reset");
+        case("hedged, both speak", "late-103-late-200,103-late-200");
+        case("hedged, what does not count", "late-105-late-200,wait-wait-wait-wait-200");
+    }
+    for listener in ["own1", "passed1"] {
+        let mut case =
+            |name, act| cases.push(Asked { name, listener, path: "/hedged", act, expects: false, after: 0 });
+        case("hedged, something before the HTTP/1 service's answer", "103-then-");
+        case("hedged, no retries after what the HTTP/1 service says", "102-then-503");
+        case("hedged, the HTTP/1 service is not late that spoke", "100-then-late");
+        case("hedged, the HTTP/1 service speaks late", "late-103-then-late");
+        case("hedged, the HTTP/1 service speaks late and fails", "late-103-then-503");
+    }
+    cases
 }
 
 /// Both proxies, what they have counted so far, and how they differed.
@@ -368,7 +403,7 @@ async fn compare_logs(proxies: &[Proxy; 2]) -> String {
 async fn interim_answers_over_http2() {
     let folder = tempfile::tempdir().unwrap();
     let mut watch = Watch::start(folder.path()).await;
-    for asked in interim() {
+    for asked in interim().into_iter().chain(hedged_interim()) {
         watch.compare(asked.name, asked.listener, |address| ask(address, asked)).await;
         // What a client of HTTP/1 sees of a service of HTTP/2.
         if ["own", "passed"].contains(&asked.listener) {
