@@ -220,9 +220,11 @@ impl Call {
                 if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body.clone())) };
             let sent = Instant::now();
             let (version, reused) = (lease.version(), lease.reused());
-            match upstream::exchange(&mut lease, message.again().request(version, content), None, None).await
-            {
+            let request = message.again().request(version, content);
+            match upstream::exchange(&mut lease, request, None, None).await {
                 Ok(answer) => {
+                    upstream::heed_head(&lease, &answer)
+                        .map_err(|broken| failed(broken.reset, broken.sent))?;
                     let (head, body) = answer.into_parts();
                     return Ok(Begun { lease, active, head, body, sent });
                 }

@@ -1,7 +1,7 @@
 //! Headers that concern one connection, and those that may come in several lines where one is meant.
 
-use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Version};
 
 use crate::failure::Failure;
 use crate::ingress::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
@@ -18,6 +18,18 @@ pub(crate) fn keeps_alive(headers: &HeaderMap) -> bool {
 /// Whether a client asks for the connection's end by a header that is no standard, but that Envoy heeds.
 pub(crate) fn closes_by_proxy_connection(headers: &HeaderMap) -> bool {
     headers.get_all(PROXY_CONNECTION).iter().any(|value| contains_token(value.as_bytes(), b"close"))
+}
+
+/// Whether an answer over HTTP/1 is the last on its connection, as Envoy sees it.
+pub(crate) fn ends_connection(version: Version, headers: &HeaderMap, present: Present) -> bool {
+    let old = version == Version::HTTP_10;
+    let says = |token: &[u8]| {
+        let mut lists = headers.get_all(header::CONNECTION).iter();
+        present.any(Present::CONNECTION) && lists.any(|list| contains_token(list.as_bytes(), token))
+    };
+    (old && !says(b"keep-alive"))
+        || (!old && says(b"close"))
+        || (present.any(Present::PROXY_CONNECTION) && closes_by_proxy_connection(headers))
 }
 
 pub(crate) fn contains_token(list: &[u8], token: &[u8]) -> bool {

@@ -276,6 +276,7 @@ impl Mirror {
         let request = message.request(lease.version(), body);
         let began = Instant::now();
         let answer = upstream::exchange(&mut lease, request, None, None).await;
+        let answer = answer.and_then(|answer| upstream::heed_head(&lease, &answer).map(|_present| answer));
         let outcome = answer.as_ref().map_or(Outcome::LocalFailure, |a| Outcome::Answered(a.status()));
         cluster.observe(&host, outcome, &worker);
         let (head, mut body) = answer.map_err(|broken| broken.reset)?.into_parts();

@@ -11,6 +11,7 @@ use crate::body::RequestBody;
 use crate::breakers::{self, Admission, Limited};
 use crate::cluster::LocalCluster;
 use crate::failure::Reset;
+use crate::hop_by_hop;
 use crate::host::Host;
 use crate::http2;
 use crate::incoming::{Incoming, StreamError};
@@ -341,7 +342,8 @@ pub(crate) async fn exchange(
     Err(Broken { reset, sent })
 }
 
-/// Looks at the head of an answer, and says what it has. Over HTTP/1 how it is framed must leave no doubt.
+/// Looks at the head of an answer, and says what it has. Over HTTP/1 how it is framed must leave no doubt, and it may be the last on its
+/// connection.
 pub(crate) fn heed_head(lease: &Lease, response: &Response<Incoming>) -> Result<Present, Broken> {
     let present = Present::of(response.headers());
     if lease.version() == Version::HTTP_2 {
@@ -350,6 +352,10 @@ pub(crate) fn heed_head(lease: &Lease, response: &Response<Incoming>) -> Result<
     if present.any(Present::TRANSFER_ENCODING) && !proper_answer(response.headers()) {
         lease.broke(&Reset::Protocol);
         return Err(Broken { reset: Reset::Protocol, sent: true });
+    }
+    if hop_by_hop::ends_connection(response.version(), response.headers(), present) {
+        lease.facts().stats.upstream_cx_close_notify.inc();
+        lease.facts().ended.set(true);
     }
     Ok(present)
 }

@@ -177,6 +177,77 @@ async fn connections_that_end_with_requests_are_counted_the_same() {
     }
 }
 
+/// What an answer says of its connection.
+/// (What says both of HTTP/1.0 Envoy keeps, and hyper does not.)
+const LAST_WORDS: [&str; 21] = [
+    "1.1",
+    "1.1\r\nconnection: close",
+    "1.1\r\nconnection: Close",
+    "1.1\r\nCONNECTION: CLOSE",
+    "1.1\r\nconnection: keep-alive",
+    "1.1\r\nconnection: keep-alive, close",
+    "1.1\r\nconnection: x,close ,y",
+    "1.1\r\nconnection: keep-alive\r\nconnection: close",
+    "1.1\r\nconnection: closed",
+    "1.1\r\nconnection:",
+    "1.1\r\nproxy-connection: close",
+    "1.1\r\nProxy-Connection: Close",
+    "1.1\r\nproxy-connection: x, close",
+    "1.1\r\nproxy-connection: keep-alive",
+    "1.1\r\nproxy-connection: keep-alive\r\nproxy-connection: close",
+    "1.1\r\nconnection: close\r\nproxy-connection: close",
+    "1.1\r\nkeep-alive: timeout=0",
+    "1.0",
+    "1.0\r\nconnection: keep-alive",
+    "1.0\r\nconnection: x, Keep-Alive",
+    "1.0\r\nconnection: keep-alive\r\nproxy-connection: close",
+];
+
+/// Answers as the last part of the path says: those of [`LAST_WORDS`] by number, one after the other. It ends no connection.
+async fn say(mut stream: TcpStream) -> Option<()> {
+    loop {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.ok()?);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let number: usize = head.split(' ').nth(1)?.rsplit('/').next()?.parse().ok()?;
+        let (version, headers) = LAST_WORDS[number].split_at(3);
+        let answer = format!("HTTP/{version} 200 OK{headers}\r\ncontent-length: 2\r\n\r\nok");
+        stream.write_all(answer.as_bytes()).await.ok()?;
+    }
+}
+
+/// Which answers are a connection's last, though the service goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_end_connections_the_same() {
+    let service = start(say).await;
+    let names: Vec<String> = (0..LAST_WORDS.len()).map(|number| format!("said-{number:02}")).collect();
+    let at = || vec![json!({ "endpoint": { "address": address(service.port()) } })];
+    let clusters: Vec<Value> = names.iter().map(|name| cluster(name, at(), json!({}))).collect();
+    let routes: Vec<Value> = names.iter().map(|name| route(name, json!({}))).collect();
+    let duo = Duo::start(json!(routes), &clusters, &[]).await;
+    let mut complaints = String::new();
+    for (number, words) in LAST_WORDS.iter().enumerate() {
+        let name = &names[number];
+        let mut seen = [String::new(), String::new()];
+        for (kind, seen) in seen.iter_mut().enumerate() {
+            // Then one that says nothing, to the same and then to a connection that may be new.
+            for path in [number, number, 0, 0] {
+                let reply = duo.get(kind, &format!("/{name}/{path}"), &[]).await;
+                *seen += &format!("{} {:?}; ", reply.status, reply.header("connection"));
+            }
+            duo.reaches(kind, &format!("cluster.{name}.upstream_cx_active"), 1).await;
+            let stats = duo.stats(kind, &format!("cluster.{name}.upstream_cx_"), &["_ms", "bytes"]).await;
+            *seen += &format!("{stats:?}");
+        }
+        if seen[0] != seen[1] {
+            complaints += &format!("{words:?}\n  {}: {}\n  {}: {}\n", KINDS[0], seen[0], KINDS[1], seen[1]);
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
 /// Requests that the service below has let die.
 static DIED: AtomicUsize = AtomicUsize::new(0);
 
