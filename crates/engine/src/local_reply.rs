@@ -42,8 +42,12 @@ pub(crate) fn fail(mut context: Box<RequestContext>, failure: &Failure) -> Respo
     if reply.close && context.version != Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    // The clocks of whole streams are not the router's.
-    if !matches!(failure, Failure::MaxStreamDuration { .. } | Failure::StreamIdleTimeout { .. }) {
+    // The clocks of whole streams and requests are not the router's.
+    let of_router = !matches!(
+        failure,
+        Failure::MaxStreamDuration { .. } | Failure::StreamIdleTimeout { .. } | Failure::RequestTimeout
+    );
+    if of_router {
         tell_attempts(&context, response.headers_mut());
     }
     // Where the route would have answered by itself, what a filter answers is not the route's.

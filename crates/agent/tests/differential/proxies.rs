@@ -62,6 +62,7 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
         ),
         ("slow-head", json!({ "request_headers_timeout": "0.5s" })),
         ("slow-request", json!({ "request_timeout": "0.5s" })),
+        ("slow-told", told_of_slow()),
         ("strip-port", json!({ "strip_any_host_port": true })),
         ("small-heads", json!({ "max_request_headers_kb": 8 })),
         ("few-headers", json!({ "common_http_protocol_options": { "max_headers_count": 10 } })),
@@ -77,6 +78,18 @@ pub(crate) fn listeners() -> Vec<(&'static str, Value)> {
     all.extend(crate::ext_authz::listeners());
     all.extend(crate::bypass::listeners());
     all
+}
+
+/// Requests that must come soon, of which much is told.
+fn told_of_slow() -> Value {
+    let add =
+        |name: &str| json!([{ "header": { "key": name, "value": "%RESPONSE_CODE% %UPSTREAM_CLUSTER%" } }]);
+    let route = json!({ "cluster": "service", "retry_policy": { "retry_on": "5xx", "num_retries": 2 } });
+    json!({ "request_timeout": "0.5s", "route_config": { "response_headers_to_add": add("x-all"), "virtual_hosts": [{
+        "name": "all", "domains": ["*"], "response_headers_to_add": add("x-host"),
+        "include_attempt_count_in_response": true, "include_request_attempt_count": true,
+        "routes": [{ "match": { "prefix": "/" }, "response_headers_to_add": add("x-route"), "route": route }],
+    }] } })
 }
 
 /// CONNECT and upgrades by host, over any version.

@@ -197,6 +197,18 @@ pub(super) fn connections() -> Vec<Case> {
         steps("slow request", vec![
             send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc"), Step::Answers(vec!["POST"]), Step::Ended,
         ]).on("slow-request"),
+        steps("slow request, of which much is told", vec![
+            send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc"), Step::Answers(vec!["POST"]), Step::Ended,
+        ]).on("slow-told"),
+        steps("slow chunks, of which much is told", vec![
+            send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"), Step::Answers(vec!["POST"]), Step::Ended,
+        ]).on("slow-told"),
+        steps("slow request of gRPC", vec![
+            send("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 10\r\n\r\nabc"), Step::Answers(vec!["POST"]), Step::Ended,
+        ]).on("slow-told"),
+        steps("a request that comes in time, of which much is told", vec![
+            send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc"), Step::Answers(vec!["POST"]),
+        ]).on("slow-told"),
         steps("most requests", vec![
             send("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n"), Step::Answers(vec!["GET"]),
             send("GET /2 HTTP/1.1\r\nhost: a\r\n\r\n"), Step::Answers(vec!["GET"]), Step::Ended,
