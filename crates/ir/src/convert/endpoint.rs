@@ -148,13 +148,17 @@ fn lb_endpoint(at: &At<'_>, message: proto::LbEndpoint, names: Names) -> Convert
         inert {}
         rejected { observability_name = "another name in stats" }
     });
-    let additional_addresses = additional_addresses
+    let mut additional_addresses = additional_addresses
         .into_iter()
         .enumerate()
         .map(|(index, additional)| {
             socket_address(&at.index("additional_addresses", index).field("address"), additional.address)
         })
-        .collect::<Converted<_>>()?;
+        .collect::<Converted<Vec<_>>>()?;
+    // Where names stand for endpoints, Envoy does without them.
+    if matches!(names, Names::Allowed) {
+        additional_addresses.clear();
+    }
     let address = endpoint_address(&at.field("address"), address, names)?;
     // Where names stand for endpoints, an address is its own.
     let own_name = || match (&address, names) {

@@ -261,6 +261,15 @@ fn of_clusters() -> Vec<Found> {
         &mut halved["load_assignment"]["endpoints"][0]["lb_endpoints"][0],
         json!({ "health_status": "UNHEALTHY", "load_balancing_weight": 2 }),
     );
+    let mut elsewhere = named.clone();
+    elsewhere["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"] = json!({
+        "address": { "socket_address": { "address": "127.1.0.9", "port_value": SERVICE_PORT } },
+        "additional_addresses": [{ "address": { "socket_address": { "address": ADDRESSES[0], "port_value": SERVICE_PORT } } }],
+    });
+    let with = |kind: &str| {
+        let pool = merged(elsewhere.clone(), json!({ "type": kind }));
+        merged(only(to("pool-0", json!({}))), json!({ "clusters": [pool] }))
+    };
     let by_path = json!({ "hash_policy": [{ "header": { "header_name": ":path" } }] });
     let broken = || Asked { before: b"PROXY TCP4 1.2.3.4 5.6.7.8 x 80\r\n".to_vec(), ..plain() };
     vec![
@@ -269,6 +278,9 @@ fn of_clusters() -> Vec<Found> {
             merged(only(to("pool-0", json!({ "auto_host_rewrite": true }))), json!({ "clusters": [named] })),
             plain(),
         ),
+        ("another address where nobody is", with("STATIC"), plain()),
+        ("no other address among names", with("STRICT_DNS"), plain()),
+        ("no other address of the one name", with("LOGICAL_DNS"), plain()),
         (
             "a heavy endpoint that is down is no reason for panic",
             merged(only(to("pool-0", by_path)), json!({ "clusters": [halved] })),

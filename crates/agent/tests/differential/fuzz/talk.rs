@@ -48,7 +48,8 @@ async fn converse(asked: &Asked, stream: impl Duplex + 'static) -> String {
             };
             text.push_str(&answer);
             // What comes before an answer is none.
-            if !["100", "102", "103"].iter().any(|code| answer.starts_with(&format!("HTTP/1.1 {code} "))) {
+            let status = answer.split(' ').nth(1).unwrap_or_default();
+            if !["100", "102", "103"].contains(&status) {
                 break;
             }
         }
