@@ -339,8 +339,8 @@ fn hedged_interim() -> Vec<Asked> {
         case("hedged, something before the HTTP/1 service's answer", "103-then-");
         case("hedged, no retries after what the HTTP/1 service says", "102-then-503");
         case("hedged, the HTTP/1 service is not late that spoke", "100-then-late");
-        case("hedged, the HTTP/1 service speaks late", "late-103-then-late");
-        case("hedged, the HTTP/1 service speaks late and fails", "late-103-then-503");
+        case("hedged, the HTTP/1 service speaks late", "late-late-103-then-late");
+        case("hedged, the HTTP/1 service speaks late and fails", "late-late-103-then-503");
     }
     cases
 }
