@@ -170,7 +170,7 @@ async fn connect(
             return None;
         };
         let opening = upstream_connection::open(&target, Some(place), &[]).await;
-        drop(pending);
+        pending.over();
         match opening {
             Ok((stream, opened)) => {
                 opened.facts.active.set(1);

@@ -164,7 +164,13 @@ pub(crate) async fn lease(target: &Target<'_>, downstream: Version, fresh: bool)
 }
 
 async fn open_http1(target: &Target<'_>) -> Result<Lease, Reset> {
-    let _pending = pending(target)?;
+    let pending = pending(target)?;
+    let opened = open_or_wait(target).await;
+    pending.over();
+    opened
+}
+
+async fn open_or_wait(target: &Target<'_>) -> Result<Lease, Reset> {
     loop {
         let place = breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority())
             .filter(|_| below_host_limit(target));
@@ -214,21 +220,25 @@ async fn connect_http2_once(target: &Target<'_>) -> Result<Lease, Reset> {
         match turn {
             SharedTurn::Ready(place) => return Ok(Lease::Http2 { place }),
             SharedTurn::Wait(outcome) => {
-                let _pending = pending(target)?;
-                if let Ok(Err(reset)) = outcome.await {
+                let pending = pending(target)?;
+                let outcome = outcome.await;
+                pending.over();
+                if let Ok(Err(reset)) = outcome {
                     target.cluster.stats.upstream_rq_pending_failure_eject.inc();
                     return Err(reset);
                 }
             }
             SharedTurn::Connect => {
                 let turn = ConnectTurn::new(&pool);
-                let _pending = pending(target)?;
+                let pending = pending(target)?;
                 let place =
                     breakers::admit(&target.cluster.config, Limited::Connection, target.high_priority());
                 if place.is_none() {
                     target.cluster.stats.upstream_cx_overflow.inc();
                 }
-                match connect_http2(target, place).await {
+                let connected = connect_http2(target, place).await;
+                pending.over();
+                match connected {
                     Err(reset) => {
                         turn.failed(reset.clone());
                         return Err(reset);
@@ -254,10 +264,11 @@ async fn connect_http2(target: &Target<'_>, place: Option<Admission>) -> Result<
     Ok(Http2::new(sender, facts))
 }
 
-/// Counts a request that waits for a connection.
+/// Counts a request that waits for a connection. Dropped before it is over, it was given up.
 pub(crate) struct Pending<'a> {
     cluster: &'a LocalCluster,
     host: &'a Host,
+    over: bool,
     _place: Admission,
 }
 
@@ -271,11 +282,21 @@ pub(crate) fn pending<'a>(target: &Target<'a>) -> Result<Pending<'a>, Reset> {
     stats.upstream_rq_pending_total.inc();
     stats.upstream_rq_pending_active.inc();
     target.host.stats.rq_pending_active.inc();
-    Ok(Pending { cluster: target.cluster, host: target.host, _place: place })
+    Ok(Pending { cluster: target.cluster, host: target.host, over: false, _place: place })
+}
+
+impl Pending<'_> {
+    /// There is a connection, or there will be none.
+    pub(crate) fn over(mut self) {
+        self.over = true;
+    }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
+        if !self.over {
+            self.cluster.stats.upstream_rq_cancelled.inc();
+        }
         self.cluster.stats.upstream_rq_pending_active.dec();
         self.host.stats.rq_pending_active.dec();
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::duo::{Backend, Duo, KINDS, localities, route};
+use crate::duo::{Backend, Duo, KINDS, localities, route, say};
 use crate::proxies::{address, merged};
 
 /// Who isn't let in by then is kept out.
@@ -14,7 +14,7 @@ const FULL: Duration = Duration::from_millis(300);
 /// A port that answers nobody: its queue is full.
 struct Silent {
     port: u16,
-    _listener: TcpListener,
+    listener: TcpListener,
     _queued: Vec<TcpStream>,
 }
 
@@ -28,7 +28,15 @@ impl Silent {
         while let Ok(connected) = tokio::time::timeout(FULL, TcpStream::connect(address)).await {
             queued.push(connected.unwrap());
         }
-        Self { port: address.port(), _listener: listener, _queued: queued }
+        Self { port: address.port(), listener, _queued: queued }
+    }
+
+    /// Lets everybody in after a while, and answers. Who has been kept out asks again a second after the first time.
+    async fn open_up(self) {
+        tokio::time::sleep(2 * FULL).await;
+        while let Ok((stream, _)) = self.listener.accept().await {
+            tokio::spawn(say(stream, "there"));
+        }
     }
 }
 
@@ -142,4 +150,45 @@ async fn failed_connects_are_told_and_counted_the_same() {
     }
     assert!(seen[0] == seen[1], "--- {}\n{}\n--- {}\n{}", KINDS[0], seen[0], KINDS[1], seen[1]);
     assert!(seen[0].contains("remote=- local=- host=127.0.0.1:1 "), "{}", seen[0]);
+}
+
+/// A try's clocks run from when it has a connection, however long that takes; those of the whole request do not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tries_begin_with_their_connection() {
+    let tries =
+        |more: Value| json!({ "retry_policy": merged(json!({ "retry_on": "5xx", "num_retries": 1 }), more) });
+    let hedges = json!({ "hedge_policy": { "hedge_on_per_try_timeout": true } });
+    let ways = [
+        ("limited", tries(json!({ "per_try_timeout": "0.4s" }))),
+        ("not-idle", tries(json!({ "per_try_idle_timeout": "0.4s" }))),
+        ("hedged", merged(tries(json!({ "per_try_timeout": "0.4s" })), hedges)),
+        ("in-all", merged(tries(json!({ "per_try_timeout": "0.4s" })), json!({ "timeout": "0.7s" }))),
+    ];
+    let (mut clusters, mut routes, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+    for kind in KINDS {
+        for (name, action) in &ways {
+            let name = format!("{kind}-{name}");
+            silent.push(Silent::start().await);
+            let port = silent.last().unwrap().port;
+            clusters.push(cluster(&name, &[endpoint(port)], json!({ "connect_timeout": "3s" })));
+            routes.push(route(&name, action.clone()));
+        }
+    }
+    let duo = Duo::start(json!(routes), &clusters, &[]).await;
+    let mut silent = silent.into_iter();
+    let mut seen = [String::new(), String::new()];
+    for (kind, seen) in seen.iter_mut().enumerate() {
+        for (name, _) in &ways {
+            tokio::spawn(silent.next().unwrap().open_up());
+            let cluster = format!("{}-{name}", KINDS[kind]);
+            let reply = duo.get(kind, &format!("/{cluster}"), &[]).await;
+            // Envoy goes on opening a connection that was given up, for the next request.
+            let of_connections = if *name == "in-all" { "cx_" } else { "_ms" };
+            let except = ["_ms", "bytes", "rq_time", "rq_per_cx", of_connections];
+            let stats = duo.stats(kind, &format!("cluster.{cluster}.upstream_"), &except).await;
+            *seen += &format!("{name}: {} {} {stats:?}\n", reply.status, reply.body);
+        }
+    }
+    assert!(seen[0] == seen[1], "--- {}\n{}\n--- {}\n{}", KINDS[0], seen[0], KINDS[1], seen[1]);
+    assert!(seen[0].contains("limited: 200 there") && seen[0].contains("in-all: 504"), "{}", seen[0]);
 }
