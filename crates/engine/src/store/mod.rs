@@ -377,3 +377,64 @@ fn same_name(told: &str, inside: &str) -> Result<(), String> {
         Err(format!("name: is {inside:?} but the resource was sent as {told:?}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lateen_xds::pb::envoy::config::cluster::v3 as cluster;
+    use lateen_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+    use lateen_xds::pb::envoy::config::core::v3::{AggregatedConfigSource, ConfigSource};
+    use lateen_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+    use prost::Message;
+
+    use super::*;
+
+    fn resource(kind: ResourceKind, name: &str, message: &impl Message) -> Resource {
+        let body = prost_types::Any { type_url: kind.type_url().to_owned(), value: message.encode_to_vec() };
+        Resource { name: name.to_owned(), version: String::new(), body, is_static: false }
+    }
+
+    fn eds_cluster(name: &str) -> Resource {
+        let ads = ConfigSourceSpecifier::Ads(AggregatedConfigSource::default());
+        let source = ConfigSource { config_source_specifier: Some(ads), ..ConfigSource::default() };
+        let eds = cluster::cluster::EdsClusterConfig { eds_config: Some(source), ..Default::default() };
+        let eds_type =
+            cluster::cluster::ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::Eds as i32);
+        let message = cluster::Cluster {
+            name: name.to_owned(),
+            eds_cluster_config: Some(eds),
+            cluster_discovery_type: Some(eds_type),
+            ..Default::default()
+        };
+        resource(ResourceKind::Cluster, name, &message)
+    }
+
+    /// What ARCHITECTURE.md says a name that is gone costs is all it costs.
+    #[test]
+    fn clusters_that_are_gone_leave_their_slots_alone() {
+        let mut store = Store::new(1, false);
+        let mut now = Instant::now();
+        for round in 0..100 {
+            let names: Vec<String> = (0..100).map(|number| format!("cluster-{round}-{number}")).collect();
+            let endpoints = |name: &String| {
+                let message = ClusterLoadAssignment { cluster_name: name.clone(), ..Default::default() };
+                resource(ResourceKind::Endpoints, name, &message)
+            };
+            let set: Vec<Resource> =
+                names.iter().flat_map(|name| [eds_cluster(name), endpoints(name)]).collect();
+            let report = store.apply(ConfigUpdate { set, removed: Vec::new() }, now);
+            assert_eq!((report.accepted.len(), report.rejected.len()), (200, 0));
+            store.settle(now);
+            assert_eq!(store.snapshot().0.clusters.iter().flatten().count(), 100);
+            let removed = names.iter().map(|name| (ResourceKind::Cluster, name.clone())).collect();
+            store.apply(ConfigUpdate { set: Vec::new(), removed }, now);
+            store.dns_changes.clear();
+            now += LINGER;
+            store.settle(now);
+        }
+        assert!(store.clusters.is_empty() && store.endpoints.is_empty() && store.eds_users.is_empty());
+        assert_eq!(store.raw.iter().count(), 0);
+        let snapshot = store.snapshot().0;
+        assert_eq!((snapshot.clusters.len(), snapshot.cluster_slots.len()), (10_000, 10_000));
+        assert_eq!(snapshot.clusters.iter().flatten().count(), 0);
+    }
+}
