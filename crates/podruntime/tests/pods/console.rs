@@ -8,10 +8,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::world::World;
 
 pub(crate) async fn exec(world: &World) {
-    let (code, out) = world.exec("one", "shell", &["sh", "-c", "echo out; echo err >&2; exit 7"]).await;
+    world.create_with_shell("commands").await;
+    let (code, out) = world.exec("commands", "shell", &["sh", "-c", "echo out; echo err >&2; exit 7"]).await;
     assert_eq!((code, out.contains("out\n"), out.contains("err\n")), (7, true, true));
-    assert_eq!(world.exec("one", "", &["no-such-program"]).await.0, 127);
-    let target = ContainerRef { namespace: "default".into(), pod: "one".into(), container: "shell".into() };
+    assert_eq!(world.exec("commands", "", &["no-such-program"]).await.0, 127);
+    let target = ContainerRef { namespace: "default".into(), pod: "commands".into(), container: "shell".into() };
 
     let request = ExecRequest { command: vec!["cat".into()], tty: false, stdin: true };
     let mut session = world.handle.exec(target.clone(), request).await.unwrap();
@@ -39,10 +40,10 @@ pub(crate) async fn exec(world: &World) {
     let request = ExecRequest { command: vec!["sleep".into(), "98765".into()], tty: false, stdin: false };
     let session = world.handle.exec(target.clone(), request).await.unwrap();
     let count = ["sh", "-c", "ps -eo args | grep -c '^sleep 98765'"];
-    world.until("the command runs", async || world.exec("one", "shell", &count).await.1.trim() == "1").await;
+    world.until("the command runs", async || world.exec("commands", "shell", &count).await.1.trim() == "1").await;
     drop(session);
     world
-        .until("the command has gone", async || world.exec("one", "shell", &count).await.1.trim() == "0")
+        .until("the command has gone", async || world.exec("commands", "shell", &count).await.1.trim() == "0")
         .await;
 
     let unknown = ContainerRef { container: "none".into(), ..target };
@@ -56,18 +57,19 @@ pub(crate) async fn exec(world: &World) {
 }
 
 pub(crate) async fn logs_and_dial(world: &World) {
-    let target = ContainerRef { namespace: "default".into(), pod: "one".into(), container: "web".into() };
+    world.create_with_shell("log").await;
+    let target = ContainerRef { namespace: "default".into(), pod: "log".into(), container: "web".into() };
     let options = LogOptions { follow: true, ..LogOptions::default() };
     let mut log = world.handle.logs(target, options).await.unwrap();
     let first = log.next().await.unwrap().unwrap();
     assert!(first.starts_with(b"listening on 8080"), "{first:?}");
 
-    let mut stream = world.handle.dial("default", "one", 8080).await.unwrap();
+    let mut stream = world.handle.dial("default", "log", 8080).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.ends_with("I am one\n"), "{answer}");
-    assert!(world.handle.dial("default", "one", 9).await.is_err());
+    assert!(answer.ends_with("I am log\n"), "{answer}");
+    assert!(world.handle.dial("default", "log", 9).await.is_err());
     let mut text = String::new();
     while !text.contains("request from 127.0.0.1") {
         text.push_str(std::str::from_utf8(&log.next().await.unwrap().unwrap()).unwrap());

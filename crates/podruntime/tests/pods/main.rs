@@ -184,11 +184,17 @@ async fn unknown_image(world: &World) {
 
 async fn config_changes(world: &World) {
     let maps: Api<ConfigMap> = world.api();
+    let map = json!({ "metadata": { "name": "changing" }, "data": { "color": "blue" } });
+    maps.create(&Default::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    let container = json!({ "name": "c", "image": "busybox", "command": ["sleep", "infinity"],
+        "volumeMounts": [{ "name": "changing", "mountPath": "/etc/changing" }] });
+    let volumes = json!([{ "name": "changing", "configMap": { "name": "changing" } }]);
+    let spec =
+        json!({ "terminationGracePeriodSeconds": 0, "containers": [container], "volumes": volumes });
+    world.create_ready(json!({ "metadata": { "name": "changing" }, "spec": spec })).await;
+    let color = async || world.exec("changing", "c", &["cat", "/etc/changing/color"]).await.1;
+    assert_eq!(color().await, "blue");
     let patch = Patch::Merge(json!({ "data": { "color": "green" } }));
-    maps.patch("settings", &PatchParams::default(), &patch).await.unwrap();
-    world
-        .until("the file changes", async || {
-            world.exec("one", "shell", &["cat", "/etc/settings/color"]).await.1 == "green"
-        })
-        .await;
+    maps.patch("changing", &PatchParams::default(), &patch).await.unwrap();
+    world.until("the file changes", async || color().await == "green").await;
 }

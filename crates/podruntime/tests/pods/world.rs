@@ -122,6 +122,14 @@ impl World {
         self.wait_pod(&name, is_ready).await
     }
 
+    /// A ready pod that serves its name (container `web`), with a container `shell` beside. Each test has pods of its own, so that it can
+    /// run alone.
+    pub(crate) async fn create_with_shell(&self, name: &str) {
+        let shell = json!({ "name": "shell", "image": "busybox", "command": ["sleep", "infinity"] });
+        let containers = json!([web_pod(8080), shell]);
+        self.create_ready(json!({ "metadata": { "name": name }, "spec": { "containers": containers } })).await;
+    }
+
     pub(crate) async fn wait_pod(&self, name: &str, wanted: impl Fn(&Pod) -> bool) -> Pod {
         let pods: Api<Pod> = self.api();
         let begun = tokio::time::Instant::now();
