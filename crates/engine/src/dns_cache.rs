@@ -420,3 +420,95 @@ async fn follow(cache: Weak<DnsCache>, host: Arc<CachedHost>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lateen_ir::{Dns, DnsFamily};
+
+    use super::*;
+
+    /// A cache whose look-ups never begin: the test's runtime is of one thread, and the test does not wait.
+    fn cache() -> Arc<DnsCache> {
+        let dns = Dns {
+            refresh_rate: Duration::from_secs(60),
+            jitter: Duration::ZERO,
+            failure_refresh: None,
+            family: DnsFamily::V4Only,
+            respect_ttl: false,
+            least_ttl: Duration::ZERO,
+            resolver: None,
+        };
+        let config = DnsCacheConfig {
+            name: "cache".into(),
+            dns,
+            host_ttl: Duration::from_secs(300),
+            max_hosts: 1,
+            max_pending_requests: 1,
+            query_timeout: None,
+            refreshes_failures: true,
+            known: Vec::new(),
+            refused: None,
+        };
+        DnsCaches::default().of(&Arc::new(config)).unwrap()
+    }
+
+    fn new_host(cache: &Arc<DnsCache>) -> Arc<CachedHost> {
+        match cache.load("a.test:80") {
+            Loaded::Loading(host) => host,
+            Loaded::Known(_) | Loaded::Overflow => panic!("it is new"),
+        }
+    }
+
+    fn answer(addresses: &[[u8; 4]]) -> Outcome {
+        let addresses = addresses.iter().map(|address| (*address).into()).collect();
+        Ok(Answer { addresses, ..Answer::default() })
+    }
+
+    fn counted(cache: &DnsCache, name: &str) -> u64 {
+        cache.counters().into_iter().find(|(counter, _)| *counter == name).unwrap().1
+    }
+
+    #[tokio::test]
+    async fn workers_that_know_a_host_hear_that_it_is_forgotten() {
+        let cache = cache();
+        let host = new_host(&cache);
+        assert!(!host.is_gone());
+        cache.forget(&host);
+        assert!(host.is_gone(), "who holds it does not use it any longer");
+        assert!(cache.find("a.test:80").is_none());
+        assert_eq!(counted(&cache, "host_removed"), 1);
+        // One that is looked up anew is another.
+        let again = new_host(&cache);
+        assert!(!again.is_gone() && again.serial != host.serial);
+    }
+
+    /// A change makes every worker take the host's addresses anew, so what is none must not look like one.
+    #[tokio::test]
+    async fn an_answer_that_says_the_same_is_no_change() {
+        let cache = cache();
+        let host = new_host(&cache);
+        let failures = &mut 0;
+        let state = || (host.version(), counted(&cache, "host_address_changed"));
+        let addresses = || match host.known() {
+            Known::At(addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Known::Nothing | Known::Failed(_) => Vec::new(),
+        };
+        cache.take(&host, answer(&[]), failures);
+        assert!(matches!(host.known(), Known::Failed(_)));
+        assert_eq!(state(), (1, 0), "no address, and told so");
+        cache.take(&host, answer(&[[7, 7, 7, 7]]), failures);
+        assert_eq!((addresses(), state()), (vec!["7.7.7.7:80".to_owned()], (2, 1)));
+        cache.take(&host, answer(&[[7, 7, 7, 7]]), failures);
+        assert_eq!(state(), (2, 1), "the same");
+        for nothing in [answer(&[]), Err(TIMED_OUT)] {
+            cache.take(&host, nothing, failures);
+            assert_eq!(
+                (addresses(), state()),
+                (vec!["7.7.7.7:80".to_owned()], (2, 1)),
+                "it keeps what it has"
+            );
+        }
+        cache.take(&host, answer(&[[8, 8, 8, 8]]), failures);
+        assert_eq!((addresses(), state()), (vec!["8.8.8.8:80".to_owned()], (3, 2)));
+    }
+}
