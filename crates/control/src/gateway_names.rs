@@ -22,7 +22,7 @@ pub(crate) const KIND: &str = "network gateways";
 /// How often a name is looked up: the least that istiod makes of an answer's time to live, which resolvers do not tell us.
 pub(crate) const REFRESH: Duration = Duration::from_secs(30);
 
-/// How long one look-up may take.
+/// How long one look-up may take, and never longer than until the next.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Looked up at a time.
@@ -90,7 +90,7 @@ async fn round(
     let due: Vec<Arc<str>> = wanted.iter().filter(is_due).cloned().collect();
     let mut found = stream::iter(due)
         .map(|name| async move {
-            let result = tokio::time::timeout(TIME_LIMIT, lookup(name.clone())).await;
+            let result = tokio::time::timeout(refresh.min(TIME_LIMIT), lookup(name.clone())).await;
             (name, result.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
         })
         .buffer_unordered(AT_A_TIME);
@@ -189,5 +189,34 @@ mod tests {
         assert_eq!(addresses(&mut store), ["9.9.9.9"]);
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_round_looks_up_what_is_due_and_gives_up_in_time() {
+        let (inputs, mut received) = mpsc::channel(16);
+        let asked = std::sync::Mutex::new(Vec::new());
+        let resolver = |name: Arc<str>| -> Found {
+            asked.lock().unwrap().push(name.to_string());
+            match &*name {
+                "silent" => Box::pin(std::future::pending()),
+                _ => Box::pin(async { Ok(vec![[7, 7, 7, 7].into()]) }),
+            }
+        };
+        let (refresh, now) = (Duration::from_millis(100), Instant::now());
+        let later = now + Duration::from_secs(60);
+        let wanted: Vec<Arc<str>> = ["due", "later", "new", "silent"].map(Arc::from).into();
+        let mut known = BTreeMap::from([("due".into(), now), ("later".into(), later)]);
+        let done = round(&resolver, refresh, &wanted, &mut known, &inputs);
+        tokio::time::timeout(Duration::from_secs(20), done).await.expect("no name is waited for").unwrap();
+        assert_eq!(*asked.lock().unwrap(), ["due", "new", "silent"]);
+        assert_eq!(known["later"], later);
+        for name in ["due", "new", "silent"] {
+            assert!(known[name] >= now + refresh, "{name} is asked again, and not before its time");
+        }
+        let mut found = Vec::new();
+        while let Ok(Input::Object(Event::GatewayName { name, addresses }, _)) = received.try_recv() {
+            found.push((name.to_string(), addresses.len()));
+        }
+        assert_eq!(found, [("due".to_owned(), 1), ("new".to_owned(), 1)], "of a failure nothing is said");
     }
 }

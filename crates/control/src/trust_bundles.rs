@@ -158,12 +158,7 @@ async fn follow(
         let now = published.borrow_and_update().clone();
         if now.listed {
             let mesh = now.world.mesh();
-            let urls = mesh.trust_anchors().filter(|anchor| anchor.pem.is_empty());
-            let urls: BTreeSet<&String> = urls.map(|anchor| &anchor.spiffe_bundle_url).collect();
-            known.retain(|url, _| urls.contains(url));
-            for url in urls {
-                known.entry(url.clone()).or_default();
-            }
+            keep_named(mesh, &mut known);
             round(fetcher, &mut known).await;
             let all = federation(mesh, &known, &before);
             told.send_if_modified(|told| {
@@ -175,6 +170,16 @@ async fn follow(
         if due(next, &mut published).await.is_none() {
             return;
         }
+    }
+}
+
+/// Knows of the endpoints that the mesh names, and of no others. Of an anchor that is written down nothing is fetched.
+fn keep_named(mesh: &MeshConfig, known: &mut BTreeMap<String, Known>) {
+    let urls = mesh.trust_anchors().filter(|anchor| anchor.pem.is_empty());
+    let urls: BTreeSet<&String> = urls.map(|anchor| &anchor.spiffe_bundle_url).collect();
+    known.retain(|url, _| urls.contains(url));
+    for url in urls {
+        known.entry(url.clone()).or_default();
     }
 }
 

@@ -117,6 +117,57 @@ fn bundles_are_read_or_refused() {
     }
 }
 
+#[test]
+fn only_endpoints_that_are_named_are_fetched() {
+    let roots = |text: &str| Known { roots: Some(text.to_owned()), ..Known::default() };
+    let mut known = BTreeMap::from([
+        ("https://named".to_owned(), roots("kept")),
+        ("https://gone".to_owned(), roots("forgotten")),
+    ]);
+    let config = mesh(json!([
+        { "pem": root("written"), "trustDomains": ["third"] },
+        { "spiffeBundleUrl": "https://named", "trustDomains": ["other"] },
+        { "spiffeBundleUrl": "https://new" },
+    ]));
+    keep_named(&config, &mut known);
+    assert_eq!(known.keys().collect::<Vec<_>>(), ["https://named", "https://new"]);
+    assert_eq!(known["https://named"].roots.as_deref(), Some("kept"));
+    assert!(known["https://new"].roots.is_none());
+}
+
+#[tokio::test]
+async fn a_round_fetches_what_is_due_and_waits_longer_after_each_failure() {
+    let provider = Provider::start(true).await;
+    let (old, new) = (root("old"), root("new"));
+    provider.serve(bundle(&new));
+    let url = |path: &str| format!("https://{}{path}", provider.address);
+    let now = Instant::now();
+    let later = now + Duration::from_secs(60);
+    let of = |failures, next| Known { roots: Some(old.clone()), failures, next };
+    let mut known = BTreeMap::from([
+        (url("/keys"), of(3, Some(now))),
+        (url("/keys?later"), of(0, Some(later))),
+        (url("/gone?first"), of(0, None)),
+        (url("/gone?third"), of(2, Some(now))),
+        (url("/gone?last"), of(u32::MAX, Some(now))),
+    ]);
+    round(&KeyFetcher::new(provider.certificate.as_bytes()), &mut known).await;
+    let took = now.elapsed();
+    for (path, roots, failures, pause) in [
+        ("/keys", &new, 0, Duration::from_secs(5)),
+        ("/gone?first", &old, 1, FIRST_RETRY),
+        ("/gone?third", &old, 3, FIRST_RETRY * 4),
+        ("/gone?last", &old, u32::MAX, LAST_RETRY),
+    ] {
+        let found = &known[&url(path)];
+        assert!(same(found.roots.as_ref().unwrap(), roots), "{path}");
+        let next = found.next.unwrap();
+        assert!(found.failures == failures && next >= now + pause && next <= now + took + pause, "{path}");
+    }
+    let untouched = &known[&url("/keys?later")];
+    assert_eq!((untouched.roots.as_ref(), untouched.next), (Some(&old), Some(later)));
+}
+
 #[tokio::test]
 async fn bundles_are_followed_and_outlive_their_endpoint() {
     let provider = Provider::start(true).await;

@@ -4,6 +4,8 @@
 //! Entries are written by what is to be true, not by what happened: streams come and go in any order and number, so what is known of
 //! each entry is kept in one place, and one task brings the API server there. Specified by Istio's `pilot/pkg/autoregistration`.
 mod entry;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 use std::collections::BTreeMap;
