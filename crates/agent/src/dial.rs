@@ -2,12 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use lateen_ir::Jwt;
+use lateen_pki::Roots;
 use lateen_xds::client::channel_over;
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::RootCertStore;
+use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
@@ -110,17 +113,57 @@ async fn secure(discovery: &Discovery, stream: TcpStream) -> Result<ControlPlane
     };
     let failed = |reason: String| AgentError::ControlPlane { address: discovery.address.clone(), reason };
     let pem = std::fs::read(roots).map_err(|error| AgentError::file("read", roots, error))?;
-    let shown = discovery.certificate.as_deref().and_then(kept::read);
-    let config =
-        client_config(&pem, shown).map_err(|reason| failed(format!("{}: {reason}", roots.display())))?;
+    let config = client_config(&pem, shown(discovery, &pem))
+        .map_err(|reason| failed(format!("{}: {reason}", roots.display())))?;
     let host = discovery.address.rsplit_once(':').map_or(discovery.address.as_str(), |(host, _)| host);
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.to_string()))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
     match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => Ok(ControlPlaneStream::Tls(Box::new(stream))),
+        Ok(Err(error)) if is_of_another_root(&error) => {
+            Err(failed(format!("TLS handshake: {error}: {}", other_root(discovery, roots))))
+        }
         Ok(Err(error)) => Err(failed(format!("TLS handshake: {error}"))),
         Err(_) => Err(failed(format!("TLS handshake not done within {} s", CONNECT_TIMEOUT.as_secs()))),
     }
+}
+
+/// The certificate to show. None that is of no root in `pem` where there is a token that holds: the mesh has got another root while the
+/// machine was away, and a certificate that the control plane cannot verify ends the handshake, whatever the token says.
+fn shown(discovery: &Discovery, pem: &[u8]) -> Option<Kept> {
+    let kept = kept::read(discovery.certificate.as_deref()?)?;
+    let roots = std::str::from_utf8(pem).ok().and_then(|pem| Roots::from_pem(pem).ok());
+    let is_of_them = roots.is_some_and(|roots| roots.issuer_of_certificates(&kept.chain).is_some());
+    (is_of_them || !has_valid_token(discovery)).then_some(kept)
+}
+
+/// Whether there is a token that says it holds at this time.
+fn has_valid_token(discovery: &Discovery) -> bool {
+    let token = discovery.token.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
+    let Some(token) = token.and_then(|token| Jwt::parse(token.trim()).ok()) else { return false };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    token.expires == 0 || token.expires > now
+}
+
+/// A root that replaces another bears its name as a rule: then only the signature tells.
+fn is_of_another_root(error: &io::Error) -> bool {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature)))
+}
+
+/// What to do when the control plane's certificate is of none of our roots. The file is read with each attempt, so nothing is restarted.
+fn other_root(discovery: &Discovery, roots: &Path) -> String {
+    let file = roots.display();
+    if discovery.certificate.is_none() {
+        return format!(
+            "none of the roots in {file} has signed it; ConfigMap istio-ca-root-cert has the mesh's"
+        );
+    }
+    format!(
+        "none of the roots in {file} has signed it. If the mesh has got a new root while this machine was away, make its files anew \
+         (`lateen x workload entry configure`) and put root-cert.pem there, and istio-token where it was; no restart is needed"
+    )
 }
 
 /// Trusts exactly the roots in `pem`, shows a certificate if there is one, and offers HTTP/2.
@@ -168,3 +211,7 @@ pub(crate) fn token(discovery: &Discovery) -> Result<Option<String>, AgentError>
         Err(error) => Err(AgentError::file("read", path, error)),
     }
 }
+
+#[cfg(test)]
+#[path = "dial_tests.rs"]
+mod tests;

@@ -93,6 +93,11 @@ impl Roots {
     pub fn issuer_of(&self, chain: &str) -> Option<&CertificateDer<'static>> {
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().ok()?;
+        self.issuer_of_certificates(&chain)
+    }
+
+    /// The same for a chain that is parsed.
+    pub fn issuer_of_certificates(&self, chain: &[CertificateDer<'_>]) -> Option<&CertificateDer<'static>> {
         let whole = chain.windows(2).all(|pair| is_signed_by(&pair[0], &pair[1]));
         let last = chain.last().filter(|_| whole)?;
         self.0.iter().find(|root| *root == last || is_signed_by(last, root))

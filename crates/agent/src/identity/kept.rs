@@ -37,7 +37,7 @@ pub(crate) fn read(folder: &Path) -> Option<Kept> {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(super) fn write(folder: &Path, certificate: &WorkloadCertificate, roots: bool) -> io::Result<()> {
+pub(crate) fn write(folder: &Path, certificate: &WorkloadCertificate, roots: bool) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
     put(folder, KEY, &certificate.key, 0o600)?;
     put(folder, CHAIN, &certificate.chain, 0o644)?;
