@@ -295,9 +295,9 @@ mod tests {
         for (bind, number, part) in [
             ("unix:///run/web.sock", 80, "port number must be 0 for unix domain socket: 80"),
             ("unix://", 0, "unix address must not be empty"),
-            ("unix://web.sock", 0, "web.sock is not an absolute path"),
-            ("unix:///run/", 0, "/run/ is not a file"),
-            ("unix://@", 0, "@ is not a file"),
+            ("unix://web.sock", 0, "web.sock is not an absolute path to a file"),
+            ("unix:///run/", 0, "/run/ is not an absolute path to a file"),
+            ("unix://@", 0, "@ is not an absolute path to a file"),
             (&format!("unix:///{}", "x".repeat(107)), 0, "is longer than the 107 bytes"),
             ("10.0.0.1", 0, "0"),
             ("local", 80, "is not an IP address"),

@@ -107,10 +107,8 @@ const MOST_OF_SOCKET: usize = 107;
 pub(super) fn check_unix(findings: &mut Findings, path: String, socket: &str) {
     if socket.is_empty() {
         findings.error(path, "unix address must not be empty");
-    } else if !socket.starts_with('/') && !socket.starts_with('@') {
-        findings.error(path, format!("{socket} is not an absolute path"));
-    } else if socket.ends_with('/') || socket == "@" {
-        findings.error(path, format!("{socket} is not a file"));
+    } else if socket.ends_with('/') || socket == "@" || !socket.starts_with(['/', '@']) {
+        findings.error(path, format!("{socket} is not an absolute path to a file"));
     } else if socket.len() > MOST_OF_SOCKET {
         findings.error(path, format!("{socket} is longer than the {MOST_OF_SOCKET} bytes of a unix address"));
     }

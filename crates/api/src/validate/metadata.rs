@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::Findings;
 use super::hosts::is_dns_label;
+use crate::networking::service_entry::ENABLE_AUTOALLOCATE_IP;
 
 /// Makes a policy one that is counted only.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -18,6 +19,9 @@ pub fn validate_metadata(kind: &str, metadata: &ObjectMeta, spec: &Value) -> Fin
     }
     if kind == "Gateway" && !is_dns_label(name) {
         findings.error("metadata.name", format!("invalid gateway name: {name:?}"));
+    }
+    if kind == "ServiceEntry" {
+        check_addresses(&mut findings, metadata, spec);
     }
     let selects = kind == "DestinationRule" && spec["workloadSelector"].is_object();
     let export_to = spec["exportTo"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -45,6 +49,23 @@ fn check_dry_run(findings: &mut Findings, kind: &str, object: &str, value: &str,
             "{object} has annotation {DRY_RUN} with invalid value ({value}): strconv.ParseBool: parsing {value:?}: invalid syntax"
         );
         findings.error(path, words);
+    }
+}
+
+/// Without an address of its own, given or automatic, an entry's bytes cannot be told from others on the same port.
+fn check_addresses(findings: &mut Findings, metadata: &ObjectMeta, spec: &Value) {
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(ENABLE_AUTOALLOCATE_IP));
+    let has_automatic = spec["resolution"].as_str().is_some_and(|resolution| resolution != "NONE")
+        && !label.is_some_and(|value| value.eq_ignore_ascii_case("false"));
+    let has_given = spec["addresses"].as_array().is_some_and(|addresses| !addresses.is_empty());
+    if has_automatic || has_given {
+        return;
+    }
+    for (index, port) in spec["ports"].as_array().into_iter().flatten().enumerate() {
+        if matches!(port["protocol"].as_str(), None | Some("" | "TCP")) {
+            let words = "addresses are required for ports serving TCP (or unset) protocol when ISTIO_META_DNS_AUTO_ALLOCATE is not set on a proxy";
+            findings.warn(format!("spec.ports[{index}].protocol"), words);
+        }
     }
 }
 
@@ -159,5 +180,34 @@ mod tests {
         for to in [json!([]), json!(["."]), json!(["ns"])] {
             assert_eq!(export(true, to), Vec::<String>::new());
         }
+    }
+
+    #[test]
+    fn bytes_without_an_address_are_warned_about() {
+        let warned = |label: Option<&str>, more: Value| {
+            let mut spec = json!({ "resolution": "NONE", "ports": [
+                { "number": 80, "name": "a", "protocol": "HTTP" }, { "number": 81, "name": "b" },
+                { "number": 82, "name": "c", "protocol": "TCP" }] });
+            more.as_object().unwrap().iter().for_each(|(key, value)| spec[key] = value.clone());
+            let labels = label.map(|value| json!({ "networking.istio.io/enable-autoallocate-ip": value }));
+            let metadata: ObjectMeta = serde_json::from_value(json!({ "labels": labels })).unwrap();
+            let found = validate_metadata("ServiceEntry", &metadata, &spec);
+            assert!(found.is_valid());
+            found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let words = |index: u32| {
+            format!(
+                "spec.ports[{index}].protocol: addresses are required for ports serving TCP (or unset) protocol when \
+                 ISTIO_META_DNS_AUTO_ALLOCATE is not set on a proxy"
+            )
+        };
+        let both = [words(1), words(2)];
+        assert_eq!(warned(None, json!({})), both);
+        assert_eq!(warned(None, json!({ "resolution": null })), both, "that is NONE");
+        assert_eq!(warned(Some("False"), json!({ "resolution": "DNS" })), both);
+        let none = Vec::<String>::new();
+        assert_eq!(warned(None, json!({ "addresses": ["1.2.3.4"] })), none);
+        assert_eq!(warned(None, json!({ "resolution": "DNS" })), none, "it has an automatic one");
+        assert_eq!(warned(Some("true"), json!({ "resolution": "STATIC" })), none);
     }
 }

@@ -12,7 +12,8 @@ pub(crate) async fn exec(world: &World) {
     let (code, out) = world.exec("commands", "shell", &["sh", "-c", "echo out; echo err >&2; exit 7"]).await;
     assert_eq!((code, out.contains("out\n"), out.contains("err\n")), (7, true, true));
     assert_eq!(world.exec("commands", "", &["no-such-program"]).await.0, 127);
-    let target = ContainerRef { namespace: "default".into(), pod: "commands".into(), container: "shell".into() };
+    let target =
+        ContainerRef { namespace: "default".into(), pod: "commands".into(), container: "shell".into() };
 
     let request = ExecRequest { command: vec!["cat".into()], tty: false, stdin: true };
     let mut session = world.handle.exec(target.clone(), request).await.unwrap();
@@ -40,7 +41,9 @@ pub(crate) async fn exec(world: &World) {
     let request = ExecRequest { command: vec!["sleep".into(), "98765".into()], tty: false, stdin: false };
     let session = world.handle.exec(target.clone(), request).await.unwrap();
     let count = ["sh", "-c", "ps -eo args | grep -c '^sleep 98765'"];
-    world.until("the command runs", async || world.exec("commands", "shell", &count).await.1.trim() == "1").await;
+    world
+        .until("the command runs", async || world.exec("commands", "shell", &count).await.1.trim() == "1")
+        .await;
     drop(session);
     world
         .until("the command has gone", async || world.exec("commands", "shell", &count).await.1.trim() == "0")

@@ -189,8 +189,7 @@ async fn config_changes(world: &World) {
     let container = json!({ "name": "c", "image": "busybox", "command": ["sleep", "infinity"],
         "volumeMounts": [{ "name": "changing", "mountPath": "/etc/changing" }] });
     let volumes = json!([{ "name": "changing", "configMap": { "name": "changing" } }]);
-    let spec =
-        json!({ "terminationGracePeriodSeconds": 0, "containers": [container], "volumes": volumes });
+    let spec = json!({ "terminationGracePeriodSeconds": 0, "containers": [container], "volumes": volumes });
     world.create_ready(json!({ "metadata": { "name": "changing" }, "spec": spec })).await;
     let color = async || world.exec("changing", "c", &["cat", "/etc/changing/color"]).await.1;
     assert_eq!(color().await, "blue");

@@ -127,7 +127,8 @@ impl World {
     pub(crate) async fn create_with_shell(&self, name: &str) {
         let shell = json!({ "name": "shell", "image": "busybox", "command": ["sleep", "infinity"] });
         let containers = json!([web_pod(8080), shell]);
-        self.create_ready(json!({ "metadata": { "name": name }, "spec": { "containers": containers } })).await;
+        self.create_ready(json!({ "metadata": { "name": name }, "spec": { "containers": containers } }))
+            .await;
     }
 
     pub(crate) async fn wait_pod(&self, name: &str, wanted: impl Fn(&Pod) -> bool) -> Pod {
