@@ -7,6 +7,7 @@ use http::StatusCode;
 use lateen_ir::{Discovery, Forward, RetryPolicy};
 
 use crate::answer::{ActiveRequest, UpstreamStream};
+use crate::asked::keep_to_headers;
 use crate::breakers::{self, Limited};
 use crate::cluster::Need;
 use crate::context::RequestContext;
@@ -50,7 +51,8 @@ pub(crate) async fn connect(context: &mut RequestContext, action: &Forward) -> R
     let criteria = route.as_deref().and_then(|route| metadata_criteria(route, entry));
     let need = || Need { destination, name: name.to_str().ok(), hash, criteria, ..Need::default() };
     let of_host = || context.virtual_host.as_ref()?.retry_policy.clone();
-    let policy = action.retry_policy.clone().or_else(of_host);
+    let mut policy = action.retry_policy.clone().or_else(of_host);
+    policy.iter_mut().for_each(|policy| keep_to_headers(policy, context));
     loop {
         context.attempts += 1;
         let mut found = cluster.pick(need(), &mut || worker.random(), &|_| false);

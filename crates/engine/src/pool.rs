@@ -239,9 +239,9 @@ impl Pool {
         self.open.get() == 0
     }
 
-    /// A connection ended: it is let go of, and one of those that wait may open another.
-    pub(crate) fn ended(&self) {
-        self.open.set(self.open.get() - 1);
+    /// A connection ended: it is let go of, and one of those that wait may open another. `pooled`: it was of the pool.
+    pub(crate) fn ended(&self, pooled: bool) {
+        self.open.set(self.open.get() - u32::from(pooled));
         self.shared.borrow_mut().retain(|connection| !connection.facts.ended.get());
         let mut waiting = self.waiting.borrow_mut();
         while let Some(hand) = waiting.pop_front() {

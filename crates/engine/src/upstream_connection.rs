@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     since: Instant,
     place: Option<Admission>,
     pool: Rc<Pool>,
+    /// The pool's requests may get it. What is no HTTP is nobody else's.
+    pooled: bool,
     /// The other side ended it.
     ended_there: Heard,
 }
@@ -75,11 +77,12 @@ impl Drop for Opened {
         self.host.stats.cx_active.dec();
         // The place has to be free before somebody is told so.
         drop(self.place.take());
-        self.pool.ended();
+        self.pool.ended(self.pooled);
     }
 }
 
-/// Opens a socket to the host, shakes hands where there is TLS, and counts it. `alpn`: what to offer where the configuration says nothing.
+/// Opens a socket to the host, shakes hands where there is TLS, and counts it. `alpn`: what to offer where the configuration says nothing; empty: it is not
+/// for HTTP.
 pub(crate) async fn open(
     target: &Target<'_>,
     place: Option<Admission>,
@@ -89,7 +92,10 @@ pub(crate) async fn open(
     let config = &cluster.config;
     let stats = &cluster.stats;
     let pool = target.pool();
-    pool.opening();
+    let pooled = !alpn.is_empty();
+    if pooled {
+        pool.opening();
+    }
     let began = Instant::now();
     stats.upstream_cx_total.inc();
     config.breakers.note_use();
@@ -119,6 +125,7 @@ pub(crate) async fn open(
         since: began,
         place,
         pool,
+        pooled,
         ended_there: Heard::default(),
     };
     let options = DialOptions {

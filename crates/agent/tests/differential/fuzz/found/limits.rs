@@ -71,9 +71,15 @@ pub(super) fn of_connections() -> Vec<Found> {
         } },
     });
     let pool = merged(merged(endpoints("pool-0", &ADDRESSES[..1], PORTS[2]), limits), named);
+    let none = merged(
+        endpoints("pool-0", &["127.1.0.9"], SERVICE_PORT),
+        json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } }),
+    );
+    let nobody = || merged(only(to("pool-0", json!({}))), json!({ "clusters": [none] }));
     let full = || merged(only(to("pool-0", json!({}))), json!({ "clusters": [pool] }));
     let at = |host: &str| Asked { host: host.to_owned(), ..plain() };
     vec![
+        ("no request, and nobody there", nobody(), plain()),
         ("a connection for each name", full(), at("a.example")),
         ("a connection for another name", full(), at("b.example")),
         ("a connection for a third one", full(), at("c.example")),
@@ -109,8 +115,21 @@ pub(super) fn of_retries() -> Vec<Found> {
     let told = json!([{ "name": "x-a", "string_match": { "exact": "told" } }]);
     let policy = json!({ "retry_on": "reset", "num_retries": 0, "retriable_request_headers": told });
     let host = json!({
-        "routes": [to("dead", json!({ "retry_policy": policy }))],
+        "routes": [to("dead", json!({ "retry_policy": policy.clone() }))],
         "request_headers_to_add": [add("x-a", "told")],
     });
-    vec![("retries by a header that is added", manager(host, json!({})), plain())]
+    let connect = json!({ "upgrade_type": "CONNECT", "connect_config": {} });
+    let tunnel = |policy: Value| {
+        let route = json!({ "match": { "connect_matcher": {} }, "route": { "cluster": "dead", "upgrade_configs": [connect] } });
+        manager(json!({ "routes": [route], "retry_policy": policy }), json!({}))
+    };
+    let often = merged(policy, json!({ "num_retries": 1 }));
+    let target = "a.example:443".to_owned();
+    let asks =
+        |lines: &[&str]| Asked { target: target.clone(), host: target.clone(), ..asked("CONNECT", lines) };
+    vec![
+        ("retries by a header that is added", manager(host, json!({})), plain()),
+        ("a tunnel is tried again by a header", tunnel(often.clone()), asks(&["x-a: told"])),
+        ("a tunnel is not tried again without", tunnel(often), asks(&[])),
+    ]
 }
