@@ -1,4 +1,5 @@
-//! What Istio's validation says of an object's name and annotations, and of what is meant by its namespace.
+//! What Istio's validation says of an object's name, labels and annotations, of what is meant by its namespace, and of what only the spec
+//! as it is written tells.
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
@@ -19,6 +20,12 @@ pub fn validate_metadata(kind: &str, metadata: &ObjectMeta, spec: &Value) -> Fin
     }
     if kind == "Gateway" && !is_dns_label(name) {
         findings.error("metadata.name", format!("invalid gateway name: {name:?}"));
+    }
+    // To who reads the spec it is as if there were none.
+    let names_no_port = spec["portLevelMtls"].as_object().is_some_and(serde_json::Map::is_empty);
+    if kind == "PeerAuthentication" && names_no_port {
+        let words = "port level mTLS, if defined, must have at least one element";
+        findings.error("spec.portLevelMtls", words);
     }
     if kind == "ServiceEntry" {
         check_addresses(&mut findings, metadata, spec);
@@ -179,6 +186,18 @@ mod tests {
         assert_eq!(export(true, json!([".", "other"])), [several]);
         for to in [json!([]), json!(["."]), json!(["ns"])] {
             assert_eq!(export(true, to), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn ports_that_are_named_are_some() {
+        let ports = |spec: Value| said("PeerAuthentication", json!({}), spec);
+        assert_eq!(
+            ports(json!({ "selector": { "matchLabels": { "a": "b" } }, "portLevelMtls": {} })),
+            ["spec.portLevelMtls: port level mTLS, if defined, must have at least one element"]
+        );
+        for spec in [json!({}), json!({ "portLevelMtls": null }), json!({ "portLevelMtls": { "80": {} } })] {
+            assert_eq!(ports(spec), Vec::<String>::new());
         }
     }
 
