@@ -161,7 +161,7 @@ impl Mesh {
     /// # Errors
     /// As `kubectl apply` says.
     pub fn apply_fixture(&self, name: &str) -> Result<String> {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+        let path = fixture(name);
         self.kubectl(&["apply", "-f", &path.display().to_string()])
     }
 
@@ -243,7 +243,17 @@ pub fn state_dir() -> PathBuf {
 
 /// The root of this repository.
 pub fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+    here().join("../..")
+}
+
+/// A file of `fixtures/`.
+pub fn fixture(name: &str) -> PathBuf {
+    here().join("fixtures").join(name)
+}
+
+/// Where this crate's sources are now: what was compiled elsewhere may be used again here, with a target folder that is shared.
+fn here() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// Everything of an embedded cluster that a look at the machine shows: processes of ours, network namespaces,

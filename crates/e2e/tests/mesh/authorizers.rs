@@ -193,7 +193,7 @@ fn others_decide(mesh: &Mesh) -> Result<()> {
 }
 
 fn crate_sample(path: &str) -> String {
-    format!("{}/../../samples/{path}", env!("CARGO_MANIFEST_DIR"))
+    lateen_e2e::mesh::repository().join("samples").join(path).display().to_string()
 }
 
 /// Ways to write `/admin/x`, and by which normalisation a policy about `/admin*` sees through them: from none to all.

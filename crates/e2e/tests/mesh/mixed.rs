@@ -160,8 +160,8 @@ fn probe(start: impl Fn(&Spec) -> Result<Traffic>, spec: &Spec) -> Result<()> {
 }
 
 fn clean(mesh: &Mesh) -> Result<()> {
-    let path = format!("{}/fixtures/mixed.yaml", env!("CARGO_MANIFEST_DIR"));
-    mesh.kubectl(&["delete", "-f", &path, "--ignore-not-found"])?;
+    let path = lateen_e2e::mesh::fixture("mixed.yaml");
+    mesh.kubectl(&["delete", "-f", &path.display().to_string(), "--ignore-not-found"])?;
     mesh.kubectl(&["delete", "dr", "echo", "--ignore-not-found"]).map(drop)
 }
 
