@@ -13,17 +13,18 @@ use crate::update::{Resource, ResourceKind};
 /// Which resource can't be used, and why.
 pub fn check(resources: &[Resource]) -> Result<(), String> {
     let (mut names, mut secrets) = (Names::default(), Secrets::new(false));
-    let of_kind =
-        |kind: ResourceKind| resources.iter().filter(move |one| one.body.type_url == kind.type_url());
-    let all = of_kind(ResourceKind::Secret).map(|one| ("secret", one));
-    let all = all.chain(of_kind(ResourceKind::Cluster).map(|one| ("cluster", one)));
-    for (kind, one) in all.chain(of_kind(ResourceKind::Listener).map(|one| ("listener", one))) {
-        let checked = match kind {
-            "secret" => secret(&one.body.value, &mut secrets),
-            "cluster" => cluster(&one.body.value, &secrets),
-            _ => listener(&one.body.value, &mut names, &secrets),
-        };
-        checked.map_err(|reason| format!("{kind} {}: {reason}", one.name))?;
+    // Secrets come first, as others refer to them.
+    for kind in [ResourceKind::Secret, ResourceKind::Cluster, ResourceKind::Listener] {
+        for one in resources.iter().filter(|one| one.body.type_url == kind.type_url()) {
+            let bytes = &one.body.value;
+            let checked = match kind {
+                ResourceKind::Secret => secret(bytes, &mut secrets),
+                ResourceKind::Cluster => cluster(bytes, &secrets),
+                ResourceKind::Listener => listener(bytes, &mut names, &secrets),
+                ResourceKind::Endpoints | ResourceKind::Routes => Ok(()),
+            };
+            checked.map_err(|reason| format!("{kind} {}: {reason}", one.name))?;
+        }
     }
     Ok(())
 }

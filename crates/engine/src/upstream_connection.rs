@@ -81,8 +81,8 @@ impl Drop for Opened {
     }
 }
 
-/// Opens a socket to the host, shakes hands where there is TLS, and counts it. `alpn`: what to offer where the configuration says nothing; empty: it is not
-/// for HTTP.
+/// Opens a socket to the host, shakes hands where there is TLS, and counts it. `alpn`: what to offer where the configuration says nothing;
+/// empty: it is not for HTTP.
 pub(crate) async fn open(
     target: &Target<'_>,
     place: Option<Admission>,
