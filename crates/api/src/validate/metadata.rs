@@ -69,7 +69,9 @@ fn check_addresses(findings: &mut Findings, metadata: &ObjectMeta, spec: &Value)
         return;
     }
     for (index, port) in spec["ports"].as_array().into_iter().flatten().enumerate() {
-        if matches!(port["protocol"].as_str(), None | Some("" | "TCP")) {
+        // Istio reads protocols in any case.
+        let of_bytes = |protocol: &str| protocol.is_empty() || protocol.eq_ignore_ascii_case("TCP");
+        if port["protocol"].as_str().is_none_or(of_bytes) {
             let words = "addresses are required for ports serving TCP (or unset) protocol when ISTIO_META_DNS_AUTO_ALLOCATE is not set on a proxy";
             findings.warn(format!("spec.ports[{index}].protocol"), words);
         }
@@ -206,7 +208,7 @@ mod tests {
         let warned = |label: Option<&str>, more: Value| {
             let mut spec = json!({ "resolution": "NONE", "ports": [
                 { "number": 80, "name": "a", "protocol": "HTTP" }, { "number": 81, "name": "b" },
-                { "number": 82, "name": "c", "protocol": "TCP" }] });
+                { "number": 82, "name": "c", "protocol": "tcp" }] });
             more.as_object().unwrap().iter().for_each(|(key, value)| spec[key] = value.clone());
             let labels = label.map(|value| json!({ "networking.istio.io/enable-autoallocate-ip": value }));
             let metadata: ObjectMeta = serde_json::from_value(json!({ "labels": labels })).unwrap();
